@@ -1,0 +1,49 @@
+"""What a caller is told when a job cannot be done: a stable code and one sentence.
+
+Knows nothing of where errors arise. Every code that a reply can carry is in `CODES`. A `LoadError` is not a job's
+failure: the handler decides whether it becomes a fallback or `model_unavailable`.
+"""
+
+CODES = {
+    "invalid_input": "a field is missing, unknown, of the wrong type or outside its limits",
+    "image_unreadable": "an input image could not be decoded",
+    "image_fetch_failed": "an input image could not be fetched from its URL",
+    "out_of_memory": "the job is too large for the memory that the loaded model leaves",
+    "result_too_large": "the reply would exceed what the platform delivers",
+    "model_unavailable": "the model could not be loaded and falling back is forbidden",
+    "internal": "a fault of the worker; the log holds it under the job id",
+}
+
+
+class JobError(Exception):
+    """Ends a job with a failure that its caller may read: no path, traceback or secret belongs in `sentence`."""
+
+    def __init__(self, code: str, sentence: str):
+        if code not in CODES:
+            raise KeyError(f"{code} is not one of {', '.join(CODES)}")
+        super().__init__(f"{code}: {sentence}")
+        self.code = code
+
+    def reply(self) -> dict:
+        """The reply for this failure; the SDK turns a truthy `error` into the state FAILED."""
+        return {"error": str(self), "success": False}
+
+
+class InvalidInput(JobError):
+    """The caller's mistake in a field: the sentence names the field, the rule and the value."""
+
+    def __init__(self, sentence: str):
+        super().__init__("invalid_input", sentence)
+
+
+class LoadError(Exception):
+    """Why a model cannot be loaded, in words that a caller may read. `passing`: worth another try after a pause."""
+
+    def __init__(self, reason: str, passing: bool = False):
+        super().__init__(reason)
+        self.reason = reason
+        self.passing = passing
+
+
+class Cancelled(Exception):
+    """Raised inside a running job at the first step after the platform's stop."""

@@ -1,0 +1,83 @@
+"""The Hugging Face hub: what a checkpoint is there, and its download. The one place that talks to it.
+
+Every failure comes out as a `LoadError`, passing when another try later may help. Knows nothing of torch or pipelines.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from .checkpoint import WEIGHTS, Checkpoint, inspect, require_class
+from .errors import LoadError
+
+# The files that the pipelines read: not the READMEs, sample pictures or other formats of the weights.
+READ_FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.jinja"]
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """The hub's errors in words for a caller, kept apart by whether they pass."""
+    import httpx2
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise LoadError(f"{name} is gated on the hub: HF_TOKEN is missing or lacks access") from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError):
+        raise LoadError(f"{name} does not exist on the hub, or HF_TOKEN lacks access") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise LoadError(f"{name} is not on this worker and the hub cannot be reached", passing=True) from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        passing = status == 429 or status >= 500 or status == 0
+        raise LoadError(f"{name} could not be fetched: the hub answered {status}", passing=passing) from None
+    except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
+        raise LoadError(f"{name} could not be fetched: {type(error).__name__}", passing=True) from None
+
+
+def endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+def look_up(model: str) -> Checkpoint:
+    """A checkpoint that is neither here nor in our table: its class and sizes as the hub states them.
+
+    Parameters are taken as half the bytes, the released checkpoints being bfloat16.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    hub_id, _, revision = model.partition("@")
+    with explained(hub_id):
+        facts = HfApi(endpoint=endpoint()).model_info(hub_id, revision=revision or None, files_metadata=True)
+        index = hf_hub_download(hub_id, "model_index.json", revision=facts.sha, endpoint=endpoint())
+    class_name = json.loads(Path(index).read_text()).get("_class_name")
+    require_class(hub_id, class_name)
+    sizes = dict.fromkeys(WEIGHTS, 0)
+    for sibling in facts.siblings or []:
+        component = sibling.rfilename.split("/")[0]
+        if component in sizes and sibling.rfilename.endswith(".safetensors"):
+            sizes[component] += (sibling.size or 0) // 2
+    return Checkpoint(hub_id, class_name, sizes, hub_id=hub_id, revision=facts.sha)
+
+
+def cache_folder() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def download(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint's files in the hub cache, resumed if a download was cut short; its revision becomes the commit."""
+    from huggingface_hub import snapshot_download
+
+    with explained(checkpoint.name):
+        folder = Path(
+            snapshot_download(
+                checkpoint.hub_id, revision=checkpoint.revision, allow_patterns=READ_FILES, endpoint=endpoint()
+            )
+        )
+    return replace(inspect(folder), name=checkpoint.name, hub_id=checkpoint.hub_id, revision=folder.name)

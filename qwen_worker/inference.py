@@ -1,0 +1,99 @@
+"""One job's pictures from a loaded pipeline, one seed at a time.
+
+One picture a call and not a batch: a batch rounds differently, and each seed must give the same bytes alone. Knows
+nothing of how a job arrived or how its result leaves.
+"""
+
+import inspect
+import threading
+from typing import Any
+
+from PIL import Image
+
+from .errors import Cancelled, JobError
+from .images import restore_outside, to_rgb
+from .inpainting import PartialDenoise
+from .pipelines import Loaded
+from .request import Drawing, Edit, require_tokens
+
+MAX_SEQUENCE_LENGTH = 1024  # always passed: diffusers cuts at 512 tokens in silence
+
+
+def require_prompt_fits(loaded: Loaded, request: Drawing) -> None:
+    """Refuse a prompt of more tokens than the pipeline keeps; it would drop the rest in silence."""
+    tokenizer = getattr(loaded.pipe, "tokenizer", None) or loaded.pipe.processor.tokenizer
+    for name, text in (("prompt", request.instruction), ("negative_prompt", request.negative_prompt or "")):
+        require_tokens(name, len(tokenizer(text).input_ids))
+
+
+def draw(
+    loaded: Loaded,
+    request: Drawing,
+    sources: list[Image.Image],
+    mask: Image.Image | None,
+    size: tuple[int, int],
+    cancelled: threading.Event,
+) -> tuple[list[Image.Image], int]:
+    """The pictures of the request's seeds, RGB of `size`, and the denoising steps that each took.
+
+    `sources`: RGB input pictures, empty for generate. `mask`: `L` of the source's size, 255 = repaint. Raises
+    `Cancelled` within a step once `cancelled` is set, `JobError` out_of_memory when CUDA has no more.
+    """
+    import torch
+
+    pictures, steps = [], 0
+    try:
+        for seed in request.seeds:
+            picture, steps = draw_one(loaded.pipe, request, sources, mask, size, seed, cancelled)
+            pictures.append(picture)
+    except torch.OutOfMemoryError:
+        raise JobError(
+            "out_of_memory", f"{size[0]}x{size[1]} does not fit beside {loaded.checkpoint.name} ({loaded.plan})"
+        ) from None
+    finally:
+        if loaded.plan.device == "cuda":
+            torch.cuda.empty_cache()
+    return pictures, steps
+
+
+def draw_one(pipe, request, sources, mask, size, seed, cancelled) -> tuple[Image.Image, int]:
+    import torch
+
+    # A CPU generator draws the same noise whatever the card.
+    generator = torch.Generator("cpu").manual_seed(seed)
+    call = arguments(pipe, request, sources, size)
+    partial = None
+    if isinstance(request, Edit) and (mask is not None or request.strength < 1):
+        partial = PartialDenoise(pipe, sources[0], mask, size, request, generator)
+        call |= {"latents": partial.latents, "sigmas": partial.sigmas}
+    steps = 0
+
+    def after_step(_pipe, step: int, _timestep, tensors: dict) -> dict:
+        nonlocal steps
+        steps = step + 1
+        if cancelled.is_set():
+            raise Cancelled
+        return partial.after_step(step, tensors) if partial else tensors
+
+    picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
+    picture = to_rgb(picture)
+    return restore_outside(picture, sources[0], mask) if mask is not None else picture, steps
+
+
+def arguments(pipe: Any, request: Drawing, sources: list[Image.Image], size: tuple[int, int]) -> dict[str, Any]:
+    """The call's arguments that follow from the request alone."""
+    call = {
+        "prompt": request.instruction,
+        "true_cfg_scale": request.guidance_scale,
+        "width": size[0],
+        "height": size[1],
+        "num_inference_steps": request.num_inference_steps,
+    }
+    # Guidance acts only with a negative prompt, even an empty one; at 1 there is none and the second pass is saved.
+    if request.guidance_scale > 1:
+        call["negative_prompt"] = request.negative_prompt or " "
+    if sources:
+        call["image"] = sources if len(sources) > 1 else sources[0]
+    if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
+        call["max_sequence_length"] = MAX_SEQUENCE_LENGTH
+    return call

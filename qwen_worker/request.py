@@ -1,0 +1,297 @@
+"""What a job may ask for: one frozen model per task, with every limit beside its field.
+
+Parses and refuses; never repairs. Knows nothing of torch, diffusers or the SDK, nor of which checkpoint will serve the
+job: what depends on the checkpoint is refused by the `require_*` functions once that is known.
+"""
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import InvalidInput
+
+MIN_SIDE, MAX_SIDE = 256, 2048  # pixels
+SIDE_MULTIPLE = 16  # pixels a side: the VAE halves three times and the transformer takes 2 x 2 latents as one token
+MAX_PROMPT_CHARACTERS = 2000
+MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
+MAX_SEED = 2**53 - 1  # the largest whole number that every JSON client holds exactly
+MAX_IMAGES_IN = 3
+MAX_IMAGE_CHARACTERS = 28_000_000  # base64 of 20 MB, the platform's largest request body
+
+# Kept word for word in every reply as metadata.instruction, so that a caller sees what the model was told.
+BACKGROUND_INSTRUCTION = (
+    "Replace the background of the image with {prompt}. "
+    "Keep the main subject exactly as it is: same shape, colours, pose, size and position."
+)
+
+# Names that hosted image APIs use for the same thing.
+ALIASES = {
+    "true_cfg_scale": "guidance_scale",
+    "true_guidance_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "cfg": "guidance_scale",
+    "steps": "num_inference_steps",
+    "n": "num_images",
+    "num_outputs": "num_images",
+    "num_images_per_prompt": "num_images",
+    "image_format": "output_format",
+    "image_urls": "images",
+    "mask": "mask_image",
+    "mask_url": "mask_image",
+}
+IMAGE_FIELDS = ("image", "image_url", "images")
+
+
+def whole(low: int, high: int, multiple: int = 1):
+    rule = f"a whole number from {low} to {high}" + (f" and a multiple of {multiple}" if multiple > 1 else "")
+    return Annotated[int, Field(ge=low, le=high, multiple_of=multiple, description=rule)]
+
+
+Side = whole(MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE)
+Text = Annotated[
+    str, Field(max_length=MAX_PROMPT_CHARACTERS, description=f"Unicode text of 1 to {MAX_PROMPT_CHARACTERS} characters")
+]
+IMAGE_RULE = "base64, a data URI or an http(s) URL of at most 20 MB"
+ImageText = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_IMAGE_CHARACTERS, description=IMAGE_RULE),
+]
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+    task: ClassVar[str]
+
+
+class Health(Request):
+    task = "health"
+
+
+class Debug(Request):
+    task = "debug"
+
+
+class Drawing(Request):
+    """What generate and the edits have in common."""
+
+    prompt: Text
+    negative_prompt: Text | None = None
+    width: Side | None = None
+    height: Side | None = None
+    num_inference_steps: whole(1, 100) = 50
+    guidance_scale: Annotated[float, Field(ge=1, le=20, description="a number from 1 to 20")] = 4.0
+    seed: Annotated[int, Field(ge=-1, le=MAX_SEED, description=f"a whole number from 0 to {MAX_SEED}, or -1")] = -1
+    num_images: whole(1, 4) = 1
+    output_format: Annotated[Literal["png", "webp", "jpeg"], Field(description="'png', 'webp' or 'jpeg'")] = "png"
+    output_quality: whole(1, 100) | None = None
+    preset: Annotated[Literal["quality"], Field(description="'quality'")] = "quality"
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def plain_text(cls, text: str | None, info):
+        if text is None:
+            return None
+        if info.field_name == "prompt" and not text.strip():
+            raise ValueError("must not be empty")
+        if special := re.search(r"<\|[^<>|]*\|>", text):
+            raise ValueError(f"must not contain special tokens of the tokenizer such as {special.group()}")
+        return text
+
+    @property
+    def instruction(self) -> str:
+        """What the model is told."""
+        return self.prompt
+
+    @property
+    def seeds(self) -> list[int]:
+        """Image k is drawn from seed + k, so that each can be drawn again alone."""
+        return [(self.seed + k) % (MAX_SEED + 1) for k in range(self.num_images)]
+
+
+class Generate(Drawing):
+    task = "generate"
+    width: Side = 1024
+    height: Side = 1024
+
+
+class Edit(Drawing):
+    task = "edit"
+    images: Annotated[
+        tuple[ImageText, ...],
+        Field(
+            min_length=1, max_length=MAX_IMAGES_IN, strict=False, description=f"a list of 1 to {MAX_IMAGES_IN} images"
+        ),
+    ]
+    mask_image: ImageText | None = None
+    strength: Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1")] = 1.0
+
+    @model_validator(mode="after")
+    def one_source(self):
+        if len(self.images) > 1 and (self.mask_image or self.strength < 1):
+            raise ValueError(f"mask_image and strength below 1 work on one image, not {len(self.images)}")
+        if (self.width is None) != (self.height is None):
+            raise ValueError("width and height go together: give both or neither")
+        return self
+
+
+class BackgroundReplacement(Edit):
+    task = "background_replacement"
+    mask_image: None = None
+
+    @property
+    def instruction(self) -> str:
+        return BACKGROUND_INSTRUCTION.format(prompt=self.prompt.strip().rstrip("."))
+
+
+TASKS: dict[str, type[Request]] = {
+    model.task: model for model in (Generate, Edit, BackgroundReplacement, Health, Debug)
+}
+
+
+def parse(fields: Any, job_id: str) -> Request:
+    """The job's `input` as the request of its task. Raises `InvalidInput` naming the field, the rule and the value."""
+    if not isinstance(fields, dict):
+        raise InvalidInput(f"input must be an object, not {shown(fields)}")
+    fields, sent_as = canonical(fields)
+    task = fields.pop("task", None) or implied_task(fields)
+    if not isinstance(task, str) or task not in TASKS:
+        raise InvalidInput(f"task must be one of {', '.join(TASKS)}, not {shown(task)}")
+    model = TASKS[task]
+    gather_images(fields, model, sent_as)
+    try:
+        request = model.model_validate(fields)
+    except ValidationError as error:
+        first = {str(one["loc"][:1]): one for one in reversed(error.errors(include_url=False))}
+        raise InvalidInput("; ".join(sentence(one, model, sent_as) for one in reversed(first.values()))) from None
+    if getattr(request, "seed", 0) == -1:
+        return request.model_copy(update={"seed": seed_of(job_id)})
+    return request
+
+
+def implied_task(fields: dict) -> str:
+    if any(name in fields for name in IMAGE_FIELDS):
+        return "edit"
+    return "generate" if "prompt" in fields else "health"
+
+
+def seed_of(job_id: str) -> int:
+    """The first 53 bits of SHA-256 of the job id: a redelivered job draws the same picture."""
+    return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:7], "big") >> 3
+
+
+def canonical(fields: dict) -> tuple[dict, dict[str, str]]:
+    """The fields under their own names, and the alias each was sent as. Null counts as absent, twice is refused."""
+    named, sent_as = {}, {}
+    for key, value in fields.items():
+        if value is None:
+            continue
+        if key == "size":
+            width, height = split_size(value)
+            pairs = {"width": width, "height": height}
+        else:
+            pairs = {ALIASES.get(key, key): value}
+        for name, part in pairs.items():
+            if name in named:
+                raise InvalidInput(f"{name} is given twice, as {sent_as.get(name, name)} and as {key}")
+            named[name] = part
+            if name != key:
+                sent_as[name] = key
+    return named, sent_as
+
+
+def split_size(value: Any) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5})[x*](\d{1,5})", value) if isinstance(value, str) else None
+    if not match:
+        raise InvalidInput(f"size must be WIDTHxHEIGHT in pixels, not {shown(value)}")
+    return int(match[1]), int(match[2])
+
+
+def gather_images(fields: dict, model: type[Request], sent_as: dict[str, str]) -> None:
+    """image, image_url and images are three ways to give the same thing: exactly one may be used."""
+    given = [name for name in IMAGE_FIELDS if name in fields]
+    if not issubclass(model, Edit):
+        if given:
+            raise InvalidInput(f"{given[0]} is not taken by {model.task}; task edit takes it")
+        return
+    if len(given) != 1:
+        raise InvalidInput(
+            f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not {' and '.join(given) or 'none'}"
+        )
+    if given[0] != "images":
+        fields["images"] = [fields.pop(given[0])]
+        sent_as["images"] = given[0]
+
+
+def sentence(error: dict, model: type[Request], sent_as: dict[str, str]) -> str:
+    """One validation error in our words: the field, the rule, the value."""
+    if not error["loc"]:
+        return str(error["ctx"]["error"])
+    name = str(error["loc"][0])
+    label = f"{name} (sent as {sent_as[name]})" if name in sent_as else name
+    if error["type"] == "missing":
+        return f"{label} is required by {model.task}"
+    if error["type"] in ("extra_forbidden", "invalid_key"):
+        return (
+            f"{shown(name)} is not a field of {model.task}; its fields are {', '.join(public_fields(model)) or 'none'}"
+        )
+    if error["type"] == "value_error":
+        return f"{label} {error['ctx']['error']}"
+    if name == "mask_image" and model is BackgroundReplacement:
+        return "mask_image is not taken by background_replacement; task edit takes it"
+    value = shown(error["input"])
+    if isinstance(error["input"], str) and len(error["input"]) > MAX_PROMPT_CHARACTERS:
+        value = f"{len(error['input'])} characters"
+    rule = rule_of(model, error["loc"])
+    return f"{label} must be {rule}, not {value}"
+
+
+def rule_of(model: type[Request], loc: tuple) -> str:
+    field = model.model_fields[loc[0]]
+    if loc[0] == "images" and len(loc) > 1:
+        return IMAGE_RULE
+    if field.description:
+        return field.description
+    # An optional field keeps its rule in the first arm of the union.
+    return next(
+        meta.description
+        for arm in getattr(field.annotation, "__args__", ())
+        for meta in getattr(arm, "__metadata__", ())
+        if getattr(meta, "description", None)
+    )
+
+
+def public_fields(model: type[Request]) -> list[str]:
+    names = [name for name in model.model_fields if not (name == "mask_image" and model is BackgroundReplacement)]
+    return [other for name in names for other in (IMAGE_FIELDS if name == "images" else (name,))]
+
+
+def shown(value: Any) -> str:
+    """A value as its JSON, short enough for a sentence."""
+    if isinstance(value, (dict, list, tuple)):
+        return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
+    try:
+        text = json.dumps(value, ensure_ascii=True)
+    except TypeError:
+        text = type(value).__name__
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def require_size(width: int, height: int, multiple: int) -> None:
+    """Refuse a size that this checkpoint's VAE would floor in silence."""
+    for name, side in (("width", width), ("height", height)):
+        if side % multiple:
+            raise InvalidInput(f"{name} must be a multiple of {multiple} for this checkpoint, not {side}")
+
+
+def require_image_count(request: Edit, most: int) -> None:
+    if len(request.images) > most:
+        raise InvalidInput(f"images must hold at most {most} for this checkpoint, not {len(request.images)}")
+
+
+def require_tokens(name: str, count: int) -> None:
+    """Refuse a prompt that the pipeline would cut without a word."""
+    if count > MAX_PROMPT_TOKENS:
+        raise InvalidInput(f"{name} must be at most {MAX_PROMPT_TOKENS} tokens, not {count}")

@@ -1,0 +1,50 @@
+"""Whether two checkpoints' components are the same by content, so that one copy in memory can serve both.
+
+By content and not by name: two checkpoints of one family may differ in any component. Reads files, loads nothing.
+"""
+
+import filecmp
+import os
+import re
+from pathlib import Path
+
+from .checkpoint import read_json
+
+SHAREABLE = ("text_encoder", "vae", "tokenizer")  # each edit or fine-tune has a transformer of its own
+# Written by the saving library and without effect on what is loaded.
+PROVENANCE = {"_name_or_path", "_diffusers_version", "transformers_version"}
+
+
+def same_component(a: Path, b: Path) -> bool:
+    """Whether two component folders load to the same thing: equal weights and tokenizer files, equivalent configs."""
+    names = content_names(a)
+    if names != content_names(b):
+        return False
+    return all(same_file(a / name, b / name) for name in sorted(names, key=lambda name: (a / name).stat().st_size))
+
+
+def content_names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith((".", "README"))}
+
+
+def same_file(a: Path, b: Path) -> bool:
+    """By identity where the disk shows it (hard links, the hub cache's content-named blobs), else by every byte."""
+    real_a, real_b = a.resolve(), b.resolve()
+    if os.path.samefile(real_a, real_b):
+        return True
+    if a.name == "config.json":
+        return meaning(a) == meaning(b)
+    if real_a.stat().st_size != real_b.stat().st_size:
+        return False
+    if is_blob(real_a) and is_blob(real_b):
+        return real_a.name == real_b.name
+    return filecmp.cmp(real_a, real_b, shallow=False)
+
+
+def is_blob(file: Path) -> bool:
+    """The hub's cache names large files by their SHA-256."""
+    return file.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", file.name) is not None
+
+
+def meaning(config: Path) -> dict:
+    return {key: value for key, value in read_json(config.parent, config.name).items() if key not in PROVENANCE}

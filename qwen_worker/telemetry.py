@@ -1,0 +1,150 @@
+"""What the worker has done and what it runs on: the counters and facts of `health` and `debug`, and the log's form.
+
+Reads only what is already there: it imports no torch and loads no model. Knows nothing of how a job is done.
+"""
+
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import Enum
+from importlib import metadata
+
+import psutil
+
+from .machine import Machine
+from .pipelines import Loaded
+from .settings import Settings
+
+GB = 1e9
+PACKAGES = ("runpod", "torch", "diffusers", "transformers", "accelerate", "pillow", "pydantic", "huggingface-hub")
+
+
+class Counters:
+    """Totals since the worker started."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.jobs = Counter()  # by task
+        self.errors = Counter()  # by code
+        self.fallbacks = 0
+        self.seconds = 0.0
+        self.peak_vram_gb = 0.0
+
+    def count(self, task: str, code: str, seconds: float, fell_back: bool = False, peak_vram_gb: float = 0.0) -> None:
+        with self.lock:
+            self.jobs[task] += 1
+            if code != "ok":
+                self.errors[code] += 1
+            self.fallbacks += fell_back
+            self.seconds += seconds
+            self.peak_vram_gb = max(self.peak_vram_gb, peak_vram_gb)
+
+    def report(self) -> dict:
+        with self.lock:
+            return {
+                "jobs": dict(self.jobs),
+                "errors": dict(self.errors),
+                "fallbacks": self.fallbacks,
+                "seconds": round(self.seconds, 3),
+                "peak_vram_gb": self.peak_vram_gb,
+            }
+
+
+def health(settings: Settings, machine: Machine, loaded: list[Loaded], fallback: dict, counters: Counters) -> dict:
+    """The reply of `health`. The first three keys are what clients of the old worker read."""
+    gpu = machine.gpu
+    memory = {
+        "rss_gb": round(psutil.Process().memory_info().rss / GB, 3),
+        "ram_total_gb": round(machine.ram_total / GB, 3),
+        "ram_available_gb": round(machine.ram_available / GB, 3),
+    }
+    if gpu:
+        memory |= {
+            "gpu": gpu.name,
+            "vram_total_gb": round(gpu.total / GB, 3),
+            "vram_used_gb": round((gpu.total - gpu.free) / GB, 3),
+        }
+    return {
+        "status": "healthy",
+        "environment": {
+            "python_version": platform.python_version(),
+            "timestamp": datetime.now(UTC).isoformat(),
+            "server_type": settings.SERVER_MODE.value,
+            "model_loaded": bool(loaded),
+            "gpu_available": gpu is not None,
+        },
+        "memory_usage": memory,
+        "worker_version": settings.QWEN_WORKER_VERSION,
+        "models": [
+            {
+                "model": one.checkpoint.name,
+                "revision": one.checkpoint.revision,
+                "class": one.checkpoint.class_name,
+                "device": one.plan.device,
+                "precision": one.plan.dtype,
+                "weights_gb": round(one.plan.weights / GB, 3),
+                "shared": list(one.shared),
+                "load_seconds": round(one.seconds, 3),
+            }
+            for one in loaded
+        ],
+        "fallback": fallback,
+        "counters": counters.report(),
+    }
+
+
+def debug(settings: Settings) -> dict:
+    """The reply of `debug`: versions and settings. Of the environment only what is typed: text may hold anything."""
+    return {
+        "python_version": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "settings": {
+            name: value if isinstance(value, (int, float, Enum)) else "default" if value == field.default else "set"
+            for name, field in type(settings).model_fields.items()
+            for value in [getattr(settings, name)]
+        },
+        "modules_loaded": {name: name in sys.modules for name in ("torch", "diffusers", "transformers")},
+    }
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@contextmanager
+def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the seconds that the block takes as `timings[stage]`."""
+    started = time.perf_counter()
+    yield
+    timings[stage] = time.perf_counter() - started
+
+
+def peak_vram_gb(reset: bool = False) -> float | None:
+    """The most GPU memory that torch has reserved since the last reset, in GB; None where torch has no GPU in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    peak = torch.cuda.max_memory_reserved() / GB
+    if reset:
+        torch.cuda.reset_peak_memory_stats()
+    return round(peak, 3)
+
+
+def log_line(job_id: str | None, level: str, message: str) -> None:
+    """One line on stdout: the platform's JSON where there is an endpoint, plain text elsewhere."""
+    if os.environ.get("RUNPOD_ENDPOINT_ID"):
+        line = json.dumps({"requestId": job_id, "message": message, "level": level})
+    else:
+        line = f"{level:<7}| {job_id + ' | ' if job_id else ''}{message}"
+    print(line, flush=True)

@@ -1,0 +1,199 @@
+"""One job's path from input to reply, on a RunPod serverless endpoint.
+
+Parse, route, load on first need, draw, or stand in when no model can be loaded; the nouns of this story live in
+`qwen_worker/`. Run it to start the worker; `--test_input '{"input": {...}}'` runs one job and exits; SERVER_MODE=local
+serves the SDK's local HTTP API.
+"""
+
+import asyncio
+import functools
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from pydantic import ValidationError
+
+from qwen_worker import fallback, images, inference, telemetry
+from qwen_worker import reply as replies
+from qwen_worker.errors import Cancelled, JobError, LoadError
+from qwen_worker.inputs import open_images, output_size
+from qwen_worker.machine import read_machine
+from qwen_worker.pipelines import Pipelines
+from qwen_worker.request import (
+    SIDE_MULTIPLE,
+    Debug,
+    Drawing,
+    Edit,
+    Health,
+    Request,
+    parse,
+    require_image_count,
+    require_size,
+)
+from qwen_worker.settings import Fallback, ServerMode, Settings
+
+
+async def handler(job: dict) -> dict:
+    """Answer one job of the RunPod SDK."""
+    return await worker().answer(job)
+
+
+@functools.cache
+def worker() -> "Worker":
+    return Worker(Settings())
+
+
+class Worker:
+    """What outlives a job: the loaded pipelines, the failures to load one, the inference thread, the counters."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.pipelines = Pipelines(settings)
+        self.failures: dict[str, tuple[LoadError, float]] = {}  # by role: what failed, and when
+        self.counters = telemetry.Counters()
+        # The one thread that touches torch: the event loop stays free to hear the platform's stop.
+        self.inference_thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+
+    async def answer(self, job: dict) -> dict:
+        """The reply to a job. The job boundary: whatever goes wrong inside becomes a reply, except a cancellation."""
+        job_id, task, started = str(job.get("id")), "unknown", time.perf_counter()
+        try:
+            request = parse(job.get("input"), job_id)
+            task = request.task
+            reply = await self.route(request)
+        except JobError as error:
+            reply = error.reply()
+        except Exception:  # noqa: BLE001  the SDK would post the traceback, with its paths, to the caller
+            telemetry.log_line(job_id, "ERROR", traceback.format_exc())
+            reply = JobError("internal", job_id).reply()
+        self.record(job_id, task, reply, time.perf_counter() - started)
+        return reply
+
+    async def route(self, request: Request) -> dict:
+        if isinstance(request, Health):
+            reasons = {role: failure.reason for role, (failure, _) in self.failures.items()}
+            state = {"mode": self.settings.QWEN_FALLBACK.value, "reasons": reasons}
+            loaded = list(self.pipelines.loaded.values())
+            return telemetry.health(self.settings, read_machine(), loaded, state, self.counters)
+        if isinstance(request, Debug):
+            return telemetry.debug(self.settings)
+        return await self.on_inference_thread(request)
+
+    async def on_inference_thread(self, request: Drawing) -> dict:
+        """Draw off the event loop. Cancelled, it ends the drawing and waits for the thread before it passes that on."""
+        cancelled = threading.Event()
+        drawing = asyncio.get_running_loop().run_in_executor(self.inference_thread, self.draw, request, cancelled)
+        try:
+            return await asyncio.shield(drawing)
+        except asyncio.CancelledError:
+            cancelled.set()
+            while not drawing.done():
+                try:
+                    await asyncio.wait([drawing])
+                except asyncio.CancelledError:
+                    continue
+            drawing.exception()  # retrieved, so that asyncio does not report it as lost
+            raise
+
+    def draw(self, request: Drawing, cancelled: threading.Event) -> dict:
+        """The whole of a drawing job, in order; on the inference thread."""
+        if cancelled.is_set():
+            raise Cancelled
+        timings: dict[str, float] = {}
+        checkpoint, failure = self.attempt(self.pipelines.locate, request)
+        if checkpoint:
+            refuse_what_it_cannot(checkpoint, request)
+        with telemetry.timed(timings, "input"):
+            sources, mask = open_images(request, self.settings.QWEN_FETCH_SECONDS)
+        size = output_size(request, sources, mask, checkpoint.size_multiple if checkpoint else SIDE_MULTIPLE)
+
+        loaded = None
+        if checkpoint:
+            with telemetry.timed(timings, "load"):
+                loaded, failure = self.attempt(self.pipelines.load, request)
+        if failure and self.settings.QWEN_FALLBACK is Fallback.FORBID:
+            raise JobError("model_unavailable", failure.reason)
+
+        telemetry.peak_vram_gb(reset=True)
+        with telemetry.timed(timings, "inference"):
+            if loaded:
+                inference.require_prompt_fits(loaded, request)
+                pictures, steps = inference.draw(loaded, request, sources, mask, size, cancelled)
+            else:
+                pictures, steps = fallback.draw(request, sources, mask, size), 0
+        with telemetry.timed(timings, "encode"):
+            encoded = [images.encode(one, request.output_format, request.output_quality) for one in pictures]
+
+        facts = replies.metadata_of(request, size, steps, loaded, self.pipelines.label_for(request.task))
+        facts["worker_version"] = self.settings.QWEN_WORKER_VERSION
+        if loaded and loaded.plan.device == "cuda":
+            facts["peak_vram_gb"] = telemetry.peak_vram_gb()
+        facts = replies.with_timings(facts, timings, failure)
+        return replies.success(request, encoded, facts, self.settings.QWEN_RESULT_LIMIT_MB)
+
+    def attempt(self, step: Callable, request: Drawing):
+        """(step(task), None), or (None, why the model cannot be had): remembered, and tried again only if passing."""
+        if self.settings.QWEN_FALLBACK is Fallback.FORCE:
+            return None, LoadError("QWEN_FALLBACK=force: this worker loads no model")
+        role = "edit" if isinstance(request, Edit) else "generate"
+        failure, failed_at = self.failures.get(role, (None, 0.0))
+        paused = time.monotonic() - failed_at < self.settings.QWEN_LOAD_RETRY_SECONDS
+        if failure and (paused or not failure.passing):
+            return None, failure
+        try:
+            found = step(request.task)
+        except LoadError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001  whatever keeps a model from loading means: stand in
+            telemetry.log_line(None, "ERROR", traceback.format_exc())
+            failure = LoadError(f"{type(error).__name__} while loading the {role} model; the worker's log has the rest")
+        else:
+            self.failures.pop(role, None)
+            return found, None
+        telemetry.log_line(None, "WARN", f"the {role} model cannot be loaded: {failure.reason}")
+        self.failures[role] = failure, time.monotonic()
+        return None, failure
+
+    def record(self, job_id: str, task: str, reply: dict, seconds: float) -> None:
+        """Count the job and log its one line: no prompt, image or secret in it."""
+        code = str(reply["error"]).split(":")[0] if "error" in reply else "ok"
+        facts = reply.get("metadata", {})
+        backend = facts.get("backend", "-")
+        self.counters.count(task, code, seconds, backend == "pil-fallback", facts.get("peak_vram_gb") or 0.0)
+        telemetry.log_line(
+            job_id,
+            "INFO" if code == "ok" else "ERROR" if code == "internal" else "WARN",
+            f"task={task} size={facts.get('dimensions', '-')} steps={facts.get('steps', '-')} "
+            f"seconds={seconds:.3f} backend={backend} code={code}",
+        )
+
+
+def refuse_what_it_cannot(checkpoint, request: Drawing) -> None:
+    """What only the checkpoint can say: the multiple its VAE needs, the input pictures its class takes."""
+    if request.width:
+        require_size(request.width, request.height, checkpoint.size_multiple)
+    if isinstance(request, Edit):
+        require_image_count(request, checkpoint.pipeline_class.max_images)
+
+
+def main() -> None:
+    # The SDK's own default, DEBUG, logs every reply with its images.
+    os.environ.setdefault("RUNPOD_DEBUG_LEVEL", "INFO")
+    try:
+        settings = worker().settings
+    except ValidationError as error:
+        problems = "; ".join(f"{one['loc'][0]}: {one['msg']}, not {one['input']!r}" for one in error.errors())
+        sys.exit(f"A setting in the environment cannot be used. {problems}")
+    import runpod
+
+    if settings.SERVER_MODE is ServerMode.LOCAL and "--rp_serve_api" not in sys.argv:
+        sys.argv.append("--rp_serve_api")
+    runpod.serverless.start({"handler": handler})
+
+
+if __name__ == "__main__":
+    main()
