@@ -1,0 +1,70 @@
+"""Random tasks of the world for training: what is asked for, and the scenes before and after.
+
+Knows scenes and wordings. Knows nothing about tensors or models. Held-out combinations of colour, shape and
+background never appear in a picture or a prompt of training.
+"""
+
+from dataclasses import dataclass
+
+from . import prompts, world
+from .world import Scene
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An instruction and what it turns into what."""
+
+    operation: str
+    target: str | None  # the new colour or shape
+    prompt: str
+    before: Scene
+    after: Scene
+
+
+def training_scene(rng):
+    while True:
+        scene = world.scene(rng)
+        if not world.held_out(scene.colour, scene.shape, scene.background):
+            return scene
+
+
+def describe(rng, scene):
+    """A prompt for `scene`, and what it leaves open: (prompt, asked) with asked a dict of attributes or None."""
+    size = scene.size if rng.random() < 0.9 else None
+    position = scene.position if rng.random() < 0.9 else None
+    prompt = prompts.scene_prompt(rng, scene.colour, scene.shape, scene.background, size, position)
+    asked = {"colour": scene.colour, "shape": scene.shape, "background": scene.background}
+    return prompt, {**asked, "size": size, "position": position}
+
+
+def family(rng, allowed=lambda scene: not world.held_out(scene.colour, scene.shape, scene.background)):
+    """A scene and one version of it for each operation: {None: scene, "background": ..., ...}."""
+    while True:
+        scene = world.scene(rng)
+        versions = {None: scene}
+        for operation in prompts.OPERATIONS:
+            versions[operation] = _change(rng, scene, operation)
+        if all(allowed(version) for version in versions.values() if version.shape):
+            return versions
+
+
+def edit(rng, versions):
+    """One random edit between two members of a family; also the way back, where it is an edit too."""
+    operation = rng.choice(prompts.OPERATIONS)
+    before, after = versions[None], versions[operation]
+    if operation != "remove" and rng.random() < 0.5:
+        before, after = after, before
+    target = {"background": after.background, "recolour": after.colour, "reshape": after.shape, "remove": None}
+    prompt = prompts.edit_prompt(rng, operation, target[operation], before.shape)
+    return Edit(operation, target[operation], prompt, before, after)
+
+
+def _change(rng, scene, operation):
+    free = [c for c in prompts.COLOURS if c not in (scene.colour, scene.background)]
+    if operation == "background":
+        return scene.edited(background=rng.choice(free))
+    if operation == "recolour":
+        return scene.edited(colour=rng.choice(free))
+    if operation == "reshape":
+        return scene.edited(shape=rng.choice([s for s in prompts.SHAPES if s != scene.shape]))
+    return scene.edited(shape=None)

@@ -1,0 +1,117 @@
+"""The training loop that every stage shares: AdamW, cosine, clipping, moving average, resuming, a progress bar.
+
+Knows parameters and losses. Knows nothing about what is being learned.
+"""
+
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+
+CHECKPOINT_SECONDS = 60
+DECAY = 0.999  # of the moving average of the weights, reached gradually
+
+
+def fit(name, modules, loss, steps, folder, rate, parameters=None, warmup=100, show=None, weight_decay=0.01):
+    """Train `modules` (name -> module) and leave the moving average of their weights in them.
+
+    `loss(step)` gives the scalar to go down and a float to show; it must depend on the step alone for its
+    randomness. `show(step)` is called with the averaged weights in place at each checkpoint. Stopped and started
+    again, it goes on from the last checkpoint in `folder`; a finished stage is loaded, not repeated.
+    """
+    parameters = parameters or [p for m in modules.values() for p in m.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+    average = [p.detach().clone() for p in parameters]
+    path = Path(folder) / f"{name}.pt"
+    start = _resume(path, modules, optimiser, average)
+    saved = time.monotonic()
+    with _progress() as bar:
+        task = bar.add_task(name, total=steps, completed=start, loss="")
+        for step in range(start, steps):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * schedule(step, steps, warmup)
+            value, shown = loss(step)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            _average(average, parameters, step)
+            bar.update(task, advance=1, loss=f"{shown:.4f}")
+            if step % 50 == 0:
+                bar.console.log(f"{name} {step}/{steps} {shown:.4f}")
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                _save(path, step + 1, modules, optimiser, average)
+                _shown(show, step + 1, parameters, average)
+                saved = time.monotonic()
+    _save(path, max(start, steps), modules, optimiser, average)
+    _swap(parameters, average)
+    if show and start < steps:
+        show(steps)
+
+
+def schedule(step, steps, warmup):
+    """Linear warm-up, then half a cosine down to 2 %."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def load_average(path, parameters):
+    """Put a checkpoint's averaged weights into `parameters`; how far it had come, in steps."""
+    state = torch.load(path, weights_only=True)
+    for parameter, value in zip(parameters, state["average"], strict=True):
+        parameter.data.copy_(value)
+    return state["step"]
+
+
+def _average(average, parameters, step):
+    decay = min(DECAY, (step + 1) / (step + 10))
+    torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+
+
+def _swap(parameters, average):
+    for parameter, value in zip(parameters, average, strict=True):
+        kept = parameter.detach().clone()
+        parameter.data.copy_(value)
+        value.copy_(kept)
+
+
+def _shown(show, step, parameters, average):
+    if show:
+        _swap(parameters, average)
+        show(step)
+        _swap(parameters, average)
+
+
+def _resume(path, modules, optimiser, average):
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    for name, module in modules.items():
+        module.load_state_dict(state["modules"][name])
+    optimiser.load_state_dict(state["optimiser"])
+    for value, kept in zip(average, state["average"], strict=True):
+        value.copy_(kept)
+    return state["step"]
+
+
+def _save(path, step, modules, optimiser, average):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "step": step,
+        "modules": {name: module.state_dict() for name, module in modules.items()},
+        "optimiser": optimiser.state_dict(),
+        "average": average,
+    }
+    partial = path.with_suffix(".partial")  # a stop while writing must not cost the last good checkpoint
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def _progress():
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, TextColumn("{task.fields[loss]}"))

@@ -1,0 +1,149 @@
+"""Reads a picture of the tiny world from its pixels: colours, shape, size, position, and how a subject was kept.
+
+numpy and PIL only: no model, no network, and nothing shared with the code that draws but the names and the palette.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from .prompts import COLOURS
+from .world import RGB
+
+WORK_SIDE = 256  # pixels of the shorter side at which shapes are measured
+MIN_AREA = 0.004  # of the picture: less is no subject
+CLOSE = 60.0  # RGB distance within which a pixel counts as a palette colour
+SMALL_BELOW = 0.095  # share of the squared shorter side: between a small and a large subject's area
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the picture shows. Without a subject all but the background are None."""
+
+    background: str | None
+    colour: str | None = None
+    shape: str | None = None
+    size: str | None = None
+    position: str | None = None
+
+
+def read(image):
+    """A PIL image -> Reading."""
+    pixels = _pixels(image)
+    background = _background(pixels)
+    subject = _subject(pixels, background)
+    name = _colour(background)
+    if subject.mean() < MIN_AREA:
+        return Reading(name)
+    inside = pixels[_eroded(subject)] if _eroded(subject).any() else pixels[subject]
+    colour = _colour(np.median(inside, axis=0))
+    rows, columns = np.nonzero(subject)
+    height, width = subject.shape
+    middle = (columns.min() + columns.max() + 1) / 2 / width
+    position = "left" if middle < 0.375 else "right" if middle > 0.625 else "center"
+    size = "small" if subject.sum() / min(width, height) ** 2 < SMALL_BELOW else "large"
+    return Reading(name, colour, _shape(subject), size, position)
+
+
+def subject_mask(image):
+    """Where the subject is: (h, w) bool at the working size."""
+    pixels = _pixels(image)
+    return _subject(pixels, _background(pixels))
+
+
+def overlap(before, after):
+    """Intersection over union of the two subjects; 1 when neither picture has one."""
+    one = subject_mask(before)
+    other = subject_mask(after.resize(before.size, Image.Resampling.BOX))
+    union = (one | other).sum()
+    return float((one & other).sum() / union) if union else 1.0
+
+
+def matches(reading, asked):
+    """{attribute: right?} for every attribute that `asked` (attribute -> word or None) fixes."""
+    return {name: getattr(reading, name) == word for name, word in asked.items() if word is not None}
+
+
+def _pixels(image):
+    scale = WORK_SIDE / min(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX), np.float32)
+
+
+def _background(pixels):
+    """The median colour of a frame along the border."""
+    edge = WORK_SIDE // 32
+    frame = [pixels[:edge], pixels[-edge:], pixels[:, :edge], pixels[:, -edge:]]
+    return np.median(np.concatenate([part.reshape(-1, 3) for part in frame]), axis=0)
+
+
+def _subject(pixels, background):
+    """Pixels nearer to the subject's colour than to the background's, in the largest connected piece."""
+    away = np.linalg.norm(pixels - background, axis=-1)
+    different = away > CLOSE
+    if different.mean() < MIN_AREA:
+        return np.zeros(different.shape, bool)
+    subject = np.median(pixels[away > 0.7 * np.percentile(away[different], 90)], axis=0)
+    halfway = away > np.linalg.norm(pixels - subject, axis=-1)
+    return _largest_piece(halfway & (away > CLOSE / 2))
+
+
+def _colour(rgb):
+    """The palette's nearest colour, or None when none is close."""
+    distances = {name: float(np.linalg.norm(np.array(RGB[name]) - rgb)) for name in COLOURS}
+    name = min(distances, key=distances.get)
+    return name if distances[name] < CLOSE else None
+
+
+def _shape(subject):
+    """Told by the share of its bounding box that is filled, the width of its rows, and where its mass is."""
+    rows, columns = np.nonzero(subject)
+    box = subject[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    height, width = box.shape
+    if not 0.75 < width / height < 1.35:
+        return None
+    fill = box.mean()
+    widths = box.sum(axis=1) / width
+    top, bottom = (widths[part].mean() for part in (slice(0, height // 4), slice(-(height // 4), None)))
+    if fill > 0.9:
+        return "square"
+    if fill > 0.7 and abs(top - bottom) < 0.15:
+        return "circle"
+    if fill > 0.66 or fill < 0.4:
+        return None
+    if bottom - top > 0.4:
+        return "triangle"
+    return "diamond" if abs(bottom - top) < 0.2 else None
+
+
+def _eroded(subject, by=2):
+    """Without its rim, where antialiasing mixes the colours."""
+    inner = subject.copy()
+    for axis in (0, 1):
+        for step in (-by, by):
+            inner &= np.roll(subject, step, axis)
+    return inner
+
+
+def _largest_piece(mask):
+    """The largest 4-connected piece: labels spread by running maxima until nothing changes."""
+    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    while True:
+        before = labels.copy()
+        for axis in (0, 1):
+            for flip in (False, True):
+                labels = _spread(labels, axis, flip)
+        if np.array_equal(before, labels):
+            break
+    names, counts = np.unique(labels[labels > 0], return_counts=True)
+    return labels == names[counts.argmax()] if len(names) else mask
+
+
+def _spread(labels, axis, flip):
+    """Along one direction, each run of the mask takes the largest label met so far."""
+    lines = np.moveaxis(labels, axis, 0)
+    lines = lines[::-1].copy() if flip else lines.copy()
+    for i in range(1, len(lines)):
+        np.copyto(lines[i], np.maximum(lines[i], lines[i - 1]), where=(lines[i] > 0) & (lines[i - 1] > 0))
+    return np.moveaxis(lines[::-1] if flip else lines, 0, axis)

@@ -1,0 +1,126 @@
+"""Teaches the text encoder to read: prompts, instructions, and the picture of an edit.
+
+Linear heads on the last tokens name what is asked for and what is seen; they are thrown away afterwards. What is
+left is a text encoder whose states hold the meaning in a plain form, so that it can stay frozen (and be the same
+file in both folders) while the transformers learn to draw. Knows nothing about latents.
+"""
+
+import random
+
+import torch
+import torch.nn.functional as F
+
+from . import architecture, dataset, prompts, world
+
+ANSWER_TOKENS = 5  # "<|im_end|>\n<|im_start|>assistant\n": the only ones that have seen the whole prompt
+LABELS = {
+    "colour": prompts.COLOURS,
+    "shape": prompts.SHAPES,
+    "background": prompts.COLOURS,
+    "size": prompts.SIZES,
+    "position": prompts.POSITIONS,
+    "operation": prompts.OPERATIONS,
+    "target": prompts.COLOURS + prompts.SHAPES,
+    "seen_colour": prompts.COLOURS,
+    "seen_shape": prompts.SHAPES,
+    "seen_background": prompts.COLOURS,
+    "seen_size": prompts.SIZES,
+    "seen_position": prompts.POSITIONS,
+}
+ASPECTS = ((112, 112), (112, 112), (168, 112), (112, 168))  # pixels; the processor brings all to about 112 x 112
+DROPPED = 0.1  # share of prompts replaced by " ", what a negative prompt is
+
+
+class Reader(torch.nn.Module):
+    """The text encoder with one linear head a label; class 0 of each means "not said"."""
+
+    def __init__(self, text_encoder):
+        super().__init__()
+        self.text_encoder = text_encoder
+        width = architecture.TEXT["hidden_size"]
+        self.heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, len(v) + 1) for name, v in LABELS.items()})
+
+    def forward(self, inputs):
+        """Logits for each label, from the mean over the answer tokens."""
+        states = hidden_states(self.text_encoder, inputs)
+        ends = inputs["attention_mask"].sum(dim=1)
+        last = torch.stack([s[end - ANSWER_TOKENS : end] for s, end in zip(states, ends.tolist(), strict=True)])
+        return {name: head(last) for name, head in self.heads.items()}
+
+
+def hidden_states(text_encoder, inputs):
+    """What the pipelines take from the text encoder: the last hidden states, (B, tokens, 128)."""
+    # the inner model: lm_head's logits are never used
+    return text_encoder.model(**inputs).last_hidden_state
+
+
+def embed(text_encoder, inputs, task):
+    """(B, tokens, 128) prompt embeddings and their boolean mask, the template cut off as the pipelines do."""
+    states = hidden_states(text_encoder, inputs)
+    drop = architecture.TEMPLATE_TOKENS[task]
+    mask = inputs["attention_mask"][:, drop:].bool()
+    return states[:, drop:] * mask.unsqueeze(-1), mask
+
+
+def tokens(tokenizer, texts):
+    """Inputs of the generate pipeline's template for a list of prompts."""
+    template = architecture.templates()["QwenImagePipeline"]
+    batch = tokenizer([template.format(t) for t in texts], padding=True, return_tensors="pt")
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+
+def seen_tokens(processor, texts, pictures):
+    """Inputs of the edit pipeline's template; `pictures` are (3, H, W) uint8 tensors, one a prompt."""
+    template = architecture.templates()["QwenImageEditPipeline"]
+    batch = processor(text=[template.format(t) for t in texts], images=pictures, padding=True, return_tensors="pt")
+    return {k: batch[k] for k in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
+
+
+def loss(reader, tokenizer, processor, step, batch=32):
+    """Cross entropy over all labels for fresh prompts and fresh edits; (loss, share of labels read right)."""
+    rng = random.Random(step)
+    texts, labels = _prompts(rng, batch)
+    first = _score(reader(tokens(tokenizer, texts)), labels)
+    texts, pictures, labels = _instructions(rng, batch)
+    second = _score(reader(seen_tokens(processor, texts, pictures)), labels)
+    return first[0] + second[0], (first[1] + second[1]) / 2
+
+
+def thumbnail(scene, width, height):
+    """A scene as the (3, H, W) uint8 tensor that a processor takes."""
+    return torch.from_numpy(world.draw(scene, width, height)).permute(2, 0, 1).contiguous()
+
+
+def _prompts(rng, count):
+    texts, labels = [], []
+    for _ in range(count):
+        text, asked = dataset.describe(rng, dataset.training_scene(rng))
+        dropped = rng.random() < DROPPED
+        texts.append(" " if dropped else text)
+        labels.append({} if dropped else asked)
+    return texts, labels
+
+
+def _instructions(rng, count):
+    texts, pictures, labels = [], [], []
+    for _ in range(count):
+        task = dataset.edit(rng, dataset.family(rng))
+        before = task.before
+        label = {f"seen_{k}": getattr(before, k) for k in ("colour", "shape", "background", "size", "position")}
+        dropped = rng.random() < DROPPED
+        if not dropped:
+            label |= {"operation": task.operation, "target": task.target}
+        texts.append(" " if dropped else task.prompt)
+        pictures.append(thumbnail(before, *rng.choice(ASPECTS)))
+        labels.append(label)
+    return texts, pictures, labels
+
+
+def _score(logits, labels):
+    total, right = 0.0, 0.0
+    for name, values in LABELS.items():
+        wanted = [values.index(label[name]) + 1 if label.get(name) else 0 for label in labels]
+        wanted = torch.tensor(wanted).unsqueeze(1).expand(-1, ANSWER_TOKENS)
+        total = total + F.cross_entropy(logits[name].flatten(0, 1), wanted.flatten())
+        right += (logits[name].argmax(-1) == wanted).float().mean().item() / len(LABELS)
+    return total, right
