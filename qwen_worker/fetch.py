@@ -30,6 +30,8 @@ def fetch(url: str, label: str, max_bytes: int, deadline: float) -> bytes:
     scheme = urlsplit_or_fail(url, label)
     if scheme not in ("http", "https"):
         raise failed(label, f"must be an http or https URL, not {scheme[:20]!r}")
+    import runpod.serverless.utils.rp_ssrf  # noqa: F401  a second or two at first: not out of the deadline
+
     outcome: queue.SimpleQueue = queue.SimpleQueue()
     ends = time.monotonic() + deadline
 

@@ -54,21 +54,25 @@ def decode(data: bytes, label: str) -> Image.Image:
     """An upright RGB picture of at most `MAX_PIXELS`. Raises `image_unreadable`, or `invalid_input` for its shape."""
     if not data:
         raise unreadable(label, "is empty")
+    with warnings.catch_warnings():
+        # Pillow warns of a size that we check ourselves, and of damaged EXIF, without which the picture is still one.
+        warnings.simplefilter("ignore")
+        picture = opened(data, label)
+        require_shape(*picture.size, label)
+        try:
+            return to_rgb(ImageOps.exif_transpose(picture))
+        except DECODE_ERRORS:
+            raise unreadable(label, f"is a damaged {picture.format} file") from None
+
+
+def opened(data: bytes, label: str) -> Image.Image:
+    """The picture by its header, its pixels not yet decoded."""
     try:
-        with warnings.catch_warnings():
-            # Pillow warns at a size of its own choosing; ours is checked below, before anything is decoded.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise InvalidInput(f"{label} must have at most {MAX_PIXELS:,} pixels") from None
     except DECODE_ERRORS:
         raise unreadable(label, f"is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from None
-    require_shape(*picture.size, label)
-    try:
-        picture.load()
-        return to_rgb(ImageOps.exif_transpose(picture))
-    except DECODE_ERRORS:
-        raise unreadable(label, f"is a damaged {picture.format} file") from None
 
 
 def require_shape(width: int, height: int, label: str) -> None:

@@ -1,0 +1,170 @@
+"""What the tests stand on: the tiny checkpoint, a warm worker that serves it, pictures, a web server on loopback."""
+
+import asyncio
+import base64
+import functools
+import http.server
+import importlib
+import io
+import itertools
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+# Read by the SDK and the hub when they are imported: no test reaches the network.
+os.environ.setdefault("RUNPOD_DEBUG_LEVEL", "INFO")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).parents[1]
+job_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch):
+    """No setting of the shell reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(("QWEN_", "BUCKET_", "RUNPOD_ALLOW")) or name in ("SERVER_MODE", "RUNPOD_ENDPOINT_ID"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The folder of the tiny checkpoint, with `generate/` and `edit/` in it."""
+    folder = ROOT / "models/tiny-qwen-image"
+    if not (folder / "generate/model_index.json").is_file():
+        architecture = importlib.import_module("models.tiny-qwen-image.architecture")
+        folder = tmp_path_factory.mktemp("tiny-qwen-image")
+        architecture.save(architecture.pipelines(seed=0), folder)
+    return folder
+
+
+@pytest.fixture
+def settings(tiny):
+    """Settings(**overrides) for the tiny checkpoint, with nowhere else to look for weights."""
+    from qwen_worker.settings import Settings
+
+    defaults = {
+        "QWEN_IMAGE_MODEL": str(tiny / "generate"),
+        "QWEN_EDIT_MODEL": str(tiny / "edit"),
+        "QWEN_MODEL_ROOTS": (),
+    }
+    return lambda **overrides: Settings(**defaults | overrides)
+
+
+@pytest.fixture
+def cold_worker(settings):
+    """cold_worker(**settings): a worker that has loaded nothing."""
+    import runpod_handler
+
+    return lambda **overrides: runpod_handler.Worker(settings(**overrides))
+
+
+@pytest.fixture(scope="session")
+def warm_worker(tiny):
+    """One worker for the session: loading is what takes long. Tests that change a worker take `cold_worker`."""
+    import runpod_handler
+    from qwen_worker.settings import Settings
+
+    return runpod_handler.Worker(
+        Settings(QWEN_IMAGE_MODEL=str(tiny / "generate"), QWEN_EDIT_MODEL=str(tiny / "edit"), QWEN_MODEL_ROOTS=())
+    )
+
+
+def run(worker, fields, job_id=None):
+    """What the SDK would post for a job with this input: its own `run_job` around the worker."""
+    from runpod.serverless.modules.rp_job import run_job
+
+    job = {"id": job_id or f"job-{next(job_numbers)}", "input": fields}
+    return asyncio.run(run_job(worker.answer, job))
+
+
+def posted(worker, _job_id=None, **fields):
+    return run(worker, fields, _job_id)
+
+
+@pytest.fixture
+def ask(warm_worker):
+    """ask(**fields): the body posted for a job on the warm worker; `_job_id` chooses the job's id."""
+    return functools.partial(posted, warm_worker)
+
+
+@pytest.fixture
+def draw(ask):
+    """draw(**fields): the picture and the metadata of a job that must succeed."""
+
+    def drawn(**fields):
+        body = ask(**fields)
+        assert "error" not in body, body["error"]
+        return picture_of(body["output"]["image"]), body["output"]["metadata"]
+
+    return drawn
+
+
+def picture_of(text):
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def file_of(picture, format="PNG", **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def text_of(data):
+    return base64.b64encode(data).decode()
+
+
+def as_text(picture, format="PNG", **options):
+    return text_of(file_of(picture, format, **options))
+
+
+@pytest.fixture
+def scene():
+    """A red disc on blue, 512 x 512: something with a subject and a background."""
+    from PIL import ImageDraw
+
+    picture = Image.new("RGB", (512, 512), "blue")
+    ImageDraw.Draw(picture).ellipse((156, 156, 356, 356), fill="red")
+    return picture
+
+
+@pytest.fixture
+def web(monkeypatch):
+    """web(answer) serves on loopback and returns the address; `answer(handler)` writes one response."""
+    monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
+    servers = []
+
+    def serve(answer):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                try:
+                    answer(self)
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_):
+                return None
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def respond(handler, body, status=200, **headers):
+    handler.send_response(status)
+    for name, value in {"Content_Length": str(len(body)), **headers}.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    handler.wfile.write(body)
