@@ -5,6 +5,7 @@ Knows nothing of why the model is missing; the reply says that.
 """
 
 import hashlib
+import re
 import textwrap
 
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
@@ -68,15 +69,15 @@ FILTERS = {
 }
 FILTERS["grey"] = lambda picture: ImageOps.grayscale(picture).convert("RGB")
 
-# The first word found in the prompt chooses; the order settles prompts that name several.
+# Beginnings of words; the first that the prompt holds chooses, and the order settles prompts that hold several.
 WORDS = {
-    "blur": "blur", "sharp": "sharp", "black and white": "grey", "monochrome": "grey", "grayscale": "grey",
-    "greyscale": "grey", "sepia": "sepia", "vintage": "sepia", "old": "sepia", "invert": "invert",
+    "blur": "blur", "sharp": "sharp", "black and white": "grey", "monochrom": "grey", "grayscale": "grey",
+    "greyscale": "grey", "sepia": "sepia", "vintage": "sepia", "old photo": "sepia", "invert": "invert",
     "negative": "invert", "contrast": "contrast", "night": "dark", "dark": "dark", "bright": "bright",
-    "sunny": "bright", "light": "bright",
+    "sunny": "bright",
 }  # fmt: skip
 
 
 def chosen_filter(prompt: str) -> str:
     words = prompt.lower()
-    return next((name for word, name in WORDS.items() if word in words), "tint")
+    return next((name for word, name in WORDS.items() if re.search(rf"\b{word}", words)), "tint")

@@ -6,6 +6,8 @@ nothing of how a job arrived or how its result leaves.
 
 import inspect
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -43,9 +45,10 @@ def draw(
 
     pictures, steps = [], 0
     try:
-        for seed in request.seeds:
-            picture, steps = draw_one(loaded.pipe, request, sources, mask, size, seed, cancelled)
-            pictures.append(picture)
+        with schedule_for(loaded.pipe, request.num_inference_steps):
+            for seed in request.seeds:
+                picture, steps = draw_one(loaded.pipe, request, sources, mask, size, seed, cancelled)
+                pictures.append(picture)
     except torch.OutOfMemoryError:
         raise JobError(
             "out_of_memory", f"{size[0]}x{size[1]} does not fit beside {loaded.checkpoint.name} ({loaded.plan})"
@@ -54,6 +57,18 @@ def draw(
         if loaded.plan.device == "cuda":
             torch.cuda.empty_cache()
     return pictures, steps
+
+
+@contextmanager
+def schedule_for(pipe: Any, steps: int) -> Iterator[None]:
+    """One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN."""
+    scheduler = pipe.scheduler
+    if steps == 1 and scheduler.config.get("shift_terminal"):
+        pipe.scheduler = type(scheduler).from_config(scheduler.config, shift_terminal=None)
+    try:
+        yield
+    finally:
+        pipe.scheduler = scheduler
 
 
 def draw_one(pipe, request, sources, mask, size, seed, cancelled) -> tuple[Image.Image, int]:

@@ -44,6 +44,9 @@ class PartialDenoise:
         """The source as packed latents, normalized as the pipeline normalizes them."""
         import torch
 
+        source = source.convert(
+            "RGBA" if self.pipe.vae.config.get("in_channels") == 4 else "RGB"
+        )  # 2.1's VAE keeps alpha
         pixels = self.pipe.image_processor.preprocess(source, self.height, self.width).unsqueeze(2)
         with torch.no_grad():
             latents = self.pipe._encode_vae_image(pixels.to(self.noise.device, self.pipe.vae.dtype), generator=None).to(

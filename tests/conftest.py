@@ -16,7 +16,7 @@ from PIL import Image
 
 # Read by the SDK and the hub when they are imported: no test reaches the network.
 os.environ.setdefault("RUNPOD_DEBUG_LEVEL", "INFO")
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing listens there
 
 ROOT = Path(__file__).parents[1]
 job_numbers = itertools.count()

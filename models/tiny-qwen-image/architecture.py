@@ -100,7 +100,9 @@ def save(built, folder, dtype=torch.bfloat16):
         target = Path(folder) / name
         pipeline.to(dtype=dtype)
         pipeline.save_pretrained(target, safe_serialization=True)
-        for path in target.rglob("*.json"):  # libraries stamp the path they loaded from; the bytes must not depend on it
+        for path in target.rglob(
+            "*.json"
+        ):  # libraries stamp the path they loaded from; the bytes must not depend on it
             content = json.loads(path.read_text())
             if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
                 path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,134 @@
+"""Checkpoints that are not here: refused before a byte is fetched, downloaded whole, and failures told apart."""
+
+import json
+
+import pytest
+
+from qwen_worker import hub
+from qwen_worker.errors import LoadError
+
+from .conftest import respond, run
+
+SHA = "89abcdef0123456789abcdef0123456789abcdef"
+
+
+class Hub:
+    """As much of the hub's HTTP API as its client asks for, over one folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.paths = []
+        self.status = 200
+
+    def __call__(self, handler):
+        path = handler.path.split("?")[0]
+        self.paths.append(path)
+        if self.status != 200:
+            respond(handler, b"{}", self.status)
+        elif path.startswith("/api/models/Org/Name"):
+            files = [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
+            sizes = {str(file.relative_to(self.folder)): file.stat().st_size for file in files}
+            if "/tree/" in path:
+                body = [{"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in sizes.items()]
+            else:
+                siblings = [{"rfilename": name, "size": size, "blobId": "0" * 40} for name, size in sizes.items()]
+                body = {"id": "Org/Name", "sha": SHA, "siblings": siblings}
+            respond(handler, json.dumps(body).encode(), Content_Type="application/json")
+        elif path.startswith(f"/Org/Name/resolve/{SHA}/"):
+            name = path.removeprefix(f"/Org/Name/resolve/{SHA}/")
+            data = (self.folder / name).read_bytes()
+            respond(handler, data, X_Repo_Commit=SHA, ETag=f'"{abs(hash(name)):040x}"')
+        else:
+            respond(handler, b"{}", 404, X_Error_Code="RepoNotFound")
+
+
+@pytest.fixture
+def hub_of(web, monkeypatch, tmp_path):
+    """hub_of(folder): a hub that holds it as Org/Name, and an empty cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def serve(folder):
+        served = Hub(folder)
+        monkeypatch.setenv("HF_ENDPOINT", web(served))
+        return served
+
+    return serve
+
+
+def test_an_unknown_checkpoint_is_described_before_its_weights_are_fetched(hub_of, tiny):
+    served = hub_of(tiny / "generate")
+    found = hub.look_up("Org/Name")
+    assert (found.class_name, found.revision, found.folder) == ("QwenImagePipeline", SHA, None)
+    stored = sum(file.stat().st_size for file in (tiny / "generate/vae").glob("*.safetensors"))
+    assert found.parameters["vae"] == stored // 2
+    assert not any(path.endswith(".safetensors") for path in served.paths)
+
+
+def test_a_job_fetches_an_unknown_checkpoint_and_draws_with_it(hub_of, tiny, cold_worker):
+    served = hub_of(tiny / "generate")
+    worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
+    fields = {"prompt": "a", "width": 256, "height": 256, "num_inference_steps": 1}
+    facts = run(worker, fields)["output"]["metadata"]
+    assert (facts["backend"], facts["model"], facts["revision"]) == ("qwen-image", "Org/Name", SHA)
+    assert any(path.endswith(".safetensors") for path in served.paths)
+    served.paths.clear()
+    again = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
+    assert run(again, fields)["output"]["metadata"]["revision"] == SHA
+    assert served.paths == []  # the cache serves it
+
+
+def test_another_class_is_refused_before_its_weights_are_fetched(hub_of, tmp_path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    hub_of(folder)
+    with pytest.raises(LoadError, match="Org/Name names the pipeline class StableDiffusionPipeline"):
+        hub.look_up("Org/Name")
+
+
+def test_a_repository_that_does_not_exist_is_no_passing_failure(hub_of, tiny):
+    hub_of(tiny / "generate")
+    with pytest.raises(LoadError, match="No/Such does not exist on the hub") as caught:
+        hub.look_up("No/Such")
+    assert not caught.value.passing
+
+
+def test_without_a_network_the_failure_is_passing_and_names_no_path(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(LoadError) as caught:
+        hub.look_up("Org/Name")
+    assert caught.value.passing and "Org/Name" in caught.value.reason and "/root" not in caught.value.reason
+
+
+def test_a_passing_failure_is_tried_again_after_a_pause(hub_of, tiny, cold_worker):
+    served = hub_of(tiny / "generate")
+    served.status = 503
+    worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name", QWEN_LOAD_RETRY_SECONDS=3600)
+    fields = {"prompt": "a", "width": 256, "height": 256, "num_inference_steps": 1}
+    assert "the hub answered 503" in run(worker, fields)["output"]["metadata"]["fallback_reason"]
+    served.status, asked = 200, len(served.paths)
+    assert run(worker, fields)["output"]["metadata"]["backend"] == "pil-fallback"
+    assert len(served.paths) == asked  # within the pause nothing is tried
+    worker.settings = worker.settings.model_copy(update={"QWEN_LOAD_RETRY_SECONDS": 0})
+    assert run(worker, fields)["output"]["metadata"]["backend"] == "qwen-image"
+    assert worker.failures == {}
+
+
+def test_a_20b_model_is_refused_on_this_machine_without_asking_the_hub(hub_of, tiny, cold_worker):
+    served = hub_of(tiny / "generate")
+    worker = cold_worker(QWEN_IMAGE_MODEL="Qwen/Qwen-Image", QWEN_EDIT_MODEL="Qwen/Qwen-Image-Edit-2511")
+    for fields in ({"prompt": "a"}, {"prompt": "a"}):
+        facts = run(worker, fields)["output"]["metadata"]
+        assert facts["backend"] == "pil-fallback" and facts["model"] == "Qwen/Qwen-Image"
+        assert "needs a CUDA GPU with 62.3 GB free in bfloat16" in facts["fallback_reason"]
+    assert served.paths == []
+
+
+def test_a_full_disk_is_refused_before_the_download(hub_of, tiny, cold_worker, monkeypatch):
+    served = hub_of(tiny / "generate")
+    monkeypatch.setattr("qwen_worker.pipelines.disk_free", lambda folder: 1000)
+    reason = run(cold_worker(QWEN_IMAGE_MODEL="Org/Name"), {"prompt": "a"})["output"]["metadata"]["fallback_reason"]
+    assert "of disk to download; 0.0 GB are free" in reason
+    assert not any(path.endswith(".safetensors") for path in served.paths)

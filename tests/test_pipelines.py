@@ -1,0 +1,139 @@
+"""Every pipeline class loads and draws; equal components are one in memory; diffusers takes what we send."""
+
+import inspect
+import json
+import shutil
+
+import pytest
+
+from qwen_worker.checkpoint import PIPELINE_CLASSES
+from qwen_worker.inference import arguments
+from qwen_worker.request import parse
+
+from .conftest import as_text, picture_of, run
+
+SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 1, "seed": 1}
+
+
+@pytest.fixture
+def edit_plus(tiny, tmp_path):
+    """The tiny edit checkpoint as the class that takes several pictures: a change of name."""
+    folder = shutil.copytree(tiny / "edit", tmp_path / "edit-plus")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "QwenImageEditPlusPipeline"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_21(tmp_path_factory):
+    from .random_21 import build
+
+    folder = tmp_path_factory.mktemp("qwen-image-2.1")
+    build(folder)
+    return folder
+
+
+def succeeded(worker, **fields):
+    body = run(worker, {**SMALL, **fields})
+    assert "error" not in body, body["error"]
+    facts = body["output"]["metadata"]
+    assert facts["backend"] == "qwen-image"
+    picture = picture_of(body["output"]["image"])
+    assert (picture.size, picture.mode) == ((256, 256), "RGB")
+    return facts
+
+
+def parameters(worker):
+    """Parameters in memory over all loaded pipelines, each tensor once."""
+    import torch
+
+    found = {}
+    for one in worker.pipelines.loaded.values():
+        for component in one.pipe.components.values():
+            if isinstance(component, torch.nn.Module):
+                found |= {id(parameter): parameter.numel() for parameter in component.parameters()}
+    return sum(found.values())
+
+
+def test_generate_and_edit_of_one_family_share_all_but_the_transformer(warm_worker, scene):
+    succeeded(warm_worker)
+    succeeded(warm_worker, image=as_text(scene))
+    generate, edit = (
+        warm_worker.pipelines.loaded[name]
+        for name in (warm_worker.settings.QWEN_IMAGE_MODEL, warm_worker.settings.QWEN_EDIT_MODEL)
+    )
+    sizes = generate.checkpoint.parameters
+    assert parameters(warm_worker) == sum(sizes.values()) + edit.checkpoint.parameters["transformer"]
+    assert generate.pipe.text_encoder is edit.pipe.text_encoder and generate.pipe.vae is edit.pipe.vae
+    assert generate.pipe.transformer is not edit.pipe.transformer
+
+
+def test_the_plan_is_what_was_loaded(warm_worker):
+    import torch
+
+    succeeded(warm_worker)
+    loaded = warm_worker.pipelines.loaded[warm_worker.settings.QWEN_IMAGE_MODEL]
+    assert (loaded.plan.device, loaded.plan.dtype) == ("cpu", "float32")
+    assert {parameter.dtype for parameter in loaded.pipe.transformer.parameters()} == {torch.float32}
+
+
+def test_edit_plus_takes_several_pictures(cold_worker, edit_plus, scene):
+    worker = cold_worker(QWEN_EDIT_MODEL=str(edit_plus))
+    facts = succeeded(worker, images=[as_text(scene), as_text(scene.rotate(90))])
+    assert facts["model"].endswith("/edit-plus")
+    assert type(worker.pipelines.loaded[str(edit_plus)].pipe).__name__ == "QwenImageEditPlusPipeline"
+    succeeded(worker, image=as_text(scene), strength=0.5, num_inference_steps=2)
+
+
+def test_the_edit_class_takes_one_picture(ask, scene):
+    error = ask(**SMALL, images=[as_text(scene)] * 2)["error"]
+    assert error == "invalid_input: images must hold at most 1 for this checkpoint, not 2"
+
+
+def test_one_2_1_checkpoint_serves_both_tasks_loaded_once(cold_worker, random_21, scene):
+    worker = cold_worker(QWEN_IMAGE_MODEL=str(random_21), QWEN_EDIT_MODEL=str(random_21))
+    succeeded(worker)
+    scene = scene.resize((256, 256))
+    succeeded(worker, image=as_text(scene))
+    succeeded(worker, image=as_text(scene), mask_image=as_text(scene.convert("L").point(lambda v: 255 * (v > 50))))
+    succeeded(worker, image=as_text(scene), strength=0.5, num_inference_steps=2)
+    assert len(worker.pipelines.loaded) == 1
+    assert "multiple of 32 for this checkpoint" in run(worker, SMALL | {"width": 272})["error"]
+
+
+def test_a_checkpoint_is_asked_only_for_what_its_class_does(cold_worker, tiny):
+    worker = cold_worker(QWEN_IMAGE_MODEL=str(tiny / "edit"))
+    reason = run(worker, SMALL)["output"]["metadata"]["fallback_reason"]
+    assert reason.endswith("/edit is a QwenImageEditPipeline, which does not serve generate")
+
+
+@pytest.mark.parametrize("class_name", list(PIPELINE_CLASSES))
+def test_diffusers_accepts_every_argument_we_send(class_name):
+    import diffusers
+
+    pipeline_class = getattr(diffusers, class_name)
+    accepted = set(inspect.signature(pipeline_class.__call__).parameters)
+
+    class Bare:
+        __call__ = pipeline_class.__call__
+
+    sent = set()
+    for fields, sources in ((SMALL, []), ({**SMALL, "image": "aGk="}, ["picture"])):
+        request = parse(fields, "job")
+        if request.task in PIPELINE_CLASSES[class_name].tasks:
+            sent |= set(arguments(Bare(), request, sources, (256, 256)))
+    sent |= {"generator", "callback_on_step_end", "latents", "sigmas"}
+    assert sent <= accepted
+    assert {"true_cfg_scale", "negative_prompt"} <= sent and "guidance_scale" not in sent
+
+
+@pytest.mark.parametrize("class_name", [name for name, one in PIPELINE_CLASSES.items() if "edit" in one.tasks])
+def test_diffusers_has_what_strength_and_masks_stand_on(class_name):
+    import diffusers
+
+    pipeline_class = getattr(diffusers, class_name)
+    assert list(inspect.signature(pipeline_class._pack_latents).parameters) == [
+        "latents", "batch_size", "num_channels_latents", "height", "width"
+    ]  # fmt: skip
+    assert {"image", "generator"} <= set(inspect.signature(pipeline_class._encode_vae_image).parameters)
+    assert "latents" in pipeline_class._callback_tensor_inputs

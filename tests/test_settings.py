@@ -1,0 +1,47 @@
+"""The environment becomes typed settings, or is refused by the name of the variable."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from qwen_worker.settings import Fallback, Settings
+
+
+def test_the_defaults_are_the_released_models():
+    settings = Settings()
+    assert (settings.QWEN_IMAGE_MODEL, settings.QWEN_EDIT_MODEL) == ("Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit")
+    assert settings.QWEN_FALLBACK is Fallback.ALLOW and settings.QWEN_VRAM_GB is None
+
+
+def test_the_environment_is_read(monkeypatch):
+    monkeypatch.setenv("QWEN_FALLBACK", "forbid")
+    monkeypatch.setenv("QWEN_VRAM_GB", "24")
+    monkeypatch.setenv("QWEN_MODEL_ROOTS", "/a:/b")
+    monkeypatch.setenv("QWEN_EDIT_MODEL", "")
+    settings = Settings()
+    assert settings.QWEN_FALLBACK is Fallback.FORBID and settings.QWEN_VRAM_GB == 24
+    assert settings.QWEN_MODEL_ROOTS == (Path("/a"), Path("/b"))
+    assert settings.QWEN_EDIT_MODEL == "Qwen/Qwen-Image-Edit"  # empty counts as absent
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("QWEN_FALLBACK", "yes"),
+        ("QWEN_PRECISION", "int3"),
+        ("QWEN_VRAM_GB", "-1"),
+        ("QWEN_VRAM_GB", "24GB"),
+        ("SERVER_MODE", "http"),
+        ("QWEN_FETCH_SECONDS", "0"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert caught.value.errors()[0]["loc"] == (name,)
+
+
+def test_every_setting_says_what_it_is_for():
+    assert all(field.description for field in Settings.model_fields.values())
