@@ -1,0 +1,365 @@
+"""A job from input to reply, through the SDK's own `run_job`, on the real classes."""
+
+import asyncio
+import json
+import os
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+import runpod_handler
+from qwen_worker.request import BACKGROUND_INSTRUCTION
+
+from .conftest import as_text, file_of, picture_of, respond, run, text_of
+from .test_images import png_header
+
+SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2}
+EDIT = {**SMALL, "prompt": "make the background green"}
+
+
+def test_generate_replies_with_the_contract_s_fields(ask):
+    output = ask(**SMALL, seed=5, _job_id="contract")["output"]
+    assert output["success"] is True and output["message"] == "Image generated"
+    assert picture_of(output["image"]).size == (256, 256) and "images" not in output
+    facts = output["metadata"]
+    assert facts.pop("processing_time") > 0
+    assert set(facts.pop("timings")) == {"input", "load", "inference", "encode"}
+    assert facts.pop("revision").startswith("folder-")
+    assert facts.pop("model").endswith("/generate") and facts.pop("worker_version")
+    assert facts == {
+        "backend": "qwen-image", "prompt": "a red circle", "width": 256, "height": 256, "dimensions": "256x256",
+        "steps": 2, "guidance_scale": 4.0, "seed": 5, "seeds": [5],
+    }  # fmt: skip
+
+
+def test_the_same_job_gives_the_same_bytes(ask):
+    first, again, other = (ask(**SMALL, _job_id=name)["output"] for name in ("same", "same", "other"))
+    assert first["image"] == again["image"] != other["image"]
+    assert ask(**SMALL, seed=first["metadata"]["seed"])["output"]["image"] == first["image"]
+
+
+def test_image_3_of_4_equals_a_job_with_its_seed(ask):
+    four = ask(**SMALL, seed=10, num_images=4)["output"]
+    assert four["metadata"]["seeds"] == [10, 11, 12, 13] and len(set(four["images"])) == 4
+    assert four["image"] == four["images"][0]
+    assert ask(**SMALL, seed=12)["output"]["image"] == four["images"][2]
+
+
+def test_guidance_and_the_negative_prompt_act(ask):
+    pictures = [
+        ask(**SMALL, seed=1, **more)["output"]["image"]
+        for more in ({}, {"guidance_scale": 8}, {"guidance_scale": 1}, {"negative_prompt": "blue"}, {"cfg": 4})
+    ]
+    assert len(set(pictures[:4])) == 4 and pictures[4] == pictures[0]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_steps_asked_for_are_run(ask, steps):
+    output = ask(**SMALL | {"num_inference_steps": steps}, seed=1)["output"]
+    assert output["metadata"]["steps"] == steps
+    assert len(set(picture_of(output["image"]).tobytes())) > 20  # one step divides by zero in the scheduler: all black
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
+def test_the_format_asked_for_is_sent(ask, output_format):
+    assert picture_of(ask(**SMALL, output_format=output_format)["output"]["image"]).format == output_format.upper()
+
+
+def test_an_edit_without_a_size_keeps_the_aspect_at_a_megapixel(draw, scene):
+    picture, facts = draw(prompt="recolour it", image=as_text(scene.resize((300, 200))), num_inference_steps=1)
+    assert picture.size == (1248, 832) and facts["strength"] == 1.0
+
+
+def test_background_replacement_says_what_it_told_the_model(ask, scene):
+    output = ask(**SMALL, task="background_replacement", image=as_text(scene))["output"]
+    assert output["message"] == "Background replaced"
+    assert output["metadata"]["instruction"] == BACKGROUND_INSTRUCTION.format(prompt="a red circle")
+    assert output["metadata"]["prompt"] == "a red circle"
+
+
+def test_an_image_by_url_edits_like_the_image_itself(ask, scene, web):
+    address = web(lambda handler: respond(handler, file_of(scene)))
+    by_url, inline = ({"image_url": address + "/scene.png"}, {"image": as_text(scene)})
+    assert ask(**EDIT, seed=1, **by_url)["output"]["image"] == ask(**EDIT, seed=1, **inline)["output"]["image"]
+
+
+def test_two_jobs_at_once_on_a_cold_worker_load_once(cold_worker, monkeypatch):
+    loads = []
+    real = runpod_handler.Pipelines.load
+
+    def counted(self, task):
+        before = len(self.loaded)
+        found = real(self, task)
+        loads.append(len(self.loaded) - before)
+        return found
+
+    monkeypatch.setattr(runpod_handler.Pipelines, "load", counted)
+    worker = cold_worker()
+
+    async def both():
+        return await asyncio.gather(*(worker.answer({"id": name, "input": SMALL}) for name in ("a", "b")))
+
+    assert all(reply["success"] for reply in asyncio.run(both()))
+    assert loads == [1, 0]
+
+
+def test_health_loads_nothing_and_says_what_clients_read(cold_worker):
+    worker = cold_worker()
+    output = run(worker, {})["output"]
+    assert output["status"] == "healthy" and not worker.pipelines.loaded
+    assert set(output["environment"]) == {
+        "python_version", "timestamp", "server_type", "model_loaded", "gpu_available"
+    }  # fmt: skip
+    assert output["environment"]["model_loaded"] is False and output["memory_usage"]["rss_gb"] > 0
+    run(worker, SMALL)
+    run(worker, {"prompt": ""})
+    output = run(worker, {"task": "health"})["output"]
+    assert output["environment"]["model_loaded"] is True
+    model = output["models"][0]
+    assert (model["class"], model["device"], model["precision"]) == ("QwenImagePipeline", "cpu", "float32")
+    assert output["counters"]["jobs"] == {"health": 1, "generate": 1, "unknown": 1}
+    assert output["counters"]["errors"] == {"invalid_input": 1}
+
+
+def test_health_is_answered_while_a_job_is_drawn(warm_worker):
+    async def both():
+        drawing = asyncio.create_task(warm_worker.answer({"id": "long", "input": SMALL | {"num_inference_steps": 20}}))
+        await asyncio.sleep(0.05)
+        await warm_worker.answer({"id": "health", "input": {}})
+        waiting = not drawing.done()
+        await drawing
+        return waiting
+
+    assert asyncio.run(both())
+
+
+def test_debug_tells_versions_and_no_value_of_the_environment(cold_worker, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
+    worker = cold_worker(QWEN_WORKER_VERSION="build-secret-7")
+    text = json.dumps(run(worker, {"task": "debug"}))
+    assert '"diffusers": "0.' in text and '"QWEN_FALLBACK": "allow"' in text
+    assert (
+        "verysecret" not in text and "build-secret-7" not in text and str(worker.settings.QWEN_IMAGE_MODEL) not in text
+    )
+
+
+# When a model cannot be had
+
+
+def stand_in(body):
+    facts = body["output"]["metadata"]
+    assert body["output"]["success"] is True and facts["backend"] == "pil-fallback" and facts["steps"] == 0
+    return facts["fallback_reason"], picture_of(body["output"]["image"])
+
+
+def test_a_model_that_cannot_load_is_stood_in_for_with_the_reason(cold_worker, tmp_path, scene):
+    (tmp_path / "models" / "empty").mkdir(parents=True)
+    empty = str(tmp_path / "models" / "empty")
+    worker = cold_worker(QWEN_IMAGE_MODEL=empty, QWEN_EDIT_MODEL=empty)
+    reason, picture = stand_in(run(worker, SMALL, "a"))
+    assert reason == "models/empty holds no model_index.json: it is not a diffusers checkpoint"
+    assert picture.size == (256, 256)
+    assert run(worker, SMALL, "a")["output"]["image"] == run(worker, SMALL, "a")["output"]["image"]
+    reason, picture = stand_in(run(worker, {**EDIT, "image": as_text(scene), "output_format": "jpeg"}))
+    assert "models/empty" in reason and picture.format == "JPEG"
+    health = run(worker, {})["output"]
+    assert health["fallback"]["reasons"]["edit"] == reason and health["counters"]["fallbacks"] == 4
+
+
+def test_a_corrupt_shard_is_stood_in_for_by_its_name_and_not_read_again(cold_worker, tiny, tmp_path, monkeypatch):
+    import shutil
+
+    folder = shutil.copytree(tiny / "generate", tmp_path / "corrupt")
+    shard = next((folder / "transformer").glob("*.safetensors"))
+    os.truncate(shard, shard.stat().st_size // 2)
+    worker = cold_worker(QWEN_IMAGE_MODEL=str(folder))
+    reason, _ = stand_in(run(worker, SMALL))
+    assert reason.startswith(f"transformer/{shard.name} is corrupt") and str(tmp_path) not in reason
+    monkeypatch.setattr("qwen_worker.checkpoint.find", lambda *_: pytest.fail("a permanent failure was tried again"))
+    assert stand_in(run(worker, SMALL))[0] == reason
+
+
+def test_weights_that_do_not_fit_their_class_are_a_load_failure_without_a_path(cold_worker, tiny, tmp_path, capsys):
+    import shutil
+
+    folder = shutil.copytree(tiny / "generate", tmp_path / "strange")
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_attention_heads": 3}))
+    reason, _ = stand_in(run(cold_worker(QWEN_IMAGE_MODEL=str(folder)), SMALL))
+    assert "while loading the generate model; the worker's log has the rest" in reason
+    assert str(tmp_path) not in reason and "Traceback" in capsys.readouterr().out
+
+
+def test_forbidden_to_fall_back_the_job_fails_with_the_reason(cold_worker):
+    body = run(cold_worker(QWEN_FALLBACK="forbid", QWEN_IMAGE_MODEL="Qwen/Qwen-Image"), SMALL)
+    assert body["error"].startswith("model_unavailable: Qwen/Qwen-Image needs a CUDA GPU with 62.3 GB")
+    assert body["output"] == {"success": False}
+
+
+def test_forced_to_fall_back_nothing_is_loaded(cold_worker):
+    worker = cold_worker(QWEN_FALLBACK="force")
+    assert "QWEN_FALLBACK=force" in stand_in(run(worker, SMALL))[0]
+    assert not worker.pipelines.located and worker.failures == {}
+
+
+# When drawing fails
+
+
+@pytest.fixture
+def planted(warm_worker, monkeypatch):
+    """planted(error): the loaded transformer raises it at its next forward."""
+    pipe = warm_worker.pipelines.load("generate").pipe
+
+    def plant(error):
+        def forward(*_, **__):
+            raise error
+
+        monkeypatch.setattr(pipe.transformer, "forward", forward)
+
+    return plant
+
+
+def test_a_fault_inside_the_pipeline_is_internal_and_tells_nothing(ask, planted, monkeypatch, capsys):
+    planted(RuntimeError("secret at /srv/weights/x.safetensors"))
+    body = ask(**SMALL, _job_id="broken-1")
+    assert body == {"error": "internal: broken-1", "output": {"success": False}}
+    logged = capsys.readouterr().out
+    assert "secret at /srv/weights" in logged and "Traceback" in logged
+    monkeypatch.undo()
+    assert ask(**SMALL)["output"]["metadata"]["backend"] == "qwen-image"
+
+
+def test_out_of_memory_is_told_and_the_next_job_succeeds(ask, planted, monkeypatch):
+    import torch
+
+    planted(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.27 GiB"))
+    assert ask(**SMALL)["error"].startswith("out_of_memory: 256x256 does not fit beside ")
+    monkeypatch.undo()
+    assert ask(**SMALL)["output"]["success"]
+
+
+def test_a_result_over_the_limit_is_refused_with_both_figures(cold_worker):
+    worker = cold_worker(QWEN_FALLBACK="force", QWEN_RESULT_LIMIT_MB=0.01)
+    assert "the reply has 0." in (error := run(worker, SMALL)["error"]) and "at most 0.01 MB are delivered" in error
+    assert error.startswith("result_too_large: ")
+
+
+def test_the_measured_size_is_that_of_the_json(cold_worker, monkeypatch):
+    from qwen_worker import reply as replies
+
+    output = run(cold_worker(QWEN_FALLBACK="force"), {**SMALL, "num_images": 3})["output"]
+    size = len(json.dumps(output)) / 1e6
+    with pytest.raises(runpod_handler.JobError):
+        replies.require_deliverable(output, size)
+    replies.require_deliverable(output, size + 0.0002)
+
+
+# Cancellation
+
+
+def test_a_stop_ends_the_drawing_within_a_step_and_nothing_runs_on(warm_worker):
+    pipe = warm_worker.pipelines.load("generate").pipe
+    steps = []
+    hook = pipe.transformer.register_forward_hook(lambda *_: steps.append(time.monotonic()))
+
+    async def cancel():
+        task = asyncio.create_task(warm_worker.answer({"id": "x", "input": {**SMALL, "num_inference_steps": 100}}))
+        while not steps:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return len(steps)
+
+    try:
+        at_the_end = asyncio.run(cancel())
+        time.sleep(0.3)
+        assert len(steps) == at_the_end <= 8
+    finally:
+        hook.remove()
+    assert run(warm_worker, SMALL)["output"]["success"]
+
+
+def test_a_job_cancelled_before_its_turn_never_draws(warm_worker):
+    release = threading.Event()
+    warm_worker.inference_thread.submit(release.wait)
+
+    async def cancel():
+        task = asyncio.create_task(warm_worker.answer({"id": "x", "input": SMALL}))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.05, release.set)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+
+
+# Bad input: the right code, at once, and the worker lives
+
+
+def bad_pictures():
+    noise = file_of(Image.effect_noise((64, 64), 50))
+    return {
+        "text": (text_of(b"this is no picture"), "image_unreadable"),
+        "half": (text_of(noise[: len(noise) // 2]), "image_unreadable"),
+        "bomb": (text_of(png_header(40_000, 40_000)), "invalid_input"),
+        "svg": (text_of(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "image_unreadable"),
+        "nothing": (text_of(b""), "invalid_input"),
+        "spaces": ("    ", "image_unreadable"),
+        "strip": (as_text(Image.new("RGB", (1200, 1))), "invalid_input"),
+        "file": ("file:///etc/passwd", "image_fetch_failed"),
+        "loopback": ("http://127.0.0.1:1/a.png", "image_fetch_failed"),
+        "metadata service": ("http://169.254.169.254/latest/meta-data/", "image_fetch_failed"),
+        "data uri": ("data:image/png,abc", "image_unreadable"),
+    }
+
+
+@pytest.mark.parametrize("name", list(bad_pictures()))
+def test_a_bad_picture_is_refused_at_once(ask, name):
+    picture, code = bad_pictures()[name]
+    started = time.monotonic()
+    body = ask(**EDIT, image=picture)
+    assert time.monotonic() - started < 2
+    assert body["error"].startswith(f"{code}: ") and body["output"] == {"success": False}
+    assert ask(task="health")["output"]["status"] == "healthy"
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_a_prompt_of_too_many_tokens_is_refused_before_the_model_runs(ask, field, monkeypatch, warm_worker):
+    pipe = warm_worker.pipelines.load("generate").pipe
+    monkeypatch.setattr(pipe.text_encoder, "forward", lambda *_, **__: pytest.fail("the text encoder ran"))
+    error = ask(**SMALL | {field: "龘" * 1999})["error"]
+    assert error.startswith(f"invalid_input: {field} must be at most 1019 tokens, not ")
+
+
+def test_the_longest_prompt_that_fits_is_drawn_and_not_cut(ask, warm_worker):
+    pipe = warm_worker.pipelines.load("generate").pipe
+    prompt = "龘" * 339  # three byte tokens each in the tiny vocabulary
+    assert len(pipe.tokenizer(prompt).input_ids) <= 1019
+    embeds, _ = pipe.encode_prompt(prompt, max_sequence_length=1024)
+    assert embeds.shape[1] == len(pipe.tokenizer(prompt).input_ids) + 5
+    assert ask(**SMALL | {"prompt": prompt, "num_inference_steps": 1})["output"]["success"]
+
+
+# The log
+
+
+def test_a_job_is_one_line_without_prompt_or_picture(ask, capsys):
+    ask(**SMALL | {"prompt": "my private words"}, _job_id="log-1")
+    ask(prompt="", _job_id="log-2")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "task=" in line]
+    assert lines[0].startswith("INFO   | log-1 | task=generate size=256x256 steps=2 seconds=")
+    assert lines[0].endswith("backend=qwen-image code=ok")
+    assert "log-2 | task=unknown" in lines[1] and lines[1].endswith("code=invalid_input")
+    assert "private" not in "".join(lines) and max(map(len, lines)) < 200
+
+
+def test_on_an_endpoint_the_line_is_the_platform_s_json(ask, capsys, monkeypatch):
+    monkeypatch.setenv("RUNPOD_ENDPOINT_ID", "abc")
+    ask(task="health", _job_id="log-3")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    line = next(line for line in lines if "task=" in line["message"])
+    assert (line["requestId"], line["level"]) == ("log-3", "INFO") and "code=ok" in line["message"]
