@@ -23,6 +23,7 @@ from .pipelines import Loaded
 from .settings import Settings
 
 GB = 1e9
+LEVELS = ("DEBUG", "INFO", "WARN", "ERROR")
 PACKAGES = ("runpod", "torch", "diffusers", "transformers", "accelerate", "pillow", "pydantic", "huggingface-hub")
 
 
@@ -61,7 +62,7 @@ def health(settings: Settings, machine: Machine, loaded: list[Loaded], fallback:
     """The reply of `health`. The first three keys are what clients of the old worker read."""
     gpu = machine.gpu
     memory = {
-        "rss_gb": round(psutil.Process().memory_info().rss / GB, 3),
+        "rss_gb": round(resident_bytes() / GB, 3),
         "ram_total_gb": round(machine.ram_total / GB, 3),
         "ram_available_gb": round(machine.ram_available / GB, 3),
     }
@@ -98,6 +99,15 @@ def health(settings: Settings, machine: Machine, loaded: list[Loaded], fallback:
         "fallback": fallback,
         "counters": counters.report(),
     }
+
+
+def resident_bytes() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def memory_in_use(machine: Machine) -> int:
+    """Bytes used of the GPU where there is one, else resident in RAM."""
+    return machine.gpu.total - machine.gpu.free if machine.gpu else resident_bytes()
 
 
 def debug(settings: Settings) -> dict:
@@ -142,7 +152,10 @@ def peak_vram_gb(reset: bool = False) -> float | None:
 
 
 def log_line(job_id: str | None, level: str, message: str) -> None:
-    """One line on stdout: the platform's JSON where there is an endpoint, plain text elsewhere."""
+    """One line on stdout at the SDK's log level: the platform's JSON where there is an endpoint, else plain text."""
+    threshold = os.environ.get("RUNPOD_LOG_LEVEL", os.environ.get("RUNPOD_DEBUG_LEVEL", "INFO")).upper()
+    if threshold in LEVELS and LEVELS.index(level) < LEVELS.index(threshold):
+        return
     if os.environ.get("RUNPOD_ENDPOINT_ID"):
         line = json.dumps({"requestId": job_id, "message": message, "level": level})
     else:

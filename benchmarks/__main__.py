@@ -1,0 +1,48 @@
+"""Runs one benchmark, prints its table and writes its JSON below `benchmarks/results/`."""
+
+import argparse
+import json
+import platform
+from datetime import UTC, datetime
+from importlib import import_module, metadata
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+BENCHMARKS = {"handler": "what the worker adds to the bare pipeline call"}
+PACKAGES = ("torch", "diffusers", "transformers", "pillow")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="name", required=True)
+    for name, purpose in BENCHMARKS.items():
+        import_module(f".{name}", __package__).add_options(commands.add_parser(name, help=purpose, description=purpose))
+    options = parser.parse_args()
+    rows, facts = import_module(f".{options.name}", __package__).run(options)
+    report = {
+        "benchmark": options.name,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {"processor": platform.machine(), "python": platform.python_version()},
+        "versions": {package: metadata.version(package) for package in PACKAGES},
+        **facts,
+        "rows": rows,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{options.name}.json"
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    show(rows)
+    print(f"Written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+
+
+def show(rows: list[dict]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*(str(name) for name in rows[0]))
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
