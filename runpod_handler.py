@@ -22,6 +22,7 @@ from qwen_worker import reply as replies
 from qwen_worker.errors import Cancelled, JobError, LoadError
 from qwen_worker.inputs import open_images, output_size
 from qwen_worker.machine import read_machine
+from qwen_worker.parsing import parse
 from qwen_worker.pipelines import Pipelines
 from qwen_worker.request import (
     SIDE_MULTIPLE,
@@ -30,7 +31,6 @@ from qwen_worker.request import (
     Edit,
     Health,
     Request,
-    parse,
     require_image_count,
     require_size,
 )

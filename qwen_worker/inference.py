@@ -49,14 +49,14 @@ def draw(
             for seed in request.seeds:
                 picture, steps = draw_one(loaded.pipe, request, sources, mask, size, seed, cancelled)
                 pictures.append(picture)
+        return pictures, steps
     except torch.OutOfMemoryError:
-        raise JobError(
-            "out_of_memory", f"{size[0]}x{size[1]} does not fit beside {loaded.checkpoint.name} ({loaded.plan})"
-        ) from None
-    finally:
-        if loaded.plan.device == "cuda":
-            torch.cuda.empty_cache()
-    return pictures, steps
+        pass
+    # Outside the handler, where the traceback no longer holds the tensors that filled the card.
+    if loaded.plan.device == "cuda":
+        torch.cuda.empty_cache()
+    what = f"{size[0]}x{size[1]}" + (f" with {len(sources)} input images" if len(sources) > 1 else "")
+    raise JobError("out_of_memory", f"{what} does not fit beside {loaded.checkpoint.name} ({loaded.plan})")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from qwen_worker import fallback
-from qwen_worker.request import parse
+from qwen_worker.parsing import parse
 
 
 def request(**fields):

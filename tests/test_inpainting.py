@@ -5,7 +5,7 @@ import torch
 from PIL import Image, ImageChops, ImageStat
 
 from qwen_worker.inpainting import PartialDenoise, tail
-from qwen_worker.request import parse
+from qwen_worker.parsing import parse
 
 from .conftest import as_text, run
 

@@ -8,7 +8,7 @@ import pytest
 
 from qwen_worker.checkpoint import PIPELINE_CLASSES
 from qwen_worker.inference import arguments
-from qwen_worker.request import parse
+from qwen_worker.parsing import parse
 
 from .conftest import as_text, picture_of, run
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from qwen_worker.errors import JobError
+from qwen_worker.parsing import parse
 from qwen_worker.request import (
     MAX_SEED,
     BackgroundReplacement,
@@ -13,7 +14,6 @@ from qwen_worker.request import (
     Edit,
     Generate,
     Health,
-    parse,
     require_size,
     require_tokens,
 )
