@@ -150,7 +150,8 @@ class Worker:
             failure = error
         except Exception as error:  # noqa: BLE001  whatever keeps a model from loading means: stand in
             telemetry.log_line(None, "ERROR", traceback.format_exc())
-            failure = LoadError(f"{type(error).__name__} while loading the {role} model; the worker's log has the rest")
+            part = "/".join([role, *getattr(error, "__notes__", [])])
+            failure = LoadError(f"{type(error).__name__} while loading {part}; the worker's log has the rest")
         else:
             self.failures.pop(role, None)
             return found, None

@@ -16,7 +16,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True)
     for name, purpose in BENCHMARKS.items():
-        import_module(f".{name}", __package__).add_options(commands.add_parser(name, help=purpose, description=purpose))
+        command = commands.add_parser(name, help=purpose, description=purpose)
+        command.add_argument("--output", type=Path, default=RESULTS / f"{name}.json", help="the JSON file to write")
+        import_module(f".{name}", __package__).add_options(command)
     options = parser.parse_args()
     rows, facts = import_module(f".{options.name}", __package__).run(options)
     report = {
@@ -27,11 +29,10 @@ def main() -> None:
         **facts,
         "rows": rows,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{options.name}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=2) + "\n")
     show(rows)
-    print(f"Written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    print(f"Written to {options.output}")
 
 
 def show(rows: list[dict]) -> None:

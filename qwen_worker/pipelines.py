@@ -62,8 +62,8 @@ class Pipelines:
         if model not in self.loaded:
             started = time.perf_counter()
             found = self.locate(task)
-            self.plan(found, shared=())  # refuses by the table before a download
             if found.folder is None:
+                self.plan(found, self.likely_shared(found))  # refuses before the download
                 found = self.located[model] = self.download(found)
             shared = self.shared_components(found)
             plan = self.plan(found, tuple(shared))
@@ -71,11 +71,8 @@ class Pipelines:
             self.loaded[model] = Loaded(found, plan, pipe, tuple(shared), time.perf_counter() - started)
         return self.loaded[model]
 
-    def plan(self, found: Checkpoint, shared: tuple[str, ...]) -> placement.Plan:
+    def plan(self, found: Checkpoint, shared: tuple[str, ...] = ()) -> placement.Plan:
         cap = self.settings.QWEN_VRAM_GB
-        # Before the files are here nothing is known to be shared; within a family these are.
-        if found.folder is None and self.loaded:
-            shared = tuple(name for name in SHAREABLE if self.same_family(found))
         return placement.plan(
             found.name,
             {name: count for name, count in found.parameters.items() if name not in shared},
@@ -85,10 +82,12 @@ class Pipelines:
             resident=sum(one.plan.weights for one in self.loaded.values()),
         )
 
-    def same_family(self, found: Checkpoint) -> bool:
-        return any(
-            one.checkpoint.parameters["text_encoder"] == found.parameters["text_encoder"]
-            for one in self.loaded.values()
+    def likely_shared(self, found: Checkpoint) -> tuple[str, ...]:
+        """Before its files are here: what has as many parameters as a loaded pipeline's, as within a family."""
+        return tuple(
+            name
+            for name in SHAREABLE
+            if any(one.checkpoint.parameters.get(name) == found.parameters.get(name) for one in self.loaded.values())
         )
 
     def download(self, found: Checkpoint) -> Checkpoint:
@@ -123,7 +122,11 @@ def build(found: Checkpoint, plan: placement.Plan, shared: dict[str, Any]) -> An
     for name, value in checkpoints.read_json(found.folder, "model_index.json").items():
         if name in components or name.startswith("_"):
             continue
-        components[name] = load_component(found, name, value, plan) if is_component(value) else value
+        try:
+            components[name] = load_component(found, name, value, plan) if is_component(value) else value
+        except Exception as error:
+            error.add_note(name)  # which component it was: the reason that a caller reads names it
+            raise
     pipe = getattr(diffusers, found.class_name)(**components)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -6,9 +6,12 @@ import shutil
 
 import pytest
 
-from qwen_worker.checkpoint import PIPELINE_CLASSES
+from qwen_worker.checkpoint import PIPELINE_CLASSES, known
+from qwen_worker.errors import LoadError
 from qwen_worker.inference import arguments
+from qwen_worker.machine import Gpu, Machine
 from qwen_worker.parsing import parse
+from qwen_worker.pipelines import Loaded, Pipelines
 
 from .conftest import as_text, picture_of, run
 
@@ -105,6 +108,28 @@ def test_a_checkpoint_is_asked_only_for_what_its_class_does(cold_worker, tiny):
     worker = cold_worker(QWEN_IMAGE_MODEL=str(tiny / "edit"))
     reason = run(worker, SMALL)["output"]["metadata"]["fallback_reason"]
     assert reason.endswith("/edit is a QwenImageEditPipeline, which does not serve generate")
+
+
+def test_a_second_model_of_the_family_is_planned_as_its_transformer_alone(settings, monkeypatch):
+    """Generate and edit in bfloat16 need 103 GB together: a card of 110 GB has them both, one of 80 GB the first."""
+    GB = 1_000_000_000
+    pipelines = Pipelines(settings())
+    edit = known("Qwen/Qwen-Image-Edit")
+
+    def card(total, used):
+        gpu = Gpu("NVIDIA Test", (9, 0), total * GB, (total - used) * GB)
+        monkeypatch.setattr("qwen_worker.pipelines.read_machine", lambda: Machine(gpu, 200 * GB, 180 * GB))
+
+    card(110, 0)
+    generate = known("Qwen/Qwen-Image")
+    plan = pipelines.plan(generate, pipelines.likely_shared(generate))
+    assert plan.weights == 2 * sum(generate.parameters.values())
+    pipelines.loaded["generate"] = Loaded(generate, plan, None, (), 0.0)
+    card(110, 60)
+    assert pipelines.plan(edit, pipelines.likely_shared(edit)).weights == 2 * edit.parameters["transformer"]
+    card(80, 60)
+    with pytest.raises(LoadError, match="has 20.0 GB free, of which"):
+        pipelines.plan(edit, pipelines.likely_shared(edit))
 
 
 @pytest.mark.parametrize("class_name", list(PIPELINE_CLASSES))
