@@ -39,7 +39,9 @@ class Precision(StrEnum):
 class Settings(BaseSettings):
     """Every field is the environment variable of the same name; an empty one counts as absent."""
 
-    model_config = SettingsConfigDict(case_sensitive=True, frozen=True, env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        case_sensitive=True, frozen=True, env_ignore_empty=True, extra="ignore", allow_inf_nan=False
+    )
 
     QWEN_IMAGE_MODEL: str = Field("Qwen/Qwen-Image", description="text-to-image: hub id, id@revision, or a folder")
     QWEN_EDIT_MODEL: str = Field("Qwen/Qwen-Image-Edit", description="editing: hub id, id@revision, or a folder")

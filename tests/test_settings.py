@@ -32,6 +32,8 @@ def test_the_environment_is_read(monkeypatch):
         ("QWEN_PRECISION", "int3"),
         ("QWEN_VRAM_GB", "-1"),
         ("QWEN_VRAM_GB", "24GB"),
+        ("QWEN_VRAM_GB", "inf"),
+        ("QWEN_RESULT_LIMIT_MB", "nan"),
         ("SERVER_MODE", "http"),
         ("QWEN_FETCH_SECONDS", "0"),
     ],
