@@ -1,5 +1,7 @@
 """An image URL is fetched from public addresses only, within a byte cap and a total deadline, and never echoed."""
 
+import gzip
+import threading
 import time
 
 import pytest
@@ -114,7 +116,21 @@ def test_a_server_that_drips_for_ever_is_left_at_the_deadline(web, slow_part):
             handler.wfile.flush()
             time.sleep(0.1)
 
+    before = set(threading.enumerate())
     assert "was not fetched" in failure(web(drip), deadline=0.5)
+    if slow_part == "body":
+        time.sleep(0.5)  # five more bytes: the thread that was left behind sees the deadline at the next
+        assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "fetch"]
+
+
+def test_a_compressed_body_is_unpacked_and_capped_as_unpacked(web):
+    def answer(handler):
+        body = gzip.compress(b"pixels" if handler.path == "/small" else bytes(100 * MB))
+        respond(handler, body, Content_Encoding="gzip")
+
+    address = web(answer)
+    assert fetch(address + "/small", "image", MB, 5) == b"pixels"
+    assert "image must be at most 1 MB" in failure(address + "/bomb")
 
 
 def test_a_connection_cut_short_is_told(web):

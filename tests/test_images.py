@@ -179,6 +179,14 @@ def test_outside_the_mask_every_pixel_is_the_source_s_and_deep_inside_the_pictur
     assert near(found.crop((48, 48, 80, 80)), picture.crop((48, 48, 80, 80)), 0)
 
 
+def test_the_edge_fades_inside_the_mask():
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (20, 0, 64, 64))
+    found = restore_outside(Image.new("RGB", (64, 64), "white"), Image.new("RGB", (64, 64), "black"), mask)
+    ramp = [found.getpixel((column, 32))[0] for column in range(16, 36)]
+    assert ramp[:4] == [0] * 4 and ramp[-5:] == [255] * 5 and ramp == sorted(ramp) and len(set(ramp)) > 6
+
+
 @pytest.mark.parametrize(
     ("source", "mask", "size"),
     [
