@@ -67,6 +67,9 @@ class Worker:
             reply = await self.route(request)
         except JobError as error:
             reply = error.reply()
+        except asyncio.CancelledError:
+            self.record(job_id, task, {"error": "cancelled"}, time.perf_counter() - started)
+            raise
         except Exception:  # noqa: BLE001  the SDK would post the traceback, with its paths, to the caller
             telemetry.log_line(job_id, "ERROR", traceback.format_exc())
             reply = JobError("internal", job_id).reply()
@@ -105,16 +108,20 @@ class Worker:
             raise Cancelled
         timings: dict[str, float] = {}
         checkpoint, failure = self.attempt(self.pipelines.locate, request)
-        if checkpoint:
-            refuse_what_it_cannot(checkpoint, request)
+        # Known from an earlier job also where the load has failed since: the same job is refused or not, either way.
+        known = checkpoint or self.pipelines.located.get(self.pipelines.model_for(request.task))
+        if known:
+            refuse_what_it_cannot(known, request)
         with telemetry.timed(timings, "input"):
-            sources, mask = open_images(request, self.settings.QWEN_FETCH_SECONDS)
-        size = output_size(request, sources, mask, checkpoint.size_multiple if checkpoint else SIDE_MULTIPLE)
+            sources, mask = open_images(request, self.settings.QWEN_FETCH_SECONDS, cancelled)
+        size = output_size(request, sources, mask, known.size_multiple if known else SIDE_MULTIPLE)
 
         loaded = None
         if checkpoint:
             with telemetry.timed(timings, "load"):
                 loaded, failure = self.attempt(self.pipelines.load, request)
+        if cancelled.is_set():
+            raise Cancelled
         if failure and self.settings.QWEN_FALLBACK is Fallback.FORBID:
             raise JobError("model_unavailable", failure.reason)
 
@@ -150,7 +157,7 @@ class Worker:
             failure = error
         except Exception as error:  # noqa: BLE001  whatever keeps a model from loading means: stand in
             telemetry.log_line(None, "ERROR", traceback.format_exc())
-            part = "/".join([role, *getattr(error, "__notes__", [])])
+            part = f"{role}/{self.pipelines.stage}".rstrip("/")
             failure = LoadError(f"{type(error).__name__} while loading {part}; the worker's log has the rest")
         else:
             self.failures.pop(role, None)

@@ -4,16 +4,15 @@ Reads names, configs and safetensors headers, never weights. Knows nothing of to
 """
 
 import hashlib
-import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
+from .checkpoint_files import count_parameters, is_folder, label_of, read_json, shards
 from .errors import LoadError
 
-HEADER_LIMIT = 100_000_000  # bytes; the format's own cap on a header
 WEIGHTS = ("transformer", "text_encoder", "vae")  # components that hold parameters
 
 
@@ -23,14 +22,21 @@ class PipelineClass:
 
     tasks: frozenset[str]
     max_images: int  # input images of one edit
+    components: tuple[str, ...]  # beside those that hold parameters
 
 
+# Of each component that holds no parameters: any one of these sets of files makes it complete.
+NEEDED_FILES = {
+    "scheduler": (("scheduler_config.json",),),
+    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "processor": (("preprocessor_config.json",), ("processor_config.json",)),
+}
 EDITS = frozenset({"edit", "background_replacement"})
 PIPELINE_CLASSES = {
-    "QwenImagePipeline": PipelineClass(frozenset({"generate"}), 0),
-    "QwenImageEditPipeline": PipelineClass(EDITS, 1),
-    "QwenImageEditPlusPipeline": PipelineClass(EDITS, 3),
-    "QwenImage21Pipeline": PipelineClass(EDITS | {"generate"}, 3),
+    "QwenImagePipeline": PipelineClass(frozenset({"generate"}), 0, ("scheduler", "tokenizer")),
+    "QwenImageEditPipeline": PipelineClass(EDITS, 1, ("scheduler", "tokenizer", "processor")),
+    "QwenImageEditPlusPipeline": PipelineClass(EDITS, 3, ("scheduler", "tokenizer", "processor")),
+    "QwenImage21Pipeline": PipelineClass(EDITS | {"generate"}, 3, ("scheduler", "processor")),
 }
 
 # Parameters by component, counted on the installed classes with the released configurations.
@@ -54,6 +60,7 @@ class Checkpoint:
     name: str  # as a caller may see it: the hub id, or a folder's last two names
     class_name: str
     parameters: dict[str, int] = field(hash=False)
+    size_multiple: int = 16  # what a side must be a multiple of, in pixels: twice the VAE's spatial compression
     folder: Path | None = None
     hub_id: str | None = None
     revision: str | None = None  # a commit, a branch, or a digest of a plain folder
@@ -61,16 +68,6 @@ class Checkpoint:
     @property
     def pipeline_class(self) -> PipelineClass:
         return PIPELINE_CLASSES[self.class_name]
-
-    @cached_property
-    def size_multiple(self) -> int:
-        """What a side must be a multiple of, in pixels: twice the VAE's spatial compression."""
-        if self.class_name == "QwenImage21Pipeline":
-            return 32  # the pipeline fixes a compression of 16
-        if self.folder is None:
-            return 16
-        config = read_json(self.folder, "vae/config.json")
-        return 2 * 2 ** len(config.get("temperal_downsample", (0, 0, 0)))
 
 
 def find(model: str, roots: Iterable[Path]) -> Checkpoint | None:
@@ -97,16 +94,9 @@ def known(model: str) -> Checkpoint | None:
     if hub_id not in KNOWN:
         return None
     class_name, parameters = KNOWN[hub_id]
-    return Checkpoint(hub_id, class_name, parameters, hub_id=hub_id, revision=revision or None)
-
-
-def is_folder(model: str) -> bool:
-    return model.startswith(("/", ".", "~")) or Path(model).is_dir()
-
-
-def label_of(model: str) -> str:
-    """A model setting as a caller may see it: no path of this machine."""
-    return "/".join(Path(model).absolute().parts[-2:]) if is_folder(model) else model
+    return Checkpoint(
+        hub_id, class_name, parameters, size_multiple_of(class_name), hub_id=hub_id, revision=revision or None
+    )
 
 
 def candidates(root: Path, hub_id: str, revision: str) -> list[tuple[Path, str | None]]:
@@ -129,91 +119,63 @@ def candidates(root: Path, hub_id: str, revision: str) -> list[tuple[Path, str |
 def inspect(folder: Path) -> Checkpoint:
     """What the folder holds, from its configs and headers. Raises `LoadError` naming the file or the class."""
     name = label_of(str(folder))
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise LoadError(f"{name} is not a folder on this worker")
     if not (folder / "model_index.json").is_file():
         raise LoadError(f"{name} holds no model_index.json: it is not a diffusers checkpoint")
     class_name = read_json(folder, "model_index.json").get("_class_name")
     require_class(name, class_name)
+    require_files(folder, class_name)
     if read_json(folder, "transformer/config.json").get("guidance_embeds"):
         raise LoadError(f"{name} is guidance-distilled (guidance_embeds), which diffusers' {class_name} cannot run")
     parameters = {component: count_parameters(folder, component) for component in WEIGHTS}
-    return Checkpoint(name, class_name, parameters, folder, revision=folder_digest(folder))
+    multiple = size_multiple_of(class_name, read_json(folder, "vae/config.json"))
+    return Checkpoint(name, class_name, parameters, multiple, folder, revision=folder_digest(folder))
 
 
-def require_class(name: str, class_name: str | None) -> None:
-    if class_name not in PIPELINE_CLASSES:
-        raise LoadError(f"{name} names the pipeline class {class_name}; served are {', '.join(PIPELINE_CLASSES)}")
+def require_class(name: str, class_name: object) -> None:
+    if not isinstance(class_name, str) or class_name not in PIPELINE_CLASSES:
+        raise LoadError(
+            f"{name} names the pipeline class {str(class_name)[:80]}; served are {', '.join(PIPELINE_CLASSES)}"
+        )
+
+
+def require_files(folder: Path, class_name: str) -> None:
+    """Refuse a folder that lacks what the class loads: libraries make do with less, and draw nonsense or fail late."""
+    index = read_json(folder, "model_index.json")
+    for component in (*WEIGHTS, *PIPELINE_CLASSES[class_name].components):
+        entry = index.get(component)
+        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
+            raise LoadError(f"model_index.json names no library and class for {component}")
+    for component in WEIGHTS:
+        read_json(folder, f"{component}/config.json")
+        shards(folder, component)
+    for component in PIPELINE_CLASSES[class_name].components:
+        choices = NEEDED_FILES[component]
+        if not any(all((folder / component / name).is_file() for name in names) for names in choices):
+            wanted = " or ".join(" and ".join(names) for names in choices)
+            raise LoadError(f"{label_of(str(folder))} holds no {wanted} in {component}/")
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file that the indexes name is there; an interrupted download leaves some out."""
+    """Whether every file is there that a load will read; an interrupted download leaves some out."""
     try:
-        return (folder / "model_index.json").is_file() and all(shards(folder, component) for component in WEIGHTS)
+        class_name = read_json(folder, "model_index.json").get("_class_name")
+        # Another model's checkpoint is not incomplete: `inspect` says what it is.
+        if isinstance(class_name, str) and class_name in PIPELINE_CLASSES:
+            require_files(folder, class_name)
+        return True
     except LoadError:
         return False
 
 
-def shards(folder: Path, component: str) -> list[Path]:
-    """The component's safetensors files. Raises `LoadError` naming the first that is missing."""
-    indexes = sorted((folder / component).glob("*.safetensors.index.json"))
-    if indexes:
-        weight_map = read_json(folder, f"{component}/{indexes[0].name}").get("weight_map", {})
-        files = [folder / component / name for name in sorted(set(weight_map.values()))]
-    else:
-        files = sorted((folder / component).glob("*.safetensors"))
-    if not files:
-        raise LoadError(f"{label_of(str(folder))} holds no safetensors file in {component}/")
-    for file in files:
-        if not file.is_file():
-            raise LoadError(f"{component}/{file.name} is named by the index and missing")
-    return files
-
-
-def count_parameters(folder: Path, component: str) -> int:
-    return sum(shard_parameters(file, f"{component}/{file.name}") for file in shards(folder, component))
-
-
-def shard_parameters(file: Path, label: str) -> int:
-    """Parameters in a safetensors file, from its header; its length must be what the header says.
-
-    Layout: an 8-byte little-endian length, a JSON header of that length, then the tensors' bytes
-    (https://huggingface.co/docs/safetensors, "Format").
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(HEADER_LIMIT, size):
-            raise LoadError(f"{label} is corrupt: it does not begin with a safetensors header")
-        try:
-            header = json.loads(stream.read(length))
-            tensors = [entry for key, entry in header.items() if key != "__metadata__"]
-            ends = max((entry["data_offsets"][1] for entry in tensors), default=0)
-            count = sum(product(entry["shape"]) for entry in tensors)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise LoadError(f"{label} is corrupt: its safetensors header cannot be read") from None
-    if size != 8 + length + ends:
-        raise LoadError(f"{label} is corrupt: its header describes {8 + length + ends:,} bytes and it has {size:,}")
-    return count
-
-
-def product(shape: list[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
-
-
-def read_json(folder: Path, relative: str) -> dict:
-    try:
-        value = json.loads((folder / relative).read_text())
-    except OSError:
-        raise LoadError(f"{label_of(str(folder))} holds no readable {relative}") from None
-    except ValueError:
-        raise LoadError(f"{relative} is corrupt: not JSON") from None
-    if not isinstance(value, dict):
-        raise LoadError(f"{relative} is corrupt: not a JSON object")
-    return value
+def size_multiple_of(class_name: str, vae_config: dict | None = None) -> int:
+    if class_name == "QwenImage21Pipeline":
+        return 32  # the pipeline fixes a compression of 16
+    halvings = (vae_config or {}).get("temperal_downsample", [False, True, True])
+    if not isinstance(halvings, list):
+        raise LoadError("vae/config.json is corrupt: temperal_downsample is not a list")
+    return 2 * 2 ** len(halvings)
 
 
 def folder_digest(folder: Path) -> str:

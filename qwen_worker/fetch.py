@@ -9,11 +9,15 @@ import queue
 import socket
 import threading
 import time
+from contextlib import suppress
 from urllib.parse import urlsplit
 
-from .errors import InvalidInput, JobError
+from .errors import Cancelled, InvalidInput, JobError
 
 CHUNK = 65536  # bytes asked of the socket at a time; fewer are taken as they come
+POLL = 0.1  # seconds between looks at a cancellation
+MAX_FETCHES = 16
+fetches = threading.BoundedSemaphore(MAX_FETCHES)
 
 
 def is_url(text: str) -> bool:
@@ -21,17 +25,20 @@ def is_url(text: str) -> bool:
     return "://" in text[:40] and not text[:5].lower() == "data:"
 
 
-def fetch(url: str, label: str, max_bytes: int, deadline: float) -> bytes:
-    """The body behind an http(s) URL, within `deadline` seconds in all. Raises `image_fetch_failed` or `invalid_input`.
+def fetch(url: str, label: str, max_bytes: int, deadline: float, cancelled: threading.Event | None = None) -> bytes:
+    """The body behind an http(s) URL, within `deadline` seconds in all.
 
-    Runs on a thread of its own that is left behind at the deadline: name resolution and response headers cannot be
-    interrupted. The thread is a daemon and ends by itself with the connection.
+    Raises `image_fetch_failed` or `invalid_input`, or `Cancelled` within a moment once `cancelled` is set. Runs on a
+    thread of its own that is left behind then, since name resolution and response headers cannot be interrupted; a
+    server that drips headers for ever holds one of `MAX_FETCHES` such threads for as long as it does.
     """
     scheme = urlsplit_or_fail(url, label)
     if scheme not in ("http", "https"):
         raise failed(label, f"must be an http or https URL, not {scheme[:20]!r}")
     import runpod.serverless.utils.rp_ssrf  # noqa: F401  a second or two at first: not out of the deadline
 
+    if not fetches.acquire(blocking=False):
+        raise failed(label, f"was not fetched: {MAX_FETCHES} servers are still being waited for")
     outcome: queue.SimpleQueue = queue.SimpleQueue()
     ends = time.monotonic() + deadline
 
@@ -40,15 +47,19 @@ def fetch(url: str, label: str, max_bytes: int, deadline: float) -> bytes:
             outcome.put(download(url, label, max_bytes, ends))
         except JobError as error:
             outcome.put(error)
+        finally:
+            fetches.release()
 
     threading.Thread(target=body, name="fetch", daemon=True).start()
-    try:
-        result = outcome.get(timeout=deadline)
-    except queue.Empty:
-        result = failed(label, f"was not fetched within {deadline:g} seconds")
-    if isinstance(result, JobError):
-        raise result
-    return result
+    while time.monotonic() < ends:
+        if cancelled is not None and cancelled.is_set():
+            raise Cancelled
+        with suppress(queue.Empty):
+            result = outcome.get(timeout=min(POLL, max(0.001, ends - time.monotonic())))
+            if isinstance(result, JobError):
+                raise result
+            return result
+    raise failed(label, f"was not fetched within {deadline:g} seconds")
 
 
 def failed(label: str, why: str) -> JobError:

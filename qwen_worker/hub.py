@@ -3,6 +3,7 @@
 Every failure comes out as a `LoadError`, passing when another try later may help. Knows nothing of torch or pipelines.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from .checkpoint import WEIGHTS, Checkpoint, inspect, require_class
+from .checkpoint import WEIGHTS, Checkpoint, inspect, require_class, size_multiple_of
 from .errors import LoadError
 
 # The files that the pipelines read: not the READMEs, sample pictures or other formats of the weights.
@@ -35,7 +36,12 @@ def explained(name: str) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else 0
         passing = status == 429 or status >= 500 or status == 0
         raise LoadError(f"{name} could not be fetched: the hub answered {status}", passing=passing) from None
-    except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise LoadError(f"{name} could not be fetched: the disk is full") from None
+        raise LoadError(f"{name} could not be fetched: {type(error).__name__}", passing=True) from None
+    # The hub's transfer library reports a broken connection as a RuntimeError.
+    except (httpx2.HTTPError, RuntimeError) as error:
         raise LoadError(f"{name} could not be fetched: {type(error).__name__}", passing=True) from None
 
 
@@ -61,13 +67,19 @@ def look_up(model: str) -> Checkpoint:
         component = sibling.rfilename.split("/")[0]
         if component in sizes and sibling.rfilename.endswith(".safetensors"):
             sizes[component] += (sibling.size or 0) // 2
-    return Checkpoint(hub_id, class_name, sizes, hub_id=hub_id, revision=facts.sha)
+    return Checkpoint(hub_id, class_name, sizes, size_multiple_of(class_name), hub_id=hub_id, revision=facts.sha)
 
 
 def cache_folder() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
+
+
+def fetched_bytes(checkpoint: Checkpoint) -> int:
+    """What an earlier download of the checkpoint, whole or cut short, has left in the cache."""
+    blobs = cache_folder() / f"models--{checkpoint.hub_id.replace('/', '--')}" / "blobs"
+    return sum(file.stat().st_size for file in blobs.iterdir()) if blobs.is_dir() else 0
 
 
 def download(checkpoint: Checkpoint) -> Checkpoint:

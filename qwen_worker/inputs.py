@@ -1,5 +1,7 @@
 """A request's input pictures and mask, from wherever they come, decoded. Knows nothing of what is done with them."""
 
+import threading
+
 from PIL import Image
 
 from .fetch import fetch, is_url
@@ -7,10 +9,12 @@ from .images import MAX_BYTES, decode, decode_mask, edit_size, from_text
 from .request import MAX_SIDE, MIN_SIDE, Drawing, Edit
 
 
-def open_images(request: Drawing, fetch_seconds: float) -> tuple[list[Image.Image], Image.Image | None]:
+def open_images(
+    request: Drawing, fetch_seconds: float, cancelled: threading.Event | None = None
+) -> tuple[list[Image.Image], Image.Image | None]:
     """The RGB sources (none for generate) and the mask, `L` of the source's size with 255 = repaint.
 
-    Raises `image_unreadable`, `image_fetch_failed` or `invalid_input`, naming the picture.
+    Raises `image_unreadable`, `image_fetch_failed` or `invalid_input`, naming the picture, or `Cancelled`.
     """
     if not isinstance(request, Edit):
         return [], None
@@ -18,15 +22,15 @@ def open_images(request: Drawing, fetch_seconds: float) -> tuple[list[Image.Imag
     sources = []
     for k, text in enumerate(request.images):
         label = f"images[{k}]" if several else "image"
-        sources.append(decode(image_bytes(text, label, fetch_seconds), label))
+        sources.append(decode(image_bytes(text, label, fetch_seconds, cancelled), label))
     if request.mask_image is None:
         return sources, None
-    data = image_bytes(request.mask_image, "mask_image", fetch_seconds)
+    data = image_bytes(request.mask_image, "mask_image", fetch_seconds, cancelled)
     return sources, decode_mask(data, "mask_image", sources[0].size)
 
 
-def image_bytes(text: str, label: str, fetch_seconds: float) -> bytes:
-    return fetch(text, label, MAX_BYTES, fetch_seconds) if is_url(text) else from_text(text, label)
+def image_bytes(text: str, label: str, fetch_seconds: float, cancelled: threading.Event | None) -> bytes:
+    return fetch(text, label, MAX_BYTES, fetch_seconds, cancelled) if is_url(text) else from_text(text, label)
 
 
 def output_size(request: Drawing, sources: list[Image.Image], mask, multiple: int) -> tuple[int, int]:

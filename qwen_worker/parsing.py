@@ -13,6 +13,7 @@ from .errors import InvalidInput
 from .request import (
     IMAGE_FIELDS,
     IMAGE_RULE,
+    MAX_IMAGES_IN,
     MAX_PROMPT_CHARACTERS,
     TASKS,
     BackgroundReplacement,
@@ -20,6 +21,8 @@ from .request import (
     Request,
     seed_of,
 )
+
+MAX_FIELDS = 64  # more than any task has under all names; bounds what is said about them
 
 # Names that hosted image APIs use for the same thing.
 ALIASES = {
@@ -42,8 +45,11 @@ def parse(fields: Any, job_id: str) -> Request:
     """The job's `input` as the request of its task. Raises `InvalidInput` naming the field, the rule and the value."""
     if not isinstance(fields, dict):
         raise InvalidInput(f"input must be an object, not {shown(fields)}")
+    if len(fields) > MAX_FIELDS:
+        raise InvalidInput(f"input must have at most {MAX_FIELDS} fields, not {len(fields)}")
     fields, sent_as = canonical(fields)
-    task = fields.pop("task", None) or implied_task(fields)
+    task = fields.pop("task", None)
+    task = implied_task(fields) if task is None else task
     if not isinstance(task, str) or task not in TASKS:
         raise InvalidInput(f"task must be one of {', '.join(TASKS)}, not {shown(task)}")
     model = TASKS[task]
@@ -70,6 +76,8 @@ def canonical(fields: dict) -> tuple[dict, dict[str, str]]:
     for key, value in fields.items():
         if value is None:
             continue
+        if not isinstance(key, str) or not key.isprintable():
+            raise InvalidInput(f"{shown(key)} is not the name of a field")
         if key == "size":
             width, height = split_size(value)
             pairs = {"width": width, "height": height}
@@ -102,6 +110,8 @@ def gather_images(fields: dict, model: type[Request], sent_as: dict[str, str]) -
         raise InvalidInput(
             f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not {' and '.join(given) or 'none'}"
         )
+    if isinstance(fields[given[0]], list) and len(fields[given[0]]) > MAX_IMAGES_IN:
+        raise InvalidInput(f"images must be a list of 1 to {MAX_IMAGES_IN} images, not {shown(fields[given[0]])}")
     if given[0] != "images":
         fields["images"] = [fields.pop(given[0])]
         sent_as["images"] = given[0]

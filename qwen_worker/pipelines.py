@@ -12,6 +12,7 @@ from typing import Any
 from . import checkpoint as checkpoints
 from . import hub, placement
 from .checkpoint import Checkpoint
+from .checkpoint_files import label_of, read_json
 from .errors import LoadError
 from .machine import disk_free, read_machine
 from .settings import Settings
@@ -38,12 +39,13 @@ class Pipelines:
         self.settings = settings
         self.located: dict[str, Checkpoint] = {}  # by model setting
         self.loaded: dict[str, Loaded] = {}  # by model setting
+        self.stage = ""  # what a load is busy with, for the words about one that fails
 
     def model_for(self, task: str) -> str:
         return self.settings.QWEN_IMAGE_MODEL if task == "generate" else self.settings.QWEN_EDIT_MODEL
 
     def label_for(self, task: str) -> str:
-        return checkpoints.label_of(self.model_for(task))
+        return label_of(self.model_for(task))
 
     def locate(self, task: str) -> Checkpoint:
         """What serves the task, from files here, the table of known checkpoints or the hub; downloads no weights."""
@@ -67,7 +69,8 @@ class Pipelines:
                 found = self.located[model] = self.download(found)
             shared = self.shared_components(found)
             plan = self.plan(found, tuple(shared))
-            pipe = build(found, plan, shared)
+            pipe = self.build(found, plan, shared)
+            self.stage = ""
             self.loaded[model] = Loaded(found, plan, pipe, tuple(shared), time.perf_counter() - started)
         return self.loaded[model]
 
@@ -92,7 +95,7 @@ class Pipelines:
 
     def download(self, found: Checkpoint) -> Checkpoint:
         needed = sum(found.parameters.values()) * 2  # the released checkpoints are bfloat16
-        placement.require_disk(found.name, needed, disk_free(hub.cache_folder()))
+        placement.require_disk(found.name, max(0, needed - hub.fetched_bytes(found)), disk_free(hub.cache_folder()))
         return hub.download(found)
 
     def shared_components(self, found: Checkpoint) -> dict[str, Any]:
@@ -107,29 +110,27 @@ class Pipelines:
                     break
         return shared
 
+    def build(self, found: Checkpoint, plan: placement.Plan, shared: dict[str, Any]) -> Any:
+        """The diffusers pipeline of the checkpoint's own class, with every component on its device."""
+        import diffusers
+        import torch
+        import transformers
 
-def build(found: Checkpoint, plan: placement.Plan, shared: dict[str, Any]) -> Any:
-    """The diffusers pipeline of the checkpoint's own class, with every component on its device."""
-    import diffusers
-    import torch
-    import transformers
-
-    if plan.device == "cuda" and not torch.cuda.is_available():
-        raise LoadError("there is a GPU here that torch cannot use: the driver is older than torch's CUDA")
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    components = dict(shared)
-    for name, value in checkpoints.read_json(found.folder, "model_index.json").items():
-        if name in components or name.startswith("_"):
-            continue
-        try:
+        if plan.device == "cuda" and not torch.cuda.is_available():
+            raise LoadError("there is a GPU here that torch cannot use: the driver is older than torch's CUDA")
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        components = dict(shared)
+        for name, value in read_json(found.folder, "model_index.json").items():
+            if name in components or name.startswith("_"):
+                continue
+            self.stage = name
             components[name] = load_component(found, name, value, plan) if is_component(value) else value
-        except Exception as error:
-            error.add_note(name)  # which component it was: the reason that a caller reads names it
-            raise
-    pipe = getattr(diffusers, found.class_name)(**components)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+        self.stage = found.class_name
+        pipe = getattr(diffusers, found.class_name)(**components)
+        require_tokenizer(found, pipe)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
 
 def is_component(value: Any) -> bool:
@@ -144,6 +145,23 @@ def load_component(found: Checkpoint, name: str, value: list[str], plan: placeme
     module = importlib.import_module(library)
     if not hasattr(module, class_name):
         raise LoadError(f"{found.name} needs {class_name}, which the installed {library} does not have")
+    load = getattr(module, class_name).from_pretrained
+    if name not in checkpoints.WEIGHTS:
+        return load(found.folder / name, local_files_only=True)
     # Weights go straight to the device: no second copy in RAM on the way to a GPU.
-    options = {"dtype": getattr(torch, plan.dtype), "device_map": plan.device} if name in checkpoints.WEIGHTS else {}
-    return getattr(module, class_name).from_pretrained(found.folder / name, local_files_only=True, **options)
+    options = {"dtype": getattr(torch, plan.dtype), "device_map": plan.device, "local_files_only": True}
+    if library != "transformers":
+        return load(found.folder / name, **options)
+    model, report = load(found.folder / name, output_loading_info=True, **options)
+    # transformers fills what is missing with random numbers. The language head is never used.
+    missing = sorted(set(report["missing_keys"]) - {"lm_head.weight"})
+    if missing:
+        raise LoadError(f"{name}/ lacks {len(missing)} of its weights, {missing[0]} among them")
+    return model
+
+
+def require_tokenizer(found: Checkpoint, pipe: Any) -> None:
+    """transformers makes an empty tokenizer of files that it cannot read, and every prompt nothing."""
+    tokenizer = getattr(pipe, "tokenizer", None) or pipe.processor.tokenizer
+    if not tokenizer("a").input_ids:
+        raise LoadError(f"{found.name} has a tokenizer without a vocabulary")

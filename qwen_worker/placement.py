@@ -66,7 +66,7 @@ def plan(
     extra = WORKING_BYTES + (0 if resident else CONTEXT_BYTES)
     free = machine.gpu.free
     if vram_cap is not None:
-        free = min(free, vram_cap - resident)
+        free = min(free, vram_cap - resident - (CONTEXT_BYTES if resident else 0))
     if weights + extra > free:
         held = f", of which {resident / GB:.1f} GB are taken by a model already loaded" if resident else ""
         cap = f" under QWEN_VRAM_GB={vram_cap / GB:g}" if vram_cap is not None else ""

@@ -36,7 +36,8 @@ def whole(low: int, high: int, multiple: int = 1):
 
 Side = whole(MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE)
 Text = Annotated[
-    str, Field(max_length=MAX_PROMPT_CHARACTERS, description=f"Unicode text of 1 to {MAX_PROMPT_CHARACTERS} characters")
+    str,
+    Field(max_length=MAX_PROMPT_CHARACTERS, description=f"Unicode text of at most {MAX_PROMPT_CHARACTERS} characters"),
 ]
 IMAGE_RULE = "base64, a data URI or an http(s) URL of at most 20 MB"
 ImageText = Annotated[
@@ -137,7 +138,7 @@ TASKS: dict[str, type[Request]] = {
 
 def seed_of(job_id: str) -> int:
     """The first 53 bits of SHA-256 of the job id: a redelivered job draws the same picture."""
-    return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:7], "big") >> 3
+    return int.from_bytes(hashlib.sha256(job_id.encode("utf-8", "surrogatepass")).digest()[:7], "big") >> 3
 
 
 def require_size(width: int, height: int, multiple: int) -> None:

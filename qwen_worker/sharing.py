@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from .checkpoint import read_json
+from .checkpoint_files import read_json
 
 SHAREABLE = ("text_encoder", "vae", "tokenizer")  # each edit or fine-tune has a transformer of its own
 # Written by the saving library and without effect on what is loaded.

@@ -160,4 +160,4 @@ def log_line(job_id: str | None, level: str, message: str) -> None:
         line = json.dumps({"requestId": job_id, "message": message, "level": level})
     else:
         line = f"{level:<7}| {job_id + ' | ' if job_id else ''}{message}"
-    print(line, flush=True)
+    print(line.encode("utf-8", "backslashreplace").decode(), flush=True)

@@ -145,3 +145,14 @@ def test_a_connection_cut_short_is_told(web):
 def test_the_url_is_in_no_error(web):
     address = web(lambda handler: respond(handler, b"", 500))
     assert "secret" not in failure(address + "/a.png?signature=secret")
+
+
+def test_servers_that_never_answer_are_waited_for_in_bounded_number(web, monkeypatch):
+    from qwen_worker import fetch as module
+
+    monkeypatch.setattr(module, "fetches", threading.BoundedSemaphore(1))
+    held = threading.Event()
+    address = web(lambda handler: held.wait(5))
+    failure(address, deadline=0.2)
+    assert "16 servers are still being waited for" in failure(address, deadline=5)
+    held.set()

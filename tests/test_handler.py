@@ -210,6 +210,43 @@ def test_forced_to_fall_back_nothing_is_loaded(cold_worker):
     assert not worker.pipelines.located and worker.failures == {}
 
 
+def test_weights_that_are_missing_are_not_made_up(cold_worker, tiny, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny / "generate", tmp_path / "partial")
+    file = next((folder / "text_encoder").glob("*.safetensors"))
+    tensors = load_file(file)
+    removed = next(name for name in tensors if "mlp" in name and "layers.0" in name)
+    del tensors[removed]
+    save_file(tensors, file, metadata={"format": "pt"})
+    reason, _ = stand_in(run(cold_worker(QWEN_IMAGE_MODEL=str(folder)), SMALL))
+    assert reason.startswith("text_encoder/ lacks 1 of its weights, ")
+
+
+def test_a_tokenizer_that_cannot_be_read_is_a_load_failure(cold_worker, tiny, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(tiny / "generate", tmp_path / "mute")
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    reason, _ = stand_in(run(cold_worker(QWEN_IMAGE_MODEL=str(folder)), SMALL))
+    assert "tokenizer" in reason
+
+
+def test_after_a_failed_load_the_same_jobs_are_refused(cold_worker, tiny, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(tiny / "generate", tmp_path / "strange")
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_attention_heads": 3}))
+    worker = cold_worker(QWEN_IMAGE_MODEL=str(folder))
+    wrong = {**SMALL, "width": 272}
+    before = run(worker, wrong)["error"]
+    stand_in(run(worker, SMALL))
+    assert run(worker, wrong)["error"] == before
+
+
 # When drawing fails
 
 
@@ -288,6 +325,27 @@ def test_a_stop_ends_the_drawing_within_a_step_and_nothing_runs_on(warm_worker):
     assert run(warm_worker, SMALL)["output"]["success"]
 
 
+def test_a_stop_during_a_fetch_is_heard_at_once_and_logged(cold_worker, web, capsys):
+    worker = cold_worker(QWEN_FALLBACK="force")
+    held = threading.Event()
+    address = web(lambda handler: held.wait(5))
+
+    async def cancel():
+        job = {"id": "fetching", "input": {"prompt": "a", "image_url": address}}
+        task = asyncio.create_task(worker.answer(job))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        started = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return time.monotonic() - started
+
+    assert asyncio.run(cancel()) < 1
+    held.set()
+    assert "fetching | task=edit" in (logged := capsys.readouterr().out) and "code=cancelled" in logged
+    assert worker.counters.errors == {"cancelled": 1}
+
+
 def test_a_job_cancelled_before_its_turn_never_draws(warm_worker):
     release = threading.Event()
     warm_worker.inference_thread.submit(release.wait)
@@ -339,6 +397,13 @@ def test_a_prompt_of_too_many_tokens_is_refused_before_the_model_runs(ask, field
     monkeypatch.setattr(pipe.text_encoder, "forward", lambda *_, **__: pytest.fail("the text encoder ran"))
     error = ask(**SMALL | {field: "龘" * 1999})["error"]
     assert error.startswith(f"invalid_input: {field} must be at most 1019 tokens, not ")
+
+
+def test_the_tokens_of_the_instruction_count_not_those_of_the_prompt(ask, scene, warm_worker):
+    tokenizer = warm_worker.pipelines.load("edit").pipe.tokenizer
+    prompt = "龘" * 338
+    assert len(tokenizer(prompt).input_ids) <= 1019 < len(tokenizer(BACKGROUND_INSTRUCTION + prompt).input_ids)
+    assert "tokens" in ask(**SMALL | {"prompt": prompt}, task="background_replacement", image=as_text(scene))["error"]
 
 
 def test_the_longest_prompt_that_fits_acts_to_its_end(ask, warm_worker):

@@ -1,5 +1,6 @@
 """Checkpoints that are not here: refused before a byte is fetched, downloaded whole, and failures told apart."""
 
+import errno
 import json
 
 import pytest
@@ -95,6 +96,21 @@ def test_a_repository_that_does_not_exist_is_no_passing_failure(hub_of, tiny):
     assert not caught.value.passing
 
 
+@pytest.mark.parametrize(("status", "passing"), [(403, False), (429, True), (500, True), (503, True)])
+def test_what_the_hub_answers_decides_whether_to_try_again(hub_of, tiny, status, passing):
+    served = hub_of(tiny / "generate")
+    served.status = status
+    with pytest.raises(LoadError) as caught:
+        hub.look_up("Org/Name")
+    assert caught.value.passing is passing
+
+
+def test_a_disk_that_fills_up_is_no_passing_failure():
+    with pytest.raises(LoadError, match="m could not be fetched: the disk is full") as caught, hub.explained("m"):
+        raise OSError(errno.ENOSPC, "No space left on device", "/secret/path")
+    assert not caught.value.passing
+
+
 def test_without_a_network_the_failure_is_passing_and_names_no_path(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(LoadError) as caught:
@@ -129,6 +145,7 @@ def test_a_20b_model_is_refused_on_this_machine_without_asking_the_hub(hub_of, t
 def test_a_full_disk_is_refused_before_the_download(hub_of, tiny, cold_worker, monkeypatch):
     served = hub_of(tiny / "generate")
     monkeypatch.setattr("qwen_worker.pipelines.disk_free", lambda folder: 1000)
-    reason = run(cold_worker(QWEN_IMAGE_MODEL="Org/Name"), {"prompt": "a"})["output"]["metadata"]["fallback_reason"]
+    worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
+    reason = run(worker, {"prompt": "a"})["output"]["metadata"]["fallback_reason"]
     assert "of disk to download; 0.0 GB are free" in reason
     assert not any(path.endswith(".safetensors") for path in served.paths)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from qwen_worker.errors import JobError
-from qwen_worker.images import decode, decode_mask, edit_size, encode, from_text, restore_outside
+from qwen_worker.images import decode, decode_mask, edit_size, encode, feathered, from_text, restore_outside
 
 from .conftest import as_text, file_of, picture_of, text_of
 
@@ -145,6 +145,39 @@ def test_a_picture_of_bad_shape_is_refused_before_it_is_decoded(size, words):
         decode(png_header(*size), "image")
 
 
+def tiff(*entries):
+    """A little-endian TIFF directory of (tag, type, value): 3 a short, 4 a long, 11 a float."""
+    layout = {3: "<HHIHxx", 4: "<HHII", 11: "<HHIf"}
+    body = b"".join(struct.pack(layout[kind], tag, kind, 1, value) for tag, kind, value in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4)
+
+
+def test_exif_that_cannot_be_written_again_still_turns_the_picture(photo):
+    exif = b"Exif\0\0" + tiff((0x0112, 3, 6), (0xC619, 11, float("nan")))
+    sideways = photo.transpose(Image.Transpose.ROTATE_90)
+    assert near(decode(file_of(sideways, "JPEG", exif=exif, quality=100, subsampling=0), "image"), photo)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\xff\xd8" + b"\xff\xda\x00\x02" * 101, "has 101 parts"),
+        (b"\xff\xd8" + b"\xff\xfe\x00\x02" * 20_001, "has 20,001 parts"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0IDAT\0\0\0\0" * 20_001, "has 20,001 parts"),
+    ],
+)
+def test_a_small_file_of_countless_parts_is_refused_before_it_is_decoded(data, words):
+    with pytest.raises(JobError, match=f"image_unreadable: image {words}, far more than pictures have"):
+        decode(data, "image")
+
+
+def test_a_tiff_with_a_tile_larger_than_any_picture_is_refused():
+    size = [(256, 4, 256), (257, 4, 256), (258, 3, 8), (259, 3, 1), (262, 3, 1)]
+    tile = [(322, 4, 46_000), (323, 4, 46_000), (324, 4, 8), (325, 4, 8)]
+    with pytest.raises(JobError, match="image_unreadable: image is a TIFF whose tiles are larger than any picture"):
+        decode(tiff(*size, *tile), "image")
+
+
 def test_any_damage_is_unreadable_or_a_picture():
     """Every single byte of small files overwritten: never another exception."""
     for format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
@@ -179,6 +212,23 @@ def test_outside_the_mask_every_pixel_is_the_source_s_and_deep_inside_the_pictur
     assert near(found.crop((48, 48, 80, 80)), picture.crop((48, 48, 80, 80)), 0)
 
 
+@pytest.mark.parametrize(
+    "box", [(60, 0, 61, 128), (60, 0, 68, 128), (50, 50, 62, 62), (0, 0, 5, 5), (127, 127, 128, 128), (30, 30, 90, 90)]
+)
+def test_the_middle_of_a_mask_however_thin_is_repainted_whole(box):
+    mask = Image.new("L", (128, 128), 0)
+    mask.paste(255, box)
+    found = feathered(mask)
+    assert found.getbbox() == box and found.getextrema()[1] == 255
+    assert ImageChops.multiply(found, ImageChops.invert(mask)).getbbox() is None
+
+
+def test_a_mask_s_transparent_part_is_kept_and_its_white_part_repainted():
+    mask = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    mask.paste((255, 255, 255, 255), (10, 10, 30, 30))
+    assert decode_mask(file_of(mask), "mask_image", (64, 64)).getbbox() == (10, 10, 30, 30)
+
+
 def test_the_edge_fades_inside_the_mask():
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (20, 0, 64, 64))
@@ -196,6 +246,8 @@ def test_the_edge_fades_inside_the_mask():
         ((768, 512), True, (768, 512)),
         ((770, 512), True, (1248, 832)),
         ((4096, 4096), True, (1024, 1024)),
+        ((800, 100), False, (2048, 256)),
+        ((100, 700), False, (288, 2048)),
     ],
 )
 def test_an_edit_keeps_the_source_s_aspect(source, mask, size):

@@ -65,6 +65,13 @@ def test_a_cap_counts_as_the_card_s_size():
         plan("Qwen/Qwen-Image", SIZE_20B, card(141), vram_cap=24 * GB)
 
 
+def test_a_cap_holds_the_context_of_the_first_model_too():
+    second, resident = {"transformer": SIZE_20B["transformer"]}, round(57.7 * GB)
+    with pytest.raises(LoadError, match="under QWEN_VRAM_GB=103"):
+        plan("m", second, card(141, free=80), vram_cap=103 * GB, resident=resident)
+    assert plan("m", second, card(141, free=80), vram_cap=104 * GB, resident=resident).peak <= 103 * GB
+
+
 def test_a_tiny_model_runs_on_the_cpu_in_float32_unless_told_otherwise():
     found = plan("tiny", TINY, LAPTOP)
     assert (found.device, found.dtype, found.weights) == ("cpu", "float32", 24_000_000)

@@ -98,9 +98,9 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({"task": "generate"}, "prompt is required by generate"),
         ({"prompt": ""}, "prompt must not be empty"),
         ({"prompt": " \n\t"}, "prompt must not be empty"),
-        ({"prompt": "x" * 2001}, "prompt must be Unicode text of 1 to 2000 characters, not 2001 characters"),
+        ({"prompt": "x" * 2001}, "prompt must be Unicode text of at most 2000 characters, not 2001 characters"),
         ({"prompt": "\ud800"}, "prompt must be Unicode text"),
-        ({"prompt": 7}, "prompt must be Unicode text of 1 to 2000 characters, not 7"),
+        ({"prompt": 7}, "prompt must be Unicode text of at most 2000 characters, not 7"),
         ({"prompt": "a <|image_pad|> b"}, "prompt must not contain special tokens of the tokenizer such as <|image"),
         ({**PROMPT, "negative_prompt": "<|im_end|>"}, "negative_prompt must not contain special tokens"),
         ({**PROMPT, "width": 1000}, "width must be a whole number from 256 to 2048 and a multiple of 16, not 1000"),
@@ -127,7 +127,13 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**PROMPT, "task": ["edit"]}, "task must be one of"),
         ({**PROMPT, "stesp": 5}, '"stesp" is not a field of generate; its fields are prompt'),
         ({**PROMPT, "strength": 0.5}, '"strength" is not a field of generate'),
-        ({**PROMPT, 5: 1}, '"5" is not a field of generate'),
+        ({**PROMPT, 5: 1}, "5 is not the name of a field"),
+        ({**PROMPT, "\ud800": 1}, "is not the name of a field"),
+        ({**PROMPT, "x" * 10_000: 1}, "xxx... is not a field of generate"),
+        ({str(k): 1 for k in range(65)}, "input must have at most 64 fields, not 65"),
+        ({**PROMPT, "task": ""}, "task must be one of"),
+        ({**PROMPT, "task": False}, "generate, edit, background_replacement, health, debug, not false"),
+        ({**PROMPT, "images": [5] * 100_000}, "images must be a list of 1 to 3 images, not a list of 100000"),
         ({"task": "health", "prompt": "x"}, '"prompt" is not a field of health; its fields are none'),
         ({**EDIT, "task": "generate"}, "image is not taken by generate; task edit takes it"),
         ({**PROMPT, "task": "edit"}, "exactly one of image, image_url, images must be given, not none"),
@@ -152,6 +158,14 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
 )  # fmt: skip
 def test_a_bad_field_is_refused_by_name_rule_and_value(fields, words):
     assert words in refusal(fields)
+
+
+def test_no_refusal_is_long():
+    assert len(refusal({f"unknown{k}" * 50: "x" * 100_000 for k in range(60)})) < 30_000
+
+
+def test_a_job_id_of_any_characters_gives_a_seed():
+    assert 0 <= parse(PROMPT, "\ud800").seed <= MAX_SEED
 
 
 def test_several_mistakes_are_told_at_once():

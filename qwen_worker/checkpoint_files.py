@@ -1,0 +1,90 @@
+"""The files of a checkpoint folder: JSON, and the safetensors of a component by their headers. Reads no weights.
+
+Every failure is a `LoadError` that names the file below the folder, never the folder's path.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from .errors import LoadError
+
+HEADER_LIMIT = 100_000_000  # bytes; the format's own cap on a header
+
+
+def is_folder(model: str) -> bool:
+    return model.startswith(("/", ".", "~")) or os.path.isdir(model)
+
+
+def label_of(model: str) -> str:
+    """A model setting as a caller may see it: a hub id without its revision, or a folder's last two names."""
+    return "/".join(Path(model).absolute().parts[-2:])[-200:] if is_folder(model) else model.partition("@")[0][:200]
+
+
+def read_json(folder: Path, relative: str) -> dict:
+    try:
+        value = json.loads((folder / relative).read_text())
+    except OSError:
+        raise LoadError(f"{label_of(str(folder))} holds no readable {relative}") from None
+    except ValueError:
+        raise LoadError(f"{relative} is corrupt: not JSON") from None
+    if not isinstance(value, dict):
+        raise LoadError(f"{relative} is corrupt: not a JSON object")
+    return value
+
+
+def shards(folder: Path, component: str) -> list[Path]:
+    """The component's safetensors files. Raises `LoadError` naming the first that is missing."""
+    indexes = sorted((folder / component).glob("*.safetensors.index.json"))
+    if indexes:
+        relative = f"{component}/{indexes[0].name}"
+        weight_map = read_json(folder, relative).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise LoadError(f"{relative} is corrupt: its weight_map names no files")
+        names = sorted(set(weight_map.values()))
+    else:
+        names = sorted(file.name for file in (folder / component).glob("*.safetensors"))
+        # A download cut short may have brought a shard and not yet the index.
+        if numbered := next((re.search(r"-of-(\d+)\.safetensors$", name) for name in names), None):
+            raise LoadError(f"{component}/ holds shards of {int(numbered[1])} and no index that names them")
+    if not names:
+        raise LoadError(f"{label_of(str(folder))} holds no safetensors file in {component}/")
+    for name in names:
+        if not (folder / component / name).is_file():
+            raise LoadError(f"{component}/{name} is named by the index and missing")
+    return [folder / component / name for name in names]
+
+
+def count_parameters(folder: Path, component: str) -> int:
+    return sum(shard_parameters(file, f"{component}/{file.name}") for file in shards(folder, component))
+
+
+def shard_parameters(file: Path, label: str) -> int:
+    """Parameters in a safetensors file, from its header; its length must be what the header says.
+
+    Layout: an 8-byte little-endian length, a JSON header of that length, then the tensors' bytes
+    (https://huggingface.co/docs/safetensors, "Format").
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= min(HEADER_LIMIT, size):
+            raise LoadError(f"{label} is corrupt: it does not begin with a safetensors header")
+        try:
+            header = json.loads(stream.read(length))
+            tensors = [entry for key, entry in header.items() if key != "__metadata__"]
+            ends = max((entry["data_offsets"][1] for entry in tensors), default=0)
+            count = sum(product(entry["shape"]) for entry in tensors)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            raise LoadError(f"{label} is corrupt: its safetensors header cannot be read") from None
+    if size != 8 + length + ends:
+        raise LoadError(f"{label} is corrupt: its header describes {8 + length + ends:,} bytes and it has {size:,}")
+    return count
+
+
+def product(shape: list[int]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
