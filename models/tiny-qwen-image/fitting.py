@@ -58,12 +58,9 @@ def schedule(step, steps, warmup):
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def load_average(path, parameters):
-    """Put a checkpoint's averaged weights into `parameters`; how far it had come, in steps."""
-    state = torch.load(path, weights_only=True)
-    for parameter, value in zip(parameters, state["average"], strict=True):
-        parameter.data.copy_(value)
-    return state["step"]
+def finished(path, steps):
+    """Whether the stage whose checkpoint is at `path` has come to `steps`."""
+    return path.exists() and torch.load(path, weights_only=True, map_location="cpu")["step"] >= steps
 
 
 def _average(average, parameters, step):
@@ -88,7 +85,7 @@ def _shown(show, step, parameters, average):
 def _resume(path, modules, optimiser, average):
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")
     for name, module in modules.items():
         module.load_state_dict(state["modules"][name])
     optimiser.load_state_dict(state["optimiser"])
