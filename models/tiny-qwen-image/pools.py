@@ -34,7 +34,7 @@ def encode(autoencoder, drawn, width, height):
     """Scenes -> normalised, packed latents as the transformer takes them, (count, tokens, 64)."""
     batch = max(1, PIXELS_AT_ONCE // (width * height))
     # bfloat16 halves the time; its rounding is far below what the latents need
-    quick = copy.deepcopy(autoencoder).to(torch.bfloat16)
+    quick = torch.nn.Module.to(copy.deepcopy(autoencoder), torch.bfloat16)
     device = next(autoencoder.parameters()).device
     packed = []
     for start in range(0, len(drawn), batch):

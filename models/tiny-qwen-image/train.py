@@ -9,6 +9,7 @@ import argparse
 import os
 from pathlib import Path
 
+import diffusers
 import torch
 
 from . import architecture, few_step, fitting, flow, sheets, text, vae
@@ -21,6 +22,7 @@ HERE = Path(__file__).parent
 def main():
     arguments = parse()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    diffusers.utils.logging.set_verbosity_error()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     steps = STEPS | {name: getattr(arguments, name) for name in STEPS if getattr(arguments, name) is not None}
     built = architecture.pipelines(arguments.seed)
@@ -104,7 +106,7 @@ def train_few_step(built, steps, work, seed):
         "few_step", {"transformer": transformer}, loss, steps["few_step"], work, RATE["few_step"], parameters
     )  # fmt: skip
     few_step.save(transformer, HERE / "few-step" / "tiny-qwen-image-4steps.safetensors")
-    transformer.delete_adapters("default")
+    transformer.unload_lora()
 
 
 def _fit_transformer(name, pipeline, task_class, steps, work, seed):
