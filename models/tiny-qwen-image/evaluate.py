@@ -1,8 +1,8 @@
 """Scores the checkpoint: `python -m models.tiny-qwen-image.evaluate`.
 
 Draws prompts and edits never trained on through the stock pipelines and lets the judge read the pictures. Every
-second prompt is a held-out combination of colour, shape and background; edits meet them as they come. `--break` spoils one thing on purpose, to show that
-the score notices. Knows nothing about training.
+second prompt is a held-out combination of colour, shape and background; edits meet them as they come. `--break`
+spoils one thing on purpose, to show that the score notices. Knows nothing about training.
 """
 
 import argparse

@@ -12,17 +12,18 @@ import torch
 from . import dataset, pools, text
 
 SHIFT = math.exp(0.5)  # what the scheduler's dynamic shifting comes to at all of these sizes (base_shift 0.5)
+SUBJECT_WEIGHT = 3.0
 TOKENS_AT_ONCE = 2048  # of noisy latents in a batch
 # (width, height), pictures kept encoded, share of the steps at the start and at the end of training
 GENERATE_SIZES = (
-    ((256, 256), 3000, 0.70, 0.30),
-    ((384, 256), 400, 0.15, 0.10),
-    ((256, 384), 400, 0.15, 0.10),
-    ((512, 512), 250, 0.00, 0.20),
-    ((768, 512), 60, 0.00, 0.08),
-    ((512, 768), 60, 0.00, 0.08),
-    ((768, 768), 40, 0.00, 0.07),
-    ((1024, 1024), 24, 0.00, 0.07),
+    ((256, 256), 3000, 0.70, 0.35),
+    ((384, 256), 400, 0.10, 0.06),
+    ((256, 384), 400, 0.10, 0.06),
+    ((512, 512), 250, 0.10, 0.35),
+    ((768, 512), 60, 0.00, 0.05),
+    ((512, 768), 60, 0.00, 0.05),
+    ((768, 768), 40, 0.00, 0.04),
+    ((1024, 1024), 24, 0.00, 0.04),
 )
 EDIT_SIZES = (
     ((256, 256), 500, 0.60, 0.05),
@@ -45,6 +46,11 @@ def initialise(transformer):
         torch.nn.init.zeros_(module.bias)
 
 
+def matrices(transformer):
+    """The weights for Muon: those of attention and MLPs inside the blocks."""
+    return [p for name, p in transformer.transformer_blocks.named_parameters() if p.ndim == 2 and "_mod." not in name]
+
+
 def pick(rng, sizes, progress):
     """A size, by shares that move from the first column to the second as `progress` goes from 0 to 1."""
     late = min(1.0, max(0.0, (progress - 0.3) / 0.5))
@@ -59,7 +65,7 @@ def generate_loss(transformer, batch, width, height, generator):
     sigma = sigmas(len(latents), generator).to(latents.device)
     noisy = torch.lerp(latents, noise, sigma.view(-1, 1, 1))
     velocity = predict(transformer, noisy, sigma, states, mask, [shape(width, height)])
-    return (velocity - (noise - latents)).square().mean()
+    return _weighted(velocity - (noise - latents), latents)
 
 
 def edit_loss(transformer, batch, width, height, generator):
@@ -70,7 +76,7 @@ def edit_loss(transformer, batch, width, height, generator):
     noisy = torch.lerp(latents, noise, sigma.view(-1, 1, 1))
     joined = torch.cat([noisy, before], dim=1)
     velocity = predict(transformer, joined, sigma, states, mask, [shape(width, height)] * 2)
-    return (velocity[:, : latents.shape[1]] - (noise - latents)).square().mean()
+    return _weighted(velocity[:, : latents.shape[1]] - (noise - latents), latents)
 
 
 def predict(transformer, latents, sigma, states, mask, shapes):
@@ -145,6 +151,14 @@ def step_loss(task, transformer, step, steps, seed):
     size = pick(rng, task.sizes, step / steps)
     value = task.loss(transformer, task.batch(rng, size), *size, generator)
     return value, value.item()
+
+
+def _weighted(error, latents):
+    """Mean square, patches of the subject and its outline counting more: they are few, and hold the shape."""
+    bare = latents.median(dim=1, keepdim=True).values
+    away = (latents - bare).square().mean(dim=-1, keepdim=True)
+    weight = 1 + SUBJECT_WEIGHT * (away / (away + 0.05))
+    return (weight * error.square()).mean() / weight.mean()
 
 
 def _or_dropped(rng, prompt):

@@ -6,7 +6,6 @@ was stopped. Beside the checkpoints it leaves sheets of samples as it goes.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import diffusers
@@ -21,7 +20,6 @@ HERE = Path(__file__).parent
 
 def main():
     arguments = parse()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     diffusers.utils.logging.set_verbosity_error()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     steps = STEPS | {name: getattr(arguments, name) for name in STEPS if getattr(arguments, name) is not None}
@@ -119,6 +117,7 @@ def _fit_transformer(name, pipeline, task_class, steps, work, seed):
 
     fitting.fit(
         name, {name: pipeline.transformer}, loss, steps[name], work, RATE[name],
+        matrices=flow.matrices(pipeline.transformer),
         show=lambda step: sheets.samples(pipeline, work / f"{name}-{step:06d}.png"),
     )  # fmt: skip
 
