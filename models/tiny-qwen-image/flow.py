@@ -26,13 +26,13 @@ GENERATE_SIZES = (
     ((1024, 1024), 24, 0.00, 0.04),
 )
 EDIT_SIZES = (
-    ((256, 256), 500, 0.60, 0.05),
-    ((384, 256), 80, 0.20, 0.05),
-    ((256, 384), 80, 0.20, 0.05),
-    ((512, 512), 60, 0.00, 0.25),
-    ((1024, 1024), 24, 0.00, 0.40),
-    ((1248, 832), 8, 0.00, 0.10),
-    ((832, 1248), 8, 0.00, 0.10),
+    ((256, 256), 400, 0.60, 0.05),
+    ((384, 256), 50, 0.10, 0.05),
+    ((256, 384), 50, 0.10, 0.05),
+    ((512, 512), 50, 0.20, 0.30),
+    ((1024, 1024), 14, 0.00, 0.39),
+    ((1248, 832), 4, 0.00, 0.08),
+    ((832, 1248), 4, 0.00, 0.08),
 )
 
 
@@ -107,9 +107,9 @@ class GenerateTask:
 
     sizes, loss = GENERATE_SIZES, staticmethod(generate_loss)
 
-    def __init__(self, autoencoder, tokenizer, text_encoder, seed, share=1.0):
+    def __init__(self, autoencoder, tokenizer, text_encoder, seed, folder):
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
-        self.pools = {s: pools.scenes(autoencoder, *s, math.ceil(n * share), seed) for s, n, *_ in self.sizes}
+        self.pools = {s: pools.scenes(autoencoder, *s, n, seed, folder) for s, n, *_ in self.sizes}
 
     def batch(self, rng, size):
         scenes, latents = self.pools[size]
@@ -126,9 +126,9 @@ class EditTask:
 
     sizes, loss = EDIT_SIZES, staticmethod(edit_loss)
 
-    def __init__(self, autoencoder, processor, text_encoder, seed, share=1.0):
+    def __init__(self, autoencoder, processor, text_encoder, seed, folder):
         self.processor, self.text_encoder = processor, text_encoder
-        self.pools = {s: pools.families(autoencoder, *s, math.ceil(n * share), seed) for s, n, *_ in self.sizes}
+        self.pools = {s: pools.families(autoencoder, *s, n, seed, folder) for s, n, *_ in self.sizes}
 
     def batch(self, rng, size):
         families, latents = self.pools[size]

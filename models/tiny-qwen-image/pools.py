@@ -14,19 +14,22 @@ from . import dataset, vae, world
 PIXELS_AT_ONCE = 1 << 20
 
 
-def scenes(autoencoder, width, height, count, seed):
-    """`count` training scenes and their packed latents: (list of Scene, (count, tokens, 64))."""
+def scenes(autoencoder, width, height, count, seed, folder):
+    """`count` training scenes and their packed latents: (list of Scene, (count, tokens, 64)), kept in `folder`."""
     rng = random.Random(f"{seed} {width} {height}")
     drawn = [dataset.training_scene(rng) for _ in range(count)]
-    return drawn, encode(autoencoder, drawn, width, height)
+    kept = folder / f"scenes-{width}x{height}.pt"
+    return drawn, _kept(kept, lambda: encode(autoencoder, drawn, width, height))
 
 
-def families(autoencoder, width, height, count, seed):
+def families(autoencoder, width, height, count, seed, folder):
     """`count` families (see `dataset.family`), and a dict Scene -> its packed latents, (tokens, 64)."""
     rng = random.Random(f"{seed} {width} {height} edits")
     drawn = [dataset.family(rng) for _ in range(count)]
     members = list(dict.fromkeys(scene for versions in drawn for scene in versions.values() if scene.shape))
-    latents = dict(zip(members, encode(autoencoder, members, width, height), strict=True))
+    kept = folder / f"families-{width}x{height}.pt"
+    encoded = _kept(kept, lambda: encode(autoencoder, members, width, height))
+    latents = dict(zip(members, encoded, strict=True))
     return drawn, _with_bare(autoencoder, latents, drawn, width, height)
 
 
@@ -62,6 +65,14 @@ def unpack(packed, width, height):
     rows, columns = height // 32, width // 32
     cells = packed.reshape(len(packed), rows, columns, 16, 2, 2).permute(0, 3, 1, 4, 2, 5)
     return cells.reshape(len(packed), 16, rows * 2, columns * 2)
+
+
+def _kept(path, make):
+    """What `make` gives, remembered at `path` for when training goes on. The VAE must stay the one it was."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(make(), path)
+    return torch.load(path, weights_only=True)
 
 
 def _with_bare(autoencoder, latents, drawn, width, height):

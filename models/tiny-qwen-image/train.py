@@ -110,7 +110,8 @@ def train_few_step(built, steps, work, seed):
 def _fit_transformer(name, pipeline, task_class, steps, work, seed):
     task = None
     if not fitting.finished(work / f"{name}.pt", steps[name]):  # its pools take minutes to encode
-        task = task_class(pipeline.vae, getattr(pipeline, "processor", pipeline.tokenizer), pipeline.text_encoder, seed)
+        reader = getattr(pipeline, "processor", pipeline.tokenizer)
+        task = task_class(pipeline.vae, reader, pipeline.text_encoder, seed, work / "pools")
 
     def loss(step):
         return flow.step_loss(task, pipeline.transformer, step, steps[name], seed)
