@@ -18,6 +18,7 @@ SCHEDULER = {"base_shift": 1.0986122886681098, "max_shift": 1.0986122886681098, 
 GUIDANCE = 4.0
 TEACHER_STEPS = 6  # for each jump
 RANK = 16
+PATHS = 24  # batches of them
 SIZES = ((256, 256), (256, 256), (384, 256), (256, 384), (512, 512))
 MODULES = (
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
@@ -35,10 +36,10 @@ def add_adapter(transformer):
     return [p for p in transformer.parameters() if p.requires_grad]
 
 
-def paths(transformer, tokenizer, text_encoder, count, seed):
-    """`count` batches of teacher's paths: each (size, states at LEVELS (5, B, N, 64), embeddings, mask)."""
+def paths(transformer, tokenizer, text_encoder, seed):
+    """Batches of the teacher's paths: each (size, states at LEVELS (5, B, N, 64), embeddings, mask)."""
     walked = []
-    for index in range(count):
+    for index in range(PATHS):
         rng = random.Random(f"{seed} paths {index}")
         generator = torch.Generator().manual_seed(rng.getrandbits(32))
         size = rng.choice(SIZES)

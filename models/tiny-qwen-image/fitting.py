@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-CHECKPOINT_SECONDS = 150
+CHECKPOINT_SECONDS = 120
+SHEET_SECONDS = 600  # drawing samples holds training up
 DECAY = 0.999  # of the moving average of the weights, reached gradually
 
 
@@ -20,7 +21,7 @@ def fit(name, modules, loss, steps, folder, rate, parameters=None, matrices=(), 
     `matrices` are those of the `parameters` that Muon trains, at twice the rate; AdamW trains the others.
 
     `loss(step)` gives the scalar to go down and a float to show; it must depend on the step alone for its
-    randomness. `show(step)` is called with the averaged weights in place at each checkpoint. Stopped and started
+    randomness. `show(step)` is called now and then with the averaged weights in place. Stopped and started
     again, it goes on from the last checkpoint in `folder`; a finished stage is loaded, not repeated.
     """
     parameters = parameters or [p for m in modules.values() for p in m.parameters()]
@@ -28,7 +29,7 @@ def fit(name, modules, loss, steps, folder, rate, parameters=None, matrices=(), 
     average = [p.detach().clone() for p in parameters]
     path = Path(folder) / f"{name}.pt"
     start = _resume(path, modules, optimisers, average)
-    saved = time.monotonic()
+    saved = shown_at = time.monotonic()
     with _progress() as bar:
         task = bar.add_task(name, total=steps, completed=start, loss="")
         for step in range(start, steps):
@@ -46,8 +47,10 @@ def fit(name, modules, loss, steps, folder, rate, parameters=None, matrices=(), 
                 bar.console.log(f"{name} {step}/{steps} {shown:.4f}")
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 _save(path, step + 1, modules, optimisers, average)
-                _shown(show, step + 1, parameters, average)
                 saved = time.monotonic()
+            if show and time.monotonic() - shown_at > SHEET_SECONDS:
+                _shown(show, step + 1, parameters, average)
+                shown_at = time.monotonic()
     _save(path, max(start, steps), modules, optimisers, average)
     _swap(parameters, average)
     if show and start < steps:
@@ -90,10 +93,9 @@ def _swap(parameters, average):
 
 
 def _shown(show, step, parameters, average):
-    if show:
-        _swap(parameters, average)
-        show(step)
-        _swap(parameters, average)
+    _swap(parameters, average)
+    show(step)
+    _swap(parameters, average)
 
 
 def _resume(path, modules, optimisers, average):

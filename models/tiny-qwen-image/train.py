@@ -93,16 +93,14 @@ def train_few_step(built, steps, work, seed):
     transformer, path = pipeline.transformer, work / "few_step.pt"
     walked = []
     if not fitting.finished(path, steps["few_step"]):
-        walked = few_step.paths(transformer, pipeline.tokenizer, pipeline.text_encoder, 60, seed)
+        walked = few_step.paths(transformer, pipeline.tokenizer, pipeline.text_encoder, seed)
     torch.manual_seed(seed)
     parameters = few_step.add_adapter(transformer)
 
     def loss(step):
         return few_step.loss(transformer, walked, step, seed)
 
-    fitting.fit(
-        "few_step", {"transformer": transformer}, loss, steps["few_step"], work, RATE["few_step"], parameters
-    )  # fmt: skip
+    fitting.fit("few_step", {"transformer": transformer}, loss, steps["few_step"], work, RATE["few_step"], parameters)
     few_step.save(transformer, HERE / "few-step" / "tiny-qwen-image-4steps.safetensors")
     transformer.unload_lora()
 
