@@ -4,6 +4,7 @@ Says how large everything is and writes the two diffusers folders. Knows nothing
 The classes are those of Qwen/Qwen-Image and Qwen/Qwen-Image-Edit; only the sizes differ.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -100,9 +101,7 @@ def save(built, folder, dtype=torch.bfloat16):
         target = Path(folder) / name
         pipeline.to(dtype=dtype)
         pipeline.save_pretrained(target, safe_serialization=True)
-        for path in target.rglob(
-            "*.json"
-        ):  # libraries stamp the path they loaded from; the bytes must not depend on it
+        for path in target.rglob("*.json"):  # libraries stamp where they loaded from: not part of the checkpoint
             content = json.loads(path.read_text())
             if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
                 path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -181,6 +180,7 @@ def build_tokenizer():
     return tokenizer
 
 
+@functools.cache
 def templates():
     """The prompt templates of the three pipelines, read from diffusers; `{}` is the user's prompt."""
     import diffusers

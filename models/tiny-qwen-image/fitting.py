@@ -1,4 +1,4 @@
-"""The training loop that every stage shares: AdamW, cosine, clipping, moving average, resuming, a progress bar.
+"""The training loop that every stage shares: optimisers, cosine, clipping, moving average, resuming, a progress bar.
 
 Knows parameters and losses. Knows nothing about what is being learned.
 """
@@ -10,42 +10,48 @@ from pathlib import Path
 
 import torch
 
-CHECKPOINT_SECONDS = 60
+CHECKPOINT_SECONDS = 120
+SHEET_SECONDS = 600  # drawing samples holds training up
 DECAY = 0.999  # of the moving average of the weights, reached gradually
 
 
-def fit(name, modules, loss, steps, folder, rate, parameters=None, warmup=100, show=None, weight_decay=0.01):
+def fit(name, modules, loss, steps, folder, rate, parameters=None, matrices=(), warmup=100, show=None):
     """Train `modules` (name -> module) and leave the moving average of their weights in them.
 
+    `matrices` are those of the `parameters` that Muon trains, at twice the rate; AdamW trains the others.
+
     `loss(step)` gives the scalar to go down and a float to show; it must depend on the step alone for its
-    randomness. `show(step)` is called with the averaged weights in place at each checkpoint. Stopped and started
+    randomness. `show(step)` is called now and then with the averaged weights in place. Stopped and started
     again, it goes on from the last checkpoint in `folder`; a finished stage is loaded, not repeated.
     """
     parameters = parameters or [p for m in modules.values() for p in m.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+    optimisers = _optimisers(parameters, matrices, rate)
     average = [p.detach().clone() for p in parameters]
     path = Path(folder) / f"{name}.pt"
-    start = _resume(path, modules, optimiser, average)
-    saved = time.monotonic()
+    start = _resume(path, modules, optimisers, average)
+    saved = shown_at = time.monotonic()
     with _progress() as bar:
         task = bar.add_task(name, total=steps, completed=start, loss="")
         for step in range(start, steps):
-            for group in optimiser.param_groups:
-                group["lr"] = rate * schedule(step, steps, warmup)
+            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+                group["lr"] = group["initial_lr"] * schedule(step, steps, warmup)
             value, shown = loss(step)
             value.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            for optimiser in optimisers:
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
             _average(average, parameters, step)
             bar.update(task, advance=1, loss=f"{shown:.4f}")
             if step % 50 == 0:
                 bar.console.log(f"{name} {step}/{steps} {shown:.4f}")
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                _save(path, step + 1, modules, optimiser, average)
-                _shown(show, step + 1, parameters, average)
+                _save(path, step + 1, modules, optimisers, average)
                 saved = time.monotonic()
-    _save(path, max(start, steps), modules, optimiser, average)
+            if show and time.monotonic() - shown_at > SHEET_SECONDS:
+                _shown(show, step + 1, parameters, average)
+                shown_at = time.monotonic()
+    _save(path, max(start, steps), modules, optimisers, average)
     _swap(parameters, average)
     if show and start < steps:
         show(steps)
@@ -58,12 +64,20 @@ def schedule(step, steps, warmup):
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def load_average(path, parameters):
-    """Put a checkpoint's averaged weights into `parameters`; how far it had come, in steps."""
-    state = torch.load(path, weights_only=True)
-    for parameter, value in zip(parameters, state["average"], strict=True):
-        parameter.data.copy_(value)
-    return state["step"]
+def finished(path, steps):
+    """Whether the stage whose checkpoint is at `path` has come to `steps`."""
+    return path.exists() and torch.load(path, weights_only=True, map_location="cpu")["step"] >= steps
+
+
+def _optimisers(parameters, matrices, rate):
+    chosen = {id(p) for p in matrices}
+    others = [p for p in parameters if id(p) not in chosen]
+    found = [torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)]
+    if chosen:
+        found.append(torch.optim.Muon(matrices, lr=2 * rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    for group in (group for optimiser in found for group in optimiser.param_groups):
+        group["initial_lr"] = group["lr"]
+    return found
 
 
 def _average(average, parameters, step):
@@ -79,30 +93,30 @@ def _swap(parameters, average):
 
 
 def _shown(show, step, parameters, average):
-    if show:
-        _swap(parameters, average)
-        show(step)
-        _swap(parameters, average)
+    _swap(parameters, average)
+    show(step)
+    _swap(parameters, average)
 
 
-def _resume(path, modules, optimiser, average):
+def _resume(path, modules, optimisers, average):
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")
     for name, module in modules.items():
         module.load_state_dict(state["modules"][name])
-    optimiser.load_state_dict(state["optimiser"])
+    for optimiser, kept in zip(optimisers, state["optimisers"], strict=False):
+        optimiser.load_state_dict(kept)
     for value, kept in zip(average, state["average"], strict=True):
         value.copy_(kept)
     return state["step"]
 
 
-def _save(path, step, modules, optimiser, average):
+def _save(path, step, modules, optimisers, average):
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         "step": step,
         "modules": {name: module.state_dict() for name, module in modules.items()},
-        "optimiser": optimiser.state_dict(),
+        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
         "average": average,
     }
     partial = path.with_suffix(".partial")  # a stop while writing must not cost the last good checkpoint

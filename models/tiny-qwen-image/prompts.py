@@ -4,6 +4,8 @@ Pure text: knows nothing about pixels, tensors or models. A wording leaves out w
 scene leaves open (`None`), so that "a red circle" is a fair prompt too.
 """
 
+from qwen_worker.request import BACKGROUND_INSTRUCTION
+
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 SHAPES = ("circle", "square", "triangle", "diamond")
 SIZES = ("small", "large")
@@ -19,11 +21,6 @@ POSITION_WORDS = {
 }
 SUBJECT_WORDS = ("the subject", "the shape", "the object")
 
-# The instruction that the worker's background_replacement task sends to the edit pipeline.
-REPLACE_BACKGROUND = (
-    "Replace the background of the image with {prompt}. Keep the main subject exactly as it is: "
-    "same shape, colours, pose, size and position."
-)
 BACKGROUND_PHRASES = (
     "{c}", "a {c} background", "plain {c}", "a plain {c} background", "a plain {c} wall", "a {c} wall",
     "a solid {c} color", "a {c} studio backdrop", "the color {c}",
@@ -72,7 +69,7 @@ def edit_prompt(rng, operation, target, shape):
     subject = rng.choice((f"the {shape}", f"the {shape}", *SUBJECT_WORDS, "it"))
     if operation == "background":
         if rng.random() < 0.4:
-            return REPLACE_BACKGROUND.format(prompt=rng.choice(BACKGROUND_PHRASES).format(c=target))
+            return BACKGROUND_INSTRUCTION.format(prompt=rng.choice(BACKGROUND_PHRASES).format(c=target))
         text = rng.choice(BACKGROUND_WORDINGS).format(c=target)
     elif operation == "recolour":
         text = rng.choice(RECOLOUR_WORDINGS).format(s=subject, c=target)
@@ -90,7 +87,7 @@ def corpus():
     wordings = [*SCENE_WORDINGS, *BACKGROUND_WORDINGS, *RECOLOUR_WORDINGS, *RESHAPE_WORDINGS, *REMOVE_WORDINGS]
     blank = {"subject": "red circle", "place": "on the left", "bg": "blue", "c": "red", "s": "it", "shape": "square"}
     lines = [w.format(**blank) for w in wordings] + [p.format(c="red") for p in BACKGROUND_PHRASES]
-    lines += words + [f"x {word}" for word in words] + [REPLACE_BACKGROUND.format(prompt="green")]
+    lines += words + [f"x {word}" for word in words] + [BACKGROUND_INSTRUCTION.format(prompt="green")]
     return lines + [line[0].upper() + line[1:] + "." for line in lines]
 
 

@@ -69,6 +69,11 @@ def tokens(tokenizer, texts):
     return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
 
+def on(inputs, device):
+    """The same inputs on a device."""
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
 def seen_tokens(processor, texts, pictures):
     """Inputs of the edit pipeline's template; `pictures` are (3, H, W) uint8 tensors, one a prompt."""
     template = architecture.templates()["QwenImageEditPipeline"]
@@ -78,11 +83,12 @@ def seen_tokens(processor, texts, pictures):
 
 def loss(reader, tokenizer, processor, step, batch=32):
     """Cross entropy over all labels for fresh prompts and fresh edits; (loss, share of labels read right)."""
-    rng = random.Random(step)
+    rng = random.Random(step)  # an int or a str
+    device = next(reader.parameters()).device
     texts, labels = _prompts(rng, batch)
-    first = _score(reader(tokens(tokenizer, texts)), labels)
+    first = _score(reader(on(tokens(tokenizer, texts), device)), labels)
     texts, pictures, labels = _instructions(rng, batch)
-    second = _score(reader(seen_tokens(processor, texts, pictures)), labels)
+    second = _score(reader(on(seen_tokens(processor, texts, pictures), device)), labels)
     return first[0] + second[0], (first[1] + second[1]) / 2
 
 
@@ -120,7 +126,7 @@ def _score(logits, labels):
     total, right = 0.0, 0.0
     for name, values in LABELS.items():
         wanted = [values.index(label[name]) + 1 if label.get(name) else 0 for label in labels]
-        wanted = torch.tensor(wanted).unsqueeze(1).expand(-1, ANSWER_TOKENS)
+        wanted = torch.tensor(wanted, device=logits[name].device).unsqueeze(1).expand(-1, ANSWER_TOKENS)
         total = total + F.cross_entropy(logits[name].flatten(0, 1), wanted.flatten())
         right += (logits[name].argmax(-1) == wanted).float().mean().item() / len(LABELS)
     return total, right

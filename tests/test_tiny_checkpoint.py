@@ -1,0 +1,82 @@
+"""The committed tiny checkpoint is what the pipelines and the worker take it for."""
+
+import hashlib
+import importlib
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+architecture = importlib.import_module("models.tiny-qwen-image.architecture")
+pools = importlib.import_module("models.tiny-qwen-image.pools")
+vae = importlib.import_module("models.tiny-qwen-image.vae")
+
+HERE = Path(architecture.__file__).parent
+MEGABYTE = 1_000_000
+
+
+def digests(folder):
+    return {p.relative_to(folder): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    return diffusers.AutoencoderKLQwenImage.from_pretrained(HERE / "generate" / "vae")
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "vae"])
+def test_both_folders_share_byte_for_byte(part):
+    shared = digests(HERE / "generate" / part)
+    assert shared and shared == digests(HERE / "edit" / part)
+
+
+def test_the_whole_folder_is_small():
+    assert sum(p.stat().st_size for p in HERE.rglob("*") if p.suffix != ".pyc" and p.is_file()) <= 30 * MEGABYTE
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("generate", "QwenImagePipeline"), ("edit", "QwenImageEditPipeline")],
+)
+def test_the_folder_names_its_pipeline(folder, name):
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(HERE / folder, dtype=torch.float32)
+    assert type(pipeline).__name__ == name
+    assert not pipeline.transformer.config.guidance_embeds
+
+
+def test_edit_plus_loads_by_class_change_only():
+    diffusers.QwenImageEditPlusPipeline.from_pretrained(HERE / "edit", dtype=torch.float32)
+
+
+def test_template_tokens_are_those_the_pipelines_drop():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(HERE / "generate" / "tokenizer")
+    templates = architecture.templates()
+    for name, dropped in (("QwenImagePipeline", 34), ("QwenImageEditPipeline", 64), ("QwenImageEditPlusPipeline", 64)):
+        before = templates[name].split("{}")[0].split("<|vision_start|>")[0]
+        assert len(tokenizer(before).input_ids) == dropped, name
+
+
+def test_random_weights_depend_on_the_seed_alone(tmp_path):
+    for name in ("one", "other"):
+        architecture.save(architecture.pipelines(seed=3), tmp_path / name)
+    assert digests(tmp_path / "one") == digests(tmp_path / "other")
+
+
+def test_single_frames_through_2d_convolutions_equal_the_video_path(autoencoder):
+    pixels = vae.crops(2, 64, 0)
+    with torch.no_grad():
+        mean, _ = vae.encode(autoencoder, pixels)
+        assert torch.allclose(mean, autoencoder.encode(pixels[:, :, None]).latent_dist.mean[:, :, 0], atol=1e-4)
+        drawn = vae.decode(autoencoder, mean).clamp(-1, 1)
+        assert torch.allclose(drawn, autoencoder.decode(mean[:, :, None]).sample[:, :, 0], atol=1e-4)
+
+
+def test_packing_is_that_of_the_pipelines():
+    latents = torch.randn(2, 16, 8, 12)
+    packed = pools.pack(latents)
+    assert torch.equal(packed, diffusers.QwenImagePipeline._pack_latents(latents, 2, 16, 8, 12))
+    assert torch.equal(pools.unpack(packed, 192, 128), latents)
