@@ -30,8 +30,6 @@ JOBS = {
         "task": "background_replacement",
         "prompt": "a plain green wall",
         "image": base64.b64encode((ROOT / "examples/red-circle.png").read_bytes()).decode(),
-        "width": 512,
-        "height": 512,
         "num_inference_steps": 20,
         "seed": 7,
     },
