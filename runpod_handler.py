@@ -116,16 +116,21 @@ class Worker:
             sources, mask = open_images(request, self.settings.QWEN_FETCH_SECONDS, cancelled)
         size = output_size(request, sources, mask, known.size_multiple if known else SIDE_MULTIPLE)
 
-        loaded = None
+        loaded = plan = None
         if checkpoint:
+            plan, failure = self.attempt(self.pipelines.place, request)
+        if plan:
+            inference.require_fits(checkpoint.name, plan, size, len(sources), checkpoint.size_multiple)
             with telemetry.timed(timings, "load"):
-                loaded, failure = self.attempt(self.pipelines.load, request)
+                loaded, failure = self.attempt(self.load, request)
         if cancelled.is_set():
             raise Cancelled
         if failure and self.settings.QWEN_FALLBACK is Fallback.FORBID:
             raise JobError("model_unavailable", failure.reason)
 
         telemetry.peak_vram_gb(reset=True)
+        if loaded and (swap := self.pipelines.activate(loaded)):
+            timings["swap"] = swap
         with telemetry.timed(timings, "inference"):
             if loaded:
                 inference.require_prompt_fits(loaded, request)
@@ -141,6 +146,15 @@ class Worker:
             facts["peak_vram_gb"] = telemetry.peak_vram_gb()
         facts = replies.with_timings(facts, timings, failure)
         return replies.success(request, encoded, facts, self.settings.QWEN_RESULT_LIMIT_MB)
+
+    def load(self, task: str):
+        """The task's pipeline; the first time, its plan goes to the log."""
+        known = self.pipelines.model_for(task) in self.pipelines.loaded
+        loaded = self.pipelines.load(task)
+        if not known:
+            name, seconds = loaded.checkpoint.name, loaded.seconds
+            telemetry.log_line(None, "INFO", f"{name} loaded in {seconds:.1f} s: {loaded.plan}")
+        return loaded
 
     def attempt(self, step: Callable, request: Drawing):
         """(step(task), None), or (None, why the model cannot be had): remembered, and tried again only if passing."""
