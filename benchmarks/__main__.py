@@ -11,6 +11,7 @@ RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = {
     "handler": "what the worker adds to the bare pipeline call",
     "fit": "which plan each card gets, its predicted peak and, on a GPU, the measured one",
+    "quality": "what each precision does to the pictures of the tiny checkpoint",
 }
 PACKAGES = ("torch", "diffusers", "transformers", "pillow")
 
