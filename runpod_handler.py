@@ -9,18 +9,23 @@ import asyncio
 import functools
 import os
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from PIL import Image
 from pydantic import ValidationError
 
-from qwen_worker import fallback, images, inference, telemetry
+from qwen_worker import bucket as buckets
+from qwen_worker import fallback, inference, telemetry
 from qwen_worker import reply as replies
-from qwen_worker.errors import Cancelled, JobError, LoadError
+from qwen_worker.checkpoint import Checkpoint
+from qwen_worker.deadline import Paces, limit_of
+from qwen_worker.delivery import Terms, deliver, require_usable, terms_of
+from qwen_worker.errors import JobError, LoadError
 from qwen_worker.inputs import open_images, output_size
+from qwen_worker.job import Job, Stage
 from qwen_worker.machine import read_machine
 from qwen_worker.parsing import parse
 from qwen_worker.pipelines import Pipelines
@@ -35,6 +40,8 @@ from qwen_worker.request import (
     require_size,
 )
 from qwen_worker.settings import Fallback, ServerMode, Settings
+
+SIDE_THREADS = 8  # that many jobs at once may have their pictures opened or sent
 
 
 async def handler(job: dict) -> dict:
@@ -57,6 +64,9 @@ class Worker:
         self.counters = telemetry.Counters()
         # The one thread that touches torch: the event loop stays free to hear the platform's stop.
         self.inference_thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self.side_threads = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")  # pictures in and out
+        self.paces = Paces()
+        self.bucket = buckets.of_settings(settings)
 
     async def answer(self, job: dict) -> dict:
         """The reply to a job. The job boundary: whatever goes wrong inside becomes a reply, except a cancellation."""
@@ -64,7 +74,7 @@ class Worker:
         try:
             request = parse(job.get("input"), job_id)
             task = request.task
-            reply = await self.route(request)
+            reply = await self.route(request, job)
         except JobError as error:
             reply = error.reply()
         except asyncio.CancelledError:
@@ -76,7 +86,7 @@ class Worker:
         self.record(job_id, task, reply, time.perf_counter() - started)
         return reply
 
-    async def route(self, request: Request) -> dict:
+    async def route(self, request: Request, job: dict) -> dict:
         if isinstance(request, Health):
             reasons = {role: failure.reason for role, (failure, _) in self.failures.items()}
             state = {"mode": self.settings.QWEN_FALLBACK.value, "reasons": reasons}
@@ -84,63 +94,85 @@ class Worker:
             return telemetry.health(self.settings, read_machine(), loaded, state, self.counters)
         if isinstance(request, Debug):
             return telemetry.debug(self.settings)
-        return await self.on_inference_thread(request)
+        return await self.within_its_limit(request, job)
 
-    async def on_inference_thread(self, request: Drawing) -> dict:
-        """Draw off the event loop. Cancelled, it ends the drawing and waits for the thread before it passes that on."""
-        cancelled = threading.Event()
-        drawing = asyncio.get_running_loop().run_in_executor(self.inference_thread, self.draw, request, cancelled)
+    async def within_its_limit(self, request: Drawing, job: dict) -> dict:
+        """The reply of a drawing job; past its limit it is ended as by a stop, and says how far it came."""
+        running = Job(str(job.get("id")), request, limit_of(job, self.settings.QWEN_JOB_SECONDS))
+        limit = round(self.settings.QWEN_RESULT_LIMIT_MB * 1e6)
+        terms = terms_of(job, request, self.settings, limit, self.bucket)
         try:
-            return await asyncio.shield(drawing)
-        except asyncio.CancelledError:
-            cancelled.set()
-            while not drawing.done():
-                try:
-                    await asyncio.wait([drawing])
-                except asyncio.CancelledError:
-                    continue
-            drawing.exception()  # retrieved, so that asyncio does not report it as lost
-            raise
+            async with asyncio.timeout(running.limit) as clock:
+                return await self.serve(running, terms)
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            raise running.out_of_time() from None
 
-    def draw(self, request: Drawing, cancelled: threading.Event) -> dict:
-        """The whole of a drawing job, in order; on the inference thread."""
-        if cancelled.is_set():
-            raise Cancelled
-        timings: dict[str, float] = {}
-        checkpoint, failure = self.attempt(self.pipelines.locate, request)
-        # Known from an earlier job also where the load has failed since: the same job is refused or not, either way.
-        known = checkpoint or self.pipelines.located.get(self.pipelines.model_for(request.task))
+    async def serve(self, job: Job, terms: Terms) -> dict:
+        """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread."""
+        request, timings = job.request, {}
+        known, failure = await self.located(job)
         if known:
             refuse_what_it_cannot(known, request)
-        with telemetry.timed(timings, "input"):
-            sources, mask = open_images(request, self.settings.QWEN_FETCH_SECONDS, cancelled)
+        sources, mask = await job.on(self.side_threads, self.opened, job, terms, timings)
         size = output_size(request, sources, mask, known.size_multiple if known else SIDE_MULTIPLE)
+        kind = (request.task, size, len(sources), request.guidance_scale > 1)
+        left = job.limit and job.started + job.limit - time.monotonic()
+        self.paces.require_time(kind, request.num_images, request.num_inference_steps, left)
 
-        loaded = None
-        if checkpoint:
+        job.enter(Stage.WAITING)
+        pictures, facts = await job.on(
+            self.inference_thread, self.draw, job, failure, sources, mask, size, kind, timings
+        )
+        job.enter(Stage.DELIVERING)
+        whole = functools.partial(replies.with_timings, facts, timings)
+        return await job.on(self.side_threads, deliver, request, pictures, terms, whole, timings, job.cancelled)
+
+    async def located(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
+        """What is known of the checkpoint that serves the job, also where loading it has failed, and that failure."""
+        model = self.pipelines.model_for(job.request.task)
+        checkpoint, failure = self.pipelines.located.get(model), None
+        serves = checkpoint is not None and job.request.task in checkpoint.pipeline_class.tasks
+        if not serves or model not in self.pipelines.loaded:
+            checkpoint, failure = await job.on(self.inference_thread, self.attempt, self.pipelines.locate, job.request)
+        # Known from an earlier job also where the load has failed since: the same job is refused or not, either way.
+        return checkpoint or self.pipelines.located.get(model), failure
+
+    def opened(self, job: Job, terms: Terms, timings: dict[str, float]) -> tuple[list, Image.Image | None]:
+        """The job's input pictures and mask; on a side thread."""
+        with telemetry.timed(timings, "input"):
+            require_usable(terms, job.cancelled)
+            return open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.cancelled)
+
+    def draw(self, job: Job, failure, sources, mask, size, kind, timings) -> tuple[list[Image.Image], dict]:
+        """The pictures and what is known of them, loading the model first where it is not; on the inference thread."""
+        request, loaded = job.request, None
+        job.enter(Stage.LOADING)
+        if failure is None:
             with telemetry.timed(timings, "load"):
                 loaded, failure = self.attempt(self.pipelines.load, request)
-        if cancelled.is_set():
-            raise Cancelled
         if failure and self.settings.QWEN_FALLBACK is Fallback.FORBID:
             raise JobError("model_unavailable", failure.reason)
 
         telemetry.peak_vram_gb(reset=True)
-        with telemetry.timed(timings, "inference"):
-            if loaded:
-                inference.require_prompt_fits(loaded, request)
-                pictures, steps = inference.draw(loaded, request, sources, mask, size, cancelled)
-            else:
-                pictures, steps = fallback.draw(request, sources, mask, size), 0
-        with telemetry.timed(timings, "encode"):
-            encoded = [images.encode(one, request.output_format, request.output_quality) for one in pictures]
+        job.enter(Stage.DRAWING)
+        try:
+            with telemetry.timed(timings, "inference"):
+                if loaded:
+                    inference.require_prompt_fits(loaded, request)
+                    pictures, steps = inference.draw(loaded, request, sources, mask, size, job)
+                    self.paces.record(kind, job.step_seconds, len(pictures), steps, job.drawing_seconds())
+                else:
+                    pictures, steps = fallback.draw(request, sources, mask, size), 0
+        finally:
+            job.leave_drawing()
 
         facts = replies.metadata_of(request, size, steps, loaded, self.pipelines.label_for(request.task))
         facts["worker_version"] = self.settings.QWEN_WORKER_VERSION
         if loaded and loaded.plan.device == "cuda":
             facts["peak_vram_gb"] = telemetry.peak_vram_gb()
-        facts = replies.with_timings(facts, timings, failure)
-        return replies.success(request, encoded, facts, self.settings.QWEN_RESULT_LIMIT_MB)
+        return pictures, facts | ({"fallback_reason": failure.reason} if failure else {})
 
     def attempt(self, step: Callable, request: Drawing):
         """(step(task), None), or (None, why the model cannot be had): remembered, and tried again only if passing."""
@@ -196,6 +228,8 @@ def main() -> None:
     except ValidationError as error:
         problems = "; ".join(f"{one['loc'][0]}: {one['msg']}, not {one['input']!r}" for one in error.errors())
         sys.exit(f"A setting in the environment cannot be used. {problems}")
+    except buckets.Misconfigured as error:
+        sys.exit(f"A setting in the environment cannot be used. {error}")
     import runpod
 
     if settings.SERVER_MODE is ServerMode.LOCAL and "--rp_serve_api" not in sys.argv:

@@ -5,7 +5,6 @@ nothing of how a job arrived or how its result leaves.
 """
 
 import inspect
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image
 from .errors import Cancelled, JobError
 from .images import restore_outside, to_rgb
 from .inpainting import PartialDenoise
+from .job import Job
 from .pipelines import Loaded
 from .request import Drawing, Edit, require_tokens
 
@@ -34,12 +34,12 @@ def draw(
     sources: list[Image.Image],
     mask: Image.Image | None,
     size: tuple[int, int],
-    cancelled: threading.Event,
+    job: Job,
 ) -> tuple[list[Image.Image], int]:
     """The pictures of the request's seeds, RGB of `size`, and the denoising steps that each took.
 
     `sources`: RGB input pictures, empty for generate. `mask`: `L` of the source's size, 255 = repaint. Raises
-    `Cancelled` within a step once `cancelled` is set, `JobError` out_of_memory when CUDA has no more.
+    `Cancelled` within a step once the job is stopped, `JobError` out_of_memory when CUDA has no more.
     """
     import torch
 
@@ -47,7 +47,7 @@ def draw(
     try:
         with schedule_for(loaded.pipe, request.num_inference_steps):
             for seed in request.seeds:
-                picture, steps = draw_one(loaded.pipe, request, sources, mask, size, seed, cancelled)
+                picture, steps = draw_one(loaded.pipe, request, sources, mask, size, seed, job, len(pictures))
                 pictures.append(picture)
         return pictures, steps
     except torch.OutOfMemoryError:
@@ -71,7 +71,8 @@ def schedule_for(pipe: Any, steps: int) -> Iterator[None]:
         pipe.scheduler = scheduler
 
 
-def draw_one(pipe, request, sources, mask, size, seed, cancelled) -> tuple[Image.Image, int]:
+def draw_one(pipe, request, sources, mask, size, seed, job: Job, number: int) -> tuple[Image.Image, int]:
+    """Picture `number` of the job, counted from 0, and the steps it took."""
     import torch
 
     # A CPU generator draws the same noise whatever the card.
@@ -86,13 +87,28 @@ def draw_one(pipe, request, sources, mask, size, seed, cancelled) -> tuple[Image
     def after_step(_pipe, step: int, _timestep, tensors: dict) -> dict:
         nonlocal steps
         steps = step + 1
-        if cancelled.is_set():
-            raise Cancelled
+        job.step_ends(steps, pipe.num_timesteps, number)
         return partial.after_step(step, tensors) if partial else tensors
 
-    picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
+    job.picture_begins()
+    with left_clean(pipe):
+        picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
     picture = to_rgb(picture)
     return restore_outside(picture, sources[0], mask) if mask is not None else picture, steps
+
+
+@contextmanager
+def left_clean(pipe: Any) -> Iterator[None]:
+    """A call that ends by an exception skips what the pipeline does at its end: caches reset, hooks offloaded."""
+    import torch
+
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Cancelled) and torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # what was launched is over before the job is
+        pipe.maybe_free_model_hooks()
+        raise
 
 
 def arguments(pipe: Any, request: Drawing, sources: list[Image.Image], size: tuple[int, int]) -> dict[str, Any]:
