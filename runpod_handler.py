@@ -7,6 +7,7 @@ serves the SDK's local HTTP API.
 
 import asyncio
 import functools
+import multiprocessing
 import os
 import sys
 import time
@@ -26,9 +27,11 @@ from qwen_worker.delivery import Terms, deliver, require_usable, terms_of
 from qwen_worker.errors import JobError, LoadError
 from qwen_worker.inputs import open_images, output_size
 from qwen_worker.job import Job, Stage
+from qwen_worker.job_loop import JobLoop
 from qwen_worker.machine import read_machine
 from qwen_worker.parsing import parse
 from qwen_worker.pipelines import Pipelines
+from qwen_worker.prompt_cache import PromptCache
 from qwen_worker.request import (
     SIDE_MULTIPLE,
     Debug,
@@ -66,11 +69,14 @@ class Worker:
         self.inference_thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self.side_threads = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")  # pictures in and out
         self.paces = Paces()
+        self.prompts = PromptCache(round(settings.QWEN_PROMPT_CACHE_MB * 1e6))
+        self.jobs: dict[str, asyncio.Task] = {}  # being answered, by id
         self.bucket = buckets.of_settings(settings)
 
     async def answer(self, job: dict) -> dict:
         """The reply to a job. The job boundary: whatever goes wrong inside becomes a reply, except a cancellation."""
         job_id, task, started = str(job.get("id")), "unknown", time.perf_counter()
+        self.jobs[job_id] = asyncio.current_task()
         try:
             request = parse(job.get("input"), job_id)
             task = request.task
@@ -83,6 +89,9 @@ class Worker:
         except Exception:  # noqa: BLE001  the SDK would post the traceback, with its paths, to the caller
             telemetry.log_line(job_id, "ERROR", traceback.format_exc())
             reply = JobError("internal", job_id).reply()
+        finally:
+            if self.jobs.get(job_id) is asyncio.current_task():  # a job handed out twice is here twice
+                del self.jobs[job_id]
         self.record(job_id, task, reply, time.perf_counter() - started)
         return reply
 
@@ -156,12 +165,12 @@ class Worker:
             raise JobError("model_unavailable", failure.reason)
 
         telemetry.peak_vram_gb(reset=True)
-        job.enter(Stage.DRAWING)
         try:
+            job.enter(Stage.DRAWING)
             with telemetry.timed(timings, "inference"):
                 if loaded:
                     inference.require_prompt_fits(loaded, request)
-                    pictures, steps = inference.draw(loaded, request, sources, mask, size, job)
+                    pictures, steps = inference.draw(loaded, request, sources, mask, size, job, self.prompts)
                     self.paces.record(kind, job.step_seconds, len(pictures), steps, job.drawing_seconds())
                 else:
                     pictures, steps = fallback.draw(request, sources, mask, size), 0
@@ -234,7 +243,17 @@ def main() -> None:
 
     if settings.SERVER_MODE is ServerMode.LOCAL and "--rp_serve_api" not in sys.argv:
         sys.argv.append("--rp_serve_api")
-    runpod.serverless.start({"handler": handler})
+    loop = JobLoop(worker().jobs, settings.QWEN_CONCURRENCY, settings.QWEN_SHUTDOWN_SECONDS)
+    runpod.serverless.start({"handler": handler, "concurrency_modifier": loop.concurrency})
+    leave()
+
+
+def leave() -> None:
+    """End the process although a load or an upload that nobody waits for any more may still run on a thread."""
+    sys.stdout.flush()
+    for child in multiprocessing.active_children():
+        child.terminate()  # the SDK's heartbeat
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from .images import restore_outside, to_rgb
 from .inpainting import PartialDenoise
 from .job import Job
 from .pipelines import Loaded
+from .prompt_cache import PromptCache
 from .request import Drawing, Edit, require_tokens
 
 MAX_SEQUENCE_LENGTH = 1024  # always passed: diffusers cuts at 512 tokens in silence
@@ -35,6 +36,7 @@ def draw(
     mask: Image.Image | None,
     size: tuple[int, int],
     job: Job,
+    prompts: PromptCache,
 ) -> tuple[list[Image.Image], int]:
     """The pictures of the request's seeds, RGB of `size`, and the denoising steps that each took.
 
@@ -45,10 +47,11 @@ def draw(
 
     pictures, steps = [], 0
     try:
-        with schedule_for(loaded.pipe, request.num_inference_steps):
+        with schedule_for(loaded.pipe, request.num_inference_steps), prompts.around(loaded.pipe, job.require_running):
             for seed in request.seeds:
                 picture, steps = draw_one(loaded.pipe, request, sources, mask, size, seed, job, len(pictures))
                 pictures.append(picture)
+                job.require_running()
         return pictures, steps
     except torch.OutOfMemoryError:
         pass

@@ -63,11 +63,15 @@ class Job:
 
     def enter(self, stage: Stage) -> None:
         """Raises `Cancelled` where the job has been stopped."""
+        # The flags are set before the look at the stop, and the stop before the look at them: one sees the other.
         self.stage = stage
         self.drawing = stage is Stage.DRAWING
         self.drawing_since = time.monotonic()
+        self.require_running()
+
+    def require_running(self) -> None:
+        """Raises `Cancelled` where the job has been stopped."""
         if self.cancelled.is_set():
-            self.drawing = False
             raise Cancelled
 
     def leave_drawing(self) -> None:
@@ -89,8 +93,7 @@ class Job:
             seconds = now - self.last_step
             self.step_seconds = (self.step_seconds or 0.0) + (seconds - (self.step_seconds or 0.0)) / self.intervals
         self.last_step = now
-        if self.cancelled.is_set():
-            raise Cancelled
+        self.require_running()
 
     def seconds_left(self) -> float | None:
         """Of the steps still to go; None until two have been timed."""

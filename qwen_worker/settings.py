@@ -68,6 +68,13 @@ class Settings(BaseSettings):
     QWEN_JOB_SECONDS: float | None = Field(
         None, gt=0, description="what a job may take when its policy.executionTimeout does not say"
     )
+    QWEN_SHUTDOWN_SECONDS: float = Field(
+        25, ge=0, description="what running jobs get after SIGTERM before they are ended"
+    )
+    QWEN_CONCURRENCY: int = Field(
+        1, ge=1, le=4, description="jobs held at once: above 1 the next one's pictures are fetched during a drawing"
+    )
+    QWEN_PROMPT_CACHE_MB: float = Field(256, ge=0, description="RAM for text encodings to be reused, in MB; 0 for none")
     # Posted results above the platform's 10 MB are dropped without a word; the margin covers its envelope.
     QWEN_RESULT_LIMIT_MB: float = Field(9.5, gt=0, description="largest reply that is sent, in MB (1e6 bytes of JSON)")
     QWEN_DELIVERY: Delivery = Field(

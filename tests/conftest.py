@@ -67,6 +67,16 @@ def warm_worker(tiny):
     )
 
 
+@pytest.fixture
+def environment(tiny, tmp_path):
+    """environment(**variables): the shell's, less what would steer the worker or the SDK."""
+    steering = ("RUNPOD_", "QWEN_", "SERVER_", "BUCKET_", "STREAM")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
+    models = {"QWEN_IMAGE_MODEL": str(tiny / "generate"), "QWEN_EDIT_MODEL": str(tiny / "edit")}
+    # An empty home: the SDK prefers the credentials in ~/.runpod to the environment's.
+    return lambda **variables: {**kept, **models, "HOME": str(tmp_path), "NO_PROXY": "*", **variables}
+
+
 def run(worker, fields, job_id=None):
     """What the SDK would post for a job with this input: its own `run_job` around the worker."""
     from runpod.serverless.modules.rp_job import run_job

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import threading
 import time
 
 import pytest
@@ -287,75 +286,6 @@ def test_a_result_over_the_limit_is_refused_with_both_figures(cold_worker):
     worker = cold_worker(QWEN_FALLBACK="force", QWEN_RESULT_LIMIT_MB=0.01)
     assert "the reply has 0." in (error := run(worker, SMALL)["error"]) and "at most 0.01 MB are delivered" in error
     assert error.startswith("result_too_large: ")
-
-
-# Cancellation
-
-
-def test_a_stop_ends_the_drawing_within_a_step_and_nothing_runs_on(warm_worker):
-    pipe = warm_worker.pipelines.load("generate").pipe
-    steps = []
-    hook = pipe.transformer.register_forward_hook(lambda *_: steps.append(time.monotonic()))
-
-    async def cancel():
-        task = asyncio.create_task(warm_worker.answer({"id": "x", "input": {**SMALL, "num_inference_steps": 100}}))
-        while not steps:
-            await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        return len(steps)
-
-    try:
-        at_the_end = asyncio.run(cancel())
-        time.sleep(0.3)
-        assert len(steps) == at_the_end <= 8
-    finally:
-        hook.remove()
-    assert run(warm_worker, SMALL)["output"]["success"]
-
-
-def test_a_stop_during_a_fetch_is_heard_at_once_and_logged(cold_worker, web, capsys):
-    worker = cold_worker(QWEN_FALLBACK="force")
-    held = threading.Event()
-    address = web(lambda handler: held.wait(5))
-
-    async def cancel():
-        job = {"id": "fetching", "input": {"prompt": "a", "image_url": address}}
-        task = asyncio.create_task(worker.answer(job))
-        await asyncio.sleep(0.3)
-        task.cancel()
-        started = time.monotonic()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        return time.monotonic() - started
-
-    assert asyncio.run(cancel()) < 1
-    held.set()
-    assert "fetching | task=edit" in (logged := capsys.readouterr().out) and "code=cancelled" in logged
-    assert worker.counters.errors == {"cancelled": 1}
-
-
-def test_a_job_cancelled_before_its_turn_is_over_at_once_and_never_draws(warm_worker):
-    release, drawn = threading.Event(), []
-    pipe = warm_worker.pipelines.load("generate").pipe
-    hook = pipe.transformer.register_forward_hook(lambda *_: drawn.append(1))
-    warm_worker.inference_thread.submit(release.wait)
-
-    async def cancel():
-        task = asyncio.create_task(warm_worker.answer({"id": "x", "input": SMALL}))
-        await asyncio.sleep(0.05)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(task, 1)
-
-    try:
-        asyncio.run(cancel())
-    finally:
-        release.set()
-    warm_worker.inference_thread.submit(lambda: None).result(30)
-    hook.remove()
-    assert not drawn
 
 
 # Bad input: the right code, at once, and the worker lives
