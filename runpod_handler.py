@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
@@ -25,12 +25,14 @@ from qwen_worker.checkpoint import Checkpoint
 from qwen_worker.deadline import Paces, limit_of
 from qwen_worker.delivery import Terms, deliver, require_usable, terms_of
 from qwen_worker.errors import JobError, LoadError
-from qwen_worker.inputs import open_images, output_size
+from qwen_worker.inputs import Canvas, open_images, output_size
 from qwen_worker.job import Job, Stage
 from qwen_worker.job_loop import JobLoop
 from qwen_worker.machine import read_machine
 from qwen_worker.parsing import parse
 from qwen_worker.pipelines import Pipelines
+from qwen_worker.preview import Previewer
+from qwen_worker.progress import Post, Progress, poster
 from qwen_worker.prompt_cache import PromptCache
 from qwen_worker.request import (
     SIDE_MULTIPLE,
@@ -43,6 +45,7 @@ from qwen_worker.request import (
     require_size,
 )
 from qwen_worker.settings import Fallback, ServerMode, Settings
+from qwen_worker.stream import stream
 
 SIDE_THREADS = 8  # that many jobs at once may have their pictures opened or sent
 
@@ -50,6 +53,12 @@ SIDE_THREADS = 8  # that many jobs at once may have their pictures opened or sen
 async def handler(job: dict) -> dict:
     """Answer one job of the RunPod SDK."""
     return await worker().answer(job)
+
+
+async def streaming_handler(job: dict) -> AsyncIterator[dict]:
+    """With STREAM: the progress of a job, and its reply as the last of the list that becomes `output`."""
+    async for item in stream(worker().answer, job, worker().limit):
+        yield item
 
 
 @functools.cache
@@ -71,16 +80,21 @@ class Worker:
         self.paces = Paces()
         self.prompts = PromptCache(round(settings.QWEN_PROMPT_CACHE_MB * 1e6))
         self.jobs: dict[str, asyncio.Task] = {}  # being answered, by id
+        self.previewer = Previewer()
+        self.limit = round(settings.QWEN_RESULT_LIMIT_MB * 1e6)
         self.bucket = buckets.of_settings(settings)
 
-    async def answer(self, job: dict) -> dict:
-        """The reply to a job. The job boundary: whatever goes wrong inside becomes a reply, except a cancellation."""
+    async def answer(self, job: dict, tell: Post | None = None, limit: int | None = None) -> dict:
+        """The reply to a job, of at most `limit` bytes; `tell` takes its progress, in place of the platform.
+
+        The job boundary: whatever goes wrong inside becomes a reply, except a cancellation.
+        """
         job_id, task, started = str(job.get("id")), "unknown", time.perf_counter()
         self.jobs[job_id] = asyncio.current_task()
         try:
             request = parse(job.get("input"), job_id)
             task = request.task
-            reply = await self.route(request, job)
+            reply = await self.route(request, job, tell, limit)
         except JobError as error:
             reply = error.reply()
         except asyncio.CancelledError:
@@ -95,7 +109,7 @@ class Worker:
         self.record(job_id, task, reply, time.perf_counter() - started)
         return reply
 
-    async def route(self, request: Request, job: dict) -> dict:
+    async def route(self, request: Request, job: dict, tell: Post | None, limit: int | None) -> dict:
         if isinstance(request, Health):
             reasons = {role: failure.reason for role, (failure, _) in self.failures.items()}
             state = {"mode": self.settings.QWEN_FALLBACK.value, "reasons": reasons}
@@ -103,15 +117,19 @@ class Worker:
             return telemetry.health(self.settings, read_machine(), loaded, state, self.counters)
         if isinstance(request, Debug):
             return telemetry.debug(self.settings)
-        return await self.within_its_limit(request, job)
+        limit = self.limit if limit is None else min(limit, self.limit)
+        return await self.within_its_limit(request, job, tell, limit)
 
-    async def within_its_limit(self, request: Drawing, job: dict) -> dict:
+    async def within_its_limit(self, request: Drawing, job: dict, tell: Post | None, limit: int) -> dict:
         """The reply of a drawing job; past its limit it is ended as by a stop, and says how far it came."""
         running = Job(str(job.get("id")), request, limit_of(job, self.settings.QWEN_JOB_SECONDS))
-        limit = round(self.settings.QWEN_RESULT_LIMIT_MB * 1e6)
+        running.previewer = self.previewer if request.preview else None
         terms = terms_of(job, request, self.settings, limit, self.bucket)
         try:
-            async with asyncio.timeout(running.limit) as clock:
+            async with (
+                Progress(running, tell or poster(running.id), self.settings.QWEN_PROGRESS_SECONDS),
+                asyncio.timeout(running.limit) as clock,
+            ):
                 return await self.serve(running, terms)
         except TimeoutError:
             if not clock.expired():
@@ -124,16 +142,13 @@ class Worker:
         known, failure = await self.located(job)
         if known:
             refuse_what_it_cannot(known, request)
-        sources, mask = await job.on(self.side_threads, self.opened, job, terms, timings)
-        size = output_size(request, sources, mask, known.size_multiple if known else SIDE_MULTIPLE)
-        kind = (request.task, size, len(sources), request.guidance_scale > 1)
+        multiple = known.size_multiple if known else SIDE_MULTIPLE
+        canvas = await job.on(self.side_threads, self.opened, job, terms, multiple, timings)
         left = job.limit and job.started + job.limit - time.monotonic()
-        self.paces.require_time(kind, request.num_images, request.num_inference_steps, left)
+        self.paces.require_time(kind_of(request, canvas), request.num_images, request.num_inference_steps, left)
 
         job.enter(Stage.WAITING)
-        pictures, facts = await job.on(
-            self.inference_thread, self.draw, job, failure, sources, mask, size, kind, timings
-        )
+        pictures, facts = await job.on(self.inference_thread, self.draw, job, known, failure, canvas, timings)
         job.enter(Stage.DELIVERING)
         whole = functools.partial(replies.with_timings, facts, timings)
         return await job.on(self.side_threads, deliver, request, pictures, terms, whole, timings, job.cancelled)
@@ -148,30 +163,41 @@ class Worker:
         # Known from an earlier job also where the load has failed since: the same job is refused or not, either way.
         return checkpoint or self.pipelines.located.get(model), failure
 
-    def opened(self, job: Job, terms: Terms, timings: dict[str, float]) -> tuple[list, Image.Image | None]:
-        """The job's input pictures and mask; on a side thread."""
+    def opened(self, job: Job, terms: Terms, multiple: int, timings: dict[str, float]) -> Canvas:
+        """The job's input pictures, its mask and the size of what it draws; on a side thread."""
         with telemetry.timed(timings, "input"):
             require_usable(terms, job.cancelled)
-            return open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.cancelled)
+            sources, mask = open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.cancelled)
+        return Canvas(sources, mask, output_size(job.request, sources, mask, multiple))
 
-    def draw(self, job: Job, failure, sources, mask, size, kind, timings) -> tuple[list[Image.Image], dict]:
+    def draw(
+        self, job: Job, checkpoint: Checkpoint | None, failure: LoadError | None, canvas: Canvas, timings: dict
+    ) -> tuple[list[Image.Image], dict]:
         """The pictures and what is known of them, loading the model first where it is not; on the inference thread."""
-        request, loaded = job.request, None
+        request, loaded, plan = job.request, None, None
+        sources, mask, size = canvas.sources, canvas.mask, canvas.size
         job.enter(Stage.LOADING)
         if failure is None:
+            plan, failure = self.attempt(self.pipelines.place, request)
+        if plan:
+            inference.require_fits(checkpoint.name, plan, size, len(sources), checkpoint.size_multiple)
             with telemetry.timed(timings, "load"):
-                loaded, failure = self.attempt(self.pipelines.load, request)
+                loaded, failure = self.attempt(self.load, request)
         if failure and self.settings.QWEN_FALLBACK is Fallback.FORBID:
             raise JobError("model_unavailable", failure.reason)
 
         telemetry.peak_vram_gb(reset=True)
         try:
             job.enter(Stage.DRAWING)
+            if loaded and (swap := self.pipelines.activate(loaded)):
+                timings["swap"] = swap
             with telemetry.timed(timings, "inference"):
                 if loaded:
                     inference.require_prompt_fits(loaded, request)
                     pictures, steps = inference.draw(loaded, request, sources, mask, size, job, self.prompts)
-                    self.paces.record(kind, job.step_seconds, len(pictures), steps, job.drawing_seconds())
+                    self.paces.record(
+                        kind_of(request, canvas), job.step_seconds, len(pictures), steps, job.drawing_seconds()
+                    )
                 else:
                     pictures, steps = fallback.draw(request, sources, mask, size), 0
         finally:
@@ -182,6 +208,15 @@ class Worker:
         if loaded and loaded.plan.device == "cuda":
             facts["peak_vram_gb"] = telemetry.peak_vram_gb()
         return pictures, facts | ({"fallback_reason": failure.reason} if failure else {})
+
+    def load(self, task: str):
+        """The task's pipeline; the first time, its plan goes to the log."""
+        known = self.pipelines.model_for(task) in self.pipelines.loaded
+        loaded = self.pipelines.load(task)
+        if not known:
+            name, seconds = loaded.checkpoint.name, loaded.seconds
+            telemetry.log_line(None, "INFO", f"{name} loaded in {seconds:.1f} s: {loaded.plan}")
+        return loaded
 
     def attempt(self, step: Callable, request: Drawing):
         """(step(task), None), or (None, why the model cannot be had): remembered, and tried again only if passing."""
@@ -221,6 +256,11 @@ class Worker:
         )
 
 
+def kind_of(request: Drawing, canvas: Canvas) -> tuple:
+    """What jobs have in common that take the same time a step."""
+    return request.task, canvas.size, len(canvas.sources), request.guidance_scale > 1
+
+
 def refuse_what_it_cannot(checkpoint, request: Drawing) -> None:
     """What only the checkpoint can say: the multiple its VAE needs, the input pictures its class takes."""
     if request.width:
@@ -244,7 +284,9 @@ def main() -> None:
     if settings.SERVER_MODE is ServerMode.LOCAL and "--rp_serve_api" not in sys.argv:
         sys.argv.append("--rp_serve_api")
     loop = JobLoop(worker().jobs, settings.QWEN_CONCURRENCY, settings.QWEN_SHUTDOWN_SECONDS)
-    runpod.serverless.start({"handler": handler, "concurrency_modifier": loop.concurrency})
+    streamed = {"handler": streaming_handler, "return_aggregate_stream": True}
+    served = streamed if settings.STREAM else {"handler": handler}
+    runpod.serverless.start({**served, "concurrency_modifier": loop.concurrency})
     leave()
 
 

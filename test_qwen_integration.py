@@ -88,7 +88,7 @@ def prepare(options: argparse.Namespace):
     worker = Worker(settings)
     try:
         for task in ("generate", "edit"):
-            worker.pipelines.plan(worker.pipelines.locate(task))
+            worker.pipelines.place(task)
     except LoadError as failure:
         return Worker(tiny), f"the tiny one; the configured ones do not fit: {failure.reason}"
     return worker, names

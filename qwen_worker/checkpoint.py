@@ -4,13 +4,14 @@ Reads names, configs and safetensors headers, never weights. Knows nothing of to
 """
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .checkpoint_files import count_parameters, is_folder, label_of, read_json, shards
+from .checkpoint_files import is_folder, label_of, read_json, shards, tensors
 from .errors import LoadError
 
 WEIGHTS = ("transformer", "text_encoder", "vae")  # components that hold parameters
@@ -39,9 +40,22 @@ PIPELINE_CLASSES = {
     "QwenImage21Pipeline": PipelineClass(EDITS | {"generate"}, 3, ("scheduler", "processor")),
 }
 
+# What the exact savings and quantization act on, by the names of the weights: (component, pattern).
+PART_NAMES = {
+    "modulation": ("transformer", r"^transformer_blocks\.\d+\.(img|txt)_mod\."),
+    "modulation_outputs": ("transformer", r"^transformer_blocks\.\d+\.(img|txt)_mod\..*\.bias$"),
+    "matrices": ("transformer", r"^transformer_blocks\.\d+\.(attn\.(to|add)_|(img|txt)_mlp\.).*\.weight$"),
+    "lm_head": ("text_encoder", r"^lm_head\."),
+    "vision": ("text_encoder", r"^(model\.)?visual\."),
+    "embedding": ("text_encoder", r"embed_tokens\."),
+}
 # Parameters by component, counted on the installed classes with the released configurations.
 SIZE_20B = {"transformer": 20_430_401_088, "text_encoder": 8_292_166_656, "vae": 126_892_531}
 SIZE_2_1 = {"transformer": 7_115_124_736, "text_encoder": 8_767_123_696, "vae": 337_740_404}
+PARTS_20B = {
+    "modulation": 6_796_984_320, "modulation_outputs": 2_211_840, "matrices": 13_589_544_960,
+    "lm_head": 544_997_376, "vision": 676_550_144, "embedding": 544_997_376, "temporal": 82_292_928,
+}  # fmt: skip
 KNOWN = {
     "Qwen/Qwen-Image": ("QwenImagePipeline", SIZE_20B),
     "Qwen/Qwen-Image-2512": ("QwenImagePipeline", SIZE_20B),
@@ -64,6 +78,7 @@ class Checkpoint:
     folder: Path | None = None
     hub_id: str | None = None
     revision: str | None = None  # a commit, a branch, or a digest of a plain folder
+    parts: dict[str, int] = field(default_factory=dict, hash=False)  # parameters that can be saved on; see PART_NAMES
 
     @property
     def pipeline_class(self) -> PipelineClass:
@@ -94,8 +109,9 @@ def known(model: str) -> Checkpoint | None:
     if hub_id not in KNOWN:
         return None
     class_name, parameters = KNOWN[hub_id]
+    parts = PARTS_20B if parameters is SIZE_20B else {}
     return Checkpoint(
-        hub_id, class_name, parameters, size_multiple_of(class_name), hub_id=hub_id, revision=revision or None
+        hub_id, class_name, parameters, size_multiple_of(class_name), None, hub_id, revision or None, parts
     )
 
 
@@ -128,9 +144,35 @@ def inspect(folder: Path) -> Checkpoint:
     require_files(folder, class_name)
     if read_json(folder, "transformer/config.json").get("guidance_embeds"):
         raise LoadError(f"{name} is guidance-distilled (guidance_embeds), which diffusers' {class_name} cannot run")
-    parameters = {component: count_parameters(folder, component) for component in WEIGHTS}
+    held = {component: tensors(folder, component) for component in WEIGHTS}
+    parameters = {component: sum(map(math.prod, shapes.values())) for component, shapes in held.items()}
     multiple = size_multiple_of(class_name, read_json(folder, "vae/config.json"))
-    return Checkpoint(name, class_name, parameters, multiple, folder, revision=folder_digest(folder))
+    parts = count_parts(held) if can_save(folder, class_name) else {}
+    return Checkpoint(name, class_name, parameters, multiple, folder, revision=folder_digest(folder), parts=parts)
+
+
+def can_save(folder: Path, class_name: str) -> bool:
+    """Whether the savings know the architecture: 2.1 has another, and a layered model's modulation another input."""
+    config = read_json(folder, "transformer/config.json")
+    return class_name != "QwenImage21Pipeline" and not config.get("use_additional_t_cond")
+
+
+def count_parts(held: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, int]:
+    """Parameters by part, from the names and shapes of each component's tensors.
+
+    `temporal` is what single frames never touch of the VAE: of a causal 3-D kernel all slices in time but the last,
+    and the convolutions between frames.
+    """
+    parts = {
+        part: sum(math.prod(shape) for name, shape in held[component].items() if re.search(pattern, name))
+        for part, (component, pattern) in PART_NAMES.items()
+    }
+    parts["temporal"] = sum(
+        math.prod(shape) if ".time_conv." in name else math.prod(shape) - math.prod(shape) // shape[2]
+        for name, shape in held["vae"].items()
+        if len(shape) == 5 or ".time_conv." in name
+    )
+    return parts
 
 
 def require_class(name: str, class_name: object) -> None:

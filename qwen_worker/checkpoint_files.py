@@ -56,12 +56,17 @@ def shards(folder: Path, component: str) -> list[Path]:
     return [folder / component / name for name in names]
 
 
-def count_parameters(folder: Path, component: str) -> int:
-    return sum(shard_parameters(file, f"{component}/{file.name}") for file in shards(folder, component))
+def tensors(folder: Path, component: str) -> dict[str, tuple[int, ...]]:
+    """The component's tensors by name: their shapes, from the headers."""
+    return {
+        name: shape
+        for file in shards(folder, component)
+        for name, shape in header_tensors(file, f"{component}/{file.name}").items()
+    }
 
 
-def shard_parameters(file: Path, label: str) -> int:
-    """Parameters in a safetensors file, from its header; its length must be what the header says.
+def header_tensors(file: Path, label: str) -> dict[str, tuple[int, ...]]:
+    """The tensors of a safetensors file, from its header; the file's length must be what the header says.
 
     Layout: an 8-byte little-endian length, a JSON header of that length, then the tensors' bytes
     (https://huggingface.co/docs/safetensors, "Format").
@@ -73,18 +78,11 @@ def shard_parameters(file: Path, label: str) -> int:
             raise LoadError(f"{label} is corrupt: it does not begin with a safetensors header")
         try:
             header = json.loads(stream.read(length))
-            tensors = [entry for key, entry in header.items() if key != "__metadata__"]
-            ends = max((entry["data_offsets"][1] for entry in tensors), default=0)
-            count = sum(product(entry["shape"]) for entry in tensors)
+            entries = {key: entry for key, entry in header.items() if key != "__metadata__"}
+            ends = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+            shapes = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             raise LoadError(f"{label} is corrupt: its safetensors header cannot be read") from None
     if size != 8 + length + ends:
         raise LoadError(f"{label} is corrupt: its header describes {8 + length + ends:,} bytes and it has {size:,}")
-    return count
-
-
-def product(shape: list[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
+    return shapes

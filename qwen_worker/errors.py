@@ -20,15 +20,19 @@ CODES = {
 class JobError(Exception):
     """Ends a job with a failure that its caller may read: no path, traceback or secret belongs in `sentence`."""
 
-    def __init__(self, code: str, sentence: str):
+    def __init__(self, code: str, sentence: str, refresh_worker: bool = False):
         if code not in CODES:
             raise KeyError(f"{code} is not one of {', '.join(CODES)}")
         super().__init__(f"{code}: {sentence}")
         self.code = code
+        self.refresh_worker = refresh_worker
 
     def reply(self) -> dict:
-        """The reply for this failure; the SDK turns a truthy `error` into the state FAILED."""
-        return {"error": str(self), "success": False}
+        """The reply for this failure; the SDK turns a truthy `error` into the state FAILED.
+
+        `refresh_worker` asks the platform for a fresh worker after this job.
+        """
+        return {"error": str(self), "success": False} | ({"refresh_worker": True} if self.refresh_worker else {})
 
 
 class InvalidInput(JobError):

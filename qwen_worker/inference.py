@@ -6,12 +6,13 @@ nothing of how a job arrived or how its result leaves.
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from PIL import Image
 
 from .errors import Cancelled, JobError
+from .footprint import GB, Plan
 from .images import restore_outside, to_rgb
 from .inpainting import PartialDenoise
 from .job import Job
@@ -19,6 +20,7 @@ from .pipelines import Loaded
 from .prompt_cache import PromptCache
 from .request import Drawing, Edit, require_tokens
 
+LEAK_BYTES = 1_000_000_000  # memory that does not come back after a failed job: the worker is better restarted
 MAX_SEQUENCE_LENGTH = 1024  # always passed: diffusers cuts at 512 tokens in silence
 
 
@@ -41,35 +43,89 @@ def draw(
     """The pictures of the request's seeds, RGB of `size`, and the denoising steps that each took.
 
     `sources`: RGB input pictures, empty for generate. `mask`: `L` of the source's size, 255 = repaint. Raises
-    `Cancelled` within a step once the job is stopped, `JobError` out_of_memory when CUDA has no more.
+    `Cancelled` within a step once the job is stopped, `JobError` out_of_memory when CUDA has no more even in tiles.
     """
     import torch
 
-    pictures, steps = [], 0
-    try:
-        with schedule_for(loaded.pipe, request.num_inference_steps), prompts.around(loaded.pipe, job.require_running):
-            for seed in request.seeds:
-                picture, steps = draw_one(loaded.pipe, request, sources, mask, size, seed, job, len(pictures))
-                pictures.append(picture)
-                job.require_running()
-        return pictures, steps
-    except torch.OutOfMemoryError:
-        pass
-    # Outside the handler, where the traceback no longer holds the tensors that filled the card.
-    if loaded.plan.device == "cuda":
-        torch.cuda.empty_cache()
+    before = allocated(loaded)
+    tiled = loaded.plan.tiles(*size, len(sources))
+    # Out of memory, the VAE's tiles are the smaller way that is left; the seeds make the picture the same.
+    for tiles in (False, True)[tiled:]:
+        pictures, steps = [], 0
+        try:
+            with (
+                schedule_for(loaded, request.num_inference_steps),
+                vae_tiles(loaded.pipe.vae, tiles),
+                prompts.around(loaded.pipe, job.require_running),
+            ):
+                for seed in request.seeds:
+                    picture, steps = draw_one(loaded.pipe, request, sources, mask, size, seed, job, len(pictures))
+                    pictures.append(picture)
+                    job.require_running()
+            return pictures, steps
+        except torch.OutOfMemoryError:
+            pass
+        # Outside the handler, where the traceback no longer holds the tensors that filled the card.
+        if loaded.plan.device == "cuda":
+            torch.cuda.empty_cache()
     what = f"{size[0]}x{size[1]}" + (f" with {len(sources)} input images" if len(sources) > 1 else "")
-    raise JobError("out_of_memory", f"{what} does not fit beside {loaded.checkpoint.name} ({loaded.plan})")
+    leaked = allocated(loaded) - before
+    raise JobError(
+        "out_of_memory",
+        f"{what} did not fit beside {loaded.checkpoint.name} ({loaded.plan})",
+        refresh_worker=leaked > LEAK_BYTES,
+    )
+
+
+def require_fits(name: str, plan: Plan, size: tuple[int, int], images: int, multiple: int) -> None:
+    """Refuse a size that the plan has no room for, before anything is allocated, with the largest that it has."""
+    if plan.fits(*size, images):
+        return
+    largest = plan.largest(*size, multiple, images)
+    advice = f"the largest of this aspect is {largest[0]}x{largest[1]}" if largest else "no size of this aspect does"
+    raise JobError(
+        "out_of_memory",
+        f"{size[0]}x{size[1]} needs {plan.peak(*size, images, tiled=True) / GB:.1f} GB with {name} and "
+        f"{plan.limit / GB:.1f} GB may be used; {advice}",
+    )
+
+
+def allocated(loaded: Loaded) -> int:
+    """Bytes of the card that torch's tensors hold."""
+    import torch
+
+    return torch.cuda.memory_allocated() if loaded.plan.device == "cuda" else 0
 
 
 @contextmanager
-def schedule_for(pipe: Any, steps: int) -> Iterator[None]:
-    """One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN."""
+def vae_tiles(vae: Any, tiles: bool) -> Iterator[None]:
+    """Within, the VAE works tile by tile: a quarter of a gigabyte whatever the size, and faint seams."""
+    if not tiles:
+        yield
+        return
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
+
+
+@contextmanager
+def schedule_for(loaded: Loaded, steps: int) -> Iterator[None]:
+    """The scheduler of one job, watched by the modulation table.
+
+    One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.
+    """
+    import torch
+
+    pipe = loaded.pipe
     scheduler = pipe.scheduler
     if steps == 1 and scheduler.config.get("shift_terminal"):
         pipe.scheduler = type(scheduler).from_config(scheduler.config, shift_terminal=None)
+    dtype = getattr(torch, loaded.plan.dtype)
     try:
-        yield
+        with loaded.table.watching(pipe.scheduler, dtype) if loaded.table else nullcontext():
+            yield
     finally:
         pipe.scheduler = scheduler
 
@@ -91,9 +147,15 @@ def draw_one(pipe, request, sources, mask, size, seed, job: Job, number: int) ->
         nonlocal steps
         steps = step + 1
         job.step_ends(steps, pipe.num_timesteps, number)
-        return partial.after_step(step, tensors) if partial else tensors
+        if preview and (shown := preview.after_step(step, tensors["latents"])):
+            job.preview = shown
+        tensors = partial.after_step(step, tensors) if partial else tensors
+        if preview:
+            preview.next_from(tensors["latents"])
+        return tensors
 
     job.picture_begins()
+    preview = job.previewer and job.previewer.of_picture(pipe, size)
     with left_clean(pipe):
         picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
     picture = to_rgb(picture)

@@ -28,7 +28,7 @@ class Stage(StrEnum):
 class Job:
     """`limit`: seconds from now that the job may take, None for as long as it likes."""
 
-    def __init__(self, job_id: str, request: Drawing, limit: float | None = None):
+    def __init__(self, job_id: str, request: Drawing, limit: float | None = None, previewer: Any = None):
         self.id, self.request, self.limit = job_id, request, limit
         self.started = time.monotonic()
         self.cancelled = threading.Event()
@@ -39,6 +39,8 @@ class Job:
         self.steps_a_picture = request.num_inference_steps
         self.step_seconds: float | None = None  # mean of the steps that followed another one
         self.intervals, self.last_step = 0, 0.0
+        self.previewer = previewer  # where the job asks for previews
+        self.preview: str | None = None  # a JPEG in base64, until it is taken
 
     async def on(self, threads: Executor, work: Callable, *arguments: Any) -> Any:
         """What the work returns on one of the threads.
@@ -94,6 +96,11 @@ class Job:
             self.step_seconds = (self.step_seconds or 0.0) + (seconds - (self.step_seconds or 0.0)) / self.intervals
         self.last_step = now
         self.require_running()
+
+    def take_preview(self) -> str | None:
+        """The latest preview, once."""
+        preview, self.preview = self.preview, None
+        return preview
 
     def seconds_left(self) -> float | None:
         """Of the steps still to go; None until two have been timed."""

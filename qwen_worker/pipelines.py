@@ -4,7 +4,7 @@ torch, diffusers and transformers are imported here and in `inference.py`, `inpa
 the pipeline classes costs over ten seconds of CPU on a cold worker. Decides nothing about jobs or fallbacks.
 """
 
-import importlib
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,21 +13,23 @@ from . import checkpoint as checkpoints
 from . import hub, placement
 from .checkpoint import Checkpoint
 from .checkpoint_files import label_of, read_json
+from .components import cap_memory, is_component, load_component, require_tokenizer, tabulate, trim
 from .errors import LoadError
+from .footprint import GB, WORKING, WORKING_2_1, Model, Plan
 from .machine import disk_free, read_machine
 from .settings import Settings
 from .sharing import SHAREABLE, same_component
-
-LIBRARIES = ("diffusers", "transformers")
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A pipeline ready to run."""
 
+    model: str  # its setting: the key among the loaded
     checkpoint: Checkpoint
-    plan: placement.Plan
+    plan: Plan
     pipe: Any = field(repr=False)  # a diffusers pipeline
+    table: Any = field(repr=False)  # the `modulation.Table` that stands for its modulation layers, or None
     shared: tuple[str, ...]  # components that it has in common with a pipeline loaded before
     seconds: float
 
@@ -38,7 +40,9 @@ class Pipelines:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.located: dict[str, Checkpoint] = {}  # by model setting
+        self.placed: dict[str, Plan] = {}  # by model setting
         self.loaded: dict[str, Loaded] = {}  # by model setting
+        self.turns = None  # the `residency.Turns` of transformers that share the card's room
         self.stage = ""  # what a load is busy with, for the words about one that fails
 
     def model_for(self, task: str) -> str:
@@ -58,40 +62,66 @@ class Pipelines:
             raise LoadError(f"{found.name} is a {found.class_name}, which does not serve {task}")
         return found
 
+    def place(self, task: str) -> Plan:
+        """Where the task's model goes. Raises `LoadError`, before anything is fetched or allocated, where it cannot.
+
+        Planned for all models of the endpoint together, so that the first does not take the room of the second; for
+        this one alone where together they do not fit or the other cannot be found.
+        """
+        model, found = self.model_for(task), self.locate(task)
+        if model not in self.placed:
+            together = {model: found} | self.others(model)
+            try:
+                plan = self.plan(together)
+            except LoadError:
+                together = {model: found}
+                plan = self.plan(together, resident=sum(one.plan.weights for one in self.loaded.values()))
+            self.placed |= dict.fromkeys(together, plan)
+        return self.placed[model]
+
+    def others(self, model: str) -> dict[str, Checkpoint]:
+        """The endpoint's other model, if it can be found and nothing has been placed without it."""
+        found = {}
+        for task in ("generate", "edit"):
+            other = self.model_for(task)
+            if other != model and other not in self.placed:
+                with contextlib.suppress(LoadError):
+                    found[other] = self.locate(task)
+        return found if not self.placed else {}
+
+    def plan(self, together: dict[str, Checkpoint], resident: int = 0) -> Plan:
+        """`resident`: bytes that models planned before hold on the card."""
+        cap = self.settings.QWEN_VRAM_GB
+        models, before = [], [one.checkpoint for one in self.loaded.values()]
+        for found in sorted(together.values(), key=lambda one: one.pipeline_class.max_images):
+            models.append(as_model(found, before))
+            before.append(found)
+        return placement.plan(
+            models,
+            read_machine(),
+            self.settings.QWEN_PRECISION,
+            round(cap * GB) - resident if cap else None,
+            self.settings.QWEN_SAVINGS,
+        )
+
     def load(self, task: str) -> Loaded:
         """The task's pipeline, loaded on first use. Raises `LoadError`, before anything is fetched where it can."""
         model = self.model_for(task)
         if model not in self.loaded:
             started = time.perf_counter()
-            found = self.locate(task)
+            plan, found = self.place(task), self.locate(task)
             if found.folder is None:
-                self.plan(found, self.likely_shared(found))  # refuses before the download
                 found = self.located[model] = self.download(found)
             shared = self.shared_components(found)
-            plan = self.plan(found, tuple(shared))
-            pipe = self.build(found, plan, shared)
+            pipe, table = self.build(found, plan, shared)
             self.stage = ""
-            self.loaded[model] = Loaded(found, plan, pipe, tuple(shared), time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.loaded[model] = Loaded(model, found, plan, pipe, table, tuple(shared), seconds)
         return self.loaded[model]
 
-    def plan(self, found: Checkpoint, shared: tuple[str, ...] = ()) -> placement.Plan:
-        cap = self.settings.QWEN_VRAM_GB
-        return placement.plan(
-            found.name,
-            {name: count for name, count in found.parameters.items() if name not in shared},
-            read_machine(),
-            self.settings.QWEN_PRECISION,
-            round(cap * placement.GB) if cap else None,
-            resident=sum(one.plan.weights for one in self.loaded.values()),
-        )
-
-    def likely_shared(self, found: Checkpoint) -> tuple[str, ...]:
-        """Before its files are here: what has as many parameters as a loaded pipeline's, as within a family."""
-        return tuple(
-            name
-            for name in SHAREABLE
-            if any(one.checkpoint.parameters.get(name) == found.parameters.get(name) for one in self.loaded.values())
-        )
+    def activate(self, loaded: Loaded) -> float:
+        """Bring the pipeline's transformer to the card if it takes turns there; the seconds that it took."""
+        return self.turns.activate(loaded.model) if self.turns else 0.0
 
     def download(self, found: Checkpoint) -> Checkpoint:
         needed = sum(found.parameters.values()) * 2  # the released checkpoints are bfloat16
@@ -101,67 +131,67 @@ class Pipelines:
     def shared_components(self, found: Checkpoint) -> dict[str, Any]:
         """Components of pipelines already loaded that equal this checkpoint's, by name."""
         shared = {}
-        for name in SHAREABLE:
-            ours = found.folder / name
-            for other in self.loaded.values():
-                theirs = other.checkpoint.folder / name
-                if ours.is_dir() and theirs.is_dir() and same_component(ours, theirs):
-                    shared[name] = other.pipe.components[name]
-                    break
+        for other in self.loaded.values():
+            for name in same_components(found, other.checkpoint):
+                # a model placed alone may have left out the vision that this one needs
+                if name != "text_encoder" or other.plan.vision or not found.pipeline_class.max_images:
+                    shared.setdefault(name, other.pipe.components[name])
         return shared
 
-    def build(self, found: Checkpoint, plan: placement.Plan, shared: dict[str, Any]) -> Any:
-        """The diffusers pipeline of the checkpoint's own class, with every component on its device."""
+    def build(self, found: Checkpoint, plan: Plan, shared: dict[str, Any]) -> tuple[Any, Any]:
+        """The diffusers pipeline of the checkpoint's own class, every component where the plan says, and its table."""
         import diffusers
         import torch
         import transformers
 
-        if plan.device == "cuda" and not torch.cuda.is_available():
-            raise LoadError("there is a GPU here that torch cannot use: the driver is older than torch's CUDA")
+        if plan.device == "cuda":
+            if not torch.cuda.is_available():
+                raise LoadError("there is a GPU here that torch cannot use: the driver is older than torch's CUDA")
+            cap_memory(plan, read_machine().gpu.total)
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
+        if plan.swapped:
+            from .residency import Turns
+
+            self.turns = self.turns or Turns(plan.device)
+            self.turns.clear()
         components = dict(shared)
         for name, value in read_json(found.folder, "model_index.json").items():
             if name in components or name.startswith("_"):
                 continue
             self.stage = name
             components[name] = load_component(found, name, value, plan) if is_component(value) else value
+            trim(components[name], name, plan)
+        self.stage = "modulation"
+        table = tabulate(components["transformer"], found, plan)
+        if plan.swapped:
+            self.turns.add(self.key_of(found), components["transformer"])
         self.stage = found.class_name
         pipe = getattr(diffusers, found.class_name)(**components)
         require_tokenizer(found, pipe)
         pipe.set_progress_bar_config(disable=True)
-        return pipe
+        return pipe, table
+
+    def key_of(self, found: Checkpoint) -> str:
+        return next(model for model, one in self.located.items() if one is found)
 
 
-def is_component(value: Any) -> bool:
-    """model_index.json holds [library, class] for a component, and plain values for the pipeline's own settings."""
-    return isinstance(value, list) and len(value) == 2 and value[0] in LIBRARIES
+def as_model(found: Checkpoint, before: list[Checkpoint]) -> Model:
+    """The checkpoint as placement counts it, without what models before it bring."""
+    shared = {name for other in before for name in same_components(found, other)}
+    return Model(
+        found.name,
+        found.pipeline_class.max_images > 0,
+        found.parameters,
+        found.parts,
+        tuple(sorted(shared)),
+        WORKING_2_1 if found.class_name == "QwenImage21Pipeline" else WORKING,
+    )
 
 
-def load_component(found: Checkpoint, name: str, value: list[str], plan: placement.Plan) -> Any:
-    import torch
-
-    library, class_name = value
-    module = importlib.import_module(library)
-    if not hasattr(module, class_name):
-        raise LoadError(f"{found.name} needs {class_name}, which the installed {library} does not have")
-    load = getattr(module, class_name).from_pretrained
-    if name not in checkpoints.WEIGHTS:
-        return load(found.folder / name, local_files_only=True)
-    # Weights go straight to the device: no second copy in RAM on the way to a GPU.
-    options = {"dtype": getattr(torch, plan.dtype), "device_map": plan.device, "local_files_only": True}
-    if library != "transformers":
-        return load(found.folder / name, **options)
-    model, report = load(found.folder / name, output_loading_info=True, **options)
-    # transformers fills what is missing with random numbers. The language head is never used.
-    missing = sorted(set(report["missing_keys"]) - {"lm_head.weight"})
-    if missing:
-        raise LoadError(f"{name}/ lacks {len(missing)} of its weights, {missing[0]} among them")
-    return model
-
-
-def require_tokenizer(found: Checkpoint, pipe: Any) -> None:
-    """transformers makes an empty tokenizer of files that it cannot read, and every prompt nothing."""
-    tokenizer = getattr(pipe, "tokenizer", None) or pipe.processor.tokenizer
-    if not tokenizer("a").input_ids:
-        raise LoadError(f"{found.name} has a tokenizer without a vocabulary")
+def same_components(found: Checkpoint, other: Checkpoint) -> list[str]:
+    """What two checkpoints have in common: by content, or by size while the files are not here."""
+    if found.folder is None or other.folder is None:
+        return [n for n in SHAREABLE if n in found.parameters and found.parameters[n] == other.parameters.get(n)]
+    pairs = ((name, found.folder / name, other.folder / name) for name in SHAREABLE)
+    return [name for name, ours, theirs in pairs if ours.is_dir() and theirs.is_dir() and same_component(ours, theirs)]

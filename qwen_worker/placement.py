@@ -1,108 +1,122 @@
-"""Whether and how a model fits this machine: the arithmetic before any byte is downloaded or allocated.
+"""Whether and how the models fit this machine: the choice before any byte is downloaded or allocated.
 
-Pure: sizes in, a plan or a refusal with its figures out. Knows nothing of torch, files or pipelines. GB is 1e9 bytes.
+Pure: sizes in, a plan or a refusal with its figures out. Knows nothing of torch, files or pipelines.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
 
 from .errors import LoadError
+from .footprint import GB, LOSSY, Model, Plan
 from .machine import Machine
-from .settings import Precision
+from .settings import Precision, Saving
 
-BYTES = {Precision.BF16: 2, Precision.FP32: 4}  # a parameter
-TORCH_DTYPE = {Precision.BF16: "bfloat16", Precision.FP32: "float32"}
-GB = 1e9
-
-# Beside the weights at 1024 x 1024: the VAE's decode (3.38 GiB, the largest moment; computed from the module's shapes
-# in bfloat16) and the CUDA context with cuBLAS and cuDNN.
-WORKING_BYTES = round(3.38 * 2**30)
-CONTEXT_BYTES = 1_000_000_000
 # A forward of the 20B transformer is some 70 TFLOP, a hundred of them make an image: hours on a CPU. Beyond this many
 # parameters a CPU is a mistake, whatever its memory.
 CPU_MAX_PARAMETERS = 2_000_000_000
 MIN_CAPABILITY = (8, 0)  # Ampere, the first with bfloat16 in hardware
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where the weights live and in what precision; sizes in bytes."""
-
-    device: str  # "cuda" or "cpu"
-    precision: Precision
-    weights: int
-    peak: int
-
-    @property
-    def dtype(self) -> str:
-        """The torch dtype's name."""
-        return TORCH_DTYPE[self.precision]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} on {self.device}, weights {self.weights / GB:.2f} GB, peak {self.peak / GB:.1f} GB"
+FP8_CAPABILITY = (8, 9)  # Ada, the first with fp8 matrix products
+RAM_SHARE = 0.9  # of the free RAM that pinned memory may take
 
 
 def plan(
-    name: str,
-    parameters: Mapping[str, int],
+    models: Sequence[Model],
     machine: Machine,
     precision: Precision = Precision.AUTO,
     vram_cap: int | None = None,
-    resident: int = 0,
+    savings: frozenset[Saving] = frozenset(Saving),
 ) -> Plan:
-    """A plan for the components still to be loaded, or a `LoadError` that says what is needed and what is there.
+    """The first layout that fits, exact ones first, or a `LoadError` that says what is needed and what is there.
 
-    `parameters`: parameter count by component, shared ones left out. `vram_cap`: bytes that may be used of the card.
-    `resident`: bytes that this process already holds on it.
+    `vram_cap`: bytes that may be used of the card. Raises before anything is allocated.
     """
     if machine.gpu is None:
-        return plan_on_cpu(name, parameters, machine, precision)
-    if precision is Precision.AUTO:
-        precision = Precision.BF16
+        return plan_on_cpu(models, machine, precision, savings)
+    require_capability(models, machine, precision)
+    limit = min(machine.gpu.free, vram_cap) if vram_cap is not None else machine.gpu.free
+    ram = round(machine.ram_available * RAM_SHARE)
+    candidates = [replace(one, limit=limit) for one in layouts(models, precisions(models, machine, precision), savings)]
+    edits = int(any(model.edits for model in models))
+    for tiled in (False, True):
+        for one in candidates:
+            if one.peak(1024, 1024, edits, tiled) <= limit and one.ram <= ram:
+                return one
+    raise LoadError(refusal(candidates, machine, edits, ram, vram_cap))
+
+
+def layouts(models: Sequence[Model], precisions: Sequence[Precision], savings: frozenset[Saving]) -> Iterator[Plan]:
+    """Everything worth trying, best first: exact before lossy, resident before streamed, streamed before swapped."""
+    savable = all(model.parts for model in models)
+    table = savable and Saving.TABLE in savings
+    chosen = savings if savable else frozenset()
+    for precision in precisions:
+        base = Plan("cuda", precision, tuple(models), chosen)
+        if precision not in LOSSY:
+            yield base
+        texts = ("resident", "streamed", "quantized") if precision in LOSSY else ("resident", "streamed")
+        for swapped, text in product((False, True) if len(models) > 1 else (False,), texts):
+            yield replace(base, table=table, text_encoder=text, swapped=swapped)
+
+
+def precisions(models: Sequence[Model], machine: Machine, asked: Precision) -> list[Precision]:
+    if asked is not Precision.AUTO:
+        return [asked]
+    if not all(model.parts for model in models):
+        return [Precision.BF16]  # what may be quantized is known of the 20B architecture only
+    fast = Precision.FP8 if machine.gpu.capability >= FP8_CAPABILITY else Precision.INT8
+    return [Precision.BF16, fast, Precision.NF4]
+
+
+def require_capability(models: Sequence[Model], machine: Machine, precision: Precision) -> None:
+    names = " and ".join(model.name for model in models)
     if machine.gpu.capability < MIN_CAPABILITY:
-        raise LoadError(f"{name} needs bfloat16 (compute capability 8.0 or later), not {describe(machine)}")
-    weights = sum(parameters.values()) * BYTES[precision]
-    # Working memory and context are shared by the pipelines on one card: counted once, with the first.
-    extra = WORKING_BYTES + (0 if resident else CONTEXT_BYTES)
-    free = machine.gpu.free
-    if vram_cap is not None:
-        free = min(free, vram_cap - resident - (CONTEXT_BYTES if resident else 0))
-    if weights + extra > free:
-        held = f", of which {resident / GB:.1f} GB are taken by a model already loaded" if resident else ""
-        cap = f" under QWEN_VRAM_GB={vram_cap / GB:g}" if vram_cap is not None else ""
-        raise LoadError(
-            f"{name} needs {(weights + extra) / GB:.1f} GB of GPU memory in {TORCH_DTYPE[precision]} "
-            f"({breakdown(parameters, BYTES[precision])}, {extra / GB:.1f} to work); {describe(machine)} "
-            f"has {free / GB:.1f} GB free{cap}{held}"
-        )
-    return Plan("cuda", precision, weights, resident + weights + extra)
+        raise LoadError(f"{names} needs bfloat16 (compute capability 8.0 or later), not {describe(machine)}")
+    if precision is Precision.FP8 and machine.gpu.capability < FP8_CAPABILITY:
+        raise LoadError(f"QWEN_PRECISION=fp8 needs compute capability 8.9 or later, not {describe(machine)}")
+    if precision in LOSSY and not all(model.parts for model in models):
+        raise LoadError(f"QWEN_PRECISION={precision.value} is for the 20B architecture, not for {names}")
 
 
-def plan_on_cpu(name: str, parameters: Mapping[str, int], machine: Machine, precision: Precision) -> Plan:
-    if precision is Precision.AUTO:
-        precision = Precision.FP32
-    count = sum(parameters.values())
-    on_gpu = (count * BYTES[Precision.BF16] + WORKING_BYTES + CONTEXT_BYTES) / GB
-    weights = count * BYTES[precision]
-    if count > CPU_MAX_PARAMETERS or weights > machine.ram_available:
+def refusal(candidates: list[Plan], machine: Machine, edits: int, ram: int, vram_cap: int | None) -> str:
+    """The least that would do, against what is there."""
+    limit = candidates[0].limit
+    short_of_ram = [one for one in candidates if one.peak(1024, 1024, edits, True) <= limit]
+    least = min(short_of_ram or candidates, key=lambda one: one.ram if short_of_ram else one.peak(1024, 1024, edits))
+    names = " and ".join(model.name for model in least.models)
+    cap = f" under QWEN_VRAM_GB={vram_cap / GB:g}" if vram_cap is not None else ""
+    need = least.peak(1024, 1024, edits, True)
+    text = (
+        f"{names} needs {need / GB:.1f} GB of GPU memory at the least ({least.precision.value}: weights "
+        f"{least.weights / GB:.1f}, {(need - least.weights) / GB:.1f} to work); {describe(machine)} has "
+        f"{limit / GB:.1f} GB free{cap}"
+    )
+    if least.ram > ram:
+        text += f"; {least.ram / GB:.1f} GB of RAM would be needed and {machine.ram_available / GB:.1f} GB are free"
+    return text
+
+
+def plan_on_cpu(models: Sequence[Model], machine: Machine, precision: Precision, savings: frozenset[Saving]) -> Plan:
+    precision = Precision.FP32 if precision is Precision.AUTO else precision
+    chosen = (savings if all(model.parts for model in models) else frozenset()) - {Saving.TABLE}
+    found = Plan("cpu", precision, tuple(models), chosen)
+    count = sum(model.size(component) for model in models for component in model.parameters)
+    if count > CPU_MAX_PARAMETERS or found.weights > machine.ram_available:
+        names = " and ".join(model.name for model in models)
+        on_gpu = min(one.peak(1024, 1024) for one in layouts(models[:1], [Precision.BF16], savings))
         raise LoadError(
-            f"{name} needs a CUDA GPU with {on_gpu:.1f} GB free in bfloat16 "
-            f"({breakdown(parameters, BYTES[Precision.BF16])}); this machine has no CUDA GPU and "
-            f"{machine.ram_available / GB:.1f} GB of RAM free, where {weights / GB:.1f} GB in "
-            f"{TORCH_DTYPE[precision]} would be needed and a CPU serves at most {CPU_MAX_PARAMETERS / 1e9:g} billion "
+            f"{names} needs a CUDA GPU (from {on_gpu / GB:.1f} GB free in bfloat16); this machine has no CUDA GPU and "
+            f"{machine.ram_available / GB:.1f} GB of RAM free, where {found.weights / GB:.1f} GB in "
+            f"{found.dtype} would be needed and a CPU serves at most {CPU_MAX_PARAMETERS / 1e9:g} billion "
             f"parameters, not {count / 1e9:.1f}"
         )
-    return Plan("cpu", precision, weights, weights)
+    return found
 
 
 def require_disk(name: str, needed: int, free: int) -> None:
     """Refuse a download that would fill the disk."""
     if needed > free:
         raise LoadError(f"{name} needs {needed / GB:.1f} GB of disk to download; {free / GB:.1f} GB are free")
-
-
-def breakdown(parameters: Mapping[str, int], size: int) -> str:
-    return ", ".join(f"{component} {count * size / GB:.1f}" for component, count in parameters.items())
 
 
 def describe(machine: Machine) -> str:

@@ -75,6 +75,7 @@ class Drawing(Request):
     ] = "png"
     output_quality: whole(1, 100) | None = None
     delivery: Annotated[Literal["auto", "inline", "url"], Field(description="'auto', 'inline' or 'url'")] | None = None
+    preview: Annotated[bool, Field(description="true or false")] = False
     preset: Annotated[Literal["quality"], Field(description="'quality'")] = "quality"
 
     @field_validator("prompt", "negative_prompt")

@@ -32,9 +32,23 @@ class ServerMode(StrEnum):
 
 
 class Precision(StrEnum):
-    AUTO = "auto"  # bf16 on CUDA, fp32 on CPU
+    """Of the transformer's matrices; the layers that suffer from it stay in bfloat16."""
+
+    AUTO = "auto"  # on CUDA the most exact that fits, fp32 on CPU
     BF16 = "bf16"
     FP32 = "fp32"
+    FP8 = "fp8"  # e4m3, a scale for each row; compute capability 8.9 and later
+    INT8 = "int8"  # a scale for each row
+    NF4 = "nf4"  # 4-bit normal floats
+
+
+class Saving(StrEnum):
+    """Ways of taking less memory that leave the pictures as they are."""
+
+    TABLE = "table"  # modulation looked up by timestep, where the card is too small without
+    SINGLE_FRAME = "single_frame"  # the VAE without the cache that only videos need
+    CONV2D = "conv2d"  # the VAE's causal 3-D convolutions as 2-D ones: equal to about 1e-6
+    TRIM = "trim"  # the text encoder without its language head, and without vision where nothing is edited
 
 
 class Delivery(StrEnum):
@@ -55,7 +69,11 @@ class Settings(BaseSettings):
     QWEN_IMAGE_MODEL: str = Field("Qwen/Qwen-Image", description="text-to-image: hub id, id@revision, or a folder")
     QWEN_EDIT_MODEL: str = Field("Qwen/Qwen-Image-Edit", description="editing: hub id, id@revision, or a folder")
     QWEN_FALLBACK: Fallback = Field(Fallback.ALLOW, description="when a model cannot load: allow, forbid or force PIL")
-    QWEN_PRECISION: Precision = Field(Precision.AUTO, description="auto, bf16 or fp32")
+    QWEN_PRECISION: Precision = Field(Precision.AUTO, description="auto, bf16, fp8, int8, nf4 or fp32")
+    QWEN_SAVINGS: Annotated[frozenset[Saving], NoDecode] = Field(
+        frozenset(Saving),
+        description="exact savings that may be used: table, single_frame, conv2d, trim, comma-separated; or none",
+    )
     QWEN_VRAM_GB: float | None = Field(None, gt=0, description="cap on the GPU memory that may be used, in GB (1e9)")
     QWEN_MODEL_ROOTS: Annotated[tuple[Path, ...], NoDecode] = Field(
         tuple(Path(root) for root in MODEL_ROOTS),
@@ -74,6 +92,10 @@ class Settings(BaseSettings):
     QWEN_CONCURRENCY: int = Field(
         1, ge=1, le=4, description="jobs held at once: above 1 the next one's pictures are fetched during a drawing"
     )
+    QWEN_PROGRESS_SECONDS: float = Field(
+        1, ge=0, description="least time between two progress messages of a job; 0 for none"
+    )
+    STREAM: bool = Field(False, description="answer with a list: progress as stream chunks, the reply last")
     QWEN_PROMPT_CACHE_MB: float = Field(256, ge=0, description="RAM for text encodings to be reused, in MB; 0 for none")
     # Posted results above the platform's 10 MB are dropped without a word; the margin covers its envelope.
     QWEN_RESULT_LIMIT_MB: float = Field(9.5, gt=0, description="largest reply that is sent, in MB (1e6 bytes of JSON)")
@@ -108,6 +130,14 @@ class Settings(BaseSettings):
                 "must hold {job_id} and {index}, perhaps {extension} and {task}, else letters, digits, ._-/"
             )
         return value
+
+    @field_validator("QWEN_SAVINGS", mode="before")
+    @classmethod
+    def split_savings(cls, value):
+        """A comma-separated list; `none` for the empty one, since an empty variable counts as absent."""
+        if not isinstance(value, str):
+            return value
+        return frozenset(part.strip() for part in value.split(",") if part.strip() not in ("", "none"))
 
     @field_validator("QWEN_MODEL_ROOTS", mode="before")
     @classmethod

@@ -123,7 +123,7 @@ def test_health_loads_nothing_and_says_what_clients_read(cold_worker):
     output = run(worker, {"task": "health"})["output"]
     assert output["environment"]["model_loaded"] is True
     model = output["models"][0]
-    assert (model["class"], model["device"], model["precision"]) == ("QwenImagePipeline", "cpu", "float32")
+    assert (model["class"], model["device"], model["precision"]) == ("QwenImagePipeline", "cpu", "fp32")
     assert output["counters"]["jobs"] == {"health": 1, "generate": 1, "unknown": 1}
     assert output["counters"]["errors"] == {"invalid_input": 1}
 
@@ -199,7 +199,7 @@ def test_weights_that_do_not_fit_their_class_are_a_load_failure_without_a_path(c
 
 def test_forbidden_to_fall_back_the_job_fails_with_the_reason(cold_worker):
     body = run(cold_worker(QWEN_FALLBACK="forbid", QWEN_IMAGE_MODEL="Qwen/Qwen-Image"), SMALL)
-    assert body["error"].startswith("model_unavailable: Qwen/Qwen-Image needs a CUDA GPU with 62.3 GB")
+    assert body["error"].startswith("model_unavailable: Qwen/Qwen-Image needs a CUDA GPU (from 30.2 GB free")
     assert body["output"] == {"success": False}
 
 
@@ -273,18 +273,74 @@ def test_a_fault_inside_the_pipeline_is_internal_and_tells_nothing(ask, planted,
     assert ask(**SMALL)["output"]["metadata"]["backend"] == "qwen-image"
 
 
-def test_out_of_memory_is_told_and_the_next_job_succeeds(ask, planted, monkeypatch):
+def test_out_of_memory_is_told_and_ten_good_jobs_follow(ask, planted, monkeypatch):
     import torch
 
     planted(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.27 GiB"))
-    assert ask(**SMALL)["error"].startswith("out_of_memory: 256x256 does not fit beside ")
+    assert ask(**SMALL)["error"].startswith("out_of_memory: 256x256 did not fit beside ")
     monkeypatch.undo()
-    assert ask(**SMALL)["output"]["success"]
+    for _ in range(10):
+        assert ask(**SMALL)["output"]["success"]
+
+
+def test_out_of_memory_in_the_vae_is_answered_with_tiles(ask, warm_worker, monkeypatch):
+    """The same picture, but for what tiles change at 512 pixels, and no tiles for the job after."""
+    import numpy as np
+    import torch
+
+    fields = SMALL | {"width": 512, "height": 512, "num_inference_steps": 2, "seed": 4}
+    whole = np.asarray(picture_of(ask(**fields)["output"]["image"]), np.int16)
+    vae = warm_worker.pipelines.loaded[warm_worker.settings.QWEN_IMAGE_MODEL].pipe.vae
+    decode, tried = vae.decoder.forward, []
+
+    def full(x, *args, **kwargs):
+        tried.append(tuple(x.shape[3:]))
+        if x.shape[3] > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.27 GiB")
+        return decode(x, *args, **kwargs)
+
+    monkeypatch.setattr(vae.decoder, "forward", full)
+    body = ask(**fields)
+    assert "error" not in body, body["error"]
+    assert tried[0] == (32, 32) and set(tried[1:]) <= {(16, 16), (16, 8), (8, 16), (8, 8)}
+    tiled = np.asarray(picture_of(body["output"]["image"]), np.int16)
+    assert abs(tiled - whole).mean() < 3
+    monkeypatch.undo()
+    assert not vae.use_tiling
+    again = np.asarray(picture_of(ask(**fields)["output"]["image"]), np.int16)
+    assert np.array_equal(again, whole)
+
+
+def test_memory_that_does_not_come_back_asks_for_a_fresh_worker(ask, planted, monkeypatch):
+    import torch
+
+    planted(torch.OutOfMemoryError("CUDA out of memory"))
+    held = iter((0, 2_000_000_000))
+    monkeypatch.setattr("qwen_worker.inference.allocated", lambda loaded: next(held))
+    body = ask(**SMALL)
+    assert body["error"].startswith("out_of_memory") and body["stopPod"] is True  # the SDK's word for refresh_worker
+
+
+def test_a_size_without_room_is_refused_before_anything_is_loaded(cold_worker, monkeypatch):
+    import dataclasses
+
+    worker = cold_worker()
+    plan = worker.pipelines.place("generate")
+    small = dataclasses.replace(plan, device="cuda", limit=2_000_000_000)
+    monkeypatch.setitem(worker.pipelines.placed, worker.settings.QWEN_IMAGE_MODEL, small)
+    assert run(worker, SMALL | {"width": 2048, "height": 2048})["error"] == (
+        "out_of_memory: 2048x2048 needs 2.6 GB with tiny-qwen-image/generate and 2.0 GB may be used; "
+        "the largest of this aspect is 1600x1600"
+    )
+    assert worker.pipelines.loaded == {}
 
 
 def test_a_result_over_the_limit_is_refused_with_both_figures(cold_worker):
     worker = cold_worker(QWEN_FALLBACK="force", QWEN_RESULT_LIMIT_MB=0.01)
-    assert "the reply has 0." in (error := run(worker, SMALL)["error"]) and "at most 0.01 MB are delivered" in error
+    assert (
+        "the reply has 0." in (error := run(worker, SMALL | {"width": 1024, "height": 1024})["error"])
+        and "at most 0.01 MB are delivered" in error
+    )
     assert error.startswith("result_too_large: ")
 
 

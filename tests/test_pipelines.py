@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 
-from qwen_worker.checkpoint import PIPELINE_CLASSES, known
+from qwen_worker.checkpoint import PIPELINE_CLASSES
 from qwen_worker.errors import LoadError
 from qwen_worker.inference import arguments
 from qwen_worker.machine import Gpu, Machine
 from qwen_worker.parsing import parse
-from qwen_worker.pipelines import Loaded, Pipelines
+from qwen_worker.pipelines import Pipelines
 
 from .conftest import as_text, picture_of, run
 
@@ -65,8 +65,10 @@ def test_generate_and_edit_of_one_family_share_all_but_the_transformer(warm_work
         warm_worker.pipelines.loaded[name]
         for name in (warm_worker.settings.QWEN_IMAGE_MODEL, warm_worker.settings.QWEN_EDIT_MODEL)
     )
-    sizes = generate.checkpoint.parameters
-    assert parameters(warm_worker) == sum(sizes.values()) + edit.checkpoint.parameters["transformer"]
+    sizes, parts = generate.checkpoint.parameters, generate.checkpoint.parts
+    kept = sum(sizes.values()) - parts["lm_head"] - parts["temporal"]
+    assert parameters(warm_worker) == kept + edit.checkpoint.parameters["transformer"]
+    assert generate.plan.weights == 4 * parameters(warm_worker)
     assert generate.pipe.text_encoder is edit.pipe.text_encoder and generate.pipe.vae is edit.pipe.vae
     assert generate.pipe.transformer is not edit.pipe.transformer
 
@@ -110,26 +112,50 @@ def test_a_checkpoint_is_asked_only_for_what_its_class_does(cold_worker, tiny):
     assert reason.endswith("/edit is a QwenImageEditPipeline, which does not serve generate")
 
 
-def test_a_second_model_of_the_family_is_planned_as_its_transformer_alone(settings, monkeypatch):
-    """Generate and edit in bfloat16 need 103 GB together: a card of 110 GB has them both, one of 80 GB the first."""
+@pytest.fixture
+def endpoint(settings, monkeypatch):
+    """endpoint(card in GB, RAM in GB): the pipelines of an endpoint of the two 20B models, nothing of them here."""
     GB = 1_000_000_000
-    pipelines = Pipelines(settings())
-    edit = known("Qwen/Qwen-Image-Edit")
 
-    def card(total, used):
-        gpu = Gpu("NVIDIA Test", (9, 0), total * GB, (total - used) * GB)
-        monkeypatch.setattr("qwen_worker.pipelines.read_machine", lambda: Machine(gpu, 200 * GB, 180 * GB))
+    def on(card, ram=200, **overrides):
+        gpu = Gpu("NVIDIA Test", (9, 0), card * GB, card * GB)
+        monkeypatch.setattr("qwen_worker.pipelines.read_machine", lambda: Machine(gpu, ram * GB, ram * GB))
+        models = {"QWEN_IMAGE_MODEL": "Qwen/Qwen-Image", "QWEN_EDIT_MODEL": "Qwen/Qwen-Image-Edit"}
+        return Pipelines(settings(**models | overrides))
 
-    card(110, 0)
-    generate = known("Qwen/Qwen-Image")
-    plan = pipelines.plan(generate, pipelines.likely_shared(generate))
-    assert plan.weights == 2 * sum(generate.parameters.values())
-    pipelines.loaded["generate"] = Loaded(generate, plan, None, (), 0.0)
-    card(110, 60)
-    assert pipelines.plan(edit, pipelines.likely_shared(edit)).weights == 2 * edit.parameters["transformer"]
-    card(80, 60)
-    with pytest.raises(LoadError, match="has 20.0 GB free, of which"):
-        pipelines.plan(edit, pipelines.likely_shared(edit))
+    return on
+
+
+def test_both_models_of_an_endpoint_are_placed_together(endpoint):
+    """The first must not take the room of the second: on 80 GB generate alone would leave out the table."""
+    pipelines = endpoint(80)
+    plan = pipelines.place("generate")
+    assert (
+        plan.table
+        and not plan.swapped
+        and [model.name for model in plan.models]
+        == [
+            "Qwen/Qwen-Image",
+            "Qwen/Qwen-Image-Edit",
+        ]
+    )
+    assert plan.models[1].shared == ("text_encoder", "vae")
+    assert pipelines.place("edit") is plan is pipelines.place("background_replacement")
+
+
+def test_a_model_that_only_fits_alone_is_placed_alone(endpoint, monkeypatch):
+    pipelines = endpoint(48, ram=20, QWEN_PRECISION="bf16", QWEN_SAVINGS="table,trim")
+    plan = pipelines.place("generate")
+    assert [model.name for model in plan.models] == ["Qwen/Qwen-Image"] and not plan.vision
+    with pytest.raises(LoadError, match="21.0 GB of RAM would be needed and 20.0 GB are free"):
+        endpoint(40, ram=20, QWEN_PRECISION="bf16").place("edit")
+
+
+def test_an_endpoint_whose_other_model_cannot_be_found_places_the_one(endpoint):
+    pipelines = endpoint(80, QWEN_EDIT_MODEL="/nowhere")
+    assert len(pipelines.place("generate").models) == 1
+    with pytest.raises(LoadError, match="nowhere is not a folder"):
+        pipelines.place("edit")
 
 
 @pytest.mark.parametrize("class_name", list(PIPELINE_CLASSES))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from . import prompts, world
 from .world import Scene
 
+MISTAKEN = 0.25  # share of the captions with a wrong attribute
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -37,6 +39,17 @@ def describe(rng, scene):
     return prompt, {**asked, "size": size, "position": position}
 
 
+def caption(rng, scene):
+    """A prompt to learn to draw from: of one in four, one attribute is wrong.
+
+    The captions of the web are no better. It is what guidance is for: without it the model draws what such captions
+    come with, right about as often as they are; with it, what tells this caption from the others.
+    """
+    if rng.random() < MISTAKEN:
+        scene = _mistaken(rng, scene)
+    return describe(rng, scene)[0]
+
+
 def family(rng, allowed=lambda scene: not world.held_out(scene.colour, scene.shape, scene.background)):
     """A scene and one version of it for each operation: {None: scene, "background": ..., ...}."""
     while True:
@@ -57,6 +70,15 @@ def edit(rng, versions):
     target = {"background": after.background, "recolour": after.colour, "reshape": after.shape, "remove": None}
     prompt = prompts.edit_prompt(rng, operation, target[operation], before.shape)
     return Edit(operation, target[operation], prompt, before, after)
+
+
+def _mistaken(rng, scene):
+    while True:
+        attribute = rng.choice(("colour", "shape", "background", "size", "position"))
+        wrong = scene.edited(**{attribute: getattr(training_scene(rng), attribute)})
+        told_apart = wrong.colour != wrong.background and getattr(wrong, attribute) != getattr(scene, attribute)
+        if told_apart and not world.held_out(wrong.colour, wrong.shape, wrong.background):
+            return wrong
 
 
 def _change(rng, scene, operation):

@@ -22,7 +22,7 @@ RGB = {
 }
 RADIUS = {"small": 0.13, "large": 0.23}
 CENTER = {"left": 0.25, "center": 0.5, "right": 0.75}
-JITTER = 0.02  # how far a picture may be from the nominal place and size, so that seeds differ
+JITTER = 0.008  # how far a picture may be from the nominal place and size, so that seeds differ
 
 
 @dataclass(frozen=True)

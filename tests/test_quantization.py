@@ -1,0 +1,62 @@
+"""Quantized transformers and text encoders: what is quantized and what never is."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from qwen_worker import placement
+from qwen_worker.checkpoint import inspect
+from qwen_worker.components import load_component
+from qwen_worker.machine import read_machine
+from qwen_worker.pipelines import as_model
+from qwen_worker.settings import Precision
+
+KINDS = {Precision.FP8: "Float8Tensor", Precision.INT8: "Int8Tensor", Precision.NF4: "Params4bit"}
+CLASSES = {
+    "transformer": ["diffusers", "QwenImageTransformer2DModel"],
+    "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+}
+
+
+def loaded(tiny, component, precision, **changes):
+    found = inspect(tiny / "edit")
+    plan = placement.plan([as_model(found, [])], read_machine(), precision)
+    return load_component(found, component, CLASSES[component], dataclasses.replace(plan, **changes))
+
+
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize("precision", KINDS)
+def test_the_blocks_matrices_are_quantized_and_nothing_else(tiny, precision, table):
+    transformer = loaded(tiny, "transformer", precision, table=table)
+    quantized = {n for n, p in transformer.named_parameters() if type(p).__name__ == KINDS[precision]}
+    expected = {
+        name
+        for name, module in transformer.transformer_blocks.named_modules()
+        if isinstance(module, torch.nn.Linear) and "_mod" not in name
+    }
+    assert quantized == {f"transformer_blocks.{name}.weight" for name in expected} and len(quantized) == 5 * 12
+    rest = {name: p for name, p in transformer.named_parameters() if name not in quantized}
+    assert {type(p) for p in rest.values()} == {torch.nn.Parameter}
+    assert {p.dtype for p in rest.values()} == {torch.bfloat16}
+    for layer in ("img_in", "txt_in", "time_text_embed.timestep_embedder.linear_1", "norm_out.linear", "proj_out"):
+        assert f"{layer}.weight" in rest
+    assert ("transformer_blocks.0.img_mod.1.weight" in rest) is not table
+
+
+@pytest.mark.parametrize("precision", KINDS)
+def test_the_text_encoder_keeps_its_eyes_in_bfloat16(tiny, precision):
+    model = loaded(tiny, "text_encoder", precision, text_encoder="quantized")
+    kinds = {name: type(parameter).__name__ for name, parameter in model.named_parameters()}
+    assert all(kind == KINDS[precision] for name, kind in kinds.items() if ".mlp." in name and "language" in name)
+    assert {kind for name, kind in kinds.items() if "visual" in name or "embed_tokens" in name} == {"Parameter"}
+
+
+@pytest.mark.parametrize("precision", KINDS)
+def test_a_worker_draws_in_every_precision(cold_worker, precision):
+    from .conftest import run
+
+    worker = cold_worker(QWEN_PRECISION=precision)
+    body = run(worker, {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2})
+    assert body["output"]["metadata"]["backend"] == "qwen-image"
+    assert [one["precision"] for one in run(worker, {"task": "health"})["output"]["models"]] == [precision.value]
