@@ -8,7 +8,10 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = {"handler": "what the worker adds to the bare pipeline call"}
+BENCHMARKS = {
+    "handler": "what the worker adds to the bare pipeline call",
+    "soak": "many jobs under faults: each ends once, and rightly",
+}
 PACKAGES = ("torch", "diffusers", "transformers", "pillow")
 
 

@@ -4,6 +4,7 @@ Hands out jobs one by one or in batches, holds polls, hears results, progress, s
 and refuses a body above the limit with a 400 as the platform does. Faults are set by the test.
 """
 
+import itertools
 import json
 import os
 import queue
@@ -21,7 +22,8 @@ LIMIT = 10_000_000  # bytes of a result
 
 
 class ControlPlane:
-    """`hold`: seconds that a poll is held. `fault(kind, number)`: seconds to wait, 'drop', a status, or None."""
+    """`hold`: seconds that a poll is held. `fault(kind, number)` of the nth request of a kind: seconds to wait,
+    a status, 'drop' (unheard), 'lose' (heard, and the answer lost), or None."""
 
     def __init__(self, hold=0.5, fault=lambda kind, number: None):
         self.hold, self.fault = hold, fault
@@ -30,6 +32,8 @@ class ControlPlane:
         self.log = []  # (kind, job id, body) as they came
         self.counts: dict[str, int] = {}
         self.changed = threading.Condition()
+        self.lost = threading.local()
+        self.numbers, self.cancelled = itertools.count(), set()
 
     def __call__(self, handler):
         address = urlsplit(handler.path)
@@ -38,6 +42,7 @@ class ControlPlane:
         body = handler.rfile.read(length)
         if not self.survives(parts[0], handler):
             return None
+        self.lost.value = getattr(self.lost, "fault", None) == "lose"
         if parts[0] == "job-take":
             return self.hand_out(handler, self.held(self.jobs, 1), single=True)
         if parts[0] == "job-take-batch":
@@ -45,15 +50,42 @@ class ControlPlane:
         if parts[0] == "job-stop":
             ids = self.held(self.stops, 10)
             return answer(handler, {"jobsToStop": ids}) if ids else respond(handler, b"", 204)
+        if parts[0] == "client":
+            return answer(handler, self.serve_client(parts[1:], body))
         if parts[0] in ("job-done", "job-stream"):
             return self.hear(handler, parts[0], parts[2], body)
-        self.pings.append(options.get("job_id", [""])[0])
+        self.pings.append((time.monotonic(), options.get("job_id", [""])[0].split(",")))
         return answer(handler, {})
+
+    def serve_client(self, parts, body):
+        """What a client of the endpoint `client` gets: run, status, cancel."""
+        if parts[0] == "run":
+            job_id = f"run-{next(self.numbers)}"
+            self.jobs.put({"id": job_id, **json.loads(body)})
+            return {"id": job_id, "status": "IN_QUEUE"}
+        job_id = parts[1]
+        if parts[0] == "cancel" and job_id not in self.bodies:
+            self.cancelled.add(job_id)
+            self.stops.put(job_id)
+        return {"id": job_id, **self.state(job_id)}
+
+    def state(self, job_id):
+        with self.changed:
+            if job_id in self.cancelled:
+                return {"status": "CANCELLED"}
+            for kind, one, data in reversed(self.log):
+                if one == job_id:
+                    state = "IN_PROGRESS" if kind == "progress" else "FAILED" if "error" in data else "COMPLETED"
+                    return {"status": state, **{name: data[name] for name in ("output", "error") if name in data}}
+            return {"status": "IN_PROGRESS" if job_id in self.taken else "IN_QUEUE"}
 
     def survives(self, kind, handler):
         with self.changed:
             self.counts[kind] = number = self.counts.get(kind, 0) + 1
         fault = self.fault(kind, number)
+        self.lost.fault = fault
+        if fault == "lose":
+            return True
         if fault == "drop":
             handler.close_connection = True
             return False
@@ -103,6 +135,9 @@ class ControlPlane:
             if kind == "result":
                 self.bodies.setdefault(job_id, []).append(data)
             self.changed.notify_all()
+        if self.lost.value:
+            handler.close_connection = True
+            return None
         return answer(handler, {})
 
     def wait(self, true):
@@ -142,14 +177,13 @@ def addresses(address):
 class WorkerProcess:
     """`with WorkerProcess(environment): ...`: `runpod_handler.py` in the SDK's loop; `lines` is what it prints."""
 
-    def __init__(self, env):
-        self.env, self.lines = env, []
+    def __init__(self, env, command=("runpod_handler.py",)):
+        self.env, self.command, self.lines = env, command, []
 
     def __enter__(self):
-        command = [sys.executable, "runpod_handler.py"]
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
+            [sys.executable, *self.command], cwd=ROOT, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True,
         )  # fmt: skip
         self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True)
         self.reader.start()

@@ -3,7 +3,8 @@
 import threading
 import time
 
-from .control_plane import ControlPlane, WorkerProcess, addresses
+from .conftest import file_of, picture_of, respond
+from .control_plane import PATIENCE, ControlPlane, WorkerProcess, addresses
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2}
 LONG = {**SMALL, "num_inference_steps": 100, "width": 1024, "height": 1024}
@@ -74,3 +75,44 @@ def test_past_the_grace_sigterm_ends_the_job_and_the_platform_may_hand_it_out_ag
         assert code == 0 and 0.9 < seconds < 10
         assert "running" not in plane.bodies
     assert any("code=cancelled" in one["message"] for one in worker.messages())
+
+
+def test_the_platform_s_python_client_gets_a_picture_sees_progress_and_cancels(environment, web, monkeypatch):
+    import runpod
+
+    plane = ControlPlane()
+    address = web(plane)
+    monkeypatch.setattr(runpod, "endpoint_url_base", f"{address}/v2")
+    with WorkerProcess(environment(QWEN_PROGRESS_SECONDS="0.1", **addresses(address))):
+        endpoint = runpod.Endpoint("client", api_key="key")
+        output = endpoint.run({"input": SMALL}).output(timeout=PATIENCE)
+        assert picture_of(output["image"]).size == (256, 256)
+        long = endpoint.run({"input": LONG})
+        plane.wait(lambda: plane.state(long.job_id).get("output", {}).get("step", 0) > 1)
+        told = long._fetch_job()
+        assert told["status"] == "IN_PROGRESS" and told["output"]["total"] == 100
+        assert long.cancel()["status"] == "CANCELLED"
+        assert endpoint.run({"input": SMALL}).output(timeout=PATIENCE)["success"]
+        assert long.job_id not in plane.bodies
+        with_error = endpoint.run({"input": {"prompt": ""}})
+        plane.wait(lambda: with_error.job_id in plane.bodies)
+        assert with_error.status() == "FAILED"
+
+
+def test_a_worker_that_holds_two_jobs_opens_the_next_one_s_picture_while_it_draws(environment, web, scene):
+    plane, too_late = ControlPlane(), []
+
+    def picture(handler):
+        too_late.append("first" in plane.bodies)
+        respond(handler, file_of(scene))
+
+    private = {"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true", "QWEN_CONCURRENCY": "2"}
+    edit = {**SMALL, "num_inference_steps": 1, "image_url": web(picture)}
+    with WorkerProcess(environment(**private, **addresses(web(plane)))) as worker:
+        plane.put("first", {**SMALL, "num_inference_steps": 60})
+        plane.put("second", edit)
+        first, second = plane.result("first"), plane.result("second")
+        assert first["output"]["success"] and second["output"]["success"]
+        assert [job_id for kind, job_id, _ in plane.log if kind == "result"] == ["first", "second"]
+        assert too_late == [False]
+        assert worker.terminate()[0] == 0
