@@ -100,9 +100,9 @@ class Worker:
         except asyncio.CancelledError:
             self.record(job_id, task, {"error": "cancelled"}, time.perf_counter() - started)
             raise
-        except Exception:  # noqa: BLE001  the SDK would post the traceback, with its paths, to the caller
+        except Exception as error:  # noqa: BLE001  the SDK would post the traceback, with its paths, to the caller
             telemetry.log_line(job_id, "ERROR", traceback.format_exc())
-            reply = JobError("internal", job_id).reply()
+            reply = JobError("internal", job_id, refresh_worker=inference.spoils_the_worker(error)).reply()
         finally:
             if self.jobs.get(job_id) is asyncio.current_task():  # a job handed out twice is here twice
                 del self.jobs[job_id]
@@ -139,15 +139,16 @@ class Worker:
     async def serve(self, job: Job, terms: Terms) -> dict:
         """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread."""
         request, timings = job.request, {}
+        refuse_what_it_cannot(self.pipelines.located.get(self.pipelines.model_for(request.task)), request)
+        # Before anything that waits for the inference thread, which may be at another job's drawing.
+        sources, mask = await job.on(self.side_threads, self.opened, job, terms, timings)
         known, failure = await self.located(job)
-        if known:
-            refuse_what_it_cannot(known, request)
-        multiple = known.size_multiple if known else SIDE_MULTIPLE
-        canvas = await job.on(self.side_threads, self.opened, job, terms, multiple, timings)
+        refuse_what_it_cannot(known, request)
+        size = output_size(request, sources, mask, known.size_multiple if known else SIDE_MULTIPLE)
+        canvas = Canvas(sources, mask, size)
         left = job.limit and job.started + job.limit - time.monotonic()
         self.paces.require_time(kind_of(request, canvas), request.num_images, request.num_inference_steps, left)
 
-        job.enter(Stage.WAITING)
         pictures, facts = await job.on(self.inference_thread, self.draw, job, known, failure, canvas, timings)
         job.enter(Stage.DELIVERING)
         whole = functools.partial(replies.with_timings, facts, timings)
@@ -155,6 +156,7 @@ class Worker:
 
     async def located(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
         """What is known of the checkpoint that serves the job, also where loading it has failed, and that failure."""
+        job.enter(Stage.WAITING)
         model = self.pipelines.model_for(job.request.task)
         checkpoint, failure = self.pipelines.located.get(model), None
         serves = checkpoint is not None and job.request.task in checkpoint.pipeline_class.tasks
@@ -163,12 +165,11 @@ class Worker:
         # Known from an earlier job also where the load has failed since: the same job is refused or not, either way.
         return checkpoint or self.pipelines.located.get(model), failure
 
-    def opened(self, job: Job, terms: Terms, multiple: int, timings: dict[str, float]) -> Canvas:
-        """The job's input pictures, its mask and the size of what it draws; on a side thread."""
+    def opened(self, job: Job, terms: Terms, timings: dict[str, float]) -> tuple[list, Image.Image | None]:
+        """The job's input pictures and its mask; on a side thread."""
         with telemetry.timed(timings, "input"):
             require_usable(terms, job.cancelled)
-            sources, mask = open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.cancelled)
-        return Canvas(sources, mask, output_size(job.request, sources, mask, multiple))
+            return open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.cancelled)
 
     def draw(
         self, job: Job, checkpoint: Checkpoint | None, failure: LoadError | None, canvas: Canvas, timings: dict
@@ -261,8 +262,10 @@ def kind_of(request: Drawing, canvas: Canvas) -> tuple:
     return request.task, canvas.size, len(canvas.sources), request.guidance_scale > 1
 
 
-def refuse_what_it_cannot(checkpoint, request: Drawing) -> None:
-    """What only the checkpoint can say: the multiple its VAE needs, the input pictures its class takes."""
+def refuse_what_it_cannot(checkpoint: Checkpoint | None, request: Drawing) -> None:
+    """What only the checkpoint, once known, can say: the multiple its VAE needs, the pictures its class takes."""
+    if checkpoint is None:
+        return
     if request.width:
         require_size(request.width, request.height, checkpoint.size_multiple)
     if isinstance(request, Edit):

@@ -10,6 +10,7 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = {
     "handler": "what the worker adds to the bare pipeline call",
+    "throughput": "jobs a minute with and without prefetch, and by a plain handler",
     "soak": "many jobs under faults: each ends once, and rightly",
 }
 PACKAGES = ("torch", "diffusers", "transformers", "pillow")

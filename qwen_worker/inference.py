@@ -176,6 +176,11 @@ def left_clean(pipe: Any) -> Iterator[None]:
         raise
 
 
+def spoils_the_worker(error: Exception) -> bool:
+    """Whether CUDA itself has failed: every later call in this process would as well."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+
+
 def arguments(pipe: Any, request: Drawing, sources: list[Image.Image], size: tuple[int, int]) -> dict[str, Any]:
     """The call's arguments that follow from the request alone."""
     call = {

@@ -273,6 +273,13 @@ def test_a_fault_inside_the_pipeline_is_internal_and_tells_nothing(ask, planted,
     assert ask(**SMALL)["output"]["metadata"]["backend"] == "qwen-image"
 
 
+def test_a_cuda_error_asks_for_a_fresh_worker(ask, planted):
+    planted(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert ask(**SMALL, _job_id="spoilt")["stopPod"] is True
+    planted(RuntimeError("a mistake of ours"))
+    assert "stopPod" not in ask(**SMALL)
+
+
 def test_out_of_memory_is_told_and_ten_good_jobs_follow(ask, planted, monkeypatch):
     import torch
 
