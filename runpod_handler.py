@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from qwen_worker import bucket as buckets
-from qwen_worker import fallback, inference, telemetry
+from qwen_worker import fallback, fitness, inference, telemetry
 from qwen_worker import reply as replies
 from qwen_worker.checkpoint import Checkpoint
 from qwen_worker.deadline import Paces, limit_of
@@ -161,7 +161,9 @@ class Worker:
         checkpoint, failure = self.pipelines.located.get(model), None
         serves = checkpoint is not None and job.request.task in checkpoint.pipeline_class.tasks
         if not serves or model not in self.pipelines.loaded:
-            checkpoint, failure = await job.on(self.inference_thread, self.attempt, self.pipelines.locate, job.request)
+            checkpoint, failure = await job.on(
+                self.inference_thread, self.attempt, self.pipelines.locate, job.request.task
+            )
         # Known from an earlier job also where the load has failed since: the same job is refused or not, either way.
         return checkpoint or self.pipelines.located.get(model), failure
 
@@ -179,11 +181,11 @@ class Worker:
         sources, mask, size = canvas.sources, canvas.mask, canvas.size
         job.enter(Stage.LOADING)
         if failure is None:
-            plan, failure = self.attempt(self.pipelines.place, request)
+            plan, failure = self.attempt(self.pipelines.place, request.task)
         if plan:
             inference.require_fits(checkpoint.name, plan, size, len(sources), checkpoint.size_multiple)
             with telemetry.timed(timings, "load"):
-                loaded, failure = self.attempt(self.load, request)
+                loaded, failure = self.attempt(self.load, request.task)
         if failure and self.settings.QWEN_FALLBACK is Fallback.FORBID:
             raise JobError("model_unavailable", failure.reason)
 
@@ -210,6 +212,14 @@ class Worker:
             facts["peak_vram_gb"] = telemetry.peak_vram_gb()
         return pictures, facts | ({"fallback_reason": failure.reason} if failure else {})
 
+    def place(self, task: str) -> LoadError | None:
+        """Why the task's model cannot be had on this machine, if so; loads nothing."""
+        return self.inference_thread.submit(self.attempt, self.pipelines.place, task).result()[1]
+
+    def preload(self, task: str) -> LoadError | None:
+        """Load a task's pipeline before any job asks for it; why it cannot be had, if so."""
+        return self.place(task) or self.inference_thread.submit(self.attempt, self.load, task).result()[1]
+
     def load(self, task: str):
         """The task's pipeline; the first time, its plan goes to the log."""
         known = self.pipelines.model_for(task) in self.pipelines.loaded
@@ -219,17 +229,17 @@ class Worker:
             telemetry.log_line(None, "INFO", f"{name} loaded in {seconds:.1f} s: {loaded.plan}")
         return loaded
 
-    def attempt(self, step: Callable, request: Drawing):
+    def attempt(self, step: Callable, task: str):
         """(step(task), None), or (None, why the model cannot be had): remembered, and tried again only if passing."""
         if self.settings.QWEN_FALLBACK is Fallback.FORCE:
             return None, LoadError("QWEN_FALLBACK=force: this worker loads no model")
-        role = "edit" if isinstance(request, Edit) else "generate"
+        role = "generate" if task == "generate" else "edit"
         failure, failed_at = self.failures.get(role, (None, 0.0))
         paused = time.monotonic() - failed_at < self.settings.QWEN_LOAD_RETRY_SECONDS
         if failure and (paused or not failure.passing):
             return None, failure
         try:
-            found = step(request.task)
+            found = step(task)
         except LoadError as error:
             failure = error
         except Exception as error:  # noqa: BLE001  whatever keeps a model from loading means: stand in
@@ -286,6 +296,8 @@ def main() -> None:
 
     if settings.SERVER_MODE is ServerMode.LOCAL and "--rp_serve_api" not in sys.argv:
         sys.argv.append("--rp_serve_api")
+    for check in fitness.checks(settings, worker().place, worker().preload):
+        runpod.serverless.register_fitness_check(check)
     loop = JobLoop(worker().jobs, settings.QWEN_CONCURRENCY, settings.QWEN_SHUTDOWN_SECONDS)
     streamed = {"handler": streaming_handler, "return_aggregate_stream": True}
     served = streamed if settings.STREAM else {"handler": handler}

@@ -51,6 +51,13 @@ class Saving(StrEnum):
     TRIM = "trim"  # the text encoder without its language head, and without vision where nothing is edited
 
 
+class Role(StrEnum):
+    """What a model is for; background_replacement is an edit."""
+
+    GENERATE = "generate"
+    EDIT = "edit"
+
+
 class Delivery(StrEnum):
     """How a job's pictures leave."""
 
@@ -78,6 +85,9 @@ class Settings(BaseSettings):
     QWEN_MODEL_ROOTS: Annotated[tuple[Path, ...], NoDecode] = Field(
         tuple(Path(root) for root in MODEL_ROOTS),
         description="folders of checkpoints, colon-separated, in search order",
+    )
+    QWEN_PRELOAD: Annotated[frozenset[Role], NoDecode] = Field(
+        frozenset(), description="models loaded before the first job is taken: generate, edit, comma-separated"
     )
     QWEN_LOAD_RETRY_SECONDS: float = Field(
         60, ge=0, description="pause before a load that failed in passing is retried"
@@ -131,9 +141,9 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("QWEN_SAVINGS", mode="before")
+    @field_validator("QWEN_SAVINGS", "QWEN_PRELOAD", mode="before")
     @classmethod
-    def split_savings(cls, value):
+    def split_list(cls, value):
         """A comma-separated list; `none` for the empty one, since an empty variable counts as absent."""
         if not isinstance(value, str):
             return value
