@@ -12,6 +12,8 @@ BENCHMARKS = {
     "handler": "what the worker adds to the bare pipeline call",
     "throughput": "jobs a minute with and without prefetch, and by a plain handler",
     "soak": "many jobs under faults: each ends once, and rightly",
+    "fit": "which plan each card gets, its predicted peak and, on a GPU, the measured one",
+    "quality": "what each precision does to the pictures of the tiny checkpoint",
 }
 PACKAGES = ("torch", "diffusers", "transformers", "pillow")
 
@@ -20,9 +22,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True)
     for name, purpose in BENCHMARKS.items():
-        command = commands.add_parser(name, help=purpose, description=purpose)
+        module = import_module(f".{name}", __package__)
+        form = argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=purpose, description=module.__doc__, formatter_class=form)
         command.add_argument("--output", type=Path, default=RESULTS / f"{name}.json", help="the JSON file to write")
-        import_module(f".{name}", __package__).add_options(command)
+        module.add_options(command)
     options = parser.parse_args()
     rows, facts = import_module(f".{options.name}", __package__).run(options)
     report = {
@@ -46,7 +50,7 @@ def show(rows: list[dict]) -> None:
     table = Table(*(str(name) for name in rows[0]))
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    Console(width=max(160, Console().width)).print(table)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ Torch, diffusers and transformers are imported inside functions. Knows nothing o
 """
 
 import importlib
+import logging
+import os
 from typing import Any
 
 from . import quantization
@@ -54,6 +56,22 @@ def tabulate(transformer: Any, found: Checkpoint, plan: Plan) -> Any:
     if isinstance(transformer, modulation.TabledTransformer):
         return modulation.build(transformer, found.folder)
     return modulation.compute(transformer)
+
+
+def import_quietly() -> None:
+    """Import what builds pipelines: the quantization libraries grumble about optional parts that are not used here."""
+    noisy = [logging.getLogger(name) for name in ("bitsandbytes", "torch.utils._pytree")]
+    for logger in noisy:
+        logger.setLevel(logging.ERROR)
+    chosen = os.environ.get("DIFFUSERS_VERBOSITY")  # read once, by the import
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    diffusers = importlib.import_module("diffusers")
+    importlib.import_module("diffusers.quantizers")
+    if chosen is None:
+        del os.environ["DIFFUSERS_VERBOSITY"]
+        diffusers.utils.logging.set_verbosity_warning()
+    for logger in noisy:
+        logger.setLevel(logging.NOTSET)
 
 
 def is_component(value: Any) -> bool:

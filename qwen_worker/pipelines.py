@@ -13,7 +13,7 @@ from . import checkpoint as checkpoints
 from . import hub, placement
 from .checkpoint import Checkpoint
 from .checkpoint_files import label_of, read_json
-from .components import cap_memory, is_component, load_component, require_tokenizer, tabulate, trim
+from .components import cap_memory, import_quietly, is_component, load_component, require_tokenizer, tabulate, trim
 from .errors import LoadError
 from .footprint import GB, WORKING, WORKING_2_1, Model, Plan
 from .machine import disk_free, read_machine
@@ -140,6 +140,7 @@ class Pipelines:
 
     def build(self, found: Checkpoint, plan: Plan, shared: dict[str, Any]) -> tuple[Any, Any]:
         """The diffusers pipeline of the checkpoint's own class, every component where the plan says, and its table."""
+        import_quietly()
         import diffusers
         import torch
         import transformers

@@ -1,6 +1,7 @@
 """The benchmark commands run on the tiny checkpoint and write what they measured."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -9,13 +10,41 @@ import pytest
 from .conftest import ROOT
 
 
-@pytest.mark.parametrize("arguments", [("handler", "--size", "256", "--repeats", "2")])
-def test_a_benchmark_writes_its_rows(tmp_path, arguments):
-    output = tmp_path / "result.json"
-    command = [sys.executable, "-m", "benchmarks", *arguments, "--output", str(output)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(output.read_text())
-    assert report["benchmark"] == arguments[0] and report["versions"]["diffusers"]
-    ours, other = report["rows"]
+@pytest.fixture
+def benchmark(tmp_path):
+    """benchmark(*arguments): the report that the command writes."""
+
+    def measured(*arguments):
+        output = tmp_path / "result.json"
+        command = [sys.executable, "-m", "benchmarks", *arguments, "--output", str(output)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(output.read_text())
+        assert report["benchmark"] == arguments[0] and report["versions"]["diffusers"]
+        return report
+
+    return measured
+
+
+def test_the_handler_s_share_is_measured(benchmark):
+    ours, other = benchmark("handler", "--size", "256", "--repeats", "2")["rows"]
     assert ours["ratio"] == 1 and ours["added ms (median)"] > 0 and other["added ms (median)"] > 0
+
+
+def test_the_fit_of_a_card_is_predicted_and_its_jobs_run(benchmark):
+    small = ("--size", "256", "--steps", "1", "--jobs", "1")
+    (row,) = benchmark("fit", "--vram-gb", "24", "--trial", *small)["rows"]
+    assert row["plan"].startswith("fp8 on cuda, weights 13.77 GB, modulation table")
+    assert row["generate s"] > 0 and row["edit s"] > 0 and row["served plan"].startswith("fp32 on cpu")
+
+
+def test_the_full_size_architecture_is_what_placement_counts_with():
+    from benchmarks.full_size import architecture
+    from qwen_worker.checkpoint import PARTS_20B, SIZE_20B, count_parts
+
+    held = {
+        name: {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        for name, model in architecture().items()
+    }
+    assert {name: sum(map(math.prod, shapes.values())) for name, shapes in held.items()} == SIZE_20B
+    assert count_parts(held) == PARTS_20B

@@ -18,7 +18,9 @@ from . import dataset, few_step, judge, world
 
 HERE = Path(__file__).parent
 BREAKS = ("schedule", "statistics", "shuffled", "no-image")
-SIZES = ((256, 256), (512, 512), (384, 256), (256, 384))
+SIZES = (
+    (256, 256), (512, 512), (384, 256), (256, 384), (768, 512), (256, 256), (512, 512), (1024, 1024),
+)  # fmt: skip
 BATCH = 8
 KEPT = 0.9  # overlap of the subject before and after that counts as kept
 
@@ -105,18 +107,21 @@ def prompt_tasks(count, seed=0, size=None):
 
 def draw(pipeline, tasks, steps, guidance, shuffled=False, seed=0):
     """Draw every task and judge it: a list of {attribute: right?}."""
-    right = []
+    images = pictures(pipeline, tasks, steps, guidance, shuffled, seed)
+    return [judge.matches(judge.read(image), asked) for image, (_, asked, _) in zip(images, tasks, strict=True)]
+
+
+def pictures(pipeline, tasks, steps, guidance, shuffled=False, seed=0):
+    """The tasks' pictures, drawn in batches of one size."""
     for start in range(0, len(tasks), BATCH):
         batch = tasks[start : start + BATCH]
         texts = [prompt for prompt, _, _ in batch]
         texts = texts[1:] + texts[:1] if shuffled else texts
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
         width, height = batch[0][2]
-        images = pipeline(
+        yield from pipeline(
             texts, width=width, height=height, generator=generators, **options(steps, guidance, len(batch))
         ).images
-        right += [judge.matches(judge.read(i), asked) for i, (_, asked, _) in zip(images, batch, strict=True)]
-    return right
 
 
 def edit_tasks(count, seed=0):

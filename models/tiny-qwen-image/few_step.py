@@ -18,7 +18,7 @@ SCHEDULER = {"base_shift": 1.0986122886681098, "max_shift": 1.0986122886681098, 
 GUIDANCE = 4.0
 TEACHER_STEPS = 6  # for each jump
 RANK = 16
-PATHS = 24  # batches of them
+PATHS = 64  # batches of them
 SIZES = ((256, 256), (256, 256), (384, 256), (256, 384), (512, 512))
 MODULES = (
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
@@ -45,7 +45,7 @@ def paths(transformer, tokenizer, text_encoder, seed):
         size = rng.choice(SIZES)
         batch = max(2, flow.TOKENS_AT_ONCE // (size[0] * size[1] // 1024))
         prompts = [dataset.describe(rng, dataset.training_scene(rng))[0] for _ in range(batch)]
-        with torch.no_grad():
+        with torch.no_grad(), flow.quick(transformer.device, size):
             walked.append((size, *_walk(transformer, tokenizer, text_encoder, prompts, size, generator)))
     return walked
 
@@ -60,8 +60,9 @@ def loss(transformer, walked, step, seed):
     each = torch.arange(count, device=states.device)
     gap = (levels[here + 1] - levels[here]).view(-1, 1, 1)
     wanted = (states[here + 1, each] - states[here, each]) / gap
-    velocity = flow.predict(transformer, states[here, each], levels[here], embeddings, mask, [flow.shape(*size)])
-    value = (velocity - wanted).square().mean()
+    with flow.quick(states.device, size):
+        velocity = flow.predict(transformer, states[here, each], levels[here], embeddings, mask, [flow.shape(*size)])
+    value = (velocity.float() - wanted).square().mean()
     return value, value.item()
 
 

@@ -13,7 +13,7 @@ import torch
 
 from . import architecture, few_step, fitting, flow, sheets, text, vae
 
-STEPS = {"vae": 2500, "text": 800, "generate": 8000, "edit": 5000, "few_step": 1000}
+STEPS = {"vae": 2500, "text": 800, "generate": 12500, "edit": 10000, "few_step": 1200}
 RATE = {"vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3}
 HERE = Path(__file__).parent
 
