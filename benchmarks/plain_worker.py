@@ -16,7 +16,7 @@ def main() -> None:
     from diffusers import QwenImageEditPipeline
     from PIL import Image
 
-    pipe = QwenImageEditPipeline.from_pretrained(os.environ["QWEN_EDIT_MODEL"])
+    pipe = QwenImageEditPipeline.from_pretrained(os.environ["QWEN_EDIT_MODEL"], dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
 
     def handler(job: dict) -> dict:

@@ -61,6 +61,7 @@ class Soak:
         self.make_bucket()
         self.jobs = {f"job-{n:04d}": self.job(picture) for n in range(options.jobs)}
         self.stopped, self.memory, self.restarts = set(), [], Counter()
+        self.bucket_down = False
 
     def fault(self, kind: str, number: int):
         draw = self.rng.random()
@@ -129,26 +130,25 @@ class Soak:
                 if third == 1:
                     self.restarts["SIGKILL"] += 1
             if third == 1:
-                self.bucket.stop()  # the second worker starts with the bucket down
+                self.bucket.stop()  # for the first half of the second worker's jobs
+                self.bucket_down = True
         over.set()
         platform.join()
 
     def watch(self, worker, count: int) -> None:
         process = psutil.Process(worker.process.pid)
-        down_until = time.monotonic() + 15
         while len(self.over()) < count:
             assert worker.process.poll() is None, f"the worker ended by itself: {worker.lines[-20:]}"
             assert time.monotonic() - self.answered_at < PATIENCE, f"stuck: {set(self.jobs) - self.over()}"
             self.memory.append((worker.process.pid, time.monotonic(), process.memory_info().rss))
-            if self.restarts and time.monotonic() > down_until and self.restarts["bucket up"] == 0:
-                self.restarts["bucket up"] += 1
+            if self.bucket_down and len(self.over()) >= self.options.jobs // 2:
                 self.raise_bucket()
             time.sleep(0.25)
 
     def raise_bucket(self) -> None:
         from moto.server import ThreadedMotoServer
 
-        self.bucket = ThreadedMotoServer(port=self.bucket_port, verbose=False)
+        self.bucket, self.bucket_down = ThreadedMotoServer(port=self.bucket_port, verbose=False), False
         self.bucket.start()
         self.make_bucket()
 
@@ -158,7 +158,7 @@ class Soak:
 
     def platform(self, over: threading.Event) -> None:
         """Stops jobs that are to be stopped once they are taken, and hands out again what no worker speaks of."""
-        seen, due = 0, {}
+        seen, due, again = 0, {}, Counter()
         while not over.wait(0.2):
             now = time.monotonic()
             with self.plane.changed:
@@ -173,8 +173,8 @@ class Soak:
                     self.stopped.add(job_id)
                     self.plane.stops.put(job_id)
                 quiet = now - times[-1] > REDELIVER_SECONDS and job_id not in spoken_of
-                if quiet and job_id not in bodies and job_id not in self.stopped:
-                    times.append(now)
+                if quiet and len(times) > again[job_id] and job_id not in bodies and job_id not in self.stopped:
+                    again[job_id] = len(times)  # once, until it is taken again
                     self.plane.put(job_id, self.jobs[job_id][1])
                     self.restarts["handed out again"] += 1
 

@@ -7,6 +7,7 @@ them; it does not hear a stop for a job whose handler has not been entered yet. 
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 EARLY_SECONDS = 2.0  # how long a stop waits for a job that is still on its way to the handler
@@ -36,10 +37,14 @@ class JobLoop:
         if not hasattr(self.scaler, "kill_worker"):
             return  # not the main thread: the SDK has set none either
         for one in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(one, lambda *_: self.loop.call_soon_threadsafe(self.end))
+            signal.signal(one, self.on_signal)
         take, stops = self.scaler.jobs_fetcher, self.scaler.stop_signals_fetcher
         self.scaler.jobs_fetcher = lambda session, count: self.take(take, session, count)
         self.scaler.stop_signals_fetcher = lambda session: self.stops(stops, session)
+
+    def on_signal(self, *_: Any) -> None:
+        with suppress(RuntimeError):  # a second signal, when the loop is closed already
+            self.loop.call_soon_threadsafe(self.end)
 
     def end(self) -> None:
         """Take no more jobs; end those that run once the grace is over."""
