@@ -52,11 +52,11 @@ def test_a_stop_that_comes_before_the_job_is_begun_is_heard(environment, web):
 
 def test_sigterm_lets_the_running_job_finish(environment, web):
     plane = ControlPlane()
-    with WorkerProcess(environment(**addresses(web(plane)))) as worker:
+    with WorkerProcess(environment(QWEN_SHUTDOWN_SECONDS="90", **addresses(web(plane)))) as worker:
         plane.put("warm", SMALL)
         plane.result("warm")
-        plane.put("running", {**SMALL, "num_inference_steps": 60})
-        plane.wait(lambda: "running" in plane.taken)
+        plane.put("running", {**SMALL, "num_inference_steps": 40})
+        plane.wait(lambda: "progress" in plane.kinds("running"))
         plane.put("waiting", SMALL)
         assert worker.terminate()[0] == 0
         assert plane.result("running")["output"]["success"]

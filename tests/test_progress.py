@@ -179,7 +179,7 @@ def test_previews_are_sent_where_they_are_cheap(warm_worker):
         told.append(message)
 
     warm_worker.previewer.cost = 0.0
-    fields = {**SMALL, "num_inference_steps": 40, "preview": True}
+    fields = {**SMALL, "width": 512, "height": 512, "num_inference_steps": 100, "preview": True}
     assert asyncio.run(warm_worker.answer({"id": "look", "input": fields}, tell))["success"]
     assert any("preview" in message for message in told)
 
