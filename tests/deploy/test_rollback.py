@@ -1,0 +1,157 @@
+"""What does not serve is rolled back, field by field; so is what the operator interrupts."""
+
+import json
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from qwen_deploy import rollout
+
+from .conftest import NEW, OLD, SHIP, configuration, only
+from .fake_runpod import Build, Fault, draws, stands_in
+
+
+def fallen_back(runpod, command, *arguments):
+    """The text of a deployment that must fail and leave the old endpoint as it was, field by field."""
+    endpoint = runpod.add()
+    before = json.loads(json.dumps(configuration(endpoint)))
+    asked = ("--gpu", "AMPERE_80", "--workers-min", "2", "--disk", "99", "--volume", "", "--data-centers", "")
+    changed = ("--env", "EXTRA=1", "--unset-env", "HF_TOKEN", "--flashboot", "flashboot", "--idle-timeout", "30")
+    code, text = command(*SHIP, *asked, *changed, *arguments)
+    assert code == 1 and "verified field by field" in text, text
+    assert configuration(endpoint) == before
+    assert len(runpod.writes_to("/v2")) >= 2  # it was changed, and changed back
+    return text
+
+
+def test_a_worker_that_stands_in_is_rolled_back(runpod, command):
+    runpod.builds[NEW] = Build(stands_in("v1"))
+    assert "backend must be qwen-image, not pil-fallback: no weights" in fallen_back(runpod, command)
+
+
+def test_another_build_than_the_deployed_one_is_rolled_back(runpod, command):
+    runpod.builds[NEW] = Build(draws("v0.9"))
+    text = fallen_back(runpod, command)
+    assert "worker_version must be v1, not v0.9" in text
+
+
+def test_a_picture_by_another_build_is_rolled_back(runpod, command):
+    def answer(fields, env):
+        return draws("v1" if fields["task"] == "health" else "v0.9")(fields, env)
+
+    runpod.builds[NEW] = Build(answer)
+    assert "generate: worker_version must be v1, not v0.9" in fallen_back(runpod, command)
+
+
+def test_a_model_that_does_not_load_is_rolled_back(runpod, command):
+    def answer(fields, env):
+        if fields["task"] == "edit":
+            return {"error": "model_unavailable: transformer/model-2.safetensors is corrupt", "success": False}
+        return draws("v1")(fields, env)
+
+    runpod.builds[NEW] = Build(answer)
+    assert "edit: the job is FAILED: model_unavailable: transformer/model-2" in fallen_back(runpod, command)
+
+
+@pytest.mark.parametrize("image", ["bm90IGEgcGljdHVyZQ==", "%%%", "", None])
+def test_a_reply_without_a_picture_is_rolled_back(runpod, command, image):
+    def answer(fields, env):
+        return draws("v1")(fields, env) | ({"image": image} if fields["task"] == "generate" else {})
+
+    runpod.builds[NEW] = Build(answer)
+    assert "The reply" in fallen_back(runpod, command)
+
+
+def test_a_crash_loop_is_found_in_the_logs_and_rolled_back(runpod, command):
+    runpod.builds[NEW] = Build(crashes=True, log=("Traceback ...", "QWEN_FALLBACK=forbid: no model can be served"))
+    text = fallen_back(runpod, command)
+    assert "Crash loop: worker" in text and "QWEN_FALLBACK=forbid: no model can be served" in text
+
+
+def test_an_image_that_cannot_be_pulled_is_rolled_back(runpod, command):
+    runpod.builds[NEW] = Build(unpullable=True)
+    assert "The image cannot be pulled: error pulling image" in fallen_back(runpod, command)
+
+
+def test_workers_that_get_no_card_are_rolled_back(runpod, command):
+    runpod.builds[NEW] = Build(state="THROTTLED")
+    assert "no card for the workers" in fallen_back(runpod, command, "--capacity-wait", "0")
+
+
+def test_unhealthy_workers_are_rolled_back(runpod, command, monkeypatch):
+    monkeypatch.setattr(rollout, "UNHEALTHY_SECONDS", 0)
+    runpod.builds[NEW] = Build(state="UNHEALTHY")
+    assert "is unhealthy" in fallen_back(runpod, command)
+
+
+def test_workers_that_never_come_up_are_rolled_back(runpod, command):
+    runpod.builds[NEW] = Build(state="INITIALIZING")
+    assert "do not serve after" in fallen_back(runpod, command, "--wait", "1")
+
+
+def test_a_field_that_runpod_does_not_keep_is_rolled_back(runpod, command):
+    runpod.ignores = {"flashboot"}
+    endpoint = runpod.add()
+    code, text = command(*SHIP, "--flashboot", "priority_flashboot")
+    assert code == 1 and "flashboot is OFF, not PRIORITY_FLASHBOOT" in text and endpoint["image"] == OLD
+
+
+def test_the_jobs_of_a_failed_proof_are_cancelled(runpod, command):
+    runpod.builds[NEW] = Build(crashes=True)
+    runpod.old_ticks = 0  # no old worker is left to take the job
+    fallen_back(runpod, command)
+    assert [job["status"] for job in runpod.jobs.values()][:1] == ["CANCELLED"]
+
+
+def test_a_new_endpoint_that_does_not_serve_is_left_without_workers(runpod, command):
+    runpod.builds[NEW] = Build(stands_in("v1"))
+    code, text = command(*SHIP)
+    assert code == 1 and "it costs nothing" in text
+    assert only(runpod)["workers"] | {"idleTimeout": 0} == {"min": 0, "max": 0, "idleTimeout": 0}
+
+
+def test_a_failed_check_of_an_unchanged_endpoint_changes_nothing(runpod, command):
+    runpod.add(NEW, env={})
+    runpod.builds[NEW] = Build(stands_in("v1"))
+    code, text = command(*SHIP)
+    assert code == 1 and "nothing to roll back" in text and not runpod.writes_to("/v2")
+
+
+@pytest.mark.parametrize("method, path, times", [
+    ("GET", "/releases", 1), ("PATCH", "/serverless/", 1), ("POST", "/run", 1), ("GET", "/status/", 1),
+    ("GET", "/workers", 3), ("POST", "/run", 2), ("GET", "/status/", 5), ("PATCH", "/serverless/", 2),
+])  # fmt: skip
+def test_ctrl_c_in_any_phase_leaves_the_old_version(runpod, command, method, path, times):
+    endpoint = runpod.add()
+    before = json.loads(json.dumps(configuration(endpoint)))
+    count = [0]
+
+    def interrupt(now, where):
+        count[0] += now == method and path in where
+        if count[0] == times:
+            count[0] += 1
+            # As the kernel does it: to the process, in the middle of its request.
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+
+    runpod.on_request = interrupt
+    code, text = command(*SHIP)
+    assert code == 130 and "Interrupted" in text
+    assert configuration(endpoint) == before
+    assert all(job["status"] != "IN_QUEUE" for job in runpod.jobs.values())
+
+
+def test_a_rollback_that_fails_says_what_is_where(runpod, command):
+    runpod.add()
+    runpod.builds[NEW] = Build(stands_in("v1"))
+    runpod.on_request = lambda method, path: (
+        runpod.faults.append(Fault("PATCH", "/serverless/", 403)) if path.endswith("/run") else None
+    )
+    code, text = command(*SHIP)
+    assert code == 1 and "Rolling back failed: RUNPOD_API_KEY may not do this" in text
+    again = re.search(r"deploy_qwen.py (rollback --endpoint-id ep1 --to \S+)", text).group(1).split()
+    runpod.faults, runpod.on_request = [], lambda method, path: None
+    assert command(*again, "--yes")[0] == 0 and only(runpod)["image"] == OLD
