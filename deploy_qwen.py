@@ -118,11 +118,14 @@ def undo(session: Session, options, intent: Intent, saved: Record | None, check:
         restore(session, options, saved, check)
     except (DeployError, KeyboardInterrupt) as failure:
         screen.bad(f"Rolling back failed: {failure or 'interrupted'}")
-        name = f"endpoint {saved.endpoint['id']}" if saved else f"an endpoint named {intent.target['name']}"
-        screen.bad(f"RunPod may hold the new configuration or the old one for {name}: look with `status`.")
-        if saved:
-            command = f"deploy_qwen.py rollback --endpoint-id {saved.endpoint['id']} --to {saved.path}"
-            screen.bad(f"To put the old one back: {command}")
+        if saved is None:
+            screen.bad(
+                f"If an endpoint named {intent.target['name']} was made, it is still there: look in the console."
+            )
+            return
+        endpoint_id = saved.endpoint["id"]
+        screen.bad(f"Endpoint {endpoint_id} has the new configuration or the old one: look with `status`.")
+        screen.bad(f"To put the old one back: deploy_qwen.py rollback --endpoint-id {endpoint_id} --to {saved.path}")
 
 
 def restore(session: Session, options, saved: Record, check: bool) -> None:
@@ -130,9 +133,10 @@ def restore(session: Session, options, saved: Record, check: bool) -> None:
     screen, endpoint_id = session.screen, saved.endpoint["id"]
     target = plan.flat(saved.endpoint)
     present = plan.flat(session.api.endpoint(endpoint_id))
-    before = None
-    if plan.changes(present, target):
-        _, before = update(session, endpoint_id, present, target)
+    if not plan.changes(present, target):
+        screen.good(f"Endpoint {endpoint_id} is as it was, verified field by field.")
+        return
+    _, before = update(session, endpoint_id, present, target)
     require_kept(session, endpoint_id, target)
     screen.good(f"Rolled back: endpoint {endpoint_id} has {target.get('image')} again, verified field by field.")
     if not check:

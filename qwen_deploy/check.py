@@ -83,7 +83,7 @@ class Check:
         def look(status: dict) -> None:
             self.watch.look(f"{what} {progress_of(status)}")
 
-        return self.queue.ask(fields, JOB_SECONDS, max(self.watch.left, 1.0), look, self.note)
+        return self.queue.ask(fields, JOB_SECONDS, max(self.watch.left, 1.0), look, self.note, repeat=True)
 
 
 def require_completed(answer: Answer, what: str) -> None:

@@ -44,13 +44,16 @@ class Queue:
         """Jobs by state and workers by state."""
         return self.client.call("GET", self.urls["health"], "the queue's health")
 
-    def send(self, fields: dict, limit: float | None = None) -> str:
-        """The id of a new job. `limit`: seconds that it may run, in place of the endpoint's own."""
+    def send(self, fields: dict, limit: float | None = None, repeat: bool = False) -> str:
+        """The id of a new job. `limit`: seconds that it may run, in place of the endpoint's own.
+
+        `repeat`: send it again where it may have been taken already; then it may run twice.
+        """
         body = {"input": fields}
         if limit:
             # The platform counts the time to live from the sending, the wait in the queue included.
             body["policy"] = {"executionTimeout": round(limit * 1000), "ttl": round((limit + 3600) * 1000)}
-        return self.client.call("POST", self.urls["run"], "the job", body, repeat=False)["id"]
+        return self.client.call("POST", self.urls["run"], "the job", body, repeat=repeat)["id"]
 
     def status(self, job_id: str) -> dict:
         return self.client.call("GET", self.urls["status"].replace("{job_id}", job_id), f"job {job_id}")
@@ -66,8 +69,9 @@ class Queue:
         return True
 
     def ask(
-        self, fields: dict, limit: float, patience: float, watch: Callable[[dict], None], note: Callable[[str], None]
-    ) -> Answer:
+        self, fields: dict, limit: float, patience: float, watch: Callable[[dict], None], note: Callable[[str], None],
+        repeat: bool = False,
+    ) -> Answer:  # fmt: skip
         """Send a job and wait for its answer, at most `patience` seconds; `limit` seconds for it to run.
 
         `watch` is called with each status; whatever it raises ends the wait. A job that is not answered is cancelled,
@@ -76,7 +80,7 @@ class Queue:
         job_id = None
         try:
             with held():  # a job whose id is lost could not be cancelled
-                job_id = self.send(fields, limit)
+                job_id = self.send(fields, limit, repeat)
             return self.wait(job_id, patience, watch)
         except BaseException:
             if job_id and not self.cancel(job_id):

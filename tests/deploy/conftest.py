@@ -1,4 +1,4 @@
-"""What the tests of `deploy_qwen.py` stand on: RunPod on loopback, the command, build tools that write down their calls."""
+"""What the tests of `deploy_qwen.py` stand on: RunPod on loopback, the command, build tools that keep their calls."""
 
 import io
 import itertools

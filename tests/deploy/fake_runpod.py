@@ -124,6 +124,8 @@ class FakeRunPod:
         self.lock = threading.RLock()
         self.on_request = lambda method, path: None  # for a test that interrupts at a certain request
         self.ignores: set[str] = set()  # fields that an update does not keep
+        self.lines_end = threading.Event()  # a log stream stays open until it is set
+        self.lines_end.set()
         self.old_ticks = 1  # looks for which a worker of an old version lives on
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self))
         self.server.daemon_threads = True
@@ -382,6 +384,8 @@ def handler_of(fake):
             for source, line in lines:
                 event = json.dumps({"ts": CREATED, "source": source, "line": line})
                 self.wfile.write(f"id: {CREATED}\ndata: {event}\n\n".encode())
+            self.wfile.flush()
+            fake.lines_end.wait(5)
 
         do_GET = do_POST = do_PATCH = do_DELETE = answer
 

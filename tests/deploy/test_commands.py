@@ -1,15 +1,21 @@
 """The commands beside a deployment: rollback, status, logs, send, cost, help."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
+from rich.console import Console
+
+import deploy_qwen
+from qwen_deploy import api
 
 from ..conftest import ROOT
 from .conftest import NEW, OLD, SHIP, configuration
-from .fake_runpod import Build, stands_in
+from .fake_runpod import KEY, Build, stands_in
 
 
 def test_rollback_goes_back_to_what_was_before(runpod, command):
@@ -75,3 +81,30 @@ def test_help_needs_no_key_and_no_torch(arguments):
     )
     assert done.returncode == 0, done.stderr
     assert "examples:" in done.stdout or arguments
+
+
+def test_a_log_that_stays_open_ends_when_it_is_quiet(runpod, command, monkeypatch):
+    monkeypatch.setattr(api, "LOG_QUIET_SECONDS", 0.3)
+    runpod.add()
+    runpod.lines_end.clear()
+    started = time.monotonic()
+    code, text = command("logs", "--endpoint-id", "ep1")
+    runpod.lines_end.set()
+    assert code == 0 and "Worker ready." in text and time.monotonic() - started < 4
+
+
+def test_a_terminal_shows_the_progress_in_place(runpod, tmp_path):
+    screen = io.StringIO()
+    console = Console(file=screen, width=200, force_terminal=True)
+    environment = {"RUNPOD_API_KEY": KEY, "RUNPOD_API_URL": runpod.url}
+    arguments = [*SHIP, "--state", str(tmp_path), "--output", str(tmp_path)]
+    assert deploy_qwen.main(arguments, environment, console, lambda seconds: time.sleep(0.15)) == 0
+    assert "workers on the new version" in screen.getvalue()
+
+
+def test_the_operator_s_packages_are_the_worker_s():
+    def pins(name):
+        lines = (ROOT / name).read_text().splitlines()
+        return {line.split()[0] for line in lines if "==" in line}
+
+    assert pins("requirements-deploy.txt") < pins("requirements.txt")

@@ -92,3 +92,16 @@ def test_a_missing_or_impossible_key_is_said_so(command, key, sentence):
     code, text = command(*SHIP, key=key)
     assert code == 2 and "RUNPOD_API_KEY" in text and sentence in text
     assert not key or key not in text
+
+
+def test_a_test_job_that_drops_is_sent_again(runpod, command):
+    runpod.add()
+    runpod.faults = [Fault("POST", "/run", drop="after"), Fault("POST", "/run", 502)]
+    assert command(*SHIP)[0] == 0
+
+
+def test_a_job_of_the_operator_is_not_sent_twice(runpod, command):
+    runpod.add(NEW)
+    runpod.faults = [Fault("POST", "/run", drop="after")]
+    code, text = command("send", "--endpoint-id", "ep1", "a fox")
+    assert code == 1 and "dropped the connection" in text and len(runpod.writes) == 1

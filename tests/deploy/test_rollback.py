@@ -1,17 +1,21 @@
 """What does not serve is rolled back, field by field; so is what the operator interrupts."""
 
+import itertools
 import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from qwen_deploy import rollout
 
+from ..conftest import ROOT
 from .conftest import NEW, OLD, SHIP, configuration, only
-from .fake_runpod import Build, Fault, draws, stands_in
+from .fake_runpod import KEY, Build, Fault, draws, stands_in
 
 
 def fallen_back(runpod, command, *arguments):
@@ -120,6 +124,18 @@ def test_a_failed_check_of_an_unchanged_endpoint_changes_nothing(runpod, command
     assert code == 1 and "nothing to roll back" in text and not runpod.writes_to("/v2")
 
 
+def interrupt_at(runpod, method, path, times):
+    """Ctrl-C as the kernel does it, in the middle of that request: the `times`-th of its kind."""
+    count = itertools.count(1)
+
+    def interrupt(now, where):
+        if now == method and path in where and next(count) == times:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+
+    runpod.on_request = interrupt
+
+
 @pytest.mark.parametrize("method, path, times", [
     ("GET", "/releases", 1), ("PATCH", "/serverless/", 1), ("POST", "/run", 1), ("GET", "/status/", 1),
     ("GET", "/workers", 3), ("POST", "/run", 2), ("GET", "/status/", 5), ("PATCH", "/serverless/", 2),
@@ -127,17 +143,7 @@ def test_a_failed_check_of_an_unchanged_endpoint_changes_nothing(runpod, command
 def test_ctrl_c_in_any_phase_leaves_the_old_version(runpod, command, method, path, times):
     endpoint = runpod.add()
     before = json.loads(json.dumps(configuration(endpoint)))
-    count = [0]
-
-    def interrupt(now, where):
-        count[0] += now == method and path in where
-        if count[0] == times:
-            count[0] += 1
-            # As the kernel does it: to the process, in the middle of its request.
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.05)
-
-    runpod.on_request = interrupt
+    interrupt_at(runpod, method, path, times)
     code, text = command(*SHIP)
     assert code == 130 and "Interrupted" in text
     assert configuration(endpoint) == before
@@ -155,3 +161,41 @@ def test_a_rollback_that_fails_says_what_is_where(runpod, command):
     again = re.search(r"deploy_qwen.py (rollback --endpoint-id ep1 --to \S+)", text).group(1).split()
     runpod.faults, runpod.on_request = [], lambda method, path: None
     assert command(*again, "--yes")[0] == 0 and only(runpod)["image"] == OLD
+
+
+@pytest.mark.parametrize("method, path", [("POST", "/serverless"), ("GET", "/workers"), ("POST", "/run")])
+def test_ctrl_c_leaves_a_new_endpoint_without_workers(runpod, command, method, path):
+    interrupt_at(runpod, method, path, 1)
+    code, text = command(*SHIP)
+    assert code == 130 and "it costs nothing" in text and only(runpod)["workers"]["max"] == 0
+
+
+def test_a_second_ctrl_c_says_what_is_where(runpod, command):
+    runpod.add()
+    runpod.builds[NEW] = Build(stands_in("v1"))
+    interrupt_at(runpod, "PATCH", "/serverless/", 2)  # the one that rolls back
+    code, text = command(*SHIP)
+    assert code == 1 and "Rolling back failed: interrupted" in text
+    assert "Endpoint ep1 has the new configuration or the old one" in text and "--to " in text
+
+
+def test_sigterm_rolls_back_too(runpod, tmp_path):
+    endpoint = runpod.add()
+    runpod.builds[NEW] = Build(state="INITIALIZING")
+    environment = {**os.environ, "RUNPOD_API_KEY": KEY, "RUNPOD_API_URL": runpod.url, "XDG_STATE_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "deploy_qwen.py", *SHIP], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        while not runpod.writes_to("/v2"):
+            time.sleep(0.05)
+        process.terminate()
+        text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Rolled back" in text and endpoint["image"] == OLD
+
+
+def test_an_update_that_is_refused_leaves_everything_as_it_was(runpod, command):
+    runpod.add()
+    runpod.faults = [Fault("PATCH", "/serverless/", 402)]
+    code, text = command(*SHIP)
+    assert code == 1 and "balance" in text and "is as it was, verified field by field" in text
+    assert len(runpod.writes) == 1
