@@ -117,11 +117,9 @@ def undo(session: Session, options, intent: Intent, saved: Record | None, check:
         screen.heading("Rolling back")
         restore(session, options, saved, check)
     except (DeployError, KeyboardInterrupt) as failure:
-        screen.bad(f"Rolling back failed: {failure or 'interrupted'}")
+        screen.bad(f"Rolling back failed: {str(failure) or 'interrupted'}")
         if saved is None:
-            screen.bad(
-                f"If an endpoint named {intent.target['name']} was made, it is still there: look in the console."
-            )
+            screen.bad(f"If an endpoint named {intent.target['name']} was made, it is there: look in the console.")
             return
         endpoint_id = saved.endpoint["id"]
         screen.bad(f"Endpoint {endpoint_id} has the new configuration or the old one: look with `status`.")

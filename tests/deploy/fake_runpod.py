@@ -387,7 +387,13 @@ def handler_of(fake):
             self.wfile.flush()
             fake.lines_end.wait(5)
 
-        do_GET = do_POST = do_PATCH = do_DELETE = answer
+        def serve(self):
+            try:
+                self.answer()
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True  # the operator has gone
+
+        do_GET = do_POST = do_PATCH = do_DELETE = serve
 
         def log_message(self, *_):
             return None
