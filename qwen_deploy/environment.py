@@ -74,8 +74,8 @@ def cuda_floor(root: Path) -> str | None:
     release = None
     for name in ("requirements.txt", "Dockerfile"):
         for line in (root / name).read_text().splitlines() if (root / name).is_file() else ():
-            text = line.strip()
-            if text.startswith("#") or "torch" not in text:
+            text = line.split("#")[0].strip()
+            if "torch" not in text:
                 continue
             if tag := PINS.search(text):
                 return f"{int(tag.group(1))}.{tag.group(2)}"
