@@ -40,8 +40,11 @@ def command(runpod, tmp_path):
         console = Console(file=screen, width=300, highlight=False)
         environment = {"RUNPOD_API_KEY": key, "RUNPOD_API_URL": runpod.url}
         folders = ["--state", str(runpod.state)]
-        if not arguments or arguments[0] in ("send",) or arguments[0].startswith("-"):
+        deployment = not arguments or arguments[0].startswith("-")
+        if deployment or arguments[0] == "send":
             folders += ["--output", str(tmp_path / "out")]
+        if deployment and "--wait" not in arguments:
+            folders += ["--wait", "20"]  # seconds, so that what never comes up ends the test
         code = deploy_qwen.main([*arguments, *folders], environment, console, runpod.pauses.append)
         text = screen.getvalue()
         assert KEY not in text

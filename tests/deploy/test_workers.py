@@ -17,7 +17,7 @@ from .conftest import NEW, SHIP, configuration
 from .fake_runpod import Build
 
 PATIENCE = 120  # seconds; a process imports torch before its first picture
-SMALL = ("--test-size", "256", "--test-steps", "2")
+SMALL = ("--test-size", "256", "--test-steps", "2", "--wait", str(4 * PATIENCE))
 
 
 @pytest.fixture
