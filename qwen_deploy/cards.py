@@ -72,11 +72,17 @@ def read_pools(api: Api, min_cuda: str | None = None) -> list[Pool]:
             tuple(card["id"] for card in held),
             min(card["memory"] for card in held),
             max(card["price"]["serverless"] for card in held),
-            max((card.get("availability", "NONE") for card in held), key=STOCK.index),
+            max((stock_of(card) for card in held), key=STOCK.index),
         )
         for pool, held in cards.items()
     ]
     return sorted(pools, key=lambda pool: (pool.price, -STOCK.index(pool.stock), pool.id))
+
+
+def stock_of(card: dict) -> str:
+    """A level that is not told, or not known here, rules no card out."""
+    told = card.get("availability")
+    return told if told in STOCK else "LOW"
 
 
 def models_of(settings: Settings, tasks: Sequence[str]) -> list[Model]:

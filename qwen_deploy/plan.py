@@ -123,6 +123,9 @@ def patch_body(current: dict[str, object], target: dict[str, object]) -> dict:
     if "gpu.pools" in fields or "gpu.excludedTypes" in fields:
         # One selection: pools without exclusions would clear them, exclusions without pools are refused.
         fields |= {name: target[name] for name in ("gpu.pools", "gpu.excludedTypes") if name in target}
+    if any(name.startswith("workers.") for name in fields):
+        # Whole: then it does not matter whether what is left out counts as unchanged or as the default.
+        fields |= {name: value for name, value in target.items() if name.startswith("workers.")}
     return body(fields)
 
 

@@ -2,6 +2,9 @@
 
 import pytest
 
+from qwen_deploy.cards import stock_of
+
+from . import fake_runpod
 from .conftest import SHIP, asked, only
 
 
@@ -18,6 +21,20 @@ def test_auto_takes_the_cheapest_pool_that_holds_the_models_and_has_a_card(runpo
 ])  # fmt: skip
 def test_auto_goes_by_the_worker_s_own_placement(runpod, command, arguments, pool):
     assert command(*SHIP, *arguments)[0] == 0 and only(runpod)["gpu"]["pools"] == [pool]
+
+
+@pytest.mark.parametrize("told", [None, "PLENTY"])
+def test_a_stock_that_is_not_known_rules_no_card_out(told):
+    assert (
+        stock_of({} if told is None else {"availability": told}) == "LOW"
+        and stock_of({"availability": "NONE"}) == "NONE"
+    )
+
+
+def test_a_pool_is_as_large_as_its_smallest_card(runpod, command, monkeypatch):
+    monkeypatch.setattr(fake_runpod, "GPUS", [*fake_runpod.GPUS, ("NVIDIA Small", "AMPERE_48", 8, 1.22, "HIGH")])
+    code, text = command(*SHIP, "--gpu", "AMPERE_48")
+    assert code == 2 and "--gpu AMPERE_48: too small" in text
 
 
 def test_a_task_that_is_not_wanted_is_given_no_model(runpod, command):

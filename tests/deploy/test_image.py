@@ -1,6 +1,11 @@
 """The image is built for RunPod by whichever tool is there."""
 
+import subprocess
+
 import pytest
+
+from qwen_deploy.errors import UsageError
+from qwen_deploy.image import source_version
 
 from .conftest import NEW, only
 
@@ -58,3 +63,30 @@ def test_the_first_tool_that_works_builds(docker, command, names, failing, first
 def test_a_name_that_no_registry_takes_is_refused(command, docker, arguments, sentence):
     code, text = command("--dry-run", *arguments)
     assert code == 2 and sentence in text
+
+
+def test_the_version_names_the_working_tree(tmp_path):
+    def git(*arguments):
+        author = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
+        done = subprocess.run(["git", *author, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-qm", "one")
+    clean = source_version(tmp_path)
+    assert clean == git("rev-parse", "--short=12", "HEAD")
+    (tmp_path / "a").write_text("2")
+    changed = source_version(tmp_path)
+    (tmp_path / "b").write_text("3")
+    more = source_version(tmp_path)
+    assert changed.startswith(clean + "-") and len({clean, changed, more}) == 3 and source_version(tmp_path) == more
+    (tmp_path / "b").unlink()
+    (tmp_path / "a").write_text("1")
+    assert source_version(tmp_path) == clean
+
+
+def test_outside_a_checkout_the_tag_is_needed(tmp_path):
+    with pytest.raises(UsageError, match="--tag is needed"):
+        source_version(tmp_path)

@@ -46,7 +46,7 @@ def test_an_update_sends_what_differs_and_keeps_what_the_console_set(runpod, com
     assert first == {
         "image": NEW,
         "env": {"QWEN_FALLBACK": "forbid", "HF_TOKEN": "hf_secret_of_the_endpoint"},
-        "workers": {"max": 7},
+        "workers": {"min": 1, "max": 7, "idleTimeout": 60},
     }
     assert {name: endpoint[name] for name in kept} == kept and endpoint["gpu"]["excludedTypes"] == ["NVIDIA L4"]
     assert endpoint["workers"] == {"min": 1, "max": 7, "idleTimeout": 60}
@@ -56,7 +56,7 @@ def test_an_update_sends_what_differs_and_keeps_what_the_console_set(runpod, com
 def test_a_change_of_scaling_alone_replaces_no_worker(runpod, command):
     runpod.add(NEW)
     assert command(*SHIP, "--workers-max", "9")[0] == 0
-    assert [body for _, _, body in runpod.writes_to("/v2")] == [{"workers": {"max": 9}}]
+    assert [body for _, _, body in runpod.writes_to("/v2")] == [{"workers": {"min": 1, "max": 9, "idleTimeout": 60}}]
 
 
 def test_other_pools_drop_the_exclusions_of_the_old_ones(runpod, command):
