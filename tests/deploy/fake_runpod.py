@@ -126,6 +126,8 @@ class FakeRunPod:
         self.ignores: set[str] = set()  # fields that an update does not keep
         self.lines_end = threading.Event()  # a log stream stays open until it is set
         self.lines_end.set()
+        self.lag = 0  # looks at the workers until the platform tells that it has counted an update
+        self.hidden = 0
         self.old_ticks = 1  # looks for which a worker of an old version lives on
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self))
         self.server.daemon_threads = True
@@ -189,6 +191,7 @@ class FakeRunPod:
                 value = value | ({"minCudaVersion": None} if value.get("minCudaVersion") == "" else {})
             held[name] = {**held[name], **value} if name in ("gpu", "workers") else value
         self.versions[endpoint_id] += new_version
+        self.hidden = self.lag if new_version else 0
         return held
 
     def start(self, endpoint_id, status="INITIALIZING"):
@@ -217,7 +220,7 @@ class FakeRunPod:
 
     def run_jobs(self, endpoint_id):
         """Workers of any version take jobs; without one, or with only old ones, a new one is started."""
-        if not self.fresh(endpoint_id) and self.endpoints[endpoint_id]["workers"]["max"]:
+        if not self.hidden and not self.fresh(endpoint_id) and self.endpoints[endpoint_id]["workers"]["max"]:
             self.start(endpoint_id)
         ready = [one for one in self.workers[endpoint_id] if one.status == "IDLE"]
         for job in self.jobs.values():
@@ -270,8 +273,11 @@ class FakeRunPod:
         }  # fmt: skip
 
     def list_workers(self, endpoint_id):
-        self.tick(endpoint_id)
-        version = self.versions[endpoint_id]
+        if self.hidden:
+            self.hidden -= 1
+        else:
+            self.tick(endpoint_id)
+        version = self.versions[endpoint_id] - (self.hidden > 0)
         found = [
             {"id": one.id, "status": one.status, "isStale": one.version < version, "version": one.version,
              "gpuCount": 1,

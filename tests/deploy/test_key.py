@@ -26,7 +26,7 @@ def test_the_key_is_in_no_output_file_or_process_list(runpod, tmp_path, docker):
 
     runpod.on_request = look
     done = subprocess.run(
-        [sys.executable, "deploy_qwen.py", "--registry", "docker.io/you", "--tag", "v1", "--yes"],
+        [sys.executable, "deploy_qwen.py", "--registry", "docker.io/you", "--tag", "v1", "--yes", "--wait", "60"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1 and "the worker prints ***" in done.stdout, done.stdout + done.stderr

@@ -73,6 +73,13 @@ def test_the_old_version_s_answers_are_asked_past_during_a_rollout(runpod, comma
     assert code == 0 and "worker version v0 answered" in text
 
 
+def test_workers_count_as_old_until_the_platform_has_counted_the_update(runpod, command):
+    runpod.add()
+    runpod.lag = 3
+    code, text = command(*SHIP)
+    assert code == 0, text
+
+
 def test_a_dry_run_sends_nothing_but_reads(runpod, command, docker):
     runpod.add()
     code, text = command("--registry", "docker.io/you", "--tag", "v1", "--dry-run")
