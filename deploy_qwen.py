@@ -16,12 +16,10 @@ from qwen_deploy import commands, display, image, plan
 from qwen_deploy.errors import DeployError, NotServing, UsageError
 from qwen_deploy.intent import Intent, read_intent
 from qwen_deploy.options import COMMANDS, command_parser, parser
-from qwen_deploy.proof import checks, prove, require_kept, update
-from qwen_deploy.records import Record
+from qwen_deploy.proof import prove, require_kept, update
 from qwen_deploy.screen import Screen
 from qwen_deploy.session import ROOT, Session, open_session
-
-REST_SECONDS = 600  # that a rolled back endpoint gets to answer; it is back either way
+from qwen_deploy.undo import restore, undo
 
 
 def deploy(screen: Screen, options, open_api: Callable[[], Session]) -> int:
@@ -67,19 +65,44 @@ def make_image(screen: Screen, options, one: image.Image, build: bool, push: boo
 
 def ship(session: Session, options, intent: Intent) -> int:
     """Make the change, prove it, and undo it where it does not serve or the operator interrupts. The exit code."""
+    screen = session.screen
+    require_unchanged(session, intent)
     saved = session.records.save(intent.endpoint) if intent.endpoint and intent.changes else None
+    code, check = 1, False
     try:
         endpoint, before = change(session, options, intent)
         if not options.no_test:
             prove(session, options, intent, endpoint, before)
-    except (DeployError, KeyboardInterrupt) as failure:
-        interrupted = isinstance(failure, KeyboardInterrupt)
-        session.screen.bad("Interrupted." if interrupted else str(failure))
-        undo(session, options, intent, saved, check=isinstance(failure, NotServing))
-        return 130 if interrupted else 1
-    session.screen.good(f"Endpoint {endpoint['id']} serves {intent.target['image']}.")
-    display.show_use(session.screen, endpoint)
+        code = 0
+    except KeyboardInterrupt:
+        screen.bad("Interrupted.")
+        code = 130
+    except DeployError as failure:
+        screen.bad(str(failure))
+        check = isinstance(failure, NotServing)
+    finally:  # a fault of this program too, whose traceback follows, must not leave a change half proved
+        if code:
+            undo(session, options, intent, saved, check)
+    if code:
+        return code
+    if options.no_test:
+        screen.warn(
+            f"Endpoint {endpoint['id']} has {intent.target['image']}, untested: nobody knows whether it serves."
+        )
+    else:
+        screen.good(f"Endpoint {endpoint['id']} serves {intent.target['image']}.")
+    display.show_use(screen, endpoint)
     return 0
+
+
+def require_unchanged(session: Session, intent: Intent) -> None:
+    """A build takes long: what was planned on must still be there, or a rollback would undo somebody else's change."""
+    if intent.endpoint is None:
+        return
+    found = plan.changes(intent.present, plan.flat(session.api.endpoint(intent.endpoint["id"])))
+    if found:
+        words = ", ".join(change.field for change in found)
+        raise DeployError(f"Endpoint {intent.endpoint['id']} was changed since the plan ({words}): run this again.")
 
 
 def change(session: Session, options, intent: Intent) -> tuple[dict, int | None]:
@@ -102,61 +125,6 @@ def change(session: Session, options, intent: Intent) -> tuple[dict, int | None]
         endpoint, before = update(session, intent.endpoint["id"], intent.present, intent.target)
     require_kept(session, endpoint["id"], intent.target)
     return endpoint, before
-
-
-def undo(session: Session, options, intent: Intent, saved: Record | None, check: bool) -> None:
-    """Leave the old version serving, or say exactly what is where. Raises nothing."""
-    screen = session.screen
-    if not intent.changes:
-        screen.warn("Nothing had been changed, so there is nothing to roll back: the endpoint is as it was.")
-        return
-    try:
-        if saved is None:
-            park(session, intent.target["name"])
-            return
-        screen.heading("Rolling back")
-        restore(session, options, saved, check)
-    except (DeployError, KeyboardInterrupt) as failure:
-        screen.bad(f"Rolling back failed: {str(failure) or 'interrupted'}")
-        if saved is None:
-            screen.bad(f"If an endpoint named {intent.target['name']} was made, it is there: look in the console.")
-            return
-        endpoint_id = saved.endpoint["id"]
-        screen.bad(f"Endpoint {endpoint_id} has the new configuration or the old one: look with `status`.")
-        screen.bad(f"To put the old one back: deploy_qwen.py rollback --endpoint-id {endpoint_id} --to {saved.path}")
-
-
-def restore(session: Session, options, saved: Record, check: bool) -> None:
-    """Put the saved configuration back, verify it field by field and, with `check`, ask its workers for a `health`."""
-    screen, endpoint_id = session.screen, saved.endpoint["id"]
-    target = plan.flat(saved.endpoint)
-    present = plan.flat(session.api.endpoint(endpoint_id))
-    if not plan.changes(present, target):
-        screen.good(f"Endpoint {endpoint_id} is as it was, verified field by field.")
-        return
-    _, before = update(session, endpoint_id, present, target)
-    require_kept(session, endpoint_id, target)
-    screen.good(f"Rolled back: endpoint {endpoint_id} has {target.get('image')} again, verified field by field.")
-    if not check:
-        return
-    try:
-        with screen.following():
-            told = checks(session, options, saved.endpoint, before, None, min(options.wait, REST_SECONDS)).health()
-        screen.good(f"health: version {told.get('worker_version', 'not told')} answers")
-    except DeployError as failure:
-        screen.warn(f"Its workers did not answer a health job: {failure}")
-
-
-def park(session: Session, name: str) -> None:
-    """A new endpoint that does not serve is kept for its logs, without workers that cost."""
-    for one in session.api.named(name):
-        session.api.update(one["id"], {"workers": {"min": 0, "max": 0}})
-        session.screen.warn(
-            f"Endpoint {one['id']} was made and does not serve: it is left with no workers, so it costs nothing. Its "
-            "configuration is there to look at; run this again to mend it, or delete it in the console."
-        )
-        return
-    session.screen.warn(f"No endpoint named {name} was made.")
 
 
 def rollback(screen: Screen, options, open_api: Callable[[], Session]) -> int:

@@ -199,3 +199,25 @@ def test_an_update_that_is_refused_leaves_everything_as_it_was(runpod, command):
     code, text = command(*SHIP)
     assert code == 1 and "balance" in text and "is as it was, verified field by field" in text
     assert len(runpod.writes) == 1
+
+
+def test_a_fault_of_the_helper_itself_is_rolled_back_too(runpod, command):
+    endpoint = runpod.add()
+    runpod.faults = [Fault("GET", "/workers", 200, body={"unheard": "of"})]
+    with pytest.raises(KeyError):
+        command(*SHIP)
+    assert endpoint["image"] == OLD and len(runpod.writes_to("/v2")) == 2
+
+
+def test_an_endpoint_that_was_changed_during_the_build_is_left_alone(runpod, command, docker):
+    endpoint = runpod.add()
+    looks = itertools.count(1)
+
+    def meddle(method, path):
+        if path == "/v2/serverless/ep1" and next(looks) == 1:
+            endpoint["timeout"] = 123_000
+
+    runpod.on_request = meddle
+    code, text = command("--registry", "docker.io/you", "--tag", "v1", "--yes")
+    assert code == 1 and "was changed since the plan (timeout)" in text
+    assert not runpod.writes and endpoint["timeout"] == 123_000

@@ -99,3 +99,10 @@ def test_a_dry_run_of_a_rollback_sends_nothing_but_reads(runpod, command):
     sent = len(runpod.writes)
     code, text = command("rollback", "--endpoint-id", "ep1", "--dry-run")
     assert code == 0 and OLD in text and len(runpod.writes) == sent
+
+
+def test_without_a_test_nothing_is_claimed(runpod, command):
+    runpod.add()
+    code, text = command(*SHIP, "--no-test")
+    assert code == 0 and "nobody knows whether it serves" in text and not runpod.jobs
+    assert only(runpod)["env"]["QWEN_FALLBACK"] == "allow"
