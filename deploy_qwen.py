@@ -19,7 +19,7 @@ from qwen_deploy.options import COMMANDS, command_parser, parser
 from qwen_deploy.proof import prove, require_kept, update
 from qwen_deploy.screen import Screen
 from qwen_deploy.session import ROOT, Session, open_session
-from qwen_deploy.undo import restore, undo
+from qwen_deploy.undo import put_back, undo
 
 
 def deploy(screen: Screen, options, open_api: Callable[[], Session]) -> int:
@@ -149,8 +149,7 @@ def rollback(screen: Screen, options, open_api: Callable[[], Session]) -> int:
     if not options.yes and not screen.confirm("Go on?"):
         raise UsageError("Nothing was done: it needs a yes, on a terminal or as --yes.")
     session.records.save(endpoint)
-    restore(session, options, saved, check=not options.no_test)
-    return 0
+    return 0 if put_back(session, options, saved, check=not options.no_test) else 1
 
 
 STORIES = {"deploy": deploy, "rollback": rollback}

@@ -18,42 +18,50 @@ def undo(session: Session, options, intent: Intent, saved: Record | None, check:
     screen = session.screen
     if not intent.changes:
         screen.warn("Nothing had been changed, so there is nothing to roll back: the endpoint is as it was.")
-        return
-    try:
-        if saved is None:
-            park(session, intent.target["name"])
-            return
+    elif saved:
         screen.heading("Rolling back")
-        restore(session, options, saved, check)
+        put_back(session, options, saved, check)
+    else:
+        try:
+            park(session, intent.target["name"])
+        except (DeployError, KeyboardInterrupt) as failure:
+            screen.bad(f"Looking for it failed: {str(failure) or 'interrupted'}")
+            screen.bad(f"If an endpoint named {intent.target['name']} was made, it is there: look in the console.")
+
+
+def put_back(session: Session, options, saved: Record, check: bool) -> bool:
+    """Whether the saved configuration is back and, with `check`, answers. Says what is where if not; raises nothing."""
+    screen, endpoint_id = session.screen, saved.endpoint["id"]
+    try:
+        before = restore(session, saved)
     except (DeployError, KeyboardInterrupt) as failure:
         screen.bad(f"Rolling back failed: {str(failure) or 'interrupted'}")
-        if saved is None:
-            screen.bad(f"If an endpoint named {intent.target['name']} was made, it is there: look in the console.")
-            return
-        endpoint_id = saved.endpoint["id"]
         screen.bad(f"Endpoint {endpoint_id} has the new configuration or the old one: look with `status`.")
         screen.bad(f"To put the old one back: deploy_qwen.py rollback --endpoint-id {endpoint_id} --to {saved.path}")
-
-
-def restore(session: Session, options, saved: Record, check: bool) -> None:
-    """Put the saved configuration back, verify it field by field and, with `check`, ask its workers for a `health`."""
-    screen, endpoint_id = session.screen, saved.endpoint["id"]
-    target = plan.flat(saved.endpoint)
-    present = plan.flat(session.api.endpoint(endpoint_id))
-    if not plan.changes(present, target):
-        screen.good(f"Endpoint {endpoint_id} is as it was, verified field by field.")
-        return
-    _, before = update(session, endpoint_id, present, target)
-    require_kept(session, endpoint_id, target)
-    screen.good(f"Rolled back: endpoint {endpoint_id} has {target.get('image')} again, verified field by field.")
+        return False
     if not check:
-        return
+        return True
     try:
         with screen.following():
             told = checks(session, options, saved.endpoint, before, None, min(options.wait, REST_SECONDS)).health()
-        screen.good(f"health: version {told.get('worker_version', 'not told')} answers")
-    except DeployError as failure:
-        screen.warn(f"Its workers did not answer a health job: {failure}")
+    except (DeployError, KeyboardInterrupt) as failure:
+        screen.warn(f"Its workers were not heard to answer a health job: {str(failure) or 'interrupted'}")
+        return False
+    screen.good(f"health: version {told.get('worker_version', 'not told')} answers")
+    return True
+
+
+def restore(session: Session, saved: Record) -> int | None:
+    """Send the saved fields that differ, read them back one by one. The version before, where workers are replaced."""
+    endpoint_id, target, before = saved.endpoint["id"], plan.flat(saved.endpoint), None
+    present = plan.flat(session.api.endpoint(endpoint_id))
+    changed = plan.changes(present, target)
+    if changed:
+        _, before = update(session, endpoint_id, present, target)
+    require_kept(session, endpoint_id, target)
+    back = f"Rolled back: endpoint {endpoint_id} has {target.get('image')} again"
+    session.screen.good(f"{back if changed else f'Endpoint {endpoint_id} is as it was'}, verified field by field.")
+    return before
 
 
 def park(session: Session, name: str) -> None:

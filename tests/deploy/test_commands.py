@@ -108,3 +108,18 @@ def test_the_operator_s_packages_are_the_worker_s():
         return {line.split()[0] for line in lines if "==" in line}
 
     assert pins("requirements-deploy.txt") < pins("requirements.txt")
+
+
+def test_a_rollback_whose_workers_do_not_answer_is_not_called_done(runpod, command):
+    runpod.add()
+    assert command(*SHIP)[0] == 0
+    runpod.builds[OLD] = Build(state="INITIALIZING")
+    code, text = command("rollback", "--endpoint-id", "ep1", "--yes", "--wait", "1")
+    assert code == 1 and f"has {OLD} again, verified" in text and "not heard to answer" in text
+
+
+def test_an_environment_that_holds_the_key_comes_back_whole(runpod, command):
+    endpoint = runpod.add(env={"LEAK": KEY})
+    assert command(*SHIP, "--unset-env", "LEAK")[0] == 0 and "LEAK" not in endpoint["env"]
+    assert command("rollback", "--endpoint-id", "ep1", "--yes")[0] == 0 and endpoint["env"] == {"LEAK": KEY}
+    assert not any(KEY.encode() in file.read_bytes() for file in runpod.state.rglob("*.json"))

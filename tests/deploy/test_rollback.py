@@ -190,7 +190,7 @@ def test_sigterm_rolls_back_too(runpod, tmp_path):
             time.sleep(0.05)
         process.terminate()
         text, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Rolled back" in text and endpoint["image"] == OLD
+    assert process.returncode == 130 and "again, verified" in text and endpoint["image"] == OLD
 
 
 def test_an_update_that_is_refused_leaves_everything_as_it_was(runpod, command):
@@ -221,3 +221,22 @@ def test_an_endpoint_that_was_changed_during_the_build_is_left_alone(runpod, com
     code, text = command("--registry", "docker.io/you", "--tag", "v1", "--yes")
     assert code == 1 and "was changed since the plan (timeout)" in text
     assert not runpod.writes and endpoint["timeout"] == 123_000
+
+
+def test_ctrl_c_during_the_rollback_command_says_what_is_where(runpod, command):
+    runpod.add()
+    assert command(*SHIP)[0] == 0
+    interrupt_at(runpod, "PATCH", "/serverless/", 1)
+    code, text = command("rollback", "--endpoint-id", "ep1", "--yes")
+    assert code == 1 and "Rolling back failed: interrupted" in text and "has the new configuration or the old" in text
+
+
+def test_ctrl_c_during_the_build_leaves_the_endpoint_alone(runpod, command, docker):
+    runpod.add()
+    docker.install("docker", failing=["build"])
+    tool = docker.log.parent / "bin/docker"
+    tool.write_text(
+        tool.read_text().replace("sys.exit(", "'build' in sys.argv and os.kill(os.getppid(), 2)\nsys.exit(")
+    )
+    code, text = command("--registry", "docker.io/you", "--tag", "v1", "--yes")
+    assert code == 130 and "No endpoint was being changed" in text and not runpod.writes
