@@ -10,6 +10,8 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = {
     "handler": "what the worker adds to the bare pipeline call",
+    "throughput": "jobs a minute with and without prefetch, and by a plain handler",
+    "soak": "many jobs under faults: each ends once, and rightly",
     "fit": "which plan each card gets, its predicted peak and, on a GPU, the measured one",
     "quality": "what each precision does to the pictures of the tiny checkpoint",
 }

@@ -55,8 +55,16 @@ def worker_settings(env: Mapping[str, str]) -> Settings:
     try:
         return Checked(**known)
     except ValidationError as error:
-        problems = "; ".join(f"{one['loc'][0]}: {one['msg']}, not {one['input']!r}" for one in error.errors())
+        problems = "; ".join(problem_of(one) for one in error.errors())
         raise UsageError(f"The worker would not start with this environment. {problems}.") from None
+
+
+def problem_of(error: Mapping) -> str:
+    """The variable, the rule and, where it may be shown, the value. A rule between variables has no one value."""
+    if not error["loc"]:
+        return str(error["msg"])
+    name = str(error["loc"][0])
+    return f"{name}: {error['msg']}, not {shown(name, str(error['input']))}"
 
 
 def shown(name: str, value: str | None) -> str:

@@ -5,17 +5,15 @@ byte cap and the deadline are ours, because the SDK's timeout is per read and a 
 of pictures.
 """
 
-import queue
 import socket
 import threading
 import time
-from contextlib import suppress
 from urllib.parse import urlsplit
 
-from .errors import Cancelled, InvalidInput, JobError
+from .errors import InvalidInput, JobError
+from .side_thread import Busy, Late, within
 
 CHUNK = 65536  # bytes asked of the socket at a time; fewer are taken as they come
-POLL = 0.1  # seconds between looks at a cancellation
 MAX_FETCHES = 16
 fetches = threading.BoundedSemaphore(MAX_FETCHES)
 
@@ -37,29 +35,13 @@ def fetch(url: str, label: str, max_bytes: int, deadline: float, cancelled: thre
         raise failed(label, f"must be an http or https URL, not {scheme[:20]!r}")
     import runpod.serverless.utils.rp_ssrf  # noqa: F401  a second or two at first: not out of the deadline
 
-    if not fetches.acquire(blocking=False):
-        raise failed(label, f"was not fetched: {MAX_FETCHES} servers are still being waited for")
-    outcome: queue.SimpleQueue = queue.SimpleQueue()
     ends = time.monotonic() + deadline
-
-    def body():
-        try:
-            outcome.put(download(url, label, max_bytes, ends))
-        except JobError as error:
-            outcome.put(error)
-        finally:
-            fetches.release()
-
-    threading.Thread(target=body, name="fetch", daemon=True).start()
-    while time.monotonic() < ends:
-        if cancelled is not None and cancelled.is_set():
-            raise Cancelled
-        with suppress(queue.Empty):
-            result = outcome.get(timeout=min(POLL, max(0.001, ends - time.monotonic())))
-            if isinstance(result, JobError):
-                raise result
-            return result
-    raise failed(label, f"was not fetched within {deadline:g} seconds")
+    try:
+        return within(deadline, lambda: download(url, label, max_bytes, ends), fetches, cancelled)
+    except Busy:
+        raise failed(label, f"was not fetched: {MAX_FETCHES} servers are still being waited for") from None
+    except Late:
+        raise failed(label, f"was not fetched within {deadline:g} seconds") from None
 
 
 def failed(label: str, why: str) -> JobError:

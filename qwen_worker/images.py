@@ -161,7 +161,12 @@ def decode_mask(data: bytes, label: str, size: tuple[int, int]) -> Image.Image:
 
 
 def encode(picture: Image.Image, output_format: str, quality: int | None = None) -> str:
-    """The picture as base64 of a `png`, `webp` (lossless unless a quality is given) or `jpeg`; PNG has no quality."""
+    """The picture's file as base64."""
+    return base64.b64encode(encode_file(picture, output_format, quality)).decode("ascii")
+
+
+def encode_file(picture: Image.Image, output_format: str, quality: int | None = None) -> bytes:
+    """The bytes of a `png`, a `webp` (lossless unless a quality of 1 to 100 is given) or a `jpeg` file."""
     options = {
         "png": {"compress_level": 1},  # `optimize` costs twice the time for 15 % fewer bytes
         "webp": {"quality": quality} if quality else {"lossless": True, "method": 0, "quality": 0},
@@ -169,7 +174,7 @@ def encode(picture: Image.Image, output_format: str, quality: int | None = None)
     }[output_format]
     buffer = io.BytesIO()
     picture.save(buffer, format=output_format.upper(), **options)
-    return base64.b64encode(buffer.getbuffer()).decode("ascii")
+    return buffer.getvalue()
 
 
 def edit_size(source: tuple[int, int], mask: bool, multiple: int, low: int, high: int) -> tuple[int, int]:

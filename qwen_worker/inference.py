@@ -5,7 +5,6 @@ nothing of how a job arrived or how its result leaves.
 """
 
 import inspect
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,7 +15,9 @@ from .errors import Cancelled, JobError
 from .footprint import GB, Plan
 from .images import restore_outside, to_rgb
 from .inpainting import PartialDenoise
+from .job import Job
 from .pipelines import Loaded
+from .prompt_cache import PromptCache
 from .request import Drawing, Edit, require_tokens
 
 LEAK_BYTES = 1_000_000_000  # memory that does not come back after a failed job: the worker is better restarted
@@ -36,12 +37,13 @@ def draw(
     sources: list[Image.Image],
     mask: Image.Image | None,
     size: tuple[int, int],
-    cancelled: threading.Event,
+    job: Job,
+    prompts: PromptCache,
 ) -> tuple[list[Image.Image], int]:
     """The pictures of the request's seeds, RGB of `size`, and the denoising steps that each took.
 
     `sources`: RGB input pictures, empty for generate. `mask`: `L` of the source's size, 255 = repaint. Raises
-    `Cancelled` within a step once `cancelled` is set, `JobError` out_of_memory when CUDA has no more even in tiles.
+    `Cancelled` within a step once the job is stopped, `JobError` out_of_memory when CUDA has no more even in tiles.
     """
     import torch
 
@@ -51,10 +53,15 @@ def draw(
     for tiles in (False, True)[tiled:]:
         pictures, steps = [], 0
         try:
-            with schedule_for(loaded, request.num_inference_steps), vae_tiles(loaded.pipe.vae, tiles):
+            with (
+                schedule_for(loaded, request.num_inference_steps),
+                vae_tiles(loaded.pipe.vae, tiles),
+                prompts.around(loaded.pipe, job.require_running),
+            ):
                 for seed in request.seeds:
-                    picture, steps = draw_one(loaded.pipe, request, sources, mask, size, seed, cancelled)
+                    picture, steps = draw_one(loaded.pipe, request, sources, mask, size, seed, job, len(pictures))
                     pictures.append(picture)
+                    job.require_running()
             return pictures, steps
         except torch.OutOfMemoryError:
             pass
@@ -123,7 +130,8 @@ def schedule_for(loaded: Loaded, steps: int) -> Iterator[None]:
         pipe.scheduler = scheduler
 
 
-def draw_one(pipe, request, sources, mask, size, seed, cancelled) -> tuple[Image.Image, int]:
+def draw_one(pipe, request, sources, mask, size, seed, job: Job, number: int) -> tuple[Image.Image, int]:
+    """Picture `number` of the job, counted from 0, and the steps it took."""
     import torch
 
     # A CPU generator draws the same noise whatever the card.
@@ -138,13 +146,39 @@ def draw_one(pipe, request, sources, mask, size, seed, cancelled) -> tuple[Image
     def after_step(_pipe, step: int, _timestep, tensors: dict) -> dict:
         nonlocal steps
         steps = step + 1
-        if cancelled.is_set():
-            raise Cancelled
-        return partial.after_step(step, tensors) if partial else tensors
+        job.step_ends(steps, pipe.num_timesteps, number)
+        if preview and (shown := preview.after_step(step, tensors["latents"])):
+            job.preview = shown
+        tensors = partial.after_step(step, tensors) if partial else tensors
+        if preview:
+            preview.next_from(tensors["latents"])
+        return tensors
 
-    picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
+    job.picture_begins()
+    preview = job.previewer and job.previewer.of_picture(pipe, size)
+    with left_clean(pipe):
+        picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
     picture = to_rgb(picture)
     return restore_outside(picture, sources[0], mask) if mask is not None else picture, steps
+
+
+@contextmanager
+def left_clean(pipe: Any) -> Iterator[None]:
+    """A call that ends by an exception skips what the pipeline does at its end: caches reset, hooks offloaded."""
+    import torch
+
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Cancelled) and torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # what was launched is over before the job is
+        pipe.maybe_free_model_hooks()
+        raise
+
+
+def spoils_the_worker(error: Exception) -> bool:
+    """Whether CUDA itself has failed: every later call in this process would as well."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
 
 
 def arguments(pipe: Any, request: Drawing, sources: list[Image.Image], size: tuple[int, int]) -> dict[str, Any]:

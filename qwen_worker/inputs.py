@@ -1,12 +1,22 @@
 """A request's input pictures and mask, from wherever they come, decoded. Knows nothing of what is done with them."""
 
 import threading
+from dataclasses import dataclass
 
 from PIL import Image
 
 from .fetch import fetch, is_url
 from .images import MAX_BYTES, decode, decode_mask, edit_size, from_text
 from .request import MAX_SIDE, MIN_SIDE, Drawing, Edit
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What a job draws on: RGB sources (none for generate), the mask (`L`, 255 = repaint), the size in pixels."""
+
+    sources: list[Image.Image]
+    mask: Image.Image | None
+    size: tuple[int, int]
 
 
 def open_images(

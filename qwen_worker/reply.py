@@ -1,11 +1,10 @@
-"""The reply of a job that drew: its fields, and the check that the platform will deliver it.
+"""The reply of a job that drew: its fields, and how large it will be on its way.
 
-Knows nothing of how the pictures came about.
+Knows nothing of how the pictures came about, nor of how they leave (`delivery.py`).
 """
 
 import json
 
-from .errors import JobError, LoadError
 from .pipelines import Loaded
 from .request import Drawing, Edit
 
@@ -17,19 +16,16 @@ MESSAGES = {
 STAND_IN_MESSAGE = "The model could not be loaded: this is a PIL stand-in, not a generated image"
 
 
-def success(request: Drawing, encoded: list[str], metadata: dict, limit_mb: float) -> dict:
-    """`image` is the first picture in base64, `images` all of them when there are several."""
+def success(request: Drawing, metadata: dict, pictures: list[str], field: str = "image") -> dict:
+    """`field` (`image` or `image_url`) is the first picture, in base64 or by its URL; its plural all, where several."""
     stand_in = metadata["backend"] == "pil-fallback"
     reply = {
         "success": True,
         "message": STAND_IN_MESSAGE if stand_in else MESSAGES[request.task],
-        "image": encoded[0],
+        field: pictures[0],
         "metadata": metadata,
     }
-    if len(encoded) > 1:
-        reply["images"] = encoded
-    require_deliverable(reply, limit_mb)
-    return reply
+    return reply | ({f"{field}s": pictures} if len(pictures) > 1 else {})
 
 
 def metadata_of(request: Drawing, size: tuple[int, int], steps: int, loaded: Loaded | None, model: str) -> dict:
@@ -54,24 +50,18 @@ def metadata_of(request: Drawing, size: tuple[int, int], steps: int, loaded: Loa
     return facts
 
 
-def with_timings(facts: dict, timings: dict[str, float], failure: LoadError | None) -> dict:
-    """The facts with the seconds of each stage and, for a stand-in, the reason."""
-    facts |= {
-        "processing_time": round(sum(timings.values()), 3),
-        "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
-    }
-    return facts | ({"fallback_reason": failure.reason} if failure else {})
+def with_timings(facts: dict, timings: dict[str, float], more: dict) -> dict:
+    """The facts, what more is known by now, and the seconds of each stage so far."""
+    return (
+        facts
+        | more
+        | {
+            "processing_time": round(sum(timings.values()), 3),
+            "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
+        }
+    )
 
 
-def require_deliverable(reply: dict, limit_mb: float) -> None:
-    """The platform drops a result that is too large without a word, so it is measured before it goes."""
-    pictures = [reply["image"], *reply.get("images", [])]
-    without = {name: value for name, value in reply.items() if name not in ("image", "images")}
-    # Base64 is ASCII and escapes nothing: its length is its size; 8 covers each picture's quotes and separators.
-    size = sum(len(picture) + 8 for picture in pictures) + len(json.dumps(without)) + 32
-    if size > limit_mb * 1e6:
-        raise JobError(
-            "result_too_large",
-            f"the reply has {size / 1e6:.1f} MB and at most {limit_mb:g} MB are delivered; "
-            "ask for output_format jpeg or webp with output_quality, fewer images or a smaller size",
-        )
+def posted_bytes(reply: dict) -> int:
+    """The size of the body that the SDK posts for this reply: its own JSON, in UTF-8."""
+    return len(json.dumps({"output": reply}, ensure_ascii=False).encode("utf-8", "surrogatepass"))

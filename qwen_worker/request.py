@@ -70,8 +70,12 @@ class Drawing(Request):
     guidance_scale: Annotated[float, Field(ge=1, le=20, description="a number from 1 to 20")] = 4.0
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED, description=f"a whole number from 0 to {MAX_SEED}, or -1")] = -1
     num_images: whole(1, 4) = 1
-    output_format: Annotated[Literal["png", "webp", "jpeg"], Field(description="'png', 'webp' or 'jpeg'")] = "png"
+    output_format: Annotated[
+        Literal["png", "webp", "jpeg", "auto"], Field(description="'png', 'webp', 'jpeg' or 'auto'")
+    ] = "png"
     output_quality: whole(1, 100) | None = None
+    delivery: Annotated[Literal["auto", "inline", "url"], Field(description="'auto', 'inline' or 'url'")] | None = None
+    preview: Annotated[bool, Field(description="true or false")] = False
     preset: Annotated[Literal["quality"], Field(description="'quality'")] = "quality"
 
     @field_validator("prompt", "negative_prompt")

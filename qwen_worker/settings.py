@@ -4,11 +4,12 @@ Only what the worker itself decides by is here; `HF_HOME`, `HF_TOKEN` and `TORCH
 `RUNPOD_*` variables by the SDK.
 """
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from . import __version__
@@ -50,6 +51,21 @@ class Saving(StrEnum):
     TRIM = "trim"  # the text encoder without its language head, and without vision where nothing is edited
 
 
+class Role(StrEnum):
+    """What a model is for; background_replacement is an edit."""
+
+    GENERATE = "generate"
+    EDIT = "edit"
+
+
+class Delivery(StrEnum):
+    """How a job's pictures leave."""
+
+    AUTO = "auto"  # in the reply; where that is too large, by URL from a bucket if there is one
+    INLINE = "inline"  # in the reply or not at all
+    URL = "url"  # by URL from a bucket
+
+
 class Settings(BaseSettings):
     """Every field is the environment variable of the same name; an empty one counts as absent."""
 
@@ -70,18 +86,64 @@ class Settings(BaseSettings):
         tuple(Path(root) for root in MODEL_ROOTS),
         description="folders of checkpoints, colon-separated, in search order",
     )
+    QWEN_PRELOAD: Annotated[frozenset[Role], NoDecode] = Field(
+        frozenset(), description="models loaded before the first job is taken: generate, edit, comma-separated"
+    )
     QWEN_LOAD_RETRY_SECONDS: float = Field(
         60, ge=0, description="pause before a load that failed in passing is retried"
     )
     QWEN_FETCH_SECONDS: float = Field(20, gt=0, description="deadline for fetching one input image by URL")
+    QWEN_JOB_SECONDS: float | None = Field(
+        None, gt=0, description="what a job may take when its policy.executionTimeout does not say"
+    )
+    QWEN_SHUTDOWN_SECONDS: float = Field(
+        25, ge=0, description="what running jobs get after SIGTERM before they are ended"
+    )
+    QWEN_CONCURRENCY: int = Field(
+        1, ge=1, le=4, description="jobs held at once: above 1 the next one's pictures are fetched during a drawing"
+    )
+    QWEN_PROGRESS_SECONDS: float = Field(
+        1, ge=0, description="least time between two progress messages of a job; 0 for none"
+    )
+    STREAM: bool = Field(False, description="answer with a list: progress as stream chunks, the reply last")
+    QWEN_PROMPT_CACHE_MB: float = Field(256, ge=0, description="RAM for text encodings to be reused, in MB; 0 for none")
     # Posted results above the platform's 10 MB are dropped without a word; the margin covers its envelope.
     QWEN_RESULT_LIMIT_MB: float = Field(9.5, gt=0, description="largest reply that is sent, in MB (1e6 bytes of JSON)")
+    QWEN_DELIVERY: Delivery = Field(
+        Delivery.AUTO, description="auto, inline or url: how pictures leave when a job does not say"
+    )
+    QWEN_UPLOAD_SECONDS: float = Field(60, gt=0, description="deadline for uploading one job's pictures")
+    BUCKET_ENDPOINT_URL: str | None = Field(None, description="an S3 endpoint, the bucket's name in its host or path")
+    BUCKET_ACCESS_KEY_ID: SecretStr | None = Field(None, description="the bucket's access key")
+    BUCKET_SECRET_ACCESS_KEY: SecretStr | None = Field(None, description="the bucket's secret key")
+    BUCKET_NAME: str | None = Field(None, description="the bucket, where the endpoint's URL does not name it")
+    BUCKET_REGION: str | None = Field(None, description="the region to sign for; read off Amazon's and R2's hosts")
+    BUCKET_PREFIX: str = Field("", description="what every key starts with")
+    BUCKET_KEY: str = Field(
+        "{job_id}/{index}.{extension}",
+        description="the rest of a key: {job_id}, {index}, {extension} and {task} stand for the picture's own",
+    )
+    BUCKET_PUBLIC_URL: str | None = Field(
+        None, pattern=r"^https?://", description="replies name BUCKET_PUBLIC_URL/key and no presigned URL"
+    )
+    BUCKET_URL_SECONDS: int = Field(604_800, ge=1, le=604_800, description="how long a presigned URL is good for")
     QWEN_WORKER_VERSION: str = Field(__version__, description="the image build, echoed in replies and health")
     SERVER_MODE: ServerMode = Field(ServerMode.RUNPOD, description="runpod or local")
 
-    @field_validator("QWEN_SAVINGS", mode="before")
+    @field_validator("BUCKET_KEY")
     @classmethod
-    def split_savings(cls, value):
+    def one_key_a_picture(cls, value: str) -> str:
+        """Two pictures never share a key, and a key is safe in any URL."""
+        plain = re.sub(r"\{(job_id|index|extension|task)\}", "", value)
+        if "{job_id}" not in value or "{index}" not in value or not re.fullmatch(r"[A-Za-z0-9_./-]*", plain):
+            raise ValueError(
+                "must hold {job_id} and {index}, perhaps {extension} and {task}, else letters, digits, ._-/"
+            )
+        return value
+
+    @field_validator("QWEN_SAVINGS", "QWEN_PRELOAD", mode="before")
+    @classmethod
+    def split_list(cls, value):
         """A comma-separated list; `none` for the empty one, since an empty variable counts as absent."""
         if not isinstance(value, str):
             return value

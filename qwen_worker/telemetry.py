@@ -135,10 +135,12 @@ def version(package: str) -> str | None:
 
 @contextmanager
 def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    """Adds the seconds that the block takes as `timings[stage]`."""
+    """Adds the seconds that the block takes to `timings[stage]`, also when it raises."""
     started = time.perf_counter()
-    yield
-    timings[stage] = time.perf_counter() - started
+    try:
+        yield
+    finally:
+        timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - started
 
 
 def peak_vram_gb(reset: bool = False) -> float | None:

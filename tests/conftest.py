@@ -67,6 +67,16 @@ def warm_worker(tiny):
     )
 
 
+@pytest.fixture
+def environment(tiny, tmp_path):
+    """environment(**variables): the shell's, less what would steer the worker or the SDK."""
+    steering = ("RUNPOD_", "QWEN_", "SERVER_", "BUCKET_", "STREAM")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
+    models = {"QWEN_IMAGE_MODEL": str(tiny / "generate"), "QWEN_EDIT_MODEL": str(tiny / "edit")}
+    # An empty home: the SDK prefers the credentials in ~/.runpod to the environment's.
+    return lambda **variables: {**kept, **models, "HOME": str(tmp_path), "NO_PROXY": "*", **variables}
+
+
 def run(worker, fields, job_id=None):
     """What the SDK would post for a job with this input: its own `run_job` around the worker."""
     from runpod.serverless.modules.rp_job import run_job
@@ -125,32 +135,38 @@ def scene():
     return picture
 
 
+def serve(answer):
+    """An HTTP server on loopback whose every request `answer(handler)` answers; `.server_port` is where."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            try:
+                answer(self)
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True
+
+        do_HEAD = do_POST = do_PUT = do_GET
+
+        def log_message(self, *_):
+            return None
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    return server
+
+
 @pytest.fixture
 def web(monkeypatch):
     """web(answer) serves on loopback and returns the address; `answer(handler)` writes one response."""
     monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
     servers = []
 
-    def serve(answer):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                try:
-                    answer(self)
-                except (BrokenPipeError, ConnectionResetError):
-                    self.close_connection = True
+    def address_of(answer):
+        servers.append(serve(answer))
+        return f"http://127.0.0.1:{servers[-1].server_port}"
 
-            do_HEAD = do_POST = do_GET
-
-            def log_message(self, *_):
-                return None
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield serve
+    yield address_of
     for server in servers:
         server.shutdown()
         server.server_close()

@@ -48,3 +48,13 @@ def test_the_full_size_architecture_is_what_placement_counts_with():
     }
     assert {name: sum(map(math.prod, shapes.values())) for name, shapes in held.items()} == SIZE_20B
     assert count_parts(held) == PARTS_20B
+
+
+def test_a_short_soak_ends_every_job_rightly(tmp_path):
+    output = tmp_path / "result.json"
+    command = [sys.executable, "-m", "benchmarks", "soak", "--jobs", "50", "--stand-ins", "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(output.read_text())
+    assert report["wrong"] == 0 and sum(row["count"] for row in report["rows"]) == 50
+    assert report["SIGKILL"] == 1 and report["SIGTERM, exit 0"] == 1

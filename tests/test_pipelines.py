@@ -188,3 +188,20 @@ def test_diffusers_has_what_strength_and_masks_stand_on(class_name):
     ]  # fmt: skip
     assert {"image", "generator"} <= set(inspect.signature(pipeline_class._encode_vae_image).parameters)
     assert "latents" in pipeline_class._callback_tensor_inputs
+
+
+def test_models_that_take_turns_draw_what_resident_ones_draw(cold_worker, ask, scene):
+    import dataclasses
+
+    worker = cold_worker()
+    plan = dataclasses.replace(worker.pipelines.place("generate"), swapped=True)
+    worker.pipelines.placed = dict.fromkeys(worker.pipelines.placed, plan)
+    fields = SMALL | {"num_inference_steps": 2}
+    jobs = [fields, fields | {"image": as_text(scene)}, fields]
+    swaps = []
+    for job in jobs:
+        output = run(worker, job)["output"]
+        assert output["image"] == ask(**job)["output"]["image"]
+        swaps.append("swap" in output["metadata"]["timings"])
+    assert swaps == [False, False, True]  # the edit model was loaded into its turn
+    assert set(worker.pipelines.turns.modules) == set(worker.pipelines.loaded)

@@ -120,7 +120,7 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**PROMPT, "seed": 2**53}, "whole number from 0 to 9007199254740991, or -1, not 9007199254740992"),
         ({**PROMPT, "seed": -2}, "or -1, not -2"),
         ({**PROMPT, "num_images": 5}, "num_images must be a whole number from 1 to 4, not 5"),
-        ({**PROMPT, "output_format": "gif"}, "output_format must be 'png', 'webp' or 'jpeg', not \"gif\""),
+        ({**PROMPT, "output_format": "gif"}, "output_format must be 'png', 'webp', 'jpeg' or 'auto', not \"gif\""),
         ({**PROMPT, "output_quality": 0}, "output_quality must be a whole number from 1 to 100, not 0"),
         ({**PROMPT, "preset": "turbo"}, "preset must be 'quality', not \"turbo\""),
         ({**PROMPT, "task": "paint"}, 'of generate, edit, background_replacement, health, debug, not "paint"'),

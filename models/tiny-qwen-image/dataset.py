@@ -61,9 +61,12 @@ def family(rng, allowed=lambda scene: not world.held_out(scene.colour, scene.sha
             return versions
 
 
-def edit(rng, versions):
-    """One random edit between two members of a family; also the way back, where it is an edit too."""
-    operation = rng.choice(prompts.OPERATIONS)
+def edit(rng, versions, shares=(1, 1, 1, 1)):
+    """One random edit between two members of a family; also the way back, where it is an edit too.
+
+    `shares` weigh the operations, in the order of `prompts.OPERATIONS`.
+    """
+    operation = rng.choices(prompts.OPERATIONS, shares)[0]
     before, after = versions[None], versions[operation]
     if operation != "remove" and rng.random() < 0.5:
         before, after = after, before

@@ -43,7 +43,7 @@ def paths(transformer, tokenizer, text_encoder, seed):
         rng = random.Random(f"{seed} paths {index}")
         generator = torch.Generator().manual_seed(rng.getrandbits(32))
         size = rng.choice(SIZES)
-        batch = max(2, flow.TOKENS_AT_ONCE // (size[0] * size[1] // 1024))
+        batch = max(2, flow.TOKENS_AT_ONCE["cpu"] // (size[0] * size[1] // 1024))
         prompts = [dataset.describe(rng, dataset.training_scene(rng))[0] for _ in range(batch)]
         with torch.no_grad(), flow.quick(transformer.device, size):
             walked.append((size, *_walk(transformer, tokenizer, text_encoder, prompts, size, generator)))

@@ -15,7 +15,7 @@ from . import dataset, pools, text
 
 SHIFT = math.exp(0.5)  # what the scheduler's dynamic shifting comes to at all of these sizes (base_shift 0.5)
 SUBJECT_WEIGHT = 3.0
-TOKENS_AT_ONCE = 2048  # of noisy latents in a batch
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}  # of noisy latents in a batch
 # (width, height), pictures kept encoded, share of the steps at the start and at the end of training
 GENERATE_SIZES = (
     ((256, 256), 4000, 0.60, 0.25),
@@ -27,6 +27,7 @@ GENERATE_SIZES = (
     ((768, 768), 200, 0.00, 0.10),
     ((1024, 1024), 200, 0.00, 0.12),
 )
+EDIT_SHARES = (2, 2, 6, 2)  # another shape is the one edit that has to draw and not to copy
 EDIT_SIZES = (
     ((256, 256), 1200, 0.60, 0.10),
     ((384, 256), 150, 0.10, 0.05),
@@ -55,7 +56,7 @@ def matrices(transformer):
 
 def pick(rng, sizes, progress):
     """A size, by shares that move from the first column to the second as `progress` goes from 0 to 1."""
-    late = min(1.0, max(0.0, (progress - 0.3) / 0.5))
+    late = min(1.0, max(0.0, (progress - 0.15) / 0.45))
     shares = [(1 - late) * first + late * last for _, _, first, last in sizes]
     return rng.choices([size for size, *_ in sizes], shares)[0]
 
@@ -115,7 +116,9 @@ class GenerateTask:
 
     def batch(self, rng, size):
         scenes, latents = self.pools[size]
-        chosen = [rng.randrange(len(scenes)) for _ in range(max(2, TOKENS_AT_ONCE // latents.shape[1]))]
+        chosen = [
+            rng.randrange(len(scenes)) for _ in range(max(2, TOKENS_AT_ONCE[latents.device.type] // latents.shape[1]))
+        ]
         texts = [_or_dropped(rng, dataset.caption(rng, scenes[i])) for i in chosen]
         inputs = text.on(text.tokens(self.tokenizer, texts), latents.device)
         with torch.no_grad():
@@ -134,8 +137,9 @@ class EditTask:
 
     def batch(self, rng, size):
         families, latents = self.pools[size]
-        count = max(1, TOKENS_AT_ONCE // 2 * 32 * 32 // (size[0] * size[1]))
-        edits = [dataset.edit(rng, rng.choice(families)) for _ in range(count)]
+        tokens = TOKENS_AT_ONCE[self.text_encoder.device.type] // 2
+        count = max(1, tokens * 32 * 32 // (size[0] * size[1]))
+        edits = [dataset.edit(rng, rng.choice(families), EDIT_SHARES) for _ in range(count)]
         texts = [_or_dropped(rng, edit.prompt) for edit in edits]
         scale = 112 / min(size)
         seen = [text.thumbnail(e.before, round(size[0] * scale), round(size[1] * scale)) for e in edits]

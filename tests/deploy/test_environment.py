@@ -50,3 +50,11 @@ def test_the_operator_s_shell_does_not_reach_the_worker_s_settings(monkeypatch):
 ])  # fmt: skip
 def test_what_may_be_a_secret_is_hidden(name, hidden):
     assert (shown(name, "value") == "***") is hidden and shown(name, None) == "(none)"
+
+
+def test_a_refused_variable_is_named_without_what_may_be_a_secret():
+    with pytest.raises(UsageError, match="QWEN_VRAM_GB: .*, not many"):
+        worker_settings({"QWEN_VRAM_GB": "many"})
+    with pytest.raises(UsageError) as refused:
+        worker_settings({"BUCKET_URL_SECONDS": "1234567890", "BUCKET_SECRET_ACCESS_KEY": "s3cr3t"})
+    assert "BUCKET_URL_SECONDS" in str(refused.value) and "s3cr3t" not in str(refused.value)
