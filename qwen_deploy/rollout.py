@@ -37,7 +37,7 @@ class Watch:
         self.logs_read_at = -math.inf
         self.stale = 0  # workers of the old version at the last look
         self.old: set[str] = set()  # workers that were of the old version when last seen
-        self.seen: set[str] = set()  # new workers, present or gone
+        self.seen: set[str] = set()  # new workers that had a card, present or gone
         self.ready: set[str] = set()  # those of them that were ready at some time
 
     @property
@@ -53,7 +53,7 @@ class Watch:
         fresh = [one for one in workers if not self.is_stale(one, version)]
         self.stale = len(workers) - len(fresh)
         self.old = (self.old | {one["id"] for one in workers}) - {one["id"] for one in fresh}
-        self.seen |= {one["id"] for one in fresh}
+        self.seen |= {one["id"] for one in fresh if one["status"] != "THROTTLED"}
         self.ready |= {one["id"] for one in fresh if one["status"] in READY}
         self.show(self.line(rollout, answer["summary"], note))
         self.judge_capacity(fresh)
@@ -61,7 +61,7 @@ class Watch:
         if self.clock() - self.logs_read_at >= LOG_EVERY_SECONDS:
             self.logs_read_at = self.clock()
             for one in fresh:
-                if one["id"] not in self.ready or one["status"] not in READY:
+                if one["status"] not in READY:
                     self.judge_logs(one["id"])
         gone = len(self.seen - {one["id"] for one in fresh} - self.ready)
         if gone >= CRASHES:
@@ -104,7 +104,8 @@ class Watch:
     def judge_logs(self, worker_id: str) -> None:
         lines = [one["line"] for one in self.api.logs(self.endpoint_id, worker_id, "system")]
         starts = sum(1 for line in lines if STARTED.search(line))
-        if starts >= CRASHES:
+        # One that was ready is started again after each rest, which its log tells in the same words.
+        if starts >= (2 * CRASHES if worker_id in self.ready else CRASHES):
             raise NotServing(
                 f"Crash loop: worker {worker_id} started its container {starts} times.{self.last_words(worker_id)}"
             )

@@ -72,12 +72,14 @@ def stands_in(version):
 
 @dataclass
 class Build:
-    """What an image's workers do: `state` comes after one tick; `crashes` and `unpullable` write their system log."""
+    """What an image's workers do: `state` comes after one tick; `crashes` and `unpullable` write their system
+    log, one that `vanishes` is gone at the next look."""
 
     answer: Callable = draws("v1")
     state: str = "IDLE"
     crashes: bool = False
     unpullable: bool = False
+    vanishes: bool = False
     log: tuple = ("Worker ready.",)
 
 
@@ -212,7 +214,8 @@ class FakeRunPod:
                 worker.starts += 1
             else:
                 worker.status = build.state
-            kept.append(worker)
+            if not (build.vanishes and worker.version == version):
+                kept.append(worker)
         self.workers[endpoint_id] = kept
 
     def fresh(self, endpoint_id):

@@ -1,5 +1,6 @@
 """What does not serve is rolled back, field by field; so is what the operator interrupts."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -12,10 +13,13 @@ import time
 import pytest
 
 from qwen_deploy import rollout
+from qwen_deploy.api import Api
+from qwen_deploy.client import Client
+from qwen_deploy.errors import NotServing
 
 from ..conftest import ROOT
 from .conftest import NEW, OLD, SHIP, configuration, only
-from .fake_runpod import KEY, Build, Fault, draws, stands_in
+from .fake_runpod import KEY, Build, Fault, Worker, draws, stands_in
 
 
 def fallen_back(runpod, command, *arguments):
@@ -73,6 +77,39 @@ def test_a_crash_loop_is_found_in_the_logs_and_rolled_back(runpod, command):
     runpod.builds[NEW] = Build(crashes=True, log=("Traceback ...", "QWEN_FALLBACK=forbid: no model can be served"))
     text = fallen_back(runpod, command)
     assert "Crash loop: worker" in text and "QWEN_FALLBACK=forbid: no model can be served" in text
+
+
+def test_workers_that_end_one_after_the_other_are_rolled_back(runpod, command, monkeypatch):
+    list_workers, looks = runpod.list_workers, itertools.count()
+
+    def flicker(endpoint_id):
+        runpod.builds[NEW].vanishes = next(looks) % 2 == 0  # seen at one look, gone at the next
+        return list_workers(endpoint_id)
+
+    monkeypatch.setattr(runpod, "list_workers", flicker)
+    runpod.builds[NEW] = Build(state="INITIALIZING")
+    assert "new workers ended before they were ready" in fallen_back(runpod, command)
+
+
+@pytest.mark.parametrize("starts, loops", [(2, False), (3, True)])
+def test_three_starts_of_one_container_are_a_crash_loop(runpod, starts, loops):
+    watch = watch_with_log(runpod, starts)
+    with pytest.raises(NotServing, match="Crash loop") if loops else contextlib.nullcontext():
+        watch.judge_logs("w1")
+
+
+@pytest.mark.parametrize("starts, loops", [(5, False), (6, True)])
+def test_a_worker_that_was_ready_may_be_started_again(runpod, starts, loops):
+    watch = watch_with_log(runpod, starts)
+    watch.ready.add("w1")
+    with pytest.raises(NotServing, match="Crash loop") if loops else contextlib.nullcontext():
+        watch.judge_logs("w1")
+
+
+def watch_with_log(runpod, starts):
+    runpod.workers["ep"] = [Worker("w1", 1, NEW, starts=starts)]
+    runpod.builds[NEW] = Build(crashes=True)
+    return rollout.Watch(Api(Client(KEY, runpod.url)), "ep", None, 60, 60, print)
 
 
 def test_an_image_that_cannot_be_pulled_is_rolled_back(runpod, command):
