@@ -15,7 +15,8 @@ def test_auto_takes_the_cheapest_pool_that_holds_the_models_and_has_a_card(runpo
 @pytest.mark.parametrize("arguments, pool", [
     (["--env", "QWEN_PRECISION=bf16"], "AMPERE_80"),  # both exact: 73 GB
     (["--env", "QWEN_PRECISION=bf16", "--tasks", "generate"], "AMPERE_48"),
-    (["--env", "QWEN_PRECISION=fp8", "--tasks", "generate"], "ADA_24"),  # AMPERE_24 has no fp8, and no card now
+    (["--env", "QWEN_PRECISION=fp8", "--tasks", "generate"], "ADA_24"),  # AMPERE has no fp8
+    (["--env", "QWEN_PRECISION=int8", "--tasks", "generate"], "ADA_24"),  # AMPERE_24 would do, and has no card now
     (["--env", "QWEN_PRECISION=bf16", "--env", "QWEN_SAVINGS=none"], "HOPPER_141"),
     (["--env", "QWEN_PRECISION=bf16", "--ram-gb", "128"], "AMPERE_48"),  # transformers in turns, from RAM
 ])  # fmt: skip

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 from ..conftest import ROOT
-from .conftest import NEW, SHIP, only
-from .fake_runpod import KEY, Build, draws
+from .conftest import NEW, OLD, SHIP, only
+from .fake_runpod import KEY, Build, stands_in
 
 
 def test_the_key_is_in_no_output_file_or_process_list(runpod, tmp_path, docker):
-    runpod.add(env={"LEAK": KEY, "QWEN_FALLBACK": "forbid"})
-    runpod.builds[NEW] = Build(draws("v1"), log=(f"the worker prints {KEY}",), crashes=True)
+    runpod.add(workers=0, env={"LEAK": KEY, "QWEN_FALLBACK": "forbid"})
+    runpod.builds[NEW] = Build(stands_in("v1"))
     environment = {**os.environ, "RUNPOD_API_KEY": KEY, "RUNPOD_API_URL": runpod.url, "XDG_STATE_HOME": str(tmp_path)}
     seen = []
 
@@ -29,7 +29,7 @@ def test_the_key_is_in_no_output_file_or_process_list(runpod, tmp_path, docker):
         [sys.executable, "deploy_qwen.py", "--registry", "docker.io/you", "--tag", "v1", "--yes", "--wait", "60"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 1 and "the worker prints ***" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1 and "Rolled back" in done.stdout, done.stdout + done.stderr
     assert KEY not in done.stdout + done.stderr
     assert any(b"deploy_qwen.py" in line for line in seen) and not any(KEY.encode() in line for line in seen)
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
@@ -37,6 +37,16 @@ def test_the_key_is_in_no_output_file_or_process_list(runpod, tmp_path, docker):
     assert not any(KEY.encode() in file.read_bytes() for file in files)
     assert only(runpod)["env"]["LEAK"] == KEY  # and the rollback has put it back
     assert docker.calls() and not any("RUNPOD_API_KEY" in call["environment"] for call in docker.calls())
+
+
+def test_a_worker_that_prints_the_key_does_not_have_it_repeated(runpod, command):
+    runpod.builds[OLD].log = (f"the worker prints {KEY}",)
+    runpod.add()
+    code, text = command("logs", "--endpoint-id", "ep1")
+    assert code == 0 and "the worker prints ***" in text
+    runpod.builds[NEW] = Build(crashes=True, log=(f"the worker prints {KEY}",))
+    code, text = command(*SHIP)
+    assert code == 1 and "Crash loop" in text and "the worker prints ***" in text
 
 
 def test_saved_configurations_are_readable_by_the_operator_alone(runpod, command):
