@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..conftest import ROOT
+from ..conftest import ROOT, respond
 from .conftest import NEW, OLD, SHIP, only
-from .fake_runpod import KEY, Build, stands_in
+from .fake_runpod import KEY, Build, Fault, stands_in
 
 
 def test_the_key_is_in_no_output_file_or_process_list(runpod, tmp_path, docker):
@@ -61,3 +61,11 @@ def test_the_key_goes_to_runpod_alone(runpod, command):
     endpoint["requestUrls"]["run"] = "https://jobs.example.com/run"
     code, text = command("send", "--endpoint-id", "ep1", "a fox")
     assert code == 2 and "not to https://jobs.example.com" in text
+
+
+def test_a_redirect_is_not_followed(runpod, command, web):
+    reached = []
+    elsewhere = web(lambda handler: reached.append(handler.path) or respond(handler, b"{}"))
+    runpod.faults = [Fault("GET", "/v2/serverless$", 302, {"Location": elsewhere})]
+    code, text = command(*SHIP)
+    assert code == 1 and "RunPod answered the list of endpoints with 302" in text and not reached
