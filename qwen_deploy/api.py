@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import requests
 
 from .client import CONNECT_SECONDS, Client
-from .errors import NoAnswer
+from .errors import ApiError, NoAnswer
 from .interrupts import held
 from .refusals import refusal
 
@@ -25,7 +25,13 @@ class Api:
         self.client = client
 
     def endpoints(self) -> list[dict]:
-        return self.client.call("GET", "/v2/serverless", "the list of endpoints")["endpoints"]
+        return self.listed("/v2/serverless", "the list of endpoints", "endpoints")
+
+    def listed(self, path: str, what: str, name: str, **options) -> list[dict]:
+        found = self.client.call("GET", path, what, **options).get(name)
+        if not isinstance(found, list):
+            raise ApiError(f"RunPod answered {what} without `{name}`: is RUNPOD_API_URL right?", 200)
+        return found
 
     def named(self, name: str) -> list[dict]:
         """The endpoints of this name."""
@@ -63,7 +69,7 @@ class Api:
         query = {"include": "AVAILABILITY", "product": "SERVERLESS"} | (
             {"minCudaVersion": min_cuda} if min_cuda else {}
         )
-        return self.client.call("GET", "/v2/catalog/gpus", "the catalogue of cards", params=query)["gpus"]
+        return self.listed("/v2/catalog/gpus", "the catalogue of cards", "gpus", params=query)
 
     def logs(
         self, endpoint_id: str, worker_id: str, source: str | None = None, tail: int = 200, follow: bool = False

@@ -55,6 +55,13 @@ def test_each_refusal_has_its_sentence(runpod, command, status, sentence):
     assert code == 1 and sentence in text and not runpod.endpoints and "Traceback" not in text
 
 
+@pytest.mark.parametrize("body", [{"unheard": "of"}, ["a list"]])
+def test_an_answer_that_is_not_runpod_s_is_said_so(runpod, command, body):
+    runpod.faults = [Fault("GET", "/v2/serverless$", 200, body=body)]
+    code, text = command(*SHIP)
+    assert code == 1 and "RUNPOD_API_URL" in text
+
+
 def test_a_failing_runpod_is_asked_five_times(runpod, command):
     runpod.faults = [Fault("GET", "/v2/serverless$", 502) for _ in range(9)]
     code, text = command(*SHIP)
