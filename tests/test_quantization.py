@@ -60,3 +60,22 @@ def test_a_worker_draws_in_every_precision(cold_worker, precision):
     body = run(worker, {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2})
     assert body["output"]["metadata"]["backend"] == "qwen-image"
     assert [one["precision"] for one in run(worker, {"task": "health"})["output"]["models"]] == [precision.value]
+
+
+def test_quantized_pictures_are_judged_like_those_of_bfloat16(benchmark_quality):
+    """24 pictures each, 4.2 points a picture; the figures of a larger sample are in benchmarks/results."""
+    rows = {row["precision"]: row for row in benchmark_quality}
+    for precision, points, psnr in (("fp8", 5, 43), ("int8", 5, 43), ("nf4", 13, 34)):
+        assert abs(rows[precision]["all"] - rows["bf16"]["all"]) <= points, rows
+        assert rows[precision]["PSNR to bf16"] > psnr
+
+
+@pytest.fixture(scope="module")
+def benchmark_quality():
+    """The rows of `python -m benchmarks quality` on a small sample."""
+    from types import SimpleNamespace
+
+    from benchmarks import quality
+
+    options = SimpleNamespace(prompts=24, steps=12, size=256, precisions=list(quality.PRECISIONS))
+    return quality.run(options)[0]
