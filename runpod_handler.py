@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from qwen_worker import bucket as buckets
-from qwen_worker import fallback, fitness, inference, telemetry
+from qwen_worker import fallback, fitness, inference, openai_images, telemetry
 from qwen_worker import reply as replies
 from qwen_worker.checkpoint import Checkpoint
 from qwen_worker.deadline import Paces, kind_of, limit_of
@@ -82,8 +82,9 @@ class Worker:
         """
         job_id, task, started = str(job.get("id")), "unknown", time.perf_counter()
         self.jobs[job_id] = asyncio.current_task()
+        call = openai_images.call_of(job.get("input"), self.pipelines.labels())
         try:
-            request = parse(job.get("input"), job_id)
+            request = parse(call.fields() if call else job.get("input"), job_id)
             task = request.task
             reply = await self.route(request, job, tell, limit)
         except JobError as error:
@@ -98,7 +99,7 @@ class Worker:
             if self.jobs.get(job_id) is asyncio.current_task():  # a job handed out twice is here twice
                 del self.jobs[job_id]
         self.counters.record(job_id, task, reply, time.perf_counter() - started)
-        return reply
+        return call.reply(reply) if call else reply
 
     async def route(self, request: Request, job: dict, tell: Post | None, limit: int | None) -> dict:
         if isinstance(request, Health):

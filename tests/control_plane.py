@@ -158,8 +158,8 @@ class ControlPlane:
             return [kind for kind, one, _ in self.log if one == job_id]
 
 
-def answer(handler, data):
-    respond(handler, json.dumps(data).encode(), Content_Type="application/json")
+def answer(handler, data, status=200):
+    respond(handler, json.dumps(data).encode(), status, Content_Type="application/json")
 
 
 def addresses(address):
