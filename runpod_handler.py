@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
-from pydantic import ValidationError
 
 from qwen_worker import bucket as buckets
 from qwen_worker import fallback, fitness, inference, openai_images, telemetry
@@ -35,7 +34,7 @@ from qwen_worker.preview import Previewer
 from qwen_worker.progress import Post, Progress, poster
 from qwen_worker.prompt_cache import PromptCache
 from qwen_worker.request import SIDE_MULTIPLE, Debug, Drawing, Health, Request, require_served
-from qwen_worker.settings import Fallback, ServerMode, Settings
+from qwen_worker.settings import Fallback, Misconfigured, ServerMode, Settings, read_settings
 from qwen_worker.stream import stream
 
 SIDE_THREADS = 8  # that many jobs at once may have their pictures opened or sent
@@ -54,7 +53,7 @@ async def streaming_handler(job: dict) -> AsyncIterator[dict]:
 
 @functools.cache
 def worker() -> "Worker":
-    return Worker(Settings())
+    return Worker(read_settings())
 
 
 class Worker:
@@ -165,7 +164,12 @@ class Worker:
     ) -> tuple[list[Image.Image], dict]:
         """The pictures and what is known of them, loading the model first where it is not; on the inference thread."""
         job.enter(Stage.LOADING)
-        loaded, failure = (None, failure) if failure else self.loaded(job.request, checkpoint, canvas, timings)
+        loaded = None
+        if failure is None:
+            # A job that the plan has no room for is refused before anything is loaded.
+            fits = functools.partial(inference.require_fits, checkpoint, size=canvas.size, images=len(canvas.sources))
+            with telemetry.timed(timings, "load"):
+                loaded, failure = self.loader.load(job.request.task, fits)
         if failure and self.settings.QWEN_FALLBACK is Fallback.FORBID:
             raise JobError("model_unavailable", failure.reason)
         telemetry.peak_vram_gb(reset=True)
@@ -180,17 +184,6 @@ class Worker:
         if loaded and loaded.plan.device == "cuda":
             facts["peak_vram_gb"] = telemetry.peak_vram_gb()
         return pictures, facts
-
-    def loaded(
-        self, request: Drawing, checkpoint: Checkpoint, canvas: Canvas, timings: dict
-    ) -> tuple[Loaded | None, LoadError | None]:
-        """The job's model; a job that its plan has no room for is refused before anything is loaded."""
-        plan, failure = self.loader.place(request.task)
-        if failure:
-            return None, failure
-        inference.require_fits(checkpoint.name, plan, canvas.size, len(canvas.sources), checkpoint.size_multiple)
-        with telemetry.timed(timings, "load"):
-            return self.loader.load(request.task)
 
     def pictures(self, job: Job, loaded: Loaded | None, canvas: Canvas, timings: dict) -> tuple[list[Image.Image], int]:
         """The pictures, by the model or its stand-in, and the steps that each took."""
@@ -218,10 +211,7 @@ def main() -> None:
     os.environ.setdefault("RUNPOD_DEBUG_LEVEL", "INFO")
     try:
         settings = worker().settings
-    except ValidationError as error:
-        problems = "; ".join(f"{one['loc'][0]}: {one['msg']}, not {one['input']!r}" for one in error.errors())
-        sys.exit(f"A setting in the environment cannot be used. {problems}")
-    except buckets.Misconfigured as error:
+    except Misconfigured as error:
         sys.exit(f"A setting in the environment cannot be used. {error}")
     import runpod
 

@@ -44,7 +44,14 @@ class Loader:
     def place(self, task: str) -> tuple[Plan | None, LoadError | None]:
         return self.attempt(self.pipelines.place, task)
 
-    def load(self, task: str) -> tuple[Loaded | None, LoadError | None]:
+    def load(
+        self, task: str, require: Callable[[Plan], None] = lambda plan: None
+    ) -> tuple[Loaded | None, LoadError | None]:
+        """`require` sees the plan before anything is loaded, and may raise."""
+        plan, failure = self.place(task)
+        if failure:
+            return None, failure
+        require(plan)
         return self.attempt(self.load_and_log, task)
 
     def why_not_placed(self, task: str) -> LoadError | None:
@@ -53,7 +60,7 @@ class Loader:
 
     def why_not_loaded(self, task: str) -> LoadError | None:
         """Load a task's pipeline before any job asks for it; why it cannot be had, if so."""
-        return self.why_not_placed(task) or self.inference_thread.submit(self.load, task).result()[1]
+        return self.inference_thread.submit(self.load, task).result()[1]
 
     def load_and_log(self, task: str) -> Loaded:
         """The task's pipeline; the first time, its plan goes to the log."""

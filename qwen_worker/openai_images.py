@@ -88,7 +88,8 @@ def is_heard(name: str, value: Any) -> bool:
 def in_our_words(asked: dict) -> dict:
     """The fields that are called or written otherwise than ours, as ours."""
     fields = {name: value for name, value in asked.items() if name != "response_format"}
-    if wanted := asked.get("response_format"):
+    if "response_format" in asked:
+        wanted = asked["response_format"]
         if not isinstance(wanted, str) or wanted not in DELIVERIES:
             raise InvalidInput(f"response_format must be 'b64_json' or 'url', not {shown(wanted)}")
         if "delivery" in asked:

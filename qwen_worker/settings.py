@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from . import __version__
@@ -64,6 +64,19 @@ class Delivery(StrEnum):
     AUTO = "auto"  # in the reply; where that is too large, by URL from a bucket if there is one
     INLINE = "inline"  # in the reply or not at all
     URL = "url"  # by URL from a bucket
+
+
+class Misconfigured(Exception):
+    """What of the environment cannot be used, by the variable's name."""
+
+
+def read_settings() -> "Settings":
+    """The environment's settings. Raises `Misconfigured`."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = (f"{one['loc'][0]}: {one['msg']}, not {one['input']!r}" for one in error.errors())
+        raise Misconfigured("; ".join(problems)) from None
 
 
 class Settings(BaseSettings):

@@ -102,7 +102,7 @@ def test_what_a_call_means():
         ({"openai_route": GENERATIONS}, "openai_input must be an object, not null"),
         ({"openai_route": GENERATIONS, "openai_input": {}, "prompt": "a"}, '"prompt" is not a field of a job with'),
         ({"openai_route": GENERATIONS, "openai_input": {"model": "dall-e-3"}}, "model must be .* not \"dall-e-3\""),
-        ({"openai_route": GENERATIONS, "openai_input": {"response_format": 7}}, "response_format must be 'b64_json'"),
+        ({"openai_route": GENERATIONS, "openai_input": {"response_format": ""}}, "response_format must be 'b64_json'"),
         ({"openai_route": EDITS, "openai_input": {"mask": "x"}}, "mask is not taken by /v1/images/edits; mask_image"),
         ({"openai_route": EDITS, "openai_input": {"task": "debug"}}, "task is not taken by"),
         ({"openai_route": EDITS, "openai_input": {"image": ["x"], "images": ["x"]}}, "images is given twice"),
