@@ -219,7 +219,8 @@ def main() -> None:
         sys.argv.append("--rp_serve_api")
     for check in fitness.checks(settings, worker().loader.why_not_placed, worker().loader.why_not_loaded):
         runpod.serverless.register_fitness_check(check)
-    loop = JobLoop(worker().jobs, settings.QWEN_CONCURRENCY, settings.QWEN_SHUTDOWN_SECONDS)
+    lives = settings.QWEN_SHUTDOWN_SECONDS, settings.QWEN_STUCK_SECONDS
+    loop = JobLoop(worker().jobs, settings.QWEN_CONCURRENCY, *lives)
     streamed = {"handler": streaming_handler, "return_aggregate_stream": True}
     served = streamed if settings.STREAM else {"handler": handler}
     try:
