@@ -112,8 +112,9 @@ class Settings(BaseSettings):
     QWEN_SHUTDOWN_SECONDS: float = Field(
         25, ge=0, description="what running jobs get after SIGTERM before they are ended"
     )
+    # Longer than the 600 seconds that the SDK waits for an answer when it posts a result.
     QWEN_STUCK_SECONDS: float = Field(
-        300, gt=0, description="how long a job may hold its slot after its end or its stop before the worker ends"
+        900, gt=0, description="how long a job may hold its slot after its end or its stop before the worker ends"
     )
     QWEN_CONCURRENCY: int = Field(
         1, ge=1, le=4, description="jobs held at once: above 1 the next one's pictures are fetched during a drawing"
