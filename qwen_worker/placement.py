@@ -17,6 +17,7 @@ from .settings import Precision, Saving
 CPU_MAX_PARAMETERS = 2_000_000_000
 MIN_CAPABILITY = (8, 0)  # Ampere, the first with bfloat16 in hardware
 FP8_CAPABILITY = (8, 9)  # Ada, the first with fp8 matrix products
+USABLE = 0.97  # of the free memory: the allocator's blocks never fill a card, and near its end drivers page or hang
 RAM_SHARE = 0.9  # of the free RAM that pinned memory may take
 
 
@@ -34,7 +35,9 @@ def plan(
     if machine.gpu is None:
         return plan_on_cpu(models, machine, precision, savings)
     require_capability(models, machine, precision)
-    limit = min(machine.gpu.free, vram_cap) if vram_cap is not None else machine.gpu.free
+    limit = round(machine.gpu.free * USABLE)
+    if vram_cap is not None:
+        limit = min(limit, vram_cap)
     ram = round(machine.ram_available * RAM_SHARE)
     candidates = [replace(one, limit=limit) for one in layouts(models, precisions(models, machine, precision), savings)]
     edits = int(any(model.edits for model in models))
@@ -89,7 +92,7 @@ def refusal(candidates: list[Plan], machine: Machine, edits: int, ram: int, vram
     text = (
         f"{names} needs {need / GB:.1f} GB of GPU memory at the least ({least.precision.value}: weights "
         f"{least.weights / GB:.1f}, {(need - least.weights) / GB:.1f} to work); {describe(machine)} has "
-        f"{limit / GB:.1f} GB free{cap}"
+        f"{limit / GB:.1f} GB to use{cap}"
     )
     if least.ram > ram:
         text += f"; {least.ram / GB:.1f} GB of RAM would be needed and {machine.ram_available / GB:.1f} GB are free"

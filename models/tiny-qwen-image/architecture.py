@@ -100,6 +100,7 @@ def save(built, folder, dtype=torch.bfloat16):
     for name, pipeline in built.items():
         target = Path(folder) / name
         pipeline.to(dtype=dtype)
+        pipeline.tokenizer.backend_tokenizer.no_truncation()  # drawing samples leaves its own length behind
         pipeline.save_pretrained(target, safe_serialization=True)
         for path in target.rglob("*.json"):  # libraries stamp where they loaded from: not part of the checkpoint
             content = json.loads(path.read_text())

@@ -1,0 +1,145 @@
+"""RunPod's pools of cards: what they cost, what there is of them now, and which of them the models fit.
+
+Whether and how models fit is the worker's own placement; the only facts of its own are the compute capabilities that
+the catalogue does not tell. Knows nothing of endpoints.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qwen_worker import checkpoint, placement
+from qwen_worker.errors import LoadError
+from qwen_worker.footprint import GB, Model, Plan
+from qwen_worker.machine import Gpu, Machine
+from qwen_worker.pipelines import as_model
+from qwen_worker.settings import Settings
+
+from .api import Api
+from .errors import DeployError, UsageError
+
+# The least of the generation that a pool is named after: a worker may land on any card of its pool.
+CAPABILITY = {"AMPERE": (8, 0), "ADA": (8, 9), "HOPPER": (9, 0), "BLACKWELL": (10, 0)}
+STOCK = ("NONE", "LOW", "MEDIUM", "HIGH")
+MODEL_SETTINGS = {"generate": "QWEN_IMAGE_MODEL", "edit": "QWEN_EDIT_MODEL"}
+NO_MODEL = "/none"  # a folder that no worker has: the task is not served, and its model takes no room
+
+
+@dataclass(frozen=True)
+class Pool:
+    """`memory` in GB (1e9 bytes) of its smallest card, `price` in dollars an hour; `types` are the cards' ids."""
+
+    id: str
+    cards: tuple[str, ...]
+    types: tuple[str, ...]
+    memory: int
+    price: float
+    stock: str
+
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """The compute capability that every card of the pool has; None for a generation not known here."""
+        return CAPABILITY.get(self.id.split("_")[0])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A pool with the layout that its workers will choose, or why they cannot serve."""
+
+    pool: Pool
+    plan: Plan | None
+    reason: str = ""
+
+    @property
+    def layout(self) -> str:
+        """The layout in a few words."""
+        if self.plan is None:
+            return self.reason
+        notes = ["modulation table"] * self.plan.table + ["take turns"] * self.plan.swapped
+        notes += [f"text encoder {self.plan.text_encoder}"] * (self.plan.text_encoder != "resident")
+        return ", ".join([self.plan.precision.value, *notes])
+
+
+def read_pools(api: Api, min_cuda: str | None = None) -> list[Pool]:
+    """The pools that serverless offers, cheapest first, with their stock on hosts from this CUDA version."""
+    cards: dict[str, list[dict]] = {}
+    for card in api.gpus(min_cuda):
+        if card.get("pool") and card["manufacturer"].upper() == "NVIDIA" and "serverless" in card["price"]:
+            cards.setdefault(card["pool"], []).append(card)
+    pools = [
+        Pool(
+            pool,
+            tuple(card["name"] for card in held),
+            tuple(card["id"] for card in held),
+            min(card["memory"] for card in held),
+            max(card["price"]["serverless"] for card in held),
+            max((stock_of(card) for card in held), key=STOCK.index),
+        )
+        for pool, held in cards.items()
+    ]
+    return sorted(pools, key=lambda pool: (pool.price, -STOCK.index(pool.stock), pool.id))
+
+
+def stock_of(card: dict) -> str:
+    """A level that is not told, or not known here, rules no card out."""
+    told = card.get("availability")
+    return told if told in STOCK else "LOW"
+
+
+def models_of(settings: Settings, tasks: Sequence[str]) -> list[Model]:
+    """What the tasks load, as placement counts it. Raises `UsageError` for a checkpoint whose size is not known."""
+    found: list[checkpoint.Checkpoint] = []
+    for task in tasks:
+        model = getattr(settings, MODEL_SETTINGS[task])
+        one = checkpoint.known(model)
+        if one is None:
+            known = ", ".join(checkpoint.KNOWN)
+            raise UsageError(
+                f"{MODEL_SETTINGS[task]} is {model}, whose size is not known here (known: {known}): name the "
+                "pools with --gpu and give --no-fit-check."
+            )
+        if task not in one.pipeline_class.tasks:
+            raise UsageError(f"{MODEL_SETTINGS[task]}={model} is a {one.class_name}, which does not serve {task}.")
+        if one not in found:
+            found.append(one)
+    return [as_model(one, found[:number]) for number, one in enumerate(found)]
+
+
+def fit(pool: Pool, settings: Settings, tasks: Sequence[str], ram_gb: float) -> Fit:
+    """The worker's own placement on the pool's smallest card. The catalogue tells no RAM: `ram_gb` (1e9) is assumed."""
+    if pool.capability is None:
+        return Fit(pool, None, "a generation not known here")
+    memory, ram = round(pool.memory * GB), round(ram_gb * GB)
+    machine = Machine(Gpu(pool.cards[0], pool.capability, memory, memory), ram, ram)
+    cap = round(settings.QWEN_VRAM_GB * GB) if settings.QWEN_VRAM_GB else None
+    try:
+        models = models_of(settings, tasks)
+        return Fit(pool, placement.plan(models, machine, settings.QWEN_PRECISION, cap, settings.QWEN_SAVINGS))
+    except LoadError as refused:
+        return Fit(pool, None, f"too small: {refused.reason}")
+
+
+def cheapest(fits: Sequence[Fit]) -> Fit:
+    """The cheapest pool that holds the models and has cards now. Raises `DeployError` with each pool's reason."""
+    for one in sorted(fits, key=lambda one: one.pool.price):
+        if one.plan and one.pool.stock != "NONE":
+            return one
+    if holding := [one.pool.id for one in fits if one.plan]:
+        raise DeployError(
+            f"No pool that holds the models has a card now: {', '.join(holding)}. Try later, or name one."
+        )
+    reasons = "; ".join(f"{one.pool.id} {one.reason}" for one in fits) or "the catalogue is empty"
+    raise DeployError(f"No pool holds the models: {reasons}.")
+
+
+def require_pools(names: Sequence[str], fits: Sequence[Fit], ram_gb: float, check_fit: bool = True) -> list[str]:
+    """The named pools. Raises `UsageError` for one that is not there or, with `check_fit`, does not hold the models."""
+    by_id = {one.pool.id: one for one in fits}
+    for name in names:
+        if name not in by_id:
+            raise UsageError(f"--gpu must name pools among {', '.join(by_id)}, or auto, not {name!r}.")
+        if check_fit and by_id[name].plan is None:
+            raise UsageError(
+                f"--gpu {name}: {by_id[name].reason}. Workers are taken to have {ram_gb:g} GB of RAM (--ram-gb); "
+                "--no-fit-check deploys all the same."
+            )
+    return list(names)

@@ -1,0 +1,185 @@
+"""The command line: every option with its unit, and what follows from leaving it out. Decides nothing."""
+
+import argparse
+from pathlib import Path
+
+from .image import TOOLS
+from .records import default_folder
+
+COMMANDS = {
+    "deploy": "build, push, create or update an endpoint, prove it (what is done without a command)",
+    "rollback": "put an endpoint back to a configuration that was saved before a change",
+    "status": "an endpoint's configuration, workers and queue",
+    "logs": "what the workers wrote",
+    "send": "one job from here, with its progress and its pictures saved",
+    "cost": "dollars an image on each pool of cards, and which of them the models fit",
+}
+EXAMPLES = """\
+examples:
+  export RUNPOD_API_KEY=...                                     # console.runpod.io, Settings, API Keys
+  %(prog)s --registry docker.io/you                       # build, push, make an endpoint, test it
+  %(prog)s --registry docker.io/you --dry-run             # what that would do; changes nothing
+  %(prog)s --registry docker.io/you --endpoint-id ID      # the same for an endpoint that exists
+  %(prog)s --image-name my-server --build-only            # only build
+  %(prog)s rollback --endpoint-id ID                      # the configuration before the last change
+  %(prog)s send --endpoint-id ID "a fox in the snow"      # a picture into out/
+
+commands (each has its own --help):
+"""
+FORM = argparse.RawDescriptionHelpFormatter
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """`description` is the story's. The options of `deploy` are the parser's own, so that no command means it."""
+    epilog = EXAMPLES + "\n".join(f"  {name:<9} {purpose}" for name, purpose in COMMANDS.items())
+    usage = "%(prog)s [COMMAND] [options]"
+    found = argparse.ArgumentParser("deploy_qwen.py", usage, description, epilog, formatter_class=FORM)
+    add_image(found.add_argument_group("image"))
+    add_endpoint(found.add_argument_group("endpoint (what is not given stays as it is; on a new one the default)"))
+    add_proof(found.add_argument_group("how it goes"))
+    return found
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog=f"deploy_qwen.py {name}", description=COMMANDS[name].capitalize() + ".")
+    {"rollback": rollback, "status": status, "logs": logs, "send": send, "cost": cost}[name](found)
+    return found
+
+
+def add_image(group) -> None:
+    group.add_argument("--image-name", default="qwen-image", help="name of the image (default: %(default)s)")
+    group.add_argument(
+        "--tag", help="tag, and version that the workers report (default: the commit, and what is changed)"
+    )
+    group.add_argument("--registry", default="", help="where to push, e.g. docker.io/you or ghcr.io/you")
+    group.add_argument("--build-only", action="store_true", help="build, then stop; needs no account")
+    group.add_argument("--push-only", action="store_true", help="push what was built, then stop; needs no account")
+    group.add_argument("--skip-build", action="store_true", help="the image is in the registry: neither build nor push")
+    group.add_argument(
+        "--builder", choices=("auto", *TOOLS), default="auto", help="build tool (default: the first found)"
+    )
+    group.add_argument("--dockerfile", default="Dockerfile", help="(default: %(default)s)")
+    group.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="passed on; repeatable")
+    group.add_argument(
+        "--build-secret", action="append", default=[], metavar="id=..", help="as docker's --secret; repeatable"
+    )
+    group.add_argument("--worker-version", help="version that the image reports, where it is not its tag")
+
+
+def add_endpoint(group) -> None:
+    group.add_argument("--endpoint-id", help="the endpoint to update (default: the one of this --name, else a new one)")
+    group.add_argument("--name", help="the endpoint's name (default: the image's)")
+    group.add_argument("--gpu", help="pools of cards, e.g. ADA_24,AMPERE_48; auto: the cheapest that holds the models")
+    add_fit(group)
+    group.add_argument("--gpu-count", type=int, help="cards a worker (default: 1, which is what the worker uses)")
+    group.add_argument("--min-cuda", help="least CUDA version of a host's driver (default: of the torch in the image)")
+    group.add_argument("--no-fit-check", action="store_true", help="take pools that the models do not fit")
+    group.add_argument("--workers-min", type=int, help="workers that always run, and are paid for (default: 0)")
+    group.add_argument("--workers-max", type=int, help="(default: 3)")
+    group.add_argument("--idle-timeout", type=int, help="seconds that an idle worker stays, paid for (default: 10)")
+    group.add_argument("--execution-timeout", type=int, help="seconds that a job may run (default: 300)")
+    group.add_argument("--flashboot", choices=("off", "flashboot", "priority_flashboot"), help="(default: flashboot)")
+    group.add_argument("--disk", type=int, help="container disk in GB (default: 120)")
+    group.add_argument(
+        "--volume", action="append", metavar="ID", help="network volume to mount; repeatable; '' for none"
+    )
+    group.add_argument("--data-centers", help="comma-separated, e.g. EU-RO-1,US-KS-2; '' for any")
+    group.add_argument(
+        "--env", action="append", default=[], metavar="NAME[=VALUE]",
+        help="variable of the worker; NAME alone takes this shell's, to keep a secret off the process list; repeatable",
+    )  # fmt: skip
+    group.add_argument(
+        "--unset-env", action="append", default=[], metavar="NAME", help="variable to remove; repeatable"
+    )
+    group.add_argument(
+        "--registry-credential", metavar="ID", help="of a private registry, as RunPod stores it; '' for none"
+    )
+
+
+def add_fit(group) -> None:
+    tasks = ("generate", "edit")
+    group.add_argument("--tasks", nargs="+", choices=tasks, help="what it shall serve (default: both)")
+    group.add_argument(
+        "--ram-gb", type=float, default=32, help="RAM that a worker is taken to have, in GB (default: %(default)s)"
+    )
+
+
+def add_proof(group) -> None:
+    group.add_argument("--dry-run", action="store_true", help="show what would be done; only reads are sent")
+    group.add_argument("--yes", action="store_true", help="do not ask")
+    group.add_argument(
+        "--no-test", action="store_true", help="send no test jobs: then nothing is proved or rolled back"
+    )
+    group.add_argument(
+        "--wait", type=int, default=1800, help="seconds until new workers must serve (default: %(default)s)"
+    )
+    group.add_argument(
+        "--capacity-wait", type=int, default=300, help="seconds to wait for a card (default: %(default)s)"
+    )
+    group.add_argument("--test-steps", type=int, help="steps of the test pictures (default: the endpoint's)")
+    group.add_argument("--test-size", type=int, help="side of the test pictures in pixels (default: the worker's)")
+    group.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures (default: %(default)s)")
+    add_state(group)
+
+
+def add_state(group) -> None:
+    group.add_argument(
+        "--state", type=Path, default=default_folder(), metavar="FOLDER",
+        help="folder of saved configurations (default: %(default)s)",
+    )  # fmt: skip
+
+
+def add_target(group) -> None:
+    group.add_argument("--endpoint-id", required=True)
+    add_state(group)
+
+
+def rollback(group) -> None:
+    add_target(group)
+    group.add_argument("--list", action="store_true", help="list the saved configurations")
+    group.add_argument("--to", type=Path, metavar="FILE", help="one of them (default: the newest that differs)")
+    group.add_argument("--dry-run", action="store_true", help="show what would change; only reads are sent")
+    group.add_argument("--yes", action="store_true", help="do not ask")
+    group.add_argument(
+        "--wait", type=int, default=1800, help="seconds until workers must answer (default: %(default)s)"
+    )
+    group.add_argument(
+        "--capacity-wait", type=int, default=300, help="seconds to wait for a card (default: %(default)s)"
+    )
+    group.add_argument("--no-test", action="store_true", help="do not ask the workers for their health")
+
+
+def status(group) -> None:
+    add_target(group)
+
+
+def logs(group) -> None:
+    add_target(group)
+    group.add_argument("--worker", help="of one worker (default: all)")
+    group.add_argument("--source", choices=("container", "system"), help="the worker's own lines, or the host's")
+    group.add_argument("--tail", type=int, default=100, help="lines of each worker (default: %(default)s)")
+    group.add_argument("--follow", action="store_true", help="go on with what is written; of one worker")
+
+
+def send(group) -> None:
+    add_target(group)
+    group.add_argument("prompt", nargs="?", help="without it: the worker's health")
+    group.add_argument("--task", choices=("generate", "edit", "background_replacement", "health", "debug"))
+    group.add_argument("--image", action="append", default=[], type=Path, help="picture to edit; repeatable")
+    group.add_argument("--mask", type=Path, help="white is repainted")
+    group.add_argument(
+        "--field", action="append", default=[], metavar="NAME=JSON", help="e.g. num_images=4; repeatable"
+    )
+    group.add_argument("--timeout", type=int, default=1200, help="seconds to wait (default: %(default)s)")
+    group.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures (default: %(default)s)")
+
+
+def cost(group) -> None:
+    group.add_argument("--endpoint-id", help="whose measured jobs count")
+    group.add_argument("--seconds", type=float, help="seconds an image, in place of measured ones")
+    group.add_argument(
+        "--env", action="append", default=[], metavar="NAME[=VALUE]", help="as for deploy, e.g. QWEN_PRECISION"
+    )
+    group.add_argument("--min-cuda", help="least CUDA version of a host's driver")
+    add_fit(group)
+    add_state(group)

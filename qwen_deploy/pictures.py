@@ -1,0 +1,75 @@
+"""The pictures of a reply: out of base64 or fetched from its URL, told by their header, saved.
+
+Reads headers only: the operator's machine needs no imaging library. Knows nothing of jobs.
+"""
+
+import base64
+import binascii
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from .errors import NotServing
+
+FETCH_SECONDS = 60
+MAX_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`width` and `height` in pixels, None where the format's header is not read here."""
+
+    data: bytes
+    format: str
+    width: int | None = None
+    height: int | None = None
+
+    def save(self, folder: Path, name: str) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.{self.format}"
+        path.write_bytes(self.data)
+        return path
+
+
+def pictures_of(reply: dict) -> list[Picture]:
+    """The reply's pictures in order. Raises `NotServing` where there is none or one is not a picture."""
+    texts = reply.get("images") or reply.get("image_urls") or [reply.get("image") or reply.get("image_url")]
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise NotServing("The reply holds no picture under `image` or `image_url`.")
+    return [read(text) for text in texts]
+
+
+def read(text: str) -> Picture:
+    if text.startswith(("http://", "https://")):
+        return recognised(fetch(text))
+    try:
+        return recognised(base64.b64decode(text.partition("base64,")[2] or text, validate=True))
+    except binascii.Error:
+        raise NotServing(f"The reply's `image` is not base64: it begins with {text[:20]!r}.") from None
+
+
+def fetch(url: str) -> bytes:
+    """A presigned URL is its own permission: the API key does not go there."""
+    try:
+        with requests.get(url, timeout=FETCH_SECONDS, stream=True) as response:
+            response.raise_for_status()
+            data = response.raw.read(MAX_BYTES + 1, decode_content=True)
+    except requests.RequestException as error:
+        host = requests.utils.urlparse(url).hostname
+        raise NotServing(f"The reply's picture could not be fetched from {host}: {type(error).__name__}.") from None
+    if len(data) > MAX_BYTES:
+        raise NotServing(f"The reply's picture has more than {MAX_BYTES / 1e6:g} MB.")
+    return data
+
+
+def recognised(data: bytes) -> Picture:
+    """By its first bytes: PNG with its size, WebP or JPEG. Raises `NotServing` for anything else."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and data.endswith(b"IEND\xaeB`\x82"):
+        return Picture(data, "png", *struct.unpack(">II", data[16:24]))
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP" and len(data) >= struct.unpack("<I", data[4:8])[0] + 8:
+        return Picture(data, "webp")
+    if data.startswith(b"\xff\xd8\xff") and data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        return Picture(data, "jpg")
+    raise NotServing(f"The reply's picture is no whole PNG, WebP or JPEG: {len(data)} bytes from {data[:8]!r}.")

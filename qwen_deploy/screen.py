@@ -1,0 +1,79 @@
+"""What the operator sees: sentences, tables, a line that follows progress. Every text passes the redaction of the key.
+
+Knows nothing of deployments.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+HIDDEN = "***"
+
+
+class Screen:
+    """Prints to `console`; on anything but a terminal the progress line becomes one line for each change."""
+
+    def __init__(self, console: Console | None = None, secrets: Iterable[str] = ()):
+        self.console = console or Console(highlight=False)
+        self.secrets = [secret for secret in secrets if secret]
+        self.last = ""
+        self.live = None
+
+    def clean(self, text: object) -> str:
+        """The text without secrets, and with nothing in it that the console would take for markup."""
+        plain = str(text)
+        for secret in self.secrets:
+            plain = plain.replace(secret, HIDDEN)
+        return escape(plain)
+
+    def say(self, text: object = "") -> None:
+        self.console.print(self.clean(text), soft_wrap=True)
+
+    def heading(self, text: str) -> None:
+        self.console.print(f"\n[bold]{self.clean(text)}[/bold]", soft_wrap=True)
+
+    def good(self, text: str) -> None:
+        self.console.print(f"[green]✓[/green] {self.clean(text)}", soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"[yellow]![/yellow] {self.clean(text)}", soft_wrap=True)
+
+    def bad(self, text: str) -> None:
+        self.console.print(f"[red]✗ {self.clean(text)}[/red]", soft_wrap=True)
+
+    def table(self, columns: list[str], rows: list[list[object]]) -> None:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        for name in columns:
+            table.add_column(self.clean(name), overflow="fold")
+        for row in rows:
+            table.add_row(*(self.clean("" if cell is None else cell) for cell in row))
+        # A secret that a narrow column broke in two would escape the redaction, hence cells are cleaned before.
+        self.console.print(table)
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Within it, `progress` replaces its line on a terminal."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with self.console.status("") as self.live:
+            try:
+                yield
+            finally:
+                self.live = None
+
+    def progress(self, text: str) -> None:
+        if self.live is not None:
+            self.live.update(self.clean(text))
+        elif text != self.last:
+            self.say(f"  {text}")
+        self.last = text
+
+    def confirm(self, question: str) -> bool:
+        """Whether the operator says yes. False without a terminal to ask on."""
+        if not self.console.is_terminal:
+            return False
+        return self.console.input(f"{self.clean(question)} \\[y/N] ").strip().lower() in ("y", "yes")

@@ -1,0 +1,76 @@
+"""Back to what was: the saved configuration put back and verified, or a new endpoint left without workers.
+
+Decides nothing about when; knows nothing of how a deployment is proved but its `health` job.
+"""
+
+from . import plan
+from .errors import DeployError
+from .intent import Intent
+from .proof import checks, require_kept, update
+from .records import Record
+from .session import Session
+
+REST_SECONDS = 600  # that a rolled back endpoint gets to answer; it is back either way
+
+
+def undo(session: Session, options, intent: Intent, saved: Record | None, check: bool) -> None:
+    """Leave the old version serving, or say exactly what is where. Raises nothing."""
+    screen = session.screen
+    if not intent.changes:
+        screen.warn("Nothing had been changed, so there is nothing to roll back: the endpoint is as it was.")
+    elif saved:
+        screen.heading("Rolling back")
+        put_back(session, options, saved, check)
+    else:
+        try:
+            park(session, intent.target["name"])
+        except (DeployError, KeyboardInterrupt) as failure:
+            screen.bad(f"Looking for it failed: {str(failure) or 'interrupted'}")
+            screen.bad(f"If an endpoint named {intent.target['name']} was made, it is there: look in the console.")
+
+
+def put_back(session: Session, options, saved: Record, check: bool) -> bool:
+    """Whether the saved configuration is back and, with `check`, answers. Says what is where if not; raises nothing."""
+    screen, endpoint_id = session.screen, saved.endpoint["id"]
+    try:
+        before = restore(session, saved)
+    except (DeployError, KeyboardInterrupt) as failure:
+        screen.bad(f"Rolling back failed: {str(failure) or 'interrupted'}")
+        screen.bad(f"Endpoint {endpoint_id} has the new configuration or the old one: look with `status`.")
+        screen.bad(f"To put the old one back: deploy_qwen.py rollback --endpoint-id {endpoint_id} --to {saved.path}")
+        return False
+    if not check:
+        return True
+    try:
+        with screen.following():
+            told = checks(session, options, saved.endpoint, before, None, min(options.wait, REST_SECONDS)).health()
+    except (DeployError, KeyboardInterrupt) as failure:
+        screen.warn(f"Its workers were not heard to answer a health job: {str(failure) or 'interrupted'}")
+        return False
+    screen.good(f"health: version {told.get('worker_version', 'not told')} answers")
+    return True
+
+
+def restore(session: Session, saved: Record) -> int | None:
+    """Send the saved fields that differ, read them back one by one. The version before, where workers are replaced."""
+    endpoint_id, target, before = saved.endpoint["id"], plan.flat(saved.endpoint), None
+    present = plan.flat(session.api.endpoint(endpoint_id))
+    changed = plan.changes(present, target)
+    if changed:
+        _, before = update(session, endpoint_id, present, target)
+    require_kept(session, endpoint_id, target)
+    back = f"Rolled back: endpoint {endpoint_id} has {target.get('image')} again"
+    session.screen.good(f"{back if changed else f'Endpoint {endpoint_id} is as it was'}, verified field by field.")
+    return before
+
+
+def park(session: Session, name: str) -> None:
+    """A new endpoint that does not serve is kept for its logs, without workers that cost."""
+    for one in session.api.named(name):
+        session.api.update(one["id"], {"workers": {"min": 0, "max": 0}})
+        session.screen.warn(
+            f"Endpoint {one['id']} was made and does not serve: it is left with no workers, so it costs nothing. Its "
+            "configuration is there to look at; run this again to mend it, or delete it in the console."
+        )
+        return
+    session.screen.warn(f"No endpoint named {name} was made.")

@@ -1,0 +1,98 @@
+"""What the tests of `deploy_qwen.py` stand on: RunPod on loopback, the command, build tools that keep their calls."""
+
+import io
+import itertools
+import json
+import os
+import sys
+
+import pytest
+from rich.console import Console
+
+import deploy_qwen
+from qwen_deploy import rollout
+
+from .fake_runpod import KEY, Build, FakeRunPod, draws
+
+NEW = "docker.io/you/qwen-image:v1"
+OLD = "docker.io/you/qwen-image:v0"
+SHIP = ("--registry", "docker.io/you", "--tag", "v1", "--skip-build", "--yes")
+
+
+@pytest.fixture
+def runpod(monkeypatch):
+    monkeypatch.setattr(rollout, "LOG_EVERY_SECONDS", 0)
+    fake = FakeRunPod()
+    fake.builds = {NEW: Build(draws("v1")), OLD: Build(draws("v0"))}
+    yield fake
+    fake.close()
+    assert not fake.wrong, "the fake answered against RunPod's document"
+
+
+@pytest.fixture
+def command(runpod, tmp_path):
+    """command(*arguments): (exit code, everything printed) of `deploy_qwen.py`; the fake's time does not wait."""
+    runpod.state = tmp_path / "state"
+    runpod.pauses = []
+
+    def run(*arguments, key=KEY):
+        screen = io.StringIO()
+        console = Console(file=screen, width=300, highlight=False)
+        environment = {"RUNPOD_API_KEY": key, "RUNPOD_API_URL": runpod.url}
+        folders = ["--state", str(runpod.state)]
+        deployment = not arguments or arguments[0].startswith("-")
+        if deployment or arguments[0] == "send":
+            folders += ["--output", str(tmp_path / "out")]
+        if deployment and "--wait" not in arguments:
+            folders += ["--wait", "20"]  # seconds, so that what never comes up ends the test
+        code = deploy_qwen.main([*arguments, *folders], environment, console, runpod.pauses.append)
+        text = screen.getvalue()
+        assert KEY not in text
+        return code, text
+
+    return run
+
+
+@pytest.fixture
+def docker(tmp_path, monkeypatch):
+    """Tools on PATH that write down how they were called; `works` says which of them do."""
+
+    class Tools:
+        log = tmp_path / "calls.jsonl"
+
+        def calls(self):
+            return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+        def install(self, *names, failing=()):
+            for old in folder.glob("*"):
+                old.unlink()
+            for name in names:
+                (folder / name).write_text(
+                    f"#!{sys.executable}\nimport json, os, sys\n"
+                    f"open({str(self.log)!r}, 'a').write(json.dumps({{'command': [os.path.basename(sys.argv[0])] + "
+                    "sys.argv[1:], 'environment': dict(os.environ)}) + '\\n')\n"
+                    f"sys.exit(any(word in sys.argv for word in {list(failing)!r}) and 'it broke')\n"
+                )
+                (folder / name).chmod(0o755)
+
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    system = os.pathsep.join(one for one in ("/usr/bin", "/bin") if os.path.isdir(one))
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{system}")
+    tools = Tools()
+    tools.install("docker")
+    return tools
+
+
+def only(runpod):
+    (endpoint,) = runpod.endpoints.values()
+    return endpoint
+
+
+def asked(runpod):
+    """The tasks of the jobs in order, repetitions once: old workers are asked past."""
+    return [task for task, _ in itertools.groupby(job["input"]["task"] for job in runpod.jobs.values())]
+
+
+def configuration(endpoint):
+    return {name: value for name, value in endpoint.items() if name not in ("id", "createdAt", "requestUrls")}

@@ -1,0 +1,65 @@
+"""Cards are offered by what fits; options that cannot be are refused before anything is sent."""
+
+import pytest
+
+from qwen_deploy.cards import stock_of
+
+from . import fake_runpod
+from .conftest import SHIP, asked, only
+
+
+def test_auto_takes_the_cheapest_pool_that_holds_the_models_and_has_a_card(runpod, command):
+    assert command(*SHIP)[0] == 0 and only(runpod)["gpu"]["pools"] == ["AMPERE_16"]
+
+
+@pytest.mark.parametrize("arguments, pool", [
+    (["--env", "QWEN_PRECISION=bf16"], "AMPERE_80"),  # both exact: 73 GB
+    (["--env", "QWEN_PRECISION=bf16", "--tasks", "generate"], "AMPERE_48"),
+    (["--env", "QWEN_PRECISION=fp8", "--tasks", "generate"], "ADA_24"),  # AMPERE has no fp8
+    (["--env", "QWEN_PRECISION=int8", "--tasks", "generate"], "ADA_24"),  # AMPERE_24 would do, and has no card now
+    (["--env", "QWEN_PRECISION=bf16", "--env", "QWEN_SAVINGS=none"], "HOPPER_141"),
+    (["--env", "QWEN_PRECISION=bf16", "--ram-gb", "128"], "AMPERE_48"),  # transformers in turns, from RAM
+])  # fmt: skip
+def test_auto_goes_by_the_worker_s_own_placement(runpod, command, arguments, pool):
+    assert command(*SHIP, *arguments)[0] == 0 and only(runpod)["gpu"]["pools"] == [pool]
+
+
+@pytest.mark.parametrize("told", [None, "PLENTY"])
+def test_a_stock_that_is_not_known_rules_no_card_out(told):
+    assert stock_of({} if told is None else {"availability": told}) == "LOW"
+    assert stock_of({"availability": "NONE"}) == "NONE"
+
+
+def test_a_pool_is_as_large_as_its_smallest_card(runpod, command, monkeypatch):
+    monkeypatch.setattr(fake_runpod, "GPUS", [*fake_runpod.GPUS, ("NVIDIA Small", "AMPERE_48", 8, 1.22, "HIGH")])
+    code, text = command(*SHIP, "--gpu", "AMPERE_48")
+    assert code == 2 and "--gpu AMPERE_48: too small" in text
+
+
+def test_a_task_that_is_not_wanted_is_given_no_model(runpod, command):
+    assert command(*SHIP, "--tasks", "generate")[0] == 0
+    assert only(runpod)["env"]["QWEN_EDIT_MODEL"] == "/none"
+    assert asked(runpod) == ["health", "generate", "health"]
+    assert command(*SHIP, "--tasks", "generate", "edit")[0] == 0 and "QWEN_EDIT_MODEL" not in only(runpod)["env"]
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["--gpu", "AMPERE_16", "--env", "QWEN_PRECISION=bf16"], "--gpu AMPERE_16: too small"),
+    (["--gpu", "NVIDIA RTX 4090"], "--gpu must name pools among AMPERE_16"),
+    (["--env", "QWEN_PRECISION=fp7"], "QWEN_PRECISION"),
+    (["--env", "QWEN_WORKER_VERSION=v1"], "would let any image pass"),
+    (["--env", "RUNPOD_API_KEY"], "--env RUNPOD_API_KEY"),
+    (["--env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE is not set"),
+    (["--env", "QWEN_IMAGE_MODEL=you/finetune"], "whose size is not known here"),
+    (["--workers-min", "4"], "--workers-min must be at most --workers-max, 3, not 4"),
+    (["--workers-max", "0"], "--workers-max must be at least 1"),
+    (["--idle-timeout", "4000"], "--idle-timeout must be from 1 to 3600, not 4000"),
+])  # fmt: skip
+def test_a_mistake_is_refused_before_anything_is_sent(runpod, command, arguments, sentence):
+    code, text = command(*SHIP, *arguments)
+    assert code == 2 and sentence in text and not runpod.writes
+
+
+def test_no_pool_that_fits_is_said_with_the_reasons(runpod, command):
+    code, text = command(*SHIP, "--env", "QWEN_VRAM_GB=5")
+    assert code == 1 and "No pool holds the models" in text and not runpod.writes

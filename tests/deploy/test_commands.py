@@ -1,0 +1,125 @@
+"""The commands beside a deployment: rollback, status, logs, send, cost, help."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+import deploy_qwen
+from qwen_deploy import api
+
+from ..conftest import ROOT
+from .conftest import NEW, OLD, SHIP, configuration
+from .fake_runpod import KEY, Build, stands_in
+
+
+def test_rollback_goes_back_to_what_was_before(runpod, command):
+    endpoint = runpod.add()
+    before = json.loads(json.dumps(configuration(endpoint)))
+    assert command(*SHIP, "--disk", "77")[0] == 0 and endpoint["image"] == NEW
+    code, text = command("rollback", "--endpoint-id", "ep1", "--yes")
+    assert code == 0 and "health: version v0 answers" in text and configuration(endpoint) == before
+    code, text = command("rollback", "--endpoint-id", "ep1", "--list")
+    assert code == 0 and NEW in text and OLD in text
+
+
+def test_rollback_without_a_saved_configuration_is_refused(runpod, command):
+    runpod.add()
+    code, text = command("rollback", "--endpoint-id", "ep1", "--yes")
+    assert code == 1 and "no other saved configuration" in text
+
+
+def test_status_shows_everything_but_secrets(runpod, command):
+    runpod.add()
+    code, text = command("status", "--endpoint-id", "ep1")
+    assert code == 0 and OLD in text and "QWEN_FALLBACK" in text and "hf_secret" not in text and "idle" in text
+
+
+def test_an_endpoint_that_is_not_there_is_said_so(command):
+    code, text = command("status", "--endpoint-id", "epX")
+    assert code == 1 and "endpoint epX does not exist" in text
+
+
+def test_logs_are_those_of_the_workers(runpod, command):
+    runpod.add()
+    code, text = command("logs", "--endpoint-id", "ep1", "--source", "container")
+    assert code == 0 and "Worker ready." in text and "start container" not in text
+
+
+def test_send_saves_the_picture_and_says_what_drew_it(runpod, command, tmp_path):
+    runpod.add(NEW)
+    code, text = command("send", "--endpoint-id", "ep1", "a fox", "--field", "num_images=1", "--field", "size=64x64")
+    assert code == 0 and "seed 7" in text and len(list((tmp_path / "out").glob("*.png"))) == 1
+    (job,) = runpod.jobs.values()
+    assert job["input"] == {"task": "generate", "prompt": "a fox", "num_images": 1, "size": "64x64"}
+    runpod.builds[NEW] = Build(stands_in("v1"))
+    code, text = command("send", "--endpoint-id", "ep1", "a fox")
+    assert "A stand-in, not a picture by the model: no weights" in text
+
+
+def test_cost_multiplies_the_live_price_with_measured_seconds_only(runpod, command):
+    runpod.add(NEW)
+    command("send", "--endpoint-id", "ep1", "a fox")  # 4 s on a 4090, of which 1 s load
+    code, text = command("cost", "--endpoint-id", "ep1")
+    row = next(line for line in text.splitlines() if line.startswith("ADA_24"))
+    assert code == 0 and f"${1.12 / 3600 * 3:.4f}" in row and "not measured" in row
+    assert "not measured" in next(line for line in text.splitlines() if line.startswith("HOPPER_141"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["rollback"], ["status"], ["logs"], ["send"], ["cost"]])
+def test_help_needs_no_key_and_no_torch(arguments):
+    program = "import sys, deploy_qwen\ntry: deploy_qwen.main(sys.argv[1:])\nexcept SystemExit as e: code = e.code\n"
+    program += "assert code == 0 and not {'torch', 'diffusers', 'transformers', 'runpod', 'PIL'} & set(sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "RUNPOD_API_KEY"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "examples:" in done.stdout or arguments
+
+
+def test_a_log_that_stays_open_ends_when_it_is_quiet(runpod, command, monkeypatch):
+    monkeypatch.setattr(api, "LOG_QUIET_SECONDS", 0.3)
+    runpod.add()
+    runpod.lines_end.clear()
+    started = time.monotonic()
+    code, text = command("logs", "--endpoint-id", "ep1")
+    runpod.lines_end.set()
+    assert code == 0 and "Worker ready." in text and time.monotonic() - started < 4
+
+
+def test_a_terminal_shows_the_progress_in_place(runpod, tmp_path):
+    screen = io.StringIO()
+    console = Console(file=screen, width=200, force_terminal=True)
+    environment = {"RUNPOD_API_KEY": KEY, "RUNPOD_API_URL": runpod.url}
+    arguments = [*SHIP, "--state", str(tmp_path), "--output", str(tmp_path)]
+    assert deploy_qwen.main(arguments, environment, console, lambda seconds: time.sleep(0.15)) == 0
+    assert "workers on the new version" in screen.getvalue()
+
+
+def test_the_operator_s_packages_are_the_worker_s():
+    def pins(name):
+        lines = (ROOT / name).read_text().splitlines()
+        return {line.split()[0] for line in lines if "==" in line}
+
+    assert pins("requirements-deploy.txt") < pins("requirements.txt")
+
+
+def test_a_rollback_whose_workers_do_not_answer_is_not_called_done(runpod, command):
+    runpod.add()
+    assert command(*SHIP)[0] == 0
+    runpod.builds[OLD] = Build(state="INITIALIZING")
+    code, text = command("rollback", "--endpoint-id", "ep1", "--yes", "--wait", "1")
+    assert code == 1 and f"has {OLD} again, verified" in text and "not heard to answer" in text
+
+
+def test_an_environment_that_holds_the_key_comes_back_whole(runpod, command):
+    endpoint = runpod.add(env={"LEAK": KEY})
+    assert command(*SHIP, "--unset-env", "LEAK")[0] == 0 and "LEAK" not in endpoint["env"]
+    assert command("rollback", "--endpoint-id", "ep1", "--yes")[0] == 0 and endpoint["env"] == {"LEAK": KEY}
+    assert not any(KEY.encode() in file.read_bytes() for file in runpod.state.rglob("*.json"))
