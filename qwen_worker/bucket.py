@@ -13,16 +13,12 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from .errors import InvalidInput
-from .settings import Delivery, Settings
+from .settings import Delivery, Misconfigured, Settings
 
 BUCKET_NAME = r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"  # S3's own rule; keeps a name from becoming part of a path or host
 REGION = r"^[a-z0-9-]{1,40}$"
 AMAZON = re.compile(r"^(?:(?P<bucket>[a-z0-9.-]+)\.)?s3(?:[.-](?P<region>[a-z]{2}(?:-[a-z]+)+-\d))?\.amazonaws\.com$")
 R2 = re.compile(r"\.r2\.cloudflarestorage\.com$")
-
-
-class Misconfigured(Exception):
-    """What of `BUCKET_*` cannot be used, by the variable's name."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections import defaultdict, deque
 from typing import Any
 
 from .errors import JobError
+from .inputs import Canvas
+from .request import Drawing
 
 # The platform ends a job at its limit without a word: the worker's own end comes this much before, to say why.
 MARGIN_SECONDS, MARGIN_SHARE = 2.0, 0.1
@@ -23,6 +25,11 @@ def limit_of(job: dict, standard: float | None) -> float | None:
         return standard
     seconds = timeout / 1000
     return round(seconds - min(MARGIN_SECONDS, MARGIN_SHARE * seconds), 3)
+
+
+def kind_of(request: Drawing, canvas: Canvas) -> tuple:
+    """What jobs have in common that take the same time a step."""
+    return request.task, canvas.size, len(canvas.sources), request.guidance_scale > 1
 
 
 class Paces:

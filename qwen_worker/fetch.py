@@ -11,11 +11,11 @@ import time
 from urllib.parse import urlsplit
 
 from .errors import InvalidInput, JobError
-from .side_thread import Busy, Late, within
+from .side_thread import Busy, Late, SideThreads
 
 CHUNK = 65536  # bytes asked of the socket at a time; fewer are taken as they come
 MAX_FETCHES = 16
-fetches = threading.BoundedSemaphore(MAX_FETCHES)
+fetches = SideThreads(MAX_FETCHES)
 
 
 def is_url(text: str) -> bool:
@@ -27,7 +27,7 @@ def fetch(url: str, label: str, max_bytes: int, deadline: float, cancelled: thre
     """The body behind an http(s) URL, within `deadline` seconds in all.
 
     Raises `image_fetch_failed` or `invalid_input`, or `Cancelled` within a moment once `cancelled` is set. Runs on a
-    thread of its own that is left behind then, since name resolution and response headers cannot be interrupted; a
+    side thread that is left behind then, since name resolution and response headers cannot be interrupted; a
     server that drips headers for ever holds one of `MAX_FETCHES` such threads for as long as it does.
     """
     scheme = urlsplit_or_fail(url, label)
@@ -37,7 +37,7 @@ def fetch(url: str, label: str, max_bytes: int, deadline: float, cancelled: thre
 
     ends = time.monotonic() + deadline
     try:
-        return within(deadline, lambda: download(url, label, max_bytes, ends), fetches, cancelled)
+        return fetches.within(deadline, lambda: download(url, label, max_bytes, ends), cancelled)
     except Busy:
         raise failed(label, f"was not fetched: {MAX_FETCHES} servers are still being waited for") from None
     except Late:

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from .checkpoint import Checkpoint
 from .errors import Cancelled, JobError
 from .footprint import GB, Plan
 from .images import restore_outside, to_rgb
@@ -77,15 +78,15 @@ def draw(
     )
 
 
-def require_fits(name: str, plan: Plan, size: tuple[int, int], images: int, multiple: int) -> None:
+def require_fits(checkpoint: Checkpoint, plan: Plan, size: tuple[int, int], images: int) -> None:
     """Refuse a size that the plan has no room for, before anything is allocated, with the largest that it has."""
     if plan.fits(*size, images):
         return
-    largest = plan.largest(*size, multiple, images)
+    largest = plan.largest(*size, checkpoint.size_multiple, images)
     advice = f"the largest of this aspect is {largest[0]}x{largest[1]}" if largest else "no size of this aspect does"
     raise JobError(
         "out_of_memory",
-        f"{size[0]}x{size[1]} needs {plan.peak(*size, images, tiled=True) / GB:.1f} GB with {name} and "
+        f"{size[0]}x{size[1]} needs {plan.peak(*size, images, tiled=True) / GB:.1f} GB with {checkpoint.name} and "
         f"{plan.limit / GB:.1f} GB may be used; {advice}",
     )
 

@@ -1,24 +1,34 @@
-"""What the SDK's job loop leaves to its user: an end on SIGTERM that is prompt and bounded, and stops that come early.
+"""What the SDK's job loop leaves to its user: a prompt, bounded end on SIGTERM, early stops, a slot that is stuck.
 
 The SDK ends after its held polls, up to 90 seconds on an idle worker, and loses a job that is handed out in the last of
-them; it does not hear a stop for a job whose handler has not been entered yet. Knows nothing of what a job is.
+them; it does not hear a stop for a job whose handler has not been entered yet; and a slot that never becomes free keeps
+the worker from taking jobs for ever, billed. Knows nothing of what a job is.
 """
 
 import asyncio
+import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from .telemetry import log_line
+
 EARLY_SECONDS = 2.0  # how long a stop waits for a job that is still on its way to the handler
+WATCH_SECONDS = 5.0  # between looks at the slots
 SETTLE_SECONDS = 0.05  # for the SDK to queue what a last poll brought
 
 
 class JobLoop:
-    """`jobs`: the tasks of the jobs that are being answered, by id. `grace`: seconds that they get after SIGTERM."""
+    """`jobs`: the tasks of the jobs that are being answered, by id. `grace`: seconds that they get after SIGTERM.
 
-    def __init__(self, jobs: dict[str, asyncio.Task], slots: int, grace: float):
-        self.jobs, self.slots, self.grace = jobs, slots, grace
+    `patience`: seconds that a slot may be stuck before the process ends, for the platform to start another.
+    """
+
+    def __init__(self, jobs: dict[str, asyncio.Task], slots: int, grace: float, patience: float):
+        self.jobs, self.slots, self.grace, self.patience = jobs, slots, grace, patience
         self.scaler: Any = None
         self.ending: asyncio.Event | None = None
         self.taking = False
@@ -41,6 +51,7 @@ class JobLoop:
         take, stops = self.scaler.jobs_fetcher, self.scaler.stop_signals_fetcher
         self.scaler.jobs_fetcher = lambda session, count: self.take(take, session, count)
         self.scaler.stop_signals_fetcher = lambda session: self.stops(stops, session)
+        self.watching = asyncio.create_task(self.watch())
 
     def on_signal(self, *_: Any) -> None:
         with suppress(RuntimeError):  # a second signal, when the loop is closed already
@@ -96,6 +107,26 @@ class JobLoop:
                 return
             await asyncio.sleep(0.02)
 
+    async def watch(self) -> None:
+        """End the process once one job has been stuck for as long as may be."""
+        since: dict[str, float] = {}
+        while True:
+            now = self.loop.time()
+            since = {one: since.get(one, now) for one in self.stuck()}
+            for job_id, at in since.items():
+                if now - at > self.patience:
+                    log_line(job_id, "ERROR", f"the job has held its slot for {now - at:.0f} seconds after its end")
+                    leave(1)
+            await asyncio.sleep(min(WATCH_SECONDS, self.patience / 4))
+
+    def stuck(self) -> set[str]:
+        """Jobs that the SDK counts and no handler answers, and those that were stopped and have not ended.
+
+        Each is so for a moment: while its result is posted, or until the step that it was stopped in is over.
+        """
+        unanswered = {job.id for job in self.scaler.job_progress} - set(self.jobs)
+        return unanswered | {job_id for job_id, task in self.jobs.items() if task.cancelling()}
+
     def busy(self) -> bool:
         return bool(self.jobs) or self.scaler.current_occupancy() > 0
 
@@ -113,3 +144,11 @@ class JobLoop:
         finally:
             event.cancel()
             work.cancel()
+
+
+def leave(code: int | None = 0) -> None:
+    """End the process although a load, a fetch or an upload that nobody waits for any more may still be on a thread."""
+    sys.stdout.flush()
+    for child in multiprocessing.active_children():
+        child.terminate()  # the SDK's heartbeat
+    os._exit(code or 0)

@@ -35,6 +35,7 @@ ALIASES = {
     "num_outputs": "num_images",
     "num_images_per_prompt": "num_images",
     "image_format": "output_format",
+    "output_compression": "output_quality",
     "image_urls": "images",
     "mask": "mask_image",
     "mask_url": "mask_image",

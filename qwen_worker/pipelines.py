@@ -17,7 +17,7 @@ from .components import cap_memory, import_quietly, is_component, load_component
 from .errors import LoadError
 from .footprint import GB, WORKING, WORKING_2_1, Model, Plan
 from .machine import disk_free, read_machine
-from .settings import Settings
+from .settings import Role, Settings
 from .sharing import SHAREABLE, same_component
 
 
@@ -50,6 +50,10 @@ class Pipelines:
 
     def label_for(self, task: str) -> str:
         return label_of(self.model_for(task))
+
+    def labels(self) -> dict[str, str]:
+        """The names of the endpoint's models, by task."""
+        return {role.value: self.label_for(role.value) for role in Role}
 
     def locate(self, task: str) -> Checkpoint:
         """What serves the task, from files here, the table of known checkpoints or the hub; downloads no weights."""

@@ -5,6 +5,7 @@ Knows nothing of how the pictures came about, nor of how they leave (`delivery.p
 
 import json
 
+from .errors import LoadError
 from .pipelines import Loaded
 from .request import Drawing, Edit
 
@@ -28,7 +29,9 @@ def success(request: Drawing, metadata: dict, pictures: list[str], field: str = 
     return reply | ({f"{field}s": pictures} if len(pictures) > 1 else {})
 
 
-def metadata_of(request: Drawing, size: tuple[int, int], steps: int, loaded: Loaded | None, model: str) -> dict:
+def metadata_of(
+    request: Drawing, size: tuple[int, int], steps: int, loaded: Loaded | None, model: str, failure: LoadError | None
+) -> dict:
     """What is known of the pictures before they are encoded. `model`: the name to report when none is loaded."""
     facts = {
         "model": loaded.checkpoint.name if loaded else model,
@@ -47,6 +50,8 @@ def metadata_of(request: Drawing, size: tuple[int, int], steps: int, loaded: Loa
         facts["strength"] = request.strength
     if request.instruction != request.prompt:
         facts["instruction"] = request.instruction
+    if failure:
+        facts["fallback_reason"] = failure.reason
     return facts
 
 

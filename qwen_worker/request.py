@@ -145,15 +145,12 @@ def seed_of(job_id: str) -> int:
     return int.from_bytes(hashlib.sha256(job_id.encode("utf-8", "surrogatepass")).digest()[:7], "big") >> 3
 
 
-def require_size(width: int, height: int, multiple: int) -> None:
-    """Refuse a size that this checkpoint's VAE would floor in silence."""
-    for name, side in (("width", width), ("height", height)):
-        if side % multiple:
+def require_served(request: Drawing, multiple: int, most: int) -> None:
+    """Refuse a size that the checkpoint's VAE would floor in silence, and more pictures than its class takes."""
+    for name, side in (("width", request.width), ("height", request.height)):
+        if side and side % multiple:
             raise InvalidInput(f"{name} must be a multiple of {multiple} for this checkpoint, not {side}")
-
-
-def require_image_count(request: Edit, most: int) -> None:
-    if len(request.images) > most:
+    if isinstance(request, Edit) and len(request.images) > most:
         raise InvalidInput(f"images must hold at most {most} for this checkpoint, not {len(request.images)}")
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from . import __version__
@@ -66,6 +66,19 @@ class Delivery(StrEnum):
     URL = "url"  # by URL from a bucket
 
 
+class Misconfigured(Exception):
+    """What of the environment cannot be used, by the variable's name."""
+
+
+def read_settings() -> "Settings":
+    """The environment's settings. Raises `Misconfigured`."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = (f"{one['loc'][0]}: {one['msg']}, not {one['input']!r}" for one in error.errors())
+        raise Misconfigured("; ".join(problems)) from None
+
+
 class Settings(BaseSettings):
     """Every field is the environment variable of the same name; an empty one counts as absent."""
 
@@ -98,6 +111,10 @@ class Settings(BaseSettings):
     )
     QWEN_SHUTDOWN_SECONDS: float = Field(
         25, ge=0, description="what running jobs get after SIGTERM before they are ended"
+    )
+    # Longer than the 600 seconds that the SDK waits for an answer when it posts a result.
+    QWEN_STUCK_SECONDS: float = Field(
+        900, gt=0, description="how long a job may hold its slot after its end or its stop before the worker ends"
     )
     QWEN_CONCURRENCY: int = Field(
         1, ge=1, le=4, description="jobs held at once: above 1 the next one's pictures are fetched during a drawing"

@@ -1,14 +1,12 @@
 """Work that cannot be interrupted, waited for only so long: a name being resolved, a server that does not answer.
 
-It runs on a thread of its own, which is left behind when the wait ends and ends when the work does. Knows nothing of
-what the work is.
+When the wait ends its thread is left behind, and is free again when the work ends. Knows nothing of what the work is.
 """
 
-import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from .errors import Cancelled
@@ -22,39 +20,29 @@ class Late(Exception):
 
 
 class Busy(Exception):
-    """As many threads as may be are still behind earlier work."""
+    """All threads are still behind earlier work."""
 
 
-def within(
-    seconds: float,
-    work: Callable[[], Result],
-    slots: threading.BoundedSemaphore,
-    cancelled: threading.Event | None = None,
-) -> Result:
-    """What `work` returns or raises. `slots` bounds the threads that are left behind.
+class SideThreads:
+    """`most`: of them, and so of pieces of work that may be left behind."""
 
-    Raises `Late` after `seconds`, `Busy` when no slot is free, `Cancelled` within `POLL` once `cancelled` is set.
-    """
-    if not slots.acquire(blocking=False):
-        raise Busy
-    outcome: queue.SimpleQueue = queue.SimpleQueue()
-    ends = time.monotonic() + seconds
+    def __init__(self, most: int):
+        self.free = threading.BoundedSemaphore(most)
+        self.threads = ThreadPoolExecutor(most, thread_name_prefix="side")
 
-    def body():
-        try:
-            outcome.put((work(), None))
-        except Exception as error:  # noqa: BLE001  carried over to the waiting thread, which raises it
-            outcome.put((None, error))
-        finally:
-            slots.release()
+    def within(self, seconds: float, work: Callable[[], Result], cancelled: threading.Event | None = None) -> Result:
+        """What `work` returns or raises.
 
-    threading.Thread(target=body, name="side", daemon=True).start()
-    while time.monotonic() < ends:
-        if cancelled is not None and cancelled.is_set():
-            raise Cancelled
-        with suppress(queue.Empty):
-            result, error = outcome.get(timeout=min(POLL, max(0.001, ends - time.monotonic())))
-            if error is not None:
-                raise error
-            return result
-    raise Late
+        Raises `Late` after `seconds`, `Busy` when no thread is free, `Cancelled` within `POLL` once `cancelled` is set.
+        """
+        if not self.free.acquire(blocking=False):
+            raise Busy
+        ends = time.monotonic() + seconds
+        running = self.threads.submit(work)
+        running.add_done_callback(lambda _: self.free.release())
+        while (left := ends - time.monotonic()) > 0:
+            if cancelled is not None and cancelled.is_set():
+                raise Cancelled
+            if wait([running], timeout=min(POLL, left)).done:
+                return running.result()
+        raise Late

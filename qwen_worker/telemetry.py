@@ -47,6 +47,19 @@ class Counters:
             self.seconds += seconds
             self.peak_vram_gb = max(self.peak_vram_gb, peak_vram_gb)
 
+    def record(self, job_id: str, task: str, reply: dict, seconds: float) -> None:
+        """Count the job and log its one line: no prompt, image or secret in it."""
+        code = str(reply["error"]).split(":")[0] if "error" in reply else "ok"
+        facts = reply.get("metadata", {})
+        backend = facts.get("backend", "-")
+        self.count(task, code, seconds, backend == "pil-fallback", facts.get("peak_vram_gb") or 0.0)
+        log_line(
+            job_id,
+            "INFO" if code == "ok" else "ERROR" if code == "internal" else "WARN",
+            f"task={task} size={facts.get('dimensions', '-')} steps={facts.get('steps', '-')} "
+            f"seconds={seconds:.3f} backend={backend} code={code}",
+        )
+
     def report(self) -> dict:
         with self.lock:
             return {

@@ -16,10 +16,10 @@ from urllib.parse import quote, urlsplit
 
 from .bucket import Bucket
 from .errors import InvalidInput
-from .side_thread import Busy, Late, within
+from .side_thread import Busy, Late, SideThreads
 
 MAX_UPLOADS = 16
-uploads = threading.BoundedSemaphore(MAX_UPLOADS)
+uploads = SideThreads(MAX_UPLOADS)
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 20, 3
 MAX_ANSWER = 1_000_000  # bytes of a restricted bucket's answer that are read
 
@@ -45,7 +45,7 @@ def require_public(bucket: Bucket, seconds: float, cancelled: threading.Event | 
     parts = urlsplit(bucket.endpoint)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        within(seconds, lambda: resolve_and_validate(parts.hostname, port), uploads, cancelled)
+        uploads.within(seconds, lambda: resolve_and_validate(parts.hostname, port), cancelled)
     except SSRFError as error:
         if isinstance(error.__cause__, socket.gaierror):
             raise InvalidInput("s3Config.endpointUrl names a host that does not resolve") from None
@@ -61,7 +61,7 @@ def put(bucket: Bucket, files: list[File], seconds: float, cancelled: threading.
     `cancelled` is set; an upload in flight may then still arrive, under the key that the same job would use again.
     """
     try:
-        return within(seconds, lambda: send(bucket, files, time.monotonic() + seconds), uploads, cancelled)
+        return uploads.within(seconds, lambda: send(bucket, files, time.monotonic() + seconds), cancelled)
     except Late:
         raise UploadFailed(f"not done within {seconds:g} seconds") from None
     except Busy:

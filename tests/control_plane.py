@@ -158,8 +158,8 @@ class ControlPlane:
             return [kind for kind, one, _ in self.log if one == job_id]
 
 
-def answer(handler, data):
-    respond(handler, json.dumps(data).encode(), Content_Type="application/json")
+def answer(handler, data, status=200):
+    respond(handler, json.dumps(data).encode(), status, Content_Type="application/json")
 
 
 def addresses(address):
@@ -196,7 +196,9 @@ class WorkerProcess:
         return self.process.wait(PATIENCE), time.monotonic() - started
 
     def messages(self):
-        return [json.loads(line) for line in self.lines if line.startswith("{")]
+        """The log's objects; two that were printed at once may share a line."""
+        pieces = (part for line in self.lines for part in line.replace("}{", "}\n{").splitlines())
+        return [json.loads(part) for part in pieces if part.startswith("{")]
 
     def __exit__(self, *_):
         try:

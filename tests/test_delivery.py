@@ -2,14 +2,16 @@
 
 import base64
 import functools
+import io
 import json
+import re
 import threading
 import time
 
 import boto3
 import pytest
 import requests
-from PIL import Image
+from PIL import Image, ImageOps
 
 from qwen_worker import bucket as buckets
 from qwen_worker.bucket import Misconfigured
@@ -19,7 +21,8 @@ from qwen_worker.parsing import parse
 from qwen_worker.reply import posted_bytes
 from qwen_worker.settings import Delivery, Settings
 
-from .conftest import picture_of, respond, run
+from .conftest import file_of, picture_of, respond, run
+from .control_plane import ControlPlane, WorkerProcess, addresses
 
 SMALL = {"prompt": "a", "width": 256, "height": 256}
 KEY, SECRET = "AKIAOPERATOR", "very/secret+words"
@@ -116,6 +119,31 @@ def test_a_result_of_25_mb_without_a_bucket_goes_as_webp_where_the_job_allows_it
 def test_a_result_of_25_mb_is_else_refused_with_both_figures():
     with pytest.raises(JobError, match=r"result_too_large: the reply has 24\.\d\d MB and at most 10 MB are delivered"):
         sent([noise(1440), noise(1440)], Settings())
+
+
+def test_a_result_of_25_mb_through_a_worker_process_is_never_dropped(environment, operator, web):
+    plane, file = ControlPlane(), file_of(noise(1440))
+    variables = {name: str(value) for name, value in operator(QWEN_FALLBACK="force").items()}
+    private = {"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true"}
+    large = {
+        "prompt": "invert it", "image_url": web(lambda handler: respond(handler, file)), "size": "1440x1440",
+        "num_images": 2,
+    }  # fmt: skip
+    with WorkerProcess(environment(**variables, **private, **addresses(web(plane)))) as worker:
+        plane.put("bucket", large)
+        plane.put("webp", large | {"delivery": "inline", "output_format": "auto"})
+        plane.put("refused", large | {"delivery": "inline"})
+        by_bucket, as_webp, refused = (plane.result(job_id) for job_id in ("bucket", "webp", "refused"))
+        assert worker.terminate()[0] == 0
+    for url in by_bucket["output"]["image_urls"]:
+        received = Image.open(io.BytesIO(requests.get(url, timeout=10).content))
+        assert received.tobytes() == ImageOps.invert(noise(1440)).tobytes()
+    assert as_webp["output"]["metadata"]["output_format"] == "webp"
+    assert [picture_of(text).size for text in as_webp["output"]["images"]] == [(1440, 1440)] * 2
+    assert re.fullmatch(
+        r"result_too_large: the reply has 24\.\d\d MB and at most 9\.5 MB are delivered; .*", refused["error"]
+    )
+    assert plane.refused == {}
 
 
 def test_auto_never_goes_below_the_quality_asked_for():

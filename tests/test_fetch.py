@@ -6,8 +6,10 @@ import time
 
 import pytest
 
+from qwen_worker import fetch as module
 from qwen_worker.errors import JobError
 from qwen_worker.fetch import fetch, is_url
+from qwen_worker.side_thread import SideThreads
 
 from .conftest import respond
 
@@ -104,7 +106,7 @@ def test_an_undeclared_size_over_the_cap_is_refused_while_reading(web):
 
 
 @pytest.mark.parametrize("slow_part", ["headers", "body"])
-def test_a_server_that_drips_for_ever_is_left_at_the_deadline(web, slow_part):
+def test_a_server_that_drips_for_ever_is_left_at_the_deadline(web, slow_part, monkeypatch):
     def drip(handler):
         if slow_part == "body":
             handler.send_response(200)
@@ -116,11 +118,13 @@ def test_a_server_that_drips_for_ever_is_left_at_the_deadline(web, slow_part):
             handler.wfile.flush()
             time.sleep(0.1)
 
-    before = set(threading.enumerate())
+    monkeypatch.setattr(module, "fetches", SideThreads(1))
     assert "was not fetched" in failure(web(drip), deadline=0.5)
     if slow_part == "body":
         time.sleep(0.5)  # five more bytes: the thread that was left behind sees the deadline at the next
-        assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "fetch"]
+        assert fetch(web(lambda handler: respond(handler, b"pixels")), "image", MB, 5) == b"pixels"
+    else:
+        assert "servers are still being waited for" in failure(web(drip))
 
 
 def test_a_compressed_body_is_unpacked_and_capped_as_unpacked(web):
@@ -148,9 +152,7 @@ def test_the_url_is_in_no_error(web):
 
 
 def test_servers_that_never_answer_are_waited_for_in_bounded_number(web, monkeypatch):
-    from qwen_worker import fetch as module
-
-    monkeypatch.setattr(module, "fetches", threading.BoundedSemaphore(1))
+    monkeypatch.setattr(module, "fetches", SideThreads(1))
     held = threading.Event()
     address = web(lambda handler: held.wait(5))
     failure(address, deadline=0.2)

@@ -206,7 +206,7 @@ def test_forbidden_to_fall_back_the_job_fails_with_the_reason(cold_worker):
 def test_forced_to_fall_back_nothing_is_loaded(cold_worker):
     worker = cold_worker(QWEN_FALLBACK="force")
     assert "QWEN_FALLBACK=force" in stand_in(run(worker, SMALL))[0]
-    assert not worker.pipelines.located and worker.failures == {}
+    assert not worker.pipelines.located and worker.loader.failures == {}
 
 
 def test_weights_that_are_missing_are_not_made_up(cold_worker, tiny, tmp_path):

@@ -127,9 +127,9 @@ def test_a_passing_failure_is_tried_again_after_a_pause(hub_of, tiny, cold_worke
     served.status, asked = 200, len(served.paths)
     assert run(worker, fields)["output"]["metadata"]["backend"] == "pil-fallback"
     assert len(served.paths) == asked  # within the pause nothing is tried
-    worker.settings = worker.settings.model_copy(update={"QWEN_LOAD_RETRY_SECONDS": 0})
+    worker.loader.settings = worker.settings.model_copy(update={"QWEN_LOAD_RETRY_SECONDS": 0})
     assert run(worker, fields)["output"]["metadata"]["backend"] == "qwen-image"
-    assert worker.failures == {}
+    assert worker.loader.failures == {}
 
 
 def test_a_20b_model_is_refused_on_this_machine_without_asking_the_hub(hub_of, tiny, cold_worker):

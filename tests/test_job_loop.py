@@ -116,3 +116,45 @@ def test_a_worker_that_holds_two_jobs_opens_the_next_one_s_picture_while_it_draw
         assert [job_id for kind, job_id, _ in plane.log if kind == "result"] == ["first", "second"]
         assert too_late == [False]
         assert worker.terminate()[0] == 0
+
+
+HANGS = """
+import time, runpod_handler
+from qwen_worker import fallback
+draw = fallback.draw
+def drawn(request, *more):
+    time.sleep(600 if request.prompt == "hang" else 3)
+    return draw(request, *more)
+fallback.draw = drawn
+runpod_handler.main()
+"""
+GHOST = """
+import runpod_handler
+from runpod.serverless.modules.worker_state import JobsProgress
+JobsProgress().add("ghost")  # as a stop before the task's first step leaves it
+runpod_handler.main()
+"""
+
+
+def test_a_drawing_that_no_stop_ends_ends_the_worker_and_a_long_one_does_not(environment, web):
+    plane = ControlPlane()
+    env = environment(QWEN_FALLBACK="force", QWEN_STUCK_SECONDS="1", **addresses(web(plane)))
+    with WorkerProcess(env, ("-c", HANGS)) as worker:
+        plane.put("long", SMALL)
+        assert plane.result("long")["output"]["success"]
+        plane.put("stuck", {**SMALL, "prompt": "hang"})
+        plane.wait(lambda: "stuck" in plane.taken)
+        time.sleep(0.5)
+        plane.stops.put("stuck")
+        assert worker.process.wait(30) == 1
+    assert "stuck" not in plane.bodies
+    assert any(one["requestId"] == "stuck" and "has held its slot" in one["message"] for one in worker.messages()), (
+        worker.lines
+    )
+
+
+def test_a_slot_that_no_handler_answers_ends_the_worker(environment, web):
+    env = environment(QWEN_FALLBACK="force", QWEN_STUCK_SECONDS="1", **addresses(web(ControlPlane())))
+    with WorkerProcess(env, ("-c", GHOST)) as worker:
+        assert worker.process.wait(30) == 1
+    assert any(one["requestId"] == "ghost" for one in worker.messages())

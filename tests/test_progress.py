@@ -151,7 +151,7 @@ def test_the_estimate_is_the_finished_picture_where_the_path_is_straight(pipe):
     shown = preview.after_step(1, at[2])
     direct = picture_of(preview.thumbnail(packed[0]))
     difference = [abs(a - b) for a, b in zip(picture_of(shown).tobytes(), direct.tobytes(), strict=True)]
-    assert max(difference) <= 2 and max(direct.size) <= 512
+    assert max(difference) <= 4 and max(direct.size) <= 512  # a rounding apart, and each a JPEG
 
 
 def test_previews_are_small_pictures_and_take_at_most_their_share(warm_worker):

@@ -14,7 +14,7 @@ from qwen_worker.request import (
     Edit,
     Generate,
     Health,
-    require_size,
+    require_served,
     require_tokens,
 )
 
@@ -179,7 +179,7 @@ def test_a_value_is_never_echoed_whole():
 
 def test_what_the_checkpoint_cannot_is_refused_with_both_numbers():
     with pytest.raises(JobError, match="width must be a multiple of 32 for this checkpoint, not 272"):
-        require_size(272, 256, 32)
+        require_served(parse({**PROMPT, "width": 272, "height": 256}, "a"), 32, 0)
     with pytest.raises(JobError, match="prompt must be at most 1019 tokens, not 1020"):
         require_tokens("prompt", 1020)
     require_tokens("prompt", 1019)
