@@ -105,6 +105,7 @@ class Table:
         """While inside, every schedule that the scheduler sets is prepared, in the pipelines' own arithmetic."""
         stock = scheduler.set_timesteps
 
+        @functools.wraps(stock)  # the pipelines look for `sigmas` in the signature
         def set_timesteps(*args, **kwargs):
             stock(*args, **kwargs)
             self.prepare(scheduler.timesteps.to(dtype) / 1000)

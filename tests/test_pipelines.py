@@ -205,3 +205,17 @@ def test_models_that_take_turns_draw_what_resident_ones_draw(cold_worker, ask, s
         swaps.append("swap" in output["metadata"]["timings"])
     assert swaps == [False, False, True]  # the edit model was loaded into its turn
     assert set(worker.pipelines.turns.modules) == set(worker.pipelines.loaded)
+
+
+def test_a_job_by_the_modulation_table_is_bit_equal_to_one_without(cold_worker):
+    import dataclasses
+
+    fields = SMALL | {"num_inference_steps": 3}
+    images = []
+    for table in (False, True):
+        worker = cold_worker(QWEN_PRECISION="bf16", QWEN_EDIT_MODEL="/none")
+        plan = dataclasses.replace(worker.pipelines.place("generate"), table=table)
+        worker.pipelines.placed = dict.fromkeys(worker.pipelines.placed, plan)
+        images.append(run(worker, fields)["output"]["image"])
+        assert (next(iter(worker.pipelines.loaded.values())).table is not None) == table
+    assert images[0] == images[1]
