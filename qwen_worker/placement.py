@@ -32,6 +32,9 @@ def plan(
 
     `vram_cap`: bytes that may be used of the card. Raises before anything is allocated.
     """
+    if precision in LOSSY and not all(model.parts for model in models):
+        names = " and ".join(model.name for model in models)
+        raise LoadError(f"QWEN_PRECISION={precision.value} is for the 20B architecture, not for {names}")
     if machine.gpu is None:
         return plan_on_cpu(models, machine, precision, savings)
     require_capability(models, machine, precision)
@@ -77,8 +80,6 @@ def require_capability(models: Sequence[Model], machine: Machine, precision: Pre
         raise LoadError(f"{names} needs bfloat16 (compute capability 8.0 or later), not {describe(machine)}")
     if precision is Precision.FP8 and machine.gpu.capability < FP8_CAPABILITY:
         raise LoadError(f"QWEN_PRECISION=fp8 needs compute capability 8.9 or later, not {describe(machine)}")
-    if precision in LOSSY and not all(model.parts for model in models):
-        raise LoadError(f"QWEN_PRECISION={precision.value} is for the 20B architecture, not for {names}")
 
 
 def refusal(candidates: list[Plan], machine: Machine, edits: int, ram: int, vram_cap: int | None) -> str:

@@ -111,8 +111,9 @@ def test_2_1_is_planned_in_bfloat16_alone():
     model = Model("Qwen/Qwen-Image-2.1", True, SIZE_2_1, working=WORKING_2_1)
     assert plan([model], card(48, AMPERE_PRO)).weights == 2 * 16_219_988_836
     assert plan([model], card(32, BLACKWELL)).text_encoder == "streamed"
-    with pytest.raises(LoadError, match="fp8 is for the 20B architecture, not for Qwen/Qwen-Image-2.1"):
-        plan([model], card(48), Precision.FP8)
+    for machine in (card(48), LAPTOP):
+        with pytest.raises(LoadError, match="fp8 is for the 20B architecture, not for Qwen/Qwen-Image-2.1"):
+            plan([model], machine, Precision.FP8)
 
 
 def test_sizes_beyond_the_room_are_tiled_or_refused_with_the_largest_that_fits():
