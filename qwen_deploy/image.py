@@ -67,8 +67,11 @@ def source_version(root: Path) -> str:
         commit = git("rev-parse", "--short=12", "HEAD").decode().strip()
         changed = git("diff", "HEAD", "--binary")
         for file in sorted(git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0")):
-            if file:
-                changed += file + (root / os.fsdecode(file)).read_bytes()
+            path = root / os.fsdecode(file)
+            if path.is_symlink():  # git sees where it points, which need not be a file
+                changed += file + os.fsencode(os.readlink(path))
+            elif file:
+                changed += file + path.read_bytes()
     except (OSError, subprocess.CalledProcessError):
         raise UsageError("--tag is needed: this is no git checkout to name the build after.") from None
     return f"{commit}-{hashlib.sha256(changed).hexdigest()[:8]}" if changed else commit
