@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import signal
 import sys
 
 import pytest
@@ -17,6 +18,14 @@ from .fake_runpod import KEY, Build, FakeRunPod, draws
 NEW = "docker.io/you/qwen-image:v1"
 OLD = "docker.io/you/qwen-image:v0"
 SHIP = ("--registry", "docker.io/you", "--tag", "v1", "--skip-build", "--yes")
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C arrives also where the tests run as a shell's background job, which begins with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
