@@ -11,7 +11,7 @@ from pathlib import Path
 from qwen_worker.errors import LoadError
 
 from . import contents, fetch, links, listing
-from .contents import GB, Blob, Contents
+from .contents import GB, Blob
 
 SECRET = Path("/run/secrets/hf_token")  # where the build secret of this name is mounted
 
@@ -36,6 +36,8 @@ def plan(options) -> None:
 
 def fetch_layer(options) -> None:
     held = contents.from_json(options.contents.read_text())
+    if not held.layers[options.layer]:
+        return  # no folder either: the step leaves an empty layer
     folder = links.layer_folder(options.root, options.layer)
     folder.mkdir(parents=True, exist_ok=True)
     options.partial.mkdir(parents=True, exist_ok=True)
@@ -47,8 +49,7 @@ def fetch_layer(options) -> None:
 
 
 def link_models(options) -> None:
-    held: Contents = contents.from_json(options.contents.read_text())
-    (options.root / links.MODELS).mkdir(parents=True, exist_ok=True)
+    held = contents.from_json(options.contents.read_text())
     for model in held.models:
         if lacking := links.missing(held, model, options.root):
             give_up_or_leave_out(held.optional, f"{model.hub_id} lacks {', '.join(lacking)}")
