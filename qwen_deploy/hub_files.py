@@ -172,8 +172,9 @@ def tests() -> dict:
 def dockerfile(text: str) -> str:
     """The root Dockerfile without what lays weights into the image: the Hub builds for 30 minutes, up to 80 GB."""
     body = text[text.index("ARG BASE_IMAGE=") :]
-    kept = re.sub(r"^# \[weights.*?^# weights\]\n\n?", "", body, flags=re.MULTILINE | re.DOTALL)
-    return "# The worker without weights, for RunPod's Hub: what `make hub-files` leaves of ../Dockerfile.\n" + kept
+    kept = re.sub(r"^# \[weights.*?^# weights\]\n", "", body, flags=re.MULTILINE | re.DOTALL)
+    head = "# The worker without weights, for RunPod's Hub: what `make hub-files` leaves of ../Dockerfile.\n"
+    return head + re.sub(r"\n{3,}", "\n\n", kept)
 
 
 def files() -> dict[str, str]:

@@ -39,8 +39,8 @@ def main(options) -> None:
     require_tools()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="image-test-"))
     folder.mkdir(parents=True, exist_ok=True)
+    store = Store(folder)
     try:
-        store = Store(folder)
         require_disk(folder, FREE_GB[store.driver])
         print(f"Layers by {store.driver} in {folder}.")
         if not store.has(BASE):
@@ -56,8 +56,7 @@ def main(options) -> None:
         shutil.rmtree(pushed)
         timed("jobs", lambda: serve_jobs(store, reference, image, hub))
     finally:
-        if not options.folder:
-            shutil.rmtree(folder)
+        store.close(keep=options.folder is not None)
     print("The image is built and serves.")
 
 

@@ -1,6 +1,7 @@
 """buildah with a store of its own, which goes with its folder."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -26,6 +27,14 @@ class Store:
     def has(self, image: str) -> bool:
         return subprocess.run(["buildah", "inspect", image], env=self.env, capture_output=True).returncode == 0
 
+    def close(self, keep: bool) -> None:
+        """Let go of what a build or a container that failed has left mounted; then the folder goes, if it may."""
+        mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for place in reversed([one for one in mounted if one.startswith(f"{self.folder}/")]):
+            subprocess.run(["umount", place], check=True)
+        if not keep:
+            shutil.rmtree(self.folder)
+
 
 def overlays(folder: Path) -> bool:
     parts = [folder / "probe" / name for name in ("lower", "upper", "work", "merged")]
@@ -50,4 +59,4 @@ def make_base(store: Store, image: str, folder: Path, mirror: str) -> None:
     store.run("add", container, folder, "/")
     store.run("config", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", container)
     store.run("commit", "--rm", container, image)
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
+    shutil.rmtree(folder)
