@@ -1,4 +1,4 @@
-"""GitHub's workflows call what is there: targets of the Makefile, options of the helper, arguments of the Dockerfile."""
+"""GitHub's workflows call what is there: the Makefile's targets, the helper's options, the Dockerfile's arguments."""
 
 import re
 from fnmatch import fnmatch
