@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import re
 import tarfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Layer:
-    """`made_by` is the Dockerfile's instruction; the base image's layers have its own."""
+    """`made_by` is as the image's history has it."""
 
     file: Path
     made_by: str
@@ -18,6 +19,11 @@ class Layer:
     @property
     def size(self) -> int:
         return self.file.stat().st_size
+
+    @property
+    def step(self) -> str:
+        """The Dockerfile's instruction, without the shell around it and its mounts."""
+        return " ".join(re.sub(r"^.*?/bin/sh -c (#\(nop\) )?|--mount=\S+", "", self.made_by, flags=re.DOTALL).split())
 
     @cached_property
     def files(self) -> dict[str, tarfile.TarInfo]:
@@ -40,7 +46,7 @@ class Image:
 
     def holding(self, secret: str) -> list[str]:
         """Where the secret is: layers by the step that made them, the configuration, the manifest."""
-        named = {layer.file.name: layer.made_by for layer in self.layers}
+        named = {layer.file.name: layer.step for layer in self.layers}
         return [named.get(file.name, file.name) for file in self.folder.iterdir() if holds(file, secret.encode())]
 
 

@@ -20,7 +20,8 @@ def image(tmp_path):
             entry = tarfile.TarInfo("./etc/file")
             entry.size = len(layer)
             archive.addfile(entry, io.BytesIO(layer))
-        history = [{"created_by": "RUN fetch"}, {"created_by": "CMD", "empty_layer": True}]
+        step = "|1 A=b /bin/sh -c --mount=type=cache,target=/x fetch 1"
+        history = [{"created_by": step}, {"created_by": "CMD", "empty_layer": True}]
         (tmp_path / "config").write_text(json.dumps({"history": history} | (config or {})))
         manifest = {"config": {"digest": "sha256:config"}, "layers": [{"digest": "sha256:layer"}]}
         (tmp_path / "manifest.json").write_text(json.dumps(manifest))
@@ -31,13 +32,13 @@ def image(tmp_path):
 
 def test_a_secret_is_found_in_a_layer_and_in_the_configuration(image):
     assert image(b"nothing").holding("hf_secret") == []
-    assert image(b"x" * 100_000 + b"hf_secret").holding("hf_secret") == ["RUN fetch"]
+    assert image(b"x" * 100_000 + b"hf_secret").holding("hf_secret") == ["fetch 1"]
     assert image(config={"config": {"Env": ["TOKEN=hf_secret"]}}).holding("hf_secret") == ["config"]
 
 
 def test_a_layer_is_named_by_its_step_and_lists_its_files(image):
     (layer,) = image(b"12345").layers
-    assert layer.made_by == "RUN fetch" and layer.files["etc/file"].size == 5 and layer.size >= 5
+    assert layer.step == "fetch 1" and layer.files["etc/file"].size == 5 and layer.size >= 5
 
 
 def test_pip_s_settings_reach_the_build_with_what_they_name(monkeypatch, tmp_path):

@@ -47,9 +47,11 @@ def user_of(store: Store, image: str) -> dict:
 
 
 WHO = """
-import json, os, tempfile, torch
-facts = {"uid": os.getuid(), "home": os.path.expanduser("~"), "cuda": torch.version.cuda, "left": os.listdir("/tmp")}
+import json, os
+facts = {"uid": os.getuid(), "home": os.path.expanduser("~"), "left": os.listdir("/tmp")}
 os.makedirs(os.environ["HF_HOME"])
+import torch
+facts["cuda"] = torch.version.cuda
 facts["writes_app"] = os.access("/app", os.W_OK)
 print(json.dumps(facts))
 """
