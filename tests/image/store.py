@@ -17,7 +17,12 @@ class Store:
             f'[storage]\ndriver = "{self.driver}"\ngraphroot = "{folder}/graph"\nrunroot = "{folder}/run"\n'
         )
         # chroot: no container runtime is needed, nor namespaces that a sandbox may refuse.
-        self.env = {**os.environ, "CONTAINERS_STORAGE_CONF": str(conf), "BUILDAH_ISOLATION": "chroot"}
+        self.env = {
+            **os.environ,
+            "CONTAINERS_STORAGE_CONF": str(conf),
+            "BUILDAH_ISOLATION": "chroot",
+            "TMPDIR": str(folder),  # also of the cache mounts
+        }
 
     def run(self, *arguments: object) -> str:
         """Raises `CalledProcessError`; what goes wrong is on the terminal."""
