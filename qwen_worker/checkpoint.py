@@ -79,6 +79,7 @@ class Checkpoint:
     hub_id: str | None = None
     revision: str | None = None  # a commit, a branch, or a digest of a plain folder
     parts: dict[str, int] = field(default_factory=dict, hash=False)  # parameters that can be saved on; see PART_NAMES
+    digests: dict[str, str] = field(default_factory=dict, hash=False)  # of components' content, where it is known
 
     @property
     def pipeline_class(self) -> PipelineClass:
@@ -137,6 +138,8 @@ def inspect(folder: Path) -> Checkpoint:
     name = label_of(str(folder))
     if not os.path.isdir(folder):
         raise LoadError(f"{name} is not a folder on this worker")
+    if (folder / "prepared.json").is_file():
+        raise LoadError(f"{name} is a prepared checkpoint: name the model that it was made of, which will find it")
     if not (folder / "model_index.json").is_file():
         raise LoadError(f"{name} holds no model_index.json: it is not a diffusers checkpoint")
     class_name = read_json(folder, "model_index.json").get("_class_name")

@@ -6,11 +6,24 @@ Every failure is a `LoadError` that names the file below the folder, never the f
 import json
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import LoadError
 
 HEADER_LIMIT = 100_000_000  # bytes; the format's own cap on a header
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor's bytes lie."""
+
+    name: str
+    file: Path
+    start: int  # of its bytes in the file
+    size: int  # in bytes
+    dtype: str  # as safetensors calls it: BF16, F32, ...
+    shape: tuple[int, ...]
 
 
 def is_folder(model: str) -> bool:
@@ -58,14 +71,15 @@ def shards(folder: Path, component: str) -> list[Path]:
 
 def tensors(folder: Path, component: str) -> dict[str, tuple[int, ...]]:
     """The component's tensors by name: their shapes, from the headers."""
-    return {
-        name: shape
-        for file in shards(folder, component)
-        for name, shape in header_tensors(file, f"{component}/{file.name}").items()
-    }
+    return {name: one.shape for name, one in stored(folder, component).items()}
 
 
-def header_tensors(file: Path, label: str) -> dict[str, tuple[int, ...]]:
+def stored(folder: Path, component: str) -> dict[str, Stored]:
+    """The component's tensors by name, file after file in the order of their bytes."""
+    return {one.name: one for file in shards(folder, component) for one in in_file(file, f"{component}/{file.name}")}
+
+
+def in_file(file: Path, label: str) -> list[Stored]:
     """The tensors of a safetensors file, from its header; the file's length must be what the header says.
 
     Layout: an 8-byte little-endian length, a JSON header of that length, then the tensors' bytes
@@ -78,11 +92,20 @@ def header_tensors(file: Path, label: str) -> dict[str, tuple[int, ...]]:
             raise LoadError(f"{label} is corrupt: it does not begin with a safetensors header")
         try:
             header = json.loads(stream.read(length))
-            entries = {key: entry for key, entry in header.items() if key != "__metadata__"}
-            ends = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-            shapes = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
+            found = [
+                entry_of(name, file, 8 + length, entry) for name, entry in header.items() if name != "__metadata__"
+            ]
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             raise LoadError(f"{label} is corrupt: its safetensors header cannot be read") from None
-    if size != 8 + length + ends:
-        raise LoadError(f"{label} is corrupt: its header describes {8 + length + ends:,} bytes and it has {size:,}")
-    return shapes
+    end = max((one.start + one.size for one in found), default=8 + length)
+    if size != end:
+        raise LoadError(f"{label} is corrupt: its header describes {end:,} bytes and it has {size:,}")
+    return sorted(found, key=lambda one: one.start)
+
+
+def entry_of(name: str, file: Path, data: int, entry: dict) -> Stored:
+    """`data`: where the tensors' bytes begin in the file."""
+    begin, end = map(int, entry["data_offsets"])
+    if not 0 <= begin <= end:
+        raise ValueError(f"data_offsets must ascend from 0, not {begin}, {end}")
+    return Stored(name, file, data + begin, end - begin, str(entry["dtype"]), tuple(map(int, entry["shape"])))

@@ -4,23 +4,38 @@ Torch, diffusers and transformers are imported inside functions. Knows nothing o
 """
 
 import importlib
-import logging
-import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from . import quantization
-from .checkpoint import WEIGHTS, Checkpoint
+from .checkpoint import PART_NAMES, WEIGHTS, Checkpoint
 from .errors import LoadError
 from .footprint import CONTEXT_BYTES, LOSSY, Plan
-from .settings import Precision, Saving
+from .settings import LOAD_THREADS, Precision, Saving
+from .stages import Stages
 
 LIBRARIES = ("diffusers", "transformers")
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How weights are read. `threads` 0: by the libraries' own `from_pretrained`."""
+
+    threads: int = LOAD_THREADS
+    stages: Stages = field(default_factory=Stages)
+
+
 def cap_memory(plan: Plan, total: int) -> None:
-    """Keep torch from taking what the plan leaves to others: an error here, not another process's."""
+    """Keep torch from taking what the plan leaves to others: an error here, not another process's.
+
+    Raises `LoadError` where torch has no card.
+    """
     import torch
 
+    if not torch.cuda.is_available():
+        raise LoadError("there is a GPU here that torch cannot use: the driver is older than torch's CUDA")
     torch.cuda.set_per_process_memory_fraction(min(1.0, (plan.limit - CONTEXT_BYTES) / total))
 
 
@@ -47,31 +62,19 @@ def trim(component: Any, name: str, plan: Plan) -> None:
             residency.stream(component, plan.device)
 
 
-def tabulate(transformer: Any, found: Checkpoint, plan: Plan) -> Any:
+def tabulate(transformer: Any, found: Checkpoint, plan: Plan, how: Reading | None = None) -> Any:
     """The modulation table that the plan asks for, or None."""
     if not plan.table:
         return None
-    from . import modulation
+    from . import modulation, table_file
 
-    if isinstance(transformer, modulation.TabledTransformer):
-        return modulation.build(transformer, found.folder)
-    return modulation.compute(transformer)
-
-
-def import_quietly() -> None:
-    """Import what builds pipelines: the quantization libraries grumble about optional parts that are not used here."""
-    noisy = [logging.getLogger(name) for name in ("bitsandbytes", "torch.utils._pytree")]
-    for logger in noisy:
-        logger.setLevel(logging.ERROR)
-    chosen = os.environ.get("DIFFUSERS_VERBOSITY")  # read once, by the import
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    diffusers = importlib.import_module("diffusers")
-    importlib.import_module("diffusers.quantizers")
-    if chosen is None:
-        del os.environ["DIFFUSERS_VERBOSITY"]
-        diffusers.utils.logging.set_verbosity_warning()
-    for logger in noisy:
-        logger.setLevel(logging.NOTSET)
+    how = how or Reading()
+    with how.stages("table"):
+        if not isinstance(transformer, modulation.TabledTransformer):
+            return modulation.compute(transformer)
+        if table_file.exists(found.folder):
+            return table_file.read(transformer, found.folder, how.threads)
+        return modulation.build(transformer, found.folder, threads=max(1, how.threads))
 
 
 def is_component(value: Any) -> bool:
@@ -79,30 +82,83 @@ def is_component(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and value[0] in LIBRARIES
 
 
-def load_component(found: Checkpoint, name: str, value: list[str], plan: Plan) -> Any:
-    import torch
-
+def load_component(found: Checkpoint, name: str, value: list[str], plan: Plan, how: Reading | None = None) -> Any:
+    """A component of the checkpoint in `found.folder`; `value` is [library, class] as model_index.json has it."""
+    how = how or Reading()
     library, class_name = value
     module = importlib.import_module(library)
     if not hasattr(module, class_name):
         raise LoadError(f"{found.name} needs {class_name}, which the installed {library} does not have")
     kind = getattr(module, class_name)
     if name not in WEIGHTS:
-        return kind.from_pretrained(found.folder / name, local_files_only=True)
+        with how.stages("other"):
+            return kind.from_pretrained(found.folder / name, local_files_only=True)
     if name == "transformer" and plan.table and plan.plain is Precision.BF16:
         from .modulation import TabledTransformer as kind
-    # Weights go straight to the device: no second copy in RAM on the way to a GPU.
+    if not how.threads:
+        with how.stages("read"):
+            return load_by_library(kind, library, found.folder / name, plan)
+    return read(kind, library, found.folder / name, plan, how)
+
+
+def read(kind: Any, library: str, folder: Path, plan: Plan, how: Reading) -> Any:
+    """The component by our own reader, bit for bit what its library loads."""
+    import torch
+
+    from . import assembly, quantization, quantized_weights
+
+    name, device = folder.name, home(folder.name, plan)
+    pinned = plan.device == "cuda" and device == "cpu"
+    target = assembly.Target(device, getattr(torch, plan.dtype), how.threads, pinned, how.stages)
+    quantized = quantizes(name, plan) and not quantized_weights.entries(folder)
+    if library != "transformers":
+        quantize = quantization.weight_quantizer(name, plan.precision, plan.device) if quantized else None
+        return assembly.diffusers_model(kind, folder, target, quantize)
+    config = None
+    if quantized and not in_place(plan):
+        config = quantization.configuration(name, plan.precision, plan.device)
+    model, report = assembly.transformers_model(kind, folder, target, dropped(kind.__name__, plan), config)
+    require_weights(name, report)
+    if quantized and in_place(plan):
+        with how.stages("quantize"):
+            quantization.nf4_in_place(model, name)
+    return model
+
+
+def dropped(class_name: str, plan: Plan) -> Callable[[str], bool]:
+    """Whether a weight of the text encoder is one that `trim` will drop."""
+    parts = [] if not trims(class_name, plan) else ["lm_head"] if plan.vision else ["lm_head", "vision"]
+    return lambda name: any(re.search(PART_NAMES[part][1], name) for part in parts)
+
+
+def trims(class_name: str, plan: Plan) -> bool:
+    return Saving.TRIM in plan.savings and class_name == "Qwen2_5_VLForConditionalGeneration"
+
+
+def home(name: str, plan: Plan) -> str:
+    """Where a component's weights are between jobs: streamed from host memory, or taking turns on the card."""
     streamed = name == "text_encoder" and plan.text_encoder == "streamed"
-    options = {"dtype": getattr(torch, plan.dtype), "local_files_only": True}
-    options["device_map"] = "cpu" if streamed else plan.device
+    turns = name == "transformer" and plan.swapped and plan.precision not in LOSSY
+    return "cpu" if streamed or turns else plan.device
+
+
+def load_by_library(kind: Any, library: str, folder: Path, plan: Plan) -> Any:
+    """The component by its library's `from_pretrained`."""
+    import torch
+
+    from . import quantization
+
+    name = folder.name
+    # Weights go straight to the device: no second copy in RAM on the way to a GPU.
+    options = {"dtype": getattr(torch, plan.dtype), "local_files_only": True, "device_map": home(name, plan)}
     quantized = quantizes(name, plan)
     if quantized and not in_place(plan):
         options["quantization_config"] = quantization.configuration(name, plan.precision, plan.device)
     if library == "transformers":
-        model, report = kind.from_pretrained(found.folder / name, output_loading_info=True, **options)
+        model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
         require_weights(name, report)
     else:
-        model = kind.from_pretrained(found.folder / name, **options)
+        model = kind.from_pretrained(folder, **options)
     if quantized and in_place(plan):
         quantization.nf4_in_place(model, name)
     return model

@@ -63,12 +63,14 @@ class Loader:
         return self.inference_thread.submit(self.load, task).result()[1]
 
     def load_and_log(self, task: str) -> Loaded:
-        """The task's pipeline; the first time, its plan goes to the log."""
+        """The task's pipeline; the first time, its plan and its seconds go to the log."""
         known = self.pipelines.model_for(task) in self.pipelines.loaded
         loaded = self.pipelines.load(task)
         if not known:
             name, seconds = loaded.checkpoint.name, loaded.seconds
+            where = ", ".join(f"{stage} {spent:.1f}" for stage, spent in loaded.stages.items() if spent >= 0.05)
             telemetry.log_line(None, "INFO", f"{name} loaded in {seconds:.1f} s: {loaded.plan}")
+            telemetry.log_line(None, "INFO", f"{name} seconds: {where}; prepared: {loaded.prepared}")
         return loaded
 
     def attempt(self, step: Callable[[str], Any], task: str) -> tuple[Any, LoadError | None]:

@@ -19,9 +19,11 @@ from typing import Any
 
 import torch
 from diffusers import QwenImageTransformer2DModel
-from safetensors import safe_open
 
-from .checkpoint_files import shards
+from .checkpoint_files import stored
+from .errors import LoadError
+from .settings import LOAD_THREADS
+from .weight_reader import WeightReader
 
 STREAMS = ("img_mod", "txt_mod")
 REMEMBERED = 512  # timesteps of which computed rows are kept
@@ -163,33 +165,49 @@ def every_timestep() -> torch.Tensor:
 
 @torch.no_grad()
 def build(
-    transformer: QwenImageTransformer2DModel, folder: Path, changes: Mapping[str, torch.Tensor] | None = None
+    transformer: QwenImageTransformer2DModel,
+    folder: Path,
+    changes: Mapping[str, torch.Tensor] | None = None,
+    threads: int = LOAD_THREADS,
 ) -> Table:
-    """The table of a `TabledTransformer`, its weights read from the checkpoint's `folder` block by block.
+    """The table of a `TabledTransformer`, from the weights in the checkpoint's `folder`.
 
-    `changes`: what a LoRA adds to a modulation weight, by the weight's name, (6 dim, dim). One block's weights are on
-    the device at a time. Raises `KeyError` where the checkpoint lacks one.
+    `changes`: what a LoRA adds to a modulation weight, by the weight's name, (6 dim, dim). Few layers' weights are on
+    the device at a time. Raises `LoadError` where the checkpoint lacks one.
     """
     device, dtype = transformer.device, torch.bfloat16
     embed = embedding(transformer)
     conditions = [torch.nn.functional.silu(embed(value.to(device).view(1))) for value in every_timestep()]
-    files = [safe_open(file, "pt") for file in shards(folder, "transformer")]
-    where = {name: file for file in files for name in file.keys()}  # noqa: SIM118  not a dict
-    blocks = len(transformer.transformer_blocks)
-    rows = torch.empty((len(conditions), blocks, 2, 6 * transformer.inner_dim), dtype=dtype)
-    if device.type == "cuda":
-        rows = rows.pin_memory()
+    there = stored(folder, "transformer")
+    layers = [(block, number) for block in range(len(transformer.transformer_blocks)) for number in range(len(STREAMS))]
+    names = {layer: parameters_of(*layer) for layer in layers}
+    if missing := [name for pair in names.values() for name in pair if name not in there]:
+        raise LoadError(f"transformer/ lacks {len(missing)} of its weights, {missing[0]} among them")
+    layers.sort(key=lambda layer: (there[names[layer][0]].file, there[names[layer][0]].start))  # as they come
+    pinned = device.type == "cuda"
+    rows = torch.empty(shape_of_rows(transformer), dtype=dtype, pin_memory=pinned)
+    wanted = [there[name] for layer in layers for name in names[layer]]
+    with WeightReader(wanted, str(device), threads) as reader:
 
-    def read(name: str) -> torch.Tensor:
-        tensor = where[name].get_tensor(name).to(device, dtype)
-        return tensor + changes[name].to(device, dtype) if changes and name in changes else tensor
+        def take(name: str) -> torch.Tensor:
+            tensor = reader.take(name).to(dtype)
+            return tensor + changes[name].to(device, dtype) if changes and name in changes else tensor
 
-    for block in range(blocks):
-        for number, stream in enumerate(STREAMS):
-            weight, bias = (read(f"transformer_blocks.{block}.{stream}.1.{part}") for part in ("weight", "bias"))
+        for block, number in layers:
+            weight, bias = map(take, names[block, number])
             computed = [torch.nn.functional.linear(condition, weight, bias) for condition in conditions]
             rows[:, block, number] = torch.cat(computed).cpu()
     return Table(transformer, StoredRows(rows))
+
+
+def parameters_of(block: int, stream: int) -> tuple[str, str]:
+    """The names of a modulation layer's weight and bias."""
+    layer = f"transformer_blocks.{block}.{STREAMS[stream]}.1"
+    return f"{layer}.weight", f"{layer}.bias"
+
+
+def shape_of_rows(transformer: QwenImageTransformer2DModel) -> tuple[int, ...]:
+    return len(every_timestep()), len(transformer.transformer_blocks), len(STREAMS), 6 * transformer.inner_dim
 
 
 def compute(transformer: QwenImageTransformer2DModel) -> Table:

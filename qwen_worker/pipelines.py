@@ -6,19 +6,24 @@ the pipeline classes costs over ten seconds of CPU on a cold worker. Decides not
 
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from . import checkpoint as checkpoints
-from . import hub, placement
-from .checkpoint import Checkpoint
-from .checkpoint_files import label_of, read_json
-from .components import cap_memory, import_quietly, is_component, load_component, require_tokenizer, tabulate, trim
+from . import hub, libraries, placement, prepared
+from .checkpoint import WEIGHTS, Checkpoint
+from .checkpoint_files import label_of, read_json, shards
+from .components import Reading, cap_memory, is_component, load_component, require_tokenizer, tabulate, trim
 from .errors import LoadError
 from .footprint import GB, WORKING, WORKING_2_1, Model, Plan
 from .machine import disk_free, read_machine
+from .page_cache import reading_ahead
 from .settings import Role, Settings
-from .sharing import SHAREABLE, same_component
+from .sharing import in_common
+from .stages import Stages
+
+AHEAD_SHARE = 0.8  # of the RAM that a plan leaves, for weights that are read while the libraries are imported
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Loaded:
     table: Any = field(repr=False)  # the `modulation.Table` that stands for its modulation layers, or None
     shared: tuple[str, ...]  # components that it has in common with a pipeline loaded before
     seconds: float
+    stages: dict[str, float]  # where they went; `first_job` is added when it has been drawn
+    prepared: str  # the name of the prepared checkpoint that it was loaded from, or why there is none
 
 
 class Pipelines:
@@ -44,6 +51,7 @@ class Pipelines:
         self.loaded: dict[str, Loaded] = {}  # by model setting
         self.turns = None  # the `residency.Turns` of transformers that share the card's room
         self.stage = ""  # what a load is busy with, for the words about one that fails
+        self.stages = Stages()  # of the present load, or the last
 
     def model_for(self, task: str) -> str:
         return self.settings.QWEN_IMAGE_MODEL if task == "generate" else self.settings.QWEN_EDIT_MODEL
@@ -60,7 +68,8 @@ class Pipelines:
         model = self.model_for(task)
         if model not in self.located:
             roots = (*self.settings.QWEN_MODEL_ROOTS, hub.cache_folder())
-            self.located[model] = checkpoints.find(model, roots) or checkpoints.known(model) or hub.look_up(model)
+            here = checkpoints.find(model, roots) or prepared.describe(model, self.settings.QWEN_MODEL_ROOTS)
+            self.located[model] = here or checkpoints.known(model) or hub.look_up(model)
         found = self.located[model]
         if task not in found.pipeline_class.tasks:
             raise LoadError(f"{found.name} is a {found.class_name}, which does not serve {task}")
@@ -113,15 +122,27 @@ class Pipelines:
         model = self.model_for(task)
         if model not in self.loaded:
             started = time.perf_counter()
+            self.stages = Stages()
             plan, found = self.place(task), self.locate(task)
-            if found.folder is None:
-                found = self.located[model] = self.download(found)
-            shared = self.shared_components(found)
-            pipe, table = self.build(found, plan, shared)
+            folder, note = self.prepared_for(found, plan)
+            if folder is None and found.folder is None:
+                with self.stages("download"):
+                    found = self.located[model] = self.download(found)
+            with self.stages("compare"):
+                shared = self.shared_components(found)
+            pipe, table = self.build(found, plan, shared, folder)
             self.stage = ""
             seconds = time.perf_counter() - started
-            self.loaded[model] = Loaded(model, found, plan, pipe, table, tuple(shared), seconds)
+            facts = (tuple(shared), seconds, self.stages.report(), note)
+            self.loaded[model] = Loaded(model, found, plan, pipe, table, *facts)
         return self.loaded[model]
+
+    def prepared_for(self, found: Checkpoint, plan: Plan) -> tuple[Path | None, str]:
+        """The prepared checkpoint to load in its place, if any, and a word on it."""
+        if not self.settings.QWEN_LOAD_THREADS:
+            return None, "not looked for: QWEN_LOAD_THREADS=0"
+        roots, gpu = self.settings.QWEN_MODEL_ROOTS, read_machine().gpu
+        return prepared.find(found, plan, roots, gpu, self.settings.QWEN_PREPARED)
 
     def activate(self, loaded: Loaded) -> float:
         """Bring the pipeline's transformer to the card if it takes turns there; the seconds that it took."""
@@ -136,46 +157,63 @@ class Pipelines:
         """Components of pipelines already loaded that equal this checkpoint's, by name."""
         shared = {}
         for other in self.loaded.values():
-            for name in same_components(found, other.checkpoint):
+            for name in in_common(found, other.checkpoint):
                 # a model placed alone may have left out the vision that this one needs
                 if name != "text_encoder" or other.plan.vision or not found.pipeline_class.max_images:
                     shared.setdefault(name, other.pipe.components[name])
         return shared
 
-    def build(self, found: Checkpoint, plan: Plan, shared: dict[str, Any]) -> tuple[Any, Any]:
-        """The diffusers pipeline of the checkpoint's own class, every component where the plan says, and its table."""
-        import_quietly()
-        import diffusers
-        import torch
-        import transformers
+    def build(
+        self, found: Checkpoint, plan: Plan, shared: dict[str, Any], folder: Path | None = None
+    ) -> tuple[Any, Any]:
+        """The diffusers pipeline of the checkpoint's own class, every component where the plan says, and its table.
 
+        `folder`: read in place of the checkpoint's own.
+        """
+        source = replace(found, folder=folder or found.folder)
+        index = read_json(source.folder, "model_index.json")
+        names = [name for name in index if name not in shared and not name.startswith("_")]
+        how = Reading(self.settings.QWEN_LOAD_THREADS, self.stages)
+        room = read_machine().ram_available - plan.ram if how.threads else 0
+        with self.stages("import"), reading_ahead(weight_files(source.folder, names), round(room * AHEAD_SHARE)):
+            libraries.import_all(self.quantizers())
+        import diffusers
+
+        with self.stages("card"):
+            self.claim_card(plan)
+        components = dict(shared)
+        for name in names:
+            self.stage, value = name, index[name]
+            components[name] = load_component(source, name, value, plan, how) if is_component(value) else value
+            with self.stages("trim"):
+                trim(components[name], name, plan)
+        if plan.swapped:
+            with self.stages("copy"):
+                self.turns.add(self.key_of(found), components["transformer"])
+        self.stage = "modulation"
+        table = tabulate(components["transformer"], source, plan, how)
+        self.stage = found.class_name
+        with self.stages("other"):
+            pipe = getattr(diffusers, found.class_name)(**components)
+            require_tokenizer(found, pipe)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe, table
+
+    def claim_card(self, plan: Plan) -> None:
+        """Torch kept to the plan's share of the card, and nobody's turn there. Raises `LoadError` where it cannot."""
         if plan.device == "cuda":
-            if not torch.cuda.is_available():
-                raise LoadError("there is a GPU here that torch cannot use: the driver is older than torch's CUDA")
             cap_memory(plan, read_machine().gpu.total)
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
         if plan.swapped:
             from .residency import Turns
 
             self.turns = self.turns or Turns(plan.device)
             self.turns.clear()
-        components = dict(shared)
-        for name, value in read_json(found.folder, "model_index.json").items():
-            if name in components or name.startswith("_"):
-                continue
-            self.stage = name
-            components[name] = load_component(found, name, value, plan) if is_component(value) else value
-            trim(components[name], name, plan)
-        self.stage = "modulation"
-        table = tabulate(components["transformer"], found, plan)
-        if plan.swapped:
-            self.turns.add(self.key_of(found), components["transformer"])
-        self.stage = found.class_name
-        pipe = getattr(diffusers, found.class_name)(**components)
-        require_tokenizer(found, pipe)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe, table
+
+    def quantizers(self) -> frozenset[str]:
+        """The packages that any plan of this worker may need: a model that is not placed yet may get another one."""
+        plans = {self.placed.get(self.model_for(role.value)) for role in Role}
+        precisions = [plan.precision if plan else self.settings.QWEN_PRECISION for plan in plans]
+        return frozenset().union(*map(libraries.quantizers, precisions))
 
     def key_of(self, found: Checkpoint) -> str:
         return next(model for model, one in self.located.items() if one is found)
@@ -183,7 +221,7 @@ class Pipelines:
 
 def as_model(found: Checkpoint, before: list[Checkpoint]) -> Model:
     """The checkpoint as placement counts it, without what models before it bring."""
-    shared = {name for other in before for name in same_components(found, other)}
+    shared = {name for other in before for name in in_common(found, other)}
     return Model(
         found.name,
         found.pipeline_class.max_images > 0,
@@ -194,9 +232,8 @@ def as_model(found: Checkpoint, before: list[Checkpoint]) -> Model:
     )
 
 
-def same_components(found: Checkpoint, other: Checkpoint) -> list[str]:
-    """What two checkpoints have in common: by content, or by size while the files are not here."""
-    if found.folder is None or other.folder is None:
-        return [n for n in SHAREABLE if n in found.parameters and found.parameters[n] == other.parameters.get(n)]
-    pairs = ((name, found.folder / name, other.folder / name) for name in SHAREABLE)
-    return [name for name, ours, theirs in pairs if ours.is_dir() and theirs.is_dir() and same_component(ours, theirs)]
+def weight_files(folder: Path, names: list[str]) -> list[Path]:
+    """What holds the components' weights, in the order in which they are read."""
+    return [file for name in names if name in WEIGHTS for file in shards(folder, name)] + list(
+        folder.glob("*.safetensors")
+    )

@@ -1,14 +1,17 @@
-"""What is quantized, by which library, and what never is: configurations for `from_pretrained`.
+"""What is quantized, by which library, and what never is.
 
 The matrices of the blocks' attention and MLPs only. The modulation, the input and output projections, the timestep
 embedder and the last norm stay in bfloat16 (quantized they cost most of the quality,
 https://github.com/sgl-project/sglang, docs/diffusion/quantization.md), and so do the text encoder's vision tower, token
 embedding and norms. Weights are quantized as they arrive, a tensor at a time. Lossy: the figures are in
-QWEN_IMPLEMENTATION.md. Imports the libraries inside functions.
+QWEN_IMPLEMENTATION.md. Imports torch: import it inside functions; the quantization libraries it imports there too.
 """
 
 import importlib
+from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from .settings import Precision
 
@@ -24,8 +27,6 @@ def configuration(component: str, precision: Precision, device: str) -> Any:
     `component`: transformer (diffusers) or text_encoder (transformers). On a CPU fp8 is storage only, there being no
     fp8 product, and every other form computes as on a card.
     """
-    import torch
-
     library = importlib.import_module("diffusers" if component == "transformer" else "transformers")
     kept = KEPT[component]
     if precision is Precision.NF4:
@@ -49,20 +50,57 @@ def torchao_type(precision: Precision, device: str) -> Any:
     return quantization.Float8DynamicActivationFloat8WeightConfig(granularity=quantization.PerRow())
 
 
-def nf4_in_place(model: Any, component: str) -> None:
-    """Quantize a loaded model's matrices to NF4 where it lies: diffusers' own integration asks for a GPU."""
-    import bitsandbytes
-    import torch
+def weight_quantizer(component: str, precision: Precision, device: str) -> Callable[[torch.nn.Module, str], None]:
+    """quantize(model, name): if `name` is a matrix to be quantized, it is from then on, where it lies."""
+    config = None if precision is Precision.NF4 else torchao_type(precision, device)
 
-    for name, module in list(model.named_modules()):
-        if type(module) is not torch.nn.Linear or any(kept in name for kept in KEPT[component]):
-            continue
-        quantized = bitsandbytes.nn.Linear4bit(
-            module.in_features, module.out_features, module.bias is not None, torch.bfloat16, True, "nf4"
-        )
-        quantized.weight = bitsandbytes.nn.Params4bit(
-            module.weight.detach(), requires_grad=False, quant_type="nf4", compress_statistics=True
-        )
-        quantized.bias = module.bias
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, quantized.to(module.weight.device))
+    def quantize(model: torch.nn.Module, name: str) -> None:
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        if leaf != "weight" or not is_matrix(component, path, module):
+            return
+        if precision is Precision.NF4:
+            as_nf4(model, path)
+        else:
+            from torchao.quantization import quantize_
+
+            quantize_(module, config)
+
+    return quantize
+
+
+def is_matrix(component: str, path: str, module: torch.nn.Module) -> bool:
+    return type(module) is torch.nn.Linear and not any(kept in path for kept in KEPT[component])
+
+
+def as_nf4(model: torch.nn.Module, path: str) -> None:
+    """Put the NF4 form of a linear layer in its place, on the layer's device."""
+    import bitsandbytes
+
+    weight = model.get_submodule(path).weight
+    module = nf4_layer(model, path)
+    quantized = bitsandbytes.nn.Params4bit(
+        weight.detach(), requires_grad=False, quant_type="nf4", compress_statistics=True, module=module
+    )
+    module.weight = quantized.to(weight.device)
+
+
+def nf4_layer(model: torch.nn.Module, path: str) -> torch.nn.Module:
+    """Put a 4-bit layer without its weight in a linear layer's place; the bias stays."""
+    import bitsandbytes
+
+    old = model.get_submodule(path)
+    new = bitsandbytes.nn.Linear4bit(
+        old.in_features, old.out_features, old.bias is not None, torch.bfloat16, True, "nf4", device="meta"
+    )
+    new.bias = old.bias
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+    return new
+
+
+def nf4_in_place(model: torch.nn.Module, component: str) -> None:
+    """Quantize a loaded model's matrices to NF4 where it lies: the libraries' own integration asks for a GPU."""
+    for path, module in list(model.named_modules()):
+        if is_matrix(component, path, module):
+            as_nf4(model, path)

@@ -28,11 +28,14 @@ class Turns:
         self.active: str | None = None
 
     def add(self, name: str, module: torch.nn.Module) -> None:
-        """Take in a module that is on the device now; it has the turn."""
+        """Take in a module, on the device or in the host memory that is to be its home; it gets the turn."""
         if plain(module):
             self.waiting[name] = {key: pinned(p.detach(), self.device) for key, p in module.named_parameters()}
         self.modules[name] = module
-        self.active = name
+        if next(module.parameters()).device.type == self.device.type:
+            self.active = name
+        else:
+            self.activate(name)
 
     def clear(self) -> None:
         """Nothing on the device: room for a module that is about to be loaded."""
@@ -72,5 +75,7 @@ def plain(module: torch.nn.Module) -> bool:
 
 
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    host = tensor.to("cpu", copy=True)
-    return host.pin_memory() if device.type == "cuda" else host
+    """In host memory from where the device fetches; the tensor itself if it lies there."""
+    if device.type == "cuda":
+        return tensor if tensor.is_pinned() else tensor.cpu().pin_memory()
+    return tensor.to("cpu", copy=True)

@@ -18,6 +18,9 @@ from . import __version__
 MODEL_ROOTS = ("/runpod-volume/huggingface-cache/hub", "/opt/qwen-image/models", "/runpod-volume/models")
 
 
+LOAD_THREADS = 8  # enough for one drive at full speed, and for the latency of a volume on the network
+
+
 class Fallback(StrEnum):
     """What happens when a model cannot be loaded."""
 
@@ -49,6 +52,14 @@ class Saving(StrEnum):
     SINGLE_FRAME = "single_frame"  # the VAE without the cache that only videos need
     CONV2D = "conv2d"  # the VAE's causal 3-D convolutions as 2-D ones: equal to about 1e-6
     TRIM = "trim"  # the text encoder without its language head, and without vision where nothing is edited
+
+
+class Prepared(StrEnum):
+    """Which prepared checkpoints are used, where they are otherwise right."""
+
+    SAME_CARD = "same_card"  # what was computed in them was computed on a card like this one: equal to the last bit
+    ANY_CARD = "any_card"
+    OFF = "off"
 
 
 class Role(StrEnum):
@@ -98,6 +109,15 @@ class Settings(BaseSettings):
     QWEN_MODEL_ROOTS: Annotated[tuple[Path, ...], NoDecode] = Field(
         tuple(Path(root) for root in MODEL_ROOTS),
         description="folders of checkpoints, colon-separated, in search order",
+    )
+    QWEN_LOAD_THREADS: int = Field(
+        LOAD_THREADS,
+        ge=0,
+        le=64,
+        description="threads that read weights; 0 leaves reading to diffusers and transformers",
+    )
+    QWEN_PREPARED: Prepared = Field(
+        Prepared.SAME_CARD, description="prepared checkpoints that may be used: same_card, any_card or off"
     )
     QWEN_PRELOAD: Annotated[frozenset[Role], NoDecode] = Field(
         frozenset(), description="models loaded before the first job is taken: generate, edit, comma-separated"

@@ -4,15 +4,40 @@ By content and not by name: two checkpoints of one family may differ in any comp
 """
 
 import filecmp
+import hashlib
+import json
 import os
 import re
 from pathlib import Path
 
+from .checkpoint import Checkpoint
 from .checkpoint_files import read_json
 
 SHAREABLE = ("text_encoder", "vae", "tokenizer")  # each edit or fine-tune has a transformer of its own
 # Written by the saving library and without effect on what is loaded.
 PROVENANCE = {"_name_or_path", "_diffusers_version", "transformers_version"}
+
+
+def in_common(found: Checkpoint, other: Checkpoint) -> list[str]:
+    """What two checkpoints have in common: by content, or by size while that is not known."""
+    return [name for name in SHAREABLE if same(name, found, other)]
+
+
+def same(name: str, found: Checkpoint, other: Checkpoint) -> bool:
+    ours, theirs = (one.folder / name if one.folder else None for one in (found, other))
+    if ours and theirs:
+        return ours.is_dir() and theirs.is_dir() and same_component(ours, theirs)
+    if found.digests or other.digests:  # of a prepared checkpoint whose source is not here
+        first, second = content(name, found), content(name, other)
+        if first and second:
+            return first == second
+    return name in found.parameters and found.parameters[name] == other.parameters.get(name)
+
+
+def content(name: str, found: Checkpoint) -> str | None:
+    """The digest of a component, None where there is nothing to take it of."""
+    folder = found.folder / name if found.folder else None
+    return digest_of(folder) if folder and folder.is_dir() else found.digests.get(name)
 
 
 def same_component(a: Path, b: Path) -> bool:
@@ -48,3 +73,21 @@ def is_blob(file: Path) -> bool:
 
 def meaning(config: Path) -> dict:
     return {key: value for key, value in read_json(config.parent, config.name).items() if key not in PROVENANCE}
+
+
+def digest_of(component: Path) -> str:
+    """Equal for two component folders exactly where `same_component` holds."""
+    digest = hashlib.sha256()
+    for name in sorted(content_names(component)):
+        digest.update(f"{name}\0{digest_of_file(component / name)}\0".encode())
+    return digest.hexdigest()
+
+
+def digest_of_file(file: Path) -> str:
+    real = file.resolve()
+    if file.name == "config.json":
+        return hashlib.sha256(json.dumps(meaning(file), sort_keys=True).encode()).hexdigest()
+    if is_blob(real):
+        return real.name
+    with real.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

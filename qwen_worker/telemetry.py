@@ -106,7 +106,9 @@ def health(settings: Settings, machine: Machine, loaded: list[Loaded], fallback:
                 "plan": str(one.plan),
                 "weights_gb": round(one.plan.weights / GB, 3),
                 "shared": list(one.shared),
+                "prepared": one.prepared,
                 "load_seconds": round(one.seconds, 3),
+                "stages": dict(one.stages),
             }
             for one in loaded
         ],

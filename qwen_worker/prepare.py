@@ -1,0 +1,202 @@
+"""Prepare a checkpoint: write what a plan keeps of it, for starts that read less and compute nothing.
+
+    python -m qwen_worker.prepare Qwen/Qwen-Image Qwen/Qwen-Image-Edit --output /runpod-volume/models
+
+Writes OUTPUT/prepared/NAME.LAYOUT for each model: the modulation as a table in place of its weights, the text encoder
+without its language head (and, with --no-vision, without its vision tower), the matrices quantized if --precision says
+so. The worker finds it where OUTPUT is one of QWEN_MODEL_ROOTS or the folder that the checkpoint lies in. Run it on a
+card like the workers': what a table or a quantization computes, another card may round otherwise. Which layout a worker
+wants is in its log and in `health`.
+"""
+
+import argparse
+import gc
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from . import checkpoint as checkpoints
+from . import hub, libraries, prepared
+from .checkpoint import WEIGHTS, Checkpoint
+from .checkpoint_files import read_json
+from .errors import LoadError
+from .footprint import GB, LOSSY, TIMESTEPS, Plan
+from .machine import disk_free, read_machine
+from .settings import Precision, Saving, read_settings
+from .sharing import SHAREABLE, digest_of
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    roots = (*read_settings().QWEN_MODEL_ROOTS, hub.cache_folder())
+    for model in options.models:
+        try:
+            found = checkpoints.find(model, roots)
+            if found is None:
+                raise LoadError(f"{model} is not on this machine")
+            folder = prepare(found, plan_of(found, options), options.output / prepared.FOLDER)
+        except LoadError as failure:
+            sys.exit(f"{model} cannot be prepared. {failure.reason}.")
+        print(f"{folder}: {size_of(folder) / GB:.2f} GB of {size_of(found.folder) / GB:.2f}", flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        "python -m qwen_worker.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    precisions = [one.value for one in (Precision.BF16, *LOSSY)]
+    found.add_argument("models", nargs="+", help="as QWEN_IMAGE_MODEL: hub ids that are on this machine, or folders")
+    found.add_argument("--output", type=Path, required=True, help="a model root; the files go below its prepared/")
+    found.add_argument("--precision", choices=precisions, default="bf16", help="of the plan (default: %(default)s)")
+    found.add_argument("--no-table", action="store_true", help="for plans that compute the modulation")
+    found.add_argument("--no-vision", action="store_true", help="for workers that edit nothing")
+    found.add_argument("--quantize-text-encoder", action="store_true", help="for plans that say so")
+    found.add_argument("--device", choices=("cuda", "cpu"), help="where to compute (default: on the card, if any)")
+    return found
+
+
+def plan_of(found: Checkpoint, options: argparse.Namespace) -> Plan:
+    """The plan that the files are for, as far as it shows in them."""
+    from .pipelines import as_model
+
+    if not found.parts:
+        raise LoadError(f"Nothing of a {found.class_name} of this architecture can be prepared")
+    text = "quantized" if options.quantize_text_encoder else "resident"
+    if options.quantize_text_encoder and Precision(options.precision) not in LOSSY:
+        raise LoadError(f"--quantize-text-encoder needs a quantized --precision, not {options.precision}")
+    model = replace(as_model(found, []), edits=not options.no_vision)
+    device = options.device or ("cuda" if read_machine().gpu else "cpu")
+    return Plan(
+        device,
+        Precision(options.precision),
+        (model,),
+        frozenset({Saving.TRIM}),
+        not options.no_table,
+        text_encoder=text,
+    )
+
+
+def prepare(found: Checkpoint, plan: Plan, output: Path) -> Path:
+    """Write the prepared checkpoint below `output`, whole or not at all; returns its folder."""
+    (model,) = plan.models
+    rows = model.parts["modulation_outputs"] * 2 * TIMESTEPS if plan.table else 0
+    require_disk(plan.transformer(model) + plan.text(model) + rows, output)
+    libraries.import_all(libraries.quantizers(plan.precision))
+    layout = prepared.layout_of(plan)
+    target = output / f"{found.name.replace('/', '--')}.{name_of(layout)}"
+    partial = output / f".{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    digests = {name: digest_of(found.folder / name) for name in SHAREABLE if (found.folder / name).is_dir()}
+    for name in ("model_index.json", "vae", *found.pipeline_class.components):
+        copy(found.folder / name, partial / name)
+    write_transformer(found, plan, partial)
+    write_text_encoder(found, plan, partial, twin(output, digests["text_encoder"], plan))
+    source = {key: value for key, value in asdict(replace(found, digests=digests)).items() if key != "folder"}
+    manifest = {
+        "format": prepared.FORMAT,
+        "source": source,
+        "layout": asdict(layout),
+        "made_on": prepared.card(plan.device, read_machine().gpu),
+        "versions": prepared.versions(plan.precision),
+        "files": {str(file.relative_to(partial)): file.stat().st_size for file in files_of(partial)},
+    }
+    (partial / prepared.MANIFEST).write_text(json.dumps(manifest, indent=1))
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    return target
+
+
+def require_disk(needed: int, output: Path) -> None:
+    free_bytes = disk_free(output)
+    if needed > free_bytes:
+        raise LoadError(f"It needs {needed / GB:.1f} GB of disk and {free_bytes / GB:.1f} GB are free")
+
+
+def write_transformer(found: Checkpoint, plan: Plan, target: Path) -> None:
+    from . import table_file, weight_writer
+    from .components import load_component, tabulate
+
+    (target / "transformer").mkdir()
+    copy(found.folder / "transformer/config.json", target / "transformer/config.json")
+    value = read_json(found.folder, "model_index.json")["transformer"]
+    model = load_component(found, "transformer", value, plan)
+    weight_writer.write(model, target / "transformer")
+    if table := tabulate(model, found, plan):
+        table_file.write(table, target)
+    free(plan)
+
+
+def write_text_encoder(found: Checkpoint, plan: Plan, target: Path, twin: Path | None) -> None:
+    """`twin`: a folder of the same content, to be linked to."""
+    from . import weight_writer
+    from .components import load_component, trim
+
+    if twin:
+        copy(twin, target / "text_encoder")
+        return
+    (target / "text_encoder").mkdir()
+    copy(found.folder / "text_encoder/config.json", target / "text_encoder/config.json")
+    value = read_json(found.folder, "model_index.json")["text_encoder"]
+    model = load_component(found, "text_encoder", value, plan)
+    trim(model, "text_encoder", plan)
+    weight_writer.write(model, target / "text_encoder")
+
+
+def twin(output: Path, digest: str, plan: Plan) -> Path | None:
+    """The text encoder of a model that was prepared before, if it is the same: the 20B models share theirs."""
+    layout = prepared.layout_of(plan)
+    wanted = (digest, layout.text_encoder, layout.head, layout.vision, prepared.versions(plan.precision))
+    made_on = prepared.card(plan.device, read_machine().gpu)
+    for folder in prepared.folders((output.parent,), None):
+        manifest = read_json(folder, prepared.MANIFEST)
+        there = prepared.Layout(**manifest["layout"])
+        content = manifest["source"]["digests"]["text_encoder"]
+        exact = there.text_encoder == Precision.BF16.value or manifest["made_on"] == made_on
+        if exact and (content, there.text_encoder, there.head, there.vision, manifest["versions"]) == wanted:
+            return folder / "text_encoder"
+    return None
+
+
+def name_of(layout: prepared.Layout) -> str:
+    parts = [layout.precision, "table" * layout.table, "vision" * layout.vision]
+    parts.append(f"text-{layout.text_encoder}" if layout.text_encoder != "bf16" else "")
+    return "-".join(filter(None, parts))
+
+
+def copy(entry: Path, target: Path) -> None:
+    """A file or folder, by hard links where the disk allows: what is linked to is never changed."""
+    if entry.is_dir():
+        target.mkdir()
+        for one in entry.iterdir():
+            copy(one, target / one.name)
+        return
+    try:
+        os.link(entry.resolve(), target)
+    except OSError:
+        shutil.copyfile(entry, target)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def size_of(folder: Path) -> int:
+    weights = (file for name in WEIGHTS for file in files_of(folder / name))
+    return sum(file.stat().st_size for file in (*weights, *folder.glob("*.safetensors")))
+
+
+def free(plan: Plan) -> None:
+    """Give the card's memory back before the next component."""
+    import torch
+
+    gc.collect()
+    if plan.device == "cuda":
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Where the seconds of a load go: each second counts for one stage. Knows nothing of what the stages do."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stages:
+    """A stopwatch for the thread that makes it; others' stages do not count.
+
+    A stage begun inside another stops the outer one's clock until it ends.
+    """
+
+    def __init__(self):
+        self.thread = threading.get_ident()
+        self.seconds: dict[str, float] = {}
+        self.running: list[str] = []
+        self.since = 0.0
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        if threading.get_ident() != self.thread:
+            yield
+            return
+        self.lap()
+        self.running.append(name)
+        try:
+            yield
+        finally:
+            self.lap()
+            self.running.pop()
+
+    def lap(self) -> None:
+        now = time.perf_counter()
+        if self.running:
+            self.seconds[self.running[-1]] = self.seconds.get(self.running[-1], 0.0) + now - self.since
+        self.since = now
+
+    def report(self) -> dict[str, float]:
+        return {name: round(seconds, 3) for name, seconds in self.seconds.items()}
