@@ -31,6 +31,7 @@ class Job:
     def __init__(self, job_id: str, request: Drawing, limit: float | None = None, previewer: Any = None):
         self.id, self.request, self.limit = job_id, request, limit
         self.started = time.monotonic()
+        self.timings: dict[str, float] = {}  # seconds by stage, as the reply tells them
         self.cancelled = threading.Event()
         self.stage = Stage.OPENING
         self.drawing = False  # the inference thread is in the pipeline: a stop waits until it is out
