@@ -19,6 +19,7 @@ from PIL import Image
 from qwen_worker import bucket as buckets
 from qwen_worker import fallback, fitness, inference, openai_images, telemetry
 from qwen_worker import reply as replies
+from qwen_worker.batching import Batches
 from qwen_worker.checkpoint import Checkpoint
 from qwen_worker.deadline import Paces, kind_of, limit_of
 from qwen_worker.delivery import Terms, deliver, require_usable, terms_of
@@ -26,6 +27,7 @@ from qwen_worker.errors import JobError, LoadError
 from qwen_worker.inputs import Canvas, open_images, output_size
 from qwen_worker.job import Job, Stage
 from qwen_worker.job_loop import JobLoop, leave
+from qwen_worker.line import Line
 from qwen_worker.loader import Loader
 from qwen_worker.machine import read_machine
 from qwen_worker.parsing import parse
@@ -67,6 +69,8 @@ class Worker:
         self.pipelines = Pipelines(settings)
         self.loader = Loader(settings, self.pipelines, self.inference_thread)
         self.counters = telemetry.Counters()
+        self.line = Line(self.inference_thread)
+        self.batches = Batches(self.line, settings.QWEN_BATCH)
         self.side_threads = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")  # pictures in and out
         self.paces = Paces()
         self.prompts = PromptCache(round(settings.QWEN_PROMPT_CACHE_MB * 1e6))
@@ -138,12 +142,12 @@ class Worker:
         size = output_size(request, sources, mask, known.size_multiple if known else SIDE_MULTIPLE)
         canvas = Canvas(sources, mask, size)
         left = job.limit and job.started + job.limit - time.monotonic()
-        self.paces.require_time(kind_of(request, canvas), request.num_images, request.num_inference_steps, left)
+        calls = self.batches.fewest_calls(request)
+        self.paces.require_time(kind_of(request, canvas), calls, request.num_inference_steps, left)
 
-        drawn = await job.on(self.inference_thread, self.draw, job, known, failure, canvas)
+        drawn = await job.on(self.line, self.draw, job, known, failure, canvas)
         job.enter(Stage.DELIVERING)
-        facts = replies.metadata_of(request, size, drawn, self.pipelines.label_for(request.task))
-        facts["worker_version"] = self.settings.QWEN_WORKER_VERSION
+        facts = replies.metadata_of(request, size, drawn, self.pipelines.label_for(request.task), self.settings)
         whole, pictures = functools.partial(replies.with_timings, facts, job.timings), drawn.pictures
         return await job.on(self.side_threads, deliver, request, pictures, terms, whole, job.timings, job.cancelled)
 
@@ -188,10 +192,12 @@ class Worker:
     def by_the_model(self, job: Job, loaded: Loaded, canvas: Canvas) -> Drawn:
         request = job.request
         inference.require_prompt_fits(loaded, request)
-        pictures, steps = inference.draw(loaded, request, *canvas.parts, job, self.prompts)
-        kind, seconds = kind_of(request, canvas), job.drawing_seconds()
-        self.paces.record(kind, job.step_seconds, len(pictures), steps, seconds)
-        return Drawn(pictures, steps, loaded, peak_vram_gb=telemetry.peak_vram_gb())
+        drawn = self.batches.draw(loaded, job, self.prompts)
+        drawn = drawn or inference.draw(loaded, request, *canvas.parts, job, self.prompts)
+        if drawn.batch == 1:  # in company a step takes longer and says nothing of how fast it could be
+            kind, count = kind_of(request, canvas), len(drawn.pictures)
+            self.paces.record(kind, job.step_seconds, count, drawn.steps, job.drawing_seconds())
+        return drawn
 
 
 def refuse_what_it_cannot(checkpoint: Checkpoint | None, request: Drawing) -> None:
@@ -214,7 +220,7 @@ def main() -> None:
     for check in fitness.checks(settings, worker().loader.why_not_placed, worker().loader.why_not_loaded):
         runpod.serverless.register_fitness_check(check)
     lives = settings.QWEN_SHUTDOWN_SECONDS, settings.QWEN_STUCK_SECONDS
-    loop = JobLoop(worker().jobs, settings.QWEN_CONCURRENCY, *lives)
+    loop = JobLoop(worker().jobs, settings.QWEN_CONCURRENCY * settings.QWEN_BATCH, *lives)
     streamed = {"handler": streaming_handler, "return_aggregate_stream": True}
     served = streamed if settings.STREAM else {"handler": handler}
     try:

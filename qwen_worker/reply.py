@@ -11,6 +11,7 @@ from PIL import Image
 from .errors import LoadError
 from .pipelines import Loaded
 from .request import Drawing, Edit
+from .settings import Settings
 
 MESSAGES = {
     "generate": "Image generated",
@@ -29,6 +30,7 @@ class Drawn:
     loaded: Loaded | None = None  # what drew them; None for a stand-in
     failure: LoadError | None = None  # why there is none
     peak_vram_gb: float | None = None
+    batch: int = 1  # pictures that shared their call; of several calls, those of the first
 
 
 def success(request: Drawing, metadata: dict, pictures: list[str], field: str = "image") -> dict:
@@ -43,7 +45,7 @@ def success(request: Drawing, metadata: dict, pictures: list[str], field: str = 
     return reply | ({f"{field}s": pictures} if len(pictures) > 1 else {})
 
 
-def metadata_of(request: Drawing, size: tuple[int, int], drawn: Drawn, model: str) -> dict:
+def metadata_of(request: Drawing, size: tuple[int, int], drawn: Drawn, model: str, settings: Settings) -> dict:
     """What is known of the pictures before they are encoded. `model`: the name to report when none is loaded."""
     loaded = drawn.loaded
     facts = {
@@ -58,6 +60,7 @@ def metadata_of(request: Drawing, size: tuple[int, int], drawn: Drawn, model: st
         "guidance_scale": request.guidance_scale,
         "seed": request.seed,
         "seeds": request.seeds,
+        "worker_version": settings.QWEN_WORKER_VERSION,
     }
     if isinstance(request, Edit):
         facts["strength"] = request.strength
@@ -65,6 +68,8 @@ def metadata_of(request: Drawing, size: tuple[int, int], drawn: Drawn, model: st
         facts["instruction"] = request.instruction
     if drawn.failure:
         facts["fallback_reason"] = drawn.failure.reason
+    if loaded and settings.QWEN_BATCH > 1:
+        facts["batch"] = drawn.batch
     if loaded and loaded.plan.device == "cuda":
         facts["peak_vram_gb"] = drawn.peak_vram_gb
     return facts

@@ -276,3 +276,5 @@ def test_how_far_is_told_by_picture():
     assert str(job.out_of_time()).endswith("ran out after 4 of 10 steps of picture 2 of 3")
     job.step_ends(10, 10, 2)
     assert str(job.out_of_time()).endswith("ran out after 10 of 10 steps of picture 3 of 3")
+    job.step_ends(4, 10, 0, at_once=2)
+    assert str(job.out_of_time()).endswith("ran out after 4 of 10 steps of pictures 1 to 2 of 3") and job.step == 8
