@@ -41,8 +41,8 @@ class Batches:
     def draw(self, loaded: Loaded, job: Job, prompts: PromptCache) -> Drawn | None:
         """The job's pictures, and in the same call those of waiting jobs that can share it, which leave the line.
 
-        None where it has to be drawn by itself: it cannot share, or a call that it shared has failed. Raises
-        `Cancelled` where it was stopped; the call goes on for the others, and ends within a step without any.
+        None where it has to be drawn by itself: it cannot share, or a call that it shared has failed. Stopped during
+        the call, the call goes on for the others. Raises `Cancelled` where it was stopped before, or all of them were.
         """
         room = self.room(loaded, job.request)
         if job.alone or room < 2:
@@ -57,7 +57,6 @@ class Batches:
         finally:
             for turn in joined:
                 self.part(turn, drawn.get(turn.job))
-        job.require_running()
         return drawn.get(job)
 
     def room(self, loaded: Loaded, request: Drawing) -> int:

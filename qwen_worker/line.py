@@ -1,8 +1,7 @@
 """The jobs that wait for the inference thread, in the order in which they came.
 
-Each turn is the oldest job's. A job that an older one takes along leaves the line when that one's call ends, before its
-own turn comes; nobody is passed by, so no job waits for more turns than older jobs have. Knows nothing of what is done
-in a turn.
+Each turn is the oldest job's, so no job waits for more turns than there are older jobs. One that an older job takes
+along leaves the line at that one's end, before its own turn comes. Knows nothing of what is done in a turn.
 """
 
 import functools

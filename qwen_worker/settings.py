@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         1,
         ge=1,
         le=4,
-        description="jobs held at once, for each picture of QWEN_BATCH: above 1 the next one's are fetched meanwhile",
+        description="jobs held at once, times QWEN_BATCH: above 1 the next one's pictures are fetched during a drawing",
     )
     QWEN_BATCH: int = Field(1, ge=1, le=8, description="small pictures that may share a call of the pipeline; 1: none")
     QWEN_PROGRESS_SECONDS: float = Field(

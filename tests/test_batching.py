@@ -249,8 +249,7 @@ def test_an_edit_is_drawn_alone(worker, scene):
     assert [reply["metadata"]["batch"] for reply in replies] == [1, 1] and all(reply["success"] for reply in replies)
 
 
-def test_nobody_is_passed_by(worker, calls):
-    """A call begins with the oldest job; who cannot share it is next, whoever has shared it."""
+def test_a_call_begins_with_the_oldest_job_whoever_has_shared_the_last_one(worker, calls):
     ends = []
 
     async def note(tasks):
@@ -323,7 +322,7 @@ def test_a_prompt_that_cannot_be_encoded_fails_its_own_job_only(worker, pipe, mo
 
 @pytest.mark.parametrize("guilty", [0, 2])
 def test_when_the_call_fails_each_is_drawn_alone_and_the_guilty_one_fails(
-    worker, warm_worker, pipe, monkeypatch, capsys, guilty
+    worker, warm_worker, pipe, calls, monkeypatch, capsys, guilty
 ):
     with torch.no_grad():
         mark = pipe.encode_prompt(prompt="break")[0][0]
@@ -338,6 +337,7 @@ def test_when_the_call_fails_each_is_drawn_alone_and_the_guilty_one_fails(
     jobs = FOUR[:3]
     jobs[guilty] = {**SMALL, "prompt": "break"}
     replies = together(worker, *jobs)
+    assert calls == [3] + [1] * (1 + 2 * 6)  # nothing is tried twice
     assert replies.pop(guilty)["error"] == f"internal: job-{guilty}"
     jobs.pop(guilty)
     assert images(replies) == alone(warm_worker, *jobs)
@@ -490,6 +490,19 @@ def test_what_a_call_of_several_takes_says_nothing_of_how_fast_one_could_be(work
     assert worker.batches.fewest_calls(several) == 2
     assert worker.batches.fewest_calls(several.model_copy(update={"preview": True})) == 3
     assert worker.batches.fewest_calls(several.model_copy(update={"width": 2048, "height": 2048})) == 3
+
+
+def test_a_limit_that_one_call_for_all_pictures_keeps_is_no_reason_to_refuse_them(worker, monkeypatch):
+    paces = Paces()
+    monkeypatch.setattr(worker, "paces", paces)
+    several = {**SMALL, "num_images": 3}
+    paces.record(("generate", (256, 256), 0, True), 5.0, 1, 3, 15.0)
+
+    def answered(fields):
+        return asyncio.run(worker.answer({"id": "a", "input": fields, "policy": {"executionTimeout": 20_000}}))
+
+    assert answered(several)["success"]
+    assert answered({**several, "preview": True})["error"].startswith("deadline_exceeded: 3 steps take about 45.0")
 
 
 # The line
