@@ -36,8 +36,9 @@ PROMPTS = ("a red circle", "a large blue square in the center, on a green backgr
 
 def add_options(parser) -> None:
     parser.add_argument("--jobs", type=int, default=12, help="a worker (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=4, help="of each job (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=256, help="side of the small pictures (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="of an edit (default: %(default)s)")
+    parser.add_argument("--small-steps", type=int, default=20, help="of a small picture (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="side of a small picture (default: %(default)s)")
     parser.add_argument("--delay", type=float, default=0.5, help="seconds each way (default: %(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=list(WORKERS), default=list(WORKERS))
 
@@ -60,6 +61,7 @@ def run(options) -> tuple[list[dict], dict]:
         "checkpoint": "tiny",
         "jobs": options.jobs,
         "steps": options.steps,
+        "small steps": options.small_steps,
         "size": options.size,
         "delay seconds": options.delay,
     }
@@ -105,8 +107,8 @@ def measure(options, kind: str, command: tuple[str, ...], settings: dict[str, st
 
 def job(options, kind: str, number: int, images: int) -> dict:
     """The input of one job. `images`: the port of the server of input pictures."""
-    fields = {"seed": number, "num_inference_steps": options.steps}
     if kind == "small picture":
-        return fields | {"prompt": PROMPTS[number % len(PROMPTS)], "width": options.size, "height": options.size}
-    image = {"image_url": f"http://127.0.0.1:{images}/scene.png"}
-    return fields | image | {"prompt": "make it green", "width": 256, "height": 256}
+        fields = {"prompt": PROMPTS[number % len(PROMPTS)], "width": options.size, "height": options.size}
+        return fields | {"seed": number, "num_inference_steps": options.small_steps}
+    fields = {"prompt": "make it green", "image_url": f"http://127.0.0.1:{images}/scene.png"}
+    return fields | {"width": 256, "height": 256, "seed": number, "num_inference_steps": options.steps}
