@@ -100,7 +100,7 @@ class Batches:
             raise
         except Exception as error:  # noqa: BLE001  in company one job's failure, of any kind, is the others' too
             for one in (job, *(turn.job for turn in joined)):
-                one.alone = True
+                one.draw_alone()
                 telemetry.log_line(one.id, "WARN", f"drawn by itself after {type(error).__name__} in company")
             if isinstance(error, torch.OutOfMemoryError):
                 self.pixels //= 2
@@ -113,7 +113,7 @@ class Batches:
         job = turn.job
         job.leave_drawing()
         if drawn is None and not job.cancelled.is_set():
-            job.stage, job.step = Stage.WAITING, 0
+            job.stage = Stage.WAITING
             return
         job.timings |= {"load": 0.0, "inference": job.drawing_seconds()}
         self.line.leave(turn, drawn)

@@ -78,6 +78,10 @@ class Job:
         self.in_call.append(self)
         self.enter(Stage.DRAWING)
 
+    def draw_alone(self) -> None:
+        """A call that it shared has failed: from the start, by itself."""
+        self.alone, self.step, self.at = True, 0, (0, 0, 1)
+
     def enter(self, stage: Stage) -> None:
         """Raises `Cancelled` where the job has been stopped."""
         # The flags are set before the look at the stop, and the stop before the look at them: one sees the other.

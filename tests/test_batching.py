@@ -15,7 +15,7 @@ import torch
 from qwen_worker.batching import alike, may_share
 from qwen_worker.deadline import Paces
 from qwen_worker.errors import Cancelled
-from qwen_worker.job import Job
+from qwen_worker.job import Job, Stage
 from qwen_worker.line import Line
 from qwen_worker.parsing import parse
 from qwen_worker.settings import Precision, Settings
@@ -475,6 +475,18 @@ def test_each_job_s_progress_is_its_own(worker, monkeypatch):
         assert len(drawing) > 3 and {message["total"] for message in drawing} == {30 * pictures}
         assert all(message["step"] % pictures == 0 for message in drawing)
         assert [m["step"] for m in drawing] == sorted(m["step"] for m in drawing)
+
+
+def test_after_a_call_that_failed_a_job_s_progress_begins_again():
+    job, other = a_job("a"), a_job("b")
+    job.share_call(other)
+    job.step_ends(2, 3, 0)
+    job.leave_drawing()
+    job.draw_alone()
+    assert job.alone and job.step == 0 and job.in_call == [job] and not job.drawing
+    job.limit = 5
+    job.enter(Stage.DRAWING)
+    assert str(job.out_of_time()).endswith("ran out after 0 of 3 steps")
 
 
 def test_what_a_call_of_several_takes_says_nothing_of_how_fast_one_could_be(worker, monkeypatch):
