@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: run test lint integration clean
+.PHONY: run test lint integration image-test hub-files clean
 
 run: .venv/run-installed
 	$(BIN)/python examples/quickstart.py
@@ -14,6 +14,7 @@ test: .venv/test-installed
 lint: .venv/test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile .runpod/Dockerfile
 
 integration: .venv/run-installed
 	$(BIN)/python test_qwen_integration.py
@@ -31,6 +32,13 @@ integration: .venv/run-installed
 	@echo "Installing what the tests need into .venv: about two minutes and 6 GB (torch with CUDA) the first time."
 	@$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-dev.txt
 	@touch $@ .venv/run-installed
+
+# The Dockerfile really built, without Docker, and its worker really run; as root, with buildah and debootstrap.
+image-test: .venv/test-installed
+	$(BIN)/python -m tests.image
+
+hub-files: .venv/test-installed
+	$(BIN)/python -m qwen_deploy.hub_files
 
 clean:
 	rm -rf .venv out

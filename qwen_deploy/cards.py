@@ -19,6 +19,9 @@ from .errors import DeployError, UsageError
 
 # The least of the generation that a pool is named after: a worker may land on any card of its pool.
 CAPABILITY = {"AMPERE": (8, 0), "ADA": (8, 9), "HOPPER": (9, 0), "BLACKWELL": (10, 0)}
+MISNAMED = {"ADA_32_PRO": (12, 0)}  # the RTX 5090, a Blackwell card
+# The first CUDA with kernels for a capability: torch's builds for earlier ones fail at the first operation.
+BLACKWELL, BLACKWELL_CUDA = (10, 0), (12, 8)
 STOCK = ("NONE", "LOW", "MEDIUM", "HIGH")
 MODEL_SETTINGS = {"generate": "QWEN_IMAGE_MODEL", "edit": "QWEN_EDIT_MODEL"}
 NO_MODEL = "/none"  # a folder that no worker has: the task is not served, and its model takes no room
@@ -38,7 +41,12 @@ class Pool:
     @property
     def capability(self) -> tuple[int, int] | None:
         """The compute capability that every card of the pool has; None for a generation not known here."""
-        return CAPABILITY.get(self.id.split("_")[0])
+        return MISNAMED.get(self.id) or CAPABILITY.get(self.id.split("_")[0])
+
+    def runs(self, cuda: str | None) -> bool:
+        """Whether torch built for that CUDA has kernels for the cards."""
+        old = cuda is not None and tuple(map(int, cuda.split("."))) < BLACKWELL_CUDA
+        return self.capability is None or self.capability < BLACKWELL or not old
 
 
 @dataclass(frozen=True)
@@ -104,10 +112,16 @@ def models_of(settings: Settings, tasks: Sequence[str]) -> list[Model]:
     return [as_model(one, found[:number]) for number, one in enumerate(found)]
 
 
-def fit(pool: Pool, settings: Settings, tasks: Sequence[str], ram_gb: float) -> Fit:
-    """The worker's own placement on the pool's smallest card. The catalogue tells no RAM: `ram_gb` (1e9) is assumed."""
+def fit(pool: Pool, settings: Settings, tasks: Sequence[str], ram_gb: float, cuda: str | None) -> Fit:
+    """The worker's own placement on the pool's smallest card. The catalogue tells no RAM: `ram_gb` (1e9) is assumed.
+
+    `cuda` is the version that the image's torch is built for, None where that is not known.
+    """
     if pool.capability is None:
         return Fit(pool, None, "a generation not known here")
+    if not pool.runs(cuda):
+        index = "https://download.pytorch.org/whl/cu130"
+        return Fit(pool, None, f"torch for CUDA {cuda} has no Blackwell kernels (--build-arg TORCH_INDEX={index})")
     memory, ram = round(pool.memory * GB), round(ram_gb * GB)
     machine = Machine(Gpu(pool.cards[0], pool.capability, memory, memory), ram, ram)
     cap = round(settings.QWEN_VRAM_GB * GB) if settings.QWEN_VRAM_GB else None

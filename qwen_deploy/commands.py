@@ -8,13 +8,13 @@ from collections.abc import Callable
 from . import cards, plan
 from .check import timing_of
 from .display import show_endpoint, show_workers
-from .environment import parse_assignments, worker_settings
+from .environment import cuda_floor, parse_assignments, worker_settings
 from .errors import DeployError, UsageError
 from .intent import choose_tasks
 from .jobs import progress_of
 from .pictures import pictures_of
 from .screen import Screen
-from .session import Session
+from .session import ROOT, Session
 
 Opener = Callable[[], Session]
 
@@ -104,9 +104,9 @@ def cost(screen: Screen, options, open_api: Opener) -> int:
     env = {**present.get("env", {}), **parse_assignments(options.env, os.environ)}
     tasks, settings = choose_tasks(options.tasks, env), worker_settings(env)
     timings = session.records.timings(options.endpoint_id) if options.endpoint_id else []
-    rows = []
+    rows, cuda = [], cuda_floor(ROOT)
     for pool in cards.read_pools(session.api, options.min_cuda):
-        one = cards.fit(pool, settings, tasks, options.ram_gb)
+        one = cards.fit(pool, settings, tasks, options.ram_gb, cuda)
         seconds = {task: seconds_of(task, pool, timings, options.seconds) for task in ("generate", "edit")}
         rows.append([
             pool.id, ", ".join(pool.cards), f"{pool.memory} GB", f"${pool.price:.2f}", pool.stock.lower(),

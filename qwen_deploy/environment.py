@@ -74,19 +74,20 @@ def shown(name: str, value: str | None) -> str:
     return value if PUBLIC.fullmatch(name) else "***"
 
 
-def cuda_floor(root: Path) -> str | None:
-    """The CUDA version that the image's torch is built for, from its pin: the least that a host's driver must serve.
+def cuda_floor(root: Path, build_args: Sequence[str] = ()) -> str | None:
+    """The CUDA version that the image's torch is built for, from its pin or the build argument in its place: the
+    least that a host's driver must serve.
 
     None where the pin does not say and its release is not known here.
     """
-    release = None
-    for name in ("requirements.txt", "Dockerfile"):
-        for line in (root / name).read_text().splitlines() if (root / name).is_file() else ():
-            text = line.split("#")[0].strip()
-            if "torch" not in text:
-                continue
-            if tag := PINS.search(text):
-                return f"{int(tag.group(1))}.{tag.group(2)}"
-            if pin := re.match(r"torch==(\d+\.\d+)", text):
-                release = release or pin.group(1)
-    return PYPI_CUDA.get(release)
+    lines = [line for name in ("requirements.txt", "Dockerfile") for line in lines_of(root / name)]
+    asked = [argument for argument in build_args if argument.startswith("TORCH_INDEX=")]
+    for text in asked or lines:
+        if "torch" in text and (tag := PINS.search(text)):
+            return f"{int(tag.group(1))}.{tag.group(2)}"
+    pins = (re.match(r"torch==(\d+\.\d+)", text) for text in lines)
+    return next((PYPI_CUDA.get(pin.group(1)) for pin in pins if pin), None)
+
+
+def lines_of(file: Path) -> list[str]:
+    return [line.split("#")[0].strip() for line in file.read_text().splitlines()] if file.is_file() else []

@@ -24,7 +24,7 @@ TOOLS = {
     "buildx": (["docker", "buildx", "ls"], ["docker", "buildx", "build", "--load"], ["docker", "push"]),
     "docker": (["docker", "info"], ["docker", "build"], ["docker", "push"]),
     "podman": (["podman", "info"], ["podman", "build"], ["podman", "push"]),
-    "buildah": (["buildah", "info"], ["buildah", "build"], ["buildah", "push"]),
+    "buildah": (["buildah", "info"], ["buildah", "build", "--layers"], ["buildah", "push"]),
 }
 
 

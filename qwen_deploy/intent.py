@@ -53,7 +53,8 @@ def read_intent(session: Session, options, image: Image, version: str) -> Intent
     if not endpoint:
         asked["name"] = endpoint_name(options, image)
     env, unset, tasks = asked_environment(options, present)
-    floor = options.min_cuda or (None if endpoint else cuda_floor(ROOT))
+    cuda = cuda_floor(ROOT, options.build_arg)
+    floor = options.min_cuda or (None if endpoint else cuda)
     if floor:
         asked["gpu.minCudaVersion"] = floor
     notes = [] if floor or endpoint else ["No CUDA floor: the torch pin names no CUDA. --min-cuda sets one."]
@@ -61,7 +62,7 @@ def read_intent(session: Session, options, image: Image, version: str) -> Intent
     settings = worker_settings(target["env"])
     fits = []
     if options.gpu or not endpoint:
-        fits, pools = choose_pools(session.api, options, settings, tasks, target.get("gpu.minCudaVersion"))
+        fits, pools = choose_pools(session.api, options, settings, tasks, target.get("gpu.minCudaVersion"), cuda)
         target = plan.wanted(present, asked | {"gpu.pools": pools}, env, unset)
     if target["workers.max"] == 0 and not options.no_test:
         raise UsageError("--workers-max must be at least 1 for the test jobs, not 0; --no-test leaves them out.")
@@ -134,14 +135,14 @@ def choose_tasks(asked: list[str] | None, env: dict[str, str]) -> tuple[str, ...
     return tuple(task for task in cards.MODEL_SETTINGS if task in (asked or served))
 
 
-def choose_pools(api: Api, options, settings, tasks, floor) -> tuple[list[cards.Fit], list[str]]:
-    """Every pool with its layout, and the ids of those to take."""
+def choose_pools(api: Api, options, settings, tasks, floor, cuda) -> tuple[list[cards.Fit], list[str]]:
+    """Every pool with its layout, and the ids of those to take. `floor`: the hosts' CUDA, `cuda`: the torch's."""
     names = split(options.gpu or "auto")
     auto, check = names == ["auto"], not options.no_fit_check
     if not auto and not check:
         fits = [cards.Fit(pool, None, "not checked") for pool in cards.read_pools(api, floor or None)]
     else:
-        fits = [cards.fit(pool, settings, tasks, options.ram_gb) for pool in cards.read_pools(api, floor or None)]
+        fits = [cards.fit(pool, settings, tasks, options.ram_gb, cuda) for pool in cards.read_pools(api, floor or None)]
     if auto:
         return fits, [cards.cheapest(fits).pool.id]
     return fits, cards.require_pools(names, fits, options.ram_gb, check)

@@ -58,3 +58,12 @@ def test_a_short_soak_ends_every_job_rightly(tmp_path):
     report = json.loads(output.read_text())
     assert report["wrong"] == 0 and sum(row["count"] for row in report["rows"]) == 50
     assert report["SIGKILL"] == 1 and report["SIGTERM, exit 0"] == 1
+
+
+def test_the_costs_in_the_deploy_page_are_the_command_s(benchmark):
+    report = benchmark("costs")
+    assert report["basis"] == "computed"
+    page = (ROOT / "docs/deploying.md").read_text()
+    for row in report["rows"]:
+        figures = f"${row['$ a picture']} ({row['picture s']} s) | ${row['$ an edit']} ({row['edit s']} s)"
+        assert f"| {row['pool']} | {row['card']} | {row['$/h']} | {figures} |" in page

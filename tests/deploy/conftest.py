@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -86,8 +87,10 @@ def docker(tmp_path, monkeypatch):
 
     folder = tmp_path / "bin"
     folder.mkdir()
-    system = os.pathsep.join(one for one in ("/usr/bin", "/bin") if os.path.isdir(one))
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{system}")
+    git = tmp_path / "git"  # alone: a build tool of this machine must not be found
+    git.mkdir()
+    (git / "git").symlink_to(shutil.which("git"))
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{git}")
     tools = Tools()
     tools.install("docker")
     return tools

@@ -36,6 +36,21 @@ def test_a_pool_is_as_large_as_its_smallest_card(runpod, command, monkeypatch):
     assert code == 2 and "--gpu AMPERE_48: too small" in text
 
 
+@pytest.mark.parametrize("pool", ["BLACKWELL_180", "ADA_32_PRO"])  # the latter has RTX 5090s
+def test_a_card_that_the_image_s_torch_has_no_kernels_for_is_not_taken(runpod, command, monkeypatch, pool):
+    monkeypatch.setattr(fake_runpod, "GPUS", [("NVIDIA New", pool, 180, 0.10, "HIGH"), *fake_runpod.GPUS])
+    code, text = command(*SHIP, "--gpu", pool)
+    assert code == 2 and "torch for CUDA 12.6 has no Blackwell kernels" in text
+    assert command(*SHIP)[0] == 0 and only(runpod)["gpu"]["pools"] == ["AMPERE_16"]
+
+
+def test_an_image_built_for_blackwell_takes_its_cards(runpod, command, monkeypatch):
+    monkeypatch.setattr(fake_runpod, "GPUS", [("NVIDIA B200", "BLACKWELL_180", 180, 0.10, "HIGH"), *fake_runpod.GPUS])
+    index = "TORCH_INDEX=https://download.pytorch.org/whl/cu130"
+    assert command(*SHIP, "--build-arg", index)[0] == 0
+    assert only(runpod)["gpu"]["pools"] == ["BLACKWELL_180"] and only(runpod)["gpu"]["minCudaVersion"] == "13.0"
+
+
 def test_a_task_that_is_not_wanted_is_given_no_model(runpod, command):
     assert command(*SHIP, "--tasks", "generate")[0] == 0
     assert only(runpod)["env"]["QWEN_EDIT_MODEL"] == "/none"

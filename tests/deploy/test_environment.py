@@ -24,7 +24,16 @@ def test_the_cuda_floor_comes_from_the_torch_pin(tmp_path, requirements, dockerf
 
 
 def test_this_image_s_torch_has_a_cuda_floor():
-    assert cuda_floor(ROOT)
+    assert cuda_floor(ROOT) == "12.6"
+
+
+@pytest.mark.parametrize(("argument", "floor"), [
+    ("TORCH_INDEX=https://download.pytorch.org/whl/cu130", "13.0"),
+    ("TORCH_INDEX=https://pypi.org/simple", "13.0"),  # of torch 2.14
+    ("BAKE=no", "12.6"),
+])  # fmt: skip
+def test_a_build_argument_takes_the_place_of_the_pin(argument, floor):
+    assert cuda_floor(ROOT, [argument]) == floor
 
 
 def test_a_name_alone_takes_this_shell_s_value():
