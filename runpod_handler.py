@@ -19,6 +19,7 @@ from PIL import Image
 from qwen_worker import bucket as buckets
 from qwen_worker import fallback, fitness, inference, openai_images, telemetry
 from qwen_worker import reply as replies
+from qwen_worker.batching import Batches
 from qwen_worker.checkpoint import Checkpoint
 from qwen_worker.deadline import Paces, kind_of, limit_of
 from qwen_worker.delivery import Terms, deliver, require_usable, terms_of
@@ -26,6 +27,7 @@ from qwen_worker.errors import JobError, LoadError
 from qwen_worker.inputs import Canvas, open_images, output_size
 from qwen_worker.job import Job, Stage
 from qwen_worker.job_loop import JobLoop, leave
+from qwen_worker.line import Line
 from qwen_worker.loader import Loader
 from qwen_worker.machine import read_machine
 from qwen_worker.parsing import parse
@@ -33,6 +35,7 @@ from qwen_worker.pipelines import Loaded, Pipelines
 from qwen_worker.preview import Previewer
 from qwen_worker.progress import Post, Progress, poster
 from qwen_worker.prompt_cache import PromptCache
+from qwen_worker.reply import Drawn
 from qwen_worker.request import SIDE_MULTIPLE, Debug, Drawing, Health, Request, require_served
 from qwen_worker.settings import Fallback, Misconfigured, ServerMode, Settings, read_settings
 from qwen_worker.stream import stream
@@ -66,6 +69,8 @@ class Worker:
         self.pipelines = Pipelines(settings)
         self.loader = Loader(settings, self.pipelines, self.inference_thread)
         self.counters = telemetry.Counters()
+        self.line = Line(self.inference_thread)
+        self.batches = Batches(self.line, settings.QWEN_BATCH)
         self.side_threads = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")  # pictures in and out
         self.paces = Paces()
         self.prompts = PromptCache(round(settings.QWEN_PROMPT_CACHE_MB * 1e6))
@@ -128,21 +133,23 @@ class Worker:
 
     async def serve(self, job: Job, terms: Terms) -> dict:
         """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread."""
-        request, timings = job.request, {}
+        request = job.request
         refuse_what_it_cannot(self.loader.known(request.task), request)
         # Before anything that waits for the inference thread, which may be at another job's drawing.
-        sources, mask = await job.on(self.side_threads, self.opened, job, terms, timings)
+        sources, mask = await job.on(self.side_threads, self.opened, job, terms)
         known, failure = await self.located(job)
         refuse_what_it_cannot(known, request)
         size = output_size(request, sources, mask, known.size_multiple if known else SIDE_MULTIPLE)
         canvas = Canvas(sources, mask, size)
         left = job.limit and job.started + job.limit - time.monotonic()
-        self.paces.require_time(kind_of(request, canvas), request.num_images, request.num_inference_steps, left)
+        calls = self.batches.fewest_calls(request)
+        self.paces.require_time(kind_of(request, canvas), calls, request.num_inference_steps, left)
 
-        pictures, facts = await job.on(self.inference_thread, self.draw, job, known, failure, canvas, timings)
+        drawn = await job.on(self.line, self.draw, job, known, failure, canvas)
         job.enter(Stage.DELIVERING)
-        whole = functools.partial(replies.with_timings, facts, timings)
-        return await job.on(self.side_threads, deliver, request, pictures, terms, whole, timings, job.cancelled)
+        facts = replies.metadata_of(request, size, drawn, self.pipelines.label_for(request.task), self.settings)
+        whole, pictures = functools.partial(replies.with_timings, facts, job.timings), drawn.pictures
+        return await job.on(self.side_threads, deliver, request, pictures, terms, whole, job.timings, job.cancelled)
 
     async def located(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
         """What is known of the checkpoint that serves the job, also where loading it has failed, and that failure."""
@@ -153,51 +160,44 @@ class Worker:
         # Known from an earlier job also where the load has failed since: the same job is refused or not, either way.
         return self.loader.known(task), failure
 
-    def opened(self, job: Job, terms: Terms, timings: dict[str, float]) -> tuple[list, Image.Image | None]:
+    def opened(self, job: Job, terms: Terms) -> tuple[list, Image.Image | None]:
         """The job's input pictures and its mask; on a side thread."""
-        with telemetry.timed(timings, "input"):
+        with telemetry.timed(job.timings, "input"):
             require_usable(terms, job.cancelled)
             return open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.cancelled)
 
-    def draw(
-        self, job: Job, checkpoint: Checkpoint | None, failure: LoadError | None, canvas: Canvas, timings: dict
-    ) -> tuple[list[Image.Image], dict]:
-        """The pictures and what is known of them, loading the model first where it is not; on the inference thread."""
+    def draw(self, job: Job, checkpoint: Checkpoint | None, failure: LoadError | None, canvas: Canvas) -> Drawn:
+        """The pictures and what drew them, loading the model first where it is not; on the inference thread."""
         job.enter(Stage.LOADING)
         loaded = None
         if failure is None:
             # A job that the plan has no room for is refused before anything is loaded.
             fits = functools.partial(inference.require_fits, checkpoint, size=canvas.size, images=len(canvas.sources))
-            with telemetry.timed(timings, "load"):
+            with telemetry.timed(job.timings, "load"):
                 loaded, failure = self.loader.load(job.request.task, fits)
         if failure and self.settings.QWEN_FALLBACK is Fallback.FORBID:
             raise JobError("model_unavailable", failure.reason)
+        if loaded and (swap := self.pipelines.activate(loaded)):
+            job.timings["swap"] = swap
         telemetry.peak_vram_gb(reset=True)
         try:
             job.enter(Stage.DRAWING)
-            pictures, steps = self.pictures(job, loaded, canvas, timings)
+            with telemetry.timed(job.timings, "inference"):
+                if failure:
+                    return Drawn(fallback.draw(job.request, *canvas.parts), 0, failure=failure)
+                return self.by_the_model(job, loaded, canvas)
         finally:
             job.leave_drawing()
-        label = self.pipelines.label_for(job.request.task)
-        facts = replies.metadata_of(job.request, canvas.size, steps, loaded, label, failure)
-        facts["worker_version"] = self.settings.QWEN_WORKER_VERSION
-        if loaded and loaded.plan.device == "cuda":
-            facts["peak_vram_gb"] = telemetry.peak_vram_gb()
-        return pictures, facts
 
-    def pictures(self, job: Job, loaded: Loaded | None, canvas: Canvas, timings: dict) -> tuple[list[Image.Image], int]:
-        """The pictures, by the model or its stand-in, and the steps that each took."""
-        request, drawn_on = job.request, (canvas.sources, canvas.mask, canvas.size)
-        if loaded and (swap := self.pipelines.activate(loaded)):
-            timings["swap"] = swap
-        with telemetry.timed(timings, "inference"):
-            if not loaded:
-                return fallback.draw(request, *drawn_on), 0
-            inference.require_prompt_fits(loaded, request)
-            pictures, steps = inference.draw(loaded, request, *drawn_on, job, self.prompts)
-            seconds = job.drawing_seconds()
-            self.paces.record(kind_of(request, canvas), job.step_seconds, len(pictures), steps, seconds)
-            return pictures, steps
+    def by_the_model(self, job: Job, loaded: Loaded, canvas: Canvas) -> Drawn:
+        request = job.request
+        inference.require_prompt_fits(loaded, request)
+        drawn = self.batches.draw(loaded, job, self.prompts)
+        drawn = drawn or inference.draw(loaded, request, *canvas.parts, job, self.prompts)
+        if drawn.batch == 1:  # in company a step takes longer and says nothing of how fast it could be
+            kind, count = kind_of(request, canvas), len(drawn.pictures)
+            self.paces.record(kind, job.step_seconds, count, drawn.steps, job.drawing_seconds())
+        return drawn
 
 
 def refuse_what_it_cannot(checkpoint: Checkpoint | None, request: Drawing) -> None:
@@ -220,7 +220,7 @@ def main() -> None:
     for check in fitness.checks(settings, worker().loader.why_not_placed, worker().loader.why_not_loaded):
         runpod.serverless.register_fitness_check(check)
     lives = settings.QWEN_SHUTDOWN_SECONDS, settings.QWEN_STUCK_SECONDS
-    loop = JobLoop(worker().jobs, settings.QWEN_CONCURRENCY, *lives)
+    loop = JobLoop(worker().jobs, settings.QWEN_CONCURRENCY * settings.QWEN_BATCH, *lives)
     streamed = {"handler": streaming_handler, "return_aggregate_stream": True}
     served = streamed if settings.STREAM else {"handler": handler}
     try:

@@ -50,6 +50,7 @@ NAMES = {
     "QWEN_SAVINGS": "Exact savings of memory",
     "QWEN_VRAM_GB": "GPU memory cap (GB)",
     "QWEN_CONCURRENCY": "Jobs held at once",
+    "QWEN_BATCH": "Small pictures in one call",
     "QWEN_PROMPT_CACHE_MB": "Prompt cache (MB)",
     "QWEN_LOAD_RETRY_SECONDS": "Pause before a load is retried (s)",
     "QWEN_FETCH_SECONDS": "Deadline of an input image (s)",

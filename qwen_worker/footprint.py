@@ -156,6 +156,15 @@ class Plan:
     def fits(self, width: int, height: int, images: int = 0) -> bool:
         return self.device == "cpu" or self.peak(width, height, images, tiled=True) <= self.limit
 
+    def at_once(self, width: int, height: int, most: int, pixels: int) -> int:
+        """How many pictures of this size, of `pixels` in all, one call may draw without the VAE's tiles.
+
+        Together they take what one picture of as many pixels takes.
+        """
+        return next(
+            (n for n in range(most, 1, -1) if n * width * height <= pixels and not self.tiles(width, n * height)), 1
+        )
+
     def largest(self, width: int, height: int, multiple: int, images: int = 0) -> tuple[int, int] | None:
         """The largest size of about this aspect that fits, in multiples; None where not even the smallest does."""
         for part in range(1, 64):

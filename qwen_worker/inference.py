@@ -1,7 +1,7 @@
 """One job's pictures from a loaded pipeline, one seed at a time.
 
-One picture a call and not a batch: a batch rounds differently, and each seed must give the same bytes alone. Knows
-nothing of how a job arrived or how its result leaves.
+One picture a call and not a batch: a batch rounds differently, and each seed must give the same bytes alone. Where an
+endpoint gives that up for speed, `batching.py` comes first. Knows nothing of how a job arrived or its result leaves.
 """
 
 import inspect
@@ -19,7 +19,9 @@ from .inpainting import PartialDenoise
 from .job import Job
 from .pipelines import Loaded
 from .prompt_cache import PromptCache
+from .reply import Drawn
 from .request import Drawing, Edit, require_tokens
+from .telemetry import peak_vram_gb
 
 LEAK_BYTES = 1_000_000_000  # memory that does not come back after a failed job: the worker is better restarted
 MAX_SEQUENCE_LENGTH = 1024  # always passed: diffusers cuts at 512 tokens in silence
@@ -40,8 +42,8 @@ def draw(
     size: tuple[int, int],
     job: Job,
     prompts: PromptCache,
-) -> tuple[list[Image.Image], int]:
-    """The pictures of the request's seeds, RGB of `size`, and the denoising steps that each took.
+) -> Drawn:
+    """The pictures of the request's seeds, RGB of `size`.
 
     `sources`: RGB input pictures, empty for generate. `mask`: `L` of the source's size, 255 = repaint. Raises
     `Cancelled` within a step once the job is stopped, `JobError` out_of_memory when CUDA has no more even in tiles.
@@ -63,7 +65,7 @@ def draw(
                     picture, steps = draw_one(loaded.pipe, request, sources, mask, size, seed, job, len(pictures))
                     pictures.append(picture)
                     job.require_running()
-            return pictures, steps
+            return Drawn(pictures, steps, loaded, peak_vram_gb=peak_vram_gb())
         except torch.OutOfMemoryError:
             pass
         # Outside the handler, where the traceback no longer holds the tensors that filled the card.
@@ -148,6 +150,7 @@ def draw_one(pipe, request, sources, mask, size, seed, job: Job, number: int) ->
         nonlocal steps
         steps = step + 1
         job.step_ends(steps, pipe.num_timesteps, number)
+        job.require_running()
         if preview and (shown := preview.after_step(step, tensors["latents"])):
             job.preview = shown
         tensors = partial.after_step(step, tensors) if partial else tensors

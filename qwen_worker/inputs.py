@@ -18,6 +18,10 @@ class Canvas:
     mask: Image.Image | None
     size: tuple[int, int]
 
+    @property
+    def parts(self) -> tuple[list[Image.Image], Image.Image | None, tuple[int, int]]:
+        return self.sources, self.mask, self.size
+
 
 def open_images(
     request: Drawing, fetch_seconds: float, cancelled: threading.Event | None = None

@@ -4,10 +4,14 @@ Knows nothing of how the pictures came about, nor of how they leave (`delivery.p
 """
 
 import json
+from dataclasses import dataclass
+
+from PIL import Image
 
 from .errors import LoadError
 from .pipelines import Loaded
 from .request import Drawing, Edit
+from .settings import Settings
 
 MESSAGES = {
     "generate": "Image generated",
@@ -15,6 +19,18 @@ MESSAGES = {
     "background_replacement": "Background replaced",
 }
 STAND_IN_MESSAGE = "The model could not be loaded: this is a PIL stand-in, not a generated image"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What came of a job's turn on the inference thread."""
+
+    pictures: list[Image.Image]
+    steps: int  # that each took
+    loaded: Loaded | None = None  # what drew them; None for a stand-in
+    failure: LoadError | None = None  # why there is none
+    peak_vram_gb: float | None = None
+    batch: int = 1  # pictures that shared their call; of several calls, those of the first
 
 
 def success(request: Drawing, metadata: dict, pictures: list[str], field: str = "image") -> dict:
@@ -29,10 +45,9 @@ def success(request: Drawing, metadata: dict, pictures: list[str], field: str = 
     return reply | ({f"{field}s": pictures} if len(pictures) > 1 else {})
 
 
-def metadata_of(
-    request: Drawing, size: tuple[int, int], steps: int, loaded: Loaded | None, model: str, failure: LoadError | None
-) -> dict:
+def metadata_of(request: Drawing, size: tuple[int, int], drawn: Drawn, model: str, settings: Settings) -> dict:
     """What is known of the pictures before they are encoded. `model`: the name to report when none is loaded."""
+    loaded = drawn.loaded
     facts = {
         "model": loaded.checkpoint.name if loaded else model,
         "revision": loaded.checkpoint.revision if loaded else None,
@@ -41,17 +56,22 @@ def metadata_of(
         "width": size[0],
         "height": size[1],
         "dimensions": f"{size[0]}x{size[1]}",
-        "steps": steps,
+        "steps": drawn.steps,
         "guidance_scale": request.guidance_scale,
         "seed": request.seed,
         "seeds": request.seeds,
+        "worker_version": settings.QWEN_WORKER_VERSION,
     }
     if isinstance(request, Edit):
         facts["strength"] = request.strength
     if request.instruction != request.prompt:
         facts["instruction"] = request.instruction
-    if failure:
-        facts["fallback_reason"] = failure.reason
+    if drawn.failure:
+        facts["fallback_reason"] = drawn.failure.reason
+    if loaded and settings.QWEN_BATCH > 1:
+        facts["batch"] = drawn.batch
+    if loaded and loaded.plan.device == "cuda":
+        facts["peak_vram_gb"] = drawn.peak_vram_gb
     return facts
 
 

@@ -137,8 +137,12 @@ class Settings(BaseSettings):
         900, gt=0, description="how long a job may hold its slot after its end or its stop before the worker ends"
     )
     QWEN_CONCURRENCY: int = Field(
-        1, ge=1, le=4, description="jobs held at once: above 1 the next one's pictures are fetched during a drawing"
+        1,
+        ge=1,
+        le=4,
+        description="jobs held at once, times QWEN_BATCH: above 1 the next one's pictures are fetched during a drawing",
     )
+    QWEN_BATCH: int = Field(1, ge=1, le=8, description="small pictures that may share a call of the pipeline; 1: none")
     QWEN_PROGRESS_SECONDS: float = Field(
         1, ge=0, description="least time between two progress messages of a job; 0 for none"
     )

@@ -35,24 +35,26 @@ class Counters:
         self.jobs = Counter()  # by task
         self.errors = Counter()  # by code
         self.fallbacks = 0
+        self.batched = 0  # jobs whose pictures shared a call
         self.seconds = 0.0
         self.peak_vram_gb = 0.0
 
-    def count(self, task: str, code: str, seconds: float, fell_back: bool = False, peak_vram_gb: float = 0.0) -> None:
+    def count(self, task: str, code: str, seconds: float, facts: dict) -> None:
         with self.lock:
             self.jobs[task] += 1
             if code != "ok":
                 self.errors[code] += 1
-            self.fallbacks += fell_back
+            self.fallbacks += facts.get("backend") == "pil-fallback"
+            self.batched += facts.get("batch", 1) > 1
             self.seconds += seconds
-            self.peak_vram_gb = max(self.peak_vram_gb, peak_vram_gb)
+            self.peak_vram_gb = max(self.peak_vram_gb, facts.get("peak_vram_gb") or 0.0)
 
     def record(self, job_id: str, task: str, reply: dict, seconds: float) -> None:
         """Count the job and log its one line: no prompt, image or secret in it."""
         code = str(reply["error"]).split(":")[0] if "error" in reply else "ok"
         facts = reply.get("metadata", {})
         backend = facts.get("backend", "-")
-        self.count(task, code, seconds, backend == "pil-fallback", facts.get("peak_vram_gb") or 0.0)
+        self.count(task, code, seconds, facts)
         log_line(
             job_id,
             "INFO" if code == "ok" else "ERROR" if code == "internal" else "WARN",
@@ -66,6 +68,7 @@ class Counters:
                 "jobs": dict(self.jobs),
                 "errors": dict(self.errors),
                 "fallbacks": self.fallbacks,
+                "batched": self.batched,
                 "seconds": round(self.seconds, 3),
                 "peak_vram_gb": self.peak_vram_gb,
             }

@@ -276,3 +276,17 @@ def test_how_far_is_told_by_picture():
     assert str(job.out_of_time()).endswith("ran out after 4 of 10 steps of picture 2 of 3")
     job.step_ends(10, 10, 2)
     assert str(job.out_of_time()).endswith("ran out after 10 of 10 steps of picture 3 of 3")
+    job.step_ends(4, 10, 0, at_once=2)
+    assert str(job.out_of_time()).endswith("ran out after 4 of 10 steps of pictures 1 to 2 of 3") and job.step == 8
+
+
+def test_seconds_a_step_are_those_of_one_picture_however_many_a_call_draws(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("qwen_worker.job.time.monotonic", lambda: now)
+    jobs = [Job("a", parse({**SMALL, "num_images": 3, "num_inference_steps": 10}, "a")) for _ in range(2)]
+    for step in (1, 2, 3):
+        now += 6.0
+        for job, at_once in zip(jobs, (1, 3), strict=True):
+            job.step_ends(step, 10, 0, at_once)
+    assert [job.step_seconds for job in jobs] == [6.0, 2.0]
+    assert [job.seconds_left() for job in jobs] == [27 * 6.0, 7 * 6.0]

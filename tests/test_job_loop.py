@@ -118,6 +118,31 @@ def test_a_worker_that_holds_two_jobs_opens_the_next_one_s_picture_while_it_draw
         assert worker.terminate()[0] == 0
 
 
+def test_small_jobs_share_a_call_and_a_stop_of_one_leaves_the_others(environment, web):
+    plane = ControlPlane()
+    batching = {"QWEN_BATCH": "4", "QWEN_CONCURRENCY": "2", "QWEN_PROGRESS_SECONDS": "0.1"}
+    long = {**SMALL, "num_inference_steps": 60}
+    with WorkerProcess(environment(**batching, **addresses(web(plane)))) as worker:
+        plane.put("before", {**SMALL, "num_inference_steps": 61})
+        plane.wait(lambda: "progress" in plane.kinds("before"))
+        for number, name in enumerate("abcd"):
+            plane.put(name, {**long, "prompt": f"a red circle {name}" * (number + 1), "seed": number})
+        plane.put("large", {**SMALL, "width": 768, "height": 768})
+        plane.wait(lambda: plane.state("c").get("output", {}).get("step", 0) > 1)
+        plane.stops.put("c")
+        replies = {name: plane.result(name)["output"] for name in ("before", "a", "b", "d", "large")}
+        shared = {name: reply["metadata"]["batch"] for name, reply in replies.items()}
+        assert shared == {"before": 1, "a": 4, "b": 4, "d": 4, "large": 1} and "c" not in plane.bodies
+        plane.put("a-again", {**long, "prompt": "a red circle a", "seed": 0})
+        by_itself = plane.result("a-again")["output"]
+        assert by_itself["metadata"]["batch"] == 1
+        for one, other in zip(*(picture_of(r["image"]).tobytes() for r in (by_itself, replies["a"])), strict=True):
+            assert abs(one - other) <= 1
+        plane.put("health", {"task": "health"})
+        assert plane.result("health")["output"]["counters"]["batched"] == 3
+        assert worker.terminate()[0] == 0
+
+
 HANGS = """
 import time, runpod_handler
 from qwen_worker import fallback

@@ -200,3 +200,14 @@ def test_a_container_s_limit_counts(monkeypatch, tmp_path):
     assert read_machine().ram_total == 2 * GB
     limit.write_text("max\n")
     assert container_limit() is None
+
+
+def test_as_many_pictures_share_a_call_as_have_the_pixels_and_need_no_tiles():
+    megapixel, found = 1 << 20, plan([GENERATE], card(80))
+    counts = {side: found.at_once(side, side, 8, megapixel) for side in (256, 320, 512, 640, 736, 1024)}
+    assert counts == {256: 8, 320: 8, 512: 4, 640: 2, 736: 1, 1024: 1}
+    assert found.at_once(512, 512, 1, megapixel) == 1 and found.at_once(512, 512, 3, megapixel) == 3
+    assert found.at_once(512, 512, 8, megapixel // 2) == 2
+    tight = dataclasses.replace(found, limit=found.peak(512, 512 * 3))
+    assert tight.at_once(512, 512, 8, megapixel) == 3
+    assert dataclasses.replace(found, limit=0).at_once(512, 512, 8, megapixel) == 1
