@@ -197,6 +197,7 @@ class Worker:
         if drawn.batch == 1:  # in company a step takes longer and says nothing of how fast it could be
             kind, count = kind_of(request, canvas), len(drawn.pictures)
             self.paces.record(kind, job.step_seconds, count, drawn.steps, job.drawing_seconds())
+        loaded.stages.setdefault("first_job", round(job.drawing_seconds(), 3))
         return drawn
 
 

@@ -52,6 +52,8 @@ NAMES = {
     "QWEN_CONCURRENCY": "Jobs held at once",
     "QWEN_BATCH": "Small pictures in one call",
     "QWEN_PROMPT_CACHE_MB": "Prompt cache (MB)",
+    "QWEN_LOAD_THREADS": "Threads that read weights",
+    "QWEN_PREPARED": "Prepared checkpoints",
     "QWEN_LOAD_RETRY_SECONDS": "Pause before a load is retried (s)",
     "QWEN_FETCH_SECONDS": "Deadline of an input image (s)",
     "QWEN_JOB_SECONDS": "Limit of a job (s)",

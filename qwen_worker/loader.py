@@ -68,7 +68,7 @@ class Loader:
         loaded = self.pipelines.load(task)
         if not known:
             name, seconds = loaded.checkpoint.name, loaded.seconds
-            where = ", ".join(f"{stage} {spent:.1f}" for stage, spent in loaded.stages.items() if spent >= 0.05)
+            where = ", ".join(f"{stage} {spent:.2f}" for stage, spent in loaded.stages.items())
             telemetry.log_line(None, "INFO", f"{name} loaded in {seconds:.1f} s: {loaded.plan}")
             telemetry.log_line(None, "INFO", f"{name} seconds: {where}; prepared: {loaded.prepared}")
         return loaded

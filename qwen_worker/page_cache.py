@@ -16,11 +16,11 @@ THREADS = 4
 
 
 @contextmanager
-def reading_ahead(files: Iterable[Path], limit: int) -> Iterator[None]:
+def reading_ahead(files: Iterable[Path], limit: int) -> Iterator["ReadAhead"]:
     """Within, the files are read, in order and up to `limit` bytes."""
     ahead = ReadAhead(files, limit)
     try:
-        yield
+        yield ahead
     finally:
         ahead.stop()
 

@@ -38,8 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
             if found is None:
                 raise LoadError(f"{model} is not on this machine")
             folder = prepare(found, plan_of(found, options), options.output / prepared.FOLDER)
-        except LoadError as failure:
-            sys.exit(f"{model} cannot be prepared. {failure.reason}.")
+        except (LoadError, OSError) as failure:
+            reason = failure.reason if isinstance(failure, LoadError) else failure.strerror
+            sys.exit(f"{model} cannot be prepared. {reason}.")
         print(f"{folder}: {size_of(folder) / GB:.2f} GB of {size_of(found.folder) / GB:.2f}", flush=True)
 
 

@@ -56,13 +56,14 @@ def find(
     for folder in folders(roots, found.folder):
         try:
             manifest = read_json(folder, MANIFEST)
+            if not is_of(manifest["source"], found):
+                continue
             reason = why_not(manifest, found, plan, gpu, allowed) or what_lacks(folder, manifest)
         except (LoadError, KeyError, TypeError, ValueError) as error:
             reason = f"its {MANIFEST} cannot be read ({type(error).__name__})"
         if reason is None:
             return folder, folder.name
-        if reason:
-            reasons.append(f"{folder.name} is not used: {reason}")
+        reasons.append(f"{folder.name} is not used: {reason}")
     return None, "; ".join(reasons) or "none"
 
 
@@ -76,11 +77,14 @@ def folders(roots: Iterable[Path], source: Path | None) -> Iterator[Path]:
                 yield manifest.parent
 
 
+def is_of(source: dict, found: Checkpoint) -> bool:
+    """Whether it was made of this model, whatever the revision; folders have no other name than their content's."""
+    return source["hub_id"] == found.hub_id and (found.hub_id is not None or source["revision"] == found.revision)
+
+
 def why_not(manifest: dict, found: Checkpoint, plan: Plan, gpu: Gpu | None, allowed: Prepared) -> str | None:
-    """Why it may not be loaded for this plan; "" where it is of another model, None where it may."""
+    """Why it may not be loaded for this plan, None where it may."""
     source, layout, wanted = manifest["source"], Layout(**manifest["layout"]), layout_of(plan)
-    if source["hub_id"] != found.hub_id or (not found.hub_id and source["revision"] != found.revision):
-        return ""
     if found.revision and not source["revision"].startswith(found.revision):
         return f"it is of revision {source['revision'][:12]}, not {found.revision[:12]}"
     if manifest["format"] != FORMAT:
