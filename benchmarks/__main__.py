@@ -13,6 +13,7 @@ BENCHMARKS = {
     "throughput": "jobs a minute with and without prefetch, and by a plain handler",
     "soak": "many jobs under faults: each ends once, and rightly",
     "fit": "which plan each card gets, its predicted peak and, on a GPU, the measured one",
+    "load": "bytes a second into a model: ours, from_pretrained, and a plain parallel read of the same file",
     "costs": "dollars a picture and an edit on each pool of cards, computed",
     "quality": "what each precision does to the pictures of the tiny checkpoint",
 }

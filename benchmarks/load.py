@@ -1,0 +1,159 @@
+"""Bytes a second into a model: our reader beside the libraries' own loading and a plain parallel read.
+
+A transformer of the released architecture, of as many blocks as fit `--gb`, with random weights; all three read the
+same file, each time from the disk (its pages are dropped from the cache before) and once more from memory, in turns and
+in processes of their own. `--folder` says which disk. The share is of the plain read's rate in the same round. On a
+machine with a GPU the weights go there; on one without into new RAM, the plain read's bytes too:
+
+    python -m benchmarks load --gb 20 --folder /runpod-volume/tmp
+"""
+
+import json
+import mmap
+import multiprocessing
+import os
+import statistics
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from qwen_worker import libraries
+from qwen_worker.machine import read_gpu
+
+BLOCK_BYTES = 2 * 340_000_000  # of one of the 60 blocks in bfloat16
+CHUNK = 16 << 20
+WAYS = ("plain parallel read", "ours", "diffusers from_pretrained")
+
+
+def add_options(parser) -> None:
+    parser.add_argument("--gb", type=float, default=3, help="size of the file, about (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="where to write the file (default: the temporary folder)")
+    parser.add_argument("--threads", type=int, default=8, help="of ours and the plain read (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--pause", type=float, default=0, help="seconds before each read, for disks that are rationed")
+
+
+def run(options) -> tuple[list[dict], dict]:
+    gpu = read_gpu()
+    device = "cuda" if gpu else "cpu"
+    libraries.import_all(frozenset())
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        file = write(Path(folder), max(1, round(options.gb * 1e9 / BLOCK_BYTES)))
+        size = file.stat().st_size
+        measured = {(way, cached): [] for cached in (False, True) for way in WAYS}
+        for _ in range(options.rounds):
+            for way, cached in measured:
+                time.sleep(options.pause)
+                drop(file)
+                if cached:
+                    plain_read(file, options.threads, keep=False)
+                measured[way, cached].append(size / in_own_process(way, file, device, options.threads) / 1e9)
+    rows = []
+    for (way, cached), rates in measured.items():
+        plain = measured[WAYS[0], cached]
+        share = statistics.median(rate / other for rate, other in zip(rates, plain, strict=True))
+        figures = {
+            "GB/s (median)": statistics.median(rates),
+            "lowest": min(rates),
+            "highest": max(rates),
+            "share": share,
+        }
+        row = {"read by": way, "from": "memory" if cached else "disk"}
+        rows.append(row | {name: round(figure, 2) for name, figure in figures.items()})
+    facts = {"gpu": gpu.name if gpu else None, "into": "the card" if gpu else "RAM", "file GB": round(size / 1e9, 2)}
+    return rows, facts | {"threads": options.threads, "rounds": options.rounds, "processors": os.cpu_count()}
+
+
+def write(folder: Path, blocks: int) -> Path:
+    """`folder`/transformer with a config and random weights of that many blocks."""
+    import torch
+    from accelerate import init_empty_weights
+    from diffusers import QwenImageTransformer2DModel
+
+    from .full_size import RANDOM_BYTES, write_weights
+
+    with init_empty_weights():
+        model = QwenImageTransformer2DModel(num_layers=blocks)
+    (folder / "transformer").mkdir()
+    config = dict(model.config) | {"_class_name": type(model).__name__}
+    (folder / "transformer/config.json").write_text(json.dumps(config))
+    pool = torch.empty(RANDOM_BYTES // 2).normal_(0, 0.02, generator=torch.Generator().manual_seed(0)).bfloat16()
+    file = folder / "transformer/diffusion_pytorch_model.safetensors"
+    write_weights(file, model.state_dict(), pool)
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+    return file
+
+
+def drop(file: Path) -> None:
+    """Take the file's pages out of the system's cache; those that no process maps, which is all of them here."""
+    descriptor = os.open(file, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
+def in_own_process(way: str, file: Path, device: str, threads: int) -> float:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(sender, way, file, device, threads))
+    process.start()
+    sender.close()
+    seconds = receiver.recv()
+    process.join()
+    return seconds
+
+
+def measure(sender, way: str, file: Path, device: str, threads: int) -> None:
+    """Send the seconds from the first call to the last byte in its place; imports and the context do not count."""
+    import torch
+
+    libraries.import_all(frozenset())
+    if device == "cuda":
+        torch.zeros(1, device=device)
+    started = time.perf_counter()
+    if way == WAYS[0]:
+        plain_read(file, threads, keep=device == "cpu")
+    else:
+        model = load(way, file.parent, device, threads)
+        assert next(model.parameters()).device.type == device
+        if device == "cuda":
+            torch.cuda.synchronize()
+    sender.send(time.perf_counter() - started)
+
+
+def load(way: str, folder: Path, device: str, threads: int):
+    import torch
+    from diffusers import QwenImageTransformer2DModel
+
+    if way == "ours":
+        from qwen_worker.assembly import Target, diffusers_model
+
+        return diffusers_model(QwenImageTransformer2DModel, folder, Target(device, torch.bfloat16, threads))
+    model = QwenImageTransformer2DModel.from_pretrained(folder, dtype=torch.bfloat16, device_map=device)
+    # On a CPU the parameters are still pages of the file that nobody has read.
+    return model if device == "cuda" else model.apply(touched)
+
+
+def touched(module) -> None:
+    for parameter in module.parameters(recurse=False):
+        parameter.data = parameter.data.clone()
+
+
+def plain_read(file: Path, threads: int, keep: bool) -> None:
+    """The file's bytes, into buffers that are used over and over or, to `keep` them, into memory of their size."""
+    size, local = file.stat().st_size, threading.local()
+    kept = mmap.mmap(-1, size) if keep else None
+    descriptor = os.open(file, os.O_RDONLY)
+
+    def read(offset: int) -> int:
+        if kept:
+            return os.preadv(descriptor, [memoryview(kept)[offset : offset + CHUNK]], offset)
+        if not hasattr(local, "buffer"):
+            local.buffer = memoryview(bytearray(CHUNK))
+        return os.preadv(descriptor, [local.buffer], offset)
+
+    with ThreadPoolExecutor(threads) as pool:
+        assert sum(pool.map(read, range(0, size, CHUNK))) == size
+    os.close(descriptor)
