@@ -35,8 +35,16 @@ def tiny():
     return ROOT / "models/tiny-qwen-image"
 
 
+@pytest.fixture(scope="session")
+def every_library():
+    """The libraries with all quantizers: a worker that needs none would hide them from all tests after it."""
+    from qwen_worker import libraries
+
+    libraries.import_all()
+
+
 @pytest.fixture
-def settings(tiny):
+def settings(tiny, every_library):
     """Settings(**overrides) for the tiny checkpoint, with nowhere else to look for weights."""
     from qwen_worker.settings import Settings
 
@@ -57,7 +65,7 @@ def cold_worker(settings):
 
 
 @pytest.fixture(scope="session")
-def warm_worker(tiny):
+def warm_worker(tiny, every_library):
     """One worker for the session: loading is what takes long. Tests that change a worker take `cold_worker`."""
     import runpod_handler
     from qwen_worker.settings import Settings

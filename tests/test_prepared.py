@@ -279,3 +279,16 @@ def test_a_layout_is_what_of_the_plan_is_in_the_files(tiny):
     assert prepared.layout_of(plan) == prepared.Layout("bf16", True, "bf16", head=True, vision=True)
     plan = plan_for(tiny / "generate", savings=frozenset({Saving.TRIM}), vision=False)
     assert prepared.layout_of(plan) == prepared.Layout("bf16", True, "bf16", head=False, vision=False)
+
+
+def test_a_table_of_another_transformer_is_refused(tiny, tmp_path):
+    from safetensors.torch import save_file
+
+    from qwen_worker import table_file
+
+    from .test_assembly import component
+
+    transformer = component(tiny / "generate", "transformer", plan_for(tiny / "generate"))
+    save_file({"rows": torch.zeros(1249, 4, 2, 768, dtype=torch.bfloat16)}, tmp_path / table_file.FILE)
+    with pytest.raises(LoadError, match=r"holds the shapes \[\(1249, 4, 2, 768\)\] where the transformer asks for"):
+        table_file.read(transformer, tmp_path, 2)

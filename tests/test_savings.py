@@ -229,3 +229,14 @@ def test_transformers_take_turns(tiny):
     assert turns.activate("generate") > 0.0 and turns.active == "generate"
     assert turns.activate("edit") > 0.0
     assert all(torch.equal(models[name].proj_out.weight, weight) for name, weight in before.items())
+
+
+def test_a_transformer_that_was_read_into_host_memory_is_brought_to_the_device(monkeypatch):
+    from qwen_worker.residency import Turns
+
+    brought = []
+    monkeypatch.setattr(Turns, "activate", lambda self, name: brought.append((name, list(self.waiting[name]))))
+    turns = Turns("meta")  # stands for a card: another device than the host's
+    turns.add("generate", torch.nn.Linear(2, 3))
+    turns.add("edit", torch.nn.Linear(2, 3, device="meta"))
+    assert brought == [("generate", ["weight", "bias"])] and turns.active == "edit"
