@@ -236,7 +236,8 @@ def test_a_transformer_that_was_read_into_host_memory_is_brought_to_the_device(m
 
     brought = []
     monkeypatch.setattr(Turns, "activate", lambda self, name: brought.append((name, list(self.waiting[name]))))
-    turns = Turns("meta")  # stands for a card: another device than the host's
-    turns.add("generate", torch.nn.Linear(2, 3))
-    turns.add("edit", torch.nn.Linear(2, 3, device="meta"))
-    assert brought == [("generate", ["weight", "bias"])] and turns.active == "edit"
+    there, away = Turns("cpu"), Turns("meta")  # meta stands for a card: another device than the host's
+    there.add("generate", torch.nn.Linear(2, 3))
+    assert not brought and there.active == "generate"
+    away.add("generate", torch.nn.Linear(2, 3))
+    assert brought == [("generate", ["weight", "bias"])]
