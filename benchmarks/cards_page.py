@@ -9,8 +9,8 @@ LIMIT = 30  # seconds that a job is hoped to take at most
 HEAD = """# Cards
 
 What a picture takes and costs on each pool of RunPod's cards, and how much memory the models take. Written by
-`python -m benchmarks costs` from what `python -m benchmarks fit` and `speed` have recorded in `benchmarks/results/`;
-`benchmarks/on_gpu.sh` runs both on a machine with a GPU.
+`python -m benchmarks costs` from what `python -m benchmarks fit` and `speed` have recorded in `benchmarks/results/`
+([how](#measuring-a-card)).
 
 Every figure says how it is known. **Measured**: on that card. **Scaled**: from another card's measured seconds, by the
 dense bfloat16 rates of the two. **Not measured**: computed from the 18.5 s that others measured for a picture on an
@@ -33,24 +33,55 @@ that take longer than 300 seconds need a higher `--execution-timeout`. With live
 ## Where {limit} seconds hold
 
 """
+SPEED = """
+## Beside stock diffusers and the floor
+
+Seconds a job of ours and of stock diffusers with the same weights in one process, job by job in turns; the floor is the
+transformer's arithmetic over the rate of a large matrix product on that card.
+
+"""
 MEMORY = """
 ## Memory
 
-Predicted and measured peaks of the whole card in GB, its CUDA context included, and seconds a step, at {sizes}. `ours`
-is served under a cap of that many GB with one task or both, `stock` diffusers with one. The layouts are explained in
-[Memory](../QWEN_IMPLEMENTATION.md#memory).
+Predicted and measured peaks of the whole card in GB, its CUDA context included, and seconds a step, at
+{sizes}. `ours` is served under a cap of that many GB with one task or both, `stock` diffusers with one. The layouts are
+explained in [Memory](../QWEN_IMPLEMENTATION.md#memory).
 
 """
 
 
-def page(rows: list[dict], fit: list[dict]) -> str:
+MEASURING = """
+## Measuring a card
+
+On a machine with the card, the packages of `requirements-dev.txt` and 60 GB of free disk (or RAM):
+
+```bash
+benchmarks/on_gpu.sh          # nine minutes, the most worth first; again to go on, until all is "measured before"
+python -m benchmarks costs    # writes this page anew
+```
+
+The models are the released architecture with random weights, so nothing is downloaded. Each part is a process of its
+own, and a call that is cut off loses only what was not finished; `python -m benchmarks fit --list` names the parts,
+`--part` chooses. A larger card stands in for a smaller one, of another generation where asked: `--vram-gb 24
+--architecture ampere`. For a machine without network, with torch and transformers but not the rest:
+`benchmarks/wheels.sh FOLDER` here, `WHEELS=FOLDER benchmarks/on_gpu.sh` there. `speed` puts stock diffusers beside ours
+in one process and both against the floor, the arithmetic over the card's measured rate; `--set NAME=VALUE` adds our
+worker with a setting.
+
+![Predicted and measured memory, seconds a step](../benchmarks/results/fit.png)
+
+![Where a picture's seconds go](../benchmarks/results/speed.png)
+"""
+
+
+def page(rows: list[dict], fit: list[dict], speed: list[dict]) -> str:
     parts = [HEAD.format(limit=LIMIT)]
     for preset in dict.fromkeys(row["preset"] for row in rows):
         of_preset = [row for row in rows if row["preset"] == preset]
-        parts.append(f"\n### {preset}\n\n" + seconds_table(of_preset))
+        parts.append(f"\n### Preset `{preset}`\n\n" + seconds_table(of_preset))
     best = [row for row in rows if row["preset"] == rows[0]["preset"]]
     parts.append(COSTS.format(limit=LIMIT, cheapest=cheapest(best)) + holds(rows))
-    parts.append(memory_section(fit))
+    parts.append(SPEED + speed_table(speed) + memory_section(fit) + MEASURING)
     return "".join(parts)
 
 
@@ -82,6 +113,22 @@ def holds(rows: list[dict]) -> str:
             cards = ", ".join(f"{row['card']} ({row[f'{name} is']})" for row in within)
             lines.append(f"- `{preset}`, {name}: {cards or 'on none of these cards'}\n")
     return "".join(lines)
+
+
+def speed_table(speed: list[dict]) -> str:
+    """A line for each pair that was measured in turns on a card, and for our presets."""
+    lines = []
+    for row in speed:
+        if row["checkpoint"] == "tiny" or row["measured"] != MEASURED or row["contender"] != "ours":
+            continue
+        pair = ("device", "task", "size", "preset", "settings", "whole")
+        stock = next((o for o in speed if o["contender"] == "stock" and all(o[n] == row[n] for n in pair)), {})
+        words = [row["device"], row["task"], str(row["size"]), f"{row['preset']} {row['settings']}".strip()]
+        seconds = [row.get("job s"), stock.get("job s"), row["step s"], stock.get("step s"), row["floor step s"]]
+        shown = [str(row["steps"]), *("" if one is None else f"{one:.3g}" for one in seconds)]
+        lines.append([*words, *shown, str(row.get("of stock", ""))])
+    head = ["on", "task", "size", "preset", "steps", "ours", "stock", "a step", "stock's", "floor's", "ours of stock's"]
+    return table(head, lines) if lines else "Not measured on any card.\n"
 
 
 def memory_section(fit: Iterable[dict]) -> str:

@@ -81,9 +81,9 @@ def architecture_of(case: Case, asked: str | None) -> str | None:
 
 def machine_for(case: Case, real: Machine, architecture: str | None = None, ram_gb: float | None = None) -> Machine:
     """The machine that the case is planned for: the real one, but of that architecture; one made up where none is."""
-    ram = round(ram_gb * GB) if ram_gb else real.ram_available if real.gpu else round(USUAL_RAM)
     if case.cap is None:
         return real
+    ram = round(ram_gb * GB) if ram_gb else real.ram_available if real.gpu else round(USUAL_RAM)
     size = round(case.cap * GB)
     capability = ARCHITECTURES[architecture_of(case, architecture)]
     gpu = real.gpu or Gpu("no card", capability, size, size)

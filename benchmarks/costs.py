@@ -73,12 +73,14 @@ def add_options(parser) -> None:
 def run(options) -> tuple[list[dict], dict]:
     fit, speed = recorded(options.fit), recorded(options.speed)
     rows = [row_of(card, preset, fit, speed) for preset in presets(speed) for card in CARDS]
-    options.page.write_text(cards_page.page(rows, fit))
+    options.page.write_text(cards_page.page(rows, fit, speed))
     return rows, {"size": SIZE, "prices of": "2026-06"}
 
 
 def recorded(path: Path) -> list[dict]:
     """The rows of a record, each with the device it is of; None for what nobody has measured."""
+    if not path.exists():
+        return []
     report = json.loads(path.read_text())
     return [row | {"device": report["runs"][row["run"]]["device"] if row["run"] else None} for row in report["rows"]]
 

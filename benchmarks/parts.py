@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from .record import FAILED, Record
 
 PART_SECONDS = 570  # what one part may take at most: machines are lent by the ten minutes
+EXIT_SECONDS = 30  # what a process may take to go once its work is over
 Send = Callable[[dict], None]
 
 
@@ -95,12 +96,12 @@ def in_a_process(part: Part, todo: list[dict], keep: Callable[[dict], None], sec
     try:
         while receiver.poll(max(0.0, end - time.monotonic()) if end < math.inf else None):
             keep(receiver.recv())
-        process.kill()
         return None
-    except EOFError:
-        process.join()
+    except EOFError:  # it has sent all it has
+        process.join(EXIT_SECONDS)
         return process.exitcode
     finally:
+        process.kill()
         process.join()
         receiver.close()
 

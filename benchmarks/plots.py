@@ -42,6 +42,7 @@ def speed(record: Record, path: Path) -> None:
     """A job's stages side by side, quality's by 50 of its steps; the floor of the denoising as a line."""
     plot = pyplot()
     rows = [row for row in record.rows if row["measured"] == MEASURED]
+    rows = [row for row in rows if row["checkpoint"] != "tiny"] or rows
     if plot is None or not rows:
         return
     colours = dict(zip(STAGES, plot.get_cmap("tab10").colors, strict=False))

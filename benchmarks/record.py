@@ -20,6 +20,7 @@ from qwen_worker.footprint import GB
 from qwen_worker.machine import read_machine
 
 MEASURED, NOT_MEASURED, FAILED = "measured", "not measured", "failed"
+AROUND = ("date", "driver", "processor")
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "torchao", "bitsandbytes")
 
 
@@ -46,8 +47,14 @@ class Record:
         return tuple(row.get(name) for name in self.key)
 
     def has(self, row: dict) -> bool:
-        """Whether this run has measured what the row is of, or has seen it fail."""
-        return any(one["run"] == self.run and self.of(one) == self.of(row) for one in self.rows)
+        """Whether a run like this one has measured what the row is of, or has seen it fail."""
+        alike = [number for number, run in self.runs.items() if self.alike(run)]
+        return any(one["run"] in alike and self.of(one) == self.of(row) for one in self.rows)
+
+    def alike(self, run: dict) -> bool:
+        """Whether it has the same device, libraries and settings; the machine around the card may be another."""
+        now = self.runs[self.run]
+        return all(run.get(name) == value for name, value in now.items() if name not in AROUND)
 
     def put(self, row: dict) -> None:
         """A row of this run, in the place of what was known of it on this device."""

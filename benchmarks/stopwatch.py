@@ -27,8 +27,8 @@ class Stages:
 
     @property
     def step(self) -> float:
-        """The median step; the first, which may load or compile something, only where there is no other."""
-        return statistics.median(self.steps[1:] or self.steps)
+        """The median step. The first may load or compile something and the last ends with its pass: only if alone."""
+        return statistics.median(self.steps[1:-1] or self.steps[1:] or self.steps)
 
     @property
     def rest(self) -> float:
