@@ -18,7 +18,7 @@ from qwen_worker.machine import Machine, read_machine
 from . import cases, full_size, parts, plots, served
 from .card import gb
 from .cases import Case
-from .record import Record, surroundings
+from .record import NOT_MEASURED, Record, surroundings
 
 KEY = ("checkpoint", "part", "task", "size", "architecture", "precision")
 COLUMNS = (
@@ -46,7 +46,9 @@ def run(options) -> tuple[list[dict], None]:
     record = Record(options.output, "fit", KEY, surroundings() | {"steps": options.steps})
     parts.run(parts_of(options, real), record, options, end)
     plots.fit(record, options.output.with_suffix(".png"))
-    rows = [{name: row.get(name, "") for name in COLUMNS} for row in record.rows]
+    # Without a card the predictions are all there is; with one they would bury what was measured.
+    shown = [row for row in record.rows if real.gpu is None or not row["measured"].startswith(NOT_MEASURED)]
+    rows = [{name: row.get(name, "") for name in COLUMNS} for row in shown]
     return [row | {"plan": cases.layout_of(row["plan"])} for row in rows], None
 
 

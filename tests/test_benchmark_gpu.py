@@ -57,6 +57,12 @@ def test_a_larger_card_stands_in_for_a_smaller_one_of_the_architecture_that_is_a
     assert cases.machine_for(Case("ours", 80), machine(ram=128), ram_gb=20).ram_available == 20 * GB
 
 
+def test_our_worker_plans_for_the_card_that_it_is_told_of():
+    ours = Ours(full_size.TINY, cases.TASKS, lambda: machine(gb=24), QWEN_VRAM_GB=16)
+    plan = ours.worker.pipelines.place("generate")
+    assert plan.device == "cuda" and plan.limit == 16 * GB
+
+
 def reason(case, real, architecture=None, installed=lambda name: True):
     plan, refused = cases.plan_for(case, cases.machine_for(case, real, architecture))
     assert not refused
@@ -169,6 +175,7 @@ def test_a_checkpoint_of_random_weights_goes_on_where_it_was_ended_and_is_served
 
 def test_the_full_size_checkpoint_asks_for_its_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(full_size, "disk_free", lambda folder: 20 * GB)
+    monkeypatch.setattr(full_size, "write", lambda *_: pytest.fail("it was written"))
     with pytest.raises(LoadError, match="the full-size checkpoint needs 57.7 GB of disk; 20.0 GB are free"):
         full_size.ready([tmp_path])
     assert list(tmp_path.iterdir()) == []
@@ -300,8 +307,8 @@ def test_the_flops_of_a_pass_are_what_torch_counts(tiny, batch, height, width, t
     # torch counts the attention of a CPU only where it is made of plain products.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(
-            hidden_states=torch.randn(batch, latents, 64),
-            encoder_hidden_states=torch.randn(batch, text, 128),
+            hidden_states=torch.randn(batch, latents, model.config.in_channels),
+            encoder_hidden_states=torch.randn(batch, text, model.config.joint_attention_dim),
             timestep=torch.full((batch,), 0.5),
             img_shapes=[[(1, height, width)]] * batch,
         )

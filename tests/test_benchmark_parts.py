@@ -74,7 +74,8 @@ def test_a_call_that_is_killed_loses_only_what_it_had_not_finished(record, tmp_p
     )
     (tmp_path / "call.py").write_text(program)
     command = [sys.executable, str(tmp_path / "call.py"), str(tmp_path / "rows.json"), str(gate)]
-    call = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    call = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, start_new_session=True)
     while not (tmp_path / "rows.json").exists() or "measured" not in measured(record).values():
         assert call.poll() is None
         time.sleep(0.05)
