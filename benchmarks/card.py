@@ -22,6 +22,7 @@ class Card:
         self.device = "cuda" if gpu else "cpu"
         self.cap = round(cap_gb * GB) if gpu and cap_gb else None
         self.used_before = gpu.total - gpu.free if gpu else 0
+        self.full_before = 0
 
     def open(self) -> float:
         """Import what pipelines are made of and open the context: the seconds are no part of any load."""
@@ -56,6 +57,7 @@ class Card:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+            self.full_before = times_full()
 
     def peaks(self) -> dict[str, float]:
         """Since the last `forget`, in GB; nothing on a CPU."""
@@ -71,6 +73,7 @@ class Card:
             "reserved peak GB": gb(reserved),
             "context GB": gb(context),
             "peak GB": gb(reserved + context),
+            "times full": times_full() - self.full_before,
             "pinned GB": gb(torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)),
         }
 
@@ -83,6 +86,14 @@ class Card:
         modules = (one for pipe in pipes for one in pipe.components.values() if hasattr(one, "parameters"))
         held = {p.data_ptr(): p.numel() * p.element_size() for module in modules for p in module.parameters()}
         return round(sum(held.values()) / GB, 6)
+
+
+def times_full() -> int:
+    """How often torch found no room, under the cap or on the card, and emptied its cache or gave up."""
+    import torch
+
+    counts = torch.cuda.memory_stats()
+    return counts.get("num_alloc_retries", 0) + counts.get("num_ooms", 0)
 
 
 def gb(count: float) -> float:

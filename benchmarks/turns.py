@@ -95,7 +95,7 @@ def outcome_of(outcome: list[Stages] | str, config: Mapping, rate: float) -> dic
 def against_stock(row: dict, rows: list[dict]) -> dict:
     """Our time over stock's: of whole jobs as they were, else of full ones by their stages."""
     other = next((one for one in rows if one["contender"] == "stock"), None)
-    if row["contender"] == "stock" or other is None or MEASURED not in (row["measured"], other["measured"]):
+    if row["contender"] == "stock" or other is None or {row["measured"], other["measured"]} != {MEASURED}:
         return {}
     if row["whole"]:
         return {"of stock": round(row["job s"] / other["job s"], 3)}

@@ -359,6 +359,17 @@ def test_turns_alternate_warm_up_first_and_a_failure_ends_one_s_turns():
     assert turns.outcome_of(two, {}, 1.0) == {"measured": "failed: out of memory"}
 
 
+def test_a_ratio_needs_both_and_whole_jobs_are_compared_as_they_were():
+    ours, other = speed_row(), speed_row(contender="stock", **{"step s": 0.4, "job s": 5.2})
+    assert turns.against_stock(ours, [ours, other]) == {"of stock": round(11 / 21, 3)}
+    whole = [row | {"whole": True} for row in (ours, other)]
+    assert turns.against_stock(whole[0], whole) == {"of stock": 0.5}
+    for pair in ([ours, {"contender": "stock", "measured": "failed: out of memory"}], [ours]):
+        assert turns.against_stock(ours, pair) == {}
+    failed = {"contender": "ours", "measured": "failed: x"}
+    assert turns.against_stock(failed, [failed, other]) == turns.against_stock(other, [ours, other]) == {}
+
+
 def test_every_preset_of_the_contract_and_every_setting_that_is_asked_has_rows():
     from qwen_worker.request import Drawing
 
@@ -527,6 +538,7 @@ def fake_card(monkeypatch):
         "memory_reserved": lambda: 20 * GB,
         "max_memory_reserved": lambda: 21 * GB,
         "max_memory_allocated": lambda: 19 * GB,
+        "memory_stats": lambda: {"num_alloc_retries": 2, "num_ooms": 1},
         "memory_allocated": lambda: round(13.77 * GB),
         "host_memory_stats": lambda: {"allocated_bytes.current": 28 * GB},
         "synchronize": lambda: None,
@@ -548,6 +560,7 @@ def test_the_cap_and_the_context_are_counted_from_both_sides(fake_card, monkeypa
     fake_card[0] -= 20.6 * GB
     assert card.peaks() == {
         "allocated peak GB": 19, "reserved peak GB": 21, "context GB": 0.6, "peak GB": 21.6, "pinned GB": 28,
+        "times full": 3,
     }  # fmt: skip
     assert card.weights([]) == 13.77
     Card(None).limit()
