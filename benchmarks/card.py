@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from qwen_worker.components import import_quietly
+from qwen_worker import libraries
 from qwen_worker.footprint import GB, GIB
 from qwen_worker.machine import read_gpu
 
@@ -29,15 +29,8 @@ class Card:
         import torch
 
         started = time.perf_counter()
-        import_quietly()
-        diffusers, transformers = importlib.import_module("diffusers"), importlib.import_module("transformers")
-        for library, name in (
-            (diffusers, "QwenImageEditPipeline"),
-            (transformers, "Qwen2_5_VLForConditionalGeneration"),
-        ):
-            getattr(library, name)  # imported when it is first asked for
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
+        libraries.import_all()
+        importlib.import_module("diffusers").QwenImageEditPipeline  # noqa: B018  imported when it is first asked for
         if self.device == "cuda":
             torch.zeros(1, device="cuda")
         return time.perf_counter() - started
