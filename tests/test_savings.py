@@ -231,6 +231,34 @@ def test_transformers_take_turns(tiny):
     assert all(torch.equal(models[name].proj_out.weight, weight) for name, weight in before.items())
 
 
+def test_host_memory_is_pinned_to_the_byte_and_what_else_is_set_of_torch_s_allocators_stays():
+    from qwen_worker.residency import pin_exactly
+
+    before = torch._C._accelerator_getAllocatorSettings()
+    try:
+        for set_before, wanted in (
+            ("max_split_size_mb:64", "max_split_size_mb:64,pinned_max_round_threshold_mb:1"),
+            ("pinned_max_round_threshold_mb:8", "pinned_max_round_threshold_mb:8"),
+        ):
+            torch._C._accelerator_setAllocatorSettings(set_before)
+            pin_exactly()
+            pin_exactly()
+            assert torch._C._accelerator_getAllocatorSettings() == wanted
+    finally:
+        torch._C._accelerator_setAllocatorSettings(before)
+
+
+def test_a_dropped_module_leaves_nothing_behind(tiny):
+    from qwen_worker.residency import Turns
+
+    turns = Turns("cpu")
+    turns.add("generate", torch.nn.Linear(2, 3))
+    turns.drop("generate")
+    assert not turns.waiting and not turns.modules and turns.active is None
+    turns.drop("generate")
+    turns.clear()
+
+
 def test_a_transformer_that_was_read_into_host_memory_is_brought_to_the_device(monkeypatch):
     from qwen_worker.residency import Turns
 
