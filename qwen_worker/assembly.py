@@ -71,6 +71,8 @@ def diffusers_model(
                 with target.stages("quantize"):
                     quantize(model, name)
         put_quantized(model, quantized, reader, target)
+        with target.stages("read"):
+            reader.verify()
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = buffer if buffer is None else buffer.to(target.device)
@@ -104,6 +106,8 @@ def transformers_model(
                 output_loading_info=True, **options,
             )  # fmt: skip
         put_quantized(model, quantized, reader, target)
+        with target.stages("read"):
+            reader.verify()
     target.wait()
     return model, report
 

@@ -6,11 +6,14 @@ Every failure is a `LoadError` that names the file below the folder, never the f
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import LoadError
 
+SUMS = "qwen_worker.sums"  # in a file's metadata: a sum for each tensor that we wrote, as JSON
 HEADER_LIMIT = 100_000_000  # bytes; the format's own cap on a header
 
 
@@ -24,6 +27,7 @@ class Stored:
     size: int  # in bytes
     dtype: str  # as safetensors calls it: BF16, F32, ...
     shape: tuple[int, ...]
+    checksum: int | None = None  # as `checksum.py` takes it, where we wrote the file
 
 
 def is_folder(model: str) -> bool:
@@ -85,27 +89,37 @@ def in_file(file: Path, label: str) -> list[Stored]:
     Layout: an 8-byte little-endian length, a JSON header of that length, then the tensors' bytes
     (https://huggingface.co/docs/safetensors, "Format").
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(HEADER_LIMIT, size):
-            raise LoadError(f"{label} is corrupt: it does not begin with a safetensors header")
-        try:
-            header = json.loads(stream.read(length))
-            found = [
-                entry_of(name, file, 8 + length, entry) for name, entry in header.items() if name != "__metadata__"
-            ]
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise LoadError(f"{label} is corrupt: its safetensors header cannot be read") from None
+    with readable(label):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(HEADER_LIMIT, size):
+                raise LoadError(f"{label} is corrupt: it does not begin with a safetensors header")
+            text = stream.read(length)
+    try:
+        header = json.loads(text)
+        sums = json.loads(header.pop("__metadata__", {}).get(SUMS, "{}"))
+        found = [entry_of(name, file, 8 + length, entry, sums.get(name)) for name, entry in header.items()]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        raise LoadError(f"{label} is corrupt: its safetensors header cannot be read") from None
     end = max((one.start + one.size for one in found), default=8 + length)
     if size != end:
         raise LoadError(f"{label} is corrupt: its header describes {end:,} bytes and it has {size:,}")
     return sorted(found, key=lambda one: one.start)
 
 
-def entry_of(name: str, file: Path, data: int, entry: dict) -> Stored:
+@contextmanager
+def readable(label: str) -> Iterator[None]:
+    """Within, a file that cannot be read is a `LoadError` that says what the system says: a volume may come back."""
+    try:
+        yield
+    except OSError as error:
+        raise LoadError(f"{label} cannot be read: {error.strerror or type(error).__name__}", passing=True) from None
+
+
+def entry_of(name: str, file: Path, data: int, entry: dict, checksum: int | None = None) -> Stored:
     """`data`: where the tensors' bytes begin in the file."""
     begin, end = map(int, entry["data_offsets"])
     if not 0 <= begin <= end:
         raise ValueError(f"data_offsets must ascend from 0, not {begin}, {end}")
-    return Stored(name, file, data + begin, end - begin, str(entry["dtype"]), tuple(map(int, entry["shape"])))
+    return Stored(name, file, data + begin, end - begin, str(entry["dtype"]), tuple(map(int, entry["shape"])), checksum)

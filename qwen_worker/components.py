@@ -3,6 +3,7 @@
 Torch, diffusers and transformers are imported inside functions. Knows nothing of jobs, or of what else is loaded.
 """
 
+import gc
 import importlib
 import re
 from collections.abc import Callable
@@ -37,6 +38,15 @@ def cap_memory(plan: Plan, total: int) -> None:
     if not torch.cuda.is_available():
         raise LoadError("there is a GPU here that torch cannot use: the driver is older than torch's CUDA")
     torch.cuda.set_per_process_memory_fraction(min(1.0, (plan.limit - CONTEXT_BYTES) / total))
+
+
+def forget(device: str) -> None:
+    """Give back the memory of what nobody holds any more, before something as large is loaded."""
+    import torch
+
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def trim(component: Any, name: str, plan: Plan) -> None:

@@ -14,7 +14,7 @@ from . import checkpoint as checkpoints
 from . import hub, libraries, placement, prepared
 from .checkpoint import WEIGHTS, Checkpoint
 from .checkpoint_files import label_of, read_json, shards
-from .components import Reading, cap_memory, is_component, load_component, require_tokenizer, tabulate, trim
+from .components import Reading, cap_memory, forget, is_component, load_component, require_tokenizer, tabulate, trim
 from .errors import LoadError
 from .footprint import GB, WORKING, WORKING_2_1, Model, Plan
 from .machine import disk_free, read_machine
@@ -131,10 +131,11 @@ class Pipelines:
                     found = self.located[model] = self.download(found)
             with self.stages("compare"):
                 shared = self.shared_components(found)
-            pipe, table = self.build(found, plan, shared, folder)
+            built, damage = self.build_prepared(found, plan, shared, folder) if folder else (None, "")
+            pipe, table = built or self.build(found, plan, shared)
             self.stage = ""
             seconds = time.perf_counter() - started
-            facts = (tuple(shared), seconds, self.stages.report(), note)
+            facts = (tuple(shared), seconds, self.stages.report(), damage or note)
             self.loaded[model] = Loaded(model, found, plan, pipe, table, *facts)
         return self.loaded[model]
 
@@ -144,6 +145,24 @@ class Pipelines:
             return None, "not looked for: QWEN_LOAD_THREADS=0"
         roots, gpu = self.settings.QWEN_MODEL_ROOTS, read_machine().gpu
         return prepared.find(found, plan, roots, gpu, self.settings.QWEN_PREPARED)
+
+    def build_prepared(
+        self, found: Checkpoint, plan: Plan, shared: dict[str, Any], folder: Path
+    ) -> tuple[tuple[Any, Any] | None, str]:
+        """(what `build` returns, "") or (None, why not): damage may show only as the weights are read.
+
+        Raises `LoadError` where there is no source to load instead.
+        """
+        try:
+            return self.build(found, plan, shared, folder), ""
+        except LoadError as failure:
+            if found.folder is None:
+                raise
+            reason = f"{folder.name} is not used: {failure.reason}"
+        if self.turns:
+            self.turns.drop(self.key_of(found))
+        forget(plan.device)
+        return None, reason
 
     def activate(self, loaded: Loaded) -> float:
         """Bring the pipeline's transformer to the card if it takes turns there; the seconds that it took."""
@@ -180,6 +199,8 @@ class Pipelines:
             libraries.import_all(self.quantizers())
         import diffusers
 
+        from . import residency
+
         with self.stages("card"):
             self.claim_card(plan)
         components = dict(shared)
@@ -198,16 +219,19 @@ class Pipelines:
             pipe = getattr(diffusers, found.class_name)(**components)
             require_tokenizer(found, pipe)
         pipe.set_progress_bar_config(disable=True)
+        if plan.device == "cuda":
+            residency.release_buffers()
         return pipe, table
 
     def claim_card(self, plan: Plan) -> None:
         """Torch kept to the plan's share of the card, and nobody's turn there. Raises `LoadError` where it cannot."""
+        from . import residency
+
         if plan.device == "cuda":
             cap_memory(plan, read_machine().gpu.total)
+            residency.pin_exactly()
         if plan.swapped:
-            from .residency import Turns
-
-            self.turns = self.turns or Turns(plan.device)
+            self.turns = self.turns or residency.Turns(plan.device)
             self.turns.clear()
 
     def quantizers(self) -> frozenset[str]:

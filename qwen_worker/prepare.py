@@ -10,13 +10,13 @@ wants is in its log and in `health`.
 """
 
 import argparse
-import gc
 import json
 import os
 import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from . import checkpoint as checkpoints
 from . import hub, libraries, prepared
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
                 raise LoadError(f"{model} is not on this machine")
             folder = prepare(found, plan_of(found, options), options.output / prepared.FOLDER)
         except (LoadError, OSError) as failure:
-            reason = failure.reason if isinstance(failure, LoadError) else failure.strerror
+            reason = failure.reason if isinstance(failure, LoadError) else failure.strerror or type(failure).__name__
             sys.exit(f"{model} cannot be prepared. {reason}.")
         print(f"{folder}: {size_of(folder) / GB:.2f} GB of {size_of(found.folder) / GB:.2f}", flush=True)
 
@@ -84,31 +84,48 @@ def prepare(found: Checkpoint, plan: Plan, output: Path) -> Path:
     """Write the prepared checkpoint below `output`, whole or not at all; returns its folder."""
     (model,) = plan.models
     rows = model.parts["modulation_outputs"] * 2 * TIMESTEPS if plan.table else 0
-    require_disk(plan.transformer(model) + plan.text(model) + rows, output)
+    require_disk(plan.transformer(model) + plan.text(model) + plan.vae(model) + rows, output)
     libraries.import_all(libraries.quantizers(plan.precision))
     layout = prepared.layout_of(plan)
     target = output / f"{found.name.replace('/', '--')}.{name_of(layout)}"
-    partial = output / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = output / f".{target.name}.partial", output / f".{target.name}.old"
+    for left in (partial, old):  # by one that was killed
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
+    try:
+        manifest = write(found, plan, partial)
+        (partial / prepared.MANIFEST).write_text(json.dumps(manifest, indent=1))
+        if target.exists():
+            target.rename(old)  # never half deleted under its name
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def write(found: Checkpoint, plan: Plan, target: Path) -> dict:
+    """Write everything but the manifest, which is returned."""
     digests = {name: digest_of(found.folder / name) for name in SHAREABLE if (found.folder / name).is_dir()}
-    for name in ("model_index.json", "vae", *found.pipeline_class.components):
-        copy(found.folder / name, partial / name)
-    write_transformer(found, plan, partial)
-    write_text_encoder(found, plan, partial, twin(output, digests["text_encoder"], plan))
     source = {key: value for key, value in asdict(replace(found, digests=digests)).items() if key != "folder"}
-    manifest = {
+    sample = prepared.sample_of(found.folder)
+    for name in ("model_index.json", *found.pipeline_class.components):
+        copy(found.folder / name, target / name)
+    write_component(found, "vae", plan, target)
+    write_transformer(found, plan, target)
+    if same := twin(target.parent, digests["text_encoder"], plan):
+        copy(same, target / "text_encoder")
+    else:
+        write_component(found, "text_encoder", plan, target)
+    return {
         "format": prepared.FORMAT,
         "source": source,
-        "layout": asdict(layout),
+        "sample": sample,
+        "layout": asdict(prepared.layout_of(plan)),
         "made_on": prepared.card(plan.device, read_machine().gpu),
         "versions": prepared.versions(plan.precision),
-        "files": {str(file.relative_to(partial)): file.stat().st_size for file in files_of(partial)},
+        "files": prepared.facts_of(target),
     }
-    (partial / prepared.MANIFEST).write_text(json.dumps(manifest, indent=1))
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    return target
 
 
 def require_disk(needed: int, output: Path) -> None:
@@ -118,47 +135,47 @@ def require_disk(needed: int, output: Path) -> None:
 
 
 def write_transformer(found: Checkpoint, plan: Plan, target: Path) -> None:
-    from . import table_file, weight_writer
-    from .components import load_component, tabulate
+    from . import table_file
+    from .components import forget, tabulate
 
-    (target / "transformer").mkdir()
-    copy(found.folder / "transformer/config.json", target / "transformer/config.json")
-    value = read_json(found.folder, "model_index.json")["transformer"]
-    model = load_component(found, "transformer", value, plan)
-    weight_writer.write(model, target / "transformer")
+    model = write_component(found, "transformer", plan, target)
     if table := tabulate(model, found, plan):
         table_file.write(table, target)
-    free(plan)
+    del model, table
+    forget(plan.device)
 
 
-def write_text_encoder(found: Checkpoint, plan: Plan, target: Path, twin: Path | None) -> None:
-    """`twin`: a folder of the same content, to be linked to."""
+def write_component(found: Checkpoint, name: str, plan: Plan, target: Path) -> Any:
+    """Load a component, write what the plan keeps of it, and return it."""
     from . import weight_writer
     from .components import load_component, trim
 
-    if twin:
-        copy(twin, target / "text_encoder")
-        return
-    (target / "text_encoder").mkdir()
-    copy(found.folder / "text_encoder/config.json", target / "text_encoder/config.json")
-    value = read_json(found.folder, "model_index.json")["text_encoder"]
-    model = load_component(found, "text_encoder", value, plan)
-    trim(model, "text_encoder", plan)
-    weight_writer.write(model, target / "text_encoder")
+    (target / name).mkdir()
+    copy(found.folder / name / "config.json", target / name / "config.json")
+    model = load_component(found, name, read_json(found.folder, "model_index.json")[name], plan)
+    if name == "text_encoder":
+        trim(model, name, plan)
+    weight_writer.write(model, target / name)
+    return model
 
 
 def twin(output: Path, digest: str, plan: Plan) -> Path | None:
-    """The text encoder of a model that was prepared before, if it is the same: the 20B models share theirs."""
+    """The folder of an equal text encoder that was prepared before, to be linked to: the 20B models share theirs."""
     layout = prepared.layout_of(plan)
     wanted = (digest, layout.text_encoder, layout.head, layout.vision, prepared.versions(plan.precision))
     made_on = prepared.card(plan.device, read_machine().gpu)
     for folder in prepared.folders((output.parent,), None):
-        manifest = read_json(folder, prepared.MANIFEST)
-        there = prepared.Layout(**manifest["layout"])
-        content = manifest["source"]["digests"]["text_encoder"]
-        exact = there.text_encoder == Precision.BF16.value or manifest["made_on"] == made_on
-        if exact and (content, there.text_encoder, there.head, there.vision, manifest["versions"]) == wanted:
-            return folder / "text_encoder"
+        try:
+            manifest = read_json(folder, prepared.MANIFEST)
+            there = prepared.Layout(**manifest["layout"])
+            content = manifest["source"]["digests"]["text_encoder"]
+            exact = there.text_encoder == Precision.BF16.value or manifest["made_on"] == made_on
+            facts = (content, there.text_encoder, there.head, there.vision, manifest["versions"])
+            if exact and facts == wanted and manifest["format"] == prepared.FORMAT:
+                if prepared.what_lacks(folder, manifest) is None:
+                    return folder / "text_encoder"
+        except (LoadError, KeyError, TypeError):
+            continue  # not ours to mend
     return None
 
 
@@ -188,15 +205,6 @@ def files_of(folder: Path) -> list[Path]:
 def size_of(folder: Path) -> int:
     weights = (file for name in WEIGHTS for file in files_of(folder / name))
     return sum(file.stat().st_size for file in (*weights, *folder.glob("*.safetensors")))
-
-
-def free(plan: Plan) -> None:
-    """Give the card's memory back before the next component."""
-    import torch
-
-    gc.collect()
-    if plan.device == "cuda":
-        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -2,17 +2,19 @@
 
 Each is a folder below `prepared/` in a model root or beside the checkpoint, complete in itself, with a manifest of what
 it was made of, for which layout, on which card and by which versions. Here one is found and judged: used when all of
-that is right, else there is a reason. `python -m qwen_worker.prepare` writes them. Reads JSON and file sizes only.
+that is right, else there is a reason. `python -m qwen_worker.prepare` writes them. Reads the small files; the weights'
+own checksums are looked at as they are loaded.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint
-from .checkpoint_files import is_folder, read_json
+from .checkpoint import WEIGHTS, Checkpoint
+from .checkpoint_files import is_folder, read_json, readable, shards
 from .errors import LoadError
 from .footprint import Plan
 from .machine import Gpu
@@ -21,11 +23,9 @@ from .settings import Precision, Prepared, Saving
 FOLDER = "prepared"
 MANIFEST = "prepared.json"
 FORMAT = 1
-LIBRARIES = (
-    "torch",
-    "diffusers",
-    "transformers",
-)  # whose versions decide what is computed, and what tensors are called
+# Whose versions decide what is computed, and what tensors are called.
+LIBRARIES = ("torch", "diffusers", "transformers")
+SAMPLES, SAMPLE = 32, 4096  # of each file of a source's weights: how many, and their bytes
 QUANTIZERS = {Precision.FP8: "torchao", Precision.INT8: "torchao", Precision.NF4: "bitsandbytes"}
 
 
@@ -59,7 +59,9 @@ def find(
             if not is_of(manifest["source"], found):
                 continue
             reason = why_not(manifest, found, plan, gpu, allowed) or what_lacks(folder, manifest)
-        except (LoadError, KeyError, TypeError, ValueError) as error:
+        except LoadError as error:
+            reason = error.reason
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"its {MANIFEST} cannot be read ({type(error).__name__})"
         if reason is None:
             return folder, folder.name
@@ -72,7 +74,8 @@ def folders(roots: Iterable[Path], source: Path | None) -> Iterator[Path]:
     seen = set()
     for place in [*roots, *([source.parent] if source else [])]:
         for manifest in sorted((place / FOLDER).glob(f"*/{MANIFEST}")):
-            if manifest.resolve() not in seen:
+            # One that is being written, or was when its writer was killed, has a name with a dot.
+            if manifest.resolve() not in seen and not manifest.parent.name.startswith("."):
                 seen.add(manifest.resolve())
                 yield manifest.parent
 
@@ -89,6 +92,8 @@ def why_not(manifest: dict, found: Checkpoint, plan: Plan, gpu: Gpu | None, allo
         return f"it is of revision {source['revision'][:12]}, not {found.revision[:12]}"
     if manifest["format"] != FORMAT:
         return f"its format is {manifest['format']}, not {FORMAT}"
+    if found.folder and sample_of(found.folder) != manifest["sample"]:
+        return "the weights of its source have changed since"
     for name, value in asdict(wanted).items():
         have = getattr(layout, name)
         # More of the text encoder than is wanted is not read.
@@ -107,11 +112,41 @@ def why_not(manifest: dict, found: Checkpoint, plan: Plan, gpu: Gpu | None, allo
 
 
 def what_lacks(folder: Path, manifest: dict) -> str | None:
-    for name, size in manifest["files"].items():
+    """What of its files is not as it was written, as far as it shows without reading the weights."""
+    for name, wanted in manifest["files"].items():
         file = folder / name
-        if not file.is_file() or file.stat().st_size != size:
+        if not file.is_file() or file.stat().st_size != wanted["size"]:
             return f"{name} is missing or cut short"
+        if wanted["sha256"] and digest_of_file(file, name) != wanted["sha256"]:
+            return f"{name} is not what was written"
     return None
+
+
+def facts_of(folder: Path) -> dict[str, dict]:
+    """The files of a prepared checkpoint by name, for its manifest. Weights have checksums of their own."""
+    facts = {}
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        name, weights = str(file.relative_to(folder)), file.suffix == ".safetensors"
+        digest = None if weights else digest_of_file(file, name)
+        facts[name] = {"size": file.stat().st_size, "sha256": digest}
+    return facts
+
+
+def digest_of_file(file: Path, label: str) -> str:
+    with readable(label), file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sample_of(folder: Path) -> str:
+    """A digest of samples all over a checkpoint's weights: weights saved anew in the same folder are others."""
+    digest = hashlib.sha256()
+    for file in (file for name in WEIGHTS for file in shards(folder, name)):
+        with readable(f"{file.parent.name}/{file.name}"), file.open("rb", buffering=0) as stream:
+            size = stream.seek(0, 2)
+            for number in range(SAMPLES):
+                stream.seek(size * number // SAMPLES)
+                digest.update(stream.read(SAMPLE))
+    return digest.hexdigest()
 
 
 def card(device: str, gpu: Gpu | None) -> dict[str, Any]:

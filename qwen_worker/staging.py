@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint_files import Stored
+from .checkpoint_files import Stored, readable
 from .errors import LoadError
 
 
@@ -118,12 +118,14 @@ class Lane:
         """Fill the views with the pieces' bytes. Raises `LoadError` where the file ends before."""
         first = pieces[0]
         file, offset = first.tensor.stored.file, first.tensor.stored.start + first.start
-        if file not in self.files:
-            self.files[file] = os.open(file, os.O_RDONLY)
+        label = f"{file.parent.name}/{file.name}"
         while views:
-            count = os.preadv(self.files[file], views, offset)
+            with readable(label):
+                if file not in self.files:
+                    self.files[file] = os.open(file, os.O_RDONLY)
+                count = os.preadv(self.files[file], views, offset)
             if not count:
-                raise LoadError(f"{file.parent.name}/{file.name} is corrupt: it ends before its last tensor does")
+                raise LoadError(f"{label} is corrupt: it ends before its last tensor does")
             offset += count
             while views and count >= len(views[0]):
                 count -= len(views.pop(0))

@@ -6,12 +6,12 @@
 from pathlib import Path
 
 from diffusers import QwenImageTransformer2DModel
-from safetensors.torch import save_file
 
 from .checkpoint_files import in_file
 from .errors import LoadError
 from .modulation import StoredRows, Table, shape_of_rows
 from .weight_reader import WeightReader
+from .weight_writer import save
 
 FILE = "modulation.safetensors"
 
@@ -22,7 +22,7 @@ def exists(folder: Path) -> bool:
 
 def write(table: Table, folder: Path) -> None:
     """Write the rows of a table of all timesteps."""
-    save_file({"rows": table.source.rows}, folder / FILE)
+    save({"rows": table.source.rows}, folder / FILE)
 
 
 def read(transformer: QwenImageTransformer2DModel, folder: Path, threads: int) -> Table:
@@ -32,4 +32,6 @@ def read(transformer: QwenImageTransformer2DModel, folder: Path, threads: int) -
     if shapes != [wanted]:
         raise LoadError(f"{FILE} holds the shapes {shapes} where the transformer asks for {wanted}")
     with WeightReader(tensors, "cpu", threads, pinned=transformer.device.type == "cuda") as reader:
-        return Table(transformer, StoredRows(reader.take(tensors[0].name)))
+        rows = reader.take(tensors[0].name)
+        reader.verify()
+    return Table(transformer, StoredRows(rows))

@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from .checkpoint_files import Stored
+from .checksum import checksum_of
 from .errors import LoadError
 from .staging import Arriving, Lane, Piece
 
-CHUNK = (
-    32 << 20
-)  # bytes of one read: long enough for a disk to stream, short enough for eight threads to share a tensor
+# Bytes of one read: long enough for a disk to stream, short enough for eight threads to share a tensor.
+CHUNK = 32 << 20
 PIECES = 512  # parts of one read; the system takes at most 1024
 AHEAD = 2 << 30  # bytes that may lie there untaken while nobody waits for others
 DTYPES = {
@@ -50,6 +50,7 @@ class WeightReader:
         self.waited_for: list[Arriving] = []
         self.untaken = 0  # bytes that are claimed or there, and not taken
         self.failure: BaseException | None = None
+        self.checksums: list[tuple[Stored, torch.Tensor]] = []  # of what was taken and has one in its file
         self.stopped = False
         self.began = self.ended = 0.0  # by the clock: the first read, and the last
         count = max(1, min(threads, len(self.reads)))
@@ -87,7 +88,18 @@ class WeightReader:
                 raise self.failure or RuntimeError(f"{name} was asked of a reader that is closed")
             self.untaken -= one.stored.size
             self.changed.notify_all()
-        return one.arrived(self.device, self.pinned)
+        tensor = one.arrived(self.device, self.pinned)
+        if one.stored.checksum is not None:
+            self.checksums.append((one.stored, checksum_of(tensor)))
+        return tensor
+
+    def verify(self) -> None:
+        """Wait for what was taken. Raises `LoadError` where it is not what was written."""
+        found = torch.stack([taken for _, taken in self.checksums]).tolist() if self.checksums else []
+        for (stored, _), taken in zip(self.checksums, found, strict=True):
+            if taken != stored.checksum:
+                file = f"{stored.file.parent.name}/{stored.file.name}"
+                raise LoadError(f"{file} is corrupt: {stored.name} is not what was written")
 
     def work(self) -> None:
         """The life of one thread."""

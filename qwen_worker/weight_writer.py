@@ -5,6 +5,7 @@ a plan does without, and is for our reader.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from . import quantized_weights
+from .checkpoint_files import SUMS
+from .checksum import checksum_of
 
 SHARD = 4_000_000_000  # bytes that are gathered in RAM before they are written
 
@@ -43,6 +46,14 @@ def weights(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 def flush(shard: dict[str, torch.Tensor], where: dict[str, str], folder: Path) -> None:
     if shard:
         name = f"weights-{len(set(where.values())) + 1:05}.safetensors"
-        save_file(shard, folder / name)
+        save(shard, folder / name)
         where |= dict.fromkeys(shard, name)
         shard.clear()
+
+
+def save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """Write a safetensors file to the disk itself, with the sum of every tensor."""
+    sums = {name: int(checksum_of(tensor)) for name, tensor in tensors.items()}
+    save_file(tensors, file, {SUMS: json.dumps(sums)})
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())

@@ -140,6 +140,23 @@ def test_a_text_encoder_that_lacks_a_weight_is_not_made_up(copy):
         component(copy, "text_encoder", plan_for(copy, Precision.BF16))
 
 
+def test_what_was_read_into_host_memory_is_what_the_model_holds(tiny, monkeypatch):
+    """A second copy would be pageable, or pinned once more when it is streamed."""
+    taken, real = {}, assembly.WeightReader.take
+
+    def take(self, name):
+        taken[name] = real(self, name)
+        return taken[name]
+
+    monkeypatch.setattr(assembly.WeightReader, "take", take)
+    plan = plan_for(tiny / "edit", Precision.BF16, table=True)
+    for name in ("text_encoder", "transformer"):
+        taken.clear()
+        model = component(tiny / "edit", name, plan)
+        held = {parameter.data_ptr() for parameter in model.parameters()}
+        assert taken and held == {tensor.data_ptr() for tensor in taken.values()}
+
+
 def test_names_are_sorted_by_their_numbers():
     names = ["layers.10.b", "layers.9.a", "embed", "layers.9.b"]
     assert sorted(names, key=assembly.natural) == ["embed", "layers.9.a", "layers.9.b", "layers.10.b"]

@@ -3,18 +3,22 @@
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from qwen_worker import placement, prepare, prepared
+from qwen_worker import placement, prepare, prepared, table_file
 from qwen_worker.checkpoint import find, inspect
+from qwen_worker.checkpoint_files import in_file
 from qwen_worker.errors import LoadError
 from qwen_worker.machine import Gpu, read_machine
 from qwen_worker.pipelines import Pipelines, as_model
 from qwen_worker.settings import Precision, Prepared, Saving
 
-from .conftest import as_text, run
+from .conftest import ROOT, as_text, run
 from .test_assembly import require_same
 
 FIELDS = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2, "seed": 1}
@@ -165,7 +169,10 @@ def test_an_untouched_one_is_used(tiny, one):
         ({"layout": {"table": False}}, "it was made for table False, where the plan is for True"),
         ({"layout": {"text_encoder": "nf4"}}, "it was made for text_encoder nf4, where the plan is for bf16"),
         ({"layout": None}, "its prepared.json cannot be read (TypeError)"),
-        ({"files": {"vae/config.json": 1}}, "vae/config.json is missing or cut short"),
+        ({"files": {"vae/config.json": {"size": 1}}}, "vae/config.json is missing or cut short"),
+        ({"files": {"vae/none.json": {"size": 1}}}, "vae/none.json is missing or cut short"),
+        ({"files": []}, "its prepared.json cannot be read (AttributeError)"),
+        ({"sample": "0" * 64}, "the weights of its source have changed since"),
     ],
 )
 def test_what_is_wrong_about_one_is_said(tiny, one, changes, reason):
@@ -209,6 +216,59 @@ def test_a_file_that_was_cut_short_is_noticed_before_anything_is_loaded(tiny, on
     file.unlink()
     file.write_bytes(cut)
     assert looked_for(tiny, one) == (None, "it is not used: modulation.safetensors is missing or cut short")
+
+
+def damaged(file, at=-100):
+    """Flip a bit of a file that may be linked to elsewhere."""
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.unlink()
+    file.write_bytes(data)
+
+
+def test_a_small_file_that_is_not_what_was_written_is_noticed(tiny, one):
+    damaged(one / "scheduler/scheduler_config.json", 30)
+    assert looked_for(tiny, one) == (None, "it is not used: scheduler/scheduler_config.json is not what was written")
+
+
+WEIGHTS = [f"{name}/weights-00001.safetensors" for name in ("transformer", "text_encoder", "vae")]
+
+
+@pytest.mark.parametrize("name", [*WEIGHTS, "modulation.safetensors"])
+def test_damaged_weights_draw_nothing_and_the_source_is_loaded(cold_worker, one, name):
+    settings = {"QWEN_PRECISION": "bf16", "QWEN_EDIT_MODEL": "/none"}
+    right = drawn(with_table(cold_worker(**settings)))
+    damaged(one / name, next(tensor.start for tensor in in_file(one / name, name) if "visual" not in tensor.name))
+    worker = with_table(cold_worker(**settings, QWEN_MODEL_ROOTS=(one.parents[1],)))
+    assert drawn(worker) == right
+    (model,) = run(worker, {"task": "health"})["output"]["models"]
+    label = name if "/" in name else f"it/{name}"
+    assert model["prepared"].startswith(f"it is not used: {label} is corrupt: ")
+    assert model["prepared"].endswith(" is not what was written")
+
+
+def test_damaged_weights_without_their_source_are_refused(cold_worker, hub_root, tmp_path):
+    prepare.copy(hub_root, tmp_path / "root")
+    damaged(tmp_path / "root/prepared/Org--Generate.bf16-table-vision" / WEIGHTS[0])
+    roots = {"QWEN_MODEL_ROOTS": (tmp_path / "root",), "QWEN_PRECISION": "bf16", "QWEN_EDIT_MODEL": "/none"}
+    worker = with_table(cold_worker(QWEN_IMAGE_MODEL="Org/Generate", **roots))
+    metadata = run(worker, FIELDS)["output"]["metadata"]
+    assert metadata["backend"] == "pil-fallback"
+    assert metadata["fallback_reason"].startswith(f"{WEIGHTS[0]} is corrupt: ")
+    assert str(tmp_path) not in metadata["fallback_reason"]
+
+
+def test_weights_saved_anew_in_the_same_folder_are_not_those_that_were_prepared(tiny, tmp_path):
+    source = shutil.copytree(tiny / "generate", tmp_path / "tiny-qwen-image/generate")
+    prepare.main([str(source), "--output", str(tmp_path)])
+    looked = plan_for(source), (tmp_path,), None, Prepared.SAME_CARD
+    assert prepared.find(inspect(source), *looked)[1] == NAME
+    (file,) = (source / "transformer").glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    file.write_bytes(data)
+    words = f"{NAME} is not used: the weights of its source have changed since"
+    assert prepared.find(inspect(source), *looked) == (None, words)
 
 
 def test_a_worker_that_cannot_use_it_says_why_and_loads_the_source(cold_worker, one, capsys):
@@ -267,11 +327,57 @@ def test_one_that_was_cut_off_in_writing_is_no_prepared_checkpoint(tiny, tmp_pat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prepare, "write_text_encoder", full)
+    monkeypatch.setattr(table_file, "write", full)
     with pytest.raises(SystemExit, match="cannot be prepared. No space left on device"):
         prepare.main([str(tiny / "generate"), "--output", str(tmp_path)])
-    plan = plan_for(tiny / "generate")
-    assert prepared.find(inspect(tiny / "generate"), plan, (tmp_path,), None, Prepared.SAME_CARD) == (None, "none")
+    assert not list((tmp_path / "prepared").iterdir())
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from qwen_worker import prepare, prepared
+real = pathlib.Path.rename
+def killed(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == "facts_of":
+    prepared.facts_of = killed
+else:
+    pathlib.Path.rename = lambda self, to: real(self, to) if to.name == sys.argv[2] else killed()
+prepare.main(sys.argv[3:])
+"""
+NAME = "tiny-qwen-image--generate.bf16-table-vision"
+
+
+@pytest.mark.parametrize("moment", ["facts_of", "the last rename", "between the renames"])
+def test_one_whose_writer_was_killed_is_no_prepared_checkpoint(tiny, tmp_path, root, moment):
+    before = moment == "between the renames"
+    if before:
+        prepare.copy(root / "prepared", tmp_path / "prepared")
+    passed = f".{NAME}.old" if before else "none"
+    arguments = [moment, passed, str(tiny / "generate"), "--output", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = tmp_path / "prepared" / f".{NAME}.partial"
+    assert left.is_dir() and (left / prepared.MANIFEST).is_file() == (moment != "facts_of")
+    looked = inspect(tiny / "generate"), plan_for(tiny / "generate"), (tmp_path,), None, Prepared.SAME_CARD
+    assert prepared.find(*looked) == (None, "none")
+    prepare.main([str(tiny / "generate"), "--output", str(tmp_path)])
+    assert prepared.find(*looked) == (tmp_path / "prepared" / NAME, NAME)
+    assert not [one for one in (tmp_path / "prepared").iterdir() if one.name.startswith(".")]
+
+
+def test_a_writer_that_is_interrupted_leaves_what_was_there(tiny, tmp_path, root, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    prepare.copy(root / "prepared", tmp_path / "prepared")
+    monkeypatch.setattr(prepared, "facts_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.main([str(tiny / "generate"), "--output", str(tmp_path)])
+    assert looked_for(tiny, tmp_path / "prepared" / NAME) == (tmp_path / "prepared" / NAME, NAME)
+    assert sorted(one.name for one in (tmp_path / "prepared").iterdir()) == sorted(
+        one.name for one in (root / "prepared").iterdir()
+    )
 
 
 def test_a_layout_is_what_of_the_plan_is_in_the_files(tiny):
@@ -283,8 +389,6 @@ def test_a_layout_is_what_of_the_plan_is_in_the_files(tiny):
 
 def test_a_table_of_another_transformer_is_refused(tiny, tmp_path):
     from safetensors.torch import save_file
-
-    from qwen_worker import table_file
 
     from .test_assembly import component
 

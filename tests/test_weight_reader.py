@@ -1,5 +1,6 @@
 """Several threads bring every tensor to where it stays, bit for bit, in bounded memory, and end when they must."""
 
+import errno
 import os
 import threading
 import time
@@ -10,8 +11,10 @@ from safetensors.torch import save_file
 
 from qwen_worker import weight_reader
 from qwen_worker.checkpoint_files import in_file
+from qwen_worker.checksum import checksum_of
 from qwen_worker.errors import LoadError
 from qwen_worker.weight_reader import WeightReader
+from qwen_worker.weight_writer import save
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.float8_e4m3fn, torch.bool)
 
@@ -91,6 +94,66 @@ def test_a_file_that_shrinks_while_it_is_read_is_said_to_be_corrupt(shards):
         with pytest.raises(LoadError, match=r"/model-0.safetensors is corrupt: it ends before its last tensor does"):
             for one in wanted:
                 reader.take(one.name)
+
+
+@pytest.mark.parametrize("call", ["open", "preadv"])
+def test_a_read_that_fails_names_the_file_and_may_be_tried_again(shards, monkeypatch, tmp_path, call):
+    wanted = in_file(shards[0][0], "x")
+
+    def fails(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(tmp_path / "model-0.safetensors"))
+
+    monkeypatch.setattr(os, call, fails)
+    with pytest.raises(LoadError) as caught, WeightReader(wanted, "cpu", 4) as reader:
+        reader.take(wanted[0].name)
+    assert caught.value.reason == f"{tmp_path.name}/model-0.safetensors cannot be read: Input/output error"
+    assert caught.value.passing
+
+
+def test_a_file_that_is_gone_is_named_without_where_it_was(tmp_path):
+    with pytest.raises(LoadError) as caught:
+        in_file(tmp_path / "model.safetensors", "vae/model.safetensors")
+    assert caught.value.reason == "vae/model.safetensors cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize("size", [1, 8, 4095, 4096, 4097, 100_000])
+def test_every_flipped_bit_changes_the_checksum(size):
+    data = torch.randint(0, 256, (size,), dtype=torch.uint8, generator=torch.Generator().manual_seed(size))
+    right = checksum_of(data)
+    for at in {0, 7 % size, size // 2, size - 1}:
+        for bit in (1, 16, 128):
+            other = data.clone()
+            other[at] ^= bit
+            assert checksum_of(other) != right
+
+
+def test_blocks_that_were_zeroed_or_changed_places_change_the_checksum():
+    data = torch.randint(0, 256, (5 * 4096,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    moved, zeroed = data.view(5, 4096)[[0, 3, 2, 1, 4]], data.clone()
+    zeroed[4096:8192] = 0
+    assert len({int(checksum_of(one)) for one in (data, moved, zeroed)}) == 3
+
+
+def test_what_is_not_what_was_written_is_refused_by_the_tensor_s_name(shards, tmp_path):
+    _, tensors = shards
+    save(tensors, tmp_path / "ours.safetensors")
+    wanted = in_file(tmp_path / "ours.safetensors", "x")
+    with WeightReader(wanted, "cpu", 4) as reader:
+        assert all(same(reader.take(one.name), tensors[one.name]) for one in wanted)
+        reader.verify()
+    changed = next(one for one in wanted if one.size > 100)
+    with (tmp_path / "ours.safetensors").open("r+b") as file:
+        file.seek(changed.start + 50)
+        byte = file.read(1)[0]
+        file.seek(changed.start + 50)
+        file.write(bytes([byte ^ 1]))
+    with WeightReader(wanted, "cpu", 4) as reader:
+        for one in wanted:
+            reader.take(one.name)
+        with pytest.raises(LoadError) as caught:
+            reader.verify()
+    label = f"{tmp_path.name}/ours.safetensors"
+    assert caught.value.reason == f"{label} is corrupt: {changed.name} is not what was written"
 
 
 def test_a_reader_that_is_left_early_leaves_no_thread(shards, monkeypatch):
