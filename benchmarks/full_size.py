@@ -78,14 +78,10 @@ def ready(folders: list[Path]) -> Path:
 
 def write(folder: Path, models: dict[str, Any]) -> None:
     """`folder/generate` and, last, `folder/edit`: where that is, both are whole."""
-    import torch
-
     generate = folder / "generate"
     skip = shutil.ignore_patterns("*.safetensors", "config.json", "generation_config.json")
     shutil.copytree(TINY / "generate", generate, ignore=skip, dirs_exist_ok=True)
-    generator = torch.Generator().manual_seed(0)
-    pool = torch.empty(RANDOM_BYTES // 2).normal_(0, DEVIATION, generator=generator).bfloat16()
-    shards = []
+    pool, shards = random_pool(), []
     for name, model in models.items():
         config = model.config.to_dict() if hasattr(model.config, "to_dict") else dict(model.config)
         text = json.dumps(config | {"_class_name": type(model).__name__})
@@ -101,6 +97,14 @@ def write(folder: Path, models: dict[str, Any]) -> None:
     shutil.copy(TINY / "edit/model_index.json", edit / "model_index.json")
     see_whole_pictures(edit / "processor")
     edit.rename(folder / "edit")
+
+
+def random_pool() -> Any:
+    """What the weights are cut from."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return torch.empty(RANDOM_BYTES // 2).normal_(0, DEVIATION, generator=generator).bfloat16()
 
 
 def architecture(layers: dict[str, dict] | None = None) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from pathlib import Path
 from qwen_worker import libraries
 from qwen_worker.machine import read_gpu
 
+from . import full_size, reading
+
 BLOCK_BYTES = 2 * 340_000_000  # of one of the 60 blocks in bfloat16
 CHUNK = 16 << 20
 WAYS = ("plain parallel read", "ours", "diffusers from_pretrained")
@@ -46,7 +48,7 @@ def run(options) -> tuple[list[dict], dict]:
         for _ in range(options.rounds):
             for way, cached in measured:
                 time.sleep(options.pause)
-                drop(file)
+                reading.drop_from_cache([file])
                 if cached:
                     plain_read(file, options.threads, keep=False)
                 measured[way, cached].append(size / in_own_process(way, file, device, options.threads) / 1e9)
@@ -63,35 +65,26 @@ def run(options) -> tuple[list[dict], dict]:
         row = {"read by": way, "from": "memory" if cached else "disk"}
         rows.append(row | {name: round(figure, 2) for name, figure in figures.items()})
     facts = {"gpu": gpu.name if gpu else None, "into": "the card" if gpu else "RAM", "file GB": round(size / 1e9, 2)}
-    return rows, facts | {"threads": options.threads, "rounds": options.rounds, "processors": os.cpu_count()}
+    return rows, facts | {
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "processors": len(os.sched_getaffinity(0)),
+    }
 
 
-def write(folder: Path, blocks: int) -> Path:
-    """`folder`/transformer with a config and random weights of that many blocks."""
-    import torch
+def write(folder: Path, blocks: int, **sizes: int) -> Path:
+    """`folder`/transformer with a config and random weights of that many blocks. `sizes`: others than the released."""
     from accelerate import init_empty_weights
     from diffusers import QwenImageTransformer2DModel
 
-    from .full_size import RANDOM_BYTES, write_weights
-
     with init_empty_weights():
-        model = QwenImageTransformer2DModel(num_layers=blocks)
+        model = QwenImageTransformer2DModel(num_layers=blocks, **sizes)
     (folder / "transformer").mkdir()
     config = dict(model.config) | {"_class_name": type(model).__name__}
     (folder / "transformer/config.json").write_text(json.dumps(config))
-    pool = torch.empty(RANDOM_BYTES // 2).normal_(0, 0.02, generator=torch.Generator().manual_seed(0)).bfloat16()
     file = folder / "transformer/diffusion_pytorch_model.safetensors"
-    write_weights(file, model.state_dict(), pool)
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+    full_size.write_shard(file, model.state_dict(), full_size.random_pool())
     return file
-
-
-def drop(file: Path) -> None:
-    """Take the file's pages out of the system's cache; those that no process maps, which is all of them here."""
-    descriptor = os.open(file, os.O_RDONLY)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
 
 
 def in_own_process(way: str, file: Path, device: str, threads: int) -> float:

@@ -99,6 +99,8 @@ def prepare(found: Checkpoint, plan: Plan, output: Path) -> Path:
             target.rename(old)  # never half deleted under its name
         partial.rename(target)
     finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -111,12 +113,13 @@ def write(found: Checkpoint, plan: Plan, target: Path) -> dict:
     sample = prepared.sample_of(found.folder)
     for name in ("model_index.json", *found.pipeline_class.components):
         copy(found.folder / name, target / name)
-    write_component(found, "vae", plan, target)
+    copied = replace(plan, device="cpu")  # for what is written as it is read: it may not fit the card
+    write_component(found, "vae", copied, target)
     write_transformer(found, plan, target)
     if same := twin(target.parent, digests["text_encoder"], plan):
         copy(same, target / "text_encoder")
     else:
-        write_component(found, "text_encoder", plan, target)
+        write_component(found, "text_encoder", plan if plan.text_encoder == "quantized" else copied, target)
     return {
         "format": prepared.FORMAT,
         "source": source,

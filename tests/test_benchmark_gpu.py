@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import functools
 import importlib
 import json
 import math
@@ -13,7 +14,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import cases, costs, fit, flops, full_size, served, speed, stock, turns
+from benchmarks import cases, costs, fit, flops, full_size, load, served, speed, stock, turns
 from benchmarks.cases import Case
 from benchmarks.contenders import Failed, Ours
 from benchmarks.stopwatch import Stages, Stopwatch, job_seconds
@@ -585,3 +586,26 @@ def test_the_script_for_a_gpu_names_parts_that_there_are():
         parsed = options({"fit": fit, "speed": speed}[benchmark], *words.split())
         assert set(parsed.part or ()) <= known
     assert subprocess.run(["bash", "-n", "benchmarks/on_gpu.sh"], cwd=ROOT).returncode == 0
+
+
+def test_reading_is_measured_beside_the_library_and_a_plain_read(tmp_path, monkeypatch, every_library):
+    """In this process: three ways of importing everything take longer than all that is to be seen here."""
+    small = {"attention_head_dim": 16, "num_attention_heads": 3, "joint_attention_dim": 16, "axes_dims_rope": (4, 6, 6)}
+    written = []
+
+    class Sender:
+        send = written.append
+
+    def measured(way, file, device, threads):
+        load.measure(Sender, way, file, device, threads)
+        return written[-1]
+
+    monkeypatch.setattr(load, "write", functools.partial(load.write, **small))
+    monkeypatch.setattr(load, "in_own_process", measured)
+    options = argparse.Namespace(gb=1, folder=tmp_path, threads=2, rounds=1, pause=0)
+    rows, facts = load.run(options)
+    assert [(row["read by"], row["from"]) for row in rows] == [
+        (way, place) for place in ("disk", "memory") for way in load.WAYS
+    ]
+    assert all(row["lowest"] == row["highest"] >= 0 and row["share"] >= 0 for row in rows) and len(written) == 6
+    assert facts["into"] == "RAM" and facts["rounds"] == 1 and not list(tmp_path.iterdir())

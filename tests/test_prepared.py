@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -366,12 +367,20 @@ def test_one_whose_writer_was_killed_is_no_prepared_checkpoint(tiny, tmp_path, r
     assert not [one for one in (tmp_path / "prepared").iterdir() if one.name.startswith(".")]
 
 
-def test_a_writer_that_is_interrupted_leaves_what_was_there(tiny, tmp_path, root, monkeypatch):
-    def interrupted(_):
+@pytest.mark.parametrize("moment", ["facts_of", "rename"])
+def test_a_writer_that_is_interrupted_leaves_what_was_there(tiny, tmp_path, root, monkeypatch, moment):
+    def interrupted(*_):
+        monkeypatch.undo()
         raise KeyboardInterrupt
 
+    def last_rename_interrupted(self, to, real=Path.rename):
+        return interrupted() if self.name.endswith(".partial") else real(self, to)
+
     prepare.copy(root / "prepared", tmp_path / "prepared")
-    monkeypatch.setattr(prepared, "facts_of", interrupted)
+    if moment == "rename":
+        monkeypatch.setattr(Path, "rename", last_rename_interrupted)
+    else:
+        monkeypatch.setattr(prepared, "facts_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare.main([str(tiny / "generate"), "--output", str(tmp_path)])
     assert looked_for(tiny, tmp_path / "prepared" / NAME) == (tmp_path / "prepared" / NAME, NAME)
