@@ -70,7 +70,8 @@ def loss(transformer, walked, step, seed):
     levels, each = torch.tensor(LEVELS), torch.arange(count)
     here = torch.randint(len(LEVELS) - 1, (count,), generator=generator)
     gap = (levels[here + 1] - levels[here]).view(-1, 1, 1)
-    chosen, counts = flow.choose(path.outlines, min(total, path.size.tokens), generator)
+    near = path.outlines & (levels[here] < flow.CLEAR).unsqueeze(-1)
+    chosen, counts = flow.choose(near, min(total, path.size.tokens), generator)
     start, end = (flow.take(path.states[level, each], chosen) for level in (here, here + 1))
     shapes = [flow.shape(path.size.width, path.size.height)]
     places = forward.Places.of(transformer, shapes, path.mask.shape[1], chosen, counts)

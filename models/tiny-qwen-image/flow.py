@@ -2,7 +2,7 @@
 
 Knows the pipelines' conventions: timesteps in [0, 1], noise at 1, velocity = noise - picture, the latents of an edit's
 input behind the noisy ones. Large pictures are learnt from a choice of their tokens: all at the subject's outline, some
-of the plain rest. Knows nothing about files or evaluation.
+of the plain rest; in much noise any. Knows nothing about files or evaluation.
 """
 
 import math
@@ -19,6 +19,9 @@ HINT_WEIGHT = 0.5
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}  # chosen noisy latents of a batch; edits: with their inputs
 LATE = 0.6  # of the steps; from then on some captions are wrong
 REST = 16  # tokens of a choice that are not of the outline, at least
+# Noise below which the outline's tokens are chosen first: there the noisy picture itself tells where the subject is. In
+# more noise the choice would tell it, and the model would look for it there instead of in the prompt.
+CLEAR = 0.8
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Batch:
     known_places: torch.Tensor  # (B, S, 4); see `hints`
     known_scenes: torch.Tensor  # (B, S, 17)
     weight: torch.Tensor  # (B, S, 1): how much a token's error counts
+    sigma: torch.Tensor  # (B,)
     places: forward.Places
 
     def to(self, device):
@@ -85,7 +89,8 @@ class Task:
         count = max(2, TOKENS_AT_ONCE[self.transformer.device.type] // (tokens * joined))
         asked = torch.randint(len(examples.after), (count,), generator=generator)
         shown = [way[asked] for way in (examples.after, examples.before) if way is not None]
-        near = torch.stack([pool.outlines[way] for way in shown]).any(dim=0)
+        sigma = sigmas(count, generator)
+        near = torch.stack([pool.outlines[way] for way in shown]).any(dim=0) & (sigma < CLEAR).unsqueeze(-1)
         chosen, counts = choose(near, tokens, generator)
         total = pool.latents.shape[1]
         places = forward.Places.of(
@@ -102,6 +107,7 @@ class Task:
             known_places=hints.places(pool.width, pool.height)[chosen],
             known_scenes=take(pool.scenes[shown[0]].float(), chosen),
             weight=take(torch.stack([weights(pool.latents[way]) for way in shown]).amax(dim=0), chosen),
+            sigma=sigma,
             places=places,
         ).to(self.transformer.device)
 
@@ -142,10 +148,11 @@ def loss(transformer, heads, batch, generator):
     """Mean squared error of the velocity, and that of the hints on top; (loss, error of the velocity)."""
     latents = batch.latents[0]
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    sigma = sigmas(len(latents), generator).to(latents.device)
-    noisy = torch.lerp(latents, noise, sigma.view(-1, 1, 1))
+    noisy = torch.lerp(latents, noise, batch.sigma.view(-1, 1, 1))
     joined = torch.cat([noisy, *batch.latents[1:]], dim=1)
-    velocity, tapped = forward.velocity(transformer, joined, sigma, batch.states, batch.mask, batch.places, hints.TAPS)
+    velocity, tapped = forward.velocity(
+        transformer, joined, batch.sigma, batch.states, batch.mask, batch.places, hints.TAPS
+    )
     count = latents.shape[1]
     wrong = (velocity[:, :count] - (noise - latents)).square()
     error = (batch.weight * wrong).mean() / batch.weight.mean()
