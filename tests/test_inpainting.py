@@ -1,5 +1,7 @@
 """`strength` and `mask_image`: the schedule's tail, the noise of a full run, the pixels outside the mask."""
 
+import importlib
+
 import pytest
 import torch
 from PIL import Image, ImageChops, ImageStat
@@ -135,3 +137,37 @@ def test_a_mask_of_another_size_is_refused(warm_worker, square):
     other = as_text(Image.new("L", (64, 64), 255))
     error = run(warm_worker, {**EDIT, "image": as_text(square), "mask_image": other})["error"]
     assert error == "invalid_input: mask_image must have the size of the image, 256x256, not 64x64"
+
+
+# What the judge sees of both
+
+
+@pytest.fixture(scope="module")
+def circle():
+    world = importlib.import_module("models.tiny-qwen-image.world")
+    scene = world.Scene("red", "circle", "blue", "large", "left", x=0.25, radius=0.23)
+    return Image.fromarray(world.draw(scene, 512, 512))
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return importlib.import_module("models.tiny-qwen-image.judge")
+
+
+GREEN = {"prompt": "make the background green", "num_inference_steps": 12, "seed": 3, "width": 512, "height": 512}
+
+
+def test_strength_decides_how_far_the_instruction_is_followed(draw, circle, judge):
+    low, full = (draw(**GREEN, image=as_text(circle), strength=value)[0] for value in (0.2, 1.0))
+    assert judge.read(low).background == "blue" and judge.read(full).background == "green"
+    for picture in (low, full):
+        assert judge.read(picture).colour == "red" and judge.overlap(circle, picture) > 0.8
+
+
+def test_a_mask_decides_where_the_instruction_is_followed(draw, circle, judge):
+    mask = Image.new("L", circle.size, 0)
+    right = (288, 0, 512, 512)  # the circle is left of it
+    mask.paste(255, right)
+    picture, _ = draw(**GREEN, image=as_text(circle), mask_image=as_text(mask))
+    assert judge.read(picture.crop(right)).background == "green"
+    assert picture.crop((0, 0, 288, 512)).tobytes() == circle.crop((0, 0, 288, 512)).tobytes()
