@@ -27,7 +27,13 @@ AS_ALWAYS = {
 }
 DELIVERIES = {"b64_json": "inline", "url": "url"}
 NOT_TAKEN = {"task": "the route says it", "mask": "mask_image is: it is white where the picture is to be repainted"}
-FAULTS_OF_THE_CALLER = ("invalid_input", "image_unreadable", "image_fetch_failed", "result_too_large")
+FAULTS_OF_THE_CALLER = (
+    "invalid_input",
+    "image_unreadable",
+    "image_fetch_failed",
+    "lora_fetch_failed",
+    "result_too_large",
+)
 
 
 class Call:

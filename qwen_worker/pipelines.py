@@ -6,6 +6,7 @@ the pipeline classes costs over ten seconds of CPU on a cold worker. Decides not
 
 import contextlib
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +15,11 @@ from . import hub, placement
 from .checkpoint import Checkpoint
 from .checkpoint_files import label_of, read_json
 from .components import cap_memory, import_quietly, is_component, load_component, require_tokenizer, tabulate, trim
-from .errors import LoadError
+from .errors import InvalidInput, LoadError
 from .footprint import GB, WORKING, WORKING_2_1, Model, Plan
+from .lora_file import LoraUse
 from .machine import disk_free, read_machine
+from .presets import role_of
 from .settings import Role, Settings
 from .sharing import SHAREABLE, same_component
 
@@ -30,15 +33,19 @@ class Loaded:
     plan: Plan
     pipe: Any = field(repr=False)  # a diffusers pipeline
     table: Any = field(repr=False)  # the `modulation.Table` that stands for its modulation layers, or None
+    adapters: Any = field(repr=False)  # the `adapters.Adapters` of its transformer
     shared: tuple[str, ...]  # components that it has in common with a pipeline loaded before
     seconds: float
 
 
 class Pipelines:
-    """The pipelines of this worker. Not thread-safe: everything but `loaded` is for the one inference thread."""
+    """The pipelines of this worker. Not thread-safe: everything but `loaded` is for the one inference thread.
 
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    `own_loras`: by role, what every picture is drawn with.
+    """
+
+    def __init__(self, settings: Settings, own_loras: Callable[[str], Sequence[LoraUse]] = lambda role: ()):
+        self.settings, self.own_loras = settings, own_loras
         self.located: dict[str, Checkpoint] = {}  # by model setting
         self.placed: dict[str, Plan] = {}  # by model setting
         self.loaded: dict[str, Loaded] = {}  # by model setting
@@ -106,6 +113,7 @@ class Pipelines:
             self.settings.QWEN_PRECISION,
             round(cap * GB) - resident if cap else None,
             self.settings.QWEN_SAVINGS,
+            self.settings.own_loras,
         )
 
     def load(self, task: str) -> Loaded:
@@ -117,10 +125,12 @@ class Pipelines:
             if found.folder is None:
                 found = self.located[model] = self.download(found)
             shared = self.shared_components(found)
+            own = self.own_loras(role_of(task))
             pipe, table = self.build(found, plan, shared)
             self.stage = ""
+            adapters = adapters_of(found, plan, pipe, table, own)
             seconds = time.perf_counter() - started
-            self.loaded[model] = Loaded(model, found, plan, pipe, table, tuple(shared), seconds)
+            self.loaded[model] = Loaded(model, found, plan, pipe, table, adapters, tuple(shared), seconds)
         return self.loaded[model]
 
     def activate(self, loaded: Loaded) -> float:
@@ -179,6 +189,20 @@ class Pipelines:
 
     def key_of(self, found: Checkpoint) -> str:
         return next(model for model, one in self.located.items() if one is found)
+
+
+def adapters_of(found: Checkpoint, plan: Plan, pipe: Any, table: Any, own: Sequence[LoraUse]) -> Any:
+    """What applies LoRAs to the pipeline's transformer. Raises `LoadError` where the endpoint's own do not fit it."""
+    import torch
+
+    from .adapters import Adapters
+
+    made = Adapters(pipe.transformer, table, getattr(torch, plan.dtype), plan.device, found.name, own)
+    try:
+        made.require_fits(own)
+    except InvalidInput as error:
+        raise LoadError(error.sentence) from None
+    return made
 
 
 def as_model(found: Checkpoint, before: list[Checkpoint]) -> Model:
