@@ -14,7 +14,7 @@ BENCHMARKS = {
     "soak": "many jobs under faults: each ends once, and rightly",
     "fit": "which plan each card gets, its predicted peak and, on a GPU, the measured one",
     "costs": "dollars a picture and an edit on each pool of cards, computed",
-    "quality": "what each precision does to the pictures of the tiny checkpoint",
+    "quality": "what each precision and each preset does to the pictures of the tiny checkpoint",
 }
 PACKAGES = ("torch", "diffusers", "transformers", "pillow")
 

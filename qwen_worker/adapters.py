@@ -179,7 +179,7 @@ def adapted(base: Any, key: str, layer: Layer, down: torch.nn.Parameter, up: tor
             base = Linear(base, key, config=config, r=layer.rank, lora_alpha=layer.scaling)
     base.lora_A[key].weight, base.lora_B[key].weight = down, up
     base.set_adapter(list(base.lora_A), inference_mode=True)
-    return base.eval()
+    return base  # not `.eval()`, which would reach into the layer that it stands for
 
 
 @functools.cache

@@ -96,7 +96,8 @@ class Table:
         """Have the rows with what LoRAs add to them, from the next schedule on; with nothing, as they were."""
         changes = tuple(changes)
         if changes or self.changes:
-            self.changes, self.prepared = changes, None
+            self.changes = changes
+            self.values = self.rows = self.prepared = None
 
     def choose(self, timestep: torch.Tensor) -> None:
         """Look up the rows of a forward pass: (B,) timesteps."""
