@@ -88,7 +88,7 @@ class Adapters:
         if not files:
             yield
             return
-        held = {key: self.held(file) for key, file in files.items()}
+        held = {use.file.key: self.held(use) for use in (*self.own, *uses)}
         layers = self.layers_of(files)
         try:
             for weights in held.values():
@@ -121,18 +121,22 @@ class Adapters:
                 if (place := lookup_at(self.transformer, name))
             )
 
-    def held(self, file: LoraFile) -> Weights:
+    def held(self, use: LoraUse) -> Weights:
         """The file's weights, read where they are not in memory from a job before."""
-        if file.key not in self.weights:
-            self.weights[file.key] = self.read(file)
-        self.weights.move_to_end(file.key)
-        return self.weights[file.key]
+        key = use.file.key
+        if key not in self.weights:
+            self.weights[key] = self.read(use)
+        self.weights.move_to_end(key)
+        return self.weights[key]
 
-    def read(self, file: LoraFile) -> Weights:
-        home: dict[torch.nn.Parameter, torch.Tensor] = {}
+    def read(self, use: LoraUse) -> Weights:
+        """Raises `InvalidInput` where a number is none, which would spoil the picture without a word."""
+        file, home = use.file, {}
 
         def kept(name: str) -> torch.nn.Parameter:
             tensor = pinned(file.tensors.get_tensor(name).to(self.dtype), self.device)
+            if not tensor.isfinite().all():
+                raise InvalidInput(f"{use.label} holds infinite numbers, or none, in {name}")
             parameter = torch.nn.Parameter(tensor, requires_grad=False)
             home[parameter] = parameter.data
             return parameter

@@ -148,7 +148,7 @@ class Alphas:
 def require_layers(use: LoraUse, there: Mapping[str, tuple[int, int]], model: str) -> None:
     """Refuse a LoRA that is made for another model. `there`: (outputs, inputs) of the model's linear layers."""
     wrong = []
-    for name, layer in use.file.layers.items():
+    for name, layer in sorted(use.file.layers.items()):
         if name not in there:
             wrong.append(f"{shown(name)} is none of its layers")
         elif there[name] != (layer.outputs, layer.inputs):
