@@ -1,44 +1,149 @@
-"""What a picture and an edit cost on each of RunPod's pools: computed, by arithmetic alone, and marked so.
+"""The page of cards: seconds and dollars a picture and an edit on each of RunPod's pools, from what has been recorded.
 
-A drawing of 50 guided steps at 1024x1024 is 100 passes through the transformer. Their time on a card is taken from the
-card's dense bfloat16 rate and the share of it that diffusers reaches on an H100 (18.5 s a picture, measured by
-cache-dit's authors); smaller cards have been seen to reach more, so that theirs are likelier to be too high. Loads,
-transfers from RAM, quantized products and idle seconds are left out. With live prices and measured seconds:
+Three kinds of figures, each marked. Measured: `fit` or `speed` ran on that card. Scaled: they ran on another card,
+under this one's memory where `fit` has it, and the seconds are those times the two cards' dense bfloat16 rates. Not
+measured: computed from the share of its rate that diffusers reaches on an H100 (18.5 s a picture, measured by
+cache-dit's authors). Loads and idle seconds are left out. With live prices and the seconds of an endpoint's own jobs:
 `python deploy_qwen.py cost`.
 """
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import cards_page
+from .record import MEASURED
+from .stopwatch import job_seconds
 
 PASSES = 2 * 50
 TFLOP_A_PASS = 70  # linear layers 57, attention 13: 4,096 latents and about a hundred tokens
 H100_SECONDS, H100_RATE = 18.5, 989
 SHARE = PASSES * TFLOP_A_PASS / H100_SECONDS / H100_RATE
 EDIT = 51.5 / 20.0  # an edit sees the input's latents too: vLLM-Omni's seconds of both on an H200
+SIZE, QUALITY, QUALITY_STEPS = 1024, "quality", 50
+MAX_STEPS = 100  # of a job
+SCALED, COMPUTED = "scaled", "not measured"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/cards.md"
 
-# RunPod's serverless price list of June 2026, in dollars an hour; a card of each pool with its dense bfloat16 TFLOP/s.
-POOLS = {
-    "AMPERE_16": (0.58, "RTX A4000", 76.7),
-    "AMPERE_24": (0.68, "RTX A5000", 111),
-    "ADA_24": (1.12, "RTX 4090", 165),
-    "AMPERE_48": (1.22, "A40", 150),
-    "ADA_48_PRO": (1.91, "L40S", 362),
-    "AMPERE_80": (2.74, "A100", 312),
-    "BLACKWELL_96": (4.00, "RTX PRO 6000", 504),
-    "ADA_80_PRO": (4.18, "H100", 989),
-    "HOPPER_141": (5.58, "H200", 989),
-    "BLACKWELL_180": (8.64, "B200", 2250),
-}
+
+@dataclass(frozen=True)
+class Card:
+    """A pool's card: dollars an hour by RunPod's serverless price list of June 2026, GB, dense bfloat16 TFLOP/s."""
+
+    pool: str
+    name: str
+    price: float
+    memory: int
+    rate: float
+
+
+CARDS = [
+    Card("AMPERE_16", "RTX A4000", 0.58, 16, 76.7),
+    Card("AMPERE_24", "RTX A5000", 0.68, 24, 111),
+    Card("ADA_24", "RTX 4090", 1.12, 24, 165),
+    Card("AMPERE_48", "A40", 1.22, 48, 150),
+    Card("ADA_48_PRO", "L40S", 1.91, 48, 362),
+    Card("AMPERE_80", "A100", 2.74, 80, 312),
+    Card("BLACKWELL_96", "RTX PRO 6000", 4.00, 96, 504),
+    Card("ADA_80_PRO", "H100", 4.18, 80, 989),
+    Card("HOPPER_141", "H200", 5.58, 141, 989),
+    Card("BLACKWELL_180", "B200", 8.64, 180, 2250),
+]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A job's seconds on a card, what a step of it takes, and how that is known."""
+
+    seconds: float
+    step: float
+    basis: str
 
 
 def add_options(parser) -> None:
-    parser.add_argument("--steps", type=int, default=50, help="of a drawing (default: %(default)s)")
+    results = Path(__file__).parent / "results"
+    parser.add_argument("--fit", type=Path, default=results / "fit.json", help="what fit has recorded")
+    parser.add_argument("--speed", type=Path, default=results / "speed.json", help="what speed has recorded")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page to write (default: docs/cards.md)")
 
 
 def run(options) -> tuple[list[dict], dict]:
-    rows = []
-    for pool, (price, card, rate) in POOLS.items():
-        seconds = options.steps / 50 * PASSES * TFLOP_A_PASS / (rate * SHARE)
-        rows.append({
-            "pool": pool, "card": card, "$/h": f"{price:.2f}",
-            "picture s": round(seconds), "$ a picture": f"{price / 3600 * seconds:.3f}",
-            "edit s": round(seconds * EDIT), "$ an edit": f"{price / 3600 * seconds * EDIT:.3f}",
-        })  # fmt: skip
-    return rows, {"basis": "computed", "size": 1024, "steps": options.steps, "prices of": "2026-06"}
+    fit, speed = recorded(options.fit), recorded(options.speed)
+    rows = [row_of(card, preset, fit, speed) for preset in presets(speed) for card in CARDS]
+    options.page.write_text(cards_page.page(rows, fit, speed))
+    return rows, {"size": SIZE, "prices of": "2026-06"}
+
+
+def recorded(path: Path) -> list[dict]:
+    """The rows of a record, each with the device it is of; None for what nobody has measured."""
+    if not path.exists():
+        return []
+    report = json.loads(path.read_text())
+    return [row | {"device": report["runs"][row["run"]]["device"] if row["run"] else None} for row in report["rows"]]
+
+
+def presets(speed: Iterable[dict]) -> list[str]:
+    return list(dict.fromkeys([QUALITY, *(row["preset"] for row in speed)]))
+
+
+def row_of(card: Card, preset: str, fit: list[dict], speed: list[dict]) -> dict:
+    row = {"pool": card.pool, "card": card.name, "$/h": f"{card.price:.2f}", "preset": preset}
+    for task, name in (("generate", "picture"), ("edit", "edit")):
+        figure = figure_of(card, task, preset, fit, speed)
+        row |= {
+            f"{name} s": round(figure.seconds, 1),
+            f"$ {name}": f"{card.price / 3600 * figure.seconds:.3f}",
+            f"{name} is": figure.basis,
+            f"{name} steps in {cards_page.LIMIT} s": min(MAX_STEPS, int(cards_page.LIMIT / figure.step)),
+        }
+    return row
+
+
+def figure_of(card: Card, task: str, preset: str, fit: list[dict], speed: list[dict]) -> Figure:
+    """The best that is known: measured on the card, scaled from another, or computed."""
+    of_task = [row for row in speed if usable(row, task) and row["preset"] == preset and not row["settings"]]
+    caps = [row for row in fit if usable(row, task) and row["cap GB"] == card.memory] if preset == QUALITY else []
+    # A whole job before one by its steps, an endpoint's layout for both tasks before one of a task alone.
+    of_task.sort(key=lambda row: not row["whole"])
+    caps.sort(key=lambda row: not row["part"].endswith("-both"))
+    for row in of_task + caps:
+        if is_card(row["device"], card):
+            return Figure(seconds_of(row), seconds_of(row) / steps_of(row), MEASURED)
+    for row in caps + of_task:
+        if other := next((one for one in CARDS if is_card(row["device"], one)), None):
+            seconds = seconds_of(row) * other.rate / card.rate
+            return Figure(seconds, seconds / steps_of(row), f"{SCALED} from {other.name}")
+    passes, steps = passes_of(preset, task, speed)
+    seconds = passes * TFLOP_A_PASS / (card.rate * SHARE) * (EDIT if task == "edit" else 1)
+    return Figure(seconds, seconds / steps, COMPUTED)
+
+
+def usable(row: dict, task: str) -> bool:
+    """Whether it is a measured job of ours at the page's size, of the real architecture."""
+    ours = row.get("contender", row.get("part", "").partition("-")[0]) == "ours"
+    real = row["checkpoint"] != "tiny" and row["measured"] == MEASURED
+    return ours and real and row["task"] == task and row["size"] == SIZE
+
+
+def seconds_of(row: dict) -> float:
+    """Of a job as the preset has it; where only some steps were timed, by the stages."""
+    return row["job s"] if row.get("whole") else job_seconds(row, QUALITY_STEPS)
+
+
+def steps_of(row: dict) -> int:
+    return row["steps"] if row.get("whole") else QUALITY_STEPS
+
+
+def passes_of(preset: str, task: str, speed: list[dict]) -> tuple[int, int]:
+    """(passes through the transformer, steps) of a preset's job, as any device has shown them."""
+    for row in speed:
+        if row["preset"] == preset != QUALITY and row["task"] == task and row["measured"] == MEASURED:
+            return row["passes"], row["steps"]
+    return PASSES, QUALITY_STEPS
+
+
+def is_card(device: str | None, card: Card) -> bool:
+    return device is not None and re.search(rf"\b{re.escape(card.name)}\b", device) is not None

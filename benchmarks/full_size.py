@@ -1,17 +1,23 @@
 """Checkpoints of the released architecture with random weights: everything real but the picture.
 
-Sizes, dtypes and layers are those of Qwen/Qwen-Image and Qwen/Qwen-Image-Edit; the tokenizer is the tiny checkpoint's,
-its special tokens entered in the text encoder's config. Writes 57.7 GB: the edit folder is made of hard links.
+Sizes, dtypes, layers and shards are those of Qwen/Qwen-Image and Qwen/Qwen-Image-Edit; the tokenizer is the tiny
+checkpoint's, its special tokens entered in the text encoder's config. Takes 57.7 GB: the edit folder is made of hard
+links. Written shard by shard, and gone on with where an earlier call was ended.
 """
 
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import torch
+from qwen_worker import placement
+from qwen_worker.errors import LoadError
+from qwen_worker.machine import Machine, disk_free
 
 TINY = Path(__file__).parents[1] / "models/tiny-qwen-image"
+NAME = "full size, random weights"
 TEXT = {
     "vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,
     "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 128_000,
@@ -19,39 +25,97 @@ TEXT = {
 }  # fmt: skip
 VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
 SEEN_PIXELS = {"shortest_edge": 3136, "longest_edge": 12_845_056}  # of the released image processor
+SHARD_BYTES = 5_000_000_000
 RANDOM_BYTES = 1 << 27
+WRITERS = 4
+DEVIATION = 0.02  # of the random weights, as such models are initialised
 
 
-def write(folder: Path) -> None:
-    """`folder/generate` and `folder/edit`."""
+def add_options(parser) -> None:
+    parser.add_argument(
+        "--full-size",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="serve the released architecture with random weights (57.7 GB), written to the first folder with room",
+    )
+    parser.add_argument("--tiny", action="store_true", help="serve the tiny checkpoint on the GPU, to try the command")
+
+
+def folder_for(options, real: Machine) -> tuple[Path | None, str]:
+    """(the checkpoints to serve on this machine's GPU, empty) or (None, why there are none)."""
+    if real.gpu is None:
+        return None, "there is no GPU here"
+    if options.tiny:
+        return TINY, ""
+    if not options.full_size:
+        return None, "no --full-size folder was named"
+    try:
+        return (None, "only listed") if options.list else (ready(options.full_size), "")
+    except LoadError as refused:
+        return None, refused.reason
+
+
+def ready(folders: list[Path]) -> Path:
+    """The first folder that holds the checkpoints, or has room for them and then does. Raises `LoadError`."""
+    for folder in folders:
+        if (folder / "edit").exists():
+            return folder
+    models = architecture()
+    needed = sum(tensor.numel() * 2 for model in models.values() for tensor in model.state_dict().values())
+    refusals = []
+    for folder in folders:
+        held = sum(file.stat().st_size for file in folder.rglob("generate/*/*.safetensors"))
+        try:
+            placement.require_disk("the full-size checkpoint", max(0, needed - held), disk_free(folder))
+        except LoadError as refused:
+            refusals.append(refused.reason)
+            continue
+        write(folder, models)
+        return folder
+    raise LoadError("; ".join(refusals))
+
+
+def write(folder: Path, models: dict[str, Any]) -> None:
+    """`folder/generate` and, last, `folder/edit`: where that is, both are whole."""
+    import torch
+
     generate = folder / "generate"
-    shutil.copytree(TINY / "generate", generate, ignore=shutil.ignore_patterns("*.safetensors"))
-    pool = torch.empty(RANDOM_BYTES // 2).normal_(0, 0.02, generator=torch.Generator().manual_seed(0)).bfloat16()
-    for name, model in architecture().items():
-        for stale in (generate / name).glob("*.json"):
-            stale.unlink()
+    skip = shutil.ignore_patterns("*.safetensors", "config.json", "generation_config.json")
+    shutil.copytree(TINY / "generate", generate, ignore=skip, dirs_exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.empty(RANDOM_BYTES // 2).normal_(0, DEVIATION, generator=generator).bfloat16()
+    shards = []
+    for name, model in models.items():
         config = model.config.to_dict() if hasattr(model.config, "to_dict") else dict(model.config)
-        (generate / name / "config.json").write_text(json.dumps(config | {"_class_name": type(model).__name__}))
-        stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
-        write_weights(generate / name / f"{stem}.safetensors", model.state_dict(), pool)
-    shutil.copytree(generate, folder / "edit", copy_function=os.link)
-    shutil.copytree(TINY / "edit/processor", folder / "edit/processor")
-    (folder / "edit/model_index.json").unlink()
-    shutil.copy(TINY / "edit/model_index.json", folder / "edit/model_index.json")
-    see_whole_pictures(folder / "edit/processor")
+        text = json.dumps(config | {"_class_name": type(model).__name__})
+        (generate / name / "config.json").write_text(text)
+        shards += plan_shards(generate / name, model.state_dict())
+    with ThreadPoolExecutor(WRITERS) as writers:
+        list(writers.map(lambda shard: write_shard(*shard, pool), shards))
+    edit = folder / "edit.partial"
+    shutil.rmtree(edit, ignore_errors=True)
+    shutil.copytree(generate, edit, copy_function=os.link)
+    shutil.copytree(TINY / "edit/processor", edit / "processor")
+    (edit / "model_index.json").unlink()
+    shutil.copy(TINY / "edit/model_index.json", edit / "model_index.json")
+    see_whole_pictures(edit / "processor")
+    edit.rename(folder / "edit")
 
 
-def architecture() -> dict[str, torch.nn.Module]:
-    """The three models without memory for their weights."""
+def architecture(layers: dict[str, dict] | None = None) -> dict[str, Any]:
+    """The three models without memory for their weights. `layers`: other sizes than the released, by component."""
     import diffusers
     from accelerate import init_empty_weights
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    config = Qwen2_5_VLConfig(text_config=TEXT, vision_config=VISION, tie_word_embeddings=False, **special_tokens())
+    layers = layers or {}
+    text, vision = TEXT | layers.get("text", {}), VISION | layers.get("vision", {})
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **special_tokens())
     with init_empty_weights():
         return {
-            "transformer": diffusers.QwenImageTransformer2DModel(),
-            "vae": diffusers.AutoencoderKLQwenImage(),
+            "transformer": diffusers.QwenImageTransformer2DModel(**layers.get("transformer", {})),
+            "vae": diffusers.AutoencoderKLQwenImage(**layers.get("vae", {})),
             "text_encoder": Qwen2_5_VLForConditionalGeneration(config),
         }
 
@@ -69,8 +133,30 @@ def see_whole_pictures(folder: Path) -> None:
             (folder / name).write_text(json.dumps(config))
 
 
-def write_weights(path: Path, tensors: dict[str, torch.Tensor], pool: torch.Tensor) -> None:
-    """A safetensors file in bfloat16: norms one, biases zero, the rest cut from `pool` over and over."""
+def plan_shards(folder: Path, tensors: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+    """(file, its tensors), with the index that names them where there are several."""
+    shards: list[dict[str, Any]] = [{}]
+    for name, tensor in tensors.items():
+        if shards[-1] and 2 * (tensor.numel() + sum(one.numel() for one in shards[-1].values())) > SHARD_BYTES:
+            shards.append({})
+        shards[-1][name] = tensor
+    stem = "model" if folder.name == "text_encoder" else "diffusion_pytorch_model"
+    if len(shards) == 1:
+        return [(folder / f"{stem}.safetensors", shards[0])]
+    files = [f"{stem}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    where = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    total = sum(2 * tensor.numel() for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    return [(folder / file, shard) for file, shard in zip(files, shards, strict=True)]
+
+
+def write_shard(path: Path, tensors: dict[str, Any], pool: Any) -> None:
+    """A safetensors file in bfloat16, unless it is there: norms one, biases zero, the rest cut from `pool`."""
+    import torch
+
+    if path.exists():
+        return
     header, offset = {}, 0
     for name, tensor in tensors.items():
         size = tensor.numel() * 2
@@ -78,13 +164,16 @@ def write_weights(path: Path, tensors: dict[str, torch.Tensor], pool: torch.Tens
         offset += size
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as stream:
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as stream:
         stream.write(len(encoded).to_bytes(8, "little") + encoded)
         for name, tensor in tensors.items():
+            norm = "gamma" in name or ("norm" in name and tensor.dim() == 1)
             for start in range(0, tensor.numel(), pool.numel()):
                 piece = pool[: min(pool.numel(), tensor.numel() - start)]
-                if name.endswith("bias"):
-                    piece = torch.zeros_like(piece)
-                elif "norm" in name or "gamma" in name:
-                    piece = torch.ones_like(piece)
+                if name.endswith("bias") or norm:
+                    piece = torch.full_like(piece, float(norm and not name.endswith("bias")))
                 stream.write(memoryview(piece.view(torch.uint8).numpy()))
+        stream.flush()
+        os.fsync(stream.fileno())  # only what is on the disk can be dropped from the page cache for a cold read
+    partial.rename(path)

@@ -51,6 +51,7 @@ class Pipelines:
         self.loaded: dict[str, Loaded] = {}  # by model setting
         self.turns = None  # the `residency.Turns` of transformers that share the card's room
         self.stage = ""  # what a load is busy with, for the words about one that fails
+        self.machine = read_machine  # what plans are made for; a benchmark names a smaller card here
 
     def model_for(self, task: str) -> str:
         return self.settings.QWEN_IMAGE_MODEL if task == "generate" else self.settings.QWEN_EDIT_MODEL
@@ -109,7 +110,7 @@ class Pipelines:
             before.append(found)
         return placement.plan(
             models,
-            read_machine(),
+            self.machine(),
             self.settings.QWEN_PRECISION,
             round(cap * GB) - resident if cap else None,
             self.settings.QWEN_SAVINGS,

@@ -121,9 +121,9 @@ def plan_on_cpu(models: Sequence[Model], machine: Machine, precision: Precision,
 
 
 def require_disk(name: str, needed: int, free: int) -> None:
-    """Refuse a download that would fill the disk."""
+    """Refuse what would fill the disk."""
     if needed > free:
-        raise LoadError(f"{name} needs {needed / GB:.1f} GB of disk to download; {free / GB:.1f} GB are free")
+        raise LoadError(f"{name} needs {needed / GB:.1f} GB of disk; {free / GB:.1f} GB are free")
 
 
 def describe(machine: Machine) -> str:

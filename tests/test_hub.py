@@ -116,5 +116,5 @@ def test_a_full_disk_is_refused_before_the_download(hub_of, tiny, cold_worker, m
     monkeypatch.setattr("qwen_worker.pipelines.disk_free", lambda folder: 1000)
     worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
     reason = run(worker, {"prompt": "a"})["output"]["metadata"]["fallback_reason"]
-    assert "of disk to download; 0.0 GB are free" in reason
+    assert "of disk; 0.0 GB are free" in reason
     assert not any(path.endswith(".safetensors") for path in served.paths)

@@ -177,7 +177,7 @@ def test_a_tiny_model_runs_on_the_cpu_in_float32_unless_told_otherwise():
 
 def test_a_download_that_would_fill_the_disk_is_refused():
     require_disk("m", 10 * GB, 11 * GB)
-    with pytest.raises(LoadError, match="m needs 57.7 GB of disk to download; 20.0 GB are free"):
+    with pytest.raises(LoadError, match="m needs 57.7 GB of disk; 20.0 GB are free"):
         require_disk("m", 57_700_000_000, 20 * GB)
 
 

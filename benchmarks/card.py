@@ -1,0 +1,101 @@
+"""The card that a part has to itself: its cap, and the memory in use on it, seen from both sides.
+
+torch tells what it has reserved, NVML what the card has in use: the difference is the CUDA context with its libraries.
+Imports torch inside functions. Knows nothing of models.
+"""
+
+import importlib
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from qwen_worker.components import import_quietly
+from qwen_worker.footprint import GB, GIB
+from qwen_worker.machine import read_gpu
+
+
+class Card:
+    """The card as this process uses it, or the CPU where there is none; make it before torch opens a context."""
+
+    def __init__(self, cap_gb: float | None):
+        gpu = read_gpu()
+        self.device = "cuda" if gpu else "cpu"
+        self.cap = round(cap_gb * GB) if gpu and cap_gb else None
+        self.used_before = gpu.total - gpu.free if gpu else 0
+        self.full_before = 0
+
+    def open(self) -> float:
+        """Import what pipelines are made of and open the context: the seconds are no part of any load."""
+        import torch
+
+        started = time.perf_counter()
+        import_quietly()
+        diffusers, transformers = importlib.import_module("diffusers"), importlib.import_module("transformers")
+        for library, name in (
+            (diffusers, "QwenImageEditPipeline"),
+            (transformers, "Qwen2_5_VLForConditionalGeneration"),
+        ):
+            getattr(library, name)  # imported when it is first asked for
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        if self.device == "cuda":
+            torch.zeros(1, device="cuda")
+        return time.perf_counter() - started
+
+    def limit(self) -> None:
+        """torch may take the cap less a GiB, which is the context's; beyond is an error, as on a card of that size."""
+        import torch
+
+        if self.cap:
+            total = torch.cuda.mem_get_info()[1]
+            torch.cuda.set_per_process_memory_fraction(min(1.0, (self.cap - GIB) / total))
+
+    def forget(self) -> None:
+        import torch
+
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self.full_before = times_full()
+
+    def peaks(self) -> dict[str, float]:
+        """Since the last `forget`, in GB; nothing on a CPU."""
+        import torch
+
+        gpu = read_gpu()
+        if self.device == "cpu" or gpu is None:
+            return {}
+        reserved = torch.cuda.max_memory_reserved()
+        context = gpu.total - gpu.free - self.used_before - torch.cuda.memory_reserved()
+        return {
+            "allocated peak GB": gb(torch.cuda.max_memory_allocated()),
+            "reserved peak GB": gb(reserved),
+            "context GB": gb(context),
+            "peak GB": gb(reserved + context),
+            "times full": times_full() - self.full_before,
+            "pinned GB": gb(torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)),
+        }
+
+    def weights(self, pipes: Iterable[Any]) -> float:
+        """GB that lie on the device between jobs."""
+        import torch
+
+        if self.device == "cuda":
+            return gb(torch.cuda.memory_allocated())
+        modules = (one for pipe in pipes for one in pipe.components.values() if hasattr(one, "parameters"))
+        held = {p.data_ptr(): p.numel() * p.element_size() for module in modules for p in module.parameters()}
+        return round(sum(held.values()) / GB, 6)
+
+
+def times_full() -> int:
+    """How often torch found no room, under the cap or on the card, and emptied its cache or gave up."""
+    import torch
+
+    counts = torch.cuda.memory_stats()
+    return counts.get("num_alloc_retries", 0) + counts.get("num_ooms", 0)
+
+
+def gb(count: float) -> float:
+    """Bytes as GB, for a row."""
+    return round(count / GB, 2)

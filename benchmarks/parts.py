@@ -1,0 +1,111 @@
+"""A long benchmark in parts: each in a process of its own, within a time, resumed where the last call ended.
+
+What a part has measured is kept at once; a part that is killed loses only what it had not finished. A part that fails
+by itself is recorded as failed and not tried again; one that only ran out of this call's time is. Knows nothing of what
+parts measure.
+"""
+
+import math
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+
+from .record import FAILED, Record
+
+PART_SECONDS = 570  # what one part may take at most: machines are lent by the ten minutes
+EXIT_SECONDS = 30  # what a process may take to go once its work is over
+Send = Callable[[dict], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """`work(send, todo, **arguments)` measures the rows of `todo` and sends each when it has it; a module's function.
+
+    `missing` says why it cannot be done here, if so. `seconds`: it is not begun with less than that left.
+    """
+
+    name: str
+    rows: tuple[dict, ...] = field(hash=False)  # what it measures, with what is known ahead
+    work: Callable[..., None]
+    arguments: dict = field(hash=False)
+    seconds: float = 0
+    missing: str = ""
+
+
+def add_options(parser) -> None:
+    parser.add_argument("--part", nargs="+", help="only these (default: all, in order of worth)")
+    parser.add_argument("--seconds", type=float, help="end within so many; the next call goes on (default: no end)")
+    parser.add_argument("--again", action="store_true", help="measure what is recorded already once more")
+    parser.add_argument("--list", action="store_true", help="name the parts and measure nothing")
+
+
+def end_of(options) -> float:
+    """When this call has to be over, by the monotonic clock."""
+    return time.monotonic() + (options.seconds or math.inf)
+
+
+def run(parts: Sequence[Part], record: Record, options, end: float, limit: float = PART_SECONDS) -> None:
+    """Measure what is not recorded yet, in the order of the parts, until `end`."""
+    chosen = [part for part in parts if not options.part or part.name in options.part]
+    if unknown := set(options.part or ()) - {part.name for part in parts}:
+        raise SystemExit(f"There is no part {', '.join(sorted(unknown))}; there are {', '.join(p.name for p in parts)}")
+    for part in chosen:
+        for row in part.rows:
+            record.expect(row, part.missing or "not yet")
+    record.write()
+    for part in () if options.list else chosen:
+        todo = [row for row in part.rows if options.again or not record.has(row)]
+        left = end - time.monotonic()
+        if part.missing or not todo:
+            print(f"{part.name}: {f'not measured: {part.missing}' if part.missing else 'measured before'}", flush=True)
+        elif left < part.seconds:
+            print(f"{part.name}: left for the next call", flush=True)
+        else:
+            print(f"{part.name}: {measure(part, todo, record, left, limit)}", flush=True)
+
+
+def measure(part: Part, todo: list[dict], record: Record, left: float, limit: float) -> str:
+    """Measure one part; how it went, in words."""
+    started, received = time.monotonic(), []
+
+    def keep(row: dict) -> None:
+        received.append(record.of(row))
+        record.put(row)
+
+    code = in_a_process(part, todo, keep, min(left, limit))
+    seconds = time.monotonic() - started
+    missing = [row for row in todo if record.of(row) not in received]
+    if code is None and limit > left:
+        return f"ended after {seconds:.0f} s with {len(missing)} of {len(todo)} to go: for the next call"
+    why = f"not over after {limit:g} s" if code is None else f"its process ended with exit code {code}"
+    for row in missing:
+        record.put(row | {"measured": f"{FAILED}: {why}"})
+    return f"{len(received)} rows in {seconds:.0f} s" + (f"; {why}" if missing else "")
+
+
+def in_a_process(part: Part, todo: list[dict], keep: Callable[[dict], None], seconds: float) -> int | None:
+    """The process's exit code, or None where its time ran out. A card's memory is free once its process is gone."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(sender, part.work, todo, part.arguments), daemon=True)
+    process.start()
+    sender.close()
+    end = time.monotonic() + seconds
+    try:
+        while receiver.poll(max(0.0, end - time.monotonic()) if end < math.inf else None):
+            keep(receiver.recv())
+        return None
+    except EOFError:  # it has sent all it has
+        process.join(EXIT_SECONDS)
+        return process.exitcode
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+
+
+def child(sender: Connection, work: Callable[..., None], todo: list[dict], arguments: dict) -> None:
+    with sender:
+        work(sender.send, todo, **arguments)

@@ -1,0 +1,91 @@
+"""Where a picture's seconds go: our worker and stock diffusers in turns in one process, against the floor.
+
+Each part is a task with one set of our settings. Ours is planned for both tasks, as on an endpoint, and stock is put
+beside it around the same weights, so that both fit one card; they take turns job by job, so that a card that slows down
+slows both. Stages are medians. The floor is the FLOPs of the transformer's passes, as they were called, over the rate
+of a large matrix product measured in the same process. Every preset of the job contract has its rows: `quality` by a
+few of its steps and, at `--whole-size`, by a whole job, the others whole. `--set NAME=VALUE` makes parts of their own,
+with our worker so set. For a GPU, ended in nine minutes and gone on with by the next call:
+
+    python -m benchmarks speed --full-size /tmp/full-size --seconds 540
+"""
+
+from pathlib import Path
+from typing import get_args
+
+from qwen_worker.machine import Machine, read_machine
+from qwen_worker.request import Drawing
+from qwen_worker.settings import Settings
+
+from . import cases, full_size, parts, plots, turns
+from .record import NOT_MEASURED, Record, surroundings
+
+KEY = ("checkpoint", "task", "size", "contender", "preset", "settings", "whole", "steps asked")
+COLUMNS = (
+    "task", "size", "contender", "preset", "settings", "steps", "text s", "encode s", "step s", "decode s", "rest s",
+    "job s", "floor step s", "of floor", "of stock", "measured",
+)  # fmt: skip
+QUALITY, QUALITY_STEPS = "quality", 50
+PART_NEEDS = 180  # seconds
+
+
+def add_options(parser) -> None:
+    parser.add_argument("--tasks", nargs="+", choices=cases.TASKS, default=list(cases.TASKS))
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[1024, 512, 768, 1328], help="sides, in order (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=8, help="of a timed job of quality (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed jobs of each (default: %(default)s)")
+    parser.add_argument("--whole-size", type=int, default=1024, help="0 for no whole jobs (default: %(default)s)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="our settings, as a further part")
+    full_size.add_options(parser)
+    parts.add_options(parser)
+
+
+def run(options) -> tuple[list[dict], None]:
+    end = parts.end_of(options)
+    record = Record(options.output, "speed", KEY, surroundings() | {"repeats": options.repeats})
+    parts.run(parts_of(options, read_machine()), record, options, end)
+    plots.speed(record, options.output.with_suffix(".png"))
+    shown = [row for row in record.rows if not row["measured"].startswith(NOT_MEASURED)]
+    return [{name: row.get(name, "") for name in COLUMNS} for row in shown], None
+
+
+def parts_of(options, real: Machine) -> list[parts.Part]:
+    """The full-size checkpoint's parts; without a GPU those are not measured, and the tiny one's are, on the CPU."""
+    folder, missing = full_size.folder_for(options, real)
+    settings = settings_of(options.set)
+    found = [part_of(task, settings, folder, options, real, missing) for task in options.tasks]
+    tiny = [part_of(task, settings, full_size.TINY, options, real, "") for task in options.tasks]
+    return found + (tiny if real.gpu is None else [])
+
+
+def part_of(task: str, settings: dict, folder: Path | None, options, real: Machine, missing: str) -> parts.Part:
+    tiny = folder == full_size.TINY
+    words = " ".join(f"{name}={value}" for name, value in settings.items())
+    common = {"checkpoint": "tiny" if tiny else full_size.NAME, "task": task, "settings": words}
+    rows = []
+    for size in options.sizes:
+        quality = common | {"size": size, "whole": False, "steps asked": options.steps, "preset": QUALITY}
+        rows += [quality | {"contender": contender} for contender in ("ours", "stock")]
+        if size == options.whole_size:
+            whole = {"whole": True, "steps asked": QUALITY_STEPS}
+            rows += [quality | whole | {"contender": contender} for contender in ("ours", "stock")]
+        own = {"contender": "ours", "whole": True, "steps asked": None}  # a preset's own number
+        rows += [quality | own | {"preset": preset} for preset in presets() if preset != QUALITY]
+    arguments = {"folder": folder, "task": task, "settings": settings, "repeats": options.repeats}
+    name = " ".join(filter(None, (task, words, "tiny" if tiny else "")))
+    return parts.Part(name, tuple(rows), turns.take, arguments, PART_NEEDS if real.gpu else 0, missing)
+
+
+def presets() -> list[str]:
+    """The presets that a job may ask for."""
+    return list(get_args(Drawing.model_fields["preset"].annotation))
+
+
+def settings_of(words: list[str]) -> dict[str, str]:
+    """NAME=VALUE as our worker's settings. Ends the program where there is no such setting."""
+    settings = dict(word.partition("=")[::2] for word in words)
+    if unknown := sorted(set(settings) - set(Settings.model_fields)):
+        raise SystemExit(f"The worker has no setting {', '.join(unknown)}")
+    return settings

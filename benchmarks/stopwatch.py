@@ -1,0 +1,133 @@
+"""Where the seconds of one pipeline call go: text, denoising step by step, VAE encode and decode, the rest.
+
+On CUDA the stages are timed by events in the stream, so that timing holds nothing up, and the whole by the host's clock
+with the device synchronised at both ends; on a CPU by the host's clock. What the transformer was given is noted too,
+for the FLOPs. Works on any Qwen-Image pipeline, ours or stock; imports torch inside functions; knows nothing of jobs.
+"""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Seconds. `forwards`: of each pass through the transformer its batch, latent tokens and text tokens."""
+
+    whole: float
+    text: float
+    encode: float
+    decode: float
+    steps: tuple[float, ...]
+    forwards: tuple[tuple[int, int, int], ...]
+
+    @property
+    def step(self) -> float:
+        """The median step. The first may load or compile something and the last ends with its pass: only if alone."""
+        return statistics.median(self.steps[1:-1] or self.steps[1:] or self.steps)
+
+    @property
+    def rest(self) -> float:
+        """Everything but the model: scheduling, noise, pictures in and out, gaps between the stages."""
+        return max(0.0, self.whole - self.text - self.encode - self.decode - sum(self.steps))
+
+
+class Stopwatch:
+    """`with Stopwatch(device).on(pipe) as watch:` around one call, then `watch.stages(steps)`."""
+
+    def __init__(self, device: str):
+        self.cuda = device == "cuda"
+        self.spans: dict[str, list[tuple[Any, Any]]] = {name: [] for name in ("text", "encode", "decode", "forward")}
+        self.forwards: list[tuple[int, int, int]] = []
+
+    @contextmanager
+    def on(self, pipe: Any) -> Iterator["Stopwatch"]:
+        replaced = [(pipe, "encode_prompt", "text"), (pipe.vae, "encode", "encode"), (pipe.vae, "decode", "decode")]
+        before = [vars(owner).get(method) for owner, method, _ in replaced]
+        for owner, method, stage in replaced:
+            setattr(owner, method, self.timed(getattr(owner, method), stage))
+        hooks = [
+            pipe.transformer.register_forward_pre_hook(self.forward_begins, with_kwargs=True),
+            pipe.transformer.register_forward_hook(self.forward_ends),
+        ]
+        self.synchronize()
+        started = time.perf_counter()
+        try:
+            yield self
+            self.synchronize()
+            self.whole = time.perf_counter() - started
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for (owner, method, _), stock in zip(replaced, before, strict=True):
+                delattr(owner, method)
+                if stock is not None:
+                    setattr(owner, method, stock)
+
+    def timed(self, method: Callable, stage: str) -> Callable:
+        @functools.wraps(method)
+        def call(*args, **kwargs):
+            begun = self.mark()
+            result = method(*args, **kwargs)
+            self.spans[stage].append((begun, self.mark()))
+            return result
+
+        return call
+
+    def forward_begins(self, _module, args: tuple, kwargs: dict) -> None:
+        latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        self.forwards.append((*latents.shape[:2], kwargs["encoder_hidden_states"].shape[1]))
+        self.begun = self.mark()
+
+    def forward_ends(self, *_) -> None:
+        self.spans["forward"].append((self.begun, self.mark()))
+
+    def mark(self) -> Any:
+        """A point in time, in the stream or on the host's clock."""
+        if not self.cuda:
+            return time.perf_counter()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, begun: Any, ended: Any) -> float:
+        return begun.elapsed_time(ended) / 1000 if self.cuda else ended - begun
+
+    def synchronize(self) -> None:
+        if self.cuda:
+            import torch
+
+            torch.cuda.synchronize()
+
+    def stages(self, steps: int) -> Stages:
+        """Of the call that is over, which ran so many denoising steps."""
+        forwards = self.spans["forward"]
+        passes, uneven = divmod(len(forwards), steps)
+        if uneven or not passes:  # some steps had another number of passes: only their mean is known
+            whole = self.between(forwards[0][0], forwards[-1][1]) if forwards else 0.0
+            seconds = [whole / steps] * steps
+        else:  # a step lasts until the next one's first pass begins
+            edges = [begun for begun, _ in forwards[::passes]] + [forwards[-1][1]]
+            seconds = [self.between(*pair) for pair in zip(edges, edges[1:], strict=False)]
+        text, encode, decode = (
+            sum(self.between(*span) for span in self.spans[stage]) for stage in ("text", "encode", "decode")
+        )
+        return Stages(self.whole, text, encode, decode, tuple(seconds), tuple(self.forwards))
+
+
+def in_seconds(*calls: Stages) -> dict[str, float]:
+    """The fields of a row: each stage's median over the calls, in seconds."""
+    names = {"text s": "text", "encode s": "encode", "step s": "step", "decode s": "decode", "rest s": "rest"}
+    names |= {"job s": "whole"}
+    return {field: round(statistics.median(getattr(call, name) for call in calls), 4) for field, name in names.items()}
+
+
+def job_seconds(row: dict, steps: int) -> float:
+    """A job of so many steps, by the stages of a row."""
+    return sum(row[name] for name in ("text s", "encode s", "decode s", "rest s")) + steps * row["step s"]
