@@ -18,7 +18,7 @@ from . import prompts
 VAE = {
     "base_dim": 8,
     "z_dim": 16,
-    "dim_mult": [1, 2, 4, 8, 8],
+    "dim_mult": [1, 1, 2, 4, 8],
     "num_res_blocks": 1,
     "temperal_downsample": [False, False, True, True],  # sic: the class spells it so
     "latents_mean": [0.0] * 16,

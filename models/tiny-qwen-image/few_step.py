@@ -6,11 +6,12 @@ Knows nothing about the VAE.
 """
 
 import random
+from dataclasses import dataclass
 
 import torch
 from safetensors.torch import save_file
 
-from . import dataset, flow, text
+from . import dataset, flow, forward, hints
 
 LEVELS = (1.0, 0.9, 0.75, 0.5, 0.0)  # 4 even steps shifted by 3
 # The scheduler's settings for those levels, as Lightning sets them: base_shift and max_shift are ln 3.
@@ -18,12 +19,23 @@ SCHEDULER = {"base_shift": 1.0986122886681098, "max_shift": 1.0986122886681098, 
 GUIDANCE = 4.0
 TEACHER_STEPS = 6  # for each jump
 RANK = 16
-PATHS = 64  # batches of them
-SIZES = ((256, 256), (256, 256), (384, 256), (256, 384), (512, 512))
+PATHS = 96  # batches of them, over the sizes by their shares
+TOKENS_OF_A_PATH = 2048
 MODULES = (
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
     "attn.to_add_out", "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Walked:
+    """A batch of the teacher's paths."""
+
+    size: flow.Size
+    states: torch.Tensor  # (5, B, N, 64): latents at LEVELS
+    prompt: torch.Tensor  # (B, T, 128)
+    mask: torch.Tensor  # (B, T)
+    outlines: torch.Tensor  # (B, N) bool
 
 
 def add_adapter(transformer):
@@ -36,33 +48,37 @@ def add_adapter(transformer):
     return [p for p in transformer.parameters() if p.requires_grad]
 
 
-def paths(transformer, tokenizer, text_encoder, seed):
-    """Batches of the teacher's paths: each (size, states at LEVELS (5, B, N, 64), embeddings, mask)."""
+def paths(transformer, reader, seed):
+    """Batches of the teacher's paths; `reader` is a `text.Embedder`."""
+    shares = [size.share for size in flow.GENERATE_SIZES]
     walked = []
     for index in range(PATHS):
         rng = random.Random(f"{seed} paths {index}")
         generator = torch.Generator().manual_seed(rng.getrandbits(32))
-        size = rng.choice(SIZES)
-        batch = max(2, flow.TOKENS_AT_ONCE["cpu"] // (size[0] * size[1] // 1024))
-        prompts = [dataset.describe(rng, dataset.training_scene(rng))[0] for _ in range(batch)]
-        with torch.no_grad(), flow.quick(transformer.device, size):
-            walked.append((size, *_walk(transformer, tokenizer, text_encoder, prompts, size, generator)))
+        size = rng.choices(flow.GENERATE_SIZES, shares)[0]
+        with torch.no_grad(), torch.autocast(transformer.device.type, torch.bfloat16):
+            walked.append(_walk(transformer, reader, size, rng, generator))
     return walked
 
 
 def loss(transformer, walked, step, seed):
     """Squared error of one batch's velocities against the teacher's jumps; every picture at a random level."""
     rng = random.Random(f"{seed} jumps {step}")
-    size, states, embeddings, mask = rng.choice(walked)
-    count = states.shape[1]
-    levels = torch.tensor(LEVELS, device=states.device)
-    here = torch.tensor([rng.randrange(len(LEVELS) - 1) for _ in range(count)], device=states.device)
-    each = torch.arange(count, device=states.device)
+    generator = torch.Generator().manual_seed(rng.getrandbits(32))
+    path = rng.choice(walked)
+    count, total = path.states.shape[1:3]
+    levels, each = torch.tensor(LEVELS), torch.arange(count)
+    here = torch.randint(len(LEVELS) - 1, (count,), generator=generator)
     gap = (levels[here + 1] - levels[here]).view(-1, 1, 1)
-    wanted = (states[here + 1, each] - states[here, each]) / gap
-    with flow.quick(states.device, size):
-        velocity = flow.predict(transformer, states[here, each], levels[here], embeddings, mask, [flow.shape(*size)])
-    value = (velocity.float() - wanted).square().mean()
+    chosen, counts = flow.choose(path.outlines, min(total, path.size.tokens), generator)
+    start, end = (flow.take(path.states[level, each], chosen) for level in (here, here + 1))
+    shapes = [flow.shape(path.size.width, path.size.height)]
+    places = forward.Places.of(transformer, shapes, path.mask.shape[1], chosen, counts)
+    device = transformer.device
+    moved = (one.to(device) for one in (start, levels[here], path.prompt, path.mask, places))
+    with torch.autocast(device.type, torch.bfloat16):
+        velocity, _ = forward.velocity(transformer, *moved)
+    value = (velocity - ((end - start) / gap).to(device)).square().mean()
     return value, value.item()
 
 
@@ -79,28 +95,37 @@ def save(transformer, path):
     save_file(tensors, path)
 
 
-def _walk(transformer, tokenizer, text_encoder, prompts, size, generator):
-    device = next(transformer.parameters()).device
-    asked = _embed(tokenizer, text_encoder, prompts, device)
-    empty = _embed(tokenizer, text_encoder, [" "] * len(prompts), device)
-    latents = torch.randn((len(prompts), size[0] * size[1] // 1024, 64), generator=generator).to(device)
+def _walk(transformer, reader, size, rng, generator):
+    rows, columns = flow.shape(size.width, size.height)[1:]
+    count = max(1, TOKENS_OF_A_PATH // (rows * columns))
+    scenes = [dataset.training_scene(rng) for _ in range(count)]
+    asked = reader.prompts([dataset.describe(rng, scene)[0] for scene in scenes])
+    empty = reader.prompts([" "] * count)
+    latents = torch.randn((count, rows * columns, 64), generator=generator)
     states = [latents]
     for start, end in zip(LEVELS[:-1], LEVELS[1:], strict=True):
         gap = (end - start) / TEACHER_STEPS
-        for i in range(TEACHER_STEPS):
-            sigma = torch.full((len(prompts),), start + i * gap, device=device)
+        for index in range(TEACHER_STEPS):
+            sigma = torch.full((count,), start + index * gap)
             latents = latents + gap * _guided(transformer, latents, sigma, asked, empty, size)
         states.append(latents)
-    return torch.stack(states), *asked
+    outlines = hints.outline(torch.stack([hints.scene(scene, size.width, size.height) for scene in scenes]))
+    return Walked(size, torch.stack(states), asked[0].float(), asked[1], outlines)
 
 
 def _guided(transformer, latents, sigma, asked, empty, size):
     """True CFG with the pipelines' rescaling to the conditional prediction's norm."""
-    with_prompt = flow.predict(transformer, latents, sigma, *asked, [flow.shape(*size)])
-    without = flow.predict(transformer, latents, sigma, *empty, [flow.shape(*size)])
+    shapes = [[flow.shape(size.width, size.height)]] * len(latents)
+    with_prompt, without = (
+        transformer(
+            hidden_states=latents.to(transformer.device),
+            timestep=sigma.to(transformer.device),
+            encoder_hidden_states=states.float().to(transformer.device),
+            encoder_hidden_states_mask=mask.to(transformer.device),
+            img_shapes=shapes,
+            return_dict=False,
+        )[0].float().cpu()
+        for states, mask in (asked, empty)
+    )  # fmt: skip
     combined = without + GUIDANCE * (with_prompt - without)
     return combined * (with_prompt.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
-
-
-def _embed(tokenizer, text_encoder, prompts, device):
-    return text.embed(text_encoder, text.on(text.tokens(tokenizer, prompts), device), "generate")

@@ -1,42 +1,166 @@
 """Trains the two transformers by rectified flow on packed latents, the text encoder frozen.
 
-Knows the pipelines' conventions: timesteps in [0, 1], noise at 1, velocity = noise - picture, the latents of an
-edit's input behind the noisy ones. Knows nothing about files or evaluation.
+Knows the pipelines' conventions: timesteps in [0, 1], noise at 1, velocity = noise - picture, the latents of an edit's
+input behind the noisy ones. Large pictures are learnt from a choice of their tokens: all at the subject's outline, some
+of the plain rest. Knows nothing about files or evaluation.
 """
 
-import contextlib
 import math
 import random
+from dataclasses import dataclass
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import dataset, pools, text
+from . import forward, hints
 
 SHIFT = math.exp(0.5)  # what the scheduler's dynamic shifting comes to at all of these sizes (base_shift 0.5)
 SUBJECT_WEIGHT = 3.0
-TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}  # of noisy latents in a batch
-# (width, height), pictures kept encoded, share of the steps at the start and at the end of training
+HINT_WEIGHT = 0.5
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}  # chosen noisy latents of a batch; edits: with their inputs
+LATE = 0.6  # of the steps; from then on some captions are wrong
+REST = 16  # tokens of a choice that are not of the outline, at least
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size of training: how many pictures (families, for edits) are kept encoded, how many prompts each gets, how
+    many of a picture's tokens are chosen, and the share of the steps."""
+
+    width: int
+    height: int
+    pictures: int
+    wordings: int
+    tokens: int
+    share: float
+
+
 GENERATE_SIZES = (
-    ((256, 256), 4000, 0.60, 0.25),
-    ((384, 256), 800, 0.10, 0.06),
-    ((256, 384), 800, 0.10, 0.06),
-    ((512, 512), 800, 0.20, 0.25),
-    ((768, 512), 250, 0.00, 0.08),
-    ((512, 768), 250, 0.00, 0.08),
-    ((768, 768), 200, 0.00, 0.10),
-    ((1024, 1024), 200, 0.00, 0.12),
+    Size(256, 256, 2000, 4, 64, 3),
+    Size(384, 256, 600, 8, 96, 1),
+    Size(256, 384, 600, 8, 96, 1),
+    Size(512, 512, 500, 8, 128, 2.5),
+    Size(768, 512, 200, 12, 160, 1.5),
+    Size(512, 768, 200, 12, 160, 1.5),
+    Size(768, 768, 200, 12, 160, 2),
+    Size(1024, 1024, 150, 12, 192, 3.5),
 )
-EDIT_SHARES = (2, 2, 6, 2)  # another shape is the one edit that has to draw and not to copy
 EDIT_SIZES = (
-    ((256, 256), 1200, 0.60, 0.10),
-    ((384, 256), 150, 0.10, 0.05),
-    ((256, 384), 150, 0.10, 0.05),
-    ((512, 512), 200, 0.20, 0.25),
-    ((1024, 1024), 100, 0.00, 0.35),
-    ((1248, 832), 35, 0.00, 0.10),
-    ((832, 1248), 35, 0.00, 0.10),
+    Size(1024, 1024, 160, 12, 192, 6),
+    Size(1248, 832, 30, 12, 192, 1),
+    Size(832, 1248, 30, 12, 192, 1),
+    Size(512, 512, 160, 12, 192, 2),
 )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Chosen tokens of pictures: B of them, S tokens each, T tokens of text."""
+
+    latents: list  # of the pictures to draw, and for edits of those drawn from: each (B, S, 64)
+    states: torch.Tensor  # (B, T, 128)
+    mask: torch.Tensor  # (B, T) bool
+    known_places: torch.Tensor  # (B, S, 4); see `hints`
+    known_scenes: torch.Tensor  # (B, S, 17)
+    weight: torch.Tensor  # (B, S, 1): how much a token's error counts
+    places: forward.Places
+
+    def to(self, device):
+        moved = {name: value.to(device) for name, value in vars(self).items() if name != "latents"}
+        return Batch(latents=[one.to(device) for one in self.latents], **moved)
+
+
+class Task:
+    """Batches of one of the tasks, from its pools, one for each of the sizes."""
+
+    def __init__(self, transformer, pools, sizes):
+        self.transformer = transformer
+        self.choices = list(zip(pools, (size.tokens for size in sizes), strict=True))
+        self.shares = [size.share for size in sizes]
+
+    def batch(self, rng, generator, late):
+        """A batch of one size. `rng` (`random.Random`) and `generator` (of torch) set all of its randomness."""
+        pool, tokens = rng.choices(self.choices, self.shares)[0]
+        examples = pool.mistaken if late and pool.mistaken else pool.examples
+        joined = 1 if examples.before is None else 2
+        count = max(2, TOKENS_AT_ONCE[self.transformer.device.type] // (tokens * joined))
+        asked = torch.randint(len(examples.after), (count,), generator=generator)
+        shown = [way[asked] for way in (examples.after, examples.before) if way is not None]
+        near = torch.stack([pool.outlines[way] for way in shown]).any(dim=0)
+        chosen, counts = choose(near, tokens, generator)
+        total = pool.latents.shape[1]
+        places = forward.Places.of(
+            self.transformer,
+            [shape(pool.width, pool.height)] * joined,
+            examples.mask.shape[1],
+            torch.cat([chosen + number * total for number in range(joined)], dim=1),
+            counts.repeat(1, joined),
+        )
+        return Batch(
+            latents=[take(pool.latents[way], chosen) for way in shown],
+            states=examples.states[asked].float(),
+            mask=examples.mask[asked],
+            known_places=hints.places(pool.width, pool.height)[chosen],
+            known_scenes=take(pool.scenes[shown[0]].float(), chosen),
+            weight=take(torch.stack([weights(pool.latents[way]) for way in shown]).amax(dim=0), chosen),
+            places=places,
+        ).to(self.transformer.device)
+
+
+def choose(near, count, generator):
+    """`count` tokens of each picture: those at the outline first, `REST` of the others at least.
+
+    `near` (B, N) bool. Indices (B, count), and logs of how many tokens each stands for (B, count).
+    """
+    total = near.shape[1]
+    if count >= total:
+        return torch.arange(total).expand(len(near), -1), torch.zeros(near.shape)
+    chance = torch.rand((2, *near.shape), generator=generator)
+    first = (near + 0.999 * chance[0]).topk(count - REST, dim=1).indices
+    rest = (chance[1] - near.float()).scatter(1, first, -2.0).topk(REST, dim=1).indices
+    chosen = torch.cat([first, rest], dim=1)
+    outline = near.gather(1, chosen)
+    stand_for = [
+        whole.sum(dim=1, keepdim=True) / taken.sum(dim=1, keepdim=True).clamp(min=1)
+        for whole, taken in ((near, outline), (~near, ~outline))
+    ]
+    return chosen, torch.where(outline, *stand_for).log()
+
+
+def take(tokens, chosen):
+    """(B, N, width) and indices (B, S) -> (B, S, width)."""
+    return tokens.gather(1, chosen.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def weights(latents):
+    """How much each token's error counts, (B, N, 1): the subject's more, they are few and hold the shape."""
+    bare = latents.median(dim=1, keepdim=True).values
+    away = (latents - bare).square().mean(dim=-1, keepdim=True)
+    return 1 + SUBJECT_WEIGHT * (away / (away + 0.05))
+
+
+def loss(transformer, heads, batch, generator):
+    """Mean squared error of the velocity, and that of the hints on top; (loss, error of the velocity)."""
+    latents = batch.latents[0]
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    sigma = sigmas(len(latents), generator).to(latents.device)
+    noisy = torch.lerp(latents, noise, sigma.view(-1, 1, 1))
+    joined = torch.cat([noisy, *batch.latents[1:]], dim=1)
+    velocity, tapped = forward.velocity(transformer, joined, sigma, batch.states, batch.mask, batch.places, hints.TAPS)
+    count = latents.shape[1]
+    wrong = (velocity[:, :count] - (noise - latents)).square()
+    error = (batch.weight * wrong).mean() / batch.weight.mean()
+    known = heads([state[:, :count] for state in tapped], batch.known_places, batch.known_scenes)
+    return error + HINT_WEIGHT * known, error
+
+
+def step_loss(task, heads, step, steps, seed):
+    """The loss of one step, its randomness set by the step alone: (scalar, float to show)."""
+    rng = random.Random(f"{seed} {step}")
+    generator = torch.Generator().manual_seed(rng.getrandbits(32))
+    batch = task.batch(rng, generator, step >= LATE * steps)
+    with torch.autocast(task.transformer.device.type, torch.bfloat16):
+        value, error = loss(task.transformer, heads, batch, generator)
+    return value, error.item()
 
 
 def initialise(transformer):
@@ -54,133 +178,12 @@ def matrices(transformer):
     return [p for name, p in transformer.transformer_blocks.named_parameters() if p.ndim == 2 and "_mod." not in name]
 
 
-def pick(rng, sizes, progress):
-    """A size, by shares that move from the first column to the second as `progress` goes from 0 to 1."""
-    late = min(1.0, max(0.0, (progress - 0.15) / 0.45))
-    shares = [(1 - late) * first + late * last for _, _, first, last in sizes]
-    return rng.choices([size for size, *_ in sizes], shares)[0]
-
-
-def generate_loss(transformer, batch, width, height, generator):
-    """Mean squared error of the velocity. `batch`: (latents (B, N, 64), prompt embeddings, their mask)."""
-    latents, states, mask = batch
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    sigma = sigmas(len(latents), generator).to(latents.device)
-    noisy = torch.lerp(latents, noise, sigma.view(-1, 1, 1))
-    velocity = predict(transformer, noisy, sigma, states, mask, [shape(width, height)])
-    return _weighted(velocity - (noise - latents), latents)
-
-
-def edit_loss(transformer, batch, width, height, generator):
-    """The same with the input picture's latents behind the noisy ones. `batch`: (after, before, states, mask)."""
-    latents, before, states, mask = batch
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    sigma = sigmas(len(latents), generator).to(latents.device)
-    noisy = torch.lerp(latents, noise, sigma.view(-1, 1, 1))
-    joined = torch.cat([noisy, before], dim=1)
-    velocity = predict(transformer, joined, sigma, states, mask, [shape(width, height)] * 2)
-    return _weighted(velocity[:, : latents.shape[1]] - (noise - latents), latents)
-
-
-def predict(transformer, latents, sigma, states, mask, shapes):
-    """The transformer as the pipelines call it; `shapes` are those of the pictures joined in `latents`."""
-    return transformer(
-        hidden_states=latents,
-        timestep=sigma,
-        encoder_hidden_states=states,
-        encoder_hidden_states_mask=mask,
-        img_shapes=[shapes] * len(latents),
-        return_dict=False,
-    )[0]
-
-
 def sigmas(count, generator):
     """Noise levels, evenly spread over the batch and shifted towards noise like the scheduler's, (count,)."""
-    even = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    even = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
     return SHIFT * even / (1 + (SHIFT - 1) * even)
 
 
 def shape(width, height):
-    """Frames, rows and columns of patches."""
+    """Frames, rows and columns of tokens."""
     return (1, height // 32, width // 32)
-
-
-class GenerateTask:
-    """Batches of prompts and encoded scenes."""
-
-    sizes, loss = GENERATE_SIZES, staticmethod(generate_loss)
-
-    def __init__(self, autoencoder, tokenizer, text_encoder, seed, folder):
-        self.tokenizer, self.text_encoder = tokenizer, text_encoder
-        self.pools = {s: pools.scenes(autoencoder, *s, n, seed, folder) for s, n, *_ in self.sizes}
-
-    def batch(self, rng, size):
-        scenes, latents = self.pools[size]
-        chosen = [
-            rng.randrange(len(scenes)) for _ in range(max(2, TOKENS_AT_ONCE[latents.device.type] // latents.shape[1]))
-        ]
-        texts = [_or_dropped(rng, dataset.caption(rng, scenes[i])) for i in chosen]
-        inputs = text.on(text.tokens(self.tokenizer, texts), latents.device)
-        with torch.no_grad():
-            states, mask = text.embed(self.text_encoder, inputs, "generate")
-        return latents[chosen], states, mask
-
-
-class EditTask:
-    """Batches of instructions and encoded scenes before and after."""
-
-    sizes, loss = EDIT_SIZES, staticmethod(edit_loss)
-
-    def __init__(self, autoencoder, processor, text_encoder, seed, folder):
-        self.processor, self.text_encoder = processor, text_encoder
-        self.pools = {s: pools.families(autoencoder, *s, n, seed, folder) for s, n, *_ in self.sizes}
-
-    def batch(self, rng, size):
-        families, latents = self.pools[size]
-        tokens = TOKENS_AT_ONCE[self.text_encoder.device.type] // 2
-        count = max(1, tokens * 32 * 32 // (size[0] * size[1]))
-        edits = [dataset.edit(rng, rng.choice(families), EDIT_SHARES) for _ in range(count)]
-        texts = [_or_dropped(rng, edit.prompt) for edit in edits]
-        scale = 112 / min(size)
-        seen = [text.thumbnail(e.before, round(size[0] * scale), round(size[1] * scale)) for e in edits]
-        inputs = text.on(text.seen_tokens(self.processor, texts, seen), self.text_encoder.device)
-        with torch.no_grad():
-            states, mask = text.embed(self.text_encoder, inputs, "edit")
-        after = torch.stack([latents[edit.after] for edit in edits])
-        return after, torch.stack([latents[edit.before] for edit in edits]), states, mask
-
-
-def step_loss(task, transformer, step, steps, seed):
-    """The loss of one step, its randomness set by the step alone: (scalar, float to show)."""
-    rng = random.Random(f"{seed} {step}")
-    generator = torch.Generator().manual_seed(rng.getrandbits(32))
-    size = pick(rng, task.sizes, step / steps)
-    with quick(transformer.device, size):
-        value = task.loss(transformer, task.batch(rng, size), *size, generator)
-    return value, value.item()
-
-
-@contextlib.contextmanager
-def quick(device, size):
-    """The arithmetic of training: matrix products in bfloat16, and on a CPU attention written out where it is short.
-
-    Measured with one thread of a CPU that multiplies bfloat16: 1.6 times the steps a second. The fused attention's
-    backward pass costs twice the plain one's at 90 tokens, and less from about 300 on.
-    """
-    short = device.type == "cpu" and size[0] * size[1] <= 384 * 256
-    with torch.autocast(device.type, torch.bfloat16), contextlib.ExitStack() as stack:
-        if short:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
-
-
-def _weighted(error, latents):
-    """Mean square, patches of the subject and its outline counting more: they are few, and hold the shape."""
-    bare = latents.median(dim=1, keepdim=True).values
-    away = (latents - bare).square().mean(dim=-1, keepdim=True)
-    weight = 1 + SUBJECT_WEIGHT * (away / (away + 0.05))
-    return (weight * error.square()).mean() / weight.mean()
-
-
-def _or_dropped(rng, prompt):
-    return " " if rng.random() < text.DROPPED else prompt

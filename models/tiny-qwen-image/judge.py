@@ -14,6 +14,8 @@ from .world import RGB
 WORK_SIDE = 256  # pixels of the shorter side at which shapes are measured
 MIN_AREA = 0.004  # of the picture: less is no subject
 CLOSE = 60.0  # RGB distance within which a pixel counts as a palette colour
+ALIKE = 0.86  # intersection over union with the best shape: circle and square have 0.83 with each other
+APART = 0.02  # by which the best must be better than the next
 SMALL_BELOW = 0.095  # share of the squared shorter side: between a small and a large subject's area
 
 
@@ -97,24 +99,23 @@ def _colour(rgb):
 
 
 def _shape(subject):
-    """Told by the share of its bounding box that is filled, the width of its rows, and where its mass is."""
-    rows, columns = np.nonzero(subject)
-    box = subject[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    height, width = box.shape
-    if not 0.75 < width / height < 1.35:
-        return None
-    fill = box.mean()
-    widths = box.sum(axis=1) / width
-    top, bottom = (widths[part].mean() for part in (slice(0, height // 4), slice(-(height // 4), None)))
-    if fill > 0.9:
-        return "square"
-    if fill > 0.7 and abs(top - bottom) < 0.15:
-        return "circle"
-    if fill > 0.66 or fill < 0.4:
-        return None
-    if bottom - top > 0.4:
-        return "triangle"
-    return "diamond" if abs(bottom - top) < 0.2 else None
+    """The shape that, drawn around the same middle with the same area, covers the subject best; None if none does."""
+    down, across = (axis - axis[subject].mean() for axis in np.indices(subject.shape, np.float32))
+    drawn = _drawn(across, down, subject.sum())
+    covers = {name: (subject & shape).sum() / (subject | shape).sum() for name, shape in drawn.items()}
+    first, second = sorted(covers, key=covers.get, reverse=True)[:2]
+    return first if covers[first] >= ALIKE and covers[first] - covers[second] >= APART else None
+
+
+def _drawn(across, down, area):
+    """Each shape as a mask: `area` pixels around the middle from which `across` and `down` are counted."""
+    height = (area * 3**0.5) ** 0.5  # of the equilateral triangle, two thirds of it above the middle
+    return {
+        "circle": across**2 + down**2 <= area / np.pi,
+        "square": np.maximum(abs(across), abs(down)) <= area**0.5 / 2,
+        "diamond": abs(across) + abs(down) <= (area / 2) ** 0.5,
+        "triangle": (down <= height / 3) & (abs(across) * 3**0.5 <= down + height * 2 / 3),
+    }
 
 
 def _eroded(subject, by=2):

@@ -1,36 +1,72 @@
-"""Stocks of encoded pictures that the transformers learn from, encoded once because scenes are dearer than steps.
+"""Stocks of encoded pictures with what was said of them: made once, because a picture is dearer than a step.
 
-Knows the VAE and the dataset. Knows nothing about how latents are used.
+Knows the VAE, the text encoder and the dataset. Knows nothing about how latents are learned from.
 """
 
 import copy
 import random
-from collections import defaultdict
+from dataclasses import dataclass
 
 import torch
 
-from . import dataset, vae, world
+from . import dataset, hints, text, vae, world
 
 PIXELS_AT_ONCE = 1 << 20
+DROPPED = 0.2  # share of prompts replaced by " ": without one the model should tell the shape from the noisy picture
+EDIT_SHARES = (1, 1, 2, 1)  # another shape is the one edit that has to draw and not to copy
 
 
-def scenes(autoencoder, width, height, count, seed, folder):
-    """`count` training scenes and their packed latents: (list of Scene, (count, tokens, 64)), kept in `folder`."""
-    rng = random.Random(f"{seed} {width} {height}")
-    drawn = [dataset.training_scene(rng) for _ in range(count)]
-    kept = folder / f"scenes-{width}x{height}.pt"
-    return drawn, _kept(kept, lambda: encode(autoencoder, drawn, width, height))
+@dataclass(frozen=True)
+class Examples:
+    """What is asked of pictures: for each of E prompts the picture that it is of, and the one that it starts from."""
+
+    states: torch.Tensor  # (E, T, 128) float16: the prompts as the transformer gets them
+    mask: torch.Tensor  # (E, T) bool
+    after: torch.Tensor  # (E,) which picture
+    before: torch.Tensor | None = None  # (E,) for edits
 
 
-def families(autoencoder, width, height, count, seed, folder):
-    """`count` families (see `dataset.family`), and a dict Scene -> its packed latents, (tokens, 64)."""
-    rng = random.Random(f"{seed} {width} {height} edits")
-    drawn = [dataset.family(rng) for _ in range(count)]
-    members = list(dict.fromkeys(scene for versions in drawn for scene in versions.values() if scene.shape))
-    kept = folder / f"families-{width}x{height}.pt"
-    encoded = _kept(kept, lambda: encode(autoencoder, members, width, height))
-    latents = dict(zip(members, encoded, strict=True))
-    return drawn, _with_bare(autoencoder, latents, drawn, width, height)
+@dataclass(frozen=True)
+class Pool:
+    """Pictures of one size: packed latents, and what their tokens should know (see `hints`)."""
+
+    width: int
+    height: int
+    latents: torch.Tensor  # (P, N, 64)
+    scenes: torch.Tensor  # (P, N, 17) float16
+    outlines: torch.Tensor  # (P, N) bool: the tokens at the subject's outline
+    examples: Examples
+    mistaken: Examples | None = None  # the same pictures with captions of which some are wrong
+
+
+def generate(autoencoder, reader, size, seed, folder):
+    """The pool of a `flow.Size` for text to image; `reader` is a `text.Embedder`."""
+    rng = random.Random(f"{seed} {size.width} {size.height}")
+    drawn = [dataset.training_scene(rng) for _ in range(size.pictures)]
+    latents = _encoded(autoencoder, drawn, size, folder / f"scenes-{size.width}x{size.height}.pt")
+    banks = []
+    for mistakes in (0.0, dataset.MISTAKEN):
+        shown = list(range(len(drawn))) * size.wordings
+        texts = [text.or_dropped(rng, dataset.caption(rng, drawn[index], mistakes), DROPPED) for index in shown]
+        banks.append(Examples(*reader.prompts(texts), torch.tensor(shown)))
+    return _pool(size, latents, drawn, *banks)
+
+
+def edit(autoencoder, reader, size, seed, folder):
+    """The pool of a `flow.Size` for edits: pictures before and after, in families of which each is an edit away."""
+    rng = random.Random(f"{seed} {size.width} {size.height} edits")
+    families = [dataset.family(rng) for _ in range(size.pictures)]
+    drawn = list(dict.fromkeys(scene for family in families for scene in family.values()))
+    latents = _encoded(autoencoder, drawn, size, folder / f"edits-{size.width}x{size.height}.pt")
+    number = {scene: index for index, scene in enumerate(drawn)}
+    banks = []
+    for mistakes in (0.0, dataset.MISTAKEN):
+        edits = [dataset.edit(rng, family, mistakes, EDIT_SHARES) for family in families for _ in range(size.wordings)]
+        texts = [text.or_dropped(rng, edit.prompt, DROPPED) for edit in edits]
+        seen = [text.seen(edit.before, size.width, size.height) for edit in edits]
+        ways = (torch.tensor([number[getattr(edit, way)] for edit in edits]) for way in ("after", "before"))
+        banks.append(Examples(*reader.instructions(texts, seen), *ways))
+    return _pool(size, latents, drawn, *banks)
 
 
 def encode(autoencoder, drawn, width, height):
@@ -67,22 +103,18 @@ def unpack(packed, width, height):
     return cells.reshape(len(packed), 16, rows * 2, columns * 2)
 
 
-def _kept(path, make):
-    """What `make` gives, remembered at `path` for when training goes on. The VAE must stay the one it was."""
+def _encoded(autoencoder, drawn, size, path):
+    """Their latents, remembered at `path` for when training goes on. The VAE must stay the one it was."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(make(), path)
-    return torch.load(path, weights_only=True)
+        # Bare backgrounds look alike whatever was removed from them.
+        distinct = {scene: (scene if scene.shape else scene.background) for scene in drawn}
+        once = {key: scene for scene, key in distinct.items()}
+        encoded = dict(zip(once, encode(autoencoder, list(once.values()), size.width, size.height), strict=True))
+        torch.save(torch.stack([encoded[distinct[scene]] for scene in drawn]).half(), path)
+    return torch.load(path, weights_only=True).float()
 
 
-def _with_bare(autoencoder, latents, drawn, width, height):
-    """Bare backgrounds look alike whatever was removed from them: encode each colour once."""
-    bare = defaultdict(list)
-    for versions in drawn:
-        for scene in versions.values():
-            if not scene.shape:
-                bare[scene.background].append(scene)
-    for alike in bare.values():
-        encoded = encode(autoencoder, alike[:1], width, height)[0]
-        latents |= dict.fromkeys(alike, encoded)
-    return latents
+def _pool(size, latents, drawn, *examples):
+    scenes = torch.stack([hints.scene(scene, size.width, size.height) for scene in drawn])
+    return Pool(size.width, size.height, latents, scenes.half(), hints.outline(scenes), *examples)

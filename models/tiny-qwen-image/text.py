@@ -28,7 +28,10 @@ LABELS = {
     "seen_position": prompts.POSITIONS,
 }
 ASPECTS = ((112, 112), (112, 112), (168, 112), (112, 168))  # pixels; the processor brings all to about 112 x 112
+SEEN_SIDE = 112
 DROPPED = 0.1  # share of prompts replaced by " ", what a negative prompt is
+TOKENS = {"generate": 24, "edit": 64}  # room for the longest prompt of the world behind the template
+TEXTS_AT_ONCE = 64
 
 
 class Reader(torch.nn.Module):
@@ -79,6 +82,43 @@ def seen_tokens(processor, texts, pictures):
     template = architecture.templates()["QwenImageEditPipeline"]
     batch = processor(text=[template.format(t) for t in texts], images=pictures, padding=True, return_tensors="pt")
     return {k: batch[k] for k in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
+
+
+class Embedder:
+    """What the pipelines hand the transformer for many prompts, padded to one length: states (E, T, 128) float16 and
+    mask (E, T). The text encoder stays as it is."""
+
+    def __init__(self, text_encoder, processor):
+        self.text_encoder, self.processor = text_encoder, processor
+
+    def prompts(self, texts):
+        return self._all("generate", texts, lambda part: tokens(self.processor.tokenizer, texts[part]))
+
+    def instructions(self, texts, pictures):
+        """`pictures` are (3, H, W) uint8 tensors, one a text."""
+        return self._all("edit", texts, lambda part: seen_tokens(self.processor, texts[part], pictures[part]))
+
+    @torch.no_grad()
+    def _all(self, task, texts, inputs):
+        found = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            batch = on(inputs(slice(start, start + TEXTS_AT_ONCE)), self.text_encoder.device)
+            states, mask = embed(self.text_encoder, batch, task)
+            room = TOKENS[task] - mask.shape[1]
+            if room < 0:
+                raise ValueError(f"a prompt must be at most {TOKENS[task]} tokens for {task}, not {mask.shape[1]}")
+            found.append((F.pad(states, (0, 0, 0, room)).half().cpu(), F.pad(mask, (0, room)).cpu()))
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def or_dropped(rng, prompt, share=DROPPED):
+    return " " if rng.random() < share else prompt
+
+
+def seen(scene, width, height):
+    """A scene as the processor would bring it to its own size, from a picture of width x height pixels."""
+    scale = SEEN_SIDE / min(width, height)
+    return thumbnail(scene, round(width * scale), round(height * scale))
 
 
 def loss(reader, tokenizer, processor, step, batch=32):

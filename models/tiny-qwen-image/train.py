@@ -11,9 +11,9 @@ from pathlib import Path
 import diffusers
 import torch
 
-from . import architecture, few_step, fitting, flow, sheets, text, vae
+from . import architecture, few_step, fitting, flow, forward, hints, pools, sheets, text, vae
 
-STEPS = {"vae": 2500, "text": 800, "generate": 12500, "edit": 10000, "few_step": 1200}
+STEPS = {"vae": 8000, "text": 800, "generate": 14000, "edit": 7000, "few_step": 1500}
 RATE = {"vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3}
 HERE = Path(__file__).parent
 
@@ -27,7 +27,7 @@ def main():
     for pipeline in built.values():
         pipeline.to(device)
     for stage in (train_vae, train_text, train_generate, train_edit, train_few_step):
-        stage(built, steps, arguments.work, arguments.seed)
+        stage(built, steps, arguments)
         architecture.save(built, arguments.out)
         for pipeline in built.values():
             pipeline.to(dtype=torch.float32)  # saving rounds to bfloat16: go on from exactly what was saved
@@ -46,79 +46,92 @@ def parse():
     return parser.parse_args()
 
 
-def train_vae(built, steps, work, seed):
+def train_vae(built, steps, arguments):
     autoencoder = built["generate"].vae
     device = autoencoder.device
     vae.initialise(autoencoder)
 
+    measured = forward.faster(vae.loss)
+
     def loss(step):
-        wide = step % 8 == 7  # now and then more surroundings than a few latents
-        pixels = vae.crops(8 if wide else 32, 128 if wide else 64, f"{seed} {step}").to(device)
-        value, error = vae.loss(autoencoder, pixels.contiguous(memory_format=torch.channels_last))
+        pixels = vae.pictures(step, steps["vae"], arguments.seed).to(device)
+        generator = torch.Generator().manual_seed(step)
+        noise = torch.randn((len(pixels), 16, *(side // 16 for side in pixels.shape[2:])), generator=generator)
+        value, error = measured(autoencoder, pixels.contiguous(memory_format=torch.channels_last), noise.to(device))
         return value, error.item()
 
     fitting.fit(
-        "vae", {"vae": autoencoder}, loss, steps["vae"], work, RATE["vae"], vae.parameters(autoencoder),
-        show=lambda step: sheets.reconstructions(autoencoder, work / "vae.png"),
+        "vae", {"vae": autoencoder}, loss, steps["vae"], arguments.work, RATE["vae"], vae.parameters(autoencoder),
+        show=lambda step: sheets.reconstructions(autoencoder, arguments.work / "vae.png"),
     )  # fmt: skip
-    vae.measure_on_scenes(autoencoder, seed)
+    vae.measure_on_scenes(autoencoder, arguments.seed)
 
 
-def train_text(built, steps, work, seed):
+def train_text(built, steps, arguments):
     pipeline = built["edit"]
-    torch.manual_seed(seed)
+    torch.manual_seed(arguments.seed)
     reader = text.Reader(pipeline.text_encoder).to(pipeline.text_encoder.device)
 
     def loss(step):
-        return text.loss(reader, pipeline.tokenizer, pipeline.processor, f"{seed} {step}")
+        return text.loss(reader, pipeline.tokenizer, pipeline.processor, f"{arguments.seed} {step}")
 
-    fitting.fit("text", {"reader": reader}, loss, steps["text"], work, RATE["text"])
+    fitting.fit("text", {"reader": reader}, loss, steps["text"], arguments.work, RATE["text"])
     pipeline.text_encoder.requires_grad_(False)
 
 
-def train_generate(built, steps, work, seed):
-    pipeline = built["generate"]
-    torch.manual_seed(seed)
-    flow.initialise(pipeline.transformer)
-    _fit_transformer("generate", pipeline, flow.GenerateTask, steps, work, seed)
+def train_generate(built, steps, arguments):
+    torch.manual_seed(arguments.seed)
+    flow.initialise(built["generate"].transformer)
+    _fit_transformer("generate", built, pools.generate, flow.GENERATE_SIZES, steps, arguments)
 
 
-def train_edit(built, steps, work, seed):
+def train_edit(built, steps, arguments):
     built["edit"].transformer.load_state_dict(built["generate"].transformer.state_dict())
-    _fit_transformer("edit", built["edit"], flow.EditTask, steps, work, seed)
+    _fit_transformer("edit", built, pools.edit, flow.EDIT_SIZES, steps, arguments)
 
 
-def train_few_step(built, steps, work, seed):
-    pipeline = built["generate"]
-    transformer, path = pipeline.transformer, work / "few_step.pt"
+def train_few_step(built, steps, arguments):
+    transformer, path = built["generate"].transformer, arguments.work / "few_step.pt"
     walked = []
     if not fitting.finished(path, steps["few_step"]):
-        walked = few_step.paths(transformer, pipeline.tokenizer, pipeline.text_encoder, seed)
-    torch.manual_seed(seed)
+        walked = few_step.paths(transformer, _reader(built), arguments.seed)
+    torch.manual_seed(arguments.seed)
     parameters = few_step.add_adapter(transformer)
 
     def loss(step):
-        return few_step.loss(transformer, walked, step, seed)
+        return few_step.loss(transformer, walked, step, arguments.seed)
 
-    fitting.fit("few_step", {"transformer": transformer}, loss, steps["few_step"], work, RATE["few_step"], parameters)
-    few_step.save(transformer, HERE / "few-step" / "tiny-qwen-image-4steps.safetensors")
+    fitting.fit(
+        "few_step", {"transformer": transformer}, loss, steps["few_step"], arguments.work, RATE["few_step"], parameters
+    )
+    few_step.save(transformer, arguments.out / "few-step" / "tiny-qwen-image-4steps.safetensors")
     transformer.unload_lora()
 
 
-def _fit_transformer(name, pipeline, task_class, steps, work, seed):
-    task = None
-    if not fitting.finished(work / f"{name}.pt", steps[name]):  # its pools take minutes to encode
-        reader = getattr(pipeline, "processor", pipeline.tokenizer)
-        task = task_class(pipeline.vae, reader, pipeline.text_encoder, seed, work / "pools")
+def _fit_transformer(name, built, pool, sizes, steps, arguments):
+    pipeline = built[name]
+    transformer, task = pipeline.transformer, None
+    if not fitting.finished(arguments.work / f"{name}.pt", steps[name]):  # its pools take minutes to encode
+        reader = _reader(built)
+        task = flow.Task(
+            transformer,
+            [pool(pipeline.vae, reader, size, arguments.seed, arguments.work / "pools") for size in sizes],
+            sizes,
+        )
+    heads = hints.Heads(transformer.inner_dim).to(transformer.device)
 
     def loss(step):
-        return flow.step_loss(task, pipeline.transformer, step, steps[name], seed)
+        return flow.step_loss(task, heads, step, steps[name], arguments.seed)
 
     fitting.fit(
-        name, {name: pipeline.transformer}, loss, steps[name], work, RATE[name],
-        matrices=flow.matrices(pipeline.transformer),
-        show=lambda step: sheets.samples(pipeline, work / f"{name}-{step:06d}.png"),
+        name, {name: transformer, "heads": heads}, loss, steps[name], arguments.work, RATE[name],
+        matrices=flow.matrices(transformer),
+        show=lambda step: sheets.samples(pipeline, arguments.work / f"{name}-{step:06d}.png"),
     )  # fmt: skip
+
+
+def _reader(built):
+    return text.Embedder(built["edit"].text_encoder, built["edit"].processor)
 
 
 if __name__ == "__main__":

@@ -107,20 +107,45 @@ def measure(vae, latents):
 def measure_on_scenes(vae, seed, count=64):
     """`measure` on whole drawn pictures of 256 x 256."""
     rng = random.Random(f"{seed} statistics")
-    drawn = [torch.from_numpy(world.draw(world.scene(rng), 256, 256)) for _ in range(count)]
-    pixels = torch.stack(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = whole([world.scene(rng) for _ in range(count)], 256)
     with torch.no_grad():
         measure(vae, encode(vae, pixels.to(next(vae.parameters()).device))[0])
 
 
-def loss(vae, pixels, generator=None):
-    """Mean absolute error plus a little KL; (loss, error), scalars."""
-    mean, log_variance = encode(vae, pixels)
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-    drawn = decode(vae, mean + (0.5 * log_variance).exp() * noise)
-    error = (drawn - pixels).abs().mean()
+def pictures(step, steps, seed):
+    """What one step learns from, (B, 3, side, side): small crops, which have the most outlines for their pixels.
+
+    The last quarter mixes in larger ones: where all are small, the zeros around them reach every latent, and plain
+    surroundings come out stained.
+    """
+    kind = step % 10 if step >= 0.75 * steps else 0
+    if kind in (1, 5):
+        rng = random.Random(f"{seed} {step}")
+        return whole([world.scene(rng) for _ in range(2)], 256)
+    side, count = (128, 8) if kind in (3, 6, 9) else (64, 32)
+    return crops(count, side, f"{seed} {step}")
+
+
+def whole(scenes, side):
+    """Scenes as (B, 3, side, side) in [-1, 1]."""
+    drawn = torch.stack([torch.from_numpy(world.draw(scene, side, side)) for scene in scenes])
+    return drawn.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def loss(vae, pixels, noise):
+    """Mean absolute and squared error plus a little KL; (loss, mean absolute error), scalars.
+
+    `noise`: standard normal, of the latents' shape.
+    """
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        mean, log_variance = (part.float() for part in encode(vae, pixels))
+    latents = mean + (0.5 * log_variance).exp() * noise
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        drawn = decode(vae, latents)
+    wrong = drawn.float() - pixels
+    error = wrong.abs().mean()
     kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-    return error + (drawn - pixels).square().mean() + KL_WEIGHT * kl, error
+    return error + wrong.square().mean() + KL_WEIGHT * kl, error
 
 
 def _conv(conv, x):
