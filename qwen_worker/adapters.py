@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .errors import InvalidInput
+from .errors import InvalidInput, JobError
 from .lora_file import Layer, LoraFile, LoraUse, require_layers
 from .low_rank import LowRank
 from .modulation import Lookup, Table
@@ -71,12 +71,16 @@ class Adapters:
         """Refuse a LoRA that is made for another model, or that this plan cannot apply."""
         self.shapes = self.shapes or shapes_of(self.transformer)
         for use in uses:
-            require_layers(use, self.shapes, self.model)
-            if self.table and (embedder := next((one for one in use.file.layers if "time_text_embed" in one), None)):
-                raise InvalidInput(
-                    f"{use.label} changes {embedder}, of which this endpoint keeps only what the modulation makes of "
-                    "it; QWEN_SAVINGS without table keeps it whole"
-                )
+            with blamed(use):
+                require_layers(use, self.shapes, self.model)
+                self.require_embedder(use)
+
+    def require_embedder(self, use: LoraUse) -> None:
+        if self.table and (embedder := next((one for one in use.file.layers if "time_text_embed" in one), None)):
+            raise InvalidInput(
+                f"{use.label} changes {embedder}, of which this endpoint keeps only what the modulation makes of "
+                "it; QWEN_SAVINGS without table keeps it whole"
+            )
 
     @contextmanager
     def applied(self, uses: Sequence[LoraUse]) -> Iterator[None]:
@@ -125,16 +129,18 @@ class Adapters:
         """The file's weights, read where they are not in memory from a job before."""
         key = use.file.key
         if key not in self.weights:
-            self.weights[key] = self.read(use)
+            with blamed(use):
+                self.weights[key] = self.read(use)
         self.weights.move_to_end(key)
         return self.weights[key]
 
     def read(self, use: LoraUse) -> Weights:
-        """Raises `InvalidInput` where a number is none, which would spoil the picture without a word."""
+        """Raises `InvalidInput` where a number is none, which would spoil the picture without a word, and where the
+        file is no longer the one that was opened."""
         file, home = use.file, {}
 
         def kept(name: str) -> torch.nn.Parameter:
-            tensor = pinned(file.tensors.get_tensor(name).to(self.dtype), self.device)
+            tensor = pinned(file.tensors.tensor(name).to(self.dtype), self.device)
             if not tensor.isfinite().all():
                 raise InvalidInput(f"{use.label} holds infinite numbers, or none, in {name}")
             parameter = torch.nn.Parameter(tensor, requires_grad=False)
@@ -143,6 +149,8 @@ class Adapters:
 
         down = {name: kept(layer.names.down) for name, layer in file.layers.items()}
         up = {name: kept(layer.names.up) for name, layer in file.layers.items()}
+        if file.changed():
+            raise InvalidInput(f"{use.label} was written anew before it was read; send the job again")
         return Weights(down, up, home, file.parameters * self.dtype.itemsize)
 
     def layers_of(self, files: Mapping[str, LoraFile]) -> dict[str, Any]:
@@ -169,6 +177,15 @@ class Adapters:
             del self.weights[key]
         whole = [names for names in self.layers if all(name in self.weights for name in names)]
         self.layers = OrderedDict((names, self.layers[names]) for names in whole[-HELD_SETS:])
+
+
+@contextmanager
+def blamed(use: LoraUse) -> Iterator[None]:
+    """What is wrong with a LoRA of the endpoint's own is no fault of the job's."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise JobError("model_unavailable", error.sentence) if use.own else error from None
 
 
 def adapted(base: Any, key: str, layer: Layer, down: torch.nn.Parameter, up: torch.nn.Parameter) -> Any:

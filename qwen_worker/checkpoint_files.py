@@ -7,10 +7,12 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import LoadError
 
 HEADER_LIMIT = 100_000_000  # bytes; the format's own cap on a header
+METADATA = "__metadata__"  # what a safetensors header holds beside tensors
 
 
 def is_folder(model: str) -> bool:
@@ -66,23 +68,48 @@ def tensors(folder: Path, component: str) -> dict[str, tuple[int, ...]]:
 
 
 def header_tensors(file: Path, label: str) -> dict[str, tuple[int, ...]]:
-    """The tensors of a safetensors file, from its header; the file's length must be what the header says.
+    """The tensors of a safetensors file, from its header."""
+    with file.open("rb") as stream:
+        header, _ = read_header(stream, file.stat().st_size, label)
+    return {name: shape_of(entry) for name, entry in header.items() if name != METADATA}
+
+
+def read_header(stream: BinaryIO, size: int, label: str) -> tuple[dict, int]:
+    """The header of a safetensors file of `size` bytes, which must be what it says, and where the data begins.
 
     Layout: an 8-byte little-endian length, a JSON header of that length, then the tensors' bytes
     (https://huggingface.co/docs/safetensors, "Format").
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(HEADER_LIMIT, size):
-            raise LoadError(f"{label} is corrupt: it does not begin with a safetensors header")
-        try:
-            header = json.loads(stream.read(length))
-            entries = {key: entry for key, entry in header.items() if key != "__metadata__"}
-            ends = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-            shapes = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise LoadError(f"{label} is corrupt: its safetensors header cannot be read") from None
+    length = int.from_bytes(stream.read(8), "little")
+    if not 2 <= length <= min(HEADER_LIMIT, size):
+        raise LoadError(f"{label} is corrupt: it does not begin with a safetensors header")
+    ends = 0
+    try:
+        header = json.loads(stream.read(length))
+        for name, entry in header.items():
+            if name != METADATA:
+                shape_of(entry)
+                ends = max(ends, place_of(entry)[1])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise LoadError(f"{label} is corrupt: its safetensors header cannot be read") from None
     if size != 8 + length + ends:
         raise LoadError(f"{label} is corrupt: its header describes {8 + length + ends:,} bytes and it has {size:,}")
-    return shapes
+    return header, 8 + length
+
+
+def shape_of(entry: dict) -> tuple[int, ...]:
+    return counts(entry["shape"])
+
+
+def place_of(entry: dict) -> tuple[int, int]:
+    """Where a tensor begins and ends, from the beginning of the data."""
+    begin, end = counts(entry["data_offsets"])
+    if begin > end:
+        raise ValueError("ends before it begins")
+    return begin, end
+
+
+def counts(values: list) -> tuple[int, ...]:
+    if not isinstance(values, list) or any(type(value) is not int or value < 0 for value in values):
+        raise ValueError("no whole numbers")
+    return tuple(values)

@@ -5,7 +5,6 @@ Jobs that want the same file at once fetch it once. What came from the hub or a 
 `REASK_SECONDS`, by its commit or its ETag, and fetched again where it has changed. Knows nothing of what is in it.
 """
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,16 +14,16 @@ from . import hub
 from .checkpoint import candidates
 from .errors import InvalidInput, LoadError
 from .fetch import Wanted, download, is_url, require_url, within
-from .lora_file import START_BYTES, require_start
 from .lora_sources import HubFile, below, hub_file, only_lora
 from .lora_store import Incoming, Known, LoraStore, Unwritable
 from .side_thread import SideThreads
+from .tensor_file import START_BYTES, require_start
 
 MAX_FETCHES = 4
 REASK_SECONDS = 300
 REMEMBERED = 256  # names of which is known when they were last asked for
 CODE = "lora_fetch_failed"
-Found = tuple[Path, str]  # a file, and what is equal for equal contents
+Found = tuple[Path, str | None]  # a file, and its hash where it is one of the store's, which never change
 
 
 class LoraFetcher:
@@ -130,10 +129,13 @@ class Checked:
 
 
 def local(file: Path, wanted: Wanted) -> Found:
-    facts = file.stat()
-    if facts.st_size > wanted.max_bytes:
-        raise wanted.too_large(f"{facts.st_size / 1e6:.1f} MB")
-    return file, hashlib.sha256(f"{file}\0{facts.st_size}\0{facts.st_mtime_ns}".encode()).hexdigest()
+    try:
+        size = file.stat().st_size
+    except OSError:  # it has just gone
+        raise wanted.failed("cannot be read on the worker's disk") from None
+    if size > wanted.max_bytes:
+        raise wanted.too_large(f"{size / 1e6:.1f} MB")
+    return file, None
 
 
 def in_cache(named: HubFile, roots: Iterable[Path]) -> Path | None:

@@ -1,7 +1,6 @@
 """A LoRA's safetensors file: what it holds, by its header alone, and whether that belongs to a transformer.
 
-Nothing of it is unpickled: a file that is not safetensors is refused at its ninth byte. Its tensors are read by
-`adapters.py`. Imports torch inside functions.
+Nothing of it is unpickled. Its matrices are read by `adapters.py`.
 """
 
 import json
@@ -11,13 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .checkpoint_files import header_tensors
-from .errors import InvalidInput, LoadError
+from .errors import InvalidInput
 from .lora_names import Names, NotALora, layers, shown
+from .tensor_file import BYTES, TensorFile
 
-HEADER_BYTES = 10_000_000  # thirty times what a LoRA of every layer of the 20B transformer needs
-START_BYTES = 9  # what tells a safetensors file: its header's length, and the brace that it begins with
-DTYPES = ("F32", "F16", "BF16")
 METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's configuration
 
 
@@ -38,11 +34,16 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """`key` is equal for equal contents. `tensors` is an open `safe_open`, readable also once the file is deleted."""
+    """`key` is equal for equal contents only."""
 
     key: str
     layers: Mapping[str, Layer] = field(repr=False)  # by the transformer's own names
-    tensors: Any = field(repr=False)
+    tensors: TensorFile = field(repr=False)
+    lasting: bool = False  # a copy of the store's, which nobody writes to
+
+    def changed(self) -> bool:
+        """Whether it was written in place since it was opened: its key is not that of what is read from now on."""
+        return not self.lasting and self.tensors.changed()
 
     @property
     def parameters(self) -> int:
@@ -59,41 +60,26 @@ class LoraUse:
     own: bool = False
 
 
-def require_start(start: bytes, label: str) -> None:
-    """Refuse what does not begin as a safetensors file does; `start` is its first `START_BYTES`, or all of fewer."""
-    length = int.from_bytes(start[:8], "little")
-    if len(start) < START_BYTES or start[8:9] != b"{":
-        raise InvalidInput(f"{label} must be a safetensors file, and does not begin as one")
-    if length > HEADER_BYTES:
-        raise InvalidInput(f"{label} must have a header of at most {HEADER_BYTES:,} bytes, not {length:,}")
+def opened(path: Path, key: str | None, label: str) -> LoraFile:
+    """The file, its header read and checked. Without a key it gets its own.
 
-
-def opened(path: Path, key: str, label: str) -> LoraFile:
-    """The file, its header read and checked. Raises `InvalidInput` for what is no LoRA."""
-    from safetensors import SafetensorError, safe_open
-
-    with path.open("rb") as stream:
-        require_start(stream.read(START_BYTES), label)
+    Raises `InvalidInput` for what is no LoRA, and `JobError` where the disk does not give it.
+    """
+    tensors = TensorFile(path, label)
     try:
-        shapes = header_tensors(path, label)
-        tensors = safe_open(path, "pt")
-    except LoadError as error:
-        raise InvalidInput(error.reason) from None
-    except (SafetensorError, RecursionError) as error:
-        raise InvalidInput(f"{label} is corrupt: its header cannot be used ({type(error).__name__})") from None
-    try:
-        named = layers(shapes)
-        for name in shapes:
-            if (dtype := tensors.get_slice(name).get_dtype()) not in DTYPES:
-                raise NotALora(f"holds {shown(name)} as {dtype}; {', '.join(DTYPES)} are read")
-        alphas = Alphas.of(tensors.metadata())
-        found = {layer: described(layer, names, shapes, tensors, alphas) for layer, names in named.items()}
+        named = layers(tensors.shapes)
+        for name, dtype in tensors.dtypes.items():
+            if dtype not in BYTES:
+                raise NotALora(f"holds {shown(name)} as {shown(dtype)}; {', '.join(BYTES)} are read")
+        alphas = Alphas.of(tensors.metadata)
+        found = {layer: described(layer, names, tensors, alphas) for layer, names in named.items()}
     except NotALora as error:
         raise InvalidInput(f"{label} {error}") from None
-    return LoraFile(key, found, tensors)
+    return LoraFile(key or tensors.identity(), found, tensors, lasting=key is not None)
 
 
-def described(layer: str, names: Names, shapes: Mapping[str, tuple[int, ...]], tensors: Any, alphas: "Alphas") -> Layer:
+def described(layer: str, names: Names, tensors: TensorFile, alphas: "Alphas") -> Layer:
+    shapes = tensors.shapes
     down, up = shapes[names.down], shapes[names.up]
     if len(down) != 2 or len(up) != 2 or down[0] != up[1] or not all((*down, *up)):
         raise NotALora(f"has matrices of {by(down)} and {by(up)} for {shown(layer)}, which do not make a product")
@@ -102,7 +88,7 @@ def described(layer: str, names: Names, shapes: Mapping[str, tuple[int, ...]], t
         return Layer(names, rank, down[1], up[0], alphas.scaling_of(layer, rank))
     if math.prod(shapes[names.alpha]) != 1:
         raise NotALora(f"holds {shown(names.alpha)} as {by(shapes[names.alpha])}; an alpha is one number")
-    alpha = float(tensors.get_tensor(names.alpha).item())
+    alpha = float(tensors.tensor(names.alpha).item())
     if not math.isfinite(alpha):
         raise NotALora(f"has an alpha of {alpha} for {shown(layer)}")
     return Layer(names, rank, down[1], up[0], alpha / rank)
@@ -121,7 +107,7 @@ class Alphas:
     by_root: bool = False  # scaled by alpha / sqrt(rank)
 
     @classmethod
-    def of(cls, metadata: Mapping[str, str] | None) -> "Alphas":
+    def of(cls, metadata: Any) -> "Alphas":
         """Raises `NotALora` for a configuration that says more than alphas, or is not one."""
         try:
             facts = json.loads((metadata or {}).get(METADATA, "{}"))
@@ -131,7 +117,7 @@ class Alphas:
             own = {name.removeprefix("^"): float(alpha) for name, alpha in (facts.get("alpha_pattern") or {}).items()}
             standard = facts.get("lora_alpha")
             return cls(None if standard is None else float(standard), own, bool(facts.get("use_rslora")))
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             raise NotALora(f"has {METADATA} that cannot be read") from None
 
     def scaling_of(self, layer: str, rank: int) -> float:

@@ -80,7 +80,7 @@ class Loras:
 
     def open_own(self, text: str, label: str) -> LoraFile:
         """As a job's, and from anywhere on this disk."""
-        if text not in self.own:
+        if text not in self.own or self.own[text].changed():
             wanted, path = Wanted(label, OWN_BYTES, CODE), Path(text).expanduser()
             if path.is_dir():
                 name = only_lora(one.name for one in path.iterdir())

@@ -15,7 +15,7 @@ from . import hub, placement
 from .checkpoint import Checkpoint
 from .checkpoint_files import label_of, read_json
 from .components import cap_memory, import_quietly, is_component, load_component, require_tokenizer, tabulate, trim
-from .errors import InvalidInput, LoadError
+from .errors import JobError, LoadError
 from .footprint import GB, WORKING, WORKING_2_1, Model, Plan
 from .lora_file import LoraUse
 from .machine import disk_free, read_machine
@@ -201,7 +201,9 @@ def adapters_of(found: Checkpoint, plan: Plan, pipe: Any, table: Any, own: Seque
     made = Adapters(pipe.transformer, table, getattr(torch, plan.dtype), plan.device, found.name, own)
     try:
         made.require_fits(own)
-    except InvalidInput as error:
+        for use in own:
+            made.held(use)
+    except JobError as error:
         raise LoadError(error.sentence) from None
     return made
 

@@ -1,31 +1,43 @@
 """A LoRA's file by its header: every trainer's names, and what is refused without being read any further."""
 
 import json
+import os
 import pickle
+import time
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from qwen_worker import lora_file, lora_names
-from qwen_worker.errors import InvalidInput
-from qwen_worker.lora_file import LoraUse, require_layers, require_start
+from qwen_worker.errors import InvalidInput, JobError
+from qwen_worker.lora_file import LoraUse, require_layers
 from qwen_worker.lora_names import BLOCK_LAYERS, OTHER_LAYERS, NotALora
+from qwen_worker.tensor_file import RECENT_SECONDS, require_start
 
 from .lora_files import FORMATS, write
 
 RANDOM = torch.Generator().manual_seed(0)
 EVERY = [f"transformer_blocks.{block}.{layer}" for block in (0, 9, 59) for layer in BLOCK_LAYERS] + list(OTHER_LAYERS)
+Q = "transformer_blocks.0.attn.to_q"
 
 
 def weights(layers=EVERY, rank=2, size=8):
     return {layer: (torch.ones(rank, size), torch.ones(size, rank)) for layer in layers}
 
 
-def opened(path):
-    return lora_file.opened(path, "key", "loras[0]")
+def opened(path, key="key"):
+    return lora_file.opened(path, key, "loras[0]")
+
+
+def written(path, header, data=b""):
+    """A safetensors file of this header, a text or an object."""
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
 
 
 def refusal(path):
@@ -79,6 +91,35 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path, data, words):
     assert words in refusal(path)
 
 
+def entry(begin, end, shape=(1,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("[" * 100_000, "does not begin as one"),
+        ('{"a":' * 50_000 + "1" + "}" * 50_000, "its safetensors header cannot be read"),
+        ({"a": entry(0, 8) | {"shape": [float("inf")]}}, "its safetensors header cannot be read"),
+        ({"a": entry(0, 8) | {"shape": [1e400]}}, "its safetensors header cannot be read"),
+        ({"a": entry(0, 8) | {"shape": "12"}}, "its safetensors header cannot be read"),
+        ({"a": entry(0, 8, (-2, -1))}, "its safetensors header cannot be read"),
+        ({"a": entry(0, 8, (True, 2))}, "its safetensors header cannot be read"),
+        ({"a": entry(-8, 8)}, "its safetensors header cannot be read"),
+        ({"a": entry(8, 0)}, "its safetensors header cannot be read"),
+        ({"a": {"dtype": "F32"}}, "its safetensors header cannot be read"),
+        ({"a": entry(0, 8, (3,))}, "a tensor is given more or less room than it takes"),
+        ({"a": entry(0, 8, (10**30,))}, "a tensor is given more or less room than it takes"),
+        ({"a": entry(0, 8, (2,)), "b": entry(0, 8, (2,))}, "its tensors overlap, or leave gaps"),
+        ({"a": entry(4, 8)}, "its tensors overlap, or leave gaps"),
+        ({f"{Q}.lora_A.weight": entry(0, 4, (1, 1), ["F32"]), f"{Q}.lora_B.weight": entry(4, 8, (1, 1))},
+         "; F32, F16, BF16 are read"),
+    ],
+)  # fmt: skip
+def test_a_header_made_to_mislead_is_refused(tmp_path, header, words):
+    assert words in refusal(written(tmp_path / "a.safetensors", header, bytes(8)))
+
+
 def test_a_pickle_is_never_unpickled(tmp_path):
     class Bomb:
         def __reduce__(self):
@@ -89,9 +130,6 @@ def test_a_pickle_is_never_unpickled(tmp_path):
     assert "does not begin as one" in refusal(path)
     path.write_bytes(pickle.dumps(Bomb()))
     assert "does not begin as one" in refusal(path)
-
-
-Q = "transformer_blocks.0.attn.to_q"
 
 
 @pytest.mark.parametrize(
@@ -131,8 +169,10 @@ def test_a_dora_is_told_by_its_metadata_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "metadata", ["[]", "{", '{"transformer.lora_alpha": "x"}', '{"transformer.alpha_pattern": [1]}', "3", "[" * 9999]
-)
+    "metadata",
+    ["[]", "{", '{"transformer.lora_alpha": "x"}', '{"transformer.alpha_pattern": [1]}', "3", "[" * 9999,
+     '{"transformer.lora_alpha": 1' + "0" * 400 + "}"],
+)  # fmt: skip
 def test_metadata_that_make_no_sense_are_refused(tmp_path, metadata):
     path = tmp_path / "a.safetensors"
     tensors = {f"{Q}.lora_A.weight": torch.ones(2, 8), f"{Q}.lora_B.weight": torch.ones(8, 2)}
@@ -170,7 +210,68 @@ def test_a_file_is_read_after_it_is_deleted(tmp_path):
     path = write(tmp_path / "a.safetensors", weights())
     found = opened(path)
     path.unlink()
-    assert torch.equal(found.tensors.get_tensor(found.layers[Q].names.down), torch.ones(2, 8))
+    assert torch.equal(found.tensors.tensor(found.layers[Q].names.down), torch.ones(2, 8))
+
+
+@pytest.mark.parametrize("bits", [torch.float32, torch.float16, torch.bfloat16])
+def test_numbers_are_read_as_safetensors_reads_them(tmp_path, bits):
+    random = {layer: (torch.randn(2, 8), torch.randn(8, 2)) for layer in EVERY}
+    path = write(tmp_path / "a.safetensors", random, "lightning", dtype=bits)
+    with safe_open(path, "pt") as theirs:
+        ours = opened(path).tensors
+        assert set(ours.shapes) == set(theirs.keys())
+        assert all(torch.equal(ours.tensor(name), theirs.get_tensor(name)) for name in theirs.keys())  # noqa: SIM118
+
+
+def test_equal_keys_are_equal_contents(tmp_path):
+    """Also of files that are written anew within a tick of the clock, in place or not, of the same length."""
+    path = tmp_path / "a.safetensors"
+    write(path, weights())
+    key = opened(path, None).key
+    assert opened(path, None).key == key
+    data = path.read_bytes()
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(path, ns=times)
+    assert opened(path, None).key != key
+    path.write_bytes(data)
+    assert opened(path, None).key == key
+
+
+def test_a_file_that_has_long_been_there_is_not_read_for_its_key(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.safetensors", weights())
+    file = opened(path).tensors
+    later = time.time_ns() + (RECENT_SECONDS + 1) * 10**9
+    monkeypatch.setattr("qwen_worker.tensor_file.time.time_ns", lambda: later)
+    monkeypatch.setattr("qwen_worker.tensor_file.hashlib.file_digest", lambda *_: pytest.fail("was read"))
+    assert file.identity() == opened(path).tensors.identity()
+
+
+def test_a_file_cut_short_in_place_is_an_error_and_not_the_end_of_the_process(tmp_path):
+    """Mapped, it would be a SIGBUS."""
+    path = write(tmp_path / "a.safetensors", weights(size=4096))
+    found = opened(path, None)
+    assert not found.changed()
+    with path.open("r+b") as stream:
+        stream.truncate(20_000)
+    assert found.changed()
+    with pytest.raises(JobError) as caught:
+        found.tensors.tensor(found.layers[EVERY[-1]].names.up)
+    assert str(caught.value) == "lora_fetch_failed: loras[0] cannot be read on the worker's disk"
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path):
+    with pytest.raises(JobError) as caught:
+        opened(tmp_path / "gone.safetensors")
+    assert str(caught.value) == "lora_fetch_failed: loras[0] cannot be read on the worker's disk"
+
+
+def test_no_descriptor_is_left_open(tmp_path):
+    path = write(tmp_path / "a.safetensors", weights())
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        opened(path)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 names = st.one_of(

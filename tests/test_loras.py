@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import os
 import pickle
 import string
 import time
@@ -18,6 +19,7 @@ from qwen_worker.errors import CODES
 from .conftest import respond, run
 from .local_hub import LocalHub
 from .lora_files import FORMATS, LAYERS, PLAIN, matrices, write
+from .test_batching import together
 from .test_hostile_inputs import FORBIDDEN, nasty, scalars, text, values
 
 SMALL = {"prompt": "a red circle on the left", "width": 256, "height": 256, "seed": 5, "num_inference_steps": 3}
@@ -170,6 +172,27 @@ def test_a_private_address_is_refused(worker, path):
     assert "leads to an address that may not be fetched" in refused(worker, {"path": path})
 
 
+def test_a_redirect_to_a_private_address_is_refused(worker, web, monkeypatch):
+    """The server counts as public here; where it sends on does not."""
+    from runpod.serverless.utils import rp_ssrf
+
+    there = "http://169.254.169.254/latest/meta-data/?token=hush"
+    address = web(lambda handler: respond(handler, b"", 302, Location=there))
+    monkeypatch.delenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS")
+    public = rp_ssrf.is_safe_address
+    monkeypatch.setattr(rp_ssrf, "is_safe_address", lambda ip: ip == "127.0.0.1" or public(ip))
+    assert refused(worker, {"path": f"{address}/a.safetensors?signature=hush"}) == (
+        "lora_fetch_failed: loras[0] leads to an address that may not be fetched: only public http(s) hosts are"
+    )
+
+
+def test_a_link_out_of_the_folder_is_not_followed(worker, folder, base, tmp_path):
+    outside = write(tmp_path / "outside.safetensors", matrices(base, PLAIN))
+    (folder / "link.safetensors").symlink_to(outside)
+    error = refused(worker, {"path": "link.safetensors"})
+    assert error == "invalid_input: loras[0] names no file in the endpoint's folder of LoRAs"
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd.safetensors", "../secret.safetensors", "missing.safetensors"])
 def test_a_file_outside_the_folder_is_not_told_from_one_that_is_not_there(worker, folder, path):
     (folder.parent / "secret.safetensors").write_bytes(b"secret")
@@ -260,6 +283,12 @@ def test_the_endpoint_s_own_loras_are_part_of_its_pictures(cold_worker, worker, 
             lambda folder: write(folder / "own.safetensors", {PLAIN[0]: (torch.ones(1, 7), torch.ones(7, 1))}),
             "QWEN_LORAS[0] is not made for tiny-qwen-image/generate; 1 of 1 layers do not match",
         ),
+        (
+            lambda folder: write(
+                folder / "own.safetensors", {PLAIN[0]: (torch.full((1, 128), torch.nan), torch.ones(128, 1))}
+            ),
+            f"QWEN_LORAS[0] holds infinite numbers, or none, in transformer.{PLAIN[0]}.lora_A.weight",
+        ),
     ],
 )
 def test_an_own_lora_that_cannot_be_applied_keeps_the_model_from_loading(cold_worker, tmp_path, make, words):
@@ -281,36 +310,60 @@ def test_jobs_of_other_loras_or_presets_share_no_call(cold_worker, folder, base)
     x, y = ({"loras": [{"path": f"{name}.safetensors"}]} for name in "xy")
     half = {"loras": [{"path": "x.safetensors", "scale": 0.5}]}
     jobs = [x, x, y, half, {}, {"preset": "balanced"}, {"loras": []}]
-
-    async def all_of_them():
-        jobs_ = [{"id": f"j{n}", "input": SMALL | {"seed": n} | more} for n, more in enumerate(jobs)]
-        return await asyncio.gather(*(worker.answer(job) for job in jobs_))
-
-    replies = asyncio.run(all_of_them())
+    replies = together(worker, *(SMALL | {"seed": n} | more for n, more in enumerate(jobs)))
     assert [reply["metadata"]["batch"] for reply in replies] == [2, 2, 1, 1, 2, 1, 2]
 
 
 def test_a_path_that_leads_elsewhere_by_now_shares_no_call(cold_worker, folder, base, monkeypatch):
+    """Of the same size and age too, as within a tick of the clock."""
     from qwen_worker import loras
 
     worker = cold_worker(QWEN_BATCH=4, QWEN_LORA_ROOTS=str(folder))
-    path = write(folder / "moving.safetensors", matrices(base, PLAIN, seed=1))
+    path = folder / "moving.safetensors"
     run(worker, SMALL)
     opened, count = loras.Loras.open, iter(range(9))
 
     def moving(self, *args):
-        write(path, matrices(base, PLAIN, seed=next(count)))
+        other = write(folder / "other.safetensors", matrices(base, PLAIN, seed=next(count)))
+        os.utime(other, (1, 1))
+        other.rename(path)
         return opened(self, *args)
 
     monkeypatch.setattr(loras.Loras, "open", moving)
-
-    async def both():
-        fields = SMALL | {"loras": [{"path": path.name}]}
-        return await asyncio.gather(*(worker.answer({"id": name, "input": fields}) for name in "ab"))
-
-    replies = asyncio.run(both())
+    replies = together(worker, *[SMALL | {"loras": [{"path": path.name}]}] * 2)
     assert [reply["metadata"]["batch"] for reply in replies] == [1, 1]
     assert replies[0]["image"] != replies[1]["image"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:900]), "loras[0] cannot be read on the worker's disk"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()),
+            "loras[0] was written anew before it was read; send the job again",
+        ),
+    ],
+    ids=["cut short", "written in place"],
+)
+def test_a_file_that_is_written_while_its_job_waits_fails_that_job_alone(
+    worker, folder, base, plain, monkeypatch, spoil, error
+):
+    from qwen_worker import loras
+
+    path = write(folder / "spoilt.safetensors", matrices(base, PLAIN, seed=12))
+    os.utime(path, (1, 1))
+    opened = loras.Loras.open
+
+    def spoilt(self, *args):
+        file = opened(self, *args)
+        spoil(path)
+        return file
+
+    monkeypatch.setattr(loras.Loras, "open", spoilt)
+    assert refused(worker, {"path": path.name}).endswith(error)
+    monkeypatch.undo()
+    assert run(worker, SMALL)["output"]["image"] == plain
 
 
 # Whatever is sent

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 
 import pytest
+import torch
 
 from qwen_worker.errors import InvalidInput
 from qwen_worker.parsing import parse
@@ -12,6 +13,7 @@ from qwen_worker.presets import FEW_STEP_SCHEDULER, Presets
 from qwen_worker.settings import Misconfigured, Settings, read_settings
 
 from .conftest import as_text, run
+from .lora_files import write
 
 SMALL = {"prompt": "a red circle on the left", "width": 256, "height": 256, "seed": 5}
 LIGHTNING = "lightx2v/Qwen-Image-Lightning/Qwen-Image-Lightning-8steps-V1.1.safetensors"
@@ -153,6 +155,20 @@ def test_a_preset_s_lora_that_is_none_is_the_endpoint_s_fault(cold_worker, tmp_p
     assert run(worker, SMALL | {"preset": "fast"})["error"].startswith(
         "model_unavailable: QWEN_IMAGE_FAST_LORA must be a safetensors file"
     )
+    assert run(worker, SMALL | {"num_inference_steps": 1})["output"]["success"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ((torch.ones(1, 7), torch.ones(7, 1)), "the preset's LoRA is not made for tiny-qwen-image/generate; 1 of 1 "),
+        ((torch.full((1, 128), torch.nan), torch.ones(128, 1)), "the preset's LoRA holds infinite numbers, or none"),
+    ],
+)
+def test_a_preset_s_lora_that_cannot_be_applied_is_the_endpoint_s_fault(cold_worker, tmp_path, weights, words):
+    file = write(tmp_path / "broken-4steps.safetensors", {"transformer_blocks.0.attn.to_q": weights})
+    worker = cold_worker(QWEN_IMAGE_FAST_LORA=str(file))
+    assert run(worker, SMALL | {"preset": "fast"})["error"].startswith(f"model_unavailable: {words}")
     assert run(worker, SMALL | {"num_inference_steps": 1})["output"]["success"]
 
 
