@@ -16,9 +16,7 @@ STREAMED_BYTES = 300_000_000  # beside the embedding: the matrix in use and the 
 SCHEDULE_STEPS = 100  # the longest schedule whose modulation lies on the card
 TIMESTEPS = 1248  # distinct timesteps in [1, 1000] that bfloat16 can tell apart, divided by 1000 in bfloat16
 
-LORA_BYTES = (
-    850_000_000  # set aside for each LoRA of the endpoint's own: rank 64 on all matrices of the 20B transformer
-)
+LORA_BYTES = 850_000_000  # set aside for each of the endpoint's own: rank 64 on all matrices of the 20B transformer
 TORCH_DTYPE = {Precision.FP32: "float32"}  # the others compute in bfloat16
 # Bytes a parameter. NF4: 4 bits, a scale of 8 bits for 64 weights, and a scale of 32 bits for 256 of those (QLoRA,
 # https://arxiv.org/abs/2305.14314, section 3). The row-wise scales of fp8 and int8 are below a thousandth.
