@@ -207,6 +207,20 @@ def test_what_is_no_safetensors_file_is_refused_at_its_ninth_byte(fetcher, store
     assert list(store.folder.iterdir()) == []
 
 
+def test_an_endless_pickle_is_left_at_its_ninth_byte(fetcher, store, web):
+    sent = [0]
+
+    def endless(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        while True:
+            handler.wfile.write(b"\x80\x04\x95" + bytes(65536))
+            sent[0] += 65536
+
+    assert "loras[0] must be a safetensors file" in refusal(fetcher, web(endless), max_bytes=100 * MB)
+    assert list(store.folder.iterdir()) == [] and sent[0] < 20 * MB
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [
