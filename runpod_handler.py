@@ -29,9 +29,11 @@ from qwen_worker.job import Job, Stage
 from qwen_worker.job_loop import JobLoop, leave
 from qwen_worker.line import Line
 from qwen_worker.loader import Loader
+from qwen_worker.loras import Loras
 from qwen_worker.machine import read_machine
 from qwen_worker.parsing import parse
 from qwen_worker.pipelines import Loaded, Pipelines
+from qwen_worker.presets import Presets
 from qwen_worker.preview import Previewer
 from qwen_worker.progress import Post, Progress, poster
 from qwen_worker.prompt_cache import PromptCache
@@ -66,16 +68,16 @@ class Worker:
         self.settings = settings
         # The one thread that touches torch: the event loop stays free to hear the platform's stop.
         self.inference_thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
-        self.pipelines = Pipelines(settings)
+        self.presets, self.loras = Presets(settings), Loras(settings)
+        self.pipelines = Pipelines(settings, self.loras.of_endpoint)
         self.loader = Loader(settings, self.pipelines, self.inference_thread)
         self.counters = telemetry.Counters()
         self.line = Line(self.inference_thread)
         self.batches = Batches(self.line, settings.QWEN_BATCH)
         self.side_threads = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")  # pictures in and out
-        self.paces = Paces()
+        self.paces, self.previewer = Paces(), Previewer()
         self.prompts = PromptCache(round(settings.QWEN_PROMPT_CACHE_MB * 1e6))
         self.jobs: dict[str, asyncio.Task] = {}  # being answered, by id
-        self.previewer = Previewer()
         self.limit = round(settings.QWEN_RESULT_LIMIT_MB * 1e6)
         self.bucket = buckets.of_settings(settings)
 
@@ -88,7 +90,7 @@ class Worker:
         self.jobs[job_id] = asyncio.current_task()
         call = openai_images.call_of(job.get("input"), self.pipelines.labels())
         try:
-            request = parse(call.fields() if call else job.get("input"), job_id)
+            request = parse(call.fields() if call else job.get("input"), job_id, self.presets)
             task = request.task
             reply = await self.route(request, job, tell, limit)
         except JobError as error:
@@ -107,9 +109,8 @@ class Worker:
 
     async def route(self, request: Request, job: dict, tell: Post | None, limit: int | None) -> dict:
         if isinstance(request, Health):
-            state = {"mode": self.settings.QWEN_FALLBACK.value, "reasons": self.loader.reasons()}
-            loaded = list(self.pipelines.loaded.values())
-            return telemetry.health(self.settings, read_machine(), loaded, state, self.counters)
+            states = self.loader.state(), self.presets.served(self.loader.known)
+            return telemetry.health(self.settings, read_machine(), self.pipelines.loaded, *states, self.counters)
         if isinstance(request, Debug):
             return telemetry.debug(self.settings)
         limit = self.limit if limit is None else min(limit, self.limit)
@@ -139,6 +140,7 @@ class Worker:
         sources, mask = await job.on(self.side_threads, self.opened, job, terms)
         known, failure = await self.located(job)
         refuse_what_it_cannot(known, request)
+        job.loras = () if failure else await job.on(self.side_threads, self.loras.of_job, job, known)
         size = output_size(request, sources, mask, known.size_multiple if known else SIDE_MULTIPLE)
         canvas = Canvas(sources, mask, size)
         left = job.limit and job.started + job.limit - time.monotonic()
@@ -152,11 +154,11 @@ class Worker:
         return await job.on(self.side_threads, deliver, request, pictures, terms, whole, job.timings, job.cancelled)
 
     async def located(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
-        """What is known of the checkpoint that serves the job, also where loading it has failed, and that failure."""
+        """What is known of the checkpoint that serves the job, and why it cannot be had, where that is known."""
         job.enter(Stage.WAITING)
         task, failure = job.request.task, None
         if not self.loader.ready(task):
-            _, failure = await job.on(self.inference_thread, self.loader.locate, task)
+            _, failure = await job.on(self.inference_thread, self.loader.place, task)
         # Known from an earlier job also where the load has failed since: the same job is refused or not, either way.
         return self.loader.known(task), failure
 
@@ -172,7 +174,7 @@ class Worker:
         loaded = None
         if failure is None:
             # A job that the plan has no room for is refused before anything is loaded.
-            fits = functools.partial(inference.require_fits, checkpoint, size=canvas.size, images=len(canvas.sources))
+            fits = functools.partial(inference.require_fits, checkpoint, job, canvas.size, len(canvas.sources))
             with telemetry.timed(job.timings, "load"):
                 loaded, failure = self.loader.load(job.request.task, fits)
         if failure and self.settings.QWEN_FALLBACK is Fallback.FORBID:
@@ -190,12 +192,10 @@ class Worker:
             job.leave_drawing()
 
     def by_the_model(self, job: Job, loaded: Loaded, canvas: Canvas) -> Drawn:
-        request = job.request
-        inference.require_prompt_fits(loaded, request)
-        drawn = self.batches.draw(loaded, job, self.prompts)
-        drawn = drawn or inference.draw(loaded, request, *canvas.parts, job, self.prompts)
+        inference.require_drawable(loaded, job)
+        drawn = self.batches.draw(loaded, job, self.prompts) or inference.draw(loaded, job, *canvas.parts, self.prompts)
         if drawn.batch == 1:  # in company a step takes longer and says nothing of how fast it could be
-            kind, count = kind_of(request, canvas), len(drawn.pictures)
+            kind, count = kind_of(job.request, canvas), len(drawn.pictures)
             self.paces.record(kind, job.step_seconds, count, drawn.steps, job.drawing_seconds())
         loaded.stages.setdefault("first_job", round(job.drawing_seconds(), 3))
         return drawn

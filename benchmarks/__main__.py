@@ -17,7 +17,7 @@ BENCHMARKS = {
     "speed": "seconds of each stage, ours and stock diffusers in turns, against the floor",
     "load": "bytes a second into a model: ours, from_pretrained, and a plain parallel read of the same file",
     "costs": "the page of cards: seconds and dollars a picture, from what fit and speed have recorded",
-    "quality": "what each precision does to the pictures of the tiny checkpoint",
+    "quality": "what each precision and each preset does to the pictures of the tiny checkpoint",
 }
 PACKAGES = ("torch", "diffusers", "transformers", "pillow")
 

@@ -4,17 +4,17 @@ Each part is a task with one set of our settings. Ours is planned for both tasks
 beside it around the same weights, so that both fit one card; they take turns job by job, so that a card that slows down
 slows both. Stages are medians. The floor is the FLOPs of the transformer's passes, as they were called, over the rate
 of a large matrix product measured in the same process. Every preset of the job contract has its rows: `quality` by a
-few of its steps and, at `--whole-size`, by a whole job, the others whole. `--set NAME=VALUE` makes parts of their own,
-with our worker so set. For a GPU, ended in nine minutes and gone on with by the next call:
+few of its steps and, at `--whole-size`, by a whole job, the others whole, `fast` by a LoRA that takes its time and
+draws nothing of use. `--set NAME=VALUE` makes parts of their own, with our worker so set. For a GPU, ended in nine
+minutes and gone on with by the next call:
 
     python -m benchmarks speed --full-size /tmp/full-size --seconds 540
 """
 
 from pathlib import Path
-from typing import get_args
 
 from qwen_worker.machine import Machine, read_machine
-from qwen_worker.request import Drawing
+from qwen_worker.preset_settings import Preset
 from qwen_worker.settings import Settings
 
 from . import cases, full_size, parts, plots, turns
@@ -80,7 +80,7 @@ def part_of(task: str, settings: dict, folder: Path | None, options, real: Machi
 
 def presets() -> list[str]:
     """The presets that a job may ask for."""
-    return list(get_args(Drawing.model_fields["preset"].annotation))
+    return [preset.value for preset in Preset]
 
 
 def settings_of(words: list[str]) -> dict[str, str]:

@@ -11,11 +11,13 @@ from pathlib import Path
 from qwen_worker.errors import LoadError
 from qwen_worker.footprint import LOSSY, Plan
 from qwen_worker.machine import read_gpu
+from qwen_worker.presets import FAST_LORAS
 from qwen_worker.request import Drawing
 
 from . import cases, flops, stock
 from .cases import Case
 from .contenders import Failed, Ours, Stock, timed_job, timed_load
+from .few_step import lora_for
 from .parts import Send
 from .record import FAILED, MEASURED
 from .served import begin, fail, fitting
@@ -29,7 +31,8 @@ FULL_STEPS = Drawing.model_fields["num_inference_steps"].default
 def take(send: Send, todo: list[dict], folder: Path, task: str, settings: dict[str, str], repeats: int) -> None:
     """Measure the rows, group by group."""
     card, _ = begin(Case("ours", None))
-    ours = Ours(folder, cases.TASKS, **settings)
+    few_step = dict.fromkeys(FAST_LORAS.values(), str(lora_for(folder)))
+    ours = Ours(folder, cases.TASKS, **few_step | settings)
     try:
         ours.load(task)
     except LoadError as refused:

@@ -19,7 +19,8 @@ options+=(--platform manylinux2014_x86_64 --platform manylinux1_x86_64)
 
 python3 -m pip download "${options[@]}" "$(pinned pydantic)" "$(pinned pydantic-settings)"
 python3 -m pip download "${options[@]}" --no-deps \
-	"$(pinned diffusers)" "$(pinned torchao)" "$(pinned bitsandbytes)" importlib_metadata
+	"$(pinned diffusers)" "$(pinned torchao)" "$(pinned bitsandbytes)" "$(pinned peft)" \
+	importlib_metadata
 python3 - "$folder" <<'PYTHON'
 """The wheel of bitsandbytes without the libraries for other versions of CUDA and other makers' cards: 43 to 4 MB."""
 import pathlib, re, sys, zipfile

@@ -127,7 +127,10 @@ def fit(pool: Pool, settings: Settings, tasks: Sequence[str], ram_gb: float, cud
     cap = round(settings.QWEN_VRAM_GB * GB) if settings.QWEN_VRAM_GB else None
     try:
         models = models_of(settings, tasks)
-        return Fit(pool, placement.plan(models, machine, settings.QWEN_PRECISION, cap, settings.QWEN_SAVINGS))
+        return Fit(
+            pool,
+            placement.plan(models, machine, settings.QWEN_PRECISION, cap, settings.QWEN_SAVINGS, settings.own_loras),
+        )
     except LoadError as refused:
         return Fit(pool, None, f"too small: {refused.reason}")
 

@@ -68,10 +68,10 @@ def problem_of(error: Mapping) -> str:
 
 
 def shown(name: str, value: str | None) -> str:
-    """The value for the operator's eyes: hidden where it may be a secret."""
+    """The value for the operator's eyes: hidden where it may be a secret, as the address of a LoRA may be signed."""
     if value is None:
         return "(none)"
-    return value if PUBLIC.fullmatch(name) else "***"
+    return value if PUBLIC.fullmatch(name) and "://" not in value else "***"
 
 
 def cuda_floor(root: Path, build_args: Sequence[str] = ()) -> str | None:

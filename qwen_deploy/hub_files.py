@@ -54,6 +54,14 @@ NAMES = {
     "QWEN_PROMPT_CACHE_MB": "Prompt cache (MB)",
     "QWEN_LOAD_THREADS": "Threads that read weights",
     "QWEN_PREPARED": "Prepared checkpoints",
+    "QWEN_PRESET": "Preset of jobs that do not say",
+    "QWEN_IMAGE_FAST_LORA": "Few-step LoRA, text to image",
+    "QWEN_EDIT_FAST_LORA": "Few-step LoRA, edits",
+    "QWEN_FAST_STEPS": "Steps of the few-step LoRAs",
+    "QWEN_LORAS": "LoRAs of every picture (JSON)",
+    "QWEN_LORA_MB": "Largest LoRA of a job (MB)",
+    "QWEN_LORA_CACHE_GB": "Disk for LoRAs (GB)",
+    "QWEN_LORA_SECONDS": "Deadline of a LoRA (s)",
     "QWEN_LOAD_RETRY_SECONDS": "Pause before a load is retried (s)",
     "QWEN_FETCH_SECONDS": "Deadline of an input image (s)",
     "QWEN_JOB_SECONDS": "Limit of a job (s)",
@@ -79,6 +87,7 @@ LEFT_OUT = {
     "QWEN_WORKER_VERSION": "the build sets it: any image could pass for another",
     "SERVER_MODE": "runpod is the only mode that takes an endpoint's jobs",
     "QWEN_MODEL_ROOTS": "the image's own folders and the platform's mounts, which no endpoint moves",
+    "QWEN_LORA_ROOTS": "the same: a folder of LoRAs on the volume or in the image",
 }
 TINY = "/app/models/tiny-qwen-image"
 TEST_ENV = {"QWEN_IMAGE_MODEL": f"{TINY}/generate", "QWEN_EDIT_MODEL": f"{TINY}/edit", "QWEN_FALLBACK": "forbid"}
@@ -140,10 +149,12 @@ def limits(field: FieldInfo) -> dict:
 
 
 def default(value: object) -> object:
-    """As the environment would hold it; a list in the order of its kinds, and `none` where it is empty."""
+    """As the environment would hold it: of several kinds a list in their order, `none` where it is empty; else JSON."""
     if isinstance(value, frozenset):
         kinds = type(next(iter(value), None))
         return ",".join(one.value for one in kinds if one in value) if value else "none"
+    if isinstance(value, tuple):
+        return json.dumps(value)
     return value.value if isinstance(value, Enum) else value
 
 

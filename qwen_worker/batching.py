@@ -44,7 +44,7 @@ class Batches:
         None where it has to be drawn by itself: it cannot share, or a call that it shared has failed. Stopped during
         the call, the call goes on for the others. Raises `Cancelled` where it was stopped before, or all of them were.
         """
-        room = self.room(loaded, job.request)
+        room = self.room(loaded, job)
         if job.alone or room < 2:
             return None
         drawn: dict[Job, Drawn] = {}
@@ -59,11 +59,12 @@ class Batches:
                 self.part(turn, drawn.get(turn.job))
         return drawn.get(job)
 
-    def room(self, loaded: Loaded, request: Drawing) -> int:
-        """How many pictures such as the request's a call may draw."""
+    def room(self, loaded: Loaded, job: Job) -> int:
+        """How many pictures such as the job's a call may draw."""
+        request = job.request
         if not may_share(request) or loaded.checkpoint.class_name != "QwenImagePipeline":
             return 1
-        return loaded.plan.at_once(request.width, request.height, self.most, self.pixels)
+        return job.plan(loaded.plan).at_once(request.width, request.height, self.most, self.pixels)
 
     def gather(
         self, loaded: Loaded, job: Job, prompts: PromptCache, room: int, joined: list[Turn]
@@ -77,12 +78,14 @@ class Batches:
         def fits(other: Job) -> bool:
             pictures = sum(one.request.num_images for one in encoded) + other.request.num_images
             able = not other.alone and not other.cancelled.is_set() and other not in encoded
-            return able and pictures <= room and alike(job.request, other.request)
+            # What a LoRA's path leads to may have changed from one job to the other.
+            same = alike(job.request, other.request) and keys(job) == keys(other)
+            return able and pictures <= room and same
 
         while turn := self.line.first(fits):
             # A prompt that cannot be encoded is its own job's failure, in its own turn.
             with suppress(Cancelled), self.apart(turn.job):
-                inference.require_prompt_fits(loaded, turn.job.request)
+                inference.require_drawable(loaded, turn.job)
                 own = encode(loaded, turn.job, prompts)
                 joined.append(turn)
                 turn.job.share_call(job)
@@ -125,5 +128,10 @@ def may_share(request: Drawing) -> bool:
 
 
 def alike(one: Drawing, other: Drawing) -> bool:
-    """Whether pictures of both may share a call: the same task, size, steps, guidance."""
+    """Whether pictures of both may share a call: the same task, size, steps, guidance, preset, LoRAs."""
     return type(one) is type(other) and one.model_dump(exclude=OWN_FIELDS) == other.model_dump(exclude=OWN_FIELDS)
+
+
+def keys(job: Job) -> list[str]:
+    """What is equal for equal LoRAs."""
+    return [use.file.key for use in job.loras]

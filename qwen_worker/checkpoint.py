@@ -24,6 +24,7 @@ class PipelineClass:
     tasks: frozenset[str]
     max_images: int  # input images of one edit
     components: tuple[str, ...]  # beside those that hold parameters
+    adaptable: bool = True  # its transformer is the 20B one's, which LoRAs, few-step presets and the step cache know
 
 
 # Of each component that holds no parameters: any one of these sets of files makes it complete.
@@ -37,7 +38,7 @@ PIPELINE_CLASSES = {
     "QwenImagePipeline": PipelineClass(frozenset({"generate"}), 0, ("scheduler", "tokenizer")),
     "QwenImageEditPipeline": PipelineClass(EDITS, 1, ("scheduler", "tokenizer", "processor")),
     "QwenImageEditPlusPipeline": PipelineClass(EDITS, 3, ("scheduler", "tokenizer", "processor")),
-    "QwenImage21Pipeline": PipelineClass(EDITS | {"generate"}, 3, ("scheduler", "processor")),
+    "QwenImage21Pipeline": PipelineClass(EDITS | {"generate"}, 3, ("scheduler", "processor"), False),
 }
 
 # What the exact savings and quantization act on, by the names of the weights: (component, pattern).

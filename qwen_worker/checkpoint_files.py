@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import LoadError
 
 SUMS = "qwen_worker.sums"  # in a file's metadata: a sum for each tensor that we wrote, as JSON
 HEADER_LIMIT = 100_000_000  # bytes; the format's own cap on a header
+METADATA = "__metadata__"  # what a safetensors header holds beside tensors
 
 
 @dataclass(frozen=True)
@@ -84,27 +86,14 @@ def stored(folder: Path, component: str) -> dict[str, Stored]:
 
 
 def in_file(file: Path, label: str) -> list[Stored]:
-    """The tensors of a safetensors file, from its header; the file's length must be what the header says.
-
-    Layout: an 8-byte little-endian length, a JSON header of that length, then the tensors' bytes
-    (https://huggingface.co/docs/safetensors, "Format").
-    """
-    with readable(label):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(HEADER_LIMIT, size):
-                raise LoadError(f"{label} is corrupt: it does not begin with a safetensors header")
-            text = stream.read(length)
+    """The tensors of a safetensors file, from its header, in the order of their bytes."""
+    with readable(label), file.open("rb") as stream:
+        header, data = read_header(stream, file.stat().st_size, label)
     try:
-        header = json.loads(text)
-        sums = json.loads(header.pop("__metadata__", {}).get(SUMS, "{}"))
-        found = [entry_of(name, file, 8 + length, entry, sums.get(name)) for name, entry in header.items()]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        sums = json.loads(header.pop(METADATA, {}).get(SUMS, "{}"))
+        found = [entry_of(name, file, data, entry, sums.get(name)) for name, entry in header.items()]
+    except (ValueError, KeyError, AttributeError):
         raise LoadError(f"{label} is corrupt: its safetensors header cannot be read") from None
-    end = max((one.start + one.size for one in found), default=8 + length)
-    if size != end:
-        raise LoadError(f"{label} is corrupt: its header describes {end:,} bytes and it has {size:,}")
     return sorted(found, key=lambda one: one.start)
 
 
@@ -119,7 +108,46 @@ def readable(label: str) -> Iterator[None]:
 
 def entry_of(name: str, file: Path, data: int, entry: dict, checksum: int | None = None) -> Stored:
     """`data`: where the tensors' bytes begin in the file."""
-    begin, end = map(int, entry["data_offsets"])
-    if not 0 <= begin <= end:
-        raise ValueError(f"data_offsets must ascend from 0, not {begin}, {end}")
-    return Stored(name, file, data + begin, end - begin, str(entry["dtype"]), tuple(map(int, entry["shape"])), checksum)
+    begin, end = place_of(entry)
+    return Stored(name, file, data + begin, end - begin, str(entry["dtype"]), shape_of(entry), checksum)
+
+
+def read_header(stream: BinaryIO, size: int, label: str) -> tuple[dict, int]:
+    """The header of a safetensors file of `size` bytes, which must be what it says, and where the data begins.
+
+    Layout: an 8-byte little-endian length, a JSON header of that length, then the tensors' bytes
+    (https://huggingface.co/docs/safetensors, "Format").
+    """
+    length = int.from_bytes(stream.read(8), "little")
+    if not 2 <= length <= min(HEADER_LIMIT, size):
+        raise LoadError(f"{label} is corrupt: it does not begin with a safetensors header")
+    ends = 0
+    try:
+        header = json.loads(stream.read(length))
+        for name, entry in header.items():
+            if name != METADATA:
+                shape_of(entry)
+                ends = max(ends, place_of(entry)[1])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise LoadError(f"{label} is corrupt: its safetensors header cannot be read") from None
+    if size != 8 + length + ends:
+        raise LoadError(f"{label} is corrupt: its header describes {8 + length + ends:,} bytes and it has {size:,}")
+    return header, 8 + length
+
+
+def shape_of(entry: dict) -> tuple[int, ...]:
+    return counts(entry["shape"])
+
+
+def place_of(entry: dict) -> tuple[int, int]:
+    """Where a tensor begins and ends, from the beginning of the data."""
+    begin, end = counts(entry["data_offsets"])
+    if begin > end:
+        raise ValueError("ends before it begins")
+    return begin, end
+
+
+def counts(values: list) -> tuple[int, ...]:
+    if not isinstance(values, list) or any(type(value) is not int or value < 0 for value in values):
+        raise ValueError("no whole numbers")
+    return tuple(values)

@@ -29,7 +29,7 @@ def limit_of(job: dict, standard: float | None) -> float | None:
 
 def kind_of(request: Drawing, canvas: Canvas) -> tuple:
     """What jobs have in common that take the same time a step."""
-    return request.task, canvas.size, len(canvas.sources), request.guidance_scale > 1
+    return request.task, canvas.size, len(canvas.sources), request.guidance_scale > 1, request.preset
 
 
 class Paces:

@@ -8,11 +8,12 @@ CODES = {
     "invalid_input": "a field is missing, unknown, of the wrong type or outside its limits",
     "image_unreadable": "an input image could not be decoded",
     "image_fetch_failed": "an input image could not be fetched from its URL",
+    "lora_fetch_failed": "a LoRA could not be fetched from the hub or its URL",
     "deadline_exceeded": "the job's time ran out, or clearly would",
     "out_of_memory": "the job is too large for the memory that the loaded model leaves",
     "result_too_large": "the reply would exceed what the platform delivers",
     "upload_failed": "the bucket did not take the result, and it is too large to be sent in the reply",
-    "model_unavailable": "the model could not be loaded and falling back is forbidden",
+    "model_unavailable": "the model could not be loaded and falling back is forbidden, or a preset's LoRA could not be",
     "internal": "a fault of the worker; the log holds it under the job id",
 }
 
@@ -24,7 +25,7 @@ class JobError(Exception):
         if code not in CODES:
             raise KeyError(f"{code} is not one of {', '.join(CODES)}")
         super().__init__(f"{code}: {sentence}")
-        self.code = code
+        self.code, self.sentence = code, sentence
         self.refresh_worker = refresh_worker
 
     def reply(self) -> dict:

@@ -1,13 +1,15 @@
-"""An input image's bytes from its URL: public addresses only, capped in bytes and in total time.
+"""What lies behind a URL that a job names: public addresses only, capped in bytes and in total time.
 
 The address rules (scheme, public IPs, pinned connection, every redirect checked again) are the SDK's `rp_ssrf`; the
 byte cap and the deadline are ours, because the SDK's timeout is per read and a server can drip for ever. Knows nothing
-of pictures.
+of what is fetched.
 """
 
 import socket
 import threading
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from .errors import InvalidInput, JobError
@@ -18,6 +20,21 @@ MAX_FETCHES = 16
 fetches = SideThreads(MAX_FETCHES)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is fetched, for the errors about it: its name in the job, its cap, and the code where it cannot be had."""
+
+    label: str
+    max_bytes: int
+    code: str = "image_fetch_failed"
+
+    def failed(self, why: str) -> JobError:
+        return JobError(self.code, f"{self.label} {why}")
+
+    def too_large(self, size: str = "more") -> InvalidInput:
+        return InvalidInput(f"{self.label} must be at most {self.max_bytes / 1e6:.0f} MB, not {size}")
+
+
 def is_url(text: str) -> bool:
     """Whether the text names a scheme, as base64 never does."""
     return "://" in text[:40] and not text[:5].lower() == "data:"
@@ -26,73 +43,91 @@ def is_url(text: str) -> bool:
 def fetch(url: str, label: str, max_bytes: int, deadline: float, cancelled: threading.Event | None = None) -> bytes:
     """The body behind an http(s) URL, within `deadline` seconds in all.
 
-    Raises `image_fetch_failed` or `invalid_input`, or `Cancelled` within a moment once `cancelled` is set. Runs on a
-    side thread that is left behind then, since name resolution and response headers cannot be interrupted; a
-    server that drips headers for ever holds one of `MAX_FETCHES` such threads for as long as it does.
+    Raises `image_fetch_failed` or `invalid_input`, or `Cancelled` within a moment once `cancelled` is set.
     """
-    scheme = urlsplit_or_fail(url, label)
-    if scheme not in ("http", "https"):
-        raise failed(label, f"must be an http or https URL, not {scheme[:20]!r}")
-    import runpod.serverless.utils.rp_ssrf  # noqa: F401  a second or two at first: not out of the deadline
-
+    wanted, body = Wanted(label, max_bytes), bytearray()
+    require_url(url, wanted)
     ends = time.monotonic() + deadline
+    within(deadline, lambda: download(url, wanted, ends, body.extend), wanted, fetches, cancelled)
+    return bytes(body)
+
+
+def within(
+    deadline: float,
+    work: Callable,
+    wanted: Wanted,
+    threads: SideThreads,
+    cancelled: threading.Event | None = None,
+):
+    """What `work` returns within the deadline, on a side thread.
+
+    It is left behind at the deadline or once `cancelled` is set, since name resolution and response headers cannot be
+    interrupted; a server that drips headers for ever holds one of the threads for as long as it does.
+    """
     try:
-        return fetches.within(deadline, lambda: download(url, label, max_bytes, ends), cancelled)
+        return threads.within(deadline, work, cancelled)
     except Busy:
-        raise failed(label, f"was not fetched: {MAX_FETCHES} servers are still being waited for") from None
+        raise wanted.failed(f"was not fetched: {threads.most} servers are still being waited for") from None
     except Late:
-        raise failed(label, f"was not fetched within {deadline:g} seconds") from None
+        raise wanted.failed(f"was not fetched within {deadline:g} seconds") from None
 
 
-def failed(label: str, why: str) -> JobError:
-    return JobError("image_fetch_failed", f"{label} {why}")
-
-
-def urlsplit_or_fail(url: str, label: str) -> str:
+def require_url(url: str, wanted: Wanted) -> None:
+    """Refuse what is no http(s) URL."""
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018  raises on a port that is no number
-        return parts.scheme.lower()
     except ValueError:
-        raise failed(label, "is not a valid URL") from None
+        raise wanted.failed("is not a valid URL") from None
+    if parts.scheme.lower() not in ("http", "https"):
+        raise wanted.failed(f"must be an http or https URL, not {parts.scheme.lower()[:20]!r}")
+    import runpod.serverless.utils.rp_ssrf  # noqa: F401  a second or two at first: not out of the deadline
 
 
-def download(url: str, label: str, max_bytes: int, ends: float) -> bytes:
-    """Neither the URL nor an address goes into an error: the URL may be signed, the address may be inside."""
+def download(
+    url: str,
+    wanted: Wanted,
+    ends: float,
+    receive: Callable[[bytes], None],
+    headers: Mapping[str, str] | None = None,
+) -> Mapping[str, str] | None:
+    """Pass the body on to `receive` as it comes; the response's headers, None where it is as the request's have it.
+
+    Neither the URL nor an address goes into an error: the URL may be signed, the address may be inside.
+    """
     from requests import RequestException
     from runpod.serverless.utils.rp_ssrf import SSRFError, safe_get
     from urllib3.exceptions import HTTPError
 
     try:
         seconds_left = max(0.1, ends - time.monotonic())
-        with safe_get(url, stream=True, timeout=seconds_left) as response:
+        with safe_get(url, stream=True, timeout=seconds_left, headers=dict(headers or {})) as response:
+            if headers and response.status_code == 304:
+                return None
             if response.status_code != 200:
-                raise failed(label, f"was answered with HTTP status {response.status_code}")
-            return read_capped(response, label, max_bytes, ends)
+                raise wanted.failed(f"was answered with HTTP status {response.status_code}")
+            read_capped(response, wanted, ends, receive)
+            return dict(response.headers)
     except SSRFError as error:
         if isinstance(error.__cause__, socket.gaierror):
-            raise failed(label, "names a host that does not resolve") from None
+            raise wanted.failed("names a host that does not resolve") from None
         if "size cap" in str(error):
-            raise too_large(label, max_bytes) from None
-        raise failed(label, "leads to an address that may not be fetched: only public http(s) hosts are") from None
+            raise wanted.too_large() from None
+        raise wanted.failed("leads to an address that may not be fetched: only public http(s) hosts are") from None
     except (RequestException, HTTPError, OSError, ValueError) as error:
-        raise failed(label, f"could not be fetched ({type(error).__name__})") from None
+        raise wanted.failed(f"could not be fetched ({type(error).__name__})") from None
 
 
-def read_capped(response, label: str, max_bytes: int, ends: float) -> bytes:
+def read_capped(response, wanted: Wanted, ends: float, receive: Callable[[bytes], None]) -> None:
     declared = response.headers.get("Content-Length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise too_large(label, max_bytes, f"{int(declared) / 1e6:.1f} MB")
-    body = bytearray()
+    if declared.isdigit() and int(declared) > wanted.max_bytes:
+        raise wanted.too_large(f"{int(declared) / 1e6:.1f} MB")
+    count = 0
     # read1 returns what has arrived; read(n) would wait for n bytes from a server that drips.
     while chunk := response.raw.read1(CHUNK, decode_content=True):
-        body += chunk
-        if len(body) > max_bytes:
-            raise too_large(label, max_bytes)
+        count += len(chunk)
+        if count > wanted.max_bytes:
+            raise wanted.too_large()
+        receive(chunk)
         if time.monotonic() > ends:
-            raise failed(label, "was not fetched in time")
-    return bytes(body)
-
-
-def too_large(label: str, max_bytes: int, size: str = "more") -> InvalidInput:
-    return InvalidInput(f"{label} must be at most {max_bytes / 1e6:.0f} MB, not {size}")
+            raise wanted.failed("was not fetched in time")

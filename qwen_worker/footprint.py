@@ -4,7 +4,7 @@ Pure arithmetic from parameter counts. Knows nothing of torch, files or machines
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .settings import Precision, Saving
 
@@ -16,6 +16,7 @@ STREAMED_BYTES = 300_000_000  # beside the embedding: the matrix in use and the 
 SCHEDULE_STEPS = 100  # the longest schedule whose modulation lies on the card
 TIMESTEPS = 1248  # distinct timesteps in [1, 1000] that bfloat16 can tell apart, divided by 1000 in bfloat16
 
+LORA_BYTES = 850_000_000  # set aside for each of the endpoint's own: rank 64 on all matrices of the 20B transformer
 TORCH_DTYPE = {Precision.FP32: "float32"}  # the others compute in bfloat16
 # Bytes a parameter. NF4: 4 bits, a scale of 8 bits for 64 weights, and a scale of 32 bits for 256 of those (QLoRA,
 # https://arxiv.org/abs/2305.14314, section 3). The row-wise scales of fp8 and int8 are below a thousandth.
@@ -67,6 +68,7 @@ class Plan:
     text_encoder: str = "resident"  # or "streamed" from pinned RAM, or "quantized"
     swapped: bool = False  # one transformer at a time on the card
     limit: int = 0  # bytes that may be used of the card; 0 on a CPU
+    loras: int = 0  # bytes that LoRAs take of the card while pictures are drawn, and of the host between jobs
 
     @property
     def dtype(self) -> str:
@@ -125,6 +127,7 @@ class Plan:
             (tables if self.table else 0)
             + (sum(map(self.text, self.models)) if self.text_encoder == "streamed" else 0)
             + (sum(map(self.transformer, self.models)) if self.swapped else 0)
+            + self.loras
         )
 
     def peak(self, width: int, height: int, images: int = 0, tiled: bool = False) -> int:
@@ -147,7 +150,12 @@ class Plan:
             embedding = max(model.parts.get("embedding", 0) for model in self.models)
             streamed = round(embedding * BYTES[self.plain]) + STREAMED_BYTES
         rows = max(model.parts.get("modulation_outputs", 0) for model in self.models) * 2 * SCHEDULE_STEPS
-        return CONTEXT_BYTES + self.weights + (rows if self.table else 0) + max(round(most * GIB), streamed)
+        working = (rows if self.table else 0) + self.loras + max(round(most * GIB), streamed)
+        return CONTEXT_BYTES + self.weights + working
+
+    def with_loras(self, parameters: int) -> "Plan":
+        """The same layout for a job that brings LoRAs of so many parameters."""
+        return replace(self, loras=self.loras + round(parameters * BYTES[self.plain]))
 
     def tiles(self, width: int, height: int, images: int = 0) -> bool:
         """Whether the VAE has to work in tiles for this size to fit. Tiles cost time and may leave faint seams."""

@@ -6,7 +6,7 @@ endpoint gives that up for speed, `batching.py` comes first. Knows nothing of ho
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -19,6 +19,7 @@ from .inpainting import PartialDenoise
 from .job import Job
 from .pipelines import Loaded
 from .prompt_cache import PromptCache
+from .regime import regime
 from .reply import Drawn
 from .request import Drawing, Edit, require_tokens
 from .telemetry import peak_vram_gb
@@ -27,37 +28,39 @@ LEAK_BYTES = 1_000_000_000  # memory that does not come back after a failed job:
 MAX_SEQUENCE_LENGTH = 1024  # always passed: diffusers cuts at 512 tokens in silence
 
 
-def require_prompt_fits(loaded: Loaded, request: Drawing) -> None:
-    """Refuse a prompt of more tokens than the pipeline keeps; it would drop the rest in silence."""
+def require_drawable(loaded: Loaded, job: Job) -> None:
+    """Refuse a prompt of more tokens than the pipeline keeps, of which it would drop the rest in silence, and LoRAs
+    that are made for another model."""
+    request = job.request
     tokenizer = getattr(loaded.pipe, "tokenizer", None) or loaded.pipe.processor.tokenizer
     for name, text in (("prompt", request.instruction), ("negative_prompt", request.negative_prompt or "")):
         require_tokens(name, len(tokenizer(text).input_ids))
+    loaded.adapters.require_fits(job.loras)
 
 
 def draw(
     loaded: Loaded,
-    request: Drawing,
+    job: Job,
     sources: list[Image.Image],
     mask: Image.Image | None,
     size: tuple[int, int],
-    job: Job,
     prompts: PromptCache,
 ) -> Drawn:
-    """The pictures of the request's seeds, RGB of `size`.
+    """The pictures of the job's seeds, RGB of `size`.
 
     `sources`: RGB input pictures, empty for generate. `mask`: `L` of the source's size, 255 = repaint. Raises
     `Cancelled` within a step once the job is stopped, `JobError` out_of_memory when CUDA has no more even in tiles.
     """
     import torch
 
-    before = allocated(loaded)
-    tiled = loaded.plan.tiles(*size, len(sources))
+    request, before = job.request, allocated(loaded)
+    tiled = job.plan(loaded.plan).tiles(*size, len(sources))
     # Out of memory, the VAE's tiles are the smaller way that is left; the seeds make the picture the same.
     for tiles in (False, True)[tiled:]:
         pictures, steps = [], 0
         try:
             with (
-                schedule_for(loaded, request.num_inference_steps),
+                regime(loaded, job),
                 vae_tiles(loaded.pipe.vae, tiles),
                 prompts.around(loaded.pipe, job.require_running),
             ):
@@ -80,8 +83,9 @@ def draw(
     )
 
 
-def require_fits(checkpoint: Checkpoint, plan: Plan, size: tuple[int, int], images: int) -> None:
+def require_fits(checkpoint: Checkpoint, job: Job, size: tuple[int, int], images: int, plan: Plan) -> None:
     """Refuse a size that the plan has no room for, before anything is allocated, with the largest that it has."""
+    plan = job.plan(plan)
     if plan.fits(*size, images):
         return
     largest = plan.largest(*size, checkpoint.size_multiple, images)
@@ -111,26 +115,6 @@ def vae_tiles(vae: Any, tiles: bool) -> Iterator[None]:
         yield
     finally:
         vae.disable_tiling()
-
-
-@contextmanager
-def schedule_for(loaded: Loaded, steps: int) -> Iterator[None]:
-    """The scheduler of one job, watched by the modulation table.
-
-    One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.
-    """
-    import torch
-
-    pipe = loaded.pipe
-    scheduler = pipe.scheduler
-    if steps == 1 and scheduler.config.get("shift_terminal"):
-        pipe.scheduler = type(scheduler).from_config(scheduler.config, shift_terminal=None)
-    dtype = getattr(torch, loaded.plan.dtype)
-    try:
-        with loaded.table.watching(pipe.scheduler, dtype) if loaded.table else nullcontext():
-            yield
-    finally:
-        pipe.scheduler = scheduler
 
 
 def draw_one(pipe, request, sources, mask, size, seed, job: Job, number: int) -> tuple[Image.Image, int]:

@@ -19,7 +19,7 @@ from .settings import Fallback, Settings
 
 
 class Loader:
-    """`locate`, `place` and `load` are for the inference thread; the others, for any, read or wait for that thread."""
+    """`place` and `load` are for the inference thread; the others, for any, read or wait for that thread."""
 
     def __init__(self, settings: Settings, pipelines: Pipelines, inference_thread: Executor):
         self.settings, self.pipelines, self.inference_thread = settings, pipelines, inference_thread
@@ -34,12 +34,10 @@ class Loader:
         serves = checkpoint is not None and task in checkpoint.pipeline_class.tasks
         return serves and self.pipelines.model_for(task) in self.pipelines.loaded
 
-    def reasons(self) -> dict[str, str]:
-        """Why models could not be had, by role."""
-        return {role: failure.reason for role, (failure, _) in self.failures.items()}
-
-    def locate(self, task: str) -> tuple[Checkpoint | None, LoadError | None]:
-        return self.attempt(self.pipelines.locate, task)
+    def state(self) -> dict[str, Any]:
+        """For `health`: what happens when a model cannot be had, and by role why one could not be."""
+        reasons = {role: failure.reason for role, (failure, _) in self.failures.items()}
+        return {"mode": self.settings.QWEN_FALLBACK.value, "reasons": reasons}
 
     def place(self, task: str) -> tuple[Plan | None, LoadError | None]:
         return self.attempt(self.pipelines.place, task)

@@ -12,7 +12,7 @@ Imports torch and diffusers: import it inside functions. Knows nothing of placem
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from diffusers import QwenImageTransformer2DModel
 
+from . import low_rank
 from .checkpoint_files import stored
 from .errors import LoadError
+from .low_rank import LowRank
 from .settings import LOAD_THREADS
 from .weight_reader import WeightReader
 
@@ -67,7 +69,8 @@ class Table:
     """The rows of one transformer. `source(values)` gives (n, blocks, 2, 6 dim) for a list of n timesteps."""
 
     def __init__(self, transformer: QwenImageTransformer2DModel, source: Any):
-        self.source = source
+        self.source, self.embed = source, embedding(transformer)
+        self.changes: tuple[LowRank, ...] = ()  # what LoRAs add to the rows at present
         self.values = self.rows = None  # of the present schedule, on the device: (n,), (n + 1, blocks, 2, 6 dim)
         self.prepared = None  # (values as a list, their dtype, their device)
         self.chosen = None  # of the present forward: (B, blocks, 2, 6 dim)
@@ -87,7 +90,16 @@ class Table:
         # is one would hold the host up in every step.
         rows = torch.cat([rows, torch.full_like(rows[:1], torch.nan)])
         self.values, self.rows = values, rows.to(timesteps.device, non_blocking=True)
+        if self.changes:
+            low_rank.add(self.changes, self.rows, values, self.embed)
         self.prepared = listed
+
+    def change(self, changes: Iterable[LowRank]) -> None:
+        """Have the rows with what LoRAs add to them, from the next schedule on; with nothing, as they were."""
+        changes = tuple(changes)
+        if changes or self.changes:
+            self.changes = changes
+            self.values = self.rows = self.prepared = None
 
     def choose(self, timestep: torch.Tensor) -> None:
         """Look up the rows of a forward pass: (B,) timesteps."""

@@ -21,13 +21,16 @@ AS_ALWAYS = {
     "background": ("auto", "opaque"),
     "moderation": ("auto", "low"),
     "partial_images": (0,),
-    "quality": ("auto", "high", "hd"),
+    "quality": ("auto", "standard"),
     "size": ("auto",),
     "stream": (False,),
 }
 DELIVERIES = {"b64_json": "inline", "url": "url"}
+PRESETS = {"low": "fast", "medium": "balanced", "high": "quality", "hd": "quality"}  # by their `quality`
 NOT_TAKEN = {"task": "the route says it", "mask": "mask_image is: it is white where the picture is to be repainted"}
-FAULTS_OF_THE_CALLER = ("invalid_input", "image_unreadable", "image_fetch_failed", "result_too_large")
+FAULTS_OF_THE_CALLER = (
+    "invalid_input", "image_unreadable", "image_fetch_failed", "lora_fetch_failed", "result_too_large"
+)  # fmt: skip
 
 
 class Call:
@@ -87,14 +90,9 @@ def is_heard(name: str, value: Any) -> bool:
 
 def in_our_words(asked: dict) -> dict:
     """The fields that are called or written otherwise than ours, as ours."""
-    fields = {name: value for name, value in asked.items() if name != "response_format"}
-    if "response_format" in asked:
-        wanted = asked["response_format"]
-        if not isinstance(wanted, str) or wanted not in DELIVERIES:
-            raise InvalidInput(f"response_format must be 'b64_json' or 'url', not {shown(wanted)}")
-        if "delivery" in asked:
-            raise InvalidInput("delivery is given twice, as response_format and as delivery")
-        fields["delivery"] = DELIVERIES[wanted]
+    fields = dict(asked)
+    translate(fields, "response_format", "delivery", DELIVERIES)
+    translate(fields, "quality", "preset", PRESETS)
     if isinstance(fields.get("image"), list):
         if "images" in fields:
             raise InvalidInput("images is given twice, as image and as images")
@@ -102,6 +100,19 @@ def in_our_words(asked: dict) -> dict:
     if isinstance(fields.get("images"), list):
         fields["images"] = [url_of(one) for one in fields["images"]]
     return fields
+
+
+def translate(fields: dict, theirs: str, ours: str, meanings: dict[str, str]) -> None:
+    """Put our field in the place of theirs."""
+    if theirs not in fields:
+        return
+    wanted = fields.pop(theirs)
+    if not isinstance(wanted, str) or wanted not in meanings:
+        *others, last = map(repr, meanings)
+        raise InvalidInput(f"{theirs} must be {', '.join(others)} or {last}, not {shown(wanted)}")
+    if ours in fields:
+        raise InvalidInput(f"{ours} is given twice, as {theirs} and as {ours}")
+    fields[ours] = meanings[wanted]
 
 
 def url_of(picture: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from .errors import InvalidInput
+from .presets import Presets
 from .request import (
     IMAGE_FIELDS,
     IMAGE_RULE,
@@ -17,7 +18,9 @@ from .request import (
     MAX_PROMPT_CHARACTERS,
     TASKS,
     BackgroundReplacement,
+    Drawing,
     Edit,
+    Lora,
     Request,
     seed_of,
 )
@@ -42,8 +45,11 @@ ALIASES = {
 }
 
 
-def parse(fields: Any, job_id: str) -> Request:
-    """The job's `input` as the request of its task. Raises `InvalidInput` naming the field, the rule and the value."""
+def parse(fields: Any, job_id: str, presets: Presets | None = None) -> Request:
+    """The job's `input` as the request of its task, with what its preset sets.
+
+    Raises `InvalidInput` naming the field, the rule and the value.
+    """
     if not isinstance(fields, dict):
         raise InvalidInput(f"input must be an object, not {shown(fields)}")
     if len(fields) > MAX_FIELDS:
@@ -60,9 +66,11 @@ def parse(fields: Any, job_id: str) -> Request:
     except ValidationError as error:
         first = {str(one["loc"][:1]): one for one in reversed(error.errors(include_url=False))}
         raise InvalidInput("; ".join(sentence(one, model, sent_as) for one in reversed(first.values()))) from None
-    if getattr(request, "seed", 0) == -1:
-        return request.model_copy(update={"seed": seed_of(job_id)})
-    return request
+    if not isinstance(request, Drawing):
+        return request
+    if request.seed == -1:
+        request = request.model_copy(update={"seed": seed_of(job_id)})
+    return (presets or Presets()).applied(request)
 
 
 def implied_task(fields: dict) -> str:
@@ -123,6 +131,8 @@ def sentence(error: dict, model: type[Request], sent_as: dict[str, str]) -> str:
     if not error["loc"]:
         return str(error["ctx"]["error"])
     name = str(error["loc"][0])
+    if name == "loras" and len(error["loc"]) > 1:
+        return sentence_of_lora(error)
     label = f"{name} (sent as {sent_as[name]})" if name in sent_as else name
     if error["type"] == "missing":
         return f"{label} is required by {model.task}"
@@ -139,6 +149,20 @@ def sentence(error: dict, model: type[Request], sent_as: dict[str, str]) -> str:
         value = f"{len(error['input'])} characters"
     rule = rule_of(model, error["loc"])
     return f"{label} must be {rule}, not {value}"
+
+
+def sentence_of_lora(error: dict) -> str:
+    """The same for what is in one of `loras`."""
+    _, number, *rest = error["loc"]
+    label = f"loras[{number}]"
+    if not rest:
+        return f"{label} must be an object of path, scale, not {shown(error['input'])}"
+    name = str(rest[0])
+    if error["type"] in ("extra_forbidden", "invalid_key"):
+        return f"{shown(name)} is not a field of {label}; its fields are {', '.join(Lora.model_fields)}"
+    if error["type"] == "missing":
+        return f"{label}.{name} is required"
+    return f"{label}.{name} must be {Lora.model_fields[name].description}, not {shown(error['input'])}"
 
 
 def rule_of(model: type[Request], loc: tuple) -> str:

@@ -6,6 +6,7 @@ the pipeline classes costs over ten seconds of CPU on a cold worker. Decides not
 
 import contextlib
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from . import hub, libraries, placement, prepared
 from .checkpoint import WEIGHTS, Checkpoint
 from .checkpoint_files import label_of, read_json, shards
 from .components import Reading, cap_memory, forget, is_component, load_component, require_tokenizer, tabulate, trim
-from .errors import LoadError
+from .errors import JobError, LoadError
 from .footprint import GB, WORKING, WORKING_2_1, Model, Plan
+from .lora_file import LoraUse
 from .machine import disk_free, read_machine
 from .page_cache import reading_ahead
+from .presets import role_of
 from .settings import Role, Settings
 from .sharing import in_common
 from .stages import Stages
@@ -35,6 +38,7 @@ class Loaded:
     plan: Plan
     pipe: Any = field(repr=False)  # a diffusers pipeline
     table: Any = field(repr=False)  # the `modulation.Table` that stands for its modulation layers, or None
+    adapters: Any = field(repr=False)  # the `adapters.Adapters` of its transformer
     shared: tuple[str, ...]  # components that it has in common with a pipeline loaded before
     seconds: float
     stages: dict[str, float]  # where they went; `first_job` is added when it has been drawn
@@ -42,10 +46,13 @@ class Loaded:
 
 
 class Pipelines:
-    """The pipelines of this worker. Not thread-safe: everything but `loaded` is for the one inference thread."""
+    """The pipelines of this worker. Not thread-safe: everything but `loaded` is for the one inference thread.
 
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    `own_loras`: by role, what every picture is drawn with.
+    """
+
+    def __init__(self, settings: Settings, own_loras: Callable[[str], Sequence[LoraUse]] = lambda role: ()):
+        self.settings, self.own_loras = settings, own_loras
         self.located: dict[str, Checkpoint] = {}  # by model setting
         self.placed: dict[str, Plan] = {}  # by model setting
         self.loaded: dict[str, Loaded] = {}  # by model setting
@@ -116,6 +123,7 @@ class Pipelines:
             self.settings.QWEN_PRECISION,
             round(cap * GB) - resident if cap else None,
             self.settings.QWEN_SAVINGS,
+            self.settings.own_loras,
         )
 
     def load(self, task: str) -> Loaded:
@@ -131,12 +139,14 @@ class Pipelines:
                     found = self.located[model] = self.download(found)
             with self.stages("compare"):
                 shared = self.shared_components(found)
+            own = self.own_loras(role_of(task))
             built, damage = self.build_prepared(found, plan, shared, folder) if folder else (None, "")
             pipe, table = built or self.build(found, plan, shared)
             self.stage = ""
+            adapters = adapters_of(found, plan, pipe, table, own)
             seconds = time.perf_counter() - started
             facts = (tuple(shared), seconds, self.stages.report(), damage or note)
-            self.loaded[model] = Loaded(model, found, plan, pipe, table, *facts)
+            self.loaded[model] = Loaded(model, found, plan, pipe, table, adapters, *facts)
         return self.loaded[model]
 
     def prepared_for(self, found: Checkpoint, plan: Plan) -> tuple[Path | None, str]:
@@ -242,6 +252,22 @@ class Pipelines:
 
     def key_of(self, found: Checkpoint) -> str:
         return next(model for model, one in self.located.items() if one is found)
+
+
+def adapters_of(found: Checkpoint, plan: Plan, pipe: Any, table: Any, own: Sequence[LoraUse]) -> Any:
+    """What applies LoRAs to the pipeline's transformer. Raises `LoadError` where the endpoint's own do not fit it."""
+    import torch
+
+    from .adapters import Adapters
+
+    made = Adapters(pipe.transformer, table, getattr(torch, plan.dtype), plan.device, found.name, own)
+    try:
+        made.require_fits(own)
+        for use in own:
+            made.held(use)
+    except JobError as error:
+        raise LoadError(error.sentence) from None
+    return made
 
 
 def as_model(found: Checkpoint, before: list[Checkpoint]) -> Model:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import product
 
 from .errors import LoadError
-from .footprint import GB, LOSSY, Model, Plan
+from .footprint import GB, LORA_BYTES, LOSSY, Model, Plan
 from .machine import Machine
 from .settings import Precision, Saving
 
@@ -27,10 +27,12 @@ def plan(
     precision: Precision = Precision.AUTO,
     vram_cap: int | None = None,
     savings: frozenset[Saving] = frozenset(Saving),
+    loras: int = 0,
 ) -> Plan:
     """The first layout that fits, exact ones first, or a `LoadError` that says what is needed and what is there.
 
-    `vram_cap`: bytes that may be used of the card. Raises before anything is allocated.
+    `vram_cap`: bytes that may be used of the card; `loras`: how many the endpoint has of its own. Raises before
+    anything is allocated.
     """
     if precision in LOSSY and not all(model.parts for model in models):
         names = " and ".join(model.name for model in models)
@@ -42,7 +44,8 @@ def plan(
     if vram_cap is not None:
         limit = min(limit, vram_cap)
     ram = round(machine.ram_available * RAM_SHARE)
-    candidates = [replace(one, limit=limit) for one in layouts(models, precisions(models, machine, precision), savings)]
+    found = layouts(models, precisions(models, machine, precision), savings)
+    candidates = [replace(one, limit=limit, loras=loras * LORA_BYTES) for one in found]
     edits = int(any(model.edits for model in models))
     for tiled in (False, True):
         for one in candidates:

@@ -5,11 +5,14 @@ Knows nothing of how the pictures came about, nor of how they leave (`delivery.p
 
 import json
 from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
 
 from PIL import Image
 
 from .errors import LoadError
+from .fetch import is_url
 from .pipelines import Loaded
+from .preset_settings import Preset
 from .request import Drawing, Edit
 from .settings import Settings
 
@@ -56,6 +59,7 @@ def metadata_of(request: Drawing, size: tuple[int, int], drawn: Drawn, model: st
         "width": size[0],
         "height": size[1],
         "dimensions": f"{size[0]}x{size[1]}",
+        "preset": request.preset,
         "steps": drawn.steps,
         "guidance_scale": request.guidance_scale,
         "seed": request.seed,
@@ -66,6 +70,10 @@ def metadata_of(request: Drawing, size: tuple[int, int], drawn: Drawn, model: st
         facts["strength"] = request.strength
     if request.instruction != request.prompt:
         facts["instruction"] = request.instruction
+    if request.loras:
+        facts["loras"] = [{"path": without_secrets(one.path), "scale": one.scale} for one in request.loras]
+    if loaded and request.preset == Preset.BALANCED:
+        facts["step_cache"] = loaded.checkpoint.pipeline_class.adaptable
     if drawn.failure:
         facts["fallback_reason"] = drawn.failure.reason
     if loaded and settings.QWEN_BATCH > 1:
@@ -73,6 +81,14 @@ def metadata_of(request: Drawing, size: tuple[int, int], drawn: Drawn, model: st
     if loaded and loaded.plan.device == "cuda":
         facts["peak_vram_gb"] = drawn.peak_vram_gb
     return facts
+
+
+def without_secrets(path: str) -> str:
+    """A LoRA's path; of a URL neither credentials nor the query, which may be a signature."""
+    if not is_url(path):
+        return path
+    parts = urlsplit(path)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def with_timings(facts: dict, timings: dict[str, float], more: dict) -> dict:

@@ -11,6 +11,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .errors import InvalidInput
+from .lora_sources import RULE as LORA_RULE
+from .lora_sources import is_source
 
 MIN_SIDE, MAX_SIDE = 256, 2048  # pixels
 SIDE_MULTIPLE = 16  # pixels a side: the VAE halves three times and the transformer takes 2 x 2 latents as one token
@@ -19,6 +21,7 @@ MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends wit
 MAX_SEED = 2**53 - 1  # the largest whole number that every JSON client holds exactly
 MAX_IMAGES_IN = 3
 MAX_IMAGE_CHARACTERS = 28_000_000  # base64 of 20 MB, the platform's largest request body
+MAX_LORAS = 4
 
 # Kept word for word in every reply as metadata.instruction, so that a caller sees what the model was told.
 BACKGROUND_INSTRUCTION = (
@@ -51,6 +54,26 @@ class Request(BaseModel):
     task: ClassVar[str]
 
 
+class Lora(BaseModel):
+    """One of a job's `loras`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+    path: Annotated[str, Field(strict=True, description=LORA_RULE)]
+    scale: Annotated[float, Field(strict=True, ge=-4, le=4, description="a number from -4 to 4")] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def null_is_absent(cls, fields):
+        return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else fields
+
+    @field_validator("path")
+    @classmethod
+    def names_a_lora(cls, path: str) -> str:
+        if not is_source(path):
+            raise ValueError("names no LoRA")
+        return path
+
+
 class Health(Request):
     task = "health"
 
@@ -76,7 +99,14 @@ class Drawing(Request):
     output_quality: whole(1, 100) | None = None
     delivery: Annotated[Literal["auto", "inline", "url"], Field(description="'auto', 'inline' or 'url'")] | None = None
     preview: Annotated[bool, Field(description="true or false")] = False
-    preset: Annotated[Literal["quality"], Field(description="'quality'")] = "quality"
+    # Once parsed it says which preset the picture is drawn by, and steps and guidance are the preset's unless given.
+    preset: (
+        Annotated[Literal["quality", "balanced", "fast"], Field(description="'quality', 'balanced' or 'fast'")] | None
+    ) = None
+    loras: Annotated[
+        tuple[Lora, ...],
+        Field(max_length=MAX_LORAS, strict=False, description=f"a list of at most {MAX_LORAS} objects of path, scale"),
+    ] = ()
 
     @field_validator("prompt", "negative_prompt")
     @classmethod

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from . import __version__
+from .preset_settings import PresetSettings
 
 # Where weights may already lie, in the order they are looked for: the platform's cached models, the image, a volume.
 MODEL_ROOTS = ("/runpod-volume/huggingface-cache/hub", "/opt/qwen-image/models", "/runpod-volume/models")
@@ -90,7 +91,7 @@ def read_settings() -> "Settings":
         raise Misconfigured("; ".join(problems)) from None
 
 
-class Settings(BaseSettings):
+class Settings(PresetSettings):
     """Every field is the environment variable of the same name; an empty one counts as absent."""
 
     model_config = SettingsConfigDict(

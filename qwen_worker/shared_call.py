@@ -18,6 +18,7 @@ from .images import to_rgb
 from .job import Job
 from .pipelines import Loaded
 from .prompt_cache import PromptCache
+from .regime import regime
 from .reply import Drawn
 from .request import Drawing
 
@@ -50,7 +51,7 @@ def draw_together(loaded: Loaded, encoded: dict[Job, Encoded], room: int) -> dic
     calls = [wanted[start : start + room] for start in range(0, len(wanted), room)]
     pictures: dict[Job, list[Image.Image]] = {job: [] for job in encoded}
     steps = 0
-    with inference.schedule_for(loaded, wanted[0][0].request.num_inference_steps):
+    with regime(loaded, wanted[0][0]):
         for call in calls:
             images, steps = draw_call(loaded, encoded, call)
             for (job, _), image in zip(call, images, strict=True):

@@ -27,6 +27,7 @@ class SideThreads:
     """`most`: of them, and so of pieces of work that may be left behind."""
 
     def __init__(self, most: int):
+        self.most = most
         self.free = threading.BoundedSemaphore(most)
         self.threads = ThreadPoolExecutor(most, thread_name_prefix="side")
 

@@ -24,7 +24,17 @@ from .settings import Settings
 
 GB = 1e9
 LEVELS = ("DEBUG", "INFO", "WARN", "ERROR")
-PACKAGES = ("runpod", "torch", "diffusers", "transformers", "accelerate", "pillow", "pydantic", "huggingface-hub")
+PACKAGES = (
+    "runpod",
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "pillow",
+    "pydantic",
+    "huggingface-hub",
+)
 
 
 class Counters:
@@ -74,7 +84,9 @@ class Counters:
             }
 
 
-def health(settings: Settings, machine: Machine, loaded: list[Loaded], fallback: dict, counters: Counters) -> dict:
+def health(
+    settings: Settings, machine: Machine, loaded: dict[str, Loaded], fallback: dict, presets: dict, counters: Counters
+) -> dict:
     """The reply of `health`. The first three keys are what clients of the old worker read."""
     gpu = machine.gpu
     memory = {
@@ -113,8 +125,9 @@ def health(settings: Settings, machine: Machine, loaded: list[Loaded], fallback:
                 "load_seconds": round(one.seconds, 3),
                 "stages": dict(one.stages),
             }
-            for one in loaded
+            for one in list(loaded.values())
         ],
+        "presets": presets,
         "fallback": fallback,
         "counters": counters.report(),
     }

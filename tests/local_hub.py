@@ -67,7 +67,10 @@ class LocalHub:
         return found
 
     def info(self, hub_id):
-        siblings = [{"rfilename": one["path"], "size": one["size"], "blobId": one["oid"]} for one in self.tree(hub_id)]
+        siblings = []
+        for one in self.tree(hub_id):
+            lfs = {"lfs": one["lfs"] | {"sha256": one["lfs"]["oid"]}} if "lfs" in one else {}
+            siblings.append({"rfilename": one["path"], "size": one["size"], "blobId": one["oid"], **lfs})
         return {"id": hub_id, "sha": self.commit(hub_id), "siblings": siblings}
 
     def resolve(self, handler, hub_id, name):

@@ -17,6 +17,8 @@ from qwen_worker.deadline import Paces
 from qwen_worker.errors import Cancelled
 from qwen_worker.job import Job, Stage
 from qwen_worker.line import Line
+from qwen_worker.lora_file import Layer, LoraFile, LoraUse
+from qwen_worker.lora_names import Names
 from qwen_worker.parsing import parse
 from qwen_worker.settings import Precision, Settings
 
@@ -284,13 +286,16 @@ def test_who_comes_while_another_is_encoded_is_in_time(worker, calls, pipe):
 
 
 def test_a_call_takes_what_the_checkpoint_s_class_and_the_plan_allow(worker):
-    loaded, request = worker.pipelines.load("generate"), parse({**SMALL, "width": 512, "height": 512}, "a")
-    assert worker.batches.room(loaded, request) == 4
+    loaded, job = worker.pipelines.load("generate"), Job("a", parse({**SMALL, "width": 512, "height": 512}, "a"))
+    assert worker.batches.room(loaded, job) == 4
     newer = dataclasses.replace(loaded.checkpoint, class_name="QwenImage21Pipeline")
-    assert worker.batches.room(dataclasses.replace(loaded, checkpoint=newer), request) == 1
+    assert worker.batches.room(dataclasses.replace(loaded, checkpoint=newer), job) == 1
     tight = dataclasses.replace(loaded.plan, device="cuda")
     tight = dataclasses.replace(tight, limit=tight.peak(512, 1024))
-    assert worker.batches.room(dataclasses.replace(loaded, plan=tight), request) == 2
+    assert worker.batches.room(dataclasses.replace(loaded, plan=tight), job) == 2
+    file = LoraFile("key", {"layer": Layer(Names(), 64, 1 << 20, 1 << 20, 1.0)}, None)
+    job.loras = (LoraUse(file, 1.0, "loras[0]"),)
+    assert worker.batches.room(dataclasses.replace(loaded, plan=tight), job) == 1
 
 
 # A failure of one
@@ -508,7 +513,7 @@ def test_a_limit_that_one_call_for_all_pictures_keeps_is_no_reason_to_refuse_the
     paces = Paces()
     monkeypatch.setattr(worker, "paces", paces)
     several = {**SMALL, "num_images": 3}
-    paces.record(("generate", (256, 256), 0, True), 5.0, 1, 3, 15.0)
+    paces.record(("generate", (256, 256), 0, True, "quality"), 5.0, 1, 3, 15.0)
 
     def answered(fields):
         return asyncio.run(worker.answer({"id": "a", "input": fields, "policy": {"executionTimeout": 20_000}}))

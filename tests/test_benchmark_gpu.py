@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import cases, costs, fit, flops, full_size, load, served, speed, stock, turns
+from benchmarks import cases, costs, few_step, fit, flops, full_size, load, served, speed, stock, turns
 from benchmarks.cases import Case
 from benchmarks.contenders import Failed, Ours
 from benchmarks.stopwatch import Stages, Stopwatch, job_seconds
@@ -174,6 +174,20 @@ def test_a_checkpoint_of_random_weights_goes_on_where_it_was_ended_and_is_served
     assert ours.draw("generate", 256, num_inference_steps=1) == 1
 
 
+def test_preset_fast_is_timed_with_a_lora_of_every_layer_that_the_published_ones_change(tmp_path, quiet):
+    from safetensors import safe_open
+
+    full_size.write(tmp_path, full_size.architecture(SMALL))
+    file = few_step.lora_for(tmp_path)
+    written = file.stat().st_mtime_ns
+    assert few_step.lora_for(tmp_path) == file and file.stat().st_mtime_ns == written
+    with safe_open(file, "pt") as tensors:
+        assert len(list(tensors.keys())) == 2 * 12 * SMALL["transformer"]["num_layers"]
+    ours = Ours(tmp_path, ("generate",), QWEN_IMAGE_FAST_LORA=str(file))
+    ours.load("generate")
+    assert ours.draw("generate", 256, preset="fast") == 8
+
+
 def test_the_full_size_checkpoint_asks_for_its_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(full_size, "disk_free", lambda folder: 20 * GB)
     monkeypatch.setattr(full_size, "write", lambda *_: pytest.fail("it was written"))
@@ -250,9 +264,20 @@ def test_what_a_table_has_dropped_is_read_for_stock(tiny):
     assert stock.twin_of(elsewhere, QwenImageTransformer2DModel, folder, "cpu") is None
 
 
-class FakeTransformer(torch.nn.Module):
+class FakeAttention(torch.nn.Module):
     def forward(self, hidden_states, encoder_hidden_states):
         time.sleep(0.02)
+
+
+class FakeTransformer(torch.nn.Module):
+    """Its only block is an attention alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.transformer_blocks = torch.nn.ModuleList([torch.nn.ModuleDict({"attn": FakeAttention()})])
+
+    def forward(self, **states):
+        self.transformer_blocks[0]["attn"](**states)
 
 
 class FakePipe:
@@ -332,8 +357,10 @@ def test_ours_and_stock_take_turns_and_stand_against_the_floor(quiet):
     chosen = options(speed, "--sizes", "256", "--steps", "2", "--repeats", "1", "--whole-size", "0")
     part = speed.part_of("generate", {}, full_size.TINY, chosen, NOTHING_HERE, "")
     assert part.name == "generate tiny"
-    ours, other = served_rows(turns.take, part)
+    ours, other, *presets = served_rows(turns.take, part)
     assert (ours["contender"], other["contender"]) == ("ours", "stock")
+    passes = {row["preset"]: (row["steps"], row["passes"]) for row in presets}
+    assert passes == {"balanced": (30, 36), "fast": (4, 4)}  # of balanced 18 steps are computed, with guidance
     for row in (ours, other):
         assert row["measured"] == "measured" and row["steps"] == 2 and row["passes"] == 4
         assert row["of floor"] == pytest.approx(row["step s"] / row["floor step s"], rel=0.05)

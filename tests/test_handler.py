@@ -29,7 +29,8 @@ def test_generate_replies_with_the_contract_s_fields(ask):
     assert facts.pop("model").endswith("/generate") and facts.pop("worker_version")
     assert facts == {
         "backend": "qwen-image", "prompt": "a red circle", "width": 256, "height": 256, "dimensions": "256x256",
-        "steps": 2, "guidance_scale": 4.0, "seed": 5, "seeds": [5], "delivery": "inline", "output_format": "png",
+        "preset": "quality", "steps": 2, "guidance_scale": 4.0, "seed": 5, "seeds": [5], "delivery": "inline",
+        "output_format": "png",
     }  # fmt: skip
 
 

@@ -83,8 +83,13 @@ def test_what_a_call_means():
         "task": "generate", "prompt": "a", "n": 2,
     }  # fmt: skip
     assert meant(prompt="a", response_format="url", background="opaque", quality="hd") == {
-        "task": "generate", "prompt": "a", "delivery": "url",
+        "task": "generate", "prompt": "a", "delivery": "url", "preset": "quality",
     }  # fmt: skip
+    for theirs, ours in {"low": "fast", "medium": "balanced", "high": "quality"}.items():
+        assert meant(prompt="a", quality=theirs) == {"task": "generate", "prompt": "a", "preset": ours}
+    assert "preset" not in meant(prompt="a", quality="auto")
+    loras = [{"path": "Org/Name"}]
+    assert meant(prompt="a", preset="fast", loras=loras)["loras"] == loras
     for images in (["x", "y"], [{"image_url": "x"}, "y"]):
         assert meant(EDITS, prompt="a", images=images) == {"task": "edit", "prompt": "a", "images": ["x", "y"]}
     assert meant(EDITS, prompt="a", image=["x"])["images"] == ["x"]
@@ -116,7 +121,10 @@ def test_a_call_that_cannot_be_meant_is_refused_by_its_field(given, words):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"quality": "low"}, '"quality" is not a field of generate'),
+        ({"quality": "low"}, "preset 'fast' is not served for generate here"),
+        ({"quality": "best"}, "quality must be 'low', 'medium', 'high' or 'hd', not \"best\""),
+        ({"quality": "high", "preset": "fast"}, "preset is given twice, as quality and as preset"),
+        ({"loras": [{"path": "x"}]}, "loras[0].path must be ORG/NAME"),
         ({"stream": True}, '"stream" is not a field of generate'),
         ({"partial_images": False}, '"partial_images" is not a field of generate'),
         ({"output_compression": 0}, "output_quality (sent as output_compression) must be a whole number from 1 to 100"),

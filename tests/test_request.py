@@ -122,7 +122,7 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**PROMPT, "num_images": 5}, "num_images must be a whole number from 1 to 4, not 5"),
         ({**PROMPT, "output_format": "gif"}, "output_format must be 'png', 'webp', 'jpeg' or 'auto', not \"gif\""),
         ({**PROMPT, "output_quality": 0}, "output_quality must be a whole number from 1 to 100, not 0"),
-        ({**PROMPT, "preset": "turbo"}, "preset must be 'quality', not \"turbo\""),
+        ({**PROMPT, "preset": "turbo"}, "preset must be 'quality', 'balanced' or 'fast', not \"turbo\""),
         ({**PROMPT, "task": "paint"}, 'of generate, edit, background_replacement, health, debug, not "paint"'),
         ({**PROMPT, "task": ["edit"]}, "task must be one of"),
         ({**PROMPT, "stesp": 5}, '"stesp" is not a field of generate; its fields are prompt'),

@@ -61,6 +61,12 @@ def test_what_may_be_a_secret_is_hidden(name, hidden):
     assert (shown(name, "value") == "***") is hidden and shown(name, None) == "(none)"
 
 
+def test_the_address_of_a_lora_is_hidden():
+    """It may be signed."""
+    assert shown("QWEN_IMAGE_FAST_LORA", "ORG/NAME/8steps.safetensors") == "ORG/NAME/8steps.safetensors"
+    assert shown("QWEN_LORAS", '[{"path": "https://example.com/a?signature=hush"}]') == "***"
+
+
 def test_a_refused_variable_is_named_without_what_may_be_a_secret():
     with pytest.raises(UsageError, match="QWEN_VRAM_GB: .*, not many"):
         worker_settings({"QWEN_VRAM_GB": "many"})

@@ -1,0 +1,47 @@
+"""What a job changes of the pipeline while its pictures are drawn: the scheduler, the LoRAs, the step cache.
+
+All of it is undone at its end, also where that is an error or a stop. Imports torch inside functions.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from . import step_cache
+from .job import Job
+from .pipelines import Loaded
+from .preset_settings import Preset
+from .presets import FEW_STEP_SCHEDULER
+
+
+@contextmanager
+def regime(loaded: Loaded, job: Job) -> Iterator[None]:
+    """The pipeline as the job asks for it."""
+    request, steps = job.request, job.request.num_inference_steps
+    changes = dict(FEW_STEP_SCHEDULER) if request.preset == Preset.FAST else {}
+    # One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.
+    if steps == 1:
+        changes["shift_terminal"] = None
+    cached = request.preset == Preset.BALANCED and loaded.checkpoint.pipeline_class.adaptable
+    with (
+        loaded.adapters.applied(job.loras),
+        step_cache.predicting(loaded.pipe.transformer, steps) if cached else nullcontext(),
+        schedule_of(loaded, changes),
+    ):
+        yield
+
+
+@contextmanager
+def schedule_of(loaded: Loaded, changes: dict) -> Iterator[None]:
+    """The scheduler with another configuration, watched by the modulation table."""
+    import torch
+
+    pipe = loaded.pipe
+    scheduler = pipe.scheduler
+    if any(scheduler.config.get(name) != value for name, value in changes.items()):
+        pipe.scheduler = type(scheduler).from_config(scheduler.config, **changes)
+    dtype = getattr(torch, loaded.plan.dtype)
+    try:
+        with loaded.table.watching(pipe.scheduler, dtype) if loaded.table else nullcontext():
+            yield
+    finally:
+        pipe.scheduler = scheduler
