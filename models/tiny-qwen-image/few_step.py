@@ -56,7 +56,7 @@ def paths(transformer, reader, seed):
         rng = random.Random(f"{seed} paths {index}")
         generator = torch.Generator().manual_seed(rng.getrandbits(32))
         size = rng.choices(flow.GENERATE_SIZES, shares)[0]
-        with torch.no_grad(), torch.autocast(transformer.device.type, torch.bfloat16):
+        with torch.no_grad():
             walked.append(_walk(transformer, reader, size, rng, generator))
     return walked
 
@@ -117,16 +117,17 @@ def _walk(transformer, reader, size, rng, generator):
 def _guided(transformer, latents, sigma, asked, empty, size):
     """True CFG with the pipelines' rescaling to the conditional prediction's norm."""
     shapes = [[flow.shape(size.width, size.height)]] * len(latents)
-    with_prompt, without = (
-        transformer(
-            hidden_states=latents.to(transformer.device),
-            timestep=sigma.to(transformer.device),
-            encoder_hidden_states=states.float().to(transformer.device),
-            encoder_hidden_states_mask=mask.to(transformer.device),
-            img_shapes=shapes,
-            return_dict=False,
-        )[0].float().cpu()
-        for states, mask in (asked, empty)
-    )  # fmt: skip
+    with torch.autocast(transformer.device.type, torch.bfloat16):
+        with_prompt, without = (
+            transformer(
+                hidden_states=latents.to(transformer.device),
+                timestep=sigma.to(transformer.device),
+                encoder_hidden_states=states.float().to(transformer.device),
+                encoder_hidden_states_mask=mask.to(transformer.device),
+                img_shapes=shapes,
+                return_dict=False,
+            )[0].float().cpu()
+            for states, mask in (asked, empty)
+        )  # fmt: skip
     combined = without + GUIDANCE * (with_prompt - without)
     return combined * (with_prompt.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
