@@ -48,6 +48,7 @@ NAMES = {
     "QWEN_FALLBACK": "Stand-ins",
     "QWEN_PRELOAD": "Models loaded at the start",
     "QWEN_SAVINGS": "Exact savings of memory",
+    "QWEN_SPEEDUPS": "Speed-ups",
     "QWEN_VRAM_GB": "GPU memory cap (GB)",
     "QWEN_CONCURRENCY": "Jobs held at once",
     "QWEN_BATCH": "Small pictures in one call",

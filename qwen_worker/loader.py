@@ -66,7 +66,8 @@ class Loader:
         loaded = self.pipelines.load(task)
         if not known:
             name, seconds = loaded.checkpoint.name, loaded.seconds
-            telemetry.log_line(None, "INFO", f"{name} loaded in {seconds:.1f} s: {loaded.plan}")
+            facts = f"{loaded.plan}; speed-ups: {loaded.speed}"
+            telemetry.log_line(None, "INFO", f"{name} loaded in {seconds:.1f} s: {facts}")
         return loaded
 
     def attempt(self, step: Callable[[str], Any], task: str) -> tuple[Any, LoadError | None]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import checkpoint as checkpoints
-from . import hub, placement
+from . import hub, placement, speedups
 from .checkpoint import Checkpoint
 from .checkpoint_files import label_of, read_json
 from .components import cap_memory, import_quietly, is_component, load_component, require_tokenizer, tabulate, trim
@@ -22,6 +22,7 @@ from .machine import disk_free, read_machine
 from .presets import role_of
 from .settings import Role, Settings
 from .sharing import SHAREABLE, same_component
+from .speedups import Speed
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Loaded:
     adapters: Any = field(repr=False)  # the `adapters.Adapters` of its transformer
     shared: tuple[str, ...]  # components that it has in common with a pipeline loaded before
     seconds: float
+    speed: Speed  # what it is drawn faster by
 
 
 class Pipelines:
@@ -128,10 +130,13 @@ class Pipelines:
             shared = self.shared_components(found)
             own = self.own_loras(role_of(task))
             pipe, table = self.build(found, plan, shared)
-            self.stage = ""
             adapters = adapters_of(found, plan, pipe, table, own)
+            self.stage = "speed-ups"
+            gpu = self.machine().gpu
+            speed = speedups.apply(pipe, plan, self.settings, gpu and gpu.capability, table)
+            self.stage = ""
             seconds = time.perf_counter() - started
-            self.loaded[model] = Loaded(model, found, plan, pipe, table, adapters, tuple(shared), seconds)
+            self.loaded[model] = Loaded(model, found, plan, pipe, table, adapters, tuple(shared), seconds, speed)
         return self.loaded[model]
 
     def activate(self, loaded: Loaded) -> float:
