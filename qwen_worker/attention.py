@@ -30,7 +30,7 @@ class JointAttention(QwenDoubleStreamAttnProcessor2_0):
         attention_mask: None = None,
         image_rotary_emb: tuple | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """hidden_states (B, picture's tokens, dim), encoder_hidden_states (B, text's tokens, dim) -> the same, attended.
+        """(B, picture's tokens, dim) and (B, text's tokens, dim) -> the same, attended.
 
         `encoder_hidden_states_mask`: True where a token of the text may be seen, (B, text's tokens). `attention_mask`
         is the base class's, and never given.
