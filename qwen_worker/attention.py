@@ -13,9 +13,8 @@ from diffusers.models.transformers.transformer_qwenimage import (
     apply_rotary_emb_qwen,
 )
 
+from .fused_qkv import STREAMS, projected
 from .rotary import rotate
-
-PICTURE, TEXT = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
 
 
 class JointAttention(QwenDoubleStreamAttnProcessor2_0):
@@ -35,8 +34,8 @@ class JointAttention(QwenDoubleStreamAttnProcessor2_0):
         `encoder_hidden_states_mask`: True where a token of the text may be seen, (B, text's tokens). `attention_mask`
         is the base class's, and never given.
         """
-        picture = heads(attn, hidden_states, PICTURE, attn.norm_q, attn.norm_k)
-        text = heads(attn, encoder_hidden_states, TEXT, attn.norm_added_q, attn.norm_added_k)
+        picture = heads(attn, hidden_states, "picture", attn.norm_q, attn.norm_k)
+        text = heads(attn, encoder_hidden_states, "text", attn.norm_added_q, attn.norm_added_k)
         if image_rotary_emb is not None:
             picture, text = turned(picture, image_rotary_emb[0]), turned(text, image_rotary_emb[1])
         mask = None
@@ -53,10 +52,11 @@ class JointAttention(QwenDoubleStreamAttnProcessor2_0):
         return attn.to_out[0](attended[:, tokens:].contiguous()), attn.to_add_out(attended[:, :tokens].contiguous())
 
 
-def heads(attn: Attention, x: torch.Tensor, names: tuple[str, str, str], norm_q, norm_k) -> list[torch.Tensor]:
+def heads(attn: Attention, x: torch.Tensor, stream: str, norm_q, norm_k) -> list[torch.Tensor]:
     """Query, key and value of one stream, (B, tokens, heads, channels), query and key normalized."""
     channels = attn.inner_dim // attn.heads
-    query, key, value = (getattr(attn, name)(x).unflatten(-1, (-1, channels)) for name in names)
+    parts = projected(attn, stream, x) or [getattr(attn, name)(x) for name in STREAMS[stream]]
+    query, key, value = (part.unflatten(-1, (-1, channels)) for part in parts)
     return [query if norm_q is None else norm_q(query), key if norm_k is None else norm_k(key), value]
 
 
