@@ -49,6 +49,7 @@ NAMES = {
     "QWEN_PRELOAD": "Models loaded at the start",
     "QWEN_SAVINGS": "Exact savings of memory",
     "QWEN_SPEEDUPS": "Speed-ups",
+    "QWEN_COMPILED_MB": "Compiled blocks kept (MB)",
     "QWEN_VRAM_GB": "GPU memory cap (GB)",
     "QWEN_CONCURRENCY": "Jobs held at once",
     "QWEN_BATCH": "Small pictures in one call",
@@ -77,6 +78,7 @@ NAMES = {
 LEFT_OUT = {
     "QWEN_WORKER_VERSION": "the build sets it: any image could pass for another",
     "SERVER_MODE": "runpod is the only mode that takes an endpoint's jobs",
+    "QWEN_COMPILED_FOLDER": "below HF_HOME, which an endpoint moves to its volume",
     "QWEN_MODEL_ROOTS": "the image's own folders and the platform's mounts, which no endpoint moves",
 }
 TINY = "/app/models/tiny-qwen-image"

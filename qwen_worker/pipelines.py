@@ -132,8 +132,7 @@ class Pipelines:
             pipe, table = self.build(found, plan, shared)
             adapters = adapters_of(found, plan, pipe, table, own)
             self.stage = "speed-ups"
-            gpu = self.machine().gpu
-            speed = speedups.apply(pipe, plan, self.settings, gpu and gpu.capability, table)
+            speed = speedups.apply(pipe, plan, self.settings, self.machine(), table, found.name)
             self.stage = ""
             seconds = time.perf_counter() - started
             self.loaded[model] = Loaded(model, found, plan, pipe, table, adapters, tuple(shared), seconds, speed)

@@ -1,4 +1,4 @@
-"""What a job changes of the pipeline while its pictures are drawn: the scheduler, the LoRAs, the step cache.
+"""What a job changes of the pipeline while it is drawn: the scheduler, the LoRAs, the step cache, the speed-ups.
 
 All of it is undone at its end, also where that is an error or a stop. Imports torch inside functions.
 """
@@ -25,6 +25,7 @@ def regime(loaded: Loaded, job: Job) -> Iterator[None]:
     with (
         loaded.adapters.applied(job.loras),
         step_cache.predicting(loaded.pipe.transformer, steps) if cached else nullcontext(),
+        loaded.speed.drawing(job.loras, cached),
         schedule_of(loaded, changes),
     ):
         yield

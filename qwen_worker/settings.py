@@ -110,6 +110,10 @@ class Settings(PresetSettings):
         None,
         description="auto, or which of compile, rotary, qkv, guidance, attention, channels_last; or none",
     )
+    QWEN_COMPILED_FOLDER: Path | None = Field(
+        None, description="where compiled blocks are kept across starts; qwen-image-compiled below HF_HOME"
+    )
+    QWEN_COMPILED_MB: float = Field(500, ge=0, description="disk for compiled blocks, in MB; 0 keeps none")
     QWEN_VRAM_GB: float | None = Field(None, gt=0, description="cap on the GPU memory that may be used, in GB (1e9)")
     QWEN_MODEL_ROOTS: Annotated[tuple[Path, ...], NoDecode] = Field(
         tuple(Path(root) for root in MODEL_ROOTS),
