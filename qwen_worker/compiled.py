@@ -51,7 +51,8 @@ class CompiledBlocks:
             return self.compiled(block, **{name: whole(value) for name, value in inputs.items()})
         except TorchDynamoException as error:
             self.off = True
-            self.tell(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+            cause = getattr(error, "inner_exception", error)  # what a backend raised
+            self.tell(f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0][:200]}")
             return self.stock(block, **inputs)
 
     @contextlib.contextmanager

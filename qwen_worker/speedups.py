@@ -16,7 +16,7 @@ from typing import Any
 from .footprint import LOSSY, Plan
 from .lora_file import LoraUse
 from .machine import Machine
-from .settings import Precision, Saving, Settings, Speedup
+from .settings import Saving, Settings, Speedup
 
 AUTO = frozenset({Speedup.COMPILE, Speedup.ROTARY, Speedup.GUIDANCE, Speedup.ATTENTION})
 # What `auto` leaves out, and why.
@@ -87,8 +87,6 @@ def decide(plan: Plan, asked: frozenset[Speedup] | None, capability: tuple[int, 
 
 def impossible(one: Speedup, plan: Plan, capability: tuple[int, int] | None) -> str:
     """Why this plan cannot have it; empty where it can."""
-    if one is Speedup.COMPILE and plan.precision is Precision.NF4:
-        return "the compiler cannot look into bitsandbytes' products"
     if one is Speedup.QKV and plan.precision in LOSSY:
         return f"the weights are {plan.precision.value}"
     if one is Speedup.QKV and plan.swapped:

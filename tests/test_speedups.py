@@ -32,6 +32,7 @@ from qwen_worker import (
     step_cache,
 )
 from qwen_worker.adapters import Adapters
+from qwen_worker.components import load_component
 from qwen_worker.machine import Gpu, Machine, read_machine
 from qwen_worker.pipelines import as_model
 from qwen_worker.settings import Precision, Saving, Settings, Speedup
@@ -408,7 +409,6 @@ def test_a_card_has_by_itself_what_pays_and_a_cpu_nothing(settings, tiny):
     [
         (Speedup.QKV, {"swapped": True}, "take turns"),
         (Speedup.QKV, {"precision": Precision.FP8}, "fp8"),
-        (Speedup.COMPILE, {"precision": Precision.NF4}, "bitsandbytes"),
         (Speedup.CHANNELS_LAST, {"savings": frozenset()}, "conv2d"),
     ],
 )
@@ -429,3 +429,100 @@ def test_jobs_say_so_and_draw_with_all_that_a_cpu_can_have(cold_worker, capsys):
     assert "speed-ups: rotary, qkv, guidance, channels_last" in capsys.readouterr().out
     (model,) = posted(worker, task="health")["output"]["models"]
     assert model["speedups"]["guidance"] == "on" and model["speedups"]["compile"] == "not in QWEN_SPEEDUPS"
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """traced(transformer): its blocks compiled by torch's tracer alone, of which the kernels are its own; `.calls`."""
+    import torch._dynamo
+
+    from qwen_worker import compiled
+
+    torch._dynamo.reset()
+    counts = {"graphs": 0, "calls": 0}
+
+    def backend(graph, inputs):
+        counts["graphs"] += 1
+
+        def call(*arguments):
+            counts["calls"] += 1
+            return graph(*arguments)
+
+        return call
+
+    def of(transformer, backend=backend):
+        def compile_block(kind):
+            return torch.compile(kind.forward, fullgraph=True, dynamic=True, backend=backend)
+
+        monkeypatch.setattr(compiled, "compiled", compile_block)
+        told = []
+        return compiled.CompiledBlocks(transformer, told.append), counts, told
+
+    yield of
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8, Precision.NF4])
+def test_quantized_blocks_are_one_graph(tiny, traced, precision):
+    plan = plan_for(tiny / "generate", precision, frozenset(Saving))
+    found = checkpoint.inspect(tiny / "generate")
+    transformer = load_component(found, "transformer", ["diffusers", "QwenImageTransformer2DModel"], plan)
+    theirs = [pass_of(transformer, "generate", 1, tokens=tokens) for tokens in (9, 14)]
+    blocks, counts, told = traced(transformer)
+    assert all(map(torch.equal, theirs, (pass_of(transformer, "generate", 1, tokens=tokens) for tokens in (9, 14))))
+    assert counts == {"graphs": 1, "calls": 2 * len(transformer.transformer_blocks)} and not told
+
+
+def test_what_does_not_compile_is_drawn_as_before(tiny, traced):
+    def broken(graph, inputs):
+        raise RuntimeError("no such instruction")
+
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    _, _, told = traced(transformer, broken)
+    for _ in range(2):
+        theirs = pass_of(transformer_of("generate", Precision.FP32), "generate", 1)
+        assert torch.equal(pass_of(transformer, "generate", 1), theirs)
+    assert len(told) == 1 and "no such instruction" in told[0]
+
+
+def test_a_job_s_own_lora_is_drawn_uncompiled_and_the_endpoint_s_compiled(tiny, traced, tmp_path):
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    names = [f"transformer_blocks.{number}.attn.to_k" for number in range(len(transformer.transformer_blocks))]
+    write(tmp_path / "lora.safetensors", matrices(transformer, names))
+    adapters = Adapters(transformer, None, torch.float32, "cpu", "tiny")
+    blocks, counts, _ = traced(transformer)
+    speed, calls = speedups.Speed({}, transformer, blocks), []
+    drawn_by = {}
+    for own in (False, True, False):
+        lora = dataclasses.replace(use(tmp_path / "lora.safetensors"), own=own)
+        with adapters.applied([lora]), speed.drawing([lora]):
+            drawn_by[own] = pass_of(transformer, "generate", 1)
+        calls.append(counts["calls"])
+    assert calls == [0, len(names), len(names)] and counts["graphs"] == 1
+    assert torch.equal(drawn_by[True], drawn_by[False])
+    with speed.drawing([]):
+        plain = pass_of(transformer, "generate", 1)
+    assert counts == {"graphs": 2, "calls": 2 * len(names)}
+    assert torch.equal(plain, pass_of(transformer_of("generate", Precision.FP32), "generate", 1))
+
+
+def test_step_caches_skip_compiled_blocks_and_take_no_shared_passes(tiny, traced):
+    """Their histories are one for each of guidance's passes; what they compute, they compute compiled."""
+    pipe, _ = pipeline(Settings, tiny / "generate", Precision.FP32, frozenset(Saving))
+    call = {"prompt": "a red circle", "negative_prompt": " ", "true_cfg_scale": 4.0, "width": 256, "height": 256}
+    call |= {"num_inference_steps": 10, "output_type": "latent"}
+
+    def drawn_cached():
+        with step_cache.predicting(pipe.transformer, 10):
+            return pipe(**call, generator=torch.Generator().manual_seed(1)).images
+
+    theirs = drawn_cached()
+    blocks, counts, told = traced(pipe.transformer)
+    speed = speedups.Speed({Speedup.GUIDANCE: "on"}, pipe.transformer, blocks)
+    with speed.drawing([], cached=True):
+        assert "forward" not in vars(pipe.transformer)
+        ours = drawn_cached()
+    assert (ours - theirs).abs().max() < 1e-4 and not told
+    assert 0 < counts["calls"] < 20 * len(pipe.transformer.transformer_blocks)
+    with speed.drawing([]):
+        assert "forward" in vars(pipe.transformer)
