@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from .modulation import Table
 
@@ -49,7 +49,7 @@ class CompiledBlocks:
             return self.stock(block, **inputs)
         try:
             return self.compiled(block, **{name: whole(value) for name, value in inputs.items()})
-        except TorchDynamoException as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             self.off = True
             cause = getattr(error, "inner_exception", error)  # what a backend raised
             self.tell(f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0][:200]}")

@@ -450,9 +450,9 @@ def traced(monkeypatch):
 
         return call
 
-    def of(transformer, backend=backend):
+    def of(transformer, backend=backend, limit=compiled.GRAPHS):
         def compile_block(kind):
-            return torch.compile(kind.forward, fullgraph=True, dynamic=True, backend=backend)
+            return torch.compile(kind.forward, fullgraph=True, dynamic=True, backend=backend, recompile_limit=limit)
 
         monkeypatch.setattr(compiled, "compiled", compile_block)
         told = []
@@ -483,6 +483,15 @@ def test_what_does_not_compile_is_drawn_as_before(tiny, traced):
         theirs = pass_of(transformer_of("generate", Precision.FP32), "generate", 1)
         assert torch.equal(pass_of(transformer, "generate", 1), theirs)
     assert len(told) == 1 and "no such instruction" in told[0]
+
+
+def test_more_graphs_than_are_kept_are_drawn_as_before(tiny, traced):
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    _, counts, told = traced(transformer, limit=1)
+    for batch in (1, 2, 1):
+        theirs = pass_of(transformer_of("generate", Precision.FP32), "generate", batch)
+        assert torch.equal(pass_of(transformer, "generate", batch), theirs)
+    assert counts["graphs"] == 1 and len(told) == 1
 
 
 def test_a_job_s_own_lora_is_drawn_uncompiled_and_the_endpoint_s_compiled(tiny, traced, tmp_path):
