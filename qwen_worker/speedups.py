@@ -41,11 +41,11 @@ class Speed:
         return self.states.get(one) == ON
 
     @contextmanager
-    def drawing(self, loras: Sequence[LoraUse], cached: bool = False) -> Iterator[None]:
-        """Within, a job with these LoRAs is drawn; `cached`: by a step cache."""
+    def drawing(self, loras: Sequence[LoraUse], apart: bool = False) -> Iterator[None]:
+        """Within, a job with these LoRAs is drawn; `apart`: guidance's passes stay two calls, whatever the size."""
         with ExitStack() as stack:
             stack.enter_context(self.attending())
-            if self.has(Speedup.GUIDANCE) and not cached:
+            if self.has(Speedup.GUIDANCE) and not apart:
                 from . import guidance
 
                 stack.enter_context(guidance.together(self.transformer))

@@ -528,7 +528,7 @@ def test_step_caches_skip_compiled_blocks_and_take_no_shared_passes(tiny, traced
     theirs = drawn_cached()
     blocks, counts, told = traced(pipe.transformer)
     speed = speedups.Speed({Speedup.GUIDANCE: "on"}, pipe.transformer, blocks)
-    with speed.drawing([], cached=True):
+    with speed.drawing([], apart=True):
         assert "forward" not in vars(pipe.transformer)
         ours = drawn_cached()
     assert (ours - theirs).abs().max() < 1e-4 and not told
