@@ -72,6 +72,10 @@ ENV PATH=/opt/venv/bin:$PATH \
     RUNPOD_INIT_TIMEOUT=800 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# For Triton: torch compiles the transformer's block for the card, and it a launcher in C. Unpinned: Debian serves no
+# old versions.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 worker
 
 # [weights: each step is a layer, fetched in place, so that the build needs the disk once, and one that failed goes on with

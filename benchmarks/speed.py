@@ -5,28 +5,37 @@ beside it around the same weights, so that both fit one card; they take turns jo
 slows both. Stages are medians. The floor is the FLOPs of the transformer's passes, as they were called, over the rate
 of a large matrix product measured in the same process. Every preset of the job contract has its rows: `quality` by a
 few of its steps and, at `--whole-size`, by a whole job, the others whole, `fast` by a LoRA that takes its time and
-draws nothing of use. `--set NAME=VALUE` makes parts of their own, with our worker so set. For a GPU, ended in nine
-minutes and gone on with by the next call:
+draws nothing of use. `--set NAME=VALUE` makes parts of their own, with our worker so set; `--speedups` makes one of
+each speed-up alone, of those that work together, of none and of all, by a few steps of `quality`. For a GPU, ended in
+nine minutes and gone on with by the next call:
 
     python -m benchmarks speed --full-size /tmp/full-size --seconds 540
+    python -m benchmarks speed --full-size /tmp/full-size --seconds 540 --speedups --sizes 1024 512
 """
 
+import itertools
 from pathlib import Path
 
 from qwen_worker.machine import Machine, read_machine
 from qwen_worker.preset_settings import Preset
-from qwen_worker.settings import Settings
+from qwen_worker.settings import Settings, Speedup
 
 from . import cases, full_size, parts, plots, turns
 from .record import NOT_MEASURED, Record, surroundings
 
 KEY = ("checkpoint", "task", "size", "contender", "preset", "settings", "whole", "steps asked")
 COLUMNS = (
-    "task", "size", "contender", "preset", "settings", "steps", "text s", "encode s", "step s", "decode s", "rest s",
+    "task", "size", "contender", "preset", "settings", "speed-ups",
+    "steps", "text s", "encode s", "step s", "decode s", "rest s",
     "job s", "floor step s", "of floor", "of stock", "measured",
 )  # fmt: skip
 QUALITY, QUALITY_STEPS = "quality", 50
 PART_NEEDS = 180  # seconds
+# Measured by `--speedups`: of none, each alone, those that pay only together, all.
+SETS = (
+    "none", *(one.value for one in Speedup), "compile,rotary", "compile,rotary,qkv",
+    ",".join(Speedup),
+)  # fmt: skip
 
 
 def add_options(parser) -> None:
@@ -38,6 +47,7 @@ def add_options(parser) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed jobs of each (default: %(default)s)")
     parser.add_argument("--whole-size", type=int, default=1024, help="0 for no whole jobs (default: %(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="our settings, as a further part")
+    parser.add_argument("--speedups", action="store_true", help="parts of each speed-up alone and of all, instead")
     full_size.add_options(parser)
     parts.add_options(parser)
 
@@ -55,8 +65,10 @@ def parts_of(options, real: Machine) -> list[parts.Part]:
     """The full-size checkpoint's parts; without a GPU those are not measured, and the tiny one's are, on the CPU."""
     folder, missing = full_size.folder_for(options, real)
     settings = settings_of(options.set)
-    found = [part_of(task, settings, folder, options, real, missing) for task in options.tasks]
-    tiny = [part_of(task, settings, full_size.TINY, options, real, "") for task in options.tasks]
+    chosen = [settings | {"QWEN_SPEEDUPS": words} for words in SETS] if options.speedups else [settings]
+    wanted = list(itertools.product(options.tasks, chosen))
+    found = [part_of(task, one, folder, options, real, missing) for task, one in wanted]
+    tiny = [part_of(task, one, full_size.TINY, options, real, "") for task, one in wanted]
     return found + (tiny if real.gpu is None else [])
 
 
@@ -68,6 +80,8 @@ def part_of(task: str, settings: dict, folder: Path | None, options, real: Machi
     for size in options.sizes:
         quality = common | {"size": size, "whole": False, "steps asked": options.steps, "preset": QUALITY}
         rows += [quality | {"contender": contender} for contender in ("ours", "stock")]
+        if options.speedups:
+            continue
         if size == options.whole_size:
             whole = {"whole": True, "steps asked": QUALITY_STEPS}
             rows += [quality | whole | {"contender": contender} for contender in ("ours", "stock")]

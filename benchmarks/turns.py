@@ -42,7 +42,12 @@ def take(send: Send, todo: list[dict], folder: Path, task: str, settings: dict[s
     other, how = stock_for(ours, folder / task, task, max(row["size"] for row in todo), card.device)
     contenders = {"ours": ours, "stock": other}
     rate = flops.matmul_rate(card.device, loaded.plan.dtype)
-    facts = {"plan": str(loaded.plan), "stock": how, "matmul TFLOP/s": round(rate / 1e12, 3)}
+    facts = {
+        "plan": str(loaded.plan),
+        "speed-ups": str(loaded.speed),
+        "stock": how,
+        "matmul TFLOP/s": round(rate / 1e12, 3),
+    }
     for (size, *_), group in itertools.groupby(todo, lambda row: [row[name] for name in GROUP]):
         side = fitting(size, loaded.checkpoint.size_multiple)
         rows = [row | facts | {"side": side} for row in group]

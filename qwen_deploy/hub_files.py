@@ -48,6 +48,8 @@ NAMES = {
     "QWEN_FALLBACK": "Stand-ins",
     "QWEN_PRELOAD": "Models loaded at the start",
     "QWEN_SAVINGS": "Exact savings of memory",
+    "QWEN_SPEEDUPS": "Speed-ups",
+    "QWEN_COMPILED_MB": "Compiled blocks kept (MB)",
     "QWEN_VRAM_GB": "GPU memory cap (GB)",
     "QWEN_CONCURRENCY": "Jobs held at once",
     "QWEN_BATCH": "Small pictures in one call",
@@ -86,6 +88,7 @@ NAMES = {
 LEFT_OUT = {
     "QWEN_WORKER_VERSION": "the build sets it: any image could pass for another",
     "SERVER_MODE": "runpod is the only mode that takes an endpoint's jobs",
+    "QWEN_COMPILED_FOLDER": "below HF_HOME, which an endpoint moves to its volume",
     "QWEN_MODEL_ROOTS": "the image's own folders and the platform's mounts, which no endpoint moves",
     "QWEN_LORA_ROOTS": "the same: a folder of LoRAs on the volume or in the image",
 }

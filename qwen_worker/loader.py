@@ -67,7 +67,8 @@ class Loader:
         if not known:
             name, seconds = loaded.checkpoint.name, loaded.seconds
             where = ", ".join(f"{stage} {spent:.2f}" for stage, spent in loaded.stages.items())
-            telemetry.log_line(None, "INFO", f"{name} loaded in {seconds:.1f} s: {loaded.plan}")
+            facts = f"{loaded.plan}; speed-ups: {loaded.speed}"
+            telemetry.log_line(None, "INFO", f"{name} loaded in {seconds:.1f} s: {facts}")
             telemetry.log_line(None, "INFO", f"{name} seconds: {where}; prepared: {loaded.prepared}")
         return loaded
 

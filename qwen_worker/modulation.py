@@ -32,16 +32,17 @@ REMEMBERED = 512  # timesteps of which computed rows are kept
 
 
 class Lookup(torch.nn.Module):
-    """Stands where `img_mod` or `txt_mod` stood; takes `temb` (B, dim) only for how many rows are wanted."""
+    """Stands where `img_mod` or `txt_mod` stood; is given its block's rows, (B, 2 x 6 dim), in place of `temb`.
+
+    Given, because to a compiler a table and the block's number in it would be constants: each block compiled anew.
+    """
 
     def __init__(self, block: int, stream: int):
         super().__init__()
         self.block, self.stream = block, stream
-        self.table: Table | None = None
 
-    def forward(self, temb: torch.Tensor) -> torch.Tensor:
-        # With zero_cond_t txt_mod is asked for the first half: the timesteps without their zeros.
-        return self.table.chosen[: temb.shape[0], self.block, self.stream]
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.chunk(len(STREAMS), dim=-1)[self.stream]
 
 
 class TabledTransformer(QwenImageTransformer2DModel):
@@ -74,9 +75,8 @@ class Table:
         self.values = self.rows = None  # of the present schedule, on the device: (n,), (n + 1, blocks, 2, 6 dim)
         self.prepared = None  # (values as a list, their dtype, their device)
         self.chosen = None  # of the present forward: (B, blocks, 2, 6 dim)
-        for module in transformer.modules():
-            if isinstance(module, Lookup):
-                module.table = self
+        for number, block in enumerate(transformer.transformer_blocks):
+            block.register_forward_pre_hook(functools.partial(self.give, number), with_kwargs=True)
         transformer.time_text_embed.register_forward_pre_hook(lambda _module, args: self.choose(args[0]))
 
     def prepare(self, timesteps: torch.Tensor) -> None:
@@ -108,6 +108,11 @@ class Table:
         found = timestep.unsqueeze(1) == self.values.unsqueeze(0)
         index = torch.where(found.any(dim=1), found.int().argmax(dim=1), len(self.values))
         self.chosen = self.rows[index]
+
+    def give(self, number: int, _block, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The rows of block `number` where it expects `temb`. With zero_cond_t it splits them as it would split that:
+        the text's modulation sees the first half only, the timesteps without their zeros."""
+        return args, kwargs | {"temb": self.chosen[:, number].flatten(1)}
 
     def knows(self, timestep: torch.Tensor) -> bool:
         if self.values is None or self.values.dtype != timestep.dtype or self.values.device != timestep.device:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint as checkpoints
-from . import hub, libraries, placement, prepared
+from . import hub, libraries, placement, prepared, speedups
 from .checkpoint import WEIGHTS, Checkpoint
 from .checkpoint_files import label_of, read_json, shards
 from .components import Reading, cap_memory, forget, is_component, load_component, require_tokenizer, tabulate, trim
@@ -24,6 +24,7 @@ from .page_cache import reading_ahead
 from .presets import role_of
 from .settings import Role, Settings
 from .sharing import in_common
+from .speedups import Speed
 from .stages import Stages
 
 AHEAD_SHARE = 0.8  # of the RAM that a plan leaves, for weights that are read while the libraries are imported
@@ -43,6 +44,7 @@ class Loaded:
     seconds: float
     stages: dict[str, float]  # where they went; `first_job` is added when it has been drawn
     prepared: str  # the name of the prepared checkpoint that it was loaded from, or why there is none
+    speed: Speed  # what it is drawn faster by
 
 
 class Pipelines:
@@ -142,10 +144,13 @@ class Pipelines:
             own = self.own_loras(role_of(task))
             built, damage = self.build_prepared(found, plan, shared, folder) if folder else (None, "")
             pipe, table = built or self.build(found, plan, shared)
-            self.stage = ""
             adapters = adapters_of(found, plan, pipe, table, own)
+            self.stage = "speed-ups"
+            with self.stages("compile"):
+                speed = speedups.apply(pipe, plan, self.settings, self.machine(), table, found.name)
+            self.stage = ""
             seconds = time.perf_counter() - started
-            facts = (tuple(shared), seconds, self.stages.report(), damage or note)
+            facts = (tuple(shared), seconds, self.stages.report(), damage or note, speed)
             self.loaded[model] = Loaded(model, found, plan, pipe, table, adapters, *facts)
         return self.loaded[model]
 

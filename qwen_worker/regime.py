@@ -1,4 +1,4 @@
-"""What a job changes of the pipeline while its pictures are drawn: the scheduler, the LoRAs, the step cache.
+"""What a job changes of the pipeline while it is drawn: the scheduler, the LoRAs, the step cache, the speed-ups.
 
 All of it is undone at its end, also where that is an error or a stop. Imports torch inside functions.
 """
@@ -11,6 +11,7 @@ from .job import Job
 from .pipelines import Loaded
 from .preset_settings import Preset
 from .presets import FEW_STEP_SCHEDULER
+from .request import Generate
 
 
 @contextmanager
@@ -25,9 +26,16 @@ def regime(loaded: Loaded, job: Job) -> Iterator[None]:
     with (
         loaded.adapters.applied(job.loras),
         step_cache.predicting(loaded.pipe.transformer, steps) if cached else nullcontext(),
+        loaded.speed.drawing(job.loras, apart=cached or not roomy(loaded, job)),
         schedule_of(loaded, changes),
     ):
         yield
+
+
+def roomy(loaded: Loaded, job: Job) -> bool:
+    """Whether guidance's passes may be one call: what a picture is decoded in is room for both, its tiles are not."""
+    request = job.request
+    return isinstance(request, Generate) and not job.plan(loaded.plan).tiles(request.width, request.height)
 
 
 @contextmanager

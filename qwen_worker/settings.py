@@ -63,6 +63,17 @@ class Prepared(StrEnum):
     OFF = "off"
 
 
+class Speedup(StrEnum):
+    """Ways of drawing faster that leave the pictures as they are, up to rounding."""
+
+    COMPILE = "compile"  # the transformer's block by torch.compile
+    ROTARY = "rotary"  # the rotary embedding without complex numbers, which no compiler fuses
+    QKV = "qkv"  # query, key and value of a stream in one product
+    GUIDANCE = "guidance"  # guidance's two passes in one call where the picture is small
+    ATTENTION = "attention"  # attention by cuDNN on the cards where it is the fastest
+    CHANNELS_LAST = "channels_last"  # the VAE's convolutions with a pixel's channels side by side
+
+
 class Role(StrEnum):
     """What a model is for; background_replacement is an edit."""
 
@@ -106,6 +117,14 @@ class Settings(PresetSettings):
         frozenset(Saving),
         description="exact savings that may be used: table, single_frame, conv2d, trim, comma-separated; or none",
     )
+    QWEN_SPEEDUPS: Annotated[frozenset[Speedup] | None, NoDecode] = Field(
+        None,
+        description="auto, or which of compile, rotary, qkv, guidance, attention, channels_last; or none",
+    )
+    QWEN_COMPILED_FOLDER: Path | None = Field(
+        None, description="where compiled blocks are kept across starts; qwen-image-compiled below HF_HOME"
+    )
+    QWEN_COMPILED_MB: float = Field(500, ge=0, description="disk for compiled blocks, in MB; 0 keeps none")
     QWEN_VRAM_GB: float | None = Field(None, gt=0, description="cap on the GPU memory that may be used, in GB (1e9)")
     QWEN_MODEL_ROOTS: Annotated[tuple[Path, ...], NoDecode] = Field(
         tuple(Path(root) for root in MODEL_ROOTS),
@@ -190,6 +209,11 @@ class Settings(PresetSettings):
         if not isinstance(value, str):
             return value
         return frozenset(part.strip() for part in value.split(",") if part.strip() not in ("", "none"))
+
+    @field_validator("QWEN_SPEEDUPS", mode="before")
+    @classmethod
+    def split_speedups(cls, value):
+        return None if value == "auto" else cls.split_list(value)
 
     @field_validator("QWEN_MODEL_ROOTS", mode="before")
     @classmethod

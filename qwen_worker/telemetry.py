@@ -120,6 +120,7 @@ def health(
                 "precision": one.plan.precision.value,
                 "plan": str(one.plan),
                 "weights_gb": round(one.plan.weights / GB, 3),
+                "speedups": {name.value: state for name, state in one.speed.states.items()},
                 "shared": list(one.shared),
                 "prepared": one.prepared,
                 "load_seconds": round(one.seconds, 3),

@@ -1,0 +1,537 @@
+"""Every speed-up against stock diffusers on the tiny checkpoint: passes of the transformer each, pictures together."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import traceback
+from contextlib import ExitStack
+
+import pytest
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
+from PIL import ImageChops
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qwen_worker import (
+    attention,
+    attention_order,
+    checkpoint,
+    compile_store,
+    fused_qkv,
+    guidance,
+    placement,
+    rotary,
+    single_frame,
+    speedups,
+    step_cache,
+)
+from qwen_worker.adapters import Adapters
+from qwen_worker.components import load_component
+from qwen_worker.machine import Gpu, Machine, read_machine
+from qwen_worker.pipelines import as_model
+from qwen_worker.settings import Precision, Saving, Settings, Speedup
+
+from .conftest import ROOT, picture_of, posted
+from .lora_files import matrices, write
+from .test_adapters import use
+from .test_savings import DTYPES, pipeline, plan_for
+
+# What a pass reads: the picture, and in an edit the picture it starts from; text of two lengths.
+SHAPES = {"generate": [(1, 8, 6)], "edit": [(1, 8, 6), (1, 10, 10)]}
+# The largest difference from stock's pass, of its largest number. In bfloat16 stock's own differs from the exact one by
+# as much: a rounding is 0.004 and there are dozens in a block.
+TOLERANCE = {"fp32": 2e-6, "bf16": 0.02}
+QKV_TOLERANCE = {"fp32": 2e-6, "bf16": 0.02}
+VAE_TOLERANCE = {"fp32": 1e-5, "bf16": 0.02}
+CASES = pytest.mark.parametrize(("task", "precision", "batch"), list(itertools.product(SHAPES, DTYPES, (1, 2))))
+
+
+@functools.cache
+def transformer_of(task, precision):
+    """Stock's, to be left as it is."""
+    folder = ROOT / "models/tiny-qwen-image" / task / "transformer"
+    return QwenImageTransformer2DModel.from_pretrained(folder, dtype=DTYPES[precision])
+
+
+def pass_of(transformer, task, batch, tokens=9, seed=0, timestep=0.5, **changes):
+    """What the transformer makes of noise and of text of which one row ends early, if there are two."""
+    generator, shapes = torch.Generator().manual_seed(seed), SHAPES[task]
+    length = sum(frames * rows * columns for frames, rows, columns in shapes)
+    mask = torch.ones(batch, tokens, dtype=torch.long)
+    mask[1:, -3:] = 0
+    given = {
+        "hidden_states": torch.randn(batch, length, 64, generator=generator).to(transformer.dtype),
+        "encoder_hidden_states": torch.randn(batch, tokens, 128, generator=generator).to(transformer.dtype),
+        "encoder_hidden_states_mask": mask if batch > 1 else None,
+        "timestep": torch.full((batch,), timestep).to(transformer.dtype),
+        "img_shapes": [shapes] * batch,
+        "attention_kwargs": {},
+        "return_dict": False,
+    }
+    with torch.no_grad():
+        return transformer(**given | changes)[0].float()
+
+
+@pytest.fixture(scope="module")
+def built():
+    """built(task, precision, *asked): what the worker builds with these speed-ups, its pipeline and the speed-ups."""
+
+    @functools.cache
+    def build(task, precision, *asked, savings=frozenset(Saving), table=False):
+        folder = ROOT / "models/tiny-qwen-image" / task
+        pipe, rows = pipeline(Settings, folder, precision, savings, table=table)
+        plan = plan_for(folder, precision, savings, table=table)
+        speed = speedups.apply(pipe, plan, Settings(QWEN_SPEEDUPS=frozenset(asked)), read_machine(), rows)
+        assert all(speed.has(one) for one in asked), speed.states
+        return pipe, speed
+
+    return build
+
+
+def difference(transformer, task, precision, batch, **inputs):
+    """The largest from stock's pass, of its largest number."""
+    theirs = pass_of(transformer_of(task, precision), task, batch, **inputs)
+    return ((pass_of(transformer, task, batch, **inputs) - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@CASES
+def test_the_real_rotary_embedding_is_bit_equal(built, task, precision, batch):
+    pipe, _ = built(task, precision, Speedup.ROTARY)
+    assert difference(pipe.transformer, task, precision, batch) == 0
+
+
+def test_the_real_rotary_embedding_turns_as_complex_numbers_do():
+    """A CPU contracts the last few products of a row to fused multiply-adds: a unit in the last place of float32."""
+    x = torch.randn(2, 7, 3, 8, generator=torch.Generator().manual_seed(0))
+    frequencies = torch.polar(torch.ones(7, 4), torch.arange(28.0).view(7, 4))
+    angles = rotary.table(frequencies)
+    for dtype, tolerance in ((torch.float32, 5e-7), (torch.bfloat16, 0)):
+        theirs = apply_rotary_emb_qwen(x.to(dtype), frequencies, use_real=False)
+        assert (rotary.rotate(x.to(dtype), angles) - theirs).abs().max() <= tolerance
+    assert not any(one.is_complex() for one in angles)
+
+
+def start(folder, precision, batch):
+    """A worker process's start with compiled blocks, its temporary folder empty: what it says, and C++ compilations."""
+    shutil.rmtree(folder / "tmp", ignore_errors=True)
+    (folder / "tmp").mkdir()
+    compiler, calls = folder / "g++", folder / "calls"
+    calls.write_text("")
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nexec g++ "$@" -O0\n')  # kernels of these sizes: no gain
+    compiler.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR")}
+    environment |= {"CXX": str(compiler), "TMPDIR": str(folder / "tmp")}
+    command = [sys.executable, "-m", "tests.compiled_start", str(folder / "kept"), precision, str(batch)]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    compiled = [line for line in calls.read_text().splitlines() if ".main.cpp" in line and " -E " not in line]
+    return json.loads(ended.stdout.splitlines()[-1]) | {"c++": len(compiled), "output": ended.stdout}
+
+
+@pytest.fixture(scope="module")
+def first_start(tmp_path_factory):
+    if not shutil.which("g++"):
+        pytest.skip("there is no C++ compiler, which torch.compile needs on a CPU")
+    folder = tmp_path_factory.mktemp("compiled")
+    return folder, start(folder, "fp32", 1)
+
+
+def test_compiled_blocks_agree_with_stock(first_start):
+    """One graph for both tasks and all sizes; a second for more than one picture."""
+    folder, first = first_start
+    assert first["speedups"] == {"generate": "compile, rotary", "edit": "compile, rotary"}
+    assert first["graphs"] == 1 and len(first["differences"]) == 4
+    assert max(first["differences"].values()) < TOLERANCE["fp32"]
+    in_bf16 = start(folder, "bf16", 2)
+    assert in_bf16["graphs"] == 2 and max(in_bf16["differences"].values()) < TOLERANCE["bf16"]
+    assert not (folder / "tmp/torchinductor_root/fxgraph").exists()  # torch compiles where the worker keeps it
+
+
+def test_a_second_start_compiles_nothing(first_start):
+    folder, first = first_start
+    assert first["compiled"] == 1 and first["found"] == 0 and first["c++"] > 0
+    second = start(folder, "fp32", 1)
+    assert second["compiled"] == 0 and second["found"] == 1 and second["c++"] == 0
+    assert second["differences"] == first["differences"] and "of compiled blocks are in" not in second["output"]
+
+
+def opened_store(folder, name, limit=compile_store.MB):
+    store = compile_store.CompileStore(folder / "kept", limit, "card", folder / name)
+    store.open()
+    return store
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """What an earlier start has kept, and where."""
+    monkeypatch.delenv(compile_store.VARIABLE, raising=False)
+    store = opened_store(tmp_path, "first")
+    assert os.environ[compile_store.VARIABLE] == str(tmp_path / "first")
+    (tmp_path / "first/ab").mkdir(parents=True)
+    (tmp_path / "first/ab/kernel.so").write_bytes(b"code")
+    (tmp_path / "first/locks").mkdir()
+    (tmp_path / "first/locks/lock").touch()
+    store.save()
+    monkeypatch.delenv(compile_store.VARIABLE)
+    return store.file
+
+
+def test_what_was_compiled_is_there_at_the_next_start(tmp_path, kept, capsys):
+    store = opened_store(tmp_path, "second")
+    assert (tmp_path / "second/ab/kernel.so").read_bytes() == b"code" and not (tmp_path / "second/locks").exists()
+    before = kept.stat().st_mtime_ns
+    store.save()
+    assert kept.stat().st_mtime_ns == before  # nothing new
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("tmp")] == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[:-1], "damaged"),
+        (lambda data: data[:-5] + b"wrong", "damaged"),
+        (lambda data: b"PK\x03\x04" + data, "no file of compiled blocks"),
+        (lambda data: b"", "no file of compiled blocks"),
+        (lambda data: data + bytes(2 * compile_store.MB), "larger than QWEN_COMPILED_MB"),
+    ],
+)
+def test_a_file_that_is_not_as_it_was_written_is_ignored(tmp_path, kept, capsys, damage, words):
+    kept.write_bytes(damage(kept.read_bytes()))
+    capsys.readouterr()
+    store = opened_store(tmp_path, "second")
+    assert words in capsys.readouterr().out and not (tmp_path / "second").exists()
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second/anew").write_bytes(b"code")
+    store.save()
+    assert compile_store.verified(kept, compile_store.MB)
+
+
+def test_the_files_of_all_cards_stay_below_the_bound(tmp_path, kept, monkeypatch, capsys):
+    (kept.parent / "older.compiled").write_bytes(bytes(800_000))
+    (kept.parent / "newer.compiled").write_bytes(bytes(500_000))
+    os.utime(kept.parent / "older.compiled", (1, 1))
+    store = opened_store(tmp_path, "second")
+    (tmp_path / "second/more").write_bytes(os.urandom(400_000))
+    store.save()
+    assert {path.name for path in kept.parent.iterdir()} == {"card.compiled", "newer.compiled"}
+    (tmp_path / "second/too-much").write_bytes(os.urandom(2_000_000))
+    before = kept.read_bytes()
+    store.save()
+    assert kept.read_bytes() == before and "more than QWEN_COMPILED_MB" in capsys.readouterr().out
+    monkeypatch.delenv(compile_store.VARIABLE)
+    opened_store(tmp_path, "third", limit=0).save()
+    assert not (tmp_path / "third").exists() and compile_store.VARIABLE not in os.environ
+
+
+def test_a_folder_of_torch_s_own_is_left_to_it(tmp_path, kept, monkeypatch):
+    monkeypatch.setenv(compile_store.VARIABLE, "/elsewhere")
+    store = opened_store(tmp_path, "second")
+    assert os.environ[compile_store.VARIABLE] == "/elsewhere" and not (tmp_path / "second").exists()
+    store.save()
+
+
+@CASES
+def test_one_product_for_query_key_and_value(built, task, precision, batch):
+    pipe, _ = built(task, precision, Speedup.QKV)
+    assert difference(pipe.transformer, task, precision, batch) <= QKV_TOLERANCE[precision.value]
+
+
+def test_fused_weights_are_held_once(tiny):
+    """The layers' own weights are parts of the fused ones, and what stood there before is gone."""
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    before = storage(transformer)
+    stock_state = {name: value.clone() for name, value in transformer.state_dict().items()}
+    fused_qkv.fuse(transformer)
+    assert storage(transformer) == before
+    assert transformer.state_dict().keys() == stock_state.keys()
+    assert all(torch.equal(value, stock_state[name]) for name, value in transformer.state_dict().items())
+
+
+def storage(module):
+    """Bytes of all weights and buffers, each memory once."""
+    found = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in module.parameters()}
+    found |= {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in module.buffers()}
+    return sum(found.values())
+
+
+def test_a_lora_on_fused_layers_is_what_it_is_on_stock_s(tiny, tmp_path):
+    ours, theirs = (QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer") for _ in range(2))
+    attention.put(ours)
+    fused_qkv.fuse(ours)
+    file = tmp_path / "lora.safetensors"
+    write(file, matrices(theirs, ["transformer_blocks.0.attn.to_k", "transformer_blocks.1.attn.add_v_proj"]))
+    passes = {}
+    for name, transformer in (("ours", ours), ("theirs", theirs)):
+        with Adapters(transformer, None, torch.float32, "cpu", "tiny").applied([use(file)]):
+            passes[name] = pass_of(transformer, "generate", 1)
+    plain = pass_of(ours, "generate", 1)
+    assert (passes["ours"] - passes["theirs"]).abs().max() < 1e-5 < (passes["ours"] - plain).abs().max()
+
+
+def steps_of(transformer, task, batch, steps=3):
+    """What the pipelines' loop gets of the transformer: the passes of guidance over the same latents, step by step."""
+    generator, found = torch.Generator().manual_seed(3), []
+    texts = [torch.randn(batch, tokens, 128, generator=generator).to(transformer.dtype) for tokens in (12, 7)]
+    masks = [None, torch.ones(batch, 7, dtype=torch.long) if batch > 1 else None]
+    if batch > 1:
+        masks[1][1, -2:] = 0
+    length = sum(frames * rows * columns for frames, rows, columns in SHAPES[task])
+    for step in range(steps):
+        latents = torch.randn(batch, length, 64, generator=generator).to(transformer.dtype)
+        for text, mask in zip(texts, masks, strict=True):
+            found.append(
+                pass_of(
+                    transformer, task, batch, timestep=1 - step / 4, hidden_states=latents, guidance=None,
+                    encoder_hidden_states=text, encoder_hidden_states_mask=mask,
+                )
+            )  # fmt: skip
+    return torch.stack(found)
+
+
+@CASES
+def test_both_passes_of_guidance_in_one(built, task, precision, batch):
+    pipe, _ = built(task, precision)
+    theirs = steps_of(transformer_of(task, precision), task, batch)
+    with guidance.together(pipe.transformer) as pairs:
+        ours = steps_of(pipe.transformer, task, batch)
+    assert pairs.shared == 2  # the first step finds the second prompt
+    assert ((ours - theirs).abs().max() / theirs.abs().max()).item() < TOLERANCE[precision.value]
+    assert torch.equal(steps_of(pipe.transformer, task, batch), theirs)  # nothing is left of it
+
+
+def test_a_large_picture_s_passes_stay_apart(built, monkeypatch):
+    monkeypatch.setattr(guidance, "FILLS", 48)  # what a pass of these tests has
+    pipe, _ = built("generate", Precision.FP32)
+    with guidance.together(pipe.transformer) as pairs:
+        ours = steps_of(pipe.transformer, "generate", 1)
+    assert pairs.shared == 0
+    assert torch.equal(ours, steps_of(transformer_of("generate", Precision.FP32), "generate", 1))
+
+
+def test_a_pass_that_is_not_the_expected_one_is_computed(built):
+    """Without guidance from here on, or with another prompt: nothing that was computed ahead is taken for it."""
+    pipe, _ = built("generate", Precision.FP32)
+    with guidance.together(pipe.transformer) as pairs:
+        steps_of(pipe.transformer, "generate", 1, steps=2)
+        assert pairs.shared == 1
+        pairs.answer = (torch.zeros(1), torch.zeros(1)), torch.full((1, 48, 64), torch.nan)
+        ours = [pass_of(pipe.transformer, "generate", 1, seed=seed, guidance=None) for seed in (5, 6)]
+    theirs = [pass_of(transformer_of("generate", Precision.FP32), "generate", 1, seed=seed) for seed in (5, 6)]
+    assert all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.parametrize(("precision", "batch"), list(itertools.product(DTYPES, (1, 2))))
+def test_the_vae_with_channels_last(tiny, precision, batch):
+    plain, last = (AutoencoderKLQwenImage.from_pretrained(tiny / "generate/vae", dtype=DTYPES[precision]) for _ in "ab")
+    for vae in (plain, last):
+        single_frame.without_cache(vae)
+        single_frame.as_2d(vae)
+    single_frame.channels_last(last)
+    generator = torch.Generator().manual_seed(0)
+    pixels = (torch.rand(batch, 3, 1, 128, 96, generator=generator) * 2 - 1).to(plain.dtype)
+    with torch.no_grad():
+        latents, ours = (vae.encode(pixels).latent_dist.mean.float() for vae in (plain, last))
+        assert (ours - latents).abs().max() <= VAE_TOLERANCE[precision.value] * latents.abs().max()
+        decoded, ours = (vae.decode(latents.to(vae.dtype)).sample.float() for vae in (plain, last))
+        assert (ours - decoded).abs().max() <= VAE_TOLERANCE[precision.value]
+    weights = [one.weight for one in last.modules() if isinstance(one, single_frame.SingleFrameConv)]
+    assert all(one[:, :, 0].is_contiguous(memory_format=torch.channels_last) for one in weights)
+
+
+def test_cudnn_s_attention_is_asked_first_and_the_others_stay(built):
+    before = torch._C._get_sdp_priority_order()
+    theirs = pass_of(transformer_of("generate", Precision.BF16), "generate", 2)
+    pipe, _ = built("generate", Precision.BF16)
+    with attention_order.cudnn_first():
+        assert torch._C._get_sdp_priority_order()[:4] == [3, 1, 2, 0]  # cuDNN, Flash, memory-efficient, plain
+        assert torch.equal(pass_of(pipe.transformer, "generate", 2), theirs)
+    assert torch._C._get_sdp_priority_order() == before
+
+
+class HostReads(TorchDispatchMode):
+    """Notes where the host waits for a number of the device: `.item()`, `bool()`, `.tolist()` of a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.stepping = [], False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.stepping and func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.found.append("".join(traceback.format_stack(limit=8)))
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_no_step_waits_for_the_device(tiny, cached):
+    pipe, table = pipeline(Settings, tiny / "generate", Precision.BF16, frozenset(Saving), table=True)
+    table.knows = lambda timestep: True  # as on a card: on a CPU it may look
+    with HostReads() as reads, table.watching(pipe.scheduler, torch.bfloat16), ExitStack() as stack:
+        if cached:
+            stack.enter_context(step_cache.predicting(pipe.transformer, 10))
+        else:
+            stack.enter_context(guidance.together(pipe.transformer))
+
+        def after_step(_pipe, step, _timestep, tensors):
+            reads.stepping = step < 9
+            return tensors
+
+        pipe("a red circle", negative_prompt=" ", true_cfg_scale=4.0, width=256, height=256, num_inference_steps=10,
+             output_type="latent", callback_on_step_end=after_step)  # fmt: skip
+    assert reads.found == []
+
+
+def on_card(capability, *asked, **changes):
+    """States of the speed-ups that are asked for, all by name if none is, on a card."""
+    gpu = Gpu("a card", capability, 80_000_000_000, 80_000_000_000)
+    found = placement.plan([as_model(checkpoint.known("Qwen/Qwen-Image"), [])], Machine(gpu, 200 * 10**9, 200 * 10**9))
+    plan = dataclasses.replace(found, **changes)
+    return speedups.decide(plan, frozenset(asked) if asked else None, capability)
+
+
+def test_a_card_has_by_itself_what_pays_and_a_cpu_nothing(settings, tiny):
+    states = on_card((9, 0))
+    auto = {one for one, state in states.items() if state == "on"}
+    assert auto == {Speedup.COMPILE, Speedup.ROTARY, Speedup.GUIDANCE, Speedup.ATTENTION}
+    assert "measured" in states[Speedup.QKV] and "measured" in states[Speedup.CHANNELS_LAST]
+    assert "torch's own order" in on_card((8, 9))[Speedup.ATTENTION]
+    on_cpu = speedups.decide(plan_for(tiny / "generate", Precision.FP32, frozenset(Saving)), None, None)
+    assert len(on_cpu) == len(Speedup) and all("bit-equal" in state for state in on_cpu.values())
+
+
+@pytest.mark.parametrize(
+    ("one", "changes", "why"),
+    [
+        (Speedup.QKV, {"swapped": True}, "take turns"),
+        (Speedup.QKV, {"precision": Precision.FP8}, "fp8"),
+        (Speedup.CHANNELS_LAST, {"savings": frozenset()}, "conv2d"),
+    ],
+)
+def test_what_a_plan_cannot_have_is_off_with_a_reason(one, changes, why):
+    assert on_card((9, 0), one)[one] == "on"
+    states = on_card((9, 0), one, **changes)
+    assert why in states[one] and states[Speedup.GUIDANCE] == "not in QWEN_SPEEDUPS"
+
+
+def test_jobs_say_so_and_draw_with_all_that_a_cpu_can_have(cold_worker, capsys):
+    """Without compiling, which has its own tests: a picture of each task, and the stock one's within a rounding."""
+    names = "rotary,qkv,guidance,channels_last"
+    worker, plain = cold_worker(QWEN_SPEEDUPS=names, QWEN_PRECISION="fp32"), cold_worker(QWEN_PRECISION="fp32")
+    job = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 4, "seed": 3}
+    ours, theirs = (picture_of(posted(one, **job)["output"]["image"]) for one in (worker, plain))
+    furthest = max(high for _, high in ImageChops.difference(ours, theirs).getextrema())
+    assert furthest <= 1  # of 255
+    assert "speed-ups: rotary, qkv, guidance, channels_last" in capsys.readouterr().out
+    (model,) = posted(worker, task="health")["output"]["models"]
+    assert model["speedups"]["guidance"] == "on" and model["speedups"]["compile"] == "not in QWEN_SPEEDUPS"
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """traced(transformer): its blocks compiled by torch's tracer alone, of which the kernels are its own; `.calls`."""
+    import torch._dynamo
+
+    from qwen_worker import compiled
+
+    torch._dynamo.reset()
+    counts = {"graphs": 0, "calls": 0}
+
+    def backend(graph, inputs):
+        counts["graphs"] += 1
+
+        def call(*arguments):
+            counts["calls"] += 1
+            return graph(*arguments)
+
+        return call
+
+    def of(transformer, backend=backend, limit=compiled.GRAPHS):
+        def compile_block(kind):
+            return torch.compile(kind.forward, fullgraph=True, dynamic=True, backend=backend, recompile_limit=limit)
+
+        monkeypatch.setattr(compiled, "compiled", compile_block)
+        told = []
+        return compiled.CompiledBlocks(transformer, told.append), counts, told
+
+    yield of
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8, Precision.NF4])
+def test_quantized_blocks_are_one_graph(tiny, traced, precision):
+    plan = plan_for(tiny / "generate", precision, frozenset(Saving))
+    found = checkpoint.inspect(tiny / "generate")
+    transformer = load_component(found, "transformer", ["diffusers", "QwenImageTransformer2DModel"], plan)
+    theirs = [pass_of(transformer, "generate", 1, tokens=tokens) for tokens in (9, 14)]
+    blocks, counts, told = traced(transformer)
+    assert all(map(torch.equal, theirs, (pass_of(transformer, "generate", 1, tokens=tokens) for tokens in (9, 14))))
+    assert counts == {"graphs": 1, "calls": 2 * len(transformer.transformer_blocks)} and not told
+
+
+def test_what_does_not_compile_is_drawn_as_before(tiny, traced):
+    def broken(graph, inputs):
+        raise RuntimeError("no such instruction")
+
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    _, _, told = traced(transformer, broken)
+    for _ in range(2):
+        theirs = pass_of(transformer_of("generate", Precision.FP32), "generate", 1)
+        assert torch.equal(pass_of(transformer, "generate", 1), theirs)
+    assert len(told) == 1 and "no such instruction" in told[0]
+
+
+def test_more_graphs_than_are_kept_are_drawn_as_before(tiny, traced):
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    _, counts, told = traced(transformer, limit=1)
+    for batch in (1, 2, 1):
+        theirs = pass_of(transformer_of("generate", Precision.FP32), "generate", batch)
+        assert torch.equal(pass_of(transformer, "generate", batch), theirs)
+    assert counts["graphs"] == 1 and len(told) == 1
+
+
+def test_a_job_s_own_lora_is_drawn_uncompiled_and_the_endpoint_s_compiled(tiny, traced, tmp_path):
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    names = [f"transformer_blocks.{number}.attn.to_k" for number in range(len(transformer.transformer_blocks))]
+    write(tmp_path / "lora.safetensors", matrices(transformer, names))
+    adapters = Adapters(transformer, None, torch.float32, "cpu", "tiny")
+    blocks, counts, _ = traced(transformer)
+    speed, calls = speedups.Speed({}, transformer, blocks), []
+    drawn_by = {}
+    for own in (False, True, False):
+        lora = dataclasses.replace(use(tmp_path / "lora.safetensors"), own=own)
+        with adapters.applied([lora]), speed.drawing([lora]):
+            drawn_by[own] = pass_of(transformer, "generate", 1)
+        calls.append(counts["calls"])
+    assert calls == [0, len(names), len(names)] and counts["graphs"] == 1
+    assert torch.equal(drawn_by[True], drawn_by[False])
+    with speed.drawing([]):
+        plain = pass_of(transformer, "generate", 1)
+    assert counts == {"graphs": 2, "calls": 2 * len(names)}
+    assert torch.equal(plain, pass_of(transformer_of("generate", Precision.FP32), "generate", 1))
+
+
+def test_step_caches_skip_compiled_blocks_and_take_no_shared_passes(tiny, traced):
+    """Their histories are one for each of guidance's passes; what they compute, they compute compiled."""
+    pipe, _ = pipeline(Settings, tiny / "generate", Precision.FP32, frozenset(Saving))
+    call = {"prompt": "a red circle", "negative_prompt": " ", "true_cfg_scale": 4.0, "width": 256, "height": 256}
+    call |= {"num_inference_steps": 10, "output_type": "latent"}
+
+    def drawn_cached():
+        with step_cache.predicting(pipe.transformer, 10):
+            return pipe(**call, generator=torch.Generator().manual_seed(1)).images
+
+    theirs = drawn_cached()
+    blocks, counts, told = traced(pipe.transformer)
+    speed = speedups.Speed({Speedup.GUIDANCE: "on"}, pipe.transformer, blocks)
+    with speed.drawing([], apart=True):
+        assert "forward" not in vars(pipe.transformer)
+        ours = drawn_cached()
+    assert (ours - theirs).abs().max() < 1e-4 and not told
+    assert 0 < counts["calls"] < 20 * len(pipe.transformer.transformer_blocks)
+    with speed.drawing([]):
+        assert "forward" in vars(pipe.transformer)
