@@ -33,7 +33,7 @@ TOKEN = "hf_image-test-secret-token"
 TINY = ROOT / "models/tiny-qwen-image"
 FREE_GB = {"overlay": 40, "vfs": 120}  # disk that a run may need for a while
 SMALL = {"width": 256, "height": 256, "num_inference_steps": 4, "seed": 7}
-BUILD_TOOLS = ("usr/bin/gcc", "usr/bin/cc", "usr/bin/make", "usr/bin/git")
+BUILD_TOOLS = ("usr/bin/g++", "usr/bin/make", "usr/bin/git")  # Triton needs gcc when blocks are compiled
 
 
 def main(options) -> None:
