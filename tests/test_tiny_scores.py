@@ -14,12 +14,12 @@ pytest.importorskip("diffusers")
 evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
 
 HERE = Path(evaluate.__file__).parent
-PROMPTS, STEPS = 24, 12
-EDITS, EDIT_STEPS = 3, 8
-LEAST = {"colour": 95, "background": 95, "position": 95, "size": 90, "shape": 70, "all": 70}  # per cent
-EDIT_LEAST = 60
+PROMPTS, STEPS = 48, 12
+EDITS, EDIT_STEPS = 4, 8
+LEAST = {"colour": 97, "background": 97, "position": 97, "size": 97, "shape": 85, "all": 85}  # per cent
+EDIT_LEAST = 75
 MARGIN = 20  # points by which a break must show
-GUIDANCE_MARGIN = 5
+COLOUR_MARGIN = 4  # as guidance is worth in colours, which are never drawn wrong but by a wrong caption
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +48,21 @@ def test_a_broken_pipeline_is_noticed(tasks, whole, broken):
 
 
 def test_guidance_is_what_makes_up_for_wrong_captions(tasks, whole):
-    """The training captions are wrong one time in four: without guidance the pictures are too."""
-    assert score(tasks, guidance=1.0)["all"] <= whole["all"] - GUIDANCE_MARGIN
+    """Some of the captions of training are another picture's: without guidance some of the pictures are too."""
+    unguided = score(tasks, guidance=1.0)
+    assert unguided["colour"] <= whole["colour"] - COLOUR_MARGIN and unguided["all"] < whole["all"]
 
 
-def removals(broken=None):
-    tasks = [task for task in evaluate.edit_tasks(40, seed=11) if task.operation == "remove"][:EDITS]
+def edits(broken=None):
+    """One of each kind."""
+    first = {task.operation: task for task in reversed(evaluate.edit_tasks(40, seed=11))}
     pipeline = evaluate.load(HERE / "edit", broken=broken)
-    return evaluate.shares(evaluate.redraw(pipeline, tasks, EDIT_STEPS, 4.0))
+    return evaluate.shares(evaluate.redraw(pipeline, list(first.values())[:EDITS], EDIT_STEPS, 4.0))
 
 
-def test_the_subject_is_removed_and_the_background_kept():
-    assert removals()["all"] >= EDIT_LEAST
+def test_edits_change_what_they_are_told_and_keep_the_rest():
+    assert edits()["all"] >= EDIT_LEAST
 
 
-def test_an_edit_without_its_picture_is_noticed():
-    assert removals("no-image")["all"] < EDIT_LEAST
+def test_edits_without_their_picture_are_noticed():
+    assert edits("no-image")["all"] < EDIT_LEAST
