@@ -194,6 +194,9 @@ def test_weights_that_do_not_fit_their_class_are_a_load_failure_without_a_path(c
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_attention_heads": 3}))
     reason, _ = stand_in(run(cold_worker(QWEN_IMAGE_MODEL=str(folder)), SMALL))
+    assert "in the shape 128x256 where its config asks for 96x256" in reason and str(tmp_path) not in reason
+    # What the libraries say of it themselves is for the log.
+    reason, _ = stand_in(run(cold_worker(QWEN_IMAGE_MODEL=str(folder), QWEN_LOAD_THREADS=0), SMALL))
     assert reason.endswith(" while loading generate/transformer; the worker's log has the rest")
     assert str(tmp_path) not in reason and "Traceback" in capsys.readouterr().out
 
