@@ -99,8 +99,13 @@ class CompileStore:
         """In one move, and the oldest files of other kinds out of the way."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.file.parent, delete=False) as temporary:
-            temporary.write(MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
-        os.replace(temporary.name, self.file)
+            try:
+                temporary.write(MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+                temporary.flush()
+                os.replace(temporary.name, self.file)
+            except OSError:  # a full disk: no part of a file stays there
+                os.unlink(temporary.name)
+                raise
         others = [path for path in self.file.parent.glob(f"*{SUFFIX}") if path != self.file]
         room = self.limit - self.file.stat().st_size
         for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):

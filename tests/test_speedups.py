@@ -229,6 +229,16 @@ def test_the_files_of_all_cards_stay_below_the_bound(tmp_path, kept, monkeypatch
     assert not (tmp_path / "third").exists() and compile_store.VARIABLE not in os.environ
 
 
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path, kept, capsys):
+    store = opened_store(tmp_path, "second")
+    (tmp_path / "second/more").write_bytes(b"code")
+    kept.unlink()
+    kept.mkdir()  # which no file can take the place of
+    store.save()
+    assert "what was compiled is not kept" in capsys.readouterr().out
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+
+
 def test_a_folder_of_torch_s_own_is_left_to_it(tmp_path, kept, monkeypatch):
     monkeypatch.setenv(compile_store.VARIABLE, "/elsewhere")
     store = opened_store(tmp_path, "second")
