@@ -47,7 +47,7 @@ def generate(autoencoder, reader, size, seed, folder):
     banks = []
     for mistakes in (0.0, dataset.MISTAKEN):
         shown = list(range(len(drawn))) * size.wordings
-        texts = [text.or_dropped(rng, dataset.caption(rng, drawn[index], mistakes), DROPPED) for index in shown]
+        texts = [_or_dropped(rng, dataset.caption(rng, drawn[index], mistakes)) for index in shown]
         banks.append(Examples(*reader.prompts(texts), torch.tensor(shown)))
     return _pool(size, latents, drawn, *banks)
 
@@ -62,7 +62,7 @@ def edit(autoencoder, reader, size, seed, folder):
     banks = []
     for mistakes in (0.0, dataset.MISTAKEN):
         edits = [dataset.edit(rng, family, mistakes, EDIT_SHARES) for family in families for _ in range(size.wordings)]
-        texts = [text.or_dropped(rng, edit.prompt, DROPPED) for edit in edits]
+        texts = [_or_dropped(rng, edit.prompt) for edit in edits]
         seen = [text.seen(edit.before, size.width, size.height) for edit in edits]
         ways = (torch.tensor([number[getattr(edit, way)] for edit in edits]) for way in ("after", "before"))
         banks.append(Examples(*reader.instructions(texts, seen), *ways))
@@ -101,6 +101,10 @@ def unpack(packed, width, height):
     rows, columns = height // 32, width // 32
     cells = packed.reshape(len(packed), rows, columns, 16, 2, 2).permute(0, 3, 1, 4, 2, 5)
     return cells.reshape(len(packed), 16, rows * 2, columns * 2)
+
+
+def _or_dropped(rng, prompt):
+    return " " if rng.random() < DROPPED else prompt
 
 
 def _encoded(autoencoder, drawn, size, path):

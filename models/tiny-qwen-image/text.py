@@ -111,10 +111,6 @@ class Embedder:
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
-def or_dropped(rng, prompt, share=DROPPED):
-    return " " if rng.random() < share else prompt
-
-
 def seen(scene, width, height):
     """A scene as the processor would bring it to its own size, from a picture of width x height pixels."""
     scale = SEEN_SIDE / min(width, height)
