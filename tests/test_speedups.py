@@ -44,8 +44,8 @@ from .test_savings import DTYPES, pipeline, plan_for
 
 # What a pass reads: the picture, and in an edit the picture it starts from; text of two lengths.
 SHAPES = {"generate": [(1, 8, 6)], "edit": [(1, 8, 6), (1, 10, 10)]}
-# The largest difference from stock's pass, of its largest number. In bfloat16 stock's own differs from the exact one by
-# as much: a rounding is 0.004 and there are dozens in a block.
+# How far a pass may be from stock's. In bfloat16 stock's own is 0.010 from the exact one, so two that are as good as
+# each other can be twice that apart.
 TOLERANCE = {"fp32": 2e-6, "bf16": 0.02}
 QKV_TOLERANCE = {"fp32": 2e-6, "bf16": 0.02}
 VAE_TOLERANCE = {"fp32": 1e-5, "bf16": 0.02}
@@ -95,9 +95,14 @@ def built():
 
 
 def difference(transformer, task, precision, batch, **inputs):
-    """The largest from stock's pass, of its largest number."""
+    """How far from stock's pass."""
     theirs = pass_of(transformer_of(task, precision), task, batch, **inputs)
-    return ((pass_of(transformer, task, batch, **inputs) - theirs).abs().max() / theirs.abs().max()).item()
+    return apart(pass_of(transformer, task, batch, **inputs), theirs)
+
+
+def apart(ours, theirs):
+    """The Euclidean distance as a share of `theirs`; a largest difference varies with the kind of CPU."""
+    return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 @CASES
@@ -311,7 +316,7 @@ def test_both_passes_of_guidance_in_one(built, task, precision, batch):
     with guidance.together(pipe.transformer) as pairs:
         ours = steps_of(pipe.transformer, task, batch)
     assert pairs.shared == 2  # the first step finds the second prompt
-    assert ((ours - theirs).abs().max() / theirs.abs().max()).item() < TOLERANCE[precision.value]
+    assert apart(ours, theirs) < TOLERANCE[precision.value]
     assert torch.equal(steps_of(pipe.transformer, task, batch), theirs)  # nothing is left of it
 
 
