@@ -33,13 +33,17 @@ from qwen_worker import (
 )
 from qwen_worker.adapters import Adapters
 from qwen_worker.components import load_component
+from qwen_worker.job import Job
 from qwen_worker.machine import Gpu, Machine, read_machine
+from qwen_worker.parsing import parse
 from qwen_worker.pipelines import as_model
+from qwen_worker.regime import regime
 from qwen_worker.settings import Precision, Saving, Settings, Speedup
 
 from .conftest import ROOT, picture_of, posted
 from .lora_files import matrices, write
 from .test_adapters import use
+from .test_placement import GENERATE, card
 from .test_savings import DTYPES, pipeline, plan_for
 
 # What a pass reads: the picture, and in an edit the picture it starts from; text of two lengths.
@@ -444,6 +448,24 @@ def test_jobs_say_so_and_draw_with_all_that_a_cpu_can_have(cold_worker, capsys):
     assert "speed-ups: rotary, qkv, guidance, channels_last" in capsys.readouterr().out
     (model,) = posted(worker, task="health")["output"]["models"]
     assert model["speedups"]["guidance"] == "on" and model["speedups"]["compile"] == "not in QWEN_SPEEDUPS"
+
+
+def test_guidance_s_passes_stay_two_where_a_picture_is_decoded_in_tiles(cold_worker):
+    """The room for both is what a picture is decoded in whole."""
+    worker = cold_worker(QWEN_SPEEDUPS="guidance")
+    posted(worker, prompt="a red circle", width=256, height=256, num_inference_steps=1)
+    loaded = worker.pipelines.loaded[worker.settings.QWEN_IMAGE_MODEL]
+    plan = placement.plan([GENERATE], card(80))
+    loaded = dataclasses.replace(loaded, plan=dataclasses.replace(plan, limit=plan.peak(512, 512)))
+
+    def in_one(**fields):
+        fields = {"task": "generate", "prompt": "a red circle", "width": 512, "height": 512} | fields
+        with regime(loaded, Job("one", parse(fields, "one"))):
+            return "forward" in vars(loaded.pipe.transformer)
+
+    assert in_one() and not in_one(width=768)
+    assert not in_one(preset="balanced")
+    assert not in_one(task="edit", image_url="https://example.com/a.png")
 
 
 @pytest.fixture
