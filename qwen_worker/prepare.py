@@ -10,10 +10,13 @@ wants is in its log and in `health`.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +41,22 @@ def main(arguments: list[str] | None = None) -> None:
             if found is None:
                 raise LoadError(f"{model} is not on this machine")
             folder = prepare(found, plan_of(found, options), options.output / prepared.FOLDER)
-        except (LoadError, OSError) as failure:
-            reason = failure.reason if isinstance(failure, LoadError) else failure.strerror or type(failure).__name__
-            sys.exit(f"{model} cannot be prepared. {reason}.")
+        except (LoadError, OSError, RuntimeError) as failure:
+            sys.exit(f"{model} cannot be prepared. {reason_of(failure)}.")
         print(f"{folder}: {size_of(folder) / GB:.2f} GB of {size_of(found.folder) / GB:.2f}", flush=True)
+
+
+def reason_of(failure: LoadError | OSError | RuntimeError) -> str:
+    """In a sentence. Raises the failure again where it is none of the machine's."""
+    if isinstance(failure, LoadError):
+        return failure.reason
+    if isinstance(failure, OSError):
+        return failure.strerror or type(failure).__name__
+    import torch
+
+    if not isinstance(failure, torch.OutOfMemoryError):
+        raise failure
+    return "Its transformer, which a card computes on, does not fit in this one's free memory; --device cpu needs none"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,10 +103,34 @@ def prepare(found: Checkpoint, plan: Plan, output: Path) -> Path:
     libraries.import_all(libraries.quantizers(plan.precision))
     layout = prepared.layout_of(plan)
     target = output / f"{found.name.replace('/', '--')}.{name_of(layout)}"
-    partial, old = output / f".{target.name}.partial", output / f".{target.name}.old"
+    output.mkdir(parents=True, exist_ok=True)
+    with alone(output):
+        return replaced(found, plan, target)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within, no other process prepares anything there. Raises `LoadError` where one does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it with the process
+    except BlockingIOError:
+        os.close(descriptor)
+        raise LoadError(f"Another process is preparing a checkpoint in {folder}") from None
+    except OSError:
+        pass  # a network volume without locks
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def replaced(found: Checkpoint, plan: Plan, target: Path) -> Path:
+    """Write the prepared checkpoint in the place of what is there."""
+    partial, old = target.parent / f".{target.name}.partial", target.parent / f".{target.name}.old"
     for left in (partial, old):  # by one that was killed
         shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir()
     try:
         manifest = write(found, plan, partial)
         (partial / prepared.MANIFEST).write_text(json.dumps(manifest, indent=1))

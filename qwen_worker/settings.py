@@ -98,8 +98,14 @@ def read_settings() -> "Settings":
     try:
         return Settings()
     except ValidationError as error:
-        problems = (f"{one['loc'][0]}: {one['msg']}, not {one['input']!r}" for one in error.errors())
-        raise Misconfigured("; ".join(problems)) from None
+        raise Misconfigured("; ".join(map(told, error.errors()))) from None
+
+
+def told(problem: dict) -> str:
+    """What pydantic found, in a line; without the value where that may be or hold a URL with credentials."""
+    place, value = ".".join(map(str, problem["loc"])), problem["input"]
+    hidden = place.partition(".")[0].endswith(("_LORA", "_LORAS")) and not isinstance(value, int | float)
+    return f"{place}: {problem['msg']}" + ("" if hidden else f", not {value!r}")
 
 
 class Settings(PresetSettings):

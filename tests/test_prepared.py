@@ -324,6 +324,31 @@ def test_what_cannot_be_prepared_is_refused(tiny, tmp_path, monkeypatch):
     assert not (tmp_path / "prepared").exists()
 
 
+def test_two_at_once_do_not_write_in_one_folder(tiny, tmp_path, root):
+    output = tmp_path / "prepared"
+    prepare.copy(root / "prepared", output)
+    before = {file: file.stat().st_mtime_ns for file in prepare.files_of(output)}
+    with prepare.alone(output), pytest.raises(SystemExit, match="Another process is preparing a checkpoint in"):
+        prepare.main([str(tiny / "generate"), "--output", str(tmp_path)])
+    assert {file: file.stat().st_mtime_ns for file in prepare.files_of(output)} == before
+    prepare.main([str(tiny / "generate"), "--output", str(tmp_path)])
+
+
+def test_a_card_that_is_too_small_is_told_in_words(tiny, tmp_path, monkeypatch):
+    def load(*_):
+        raise failure
+
+    monkeypatch.setattr("qwen_worker.components.load_component", load)
+    arguments = [str(tiny / "generate"), "--output", str(tmp_path)]
+    failure = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+    with pytest.raises(SystemExit, match="does not fit in this one's free memory; --device cpu needs none"):
+        prepare.main(arguments)
+    failure = RuntimeError("a fault of ours")
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        prepare.main(arguments)
+    assert not list((tmp_path / "prepared").iterdir())
+
+
 def test_one_that_was_cut_off_in_writing_is_no_prepared_checkpoint(tiny, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -90,7 +90,11 @@ def test_the_steps_of_a_few_step_lora_are_in_its_name_or_set(name, steps, expect
         ({"QWEN_PRESET": "turbo"}, "QWEN_PRESET: Input should be 'quality', 'balanced' or 'fast'"),
         ({"QWEN_FAST_STEPS": "0"}, "QWEN_FAST_STEPS: Input should be greater than or equal to 1"),
         ({"QWEN_LORAS": "style"}, "QWEN_LORAS: Value error, must be JSON such as"),
-        ({"QWEN_LORAS": '[{"scale": 1}]'}, "QWEN_LORAS: Field required"),
+        ({"QWEN_LORAS": '[{"scale": 1}]'}, "QWEN_LORAS.0.path: Field required"),
+        ({"QWEN_LORAS": '[{"path": "a/b", "skale": 1}]'}, "QWEN_LORAS.0.skale: Extra inputs are not permitted, not 1"),
+        ({"QWEN_LORAS": '[{"path": "https://me:secret@a.b/c"'}, "QWEN_LORAS: Value error, must be JSON such as"),
+        ({"QWEN_LORAS": '{"path": "https://me:secret@a.b/c"}'}, "QWEN_LORAS: Input should be a valid"),
+        ({"QWEN_IMAGE_FAST_LORA": "https://me:secret@a.b/c"}, "QWEN_IMAGE_FAST_LORA: Value error, must say its"),
     ],
 )
 def test_settings_that_cannot_be_used_end_the_start_by_their_name(monkeypatch, variables, words):
@@ -98,7 +102,7 @@ def test_settings_that_cannot_be_used_end_the_start_by_their_name(monkeypatch, v
         monkeypatch.setenv(name, value)
     with pytest.raises(Misconfigured) as caught:
         read_settings()
-    assert words in str(caught.value)
+    assert words in str(caught.value) and "secret" not in str(caught.value)
 
 
 # Which are served
