@@ -39,7 +39,7 @@ from qwen_worker.progress import Post, Progress, poster
 from qwen_worker.prompt_cache import PromptCache
 from qwen_worker.reply import Drawn
 from qwen_worker.request import SIDE_MULTIPLE, Debug, Drawing, Health, Request, require_served
-from qwen_worker.settings import Fallback, Misconfigured, ServerMode, Settings, read_settings
+from qwen_worker.settings import Fallback, Misconfigured, ServerMode, Settings, read_settings, unknown
 from qwen_worker.stream import stream
 
 SIDE_THREADS = 8  # that many jobs at once may have their pictures opened or sent
@@ -214,6 +214,8 @@ def main() -> None:
         settings = worker().settings
     except Misconfigured as error:
         sys.exit(f"A setting in the environment cannot be used. {error}")
+    for problem in unknown(os.environ):
+        telemetry.log_line(None, "WARN", problem)
     import runpod
 
     if settings.SERVER_MODE is ServerMode.LOCAL and "--rp_serve_api" not in sys.argv:

@@ -92,9 +92,12 @@ class Adapters:
         if not files:
             yield
             return
-        held = {use.file.key: self.held(use) for use in (*self.own, *uses)}
-        layers = self.layers_of(files)
+        held: dict[str, Weights] = {}
+        layers: dict[str, Any] = {}
         try:
+            for use in (*self.own, *uses):
+                held[use.file.key] = self.held(use)
+            layers = self.layers_of(files)
             for weights in held.values():
                 weights.bring(self.device)
             self.put(layers, scales)

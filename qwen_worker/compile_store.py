@@ -10,6 +10,7 @@ what is in it: whoever can write there can run code here, as with everything bel
 TORCHINDUCTOR_CACHE_DIR is set, torch keeps its folder there and nothing is packed. Imports torch inside functions.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -17,6 +18,7 @@ import os
 import platform
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 from . import telemetry
@@ -57,8 +59,14 @@ class CompileStore:
         except (OSError, ValueError) as error:
             telemetry.log_line(None, "WARN", f"{self.file} is ignored: {error}; blocks are compiled anew")
             return
+        try:
+            self.unpack(data)
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            telemetry.log_line(None, "WARN", f"{self.file} cannot be unpacked: {error}; blocks are compiled anew")
+
+    def unpack(self, data: bytes) -> None:
+        """Into the work folder, whole or not at all, beside workers that do the same."""
         self.work.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Whole or not at all, beside workers that do the same.
         with tempfile.TemporaryDirectory(dir=self.work.parent) as unpacked:
             tarfile.open(fileobj=io.BytesIO(data)).extractall(unpacked, filter="data")
             try:
@@ -67,6 +75,7 @@ class CompileStore:
                 return  # another worker was first
             os.mkdir(unpacked)  # for its own end
         self.packed = self.names()
+        telemetry.log_line(None, "INFO", f"{self.file} has blocks that an earlier start compiled")
 
     def save(self) -> None:
         """Keep what has been compiled since, if anything has. A file that cannot be written is no failure."""
@@ -92,7 +101,8 @@ class CompileStore:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=COMPRESSION) as archive:
             for name in sorted(names):
-                archive.add(self.work / name, name)
+                with contextlib.suppress(FileNotFoundError):  # torch's own temporary file
+                    archive.add(self.work / name, name)
         return buffer.getvalue()
 
     def write(self, data: bytes) -> None:

@@ -107,7 +107,7 @@ def download(
             if response.status_code != 200:
                 raise wanted.failed(f"was answered with HTTP status {response.status_code}")
             read_capped(response, wanted, ends, receive)
-            return dict(response.headers)
+            return response.headers
     except SSRFError as error:
         if isinstance(error.__cause__, socket.gaierror):
             raise wanted.failed("names a host that does not resolve") from None

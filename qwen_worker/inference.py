@@ -60,7 +60,7 @@ def draw(
         pictures, steps = [], 0
         try:
             with (
-                regime(loaded, job),
+                regime(loaded, job, tiles),
                 vae_tiles(loaded.pipe.vae, tiles),
                 prompts.around(loaded.pipe, job.require_running),
             ):

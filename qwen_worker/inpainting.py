@@ -96,5 +96,9 @@ def tail(pipe: Any, request: Edit) -> list[float]:
     if not schedule:
         steps = request.num_inference_steps
         schedule = [1 - k * (1 - 1 / steps) / max(1, steps - 1) for k in range(steps)]
-    kept = math.ceil(len(schedule) * request.strength - 1e-9)
-    return list(schedule[len(schedule) - max(1, kept) :])
+    return list(schedule[len(schedule) - steps_of(len(schedule), request.strength) :])
+
+
+def steps_of(whole: int, strength: float) -> int:
+    """How many of a schedule's steps are drawn."""
+    return max(1, math.ceil(whole * strength - 1e-9))

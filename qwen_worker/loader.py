@@ -67,7 +67,8 @@ class Loader:
         if not known:
             name, seconds = loaded.checkpoint.name, loaded.seconds
             where = ", ".join(f"{stage} {spent:.2f}" for stage, spent in loaded.stages.items())
-            facts = f"{loaded.plan}; speed-ups: {loaded.speed}"
+            own = ", ".join(f"{use.label} at {use.scale:g}" for use in loaded.adapters.own)
+            facts = f"{loaded.plan}; speed-ups: {loaded.speed}" + (f"; LoRAs: {own}" if own else "")
             telemetry.log_line(None, "INFO", f"{name} loaded in {seconds:.1f} s: {facts}")
             telemetry.log_line(None, "INFO", f"{name} seconds: {where}; prepared: {loaded.prepared}")
         return loaded

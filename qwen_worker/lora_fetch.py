@@ -17,7 +17,7 @@ from .fetch import Wanted, download, is_url, require_url, within
 from .lora_sources import HubFile, below, hub_file, only_lora
 from .lora_store import Incoming, Known, LoraStore, Unwritable
 from .side_thread import SideThreads
-from .tensor_file import START_BYTES, require_start
+from .tensor_file import START_BYTES, TensorFile, require_start
 
 MAX_FETCHES = 4
 REASK_SECONDS = 300
@@ -35,7 +35,7 @@ class LoraFetcher:
         self.guard, self.locks = threading.Lock(), {}
         self.asked: dict[str, tuple[float, Known]] = {}  # by name: when it was last asked for, and what it led to
 
-    def find(self, text: str, wanted: Wanted, roots: Iterable[Path], cancelled: threading.Event | None = None) -> Found:
+    def find(self, text: str, wanted: Wanted, roots: Sequence[Path], cancelled: threading.Event | None = None) -> Found:
         """The file that a LoRA's path names; `roots`: where it may lie on this disk.
 
         Raises `invalid_input` or `lora_fetch_failed`, or `Cancelled` within a moment once `cancelled` is set.
@@ -47,7 +47,8 @@ class LoraFetcher:
             return self.fetched(text, lambda: self.from_url(text, wanted), wanted, cancelled)
         named = hub_file(text)
         if named is None:
-            raise InvalidInput(f"{wanted.label} names no file in the endpoint's folder of LoRAs")
+            where = "in the endpoint's folders of LoRAs" if roots else "on this worker"
+            raise InvalidInput(f"{wanted.label} names no file {where}")
         if file := in_cache(named, (*self.hub_roots, hub.cache_folder())):
             return local(file, wanted)
         return self.fetched(text, lambda: self.from_hub(text, named, wanted), wanted, cancelled)
@@ -70,7 +71,8 @@ class LoraFetcher:
             known = within(self.seconds, once, wanted, self.threads, cancelled)
         except Unwritable:
             raise wanted.failed("has no room on the worker's disk") from None
-        return self.store.use(name, known), known.sha256
+        file, _ = local(self.store.use(name, known), wanted)  # the endpoint's own may be larger than a job's
+        return file, known.sha256
 
     def lock_of(self, name: str) -> threading.Lock:
         with self.guard:
@@ -89,6 +91,8 @@ class LoraFetcher:
             if answer is None:
                 return known
             checked.end()
+            incoming.stream.flush()
+            TensorFile(Path(incoming.stream.name), wanted.label)  # one that was cut short is not kept, nor its ETag
         return Known(incoming.sha256, answer.get("ETag", ""))
 
     def from_hub(self, name: str, named: HubFile, wanted: Wanted) -> Known:

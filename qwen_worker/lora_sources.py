@@ -11,6 +11,7 @@ from pathlib import Path
 from .fetch import is_url
 
 MAX_CHARACTERS = 2048
+NAME_BYTES = 255  # of a file's or a folder's name, on any disk
 SUFFIX = ".safetensors"
 STANDARD_NAME = "pytorch_lora_weights.safetensors"  # of diffusers' trainers, beside checkpoints of the training
 RULE = (
@@ -40,7 +41,23 @@ def hub_file(text: str) -> HubFile | None:
     parts = (found["file"] or "").split("/")
     if any(part in (".", "..") for part in parts) or ("" in parts and found["file"]):
         return None
+    if max(map(len, map(str.encode, (found["revision"] or "", *parts)))) > NAME_BYTES or not is_repository(
+        found["hub_id"]
+    ):
+        return None
     return HubFile(found["hub_id"], found["revision"] or "", found["file"] or "")
+
+
+def is_repository(hub_id: str) -> bool:
+    """By the hub's own rules."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(hub_id)
+    except HFValidationError:
+        return False
+    return True
 
 
 def is_source(text: str) -> bool:

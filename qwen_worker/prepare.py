@@ -39,11 +39,11 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             found = checkpoints.find(model, roots)
             if found is None:
-                raise LoadError(f"{model} is not on this machine")
+                raise LoadError("It is not below QWEN_MODEL_ROOTS, nor in the hub's cache: download it first")
             folder = prepare(found, plan_of(found, options), options.output / prepared.FOLDER)
         except (LoadError, OSError, RuntimeError) as failure:
             sys.exit(f"{model} cannot be prepared. {reason_of(failure)}.")
-        print(f"{folder}: {size_of(folder) / GB:.2f} GB of {size_of(found.folder) / GB:.2f}", flush=True)
+        print(f"{folder}: {size_of(folder) / GB:.2f} GB, from {size_of(found.folder) / GB:.2f} GB", flush=True)
 
 
 def reason_of(failure: LoadError | OSError | RuntimeError) -> str:
@@ -97,6 +97,8 @@ def plan_of(found: Checkpoint, options: argparse.Namespace) -> Plan:
 
 def prepare(found: Checkpoint, plan: Plan, output: Path) -> Path:
     """Write the prepared checkpoint below `output`, whole or not at all; returns its folder."""
+    if output.resolve().is_relative_to(found.folder.resolve()):
+        raise LoadError("--output lies in its own folder, and what is written there would change it")
     (model,) = plan.models
     rows = model.parts["modulation_outputs"] * 2 * TIMESTEPS if plan.table else 0
     require_disk(plan.transformer(model) + plan.text(model) + plan.vae(model) + rows, output)

@@ -94,11 +94,12 @@ def why_not(manifest: dict, found: Checkpoint, plan: Plan, gpu: Gpu | None, allo
         return f"its format is {manifest['format']}, not {FORMAT}"
     if found.folder and sample_of(found.folder) != manifest["sample"]:
         return "the weights of its source have changed since"
-    for name, value in asdict(wanted).items():
-        have = getattr(layout, name)
-        # More of the text encoder than is wanted is not read.
-        if have != value and not (name in ("head", "vision") and have):
-            return f"it was made for {name} {have}, where the plan is for {value}"
+    have, want = asdict(layout), asdict(wanted)
+    # More of the text encoder than is wanted is not read.
+    differ = [name for name in want if have[name] != want[name] and not (name in ("head", "vision") and have[name])]
+    if differ:
+        made, asked = (", ".join(f"{name} {one[name]}" for name in differ) for one in (have, want))
+        return f"it was made for {made}, where the plan is for {asked}"
     for name, version in versions(plan.precision).items():
         if manifest["versions"].get(name) != version:
             return f"it was made with {name} {manifest['versions'].get(name)}, where {version} is installed"

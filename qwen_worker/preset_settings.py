@@ -5,6 +5,7 @@ import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode
@@ -91,5 +92,6 @@ class PresetSettings(BaseSettings):
 
 def steps_in(name: str) -> int | None:
     """The number of steps that a few-step LoRA has in its file's name, as in Qwen-Image-Lightning-8steps-V1.1."""
-    found = re.search(r"(\d{1,2})[-_ ]?steps?", name.rstrip("/").rpartition("/")[2].lower())
+    path = urlsplit(name).path if "://" in name else name
+    found = re.search(r"(?<!\d)(\d{1,2})[-_ ]?steps?", path.rstrip("/").rpartition("/")[2].lower())
     return int(found[1]) if found and 1 <= int(found[1]) <= 16 else None

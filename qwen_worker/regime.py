@@ -7,17 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from . import step_cache
+from .inpainting import steps_of
 from .job import Job
 from .pipelines import Loaded
 from .preset_settings import Preset
 from .presets import FEW_STEP_SCHEDULER
-from .request import Generate
+from .request import Edit
 
 
 @contextmanager
-def regime(loaded: Loaded, job: Job) -> Iterator[None]:
-    """The pipeline as the job asks for it."""
+def regime(loaded: Loaded, job: Job, tiles: bool = False) -> Iterator[None]:
+    """The pipeline as the job asks for it. `tiles`: its pictures are decoded in tiles.
+
+    Guidance's passes are one call where the room for decoding a picture whole is there for both.
+    """
     request, steps = job.request, job.request.num_inference_steps
+    drawn = steps_of(steps, request.strength) if isinstance(request, Edit) else steps
     changes = dict(FEW_STEP_SCHEDULER) if request.preset == Preset.FAST else {}
     # One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.
     if steps == 1:
@@ -25,17 +30,11 @@ def regime(loaded: Loaded, job: Job) -> Iterator[None]:
     cached = request.preset == Preset.BALANCED and loaded.checkpoint.pipeline_class.adaptable
     with (
         loaded.adapters.applied(job.loras),
-        step_cache.predicting(loaded.pipe.transformer, steps) if cached else nullcontext(),
-        loaded.speed.drawing(job.loras, apart=cached or not roomy(loaded, job)),
+        step_cache.predicting(loaded.pipe.transformer, drawn) if cached else nullcontext(),
+        loaded.speed.drawing(job.loras, apart=cached or tiles or isinstance(request, Edit)),
         schedule_of(loaded, changes),
     ):
         yield
-
-
-def roomy(loaded: Loaded, job: Job) -> bool:
-    """Whether guidance's passes may be one call: what a picture is decoded in is room for both, its tiles are not."""
-    request = job.request
-    return isinstance(request, Generate) and not job.plan(loaded.plan).tiles(request.width, request.height)
 
 
 @contextmanager

@@ -4,7 +4,9 @@ Only what the worker itself decides by is here; `HF_HOME`, `HF_TOKEN` and `TORCH
 `RUNPOD_*` variables by the SDK.
 """
 
+import difflib
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -101,11 +103,22 @@ def read_settings() -> "Settings":
         raise Misconfigured("; ".join(map(told, error.errors()))) from None
 
 
+def unknown(names: Iterable[str]) -> list[str]:
+    """A sentence for each of the environment's names that would be a setting's and is none."""
+    known = list(Settings.model_fields)
+    found = []
+    for name in sorted(name for name in names if name.startswith("QWEN_") and name not in known):
+        like = difflib.get_close_matches(name, known, 1)
+        found.append(f"{name} is no setting of this worker" + (f"; {like[0]} is" if like else ""))
+    return found
+
+
 def told(problem: dict) -> str:
     """What pydantic found, in a line; without the value where that may be or hold a URL with credentials."""
     place, value = ".".join(map(str, problem["loc"])), problem["input"]
     hidden = place.partition(".")[0].endswith(("_LORA", "_LORAS")) and not isinstance(value, int | float)
-    return f"{place}: {problem['msg']}" + ("" if hidden else f", not {value!r}")
+    rule = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {rule}" + ("" if hidden else f", not {value!r}")
 
 
 class Settings(PresetSettings):

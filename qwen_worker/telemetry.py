@@ -121,6 +121,7 @@ def health(
                 "plan": str(one.plan),
                 "weights_gb": round(one.plan.weights / GB, 3),
                 "speedups": {name.value: state for name, state in one.speed.states.items()},
+                "loras": [{"setting": use.label, "scale": use.scale} for use in one.adapters.own],
                 "shared": list(one.shared),
                 "prepared": one.prepared,
                 "load_seconds": round(one.seconds, 3),

@@ -18,6 +18,8 @@ from .errors import InvalidInput, JobError, LoadError
 
 HEADER_BYTES = 10_000_000  # thirty times what a LoRA of every layer of the 20B transformer needs
 START_BYTES = 9  # what tells a safetensors file: its header's length, and the brace that it begins with
+NAME_CHARACTERS = 500  # of a tensor's name; the longest of a LoRA of the 20B transformer has some 90
+DIMENSIONS = 8
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}  # of the kinds of numbers that are read
 # How long after a file's last change its times may not tell it from the next one: clocks tick in milliseconds, and
 # that of a network volume may be off by more.
@@ -57,7 +59,16 @@ class TensorFile:
         self.shapes = {name: shape_of(entry) for name, entry in header.items()}
         self.places = {name: place_of(entry) for name, entry in header.items()}
         self.dtypes = {name: str(entry.get("dtype")) for name, entry in header.items()}
+        self.require_ordinary()
         self.require_places()
+
+    def require_ordinary(self) -> None:
+        """No name or shape that takes minutes to compute with: a header has room for a million dimensions."""
+        for name, shape in self.shapes.items():
+            if len(name) > NAME_CHARACTERS:
+                raise InvalidInput(f"{self.label} has a tensor with a name of {len(name):,} characters")
+            if len(shape) > DIMENSIONS or max(shape, default=0) > self.facts.st_size:
+                raise InvalidInput(f"{self.label} is corrupt: a tensor has a shape that no file of its size holds")
 
     def require_places(self) -> None:
         """Each tensor has the room that it takes and all of them lie one after the other, as the format has it."""

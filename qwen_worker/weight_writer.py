@@ -4,6 +4,7 @@ Quantized weights are taken apart. The names are not those that the libraries lo
 a plan does without, and is for our reader.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from . import quantized_weights
@@ -54,6 +56,9 @@ def flush(shard: dict[str, torch.Tensor], where: dict[str, str], folder: Path) -
 def save(tensors: dict[str, torch.Tensor], file: Path) -> None:
     """Write a safetensors file to the disk itself, with the sum of every tensor."""
     sums = {name: int(checksum_of(tensor)) for name, tensor in tensors.items()}
-    save_file(tensors, file, {SUMS: json.dumps(sums)})
+    try:
+        save_file(tensors, file, {SUMS: json.dumps(sums)})
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"{file.name} cannot be written: {error}") from None
     with file.open("rb") as stream:
         os.fsync(stream.fileno())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qwen_worker import lora_file, modulation
-from qwen_worker.adapters import Adapters, shapes_of
+from qwen_worker.adapters import HELD_SETS, Adapters, shapes_of
 from qwen_worker.components import load_component
 from qwen_worker.errors import InvalidInput
 from qwen_worker.lora_file import LoraUse
@@ -219,6 +219,29 @@ def test_what_is_longest_unused_is_let_go(base, ours, tmp_path, monkeypatch):
             pass
     kept = {uses[0].file.key, uses[3].file.key}
     assert set(adapters.weights) == kept and all(set(names) <= kept for names in adapters.layers)
+
+
+def test_refused_jobs_leave_no_more_than_drawn_ones(base, ours, tmp_path, monkeypatch):
+    pipe, _ = ours(FP32, False)
+    adapters = Adapters(pipe.transformer, None, torch.float32, "cpu")
+    monkeypatch.setattr("qwen_worker.adapters.HELD_BYTES", 1)
+    spoilt = {name: (down * torch.nan, up) for name, (down, up) in matrices(base, PLAIN, seed=9).items()}
+    bad = write(tmp_path / "bad.safetensors", spoilt)
+    for number in range(3):
+        good = write(tmp_path / f"{number}.safetensors", matrices(base, PLAIN, seed=number))
+        with pytest.raises(InvalidInput, match="holds infinite numbers"), adapters.applied([use(good), use(bad)]):
+            pytest.fail("was drawn")
+        assert not adapters.weights
+
+
+def test_the_sets_that_are_kept_are_bounded(base, ours, tmp_path):
+    pipe, _ = ours(FP32, False)
+    adapters = Adapters(pipe.transformer, None, torch.float32, "cpu")
+    for number in range(HELD_SETS + 2):
+        file = write(tmp_path / f"{number}.safetensors", matrices(base, PLAIN, seed=number))
+        with adapters.applied([use(file)]):
+            pass
+    assert len(adapters.layers) == HELD_SETS and len(adapters.weights) == HELD_SETS + 2
 
 
 def test_the_room_of_loras_is_part_of_the_plan():

@@ -77,7 +77,9 @@ def test_these_paths_can_name_a_lora(text):
 @pytest.mark.parametrize(
     "text",
     ["", "name", "/loras/file.bin", "Org/Name/file.bin", "Org//x", "../x", "Org/Name/sub", "a\0.safetensors", "é/ñ",
-     "a\n/b", "x" * 3000 + ".safetensors", "Org/Name@", "@/x"],
+     "a\n/b", "x" * 3000 + ".safetensors", "Org/Name@", "@/x",
+     # what the hub, or a disk, has no name for
+     "a--b/c", "a/b.git", "a/b..c", "a./b", "a/" + "x" * 100, "a/b@" + "x" * 300],
 )  # fmt: skip
 def test_these_cannot(text):
     assert not is_source(text)
@@ -108,7 +110,13 @@ def test_a_file_here_is_used_where_it_lies(fetcher, tmp_path):
     assert "must be at most 0 MB" in refusal(fetcher, "a.safetensors", roots=[file.parent], max_bytes=10)
     missing = refusal(fetcher, "b.safetensors", roots=[file.parent])
     assert missing == refusal(fetcher, "/etc/b.safetensors", roots=[file.parent])
-    assert missing == "invalid_input: loras[0] names no file in the endpoint's folder of LoRAs"
+    assert missing == "invalid_input: loras[0] names no file in the endpoint's folders of LoRAs"
+
+
+def test_a_name_longer_than_any_file_s_is_refused(fetcher, tmp_path):
+    (tmp_path / "models/a/b").mkdir(parents=True)
+    for text in ("a/b/" + "x" * 300 + ".safetensors", "a--b/c/d.safetensors"):
+        assert refusal(fetcher, text).startswith("invalid_input: loras[0] names no file")
 
 
 # From a URL
@@ -117,14 +125,14 @@ def test_a_file_here_is_used_where_it_lies(fetcher, tmp_path):
 class Web:
     """Serves one body, by its ETag where it has one."""
 
-    def __init__(self, body=FILE, etag='"1"'):
-        self.body, self.etag, self.asked, self.sent = body, etag, [], 0
+    def __init__(self, body=FILE, etag='"1"', name="ETag"):
+        self.body, self.etag, self.name, self.asked, self.sent = body, etag, name, [], 0
         self.pause = 0.0
 
     def __call__(self, handler):
         self.asked.append(handler.headers.get("If-None-Match"))
         time.sleep(self.pause)
-        facts = {"ETag": self.etag} if self.etag else {}
+        facts = {self.name: self.etag} if self.etag else {}
         if self.etag and self.asked[-1] == self.etag:
             return respond(handler, b"", 304, **facts)
         self.sent += len(self.body)
@@ -148,6 +156,28 @@ def test_what_came_is_kept_by_content_and_asked_for_again_by_its_etag(fetcher, s
     assert find(fetcher, address + "/a?token=1") == (OTHER, digest(OTHER)) and served.asked[3:] == ['"1"']
     assert find(LoraFetcher(store, [], 5), address + "/a?token=1")[0] == OTHER and served.asked[4:] == ['"2"']
     assert not list(store.folder.glob("*.part"))
+
+
+def test_a_header_s_name_is_one_in_any_case(fetcher, web, monkeypatch):
+    served = Web(name="etag")
+    address = web(served)
+    monkeypatch.setattr(lora_fetch, "REASK_SECONDS", 0)
+    assert find(fetcher, address)[0] == FILE == find(fetcher, address)[0]
+    assert served.asked == [None, '"1"']
+
+
+def test_what_was_cut_short_on_its_way_is_not_kept(fetcher, store, web):
+    served = Web(FILE[:-4])
+    address = web(served)
+    assert "is corrupt" in refusal(fetcher, address)
+    served.body = FILE
+    assert find(fetcher, address) == (FILE, digest(FILE)) and served.asked == [None, None]
+
+
+def test_a_job_s_cap_holds_for_what_the_endpoint_has_fetched(fetcher, web):
+    address = web(Web())
+    assert find(fetcher, address)[0] == FILE
+    assert "must be at most 0 MB" in refusal(fetcher, address, max_bytes=10)
 
 
 def test_without_an_etag_it_is_fetched_again(fetcher, web, monkeypatch):

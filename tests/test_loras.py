@@ -190,13 +190,13 @@ def test_a_link_out_of_the_folder_is_not_followed(worker, folder, base, tmp_path
     outside = write(tmp_path / "outside.safetensors", matrices(base, PLAIN))
     (folder / "link.safetensors").symlink_to(outside)
     error = refused(worker, {"path": "link.safetensors"})
-    assert error == "invalid_input: loras[0] names no file in the endpoint's folder of LoRAs"
+    assert error == "invalid_input: loras[0] names no file in the endpoint's folders of LoRAs"
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd.safetensors", "../secret.safetensors", "missing.safetensors"])
 def test_a_file_outside_the_folder_is_not_told_from_one_that_is_not_there(worker, folder, path):
     (folder.parent / "secret.safetensors").write_bytes(b"secret")
-    assert refused(worker, {"path": path}) == "invalid_input: loras[0] names no file in the endpoint's folder of LoRAs"
+    assert refused(worker, {"path": path}) == "invalid_input: loras[0] names no file in the endpoint's folders of LoRAs"
 
 
 def test_an_endpoint_may_take_none(cold_worker):
@@ -260,15 +260,19 @@ def test_a_job_s_limit_counts_the_fetching_of_its_loras(worker, web):
 # The endpoint's own
 
 
-def test_the_endpoint_s_own_loras_are_part_of_its_pictures(cold_worker, worker, base, folder, scene):
+def test_the_endpoint_s_own_loras_are_part_of_its_pictures(cold_worker, worker, base, folder, scene, capsys):
     from .conftest import as_text
 
     path = write(folder / "own.safetensors", matrices(base, PLAIN, seed=7))
     own = [{"path": str(path), "scale": 0.6, "task": "generate"}]
     endpoint = cold_worker(QWEN_LORAS=json.dumps(own))
+    capsys.readouterr()
     assert run(endpoint, SMALL)["output"]["image"] == drawn(worker, {"path": path.name, "scale": 0.6})["image"]
     edit = SMALL | {"image": as_text(scene), "prompt": "make it green"}
     assert run(endpoint, edit)["output"]["image"] == run(worker, edit)["output"]["image"]
+    assert "; LoRAs: QWEN_LORAS[0] at 0.6" in capsys.readouterr().out
+    models = run(endpoint, {"task": "health"})["output"]["models"]
+    assert [model["loras"] for model in models] == [[{"setting": "QWEN_LORAS[0]", "scale": 0.6}], []]
 
 
 @pytest.mark.parametrize(

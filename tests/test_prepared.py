@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from qwen_worker import placement, prepare, prepared, table_file
 from qwen_worker.checkpoint import find, inspect
@@ -165,10 +166,17 @@ def test_an_untouched_one_is_used(tiny, one):
         ({"versions": {"torch": "2.13.0"}}, "it was made with torch 2.13.0, where "),
         ({"versions": {"transformers": None}}, "it was made with transformers None, where "),
         ({"made_on": {"name": "NVIDIA H100", "capability": [9, 0]}}, "it was computed on NVIDIA H100, where a CPU may"),
-        ({"layout": {"vision": False}}, "it was made for vision False, where the plan is for True"),
-        ({"layout": {"precision": "fp8"}}, "it was made for precision fp8, where the plan is for bf16"),
-        ({"layout": {"table": False}}, "it was made for table False, where the plan is for True"),
-        ({"layout": {"text_encoder": "nf4"}}, "it was made for text_encoder nf4, where the plan is for bf16"),
+        ({"layout": {"vision": False}}, "it was made for vision False, where the plan is for vision True"),
+        ({"layout": {"precision": "fp8"}}, "it was made for precision fp8, where the plan is for precision bf16"),
+        ({"layout": {"table": False}}, "it was made for table False, where the plan is for table True"),
+        (
+            {"layout": {"precision": "fp8", "table": False}},
+            "it was made for precision fp8, table False, where the plan is for precision bf16, table True",
+        ),
+        (
+            {"layout": {"text_encoder": "nf4"}},
+            "it was made for text_encoder nf4, where the plan is for text_encoder ",
+        ),
         ({"layout": None}, "its prepared.json cannot be read (TypeError)"),
         ({"files": {"vae/config.json": {"size": 1}}}, "vae/config.json is missing or cut short"),
         ({"files": {"vae/none.json": {"size": 1}}}, "vae/none.json is missing or cut short"),
@@ -311,17 +319,31 @@ def test_a_prepared_folder_is_not_a_model_by_itself(one):
 
 def test_what_cannot_be_prepared_is_refused(tiny, tmp_path, monkeypatch):
     for arguments, reason in (
-        (["Org/Name"], "Org/Name cannot be prepared. Org/Name is not on this machine."),
+        (["Org/Name"], "Org/Name cannot be prepared. It is not below QWEN_MODEL_ROOTS"),
         ([str(tmp_path)], " holds no model_index.json"),
         ([str(tiny / "edit"), "--quantize-text-encoder"], "needs a quantized --precision, not bf16"),
     ):
         with pytest.raises(SystemExit) as caught:
             prepare.main([*arguments, "--output", str(tmp_path)])
         assert reason in str(caught.value)
+    inside = tmp_path / "source"
+    prepare.copy(tiny / "edit", inside)
+    with pytest.raises(SystemExit, match="--output lies in its own folder"):
+        prepare.main([str(inside), "--output", str(inside)])
     monkeypatch.setattr(prepare, "disk_free", lambda folder: 1_000_000)
     with pytest.raises(SystemExit, match=r"It needs 0\.\d GB of disk and 0.0 GB are free"):
         prepare.main([str(tiny / "edit"), "--output", str(tmp_path)])
     assert not (tmp_path / "prepared").exists()
+
+
+def test_a_disk_that_fills_meanwhile_is_told(tiny, tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("qwen_worker.weight_writer.save_file", full)
+    with pytest.raises(SystemExit, match="cannot be written: I/O error: No space left on device"):
+        prepare.main([str(tiny / "generate"), "--output", str(tmp_path)])
+    assert not list((tmp_path / "prepared").iterdir())
 
 
 def test_two_at_once_do_not_write_in_one_folder(tiny, tmp_path, root):

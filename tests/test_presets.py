@@ -11,7 +11,7 @@ from qwen_worker.errors import InvalidInput
 from qwen_worker.parsing import parse
 from qwen_worker.preset_settings import Preset
 from qwen_worker.presets import FEW_STEP_SCHEDULER, Presets
-from qwen_worker.settings import Misconfigured, Settings, read_settings
+from qwen_worker.settings import Misconfigured, Settings, read_settings, unknown
 
 from .conftest import as_text, run
 from .lora_files import write
@@ -72,6 +72,7 @@ def test_the_endpoint_s_preset_is_for_jobs_that_do_not_say_and_models_that_serve
         ("/volume/loras/lightning-4-step", None, 4),
         ("a/b/renamed.safetensors", 8, 8),
         (LIGHTNING, 4, 4),
+        ("https://a.b/lightning-8steps.safetensors?key=a/b", None, 8),
     ],
 )
 def test_the_steps_of_a_few_step_lora_are_in_its_name_or_set(name, steps, expected):
@@ -83,18 +84,18 @@ def test_the_steps_of_a_few_step_lora_are_in_its_name_or_set(name, steps, expect
     ("variables", "words"),
     [
         (
-            {"QWEN_IMAGE_FAST_LORA": "a/b/c.safetensors"},
-            "QWEN_IMAGE_FAST_LORA: Value error, must say its number of steps",
+            {"QWEN_IMAGE_FAST_LORA": "a/b/lora-2004steps.safetensors"},
+            "QWEN_IMAGE_FAST_LORA: must say its number of steps",
         ),
-        ({"QWEN_PRESET": "fast"}, "QWEN_PRESET: Value error, fast needs QWEN_IMAGE_FAST_LORA or QWEN_EDIT_FAST_LORA"),
+        ({"QWEN_PRESET": "fast"}, "QWEN_PRESET: fast needs QWEN_IMAGE_FAST_LORA or QWEN_EDIT_FAST_LORA"),
         ({"QWEN_PRESET": "turbo"}, "QWEN_PRESET: Input should be 'quality', 'balanced' or 'fast'"),
         ({"QWEN_FAST_STEPS": "0"}, "QWEN_FAST_STEPS: Input should be greater than or equal to 1"),
-        ({"QWEN_LORAS": "style"}, "QWEN_LORAS: Value error, must be JSON such as"),
+        ({"QWEN_LORAS": "style"}, "QWEN_LORAS: must be JSON such as"),
         ({"QWEN_LORAS": '[{"scale": 1}]'}, "QWEN_LORAS.0.path: Field required"),
         ({"QWEN_LORAS": '[{"path": "a/b", "skale": 1}]'}, "QWEN_LORAS.0.skale: Extra inputs are not permitted, not 1"),
-        ({"QWEN_LORAS": '[{"path": "https://me:secret@a.b/c"'}, "QWEN_LORAS: Value error, must be JSON such as"),
+        ({"QWEN_LORAS": '[{"path": "https://me:secret@a.b/c"'}, "QWEN_LORAS: must be JSON such as"),
         ({"QWEN_LORAS": '{"path": "https://me:secret@a.b/c"}'}, "QWEN_LORAS: Input should be a valid"),
-        ({"QWEN_IMAGE_FAST_LORA": "https://me:secret@a.b/c"}, "QWEN_IMAGE_FAST_LORA: Value error, must say its"),
+        ({"QWEN_IMAGE_FAST_LORA": "https://me:secret@a.b/c"}, "QWEN_IMAGE_FAST_LORA: must say its"),
     ],
 )
 def test_settings_that_cannot_be_used_end_the_start_by_their_name(monkeypatch, variables, words):
@@ -103,6 +104,13 @@ def test_settings_that_cannot_be_used_end_the_start_by_their_name(monkeypatch, v
     with pytest.raises(Misconfigured) as caught:
         read_settings()
     assert words in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_a_misspelled_setting_is_told():
+    assert unknown(["QWEN_SPEEDUP", "QWEN_PRESET", "QWEN_XYZXYZXYZ", "HOME"]) == [
+        "QWEN_SPEEDUP is no setting of this worker; QWEN_SPEEDUPS is",
+        "QWEN_XYZXYZXYZ is no setting of this worker",
+    ]
 
 
 # Which are served
@@ -394,6 +402,23 @@ def test_cached_edits_and_partial_ones_are_drawn(cold_worker, scene):
     ):
         facts = run(worker, fields | more)["output"]["metadata"]
         assert facts["step_cache"] is True and facts["backend"] == "qwen-image"
+
+
+@pytest.mark.parametrize(("steps", "strength", "drawn"), [(30, 0.5, 15), (30, 0.3, 9), (7, 1.0, 7), (4, 0.01, 1)])
+def test_the_cache_knows_the_steps_that_are_drawn(cold_worker, monkeypatch, steps, strength, drawn):
+    """And so computes the last one."""
+    from qwen_worker import regime, step_cache
+    from qwen_worker.job import Job
+    from qwen_worker.parsing import parse
+
+    worker, told = cold_worker(), []
+    run(worker, SMALL | {"num_inference_steps": 1})
+    loaded = next(iter(worker.pipelines.loaded.values()))
+    predicting = step_cache.predicting
+    monkeypatch.setattr(step_cache, "predicting", lambda model, count: told.append(count) or predicting(model, count))
+    fields = {"prompt": "a", "image_url": "https://a.b/c", "strength": strength, "num_inference_steps": steps}
+    with regime.regime(loaded, Job("one", parse(fields | {"preset": "balanced"}, "one"))):
+        assert told == [drawn]
 
 
 # What they are worth

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import gzip
+import hashlib
 import itertools
 import json
 import os
@@ -15,7 +17,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
-from PIL import ImageChops
+from PIL import Image, ImageChops
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen_worker import (
@@ -25,6 +27,7 @@ from qwen_worker import (
     compile_store,
     fused_qkv,
     guidance,
+    inference,
     placement,
     rotary,
     single_frame,
@@ -37,7 +40,7 @@ from qwen_worker.job import Job
 from qwen_worker.machine import Gpu, Machine, read_machine
 from qwen_worker.parsing import parse
 from qwen_worker.pipelines import as_model
-from qwen_worker.regime import regime
+from qwen_worker.prompt_cache import PromptCache
 from qwen_worker.settings import Precision, Saving, Settings, Speedup
 
 from .conftest import ROOT, picture_of, posted
@@ -450,22 +453,97 @@ def test_jobs_say_so_and_draw_with_all_that_a_cpu_can_have(cold_worker, capsys):
     assert model["speedups"]["guidance"] == "on" and model["speedups"]["compile"] == "not in QWEN_SPEEDUPS"
 
 
-def test_guidance_s_passes_stay_two_where_a_picture_is_decoded_in_tiles(cold_worker):
-    """The room for both is what a picture is decoded in whole."""
+def test_guidance_s_passes_stay_two_where_a_picture_is_decoded_in_tiles(cold_worker, monkeypatch):
+    """The room for both is what a picture is decoded in whole. So it is in the retry after a lack of memory."""
     worker = cold_worker(QWEN_SPEEDUPS="guidance")
     posted(worker, prompt="a red circle", width=256, height=256, num_inference_steps=1)
-    loaded = worker.pipelines.loaded[worker.settings.QWEN_IMAGE_MODEL]
+    loaded, drawn = worker.pipelines.loaded[worker.settings.QWEN_IMAGE_MODEL], []
+
+    def draw_one(pipe, *arguments):
+        drawn.append("forward" in vars(pipe.transformer))
+        if drawn == [True]:
+            raise torch.OutOfMemoryError
+        return Image.new("RGB", (64, 64)), 1
+
+    def in_one(plan=loaded.plan, size=512, task="generate", **fields):
+        fields = {"task": task, "prompt": "a red circle", "width": size, "height": size} | fields
+        sources = [Image.new("RGB", (64, 64))] * (task == "edit")
+        there = dataclasses.replace(loaded, plan=plan)
+        inference.draw(there, Job("one", parse(fields, "one")), sources, None, (size, size), PromptCache(1))
+        return [drawn.pop(0) for _ in list(drawn)]
+
+    monkeypatch.setattr(inference, "draw_one", draw_one)
+    assert in_one() == [True, False]  # the second without memory for the first
+    drawn.append(True)
+    assert in_one()[1:] == [True]
     plan = placement.plan([GENERATE], card(80))
-    loaded = dataclasses.replace(loaded, plan=dataclasses.replace(plan, limit=plan.peak(512, 512)))
+    tight = dataclasses.replace(plan, limit=plan.peak(512, 512))
+    assert in_one(tight, 768) == [False]
+    assert in_one(preset="balanced") == [False]
+    assert in_one(task="edit", image_url="https://example.com/a.png") == [False]
 
-    def in_one(**fields):
-        fields = {"task": "generate", "prompt": "a red circle", "width": 512, "height": 512} | fields
-        with regime(loaded, Job("one", parse(fields, "one"))):
-            return "forward" in vars(loaded.pipe.transformer)
 
-    assert in_one() and not in_one(width=768)
-    assert not in_one(preset="balanced")
-    assert not in_one(task="edit", image_url="https://example.com/a.png")
+def test_an_error_within_leaves_the_transformer_and_its_blocks_as_they_were(tiny, traced):
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    blocks, counts, _ = traced(transformer)
+    with pytest.raises(KeyError), guidance.together(transformer), blocks.paused():
+        raise KeyError
+    assert "forward" not in vars(transformer)
+    pass_of(transformer, "generate", 1)
+    assert counts["calls"] == len(transformer.transformer_blocks)
+
+
+def test_a_second_pass_with_other_latents_is_computed_as_it_comes(tiny):
+    transformer = transformer_of("generate", Precision.FP32)
+    generator = torch.Generator().manual_seed(0)
+    latents = [torch.randn(1, 48, 64, generator=generator) for _ in range(3)]
+    texts = [torch.randn(1, tokens, 128, generator=generator) for tokens in (9, 5)]
+
+    def passes():
+        calls = [(latents[0], texts[0]), (latents[0], texts[1]), (latents[1], texts[0]), (latents[2], texts[1])]
+        common = {"guidance": None, "encoder_hidden_states_mask": None}
+        return [
+            pass_of(transformer, "generate", 1, hidden_states=one, encoder_hidden_states=text, **common)
+            for one, text in calls
+        ]
+
+    theirs = passes()
+    with guidance.together(transformer):
+        ours = passes()
+    assert all(apart(one, other) < TOLERANCE["fp32"] for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("data", [b"no archive", gzip.compress(b"no archive"), b""])
+def test_an_archive_that_cannot_be_unpacked_is_ignored(tmp_path, kept, capsys, data):
+    kept.write_bytes(compile_store.MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+    store = opened_store(tmp_path, "second")
+    assert "cannot be unpacked" in capsys.readouterr().out
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second/anew").write_bytes(b"code")
+    store.save()
+    assert compile_store.verified(kept, compile_store.MB)
+
+
+def test_a_temporary_folder_that_cannot_be_made_is_told(tmp_path, kept, capsys):
+    (tmp_path / "taken").write_bytes(b"")
+    store = compile_store.CompileStore(kept.parent, compile_store.MB, "card", tmp_path / "taken/second")
+    store.open()
+    assert "blocks are compiled anew" in capsys.readouterr().out
+    store.save()
+
+
+def test_a_work_folder_without_its_file_is_packed_again(tmp_path, kept, monkeypatch):
+    kept.unlink()
+    opened_store(tmp_path, "first").save()
+    assert compile_store.verified(kept, compile_store.MB)
+
+
+def test_a_file_that_goes_while_it_is_packed_is_left_out(tmp_path, kept, monkeypatch):
+    store, before = opened_store(tmp_path, "second"), kept.read_bytes()
+    (tmp_path / "second/more").write_bytes(b"code")
+    monkeypatch.setattr(store, "names", lambda of=store.names: of() | {"gone"})
+    store.save()
+    assert compile_store.verified(kept, compile_store.MB) and kept.read_bytes() != before
 
 
 @pytest.fixture
