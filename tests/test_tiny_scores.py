@@ -4,11 +4,12 @@ Small samples: the full figures are in the model card.
 """
 
 import importlib
+import math
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
@@ -16,10 +17,10 @@ evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
 HERE = Path(evaluate.__file__).parent
 PROMPTS, STEPS = 48, 12
 EDITS, EDIT_STEPS = 4, 8
-LEAST = {"colour": 97, "background": 97, "position": 97, "size": 97, "shape": 85, "all": 85}  # per cent
+LEAST = {"colour": 97, "background": 97, "position": 97, "size": 97, "shape": 95, "all": 92}  # per cent
 EDIT_LEAST = 75
 MARGIN = 20  # points by which a break must show
-COLOUR_MARGIN = 4  # as guidance is worth in colours, which are never drawn wrong but by a wrong caption
+GUIDANCE_MARGIN = 8  # of 16 or so on larger samples
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_a_broken_pipeline_is_noticed(tasks, whole, broken):
 def test_guidance_is_what_makes_up_for_wrong_captions(tasks, whole):
     """Some of the captions of training are another picture's: without guidance some of the pictures are too."""
     unguided = score(tasks, guidance=1.0)
-    assert unguided["colour"] <= whole["colour"] - COLOUR_MARGIN and unguided["all"] < whole["all"]
+    assert unguided["all"] <= whole["all"] - GUIDANCE_MARGIN
 
 
 def edits(broken=None):
@@ -66,3 +67,20 @@ def test_edits_change_what_they_are_told_and_keep_the_rest():
 
 def test_edits_without_their_picture_are_noticed():
     assert edits("no-image")["all"] < EDIT_LEAST
+
+
+def levels(broken=None):
+    """The noise levels that a picture of 256 x 256 is drawn at in four steps."""
+    pipeline = evaluate.load(HERE / "generate", broken=broken)
+    list(evaluate.pictures(pipeline, [("a red circle", {}, (256, 256))], 4, 1.0))
+    return pipeline.scheduler.sigmas
+
+
+def test_a_schedule_that_is_not_shifted_is_noticed_by_its_levels():
+    """Not by pictures: a prompt of this world says nearly all of its picture, which is then found along any levels."""
+    mu = 0.5 + (64 - 256) * (0.9 - 0.5) / (8192 - 256)  # of the picture's 64 tokens, between base_shift and max_shift
+    even = torch.linspace(1, 1 / 4, 4)
+    left = 1 - math.exp(mu) / (math.exp(mu) + 1 / even - 1)
+    expected = torch.cat([1 - left * (1 - 0.02) / left[-1], torch.zeros(1)])  # the last ends at shift_terminal
+    assert torch.allclose(levels(), expected, atol=1e-5)
+    assert (levels("schedule") - expected).abs().max() > 0.05

@@ -31,9 +31,13 @@ def training_scene(rng):
 
 
 def describe(rng, scene):
-    """A prompt for `scene`, and what it leaves open: (prompt, asked) with asked a dict of attributes or None."""
-    size = scene.size if rng.random() < 0.9 else None
-    position = scene.position if rng.random() < 0.9 else None
+    """A prompt for `scene`, and what it says: (prompt, asked) with asked a dict of attributes or None.
+
+    What goes without saying is a large subject in the center. A prompt that left all sizes and places possible would
+    have to be drawn in one of several ways, which guidance blends: a square from the left to the center.
+    """
+    size = None if scene.size == "large" and rng.random() < 0.2 else scene.size
+    position = None if scene.position == "center" and rng.random() < 0.3 else scene.position
     prompt = prompts.scene_prompt(rng, scene.colour, scene.shape, scene.background, size, position)
     asked = {"colour": scene.colour, "shape": scene.shape, "background": scene.background}
     return prompt, {**asked, "size": size, "position": position}
@@ -59,21 +63,17 @@ def family(rng, allowed=lambda scene: not world.held_out(scene.colour, scene.sha
             return versions
 
 
-def edit(rng, versions, mistakes=0.0, shares=(1, 1, 1, 1)):
+def edit(rng, versions, shares=(1, 1, 1, 1)):
     """One random edit between two members of a family; also the way back, where it is an edit too.
 
-    In the share `mistakes` the instruction is another one's (see `caption`). `shares` weigh the operations, in the
-    order of `prompts.OPERATIONS`.
+    `shares` weigh the operations, in the order of `prompts.OPERATIONS`.
     """
     operation = rng.choices(prompts.OPERATIONS, shares)[0]
     before, after = versions[None], versions[operation]
     if operation != "remove" and rng.random() < 0.5:
         before, after = after, before
-    told = after
-    if rng.random() < mistakes:
-        operation = rng.choice(prompts.OPERATIONS)
-        told = _change(rng, before, operation)
-    target = {"background": told.background, "recolour": told.colour, "reshape": told.shape, "remove": None}[operation]
+    named = {"background": after.background, "recolour": after.colour, "reshape": after.shape, "remove": None}
+    target = named[operation]
     return Edit(operation, target, prompts.edit_prompt(rng, operation, target, before.shape), before, after)
 
 

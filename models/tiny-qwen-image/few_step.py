@@ -110,7 +110,7 @@ def _walk(transformer, reader, size, rng, generator):
             sigma = torch.full((count,), start + index * gap)
             latents = latents + gap * _guided(transformer, latents, sigma, asked, empty, size)
         states.append(latents)
-    outlines = hints.outline(torch.stack([hints.scene(scene, size.width, size.height) for scene in scenes]))
+    outlines = torch.stack([hints.outlines(scene, size.width, size.height) for scene in scenes])
     return Walked(size, torch.stack(states), asked[0].float(), asked[1], outlines)
 
 

@@ -8,10 +8,11 @@ and places, nothing of latents.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 
-from . import forward, world
+from . import forward, prompts, world
 
 TAPS = (1, 3)  # the blocks after which places and scenes are asked for
 PLACE, SCENE = 4, 17  # numbers asked of a token
@@ -53,19 +54,37 @@ def scene(drawn, width, height):
     if drawn.shape is None:
         way, away, front = torch.zeros(len(across), 2), torch.full((len(across), 9), REACH), back
     else:
-        radius = drawn.radius * min(width, height) / TOKEN
-        dx, dy = across - drawn.x * width / TOKEN, down - drawn.y * height / TOKEN
+        dx, dy, radius = _way(drawn, across, down, width, height)
         way = torch.stack([dx / radius, dy / radius], dim=-1).clamp(-2, 2)
-        points = [(x, y) for x in (-0.4, 0, 0.4) for y in (-0.4, 0, 0.4)]
-        away = torch.stack([world.distance(drawn.shape, dx + x, dy + y, radius, torch) for x, y in points], dim=-1)
+        away = _distances(drawn, across, down, width, height)
         front = _colour(drawn.colour)
     colours = torch.cat([front, back]).expand(len(across), -1)
     return torch.cat([way, 1.5 * away.clamp(-REACH, REACH), colours], dim=-1)
 
 
-def outline(scenes):
-    """Which tokens of `scene`'s (..., 17) lie at the outline: (...) bool."""
-    return (scenes[..., 2:11] / 1.5).abs().amin(dim=-1) < NEAR
+def outlines(drawn, width, height):
+    """The tokens, (N,) bool, at the outline that any of the shapes would have in the subject's place.
+
+    Of any, because where tokens are chosen by it the choice must not tell the shape.
+    """
+    across, down = _grid(width, height)
+    near = torch.zeros(len(across), dtype=torch.bool)
+    for shape in prompts.SHAPES if drawn.shape else ():
+        near |= _distances(replace(drawn, shape=shape), across, down, width, height).abs().amin(dim=-1) < NEAR
+    return near
+
+
+def _distances(drawn, across, down, width, height):
+    """From nine points of each token to the subject's outline, in tokens, (N, 9)."""
+    dx, dy, radius = _way(drawn, across, down, width, height)
+    points = [(x, y) for x in (-0.4, 0, 0.4) for y in (-0.4, 0, 0.4)]
+    return torch.stack([world.distance(drawn.shape, dx + x, dy + y, radius, torch) for x, y in points], dim=-1)
+
+
+def _way(drawn, across, down, width, height):
+    """From the subject's middle to each token's, and the subject's radius, in tokens."""
+    radius = drawn.radius * min(width, height) / TOKEN
+    return across - drawn.x * width / TOKEN, down - drawn.y * height / TOKEN, radius
 
 
 def _grid(width, height):

@@ -13,7 +13,7 @@ from . import dataset, hints, text, vae, world
 
 PIXELS_AT_ONCE = 1 << 20
 DROPPED = 0.2  # share of prompts replaced by " ": without one the model should tell the shape from the noisy picture
-EDIT_SHARES = (1, 1, 2, 1)  # another shape is the one edit that has to draw and not to copy
+EDIT_SHARES = (1.5, 1, 3, 0.5)  # another shape is the one edit that has to draw, removing the one that is soon learnt
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Pool:
     height: int
     latents: torch.Tensor  # (P, N, 64)
     scenes: torch.Tensor  # (P, N, 17) float16
-    outlines: torch.Tensor  # (P, N) bool: the tokens at the subject's outline
+    outlines: torch.Tensor  # (P, N) bool: the tokens where the subject's outline may be
     examples: Examples
     mistaken: Examples | None = None  # the same pictures with captions of which some are wrong
 
@@ -59,14 +59,11 @@ def edit(autoencoder, reader, size, seed, folder):
     drawn = list(dict.fromkeys(scene for family in families for scene in family.values()))
     latents = _encoded(autoencoder, drawn, size, folder / f"edits-{size.width}x{size.height}.pt")
     number = {scene: index for index, scene in enumerate(drawn)}
-    banks = []
-    for mistakes in (0.0, dataset.MISTAKEN):
-        edits = [dataset.edit(rng, family, mistakes, EDIT_SHARES) for family in families for _ in range(size.wordings)]
-        texts = [_or_dropped(rng, edit.prompt) for edit in edits]
-        seen = [text.seen(edit.before, size.width, size.height) for edit in edits]
-        ways = (torch.tensor([number[getattr(edit, way)] for edit in edits]) for way in ("after", "before"))
-        banks.append(Examples(*reader.instructions(texts, seen), *ways))
-    return _pool(size, latents, drawn, *banks)
+    edits = [dataset.edit(rng, family, EDIT_SHARES) for family in families for _ in range(size.wordings)]
+    texts = [_or_dropped(rng, edit.prompt) for edit in edits]
+    seen = [text.seen(edit.before, size.width, size.height) for edit in edits]
+    ways = (torch.tensor([number[getattr(edit, way)] for edit in edits]) for way in ("after", "before"))
+    return _pool(size, latents, drawn, Examples(*reader.instructions(texts, seen), *ways))
 
 
 def encode(autoencoder, drawn, width, height):
@@ -121,4 +118,5 @@ def _encoded(autoencoder, drawn, size, path):
 
 def _pool(size, latents, drawn, *examples):
     scenes = torch.stack([hints.scene(scene, size.width, size.height) for scene in drawn])
-    return Pool(size.width, size.height, latents, scenes.half(), hints.outline(scenes), *examples)
+    outlines = torch.stack([hints.outlines(scene, size.width, size.height) for scene in drawn])
+    return Pool(size.width, size.height, latents, scenes.half(), outlines, *examples)
