@@ -532,7 +532,7 @@ def test_a_temporary_folder_that_cannot_be_made_is_told(tmp_path, kept, capsys):
     store.save()
 
 
-def test_a_work_folder_without_its_file_is_packed_again(tmp_path, kept, monkeypatch):
+def test_a_work_folder_without_its_file_is_packed_again(tmp_path, kept):
     kept.unlink()
     opened_store(tmp_path, "first").save()
     assert compile_store.verified(kept, compile_store.MB)

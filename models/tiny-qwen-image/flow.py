@@ -1,8 +1,8 @@
 """Trains the two transformers by rectified flow on packed latents, the text encoder frozen.
 
 Knows the pipelines' conventions: timesteps in [0, 1], noise at 1, velocity = noise - picture, the latents of an edit's
-input behind the noisy ones. Large pictures are learnt from a choice of their tokens: all at the subject's outline, some
-of the plain rest; in much noise any. Knows nothing about files or evaluation.
+input behind the noisy ones. Large pictures are learnt from a choice of their tokens: those where the subject's outline
+may be, some of the plain rest; in much noise any. Knows nothing about files or evaluation.
 """
 
 import math
