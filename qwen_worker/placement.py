@@ -57,9 +57,10 @@ def plan(
 def layouts(models: Sequence[Model], precisions: Sequence[Precision], savings: frozenset[Saving]) -> Iterator[Plan]:
     """Everything worth trying, best first: exact before lossy, resident before streamed, streamed before swapped."""
     savable = all(model.parts for model in models)
-    table = savable and Saving.TABLE in savings
     chosen = savings if savable else frozenset()
     for precision in precisions:
+        # In float32 timesteps are too many to list: the modulation's weights would stay.
+        table = Saving.TABLE in chosen and precision is not Precision.FP32
         base = Plan("cuda", precision, tuple(models), chosen)
         if precision not in LOSSY:
             yield base

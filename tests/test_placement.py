@@ -107,6 +107,13 @@ def test_a_named_precision_is_kept_to():
         plan([GENERATE], card(24), Precision.BF16)
 
 
+def test_float32_keeps_its_modulation():
+    """Its timesteps are too many for a table, so nothing may be planned without the weights."""
+    assert not plan([GENERATE], card(96), Precision.FP32).table
+    with pytest.raises(LoadError, match="needs 8"):
+        plan([GENERATE], card(80), Precision.FP32)
+
+
 def test_2_1_is_planned_in_bfloat16_alone():
     model = Model("Qwen/Qwen-Image-2.1", True, SIZE_2_1, working=WORKING_2_1)
     assert plan([model], card(48, AMPERE_PRO)).weights == 2 * 16_219_988_836
