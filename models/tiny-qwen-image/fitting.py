@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from .muon import Muon
+
 CHECKPOINT_SECONDS = 120
 SHEET_SECONDS = 600  # drawing samples holds training up
 DECAY = 0.999  # of the moving average of the weights, reached gradually
@@ -72,9 +74,9 @@ def finished(path, steps):
 def _optimisers(parameters, matrices, rate):
     chosen = {id(p) for p in matrices}
     others = [p for p in parameters if id(p) not in chosen]
-    found = [torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)]
+    found = [torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)]
     if chosen:
-        found.append(torch.optim.Muon(matrices, lr=2 * rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+        found.append(Muon(matrices, lr=2 * rate, weight_decay=0.01))
     for group in (group for optimiser in found for group in optimiser.param_groups):
         group["initial_lr"] = group["lr"]
     return found

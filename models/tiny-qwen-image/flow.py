@@ -17,7 +17,7 @@ SHIFT = math.exp(0.5)  # what the scheduler's dynamic shifting comes to at all o
 SUBJECT_WEIGHT = 3.0
 HINT_WEIGHT = 0.5
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}  # chosen noisy latents of a batch; edits: with their inputs
-LATE = 0.6  # of the steps; from then on some captions are wrong
+LATE = 0.8  # of the steps; from then on some captions are wrong
 REST = 16  # tokens of a choice that are not of the outline, at least
 # Noise below which the outline's tokens are chosen first: there the noisy picture itself tells where the subject is. In
 # more noise the choice would tell it, and the model would look for it there instead of in the prompt.
@@ -77,12 +77,13 @@ class Task:
 
     def __init__(self, transformer, pools, sizes):
         self.transformer = transformer
-        self.choices = list(zip(pools, (size.tokens for size in sizes), strict=True))
+        counted = (weights(pool.latents) for pool in pools)
+        self.choices = list(zip(pools, counted, (size.tokens for size in sizes), strict=True))
         self.shares = [size.share for size in sizes]
 
     def batch(self, rng, generator, late):
         """A batch of one size. `rng` (`random.Random`) and `generator` (of torch) set all of its randomness."""
-        pool, tokens = rng.choices(self.choices, self.shares)[0]
+        pool, counted, tokens = rng.choices(self.choices, self.shares)[0]
         examples = pool.mistaken if late and pool.mistaken else pool.examples
         joined = 1 if examples.before is None else 2
         count = max(2, TOKENS_AT_ONCE[self.transformer.device.type] // (tokens * joined))
@@ -105,7 +106,7 @@ class Task:
             mask=examples.mask[asked],
             known_places=hints.places(pool.width, pool.height)[chosen],
             known_scenes=take(pool.scenes[shown[0]].float(), chosen),
-            weight=take(torch.stack([weights(pool.latents[way]) for way in shown]).amax(dim=0), chosen),
+            weight=take(torch.stack([counted[way] for way in shown]).amax(dim=0), chosen),
             sigma=sigma,
             places=places,
         ).to(self.transformer.device)

@@ -1,0 +1,83 @@
+"""Training goes on where it was stopped, and its optimiser is the one that it says it is."""
+
+import importlib
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+fitting = importlib.import_module("models.tiny-qwen-image.fitting")
+muon = importlib.import_module("models.tiny-qwen-image.muon")
+
+STEPS = 8
+
+
+class Stopped(Exception):
+    pass
+
+
+def fitted(folder, stop=None, steps=STEPS):
+    """Fit a small network, cut off before step `stop`; returns its parameters and the steps that were made."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.GELU(), torch.nn.Linear(8, 3))
+    made = []
+
+    def loss(step):
+        if step == stop:
+            raise Stopped
+        made.append(step)
+        asked = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+        value = (network(asked) - asked[:, :3]).square().mean()
+        return value, value.item()
+
+    try:
+        matrices = [network[0].weight, network[2].weight]
+        fitting.fit("network", {"network": network}, loss, steps, folder, 1e-2, matrices=matrices, warmup=2)
+    except Stopped:
+        pass
+    return [parameter.detach() for parameter in network.parameters()], made
+
+
+def test_stopped_training_comes_to_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0)
+    whole, _ = fitted(tmp_path / "whole")
+    fitted(tmp_path / "stopped", stop=5)
+    resumed, made = fitted(tmp_path / "stopped")
+    assert made == [5, 6, 7]
+    for one, other in zip(whole, resumed, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_finished_stage_is_loaded_and_not_repeated(tmp_path):
+    whole, _ = fitted(tmp_path)
+    assert fitting.finished(tmp_path / "network.pt", STEPS)
+    loaded, made = fitted(tmp_path)
+    assert made == []
+    for one, other in zip(whole, loaded, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_what_is_left_is_the_average_of_the_way_and_not_its_end(tmp_path):
+    left, _ = fitted(tmp_path)
+    end = torch.load(tmp_path / "network.pt", weights_only=True)["modules"]["network"].values()
+    assert all(not torch.equal(one, other) for one, other in zip(left, end, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (12, 5), (5, 12)])
+def test_muon_is_that_of_torch(shape):
+    """Matrices taken together go the way of those taken one by one, within bfloat16's rounding."""
+    draw = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=draw) for _ in range(3)]
+    ours, theirs = ([torch.nn.Parameter(one.clone()) for one in start] for _ in range(2))
+    options = {"lr": 0.1, "weight_decay": 0.1}
+    optimisers = (muon.Muon(ours, **options), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options))
+    for _ in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(shape, generator=draw)
+            other.grad = one.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    for one, other, first in zip(ours, theirs, start, strict=True):
+        assert (other - first).norm() > 0.1
+        assert (one - other).norm() < 0.02 * (other - first).norm()
