@@ -1,7 +1,7 @@
 """Muon for many small matrices: those of one shape are orthogonalised together.
 
 `torch.optim.Muon` takes them one by one, and on matrices of 128 x 128 its time goes into starting operations: here 60
-of them take 47 ms a step on two CPU cores, together 18. The same update, from the same formulas. Knows nothing about
+of them take 47 ms a step on two CPU cores, together 27. The same update, from the same formulas. Knows nothing about
 what is being trained.
 """
 
