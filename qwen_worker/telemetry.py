@@ -24,6 +24,8 @@ from .settings import Settings
 
 GB = 1e9
 LEVELS = ("DEBUG", "INFO", "WARN", "ERROR")
+# What failed on the worker's side. Sentences of the other codes quote the job: a prompt, an address with its secret.
+LOGGED_IN_FULL = ("out_of_memory", "deadline_exceeded", "result_too_large", "upload_failed", "model_unavailable")
 PACKAGES = (
     "runpod",
     "torch",
@@ -61,15 +63,17 @@ class Counters:
 
     def record(self, job_id: str, task: str, reply: dict, seconds: float) -> None:
         """Count the job and log its one line: no prompt, image or secret in it."""
-        code = str(reply["error"]).split(":")[0] if "error" in reply else "ok"
+        code, _, sentence = str(reply["error"] if "error" in reply else "ok").partition(": ")
         facts = reply.get("metadata", {})
+        why = sentence if code in LOGGED_IN_FULL else facts.get("delivery_note")
         backend = facts.get("backend", "-")
         self.count(task, code, seconds, facts)
         log_line(
             job_id,
-            "INFO" if code == "ok" else "ERROR" if code == "internal" else "WARN",
+            "ERROR" if code == "internal" else "INFO" if code == "ok" and not why else "WARN",
             f"task={task} size={facts.get('dimensions', '-')} steps={facts.get('steps', '-')} "
-            f"seconds={seconds:.3f} backend={backend} code={code}",
+            f"seconds={seconds:.3f} backend={backend} code={code}"
+            f"{f' ({why})' if why else ''}",
         )
 
     def report(self) -> dict:

@@ -303,13 +303,15 @@ def test_a_job_s_own_bucket_is_reached_at_public_addresses_only(cold_worker, end
     assert body["error"] == "invalid_input: s3Config.endpointUrl must lead to a public address"
 
 
-def test_a_name_that_leads_elsewhere_after_it_was_checked_is_not_followed(cold_worker, s3, monkeypatch):
+def test_a_name_that_leads_elsewhere_after_it_was_checked_is_not_followed(cold_worker, s3, monkeypatch, capsys):
     """The address rules hold for every connection: the check at the start is not the last."""
     import qwen_worker.delivery as module
 
     monkeypatch.setattr(module, "require_public", lambda *_: None)
     body = run_job(cold_worker(QWEN_FALLBACK="force"), config(s3))
     assert body["output"]["metadata"]["delivery_note"] == "the bucket did not take the pictures (SSRFError)"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "task=" in line]
+    assert line.startswith("WARN") and line.endswith("code=ok (the bucket did not take the pictures (SSRFError))")
 
 
 @pytest.mark.parametrize(

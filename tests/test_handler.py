@@ -332,7 +332,7 @@ def test_memory_that_does_not_come_back_asks_for_a_fresh_worker(ask, planted, mo
     assert body["error"].startswith("out_of_memory") and body["stopPod"] is True  # the SDK's word for refresh_worker
 
 
-def test_a_size_without_room_is_refused_before_anything_is_loaded(cold_worker, monkeypatch):
+def test_a_size_without_room_is_refused_before_anything_is_loaded(cold_worker, monkeypatch, capsys):
     import dataclasses
 
     worker = cold_worker()
@@ -344,6 +344,10 @@ def test_a_size_without_room_is_refused_before_anything_is_loaded(cold_worker, m
         "the largest of this aspect is 1600x1600"
     )
     assert worker.pipelines.loaded == {}
+    assert capsys.readouterr().out.endswith(
+        "code=out_of_memory (2048x2048 needs 2.6 GB with tiny-qwen-image/generate "
+        "and 2.0 GB may be used; the largest of this aspect is 1600x1600)\n"
+    )
 
 
 def test_a_result_over_the_limit_is_refused_with_both_figures(cold_worker):
