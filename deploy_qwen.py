@@ -91,7 +91,7 @@ def ship(session: Session, options, intent: Intent) -> int:
         )
     else:
         screen.good(f"Endpoint {endpoint['id']} serves {intent.target['image']}.")
-    display.show_use(screen, endpoint)
+    display.show_use(screen, endpoint, saved)
     return 0
 
 

@@ -24,6 +24,7 @@ from qwen_worker.checkpoint import Checkpoint
 from qwen_worker.deadline import Paces, kind_of, limit_of
 from qwen_worker.delivery import Terms, deliver, require_usable, terms_of
 from qwen_worker.errors import JobError, LoadError
+from qwen_worker.inpainting import fixed_steps, steps_of
 from qwen_worker.inputs import Canvas, open_images, output_size
 from qwen_worker.job import Job, Stage
 from qwen_worker.job_loop import JobLoop, leave
@@ -38,7 +39,7 @@ from qwen_worker.preview import Previewer
 from qwen_worker.progress import Post, Progress, poster
 from qwen_worker.prompt_cache import PromptCache
 from qwen_worker.reply import Drawn
-from qwen_worker.request import SIDE_MULTIPLE, Debug, Drawing, Health, Request, require_served
+from qwen_worker.request import SIDE_MULTIPLE, Debug, Drawing, Edit, Health, Request, require_served
 from qwen_worker.settings import Fallback, Misconfigured, ServerMode, Settings, read_settings, unknown
 from qwen_worker.stream import stream
 
@@ -143,15 +144,24 @@ class Worker:
         job.loras = () if failure else await job.on(self.side_threads, self.loras.of_job, job, known)
         size = output_size(request, sources, mask, known.size_multiple if known else SIDE_MULTIPLE)
         canvas = Canvas(sources, mask, size)
-        left = job.limit and job.started + job.limit - time.monotonic()
-        calls = self.batches.fewest_calls(request)
-        self.paces.require_time(kind_of(request, canvas), calls, request.num_inference_steps, left)
+        self.require_time(job, canvas)
 
         drawn = await job.on(self.line, self.draw, job, known, failure, canvas)
         job.enter(Stage.DELIVERING)
         facts = replies.metadata_of(request, size, drawn, self.pipelines.label_for(request.task), self.settings)
         whole, pictures = functools.partial(replies.with_timings, facts, job.timings), drawn.pictures
         return await job.on(self.side_threads, deliver, request, pictures, terms, whole, job.timings, job.cancelled)
+
+    def require_time(self, job: Job, canvas: Canvas) -> None:
+        """Refuse what clearly cannot be drawn in the time that the job has left, by the steps that will really run."""
+        request = job.request
+        left = job.limit and job.started + job.limit - time.monotonic()
+        strength = request.strength if isinstance(request, Edit) else 1.0
+        loaded = self.pipelines.loaded.get(self.pipelines.model_for(request.task))
+        fixed = fixed_steps(loaded.pipe) if loaded else 0
+        steps = steps_of(fixed or request.num_inference_steps, strength)
+        kind, calls = kind_of(request, canvas), self.batches.fewest_calls(request)
+        self.paces.require_time(kind, calls, steps, left, None if fixed else strength)
 
     async def located(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
         """What is known of the checkpoint that serves the job, and why it cannot be had, where that is known."""

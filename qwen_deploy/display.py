@@ -66,10 +66,11 @@ def show_dry_run(screen: Screen, options, one: image.Image, intent: Intent) -> N
     screen.say("Dry run: nothing was sent but reads.")
 
 
-def show_use(screen: Screen, endpoint: dict) -> None:
+def show_use(screen: Screen, endpoint: dict, saved: Record | None) -> None:
     screen.say(f"  jobs:    POST {endpoint['requestUrls']['run']}")
     screen.say(f'  try it:  python deploy_qwen.py send --endpoint-id {endpoint["id"]} "a fox in the snow"')
-    screen.say(f"  undo it: python deploy_qwen.py rollback --endpoint-id {endpoint['id']}")
+    if saved:
+        screen.say(f"  undo it: python deploy_qwen.py rollback --endpoint-id {endpoint['id']}")
 
 
 def show_records(screen: Screen, records: list[Record]) -> None:

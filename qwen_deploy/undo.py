@@ -23,7 +23,7 @@ def undo(session: Session, options, intent: Intent, saved: Record | None, check:
         put_back(session, options, saved, check)
     else:
         try:
-            park(session, intent.target["name"])
+            park(session, intent.target)
         except (DeployError, KeyboardInterrupt) as failure:
             screen.bad(f"Looking for it failed: {str(failure) or 'interrupted'}")
             screen.bad(f"If an endpoint named {intent.target['name']} was made, it is there: look in the console.")
@@ -64,13 +64,17 @@ def restore(session: Session, saved: Record) -> int | None:
     return before
 
 
-def park(session: Session, name: str) -> None:
-    """A new endpoint that does not serve is kept for its logs, without workers that cost."""
-    for one in session.api.named(name):
-        session.api.update(one["id"], {"workers": {"min": 0, "max": 0}})
+def park(session: Session, target: dict) -> None:
+    """A new endpoint that does not serve is kept for its logs, without workers that cost.
+
+    Its environment becomes what was asked for: the next run keeps what it finds, a forbidden fallback too.
+    """
+    for one in session.api.named(target["name"]):
+        session.api.update(one["id"], {"env": target["env"], "workers": {"min": 0, "max": 0}})
         session.screen.warn(
             f"Endpoint {one['id']} was made and does not serve: it is left with no workers, so it costs nothing. Its "
-            "configuration is there to look at; run this again to mend it, or delete it in the console."
+            f"configuration is there to look at; run this again with --workers-max {target['workers.max']} to mend it, "
+            "or delete it in the console."
         )
         return
-    session.screen.warn(f"No endpoint named {name} was made.")
+    session.screen.warn(f"No endpoint named {target['name']} was made.")

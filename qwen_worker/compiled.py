@@ -2,8 +2,8 @@
 
 One block is compiled and all use the result, since weights and modulation rows are inputs to it and nothing in a block
 is a constant of its own. Sizes are dynamic: pictures and prompts of any size and length are drawn by two or three
-graphs (one picture; several with padded prompts; the rows of Edit-2511's references), none of which waits for a new
-size. What is compiled lies beneath diffusers' hooks, so that step caches work as they do without.
+graphs (one picture; several with padded prompts; the rows of Edit-2511's references; in INT8, short texts), none of
+which waits for a new size. What is compiled lies beneath diffusers' hooks, so that step caches work as without.
 
 A job's own LoRAs are drawn without: each would compile anew, for longer than it saves. The endpoint's are part of every
 picture and are compiled in, one graph for each set of them.
@@ -19,7 +19,7 @@ import contextlib
 import functools
 import math
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from .modulation import Table
 
 GRAPHS = 16  # of one block in its lifetime: batches, masks, references, sets of LoRAs
 WARM_SIDE = {"cuda": 64, "cpu": 8}  # of a picture that is compiled for, in the transformer's tokens; 64: 1024 pixels
-WARM_TEXT = 48  # tokens
+WARM_TEXT, SHORT_TEXT = 48, 6  # tokens; short: of a negative prompt that says nothing
 
 
 class CompiledBlocks:
@@ -65,20 +65,20 @@ class CompiledBlocks:
             self.off = before
 
     @torch.no_grad()
-    def warm(self, table: Table | None, references: int, batches: tuple[int, ...] = (1,)) -> None:
-        """Compile for the usual jobs ahead of them, with as many pictures to start from: a pass for each batch."""
+    def warm(self, table: Table | None, references: int, passes: Iterable[tuple[int, int]]) -> None:
+        """Compile for the usual jobs ahead of them: `passes` are (batch, tokens of text), with as many references."""
         config, dtype, device = self.transformer.config, self.transformer.dtype, self.transformer.device
         side = WARM_SIDE[device.type]
         shapes = [(1, side, side)] * (1 + references)
         if table:
             table.prepare(torch.ones(1, dtype=dtype, device=device))
-        for batch in batches:
+        for batch, tokens in passes:
             options = {"dtype": dtype, "device": device}
             self.transformer(
                 hidden_states=torch.zeros(batch, sum(map(math.prod, shapes)), config.in_channels, **options),
-                encoder_hidden_states=torch.zeros(batch, WARM_TEXT, config.joint_attention_dim, **options),
+                encoder_hidden_states=torch.zeros(batch, tokens, config.joint_attention_dim, **options),
                 # A prompt alone is not padded; prompts that share a pass are of different lengths.
-                encoder_hidden_states_mask=torch.ones(batch, WARM_TEXT, device=device) if batch > 1 else None,
+                encoder_hidden_states_mask=torch.ones(batch, tokens, device=device) if batch > 1 else None,
                 timestep=torch.ones(batch, **options),
                 img_shapes=[shapes] * batch,
                 attention_kwargs={},

@@ -28,16 +28,18 @@ class Reading:
     stages: Stages = field(default_factory=Stages)
 
 
-def cap_memory(plan: Plan, total: int) -> None:
+def cap_memory(plan: Plan, beside: bool) -> None:
     """Keep torch from taking what the plan leaves to others: an error here, not another process's.
 
-    Raises `LoadError` where torch has no card.
+    `beside`: the plan is of what is free beside all that torch holds. Raises `LoadError` where torch has no card.
     """
     import torch
 
     if not torch.cuda.is_available():
         raise LoadError("there is a GPU here that torch cannot use: the driver is older than torch's CUDA")
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (plan.limit - CONTEXT_BYTES) / total))
+    held = torch.cuda.memory_reserved() if beside else 0
+    total = torch.cuda.mem_get_info()[1]  # what the fraction is of: less than the driver's figure for the card
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (held + plan.limit - CONTEXT_BYTES) / total))
 
 
 def forget(device: str) -> None:

@@ -45,8 +45,13 @@ class Paces:
             self.steps[kind].append(step_seconds)
             self.rest[kind].append(max(0.0, seconds / pictures - steps * step_seconds))
 
-    def require_time(self, kind: Any, pictures: int, steps: int, seconds: float | None) -> None:
-        """Refuse what clearly cannot be drawn in `seconds`, naming the number of steps that could."""
+    def require_time(
+        self, kind: Any, pictures: int, steps: int, seconds: float | None, strength: float | None = 1.0
+    ) -> None:
+        """Refuse what clearly cannot be drawn in `seconds`, naming the num_inference_steps that could.
+
+        `steps`: that a picture really takes, `strength` of num_inference_steps; None where the schedule is fixed.
+        """
         if seconds is None or kind not in self.steps:
             return
         step, rest = min(self.steps[kind]), min(self.rest[kind])
@@ -54,9 +59,13 @@ class Paces:
         if needed <= seconds * CLEARLY:
             return
         feasible = math.floor((seconds / pictures - rest) / step)
-        advice = (
-            f"num_inference_steps of at most {feasible} would make it" if feasible > 0 else "not even one step fits"
-        )
+        if feasible < 1:
+            advice = "not even one step fits"
+        elif strength is None:
+            advice = "the checkpoint's schedule is fixed"
+        else:
+            most = math.floor((feasible + 1e-9) / strength)
+            advice = f"num_inference_steps of at most {most} would make it"
         raise JobError(
             "deadline_exceeded",
             f"{steps} steps take about {needed:.1f} seconds and {max(0.0, seconds):.1f} are left; {advice}",

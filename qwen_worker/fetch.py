@@ -8,7 +8,8 @@ of what is fetched.
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -48,24 +49,20 @@ def fetch(url: str, label: str, max_bytes: int, deadline: float, cancelled: thre
     wanted, body = Wanted(label, max_bytes), bytearray()
     require_url(url, wanted)
     ends = time.monotonic() + deadline
-    within(deadline, lambda: download(url, wanted, ends, body.extend), wanted, fetches, cancelled)
+    with told(wanted, deadline, fetches):
+        fetches.within(deadline, lambda: download(url, wanted, ends, body.extend), cancelled)
     return bytes(body)
 
 
-def within(
-    deadline: float,
-    work: Callable,
-    wanted: Wanted,
-    threads: SideThreads,
-    cancelled: threading.Event | None = None,
-):
-    """What `work` returns within the deadline, on a side thread.
+@contextmanager
+def told(wanted: Wanted, deadline: float, threads: SideThreads) -> Iterator[None]:
+    """Within, a fetch on a side thread that is not done in time, or never begun, is told as one that failed.
 
-    It is left behind at the deadline or once `cancelled` is set, since name resolution and response headers cannot be
-    interrupted; a server that drips headers for ever holds one of the threads for as long as it does.
+    It is left behind at the deadline or at a stop, since name resolution and response headers cannot be interrupted; a
+    server that drips headers for ever holds one of the threads for as long as it does.
     """
     try:
-        return threads.within(deadline, work, cancelled)
+        yield
     except Busy:
         raise wanted.failed(f"was not fetched: {threads.most} servers are still being waited for") from None
     except Late:

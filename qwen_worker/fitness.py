@@ -24,7 +24,7 @@ def checks(settings: Settings, place: Attempt, preload: Attempt) -> list[Callabl
     """To be registered with the SDK in this order. Each raises `Unfit`.
 
     `place(task)` and `preload(task)`: why the task's model cannot be had, or None. Where a model that cannot be had is
-    stood in for, it is no reason to end the worker.
+    stood in for, it is no reason to end the worker; what they raise always is.
     """
 
     def scratch_is_writable() -> None:
@@ -48,15 +48,21 @@ def checks(settings: Settings, place: Attempt, preload: Attempt) -> list[Callabl
         if not settings.QWEN_PRELOAD:
             return
         failures: dict[Role, LoadError] = {}
+        broken: list[Exception] = []
 
         def load() -> None:
-            for role in (one for one in Role if one in settings.QWEN_PRELOAD):
-                if failure := preload(role.value):
-                    failures[role] = failure
+            try:
+                for role in (one for one in Role if one in settings.QWEN_PRELOAD):
+                    if failure := preload(role.value):
+                        failures[role] = failure
+            except Exception as error:  # noqa: BLE001  of a thread nobody would hear it
+                broken.append(error)
 
         loading = threading.Thread(target=load, name="preload", daemon=True)
         loading.start()
         loading.join(init_seconds() * INIT_SHARE)
+        if broken:
+            raise Unfit(f"{type(broken[0]).__name__} while loading; the worker's log has the rest")
         if failures and settings.QWEN_FALLBACK is Fallback.FORBID:
             role, failure = next(iter(failures.items()))
             raise Unfit(f"{role.value}: {failure.reason}")

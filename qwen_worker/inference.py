@@ -25,6 +25,7 @@ from .request import Drawing, Edit, require_tokens
 from .telemetry import peak_vram_gb
 
 LEAK_BYTES = 1_000_000_000  # memory that does not come back after a failed job: the worker is better restarted
+CUDA_FAILED = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")  # in torch's words, and compiled kernels'
 MAX_SEQUENCE_LENGTH = 1024  # always passed: diffusers cuts at 512 tokens in silence
 
 
@@ -166,7 +167,7 @@ def left_clean(pipe: Any) -> Iterator[None]:
 
 def spoils_the_worker(error: Exception) -> bool:
     """Whether CUDA itself has failed: every later call in this process would as well."""
-    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+    return type(error).__name__ == "AcceleratorError" or any(words in str(error) for words in CUDA_FAILED)
 
 
 def arguments(pipe: Any, request: Drawing, sources: list[Image.Image], size: tuple[int, int]) -> dict[str, Any]:

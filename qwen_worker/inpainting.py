@@ -99,6 +99,11 @@ def tail(pipe: Any, request: Edit) -> list[float]:
     return list(schedule[len(schedule) - steps_of(len(schedule), request.strength) :])
 
 
+def fixed_steps(pipe: Any) -> int:
+    """How many steps the schedule has that a checkpoint comes with, whatever a job asks for; 0 where it has none."""
+    return len(pipe.config.get("sample_sigmas") or ())
+
+
 def steps_of(whole: int, strength: float) -> int:
     """How many of a schedule's steps are drawn."""
     return max(1, math.ceil(whole * strength - 1e-9))

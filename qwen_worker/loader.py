@@ -14,6 +14,7 @@ from . import telemetry
 from .checkpoint import Checkpoint
 from .errors import LoadError
 from .footprint import Plan
+from .inference import spoils_the_worker
 from .pipelines import Loaded, Pipelines
 from .settings import Fallback, Settings
 
@@ -69,12 +70,16 @@ class Loader:
             where = ", ".join(f"{stage} {spent:.2f}" for stage, spent in loaded.stages.items())
             own = ", ".join(f"{use.label} at {use.scale:g}" for use in loaded.adapters.own)
             facts = f"{loaded.plan}; speed-ups: {loaded.speed}" + (f"; LoRAs: {own}" if own else "")
-            telemetry.log_line(None, "INFO", f"{name} loaded in {seconds:.1f} s: {facts}")
+            at = f" at {revision}" if (revision := loaded.checkpoint.revision) else ""
+            telemetry.log_line(None, "INFO", f"{name}{at} loaded in {seconds:.1f} s: {facts}")
             telemetry.log_line(None, "INFO", f"{name} seconds: {where}; prepared: {loaded.prepared}")
         return loaded
 
     def attempt(self, step: Callable[[str], Any], task: str) -> tuple[Any, LoadError | None]:
-        """(step(task), None), or (None, why the model cannot be had): remembered, and tried again only if passing."""
+        """(step(task), None), or (None, why the model cannot be had): remembered, and tried again only if passing.
+
+        Raises what spoils the worker: no other model can be had in this process either, and stand-ins would hide it.
+        """
         if self.settings.QWEN_FALLBACK is Fallback.FORCE:
             return None, LoadError("QWEN_FALLBACK=force: this worker loads no model")
         role = "generate" if task == "generate" else "edit"
@@ -88,8 +93,11 @@ class Loader:
             failure = error
         except Exception as error:  # noqa: BLE001  whatever keeps a model from loading means: it cannot be had
             telemetry.log_line(None, "ERROR", traceback.format_exc())
+            if spoils_the_worker(error):
+                raise
             part = f"{role}/{self.pipelines.stage}".rstrip("/")
-            failure = LoadError(f"{type(error).__name__} while loading {part}; the worker's log has the rest")
+            passing = type(error).__name__ == "OutOfMemoryError"  # what else holds the card's memory may give it back
+            failure = LoadError(f"{type(error).__name__} while loading {part}; the worker's log has the rest", passing)
         else:
             self.failures.pop(role, None)
             return found, None

@@ -8,15 +8,16 @@ Jobs that want the same file at once fetch it once. What came from the hub or a 
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from . import hub
 from .checkpoint import candidates
 from .errors import InvalidInput, LoadError
-from .fetch import Wanted, download, is_url, require_url, within
+from .fetch import Wanted, download, is_url, require_url, told
 from .lora_sources import HubFile, below, hub_file, only_lora
 from .lora_store import Incoming, Known, LoraStore, Unwritable
-from .side_thread import SideThreads
+from .side_thread import SideThreads, acquire
 from .tensor_file import START_BYTES, TensorFile, require_start
 
 MAX_FETCHES = 4
@@ -56,23 +57,38 @@ class LoraFetcher:
     def fetched(
         self, name: str, fetch: Callable[[], Known], wanted: Wanted, cancelled: threading.Event | None
     ) -> Found:
-        """What `fetch` brings, on a side thread; one at a time for each name, whose followers find it there."""
-
-        def once() -> Known:
-            with self.lock_of(name):
-                when, known = self.asked.get(name, (0.0, None))
-                fresh = known and time.monotonic() - when < REASK_SECONDS and self.store.has(known.sha256)
-                if not fresh:
-                    known = fetch()
-                    self.asked[name] = time.monotonic(), known
-                return known
-
         try:
-            known = within(self.seconds, once, wanted, self.threads, cancelled)
+            with told(wanted, self.seconds, self.threads):
+                known = self.once(name, fetch, cancelled)
         except Unwritable:
             raise wanted.failed("has no room on the worker's disk") from None
         file, _ = local(self.store.use(name, known), wanted)  # the endpoint's own may be larger than a job's
         return file, known.sha256
+
+    def once(self, name: str, fetch: Callable[[], Known], cancelled: threading.Event | None) -> Known:
+        """What `fetch` brings, on a side thread; one at a time for each name, whose followers find it there.
+
+        Who follows waits here: on a thread of its own it would keep another name from being fetched.
+        """
+
+        def work() -> Known:
+            known = fetch()
+            self.asked[name] = time.monotonic(), known
+            return known
+
+        ends, lock = time.monotonic() + self.seconds, self.lock_of(name)
+        acquire(lock, ends, cancelled)
+        with ExitStack() as turn:
+            turn.callback(lock.release)
+            if known := self.fresh(name):
+                return known
+            release = turn.pop_all().close  # by the fetch's own end, also where it is left behind
+        return self.threads.within(ends - time.monotonic(), work, cancelled, after=release)
+
+    def fresh(self, name: str) -> Known | None:
+        """What the name led to when it was last asked for, if that is not long ago and still here."""
+        when, known = self.asked.get(name, (0.0, None))
+        return known if known and time.monotonic() - when < REASK_SECONDS and self.store.has(known.sha256) else None
 
     def lock_of(self, name: str) -> threading.Lock:
         with self.guard:

@@ -94,11 +94,12 @@ class Pipelines:
         model, found = self.model_for(task), self.locate(task)
         if model not in self.placed:
             together = {model: found} | self.others(model)
+            resident = sum(one.plan.weights for one in self.loaded.values())
             try:
-                plan = self.plan(together)
+                plan = self.plan(together, resident)
             except LoadError:
                 together = {model: found}
-                plan = self.plan(together, resident=sum(one.plan.weights for one in self.loaded.values()))
+                plan = self.plan(together, resident)
             self.placed |= dict.fromkeys(together, plan)
         return self.placed[model]
 
@@ -112,7 +113,7 @@ class Pipelines:
                     found[other] = self.locate(task)
         return found if not self.placed else {}
 
-    def plan(self, together: dict[str, Checkpoint], resident: int = 0) -> Plan:
+    def plan(self, together: dict[str, Checkpoint], resident: int) -> Plan:
         """`resident`: bytes that models planned before hold on the card."""
         cap = self.settings.QWEN_VRAM_GB
         models, before = [], [one.checkpoint for one in self.loaded.values()]
@@ -243,11 +244,12 @@ class Pipelines:
         from . import residency
 
         if plan.device == "cuda":
-            cap_memory(plan, read_machine().gpu.total)
+            cap_memory(plan, beside=all(one.plan is not plan for one in self.loaded.values()))
             residency.pin_exactly()
         if plan.swapped:
             self.turns = self.turns or residency.Turns(plan.device)
             self.turns.clear()
+            forget(plan.device)
 
     def quantizers(self) -> frozenset[str]:
         """The packages that any plan of this worker may need: a model that is not placed yet may get another one."""

@@ -93,5 +93,7 @@ class PresetSettings(BaseSettings):
 def steps_in(name: str) -> int | None:
     """The number of steps that a few-step LoRA has in its file's name, as in Qwen-Image-Lightning-8steps-V1.1."""
     path = urlsplit(name).path if "://" in name else name
-    found = re.search(r"(?<!\d)(\d{1,2})[-_ ]?steps?", path.rstrip("/").rpartition("/")[2].lower())
+    # Not of a version ("v2-step...") nor of a training run's count ("epoch=10-step=500").
+    said = r"(?<![\dv])(?<!\d\.)(\d{1,2})[-_ ]?step(?:s|(?![-_= ]?\d))"
+    found = re.search(said, path.rstrip("/").rpartition("/")[2].lower())
     return int(found[1]) if found and 1 <= int(found[1]) <= 16 else None

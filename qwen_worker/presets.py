@@ -63,7 +63,7 @@ class Presets:
     def steps(self, preset: Preset, role: str) -> int:
         if preset is not Preset.FAST:
             return STEPS[preset]
-        return self.settings.QWEN_FAST_STEPS or steps_in(self.fast_lora(role))
+        return steps_in(self.fast_lora(role)) or self.settings.QWEN_FAST_STEPS
 
     def why_not(self, preset: Preset, role: str, checkpoint: Checkpoint | None = None) -> str | None:
         """Why the role's model does not draw by the preset, as far as that is known before anything is fetched."""

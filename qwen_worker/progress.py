@@ -34,11 +34,16 @@ class Progress:
         """Waits for the message that is on its way; a stopped job drops it, since nothing is posted for it."""
         if self.task is None:
             return
+        job = asyncio.current_task()
+        stops = job.cancelling()
         self.over.set()
         if kind is asyncio.CancelledError:
             self.task.cancel()
         with suppress(asyncio.CancelledError):
             await self.task
+        # A stop that came meanwhile has ended the message alone, with or without an error.
+        if job.cancelling() > stops:
+            raise asyncio.CancelledError
 
     async def run(self) -> None:
         told = None

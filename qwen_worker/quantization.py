@@ -43,11 +43,13 @@ def configuration(component: str, precision: Precision, device: str) -> Any:
 def torchao_type(precision: Precision, device: str) -> Any:
     from torchao import quantization
 
+    # torchao would have torch's compiler try each kernel's variants, for all of this process and minutes at each start.
+    plain = {"set_inductor_config": False}
     if precision is Precision.INT8:
-        return quantization.Int8DynamicActivationInt8WeightConfig()
+        return quantization.Int8DynamicActivationInt8WeightConfig(**plain)
     if device == "cpu":
-        return quantization.Float8WeightOnlyConfig()
-    return quantization.Float8DynamicActivationFloat8WeightConfig(granularity=quantization.PerRow())
+        return quantization.Float8WeightOnlyConfig(**plain)
+    return quantization.Float8DynamicActivationFloat8WeightConfig(granularity=quantization.PerRow(), **plain)
 
 
 def weight_quantizer(component: str, precision: Precision, device: str) -> Callable[[torch.nn.Module, str], None]:

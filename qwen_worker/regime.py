@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from . import step_cache
-from .inpainting import steps_of
+from .inpainting import fixed_steps, steps_of
 from .job import Job
 from .pipelines import Loaded
 from .preset_settings import Preset
@@ -21,7 +21,8 @@ def regime(loaded: Loaded, job: Job, tiles: bool = False) -> Iterator[None]:
 
     Guidance's passes are one call where the room for decoding a picture whole is there for both.
     """
-    request, steps = job.request, job.request.num_inference_steps
+    request = job.request
+    steps = fixed_steps(loaded.pipe) or request.num_inference_steps
     drawn = steps_of(steps, request.strength) if isinstance(request, Edit) else steps
     changes = dict(FEW_STEP_SCHEDULER) if request.preset == Preset.FAST else {}
     # One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.

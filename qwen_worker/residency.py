@@ -6,8 +6,12 @@ Imports torch: import it inside functions. Knows nothing of plans or jobs.
 """
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # By default torch rounds every pinned block up to a power of two: 5.5 GB of rows take 8.6, a matrix of 75 MB takes 134.
 # A plan counts what is asked for. What diffusers pins goes by this setting too.
@@ -34,19 +38,37 @@ def stream(module: torch.nn.Module, device: str) -> None:
     apply_group_offloading(module, torch.device(device), torch.device("cpu"), "leaf_level", **overlapped)
 
 
+@dataclass(frozen=True)
+class Home:
+    """Where a plain tensor waits in host memory, and the attribute that holds it or its copy on the device."""
+
+    owner: Any
+    attribute: str
+    tensor: torch.Tensor
+
+    def leave(self) -> None:
+        setattr(self.owner, self.attribute, self.tensor)
+
+    def bring(self, device: torch.device) -> None:
+        setattr(self.owner, self.attribute, self.tensor.to(device, non_blocking=True))
+
+
 class Turns:
     """Transformers of which one at a time is on the device."""
 
     def __init__(self, device: str):
         self.device = torch.device(device)
-        self.waiting: dict[str, dict[str, torch.Tensor]] = {}  # by name: the parameters' home in host memory
+        self.homes: dict[str, list[Home]] = {}  # by name, of the module's parameters
         self.modules: dict[str, torch.nn.Module] = {}
         self.active: str | None = None
 
     def add(self, name: str, module: torch.nn.Module) -> None:
         """Take in a module, on the device or in the host memory that is to be its home; it gets the turn."""
-        if plain(module):
-            self.waiting[name] = {key: pinned(p.detach(), self.device) for key, p in module.named_parameters()}
+        self.homes[name] = [
+            Home(owner, attribute, pinned(tensor, self.device))
+            for parameter in module.parameters()
+            for owner, attribute, tensor in plain_tensors(parameter)
+        ]
         self.modules[name] = module
         if next(module.parameters()).device.type == self.device.type:
             self.active = name
@@ -55,24 +77,16 @@ class Turns:
 
     def drop(self, name: str) -> None:
         """Forget a module, if it is one of these."""
-        self.waiting.pop(name, None)
+        self.homes.pop(name, None)
         self.modules.pop(name, None)
         if self.active == name:
             self.active = None
 
     def clear(self) -> None:
         """Nothing on the device: room for a module that is about to be loaded."""
-        if self.active is None:
-            return
-        module = self.modules[self.active]
-        if home := self.waiting.get(self.active):
-            for key, parameter in module.named_parameters():
-                parameter.data = home[key]
-        else:
-            module.to("cpu")
+        for home in self.homes.get(self.active, ()):
+            home.leave()
         self.active = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def activate(self, name: str) -> float:
         """Give a module the turn. Returns the seconds that it took, 0 if it had it."""
@@ -80,21 +94,25 @@ class Turns:
             return 0.0
         started = time.perf_counter()
         self.clear()
-        module = self.modules[name]
-        if name in self.waiting:
-            for parameter in module.parameters():
-                parameter.data = parameter.data.to(self.device, non_blocking=True)
-        else:
-            module.to(self.device)
+        for home in self.homes[name]:
+            home.bring(self.device)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.active = name
         return time.perf_counter() - started
 
 
-def plain(module: torch.nn.Module) -> bool:
-    """Whether its parameters are ordinary tensors; quantized ones carry more than their data."""
-    return all(type(parameter.data) is torch.Tensor for parameter in module.parameters())
+def plain_tensors(holder: torch.Tensor) -> Iterator[tuple[Any, str, torch.Tensor]]:
+    """(owner, attribute, tensor) of what a parameter consists of: its data, or a quantized one's values and scales."""
+    if not is_traceable_wrapper_subclass(holder):
+        yield holder, "data", holder.detach()
+        return
+    for name in holder.__tensor_flatten__()[0]:
+        inner = getattr(holder, name)
+        if is_traceable_wrapper_subclass(inner):
+            yield from plain_tensors(inner)
+        else:
+            yield holder, name, inner
 
 
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

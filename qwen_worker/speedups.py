@@ -16,7 +16,7 @@ from typing import Any
 from .footprint import LOSSY, Plan
 from .lora_file import LoraUse
 from .machine import Machine
-from .settings import Saving, Settings, Speedup
+from .settings import Precision, Saving, Settings, Speedup
 
 AUTO = frozenset({Speedup.COMPILE, Speedup.ROTARY, Speedup.GUIDANCE, Speedup.ATTENTION})
 # What `auto` leaves out, and why.
@@ -122,7 +122,7 @@ def apply(pipe: Any, plan: Plan, settings: Settings, machine: Machine, table: An
 
         pipe.transformer.pos_embed = rotary.RealRotary(pipe.transformer.pos_embed)
     if speed.has(Speedup.COMPILE):
-        speed = compile_blocks(speed, pipe, settings, gpu and gpu.name, table, name)
+        speed = compile_blocks(speed, pipe, settings, gpu and gpu.name, plan.precision, table, name)
     return speed
 
 
@@ -132,21 +132,33 @@ def has_compiler(device: str) -> bool:
     return bool(os.environ.get(variable)) or any(map(shutil.which, programs))
 
 
-def compile_blocks(speed: Speed, pipe: Any, settings: Settings, card: str | None, table: Any, name: str) -> Speed:
+def compile_blocks(
+    speed: Speed, pipe: Any, settings: Settings, card: str | None, precision: Precision, table: Any, name: str
+) -> Speed:
     """The speed-ups with compiled blocks, from what an earlier start has compiled where it can be."""
-    from . import compile_store, hub, telemetry
-    from .compiled import CompiledBlocks
+    import torch
+
+    from . import compile_store, hub, int8_product, telemetry
+    from .compiled import SHORT_TEXT, WARM_TEXT, CompiledBlocks
 
     def tell(why: str) -> None:
         speed.states[Speedup.COMPILE] = why
         telemetry.log_line(None, "WARN", f"{name}: the blocks are drawn without compiling from now on: {why}")
 
-    folder = settings.QWEN_COMPILED_FOLDER or hub.cache_folder().parent / "qwen-image-compiled"
+    folder = settings.QWEN_COMPILED_FOLDER or hub.home() / "qwen-image-compiled"
     store = compile_store.opened(folder, round(settings.QWEN_COMPILED_MB * compile_store.MB), card)
     blocks = CompiledBlocks(pipe.transformer, tell)
     references = int("image" in inspect.signature(pipe.__call__).parameters)
-    shared = speed.has(Speedup.GUIDANCE) and not references  # edits are too large for it
+    passes = [(1, WARM_TEXT)]
+    if speed.has(Speedup.GUIDANCE) and not references:  # edits are too large for it
+        passes += [(2, WARM_TEXT)]
+    if precision is Precision.INT8:
+        int8_product.pad_few_rows()
+        if not references:  # an edit's text has its pictures in it
+            passes += [(1, SHORT_TEXT)]  # a graph of its own
+    # The attention's kernel is chosen as a graph is traced, and torch's keys of what it keeps do not tell of it.
+    torch.compiler.config.cache_key_tag = "cudnn first" if speed.has(Speedup.ATTENTION) else ""
     with speed.attending():
-        blocks.warm(table, references, (1, 2) if shared else (1,))
+        blocks.warm(table, references, passes)
     store.save()
     return replace(speed, blocks=blocks, store=store)

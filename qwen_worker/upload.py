@@ -137,6 +137,7 @@ def send_pinned(request: Any, **_: Any) -> Any:
     from botocore.exceptions import EndpointConnectionError
     from runpod.serverless.utils.rp_ssrf import PinnedIPAdapter, resolve_and_validate
     from urllib3 import HTTPResponse
+    from urllib3.exceptions import HTTPError
 
     parts = urlsplit(request.url)
     addresses = resolve_and_validate(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
@@ -148,7 +149,7 @@ def send_pinned(request: Any, **_: Any) -> Any:
         try:
             answer = session.send(outgoing, stream=True, allow_redirects=False, timeout=(CONNECT_SECONDS, READ_SECONDS))
             body = answer.raw.read(MAX_ANSWER, decode_content=True)
-        except requests.RequestException as error:
+        except (requests.RequestException, HTTPError) as error:  # the latter where the body breaks off
             # Botocore's own name for it, which it retries; the address stays out of the words.
             raise EndpointConnectionError(endpoint_url="", error=type(error).__name__) from None
         raw = HTTPResponse(io.BytesIO(body), preload_content=False)

@@ -25,6 +25,7 @@ from .staging import Arriving, Lane, Piece
 CHUNK = 32 << 20
 PIECES = 512  # parts of one read; the system takes at most 1024
 AHEAD = 2 << 30  # bytes that may lie there untaken while nobody waits for others
+AHEAD_ON_CARD = 512 << 20  # of the room that a plan leaves a job, which the modulation's table is built in too
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -48,6 +49,7 @@ class WeightReader:
         self.reads = deque(reads(self.arriving.values()))
         self.changed = threading.Condition()
         self.waited_for: list[Arriving] = []
+        self.ahead = AHEAD_ON_CARD if self.device.type == "cuda" else AHEAD
         self.untaken = 0  # bytes that are claimed or there, and not taken
         self.failure: BaseException | None = None
         self.checksums: list[tuple[Stored, torch.Tensor]] = []  # of what was taken and has one in its file
@@ -132,7 +134,7 @@ class WeightReader:
 
     def may_go_on(self) -> bool:
         """Also beyond the limit while somebody waits for what is further on: the order of taking is not ours."""
-        return self.untaken < AHEAD or any(one.unclaimed for one in self.waited_for)
+        return self.untaken < self.ahead or any(one.unclaimed for one in self.waited_for)
 
     def settle(self, pieces: list[Piece]) -> None:
         with self.changed:

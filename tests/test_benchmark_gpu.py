@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
@@ -264,20 +265,19 @@ def test_what_a_table_has_dropped_is_read_for_stock(tiny):
     assert stock.twin_of(elsewhere, QwenImageTransformer2DModel, folder, "cpu") is None
 
 
-class FakeAttention(torch.nn.Module):
+class FakeBlock(torch.nn.Module):
     def forward(self, hidden_states, encoder_hidden_states):
-        time.sleep(0.02)
+        return hidden_states * 2
 
 
 class FakeTransformer(torch.nn.Module):
-    """Its only block is an attention alone."""
-
     def __init__(self):
         super().__init__()
-        self.transformer_blocks = torch.nn.ModuleList([torch.nn.ModuleDict({"attn": FakeAttention()})])
+        self.transformer_blocks = torch.nn.ModuleList([FakeBlock()])
 
     def forward(self, **states):
-        self.transformer_blocks[0]["attn"](**states)
+        time.sleep(0.02)
+        self.transformer_blocks[0](**states)
 
 
 class FakePipe:
@@ -315,8 +315,19 @@ def test_a_stopwatch_tells_the_stages_apart_and_leaves_the_pipeline_as_it_was():
     assert stages.whole >= stages.text + stages.decode + sum(stages.steps) + 0.009
     assert stages.forwards == ((1, 256, 7), (1, 256, 3)) * 3
     assert "encode_prompt" not in vars(pipe) and pipe.decode is decode and not pipe.transformer._forward_hooks
+    assert "forward" not in vars(pipe.transformer.transformer_blocks[0])
     uneven = watch.stages(4)  # six passes in four steps
     assert len(uneven.steps) == 4 and sum(uneven.steps) == pytest.approx(sum(stages.steps))
+
+
+def test_passes_through_blocks_that_were_compiled_before_are_noted_too():
+    pipe = FakePipe()
+    block = pipe.transformer.transformer_blocks[0]
+    block.forward = compiled = types.MethodType(torch.compile(FakeBlock.forward, backend="eager"), block)
+    pipe.draw(1)
+    with Stopwatch("cpu").on(pipe) as watch:
+        pipe.draw(1)
+    assert watch.stages(1).forwards == ((1, 256, 7), (1, 256, 3)) and block.forward is compiled
 
 
 # The floor and the turns.

@@ -296,6 +296,21 @@ def run_job(worker, more, **fields):
 
 
 @pytest.mark.parametrize(
+    ("body", "headers"), [(b"<Error>", {"Content_Length": "100"}), (b"no gzip", {"Content_Encoding": "gzip"})]
+)
+def test_a_job_s_own_bucket_that_breaks_off_its_answer_leaves_the_pictures_in_the_reply(web, body, headers):
+    asked = []
+
+    def answer(handler):
+        asked.append(handler.rfile.read(int(handler.headers["Content-Length"])))
+        respond(handler, body, **headers)
+
+    reply = sent([noise(16)], Settings(QWEN_UPLOAD_SECONDS=20), job=config(web(answer)))
+    assert picture_of(reply["image"]).size == (16, 16) and len(asked) == 3  # as often as one that is down
+    assert reply["metadata"]["delivery_note"] == "the bucket did not take the pictures (EndpointConnectionError)"
+
+
+@pytest.mark.parametrize(
     "endpoint", ["http://127.0.0.1:9", "http://169.254.169.254", "http://[::1]", "http://10.0.0.1"]
 )
 def test_a_job_s_own_bucket_is_reached_at_public_addresses_only(cold_worker, endpoint):

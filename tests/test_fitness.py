@@ -54,6 +54,15 @@ def test_a_model_that_is_missing_is_a_reason_where_nothing_stands_in_for_it(miss
         examined(place, **settings)
 
 
+def test_a_card_that_fails_while_loading_is_a_reason_also_where_stand_ins_are_allowed():
+    def preload(task):
+        raise RuntimeError("CUDA error: an illegal memory access at /some/path")
+
+    with pytest.raises(Unfit) as caught:
+        examined(preload=preload, QWEN_PRELOAD="generate", QWEN_FALLBACK="allow")
+    assert str(caught.value) == "RuntimeError while loading; the worker's log has the rest"
+
+
 def test_a_preload_does_not_outlast_the_platform_s_patience(monkeypatch):
     monkeypatch.setenv("RUNPOD_INIT_TIMEOUT", "0.5")
     over, started = threading.Event(), time.monotonic()

@@ -277,11 +277,35 @@ def test_a_fault_inside_the_pipeline_is_internal_and_tells_nothing(ask, planted,
     assert ask(**SMALL)["output"]["metadata"]["backend"] == "qwen-image"
 
 
-def test_a_cuda_error_asks_for_a_fresh_worker(ask, planted):
-    planted(RuntimeError("CUDA error: an illegal memory access was encountered"))
+@pytest.mark.parametrize(
+    "words", ["CUDA error: an illegal", "CUDA driver error: an illegal", "Triton Error [CUDA]: an"]
+)
+def test_a_cuda_error_asks_for_a_fresh_worker(ask, planted, words):
+    planted(RuntimeError(f"{words} memory access was encountered"))
     assert ask(**SMALL, _job_id="spoilt")["stopPod"] is True
     planted(RuntimeError("a mistake of ours"))
     assert "stopPod" not in ask(**SMALL)
+
+
+def test_a_cuda_error_while_loading_asks_for_a_fresh_worker_and_memory_that_is_short_for_another_try(
+    cold_worker, monkeypatch
+):
+    import torch
+
+    worker = cold_worker(QWEN_FALLBACK="allow")
+
+    def load(task):
+        raise error
+
+    monkeypatch.setattr(worker.pipelines, "load", load)
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    for _ in range(2):  # nothing of it is remembered: no stand-in follows
+        body = run(worker, SMALL, "spoilt")
+        assert body["error"] == "internal: spoilt" and body["stopPod"] is True
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.27 GiB")
+    assert run(worker, SMALL)["output"]["metadata"]["backend"] == "pil-fallback"
+    failure, _ = worker.loader.failures["generate"]
+    assert failure.passing and failure.reason.startswith("OutOfMemoryError while loading generate")
 
 
 def test_out_of_memory_is_told_and_ten_good_jobs_follow(ask, planted, monkeypatch):

@@ -35,18 +35,34 @@ def test_an_unknown_checkpoint_is_described_before_its_weights_are_fetched(hub_o
     assert not any(path.endswith(".safetensors") for path in served.paths)
 
 
-def test_a_job_fetches_an_unknown_checkpoint_and_draws_with_it(hub_of, tiny, cold_worker):
+def test_a_job_fetches_an_unknown_checkpoint_and_draws_with_it(hub_of, tiny, cold_worker, capsys):
     served = hub_of(tiny / "generate")
     worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
     fields = {"prompt": "a", "width": 256, "height": 256, "num_inference_steps": 1}
     facts = run(worker, fields)["output"]["metadata"]
     assert (facts["backend"], facts["model"]) == ("qwen-image", "Org/Name")
     assert facts["revision"] == served.commit("Org/Name")
+    assert f"Org/Name at {facts['revision']} loaded in" in capsys.readouterr().out
     assert any(path.endswith(".safetensors") for path in served.paths)
     served.paths.clear()
     again = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
     assert run(again, fields)["output"]["metadata"]["revision"] == served.commit("Org/Name")
     assert served.paths == []  # the cache serves it
+
+
+def test_compiled_blocks_are_kept_below_hf_home_wherever_the_cache_is(hub_of, tmp_path, cold_worker, monkeypatch):
+    from huggingface_hub import constants
+
+    from qwen_worker import compile_store
+
+    def stop(folder, *_):
+        raise LookupError(folder)
+
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(compile_store, "opened", stop)
+    with pytest.raises(LookupError) as caught:
+        cold_worker(QWEN_SPEEDUPS="compile").pipelines.load("generate")
+    assert caught.value.args == (tmp_path / "home/qwen-image-compiled",)
 
 
 def test_another_class_is_refused_before_its_weights_are_fetched(hub_of, tmp_path):

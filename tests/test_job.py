@@ -12,7 +12,7 @@ from qwen_worker.errors import JobError
 from qwen_worker.job import Job, Stage
 from qwen_worker.parsing import parse
 
-from .conftest import run
+from .conftest import as_text, run
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2}
 LONG = {**SMALL, "num_inference_steps": 100}
@@ -267,6 +267,31 @@ def test_the_steps_named_are_those_that_fit():
     )
     with pytest.raises(JobError, match="not even one step fits"):
         paces.require_time("kind", 4, 1, 8)
+
+
+def test_an_edit_is_judged_by_the_steps_that_its_strength_leaves(warm_worker, monkeypatch, scene):
+    paces = Paces()
+    paces.record(("edit", (256, 256), 1, True, "quality"), 1000.0, pictures=1, steps=10, seconds=10_000)
+    monkeypatch.setattr(warm_worker, "paces", paces)
+    fields = {**SMALL, "num_inference_steps": 10, "image": as_text(scene)}
+
+    def answered(strength):
+        job = {"id": "edit", "input": {**fields, "strength": strength}, "policy": {"executionTimeout": 4_500_000}}
+        return asyncio.run(warm_worker.answer(job))
+
+    error = answered(0.5)["error"]
+    assert error.startswith("deadline_exceeded: 5 steps take about 5000.0 seconds and 4")
+    assert error.endswith("num_inference_steps of at most 8 would make it")
+    assert answered(0.3)["metadata"]["steps"] == 3
+
+
+def test_where_the_schedule_is_fixed_no_number_of_steps_is_named():
+    paces = Paces()
+    paces.record("kind", 1.0, pictures=1, steps=8, seconds=8)
+    with pytest.raises(
+        JobError, match=r"8 steps take about 8\.0 seconds and 5\.0 are left; the checkpoint's .* fixed$"
+    ):
+        paces.require_time("kind", 1, 8, 5, None)
 
 
 def test_how_far_is_told_by_picture():

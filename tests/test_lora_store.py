@@ -192,9 +192,57 @@ def test_jobs_at_once_fetch_once(fetcher, web):
     served = Web()
     served.pause = 0.3
     address = web(served)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: find(fetcher, address), range(8)))
+    assert found == [(FILE, digest(FILE))] * 8 and len(served.asked) == 1
+
+
+def test_a_failure_is_told_to_each_of_the_jobs_at_once(fetcher, web):
+    address = web(lambda handler: (time.sleep(0.1), respond(handler, b"", 404)))
+    with ThreadPoolExecutor(8) as threads:
+        told = set(threads.map(lambda _: refusal(fetcher, address), range(8)))
+    assert told == {"lora_fetch_failed: loras[0] was answered with HTTP status 404"}
+
+
+def test_who_waits_for_another_s_fetch_keeps_no_other_file_from_being_fetched(store, web):
+    release, cancelled, fetcher = threading.Event(), threading.Event(), LoraFetcher(store, [], 3)
+    slow, quick = web(lambda handler: release.wait(20)), web(Web())
+    stop_or_failure, started = [], time.monotonic()
+
+    def wait(stop):
+        try:
+            find(fetcher, slow, cancelled=stop)
+        except (Cancelled, JobError) as error:
+            stop_or_failure.append((type(error), str(error)))
+
+    with ThreadPoolExecutor(8) as threads:
+        waiting = [threads.submit(wait, cancelled if number else None) for number in range(8)]
+        time.sleep(0.5)
+        assert find(fetcher, quick) == (FILE, digest(FILE))
+        cancelled.set()
+        while len(stop_or_failure) < 7 and time.monotonic() < started + 2.5:
+            time.sleep(0.05)
+        assert stop_or_failure == [(Cancelled, "")] * 7
+        waiting[0].result()
+        assert stop_or_failure[7][1].endswith("loras[0] was not fetched within 3 seconds")
+        # Left behind, the first one's fetch is still that of the name: who follows is late too, and in its own time.
+        again = time.monotonic()
+        assert "was not fetched within 3 seconds" in refusal(fetcher, slow) and 2.9 < time.monotonic() - again < 4
+        release.set()
+
+
+def test_a_file_that_has_just_come_is_found_while_every_thread_waits_for_a_server(fetcher, web):
+    release = threading.Event()
+    slow, quick = web(lambda handler: release.wait(20)), web(Web())
+    assert find(fetcher, quick)[0] == FILE
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda _: find(fetcher, address), range(4)))
-    assert found == [(FILE, digest(FILE))] * 4 and len(served.asked) == 1
+        waiting = [threads.submit(refusal, fetcher, f"{slow}/{number}") for number in range(4)]
+        time.sleep(0.5)
+        assert find(fetcher, quick)[0] == FILE
+        assert "4 servers are still being waited for" in refusal(fetcher, f"{slow}/4")
+        assert "4 servers are still being waited for" in refusal(fetcher, f"{slow}/4")  # at once: its turn is over
+        release.set()
+        assert all("could not be fetched" in one.result() for one in waiting)
 
 
 def test_two_workers_at_once_keep_one_whole_file(store, web, tmp_path):

@@ -1,5 +1,6 @@
 """Every pipeline class loads and draws; equal components are one in memory; diffusers takes what we send."""
 
+import asyncio
 import inspect
 import json
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import pytest
 
 from qwen_worker.checkpoint import PIPELINE_CLASSES
+from qwen_worker.deadline import Paces
 from qwen_worker.errors import LoadError
 from qwen_worker.inference import arguments
 from qwen_worker.machine import Gpu, Machine
@@ -104,6 +106,28 @@ def test_one_2_1_checkpoint_serves_both_tasks_loaded_once(cold_worker, random_21
     succeeded(worker, image=as_text(scene), strength=0.5, num_inference_steps=2)
     assert len(worker.pipelines.loaded) == 1
     assert "multiple of 32 for this checkpoint" in run(worker, SMALL | {"width": 272})["error"]
+
+
+def test_a_schedule_that_the_checkpoint_fixes_is_drawn_and_timed_whatever_a_job_asks(cold_worker, random_21, tmp_path):
+    folder = shutil.copytree(random_21, tmp_path / "turbo")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"sample_sigmas": [1.0, 0.7, 0.4]}))
+    worker = cold_worker(QWEN_IMAGE_MODEL=str(folder))
+
+    def answered(steps):
+        job = {"id": "a", "input": {**SMALL, "num_inference_steps": steps}, "policy": {"executionTimeout": 4_500_000}}
+        return asyncio.run(worker.answer(job))
+
+    first = answered(2)
+    assert first["metadata"]["steps"] == 3
+    (kind,) = worker.paces.steps
+    worker.paces = Paces()
+    worker.paces.record(kind, 1000.0, 1, 3, 3000.0)
+    # One step alone would be drawn without `shift_terminal`; these are three.
+    assert [answered(steps)["image"] for steps in (100, 1)] == [first["image"]] * 2
+    worker.paces = Paces()
+    worker.paces.record(kind, 2000.0, 1, 3, 6000.0)
+    assert "3 steps take about 6000.0 seconds" in answered(1)["error"]
 
 
 def test_a_checkpoint_is_asked_only_for_what_its_class_does(cold_worker, tiny):

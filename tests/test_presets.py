@@ -71,11 +71,14 @@ def test_the_endpoint_s_preset_is_for_jobs_that_do_not_say_and_models_that_serve
         ("a/b/Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16.safetensors", None, 4),
         ("/volume/loras/lightning-4-step", None, 4),
         ("a/b/renamed.safetensors", 8, 8),
-        (LIGHTNING, 4, 4),
+        (LIGHTNING, 4, 8),
+        ("/volume/loras/style-v2-step-1500", 8, 8),
+        ("/volume/loras/lora_v1.1_steps", 8, 8),
+        ("/volume/loras/epoch=10-step=500", 8, 8),
         ("https://a.b/lightning-8steps.safetensors?key=a/b", None, 8),
     ],
 )
-def test_the_steps_of_a_few_step_lora_are_in_its_name_or_set(name, steps, expected):
+def test_the_steps_of_a_few_step_lora_are_in_its_name_or_else_set(name, steps, expected):
     own = Presets(Settings(QWEN_EDIT_FAST_LORA=name, QWEN_FAST_STEPS=steps))
     assert own.steps(Preset.FAST, "edit") == expected
 

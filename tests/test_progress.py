@@ -110,6 +110,46 @@ def test_a_stopped_job_waits_for_no_message():
     assert asyncio.run(run()) < 0.5
 
 
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_stop_while_the_last_message_is_sent_is_not_lost(deaf):
+    async def run():
+        sending = asyncio.Event()
+
+        async def post(_message):
+            sending.set()
+            try:
+                await asyncio.sleep(0.5)
+            except asyncio.CancelledError:
+                if not deaf:  # as `asyncio.wait_for` may be, where what it waits for is there already
+                    raise
+
+        async def job():
+            async with Progress(a_job(), post, 10), asyncio.timeout(30):
+                await sending.wait()
+            return "a result"
+
+        task = asyncio.create_task(job())
+        await sending.wait()
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(run())
+
+
+def test_a_time_limit_that_ran_out_before_the_last_message_is_no_stop():
+    async def run():
+        async def post(_message):
+            await asyncio.sleep(0.3)
+
+        async with Progress(a_job(), post, 10), asyncio.timeout(0.1):
+            await asyncio.sleep(30)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(run())
+
+
 def test_the_platform_sees_progress_in_order_and_the_result_last(environment, web):
     plane = ControlPlane()
     slow = random.Random(2)

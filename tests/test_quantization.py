@@ -4,8 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from torch import _inductor as inductor
+from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qwen_worker import placement
+from qwen_worker import int8_product, placement, quantization
 from qwen_worker.checkpoint import inspect
 from qwen_worker.components import load_component
 from qwen_worker.machine import read_machine
@@ -79,3 +82,44 @@ def benchmark_quality():
 
     options = SimpleNamespace(prompts=24, steps=12, size=256, precisions=list(quality.PRECISIONS))
     return list(quality.precisions(options))
+
+
+# On a card
+
+
+def test_no_product_in_int8_has_fewer_rows_than_cuda_takes(monkeypatch):
+    """Fake tensors stand for a card's; what torchao would have CUDA multiply is noted."""
+    from torchao.kernel import intmm
+
+    asked, stock = [], intmm.out_dtype
+    monkeypatch.setattr(intmm, "safe_int_mm", intmm.safe_int_mm)  # as it is now again at the end
+    monkeypatch.setattr(intmm, "out_dtype", lambda *call: asked.append(call[2].shape[0]) or stock(*call))
+    with FakeTensorMode():
+        layer = torch.nn.Linear(64, 32, device="cuda", dtype=torch.bfloat16)
+        quantization.weight_quantizer("transformer", Precision.INT8, "cuda")(torch.nn.Sequential(layer), "0.weight")
+        int8_product.pad_few_rows()
+        int8_product.pad_few_rows()
+        rows = [layer(torch.zeros(1, count, 64, device="cuda", dtype=torch.bfloat16)).shape[1] for count in (6, 16, 17)]
+    assert asked == [17, 17, 17] and rows == [6, 16, 17]
+
+
+def test_rows_that_are_added_change_nothing_and_few_rows_are_one_graph_more():
+    def product(rows, matrix):
+        return rows.to(torch.int32) @ matrix.to(torch.int32)
+
+    graphs = CompileCounter()
+    compiled = torch.compile(int8_product.padded(product), backend=graphs, fullgraph=True, dynamic=True)
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randint(-128, 128, (24, 8), dtype=torch.int8, generator=generator)
+    for count in (40, 30, 6, 11, 17, 16):
+        rows = torch.randint(-128, 128, (count, 24), dtype=torch.int8, generator=generator)
+        assert torch.equal(compiled(rows, matrix), product(rows, matrix))
+    assert graphs.frame_count == 2
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8])
+def test_torch_s_compiler_is_left_as_it_is_set(precision):
+    before = inductor.config.save_config()
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32, dtype=torch.bfloat16))
+    quantization.weight_quantizer("transformer", precision, "cpu")(model, "0.weight")
+    assert type(model[0].weight).__name__ == KINDS[precision] and inductor.config.save_config() == before

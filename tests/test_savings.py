@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImagePipeline, QwenImageTransformer2DModel
 
-from qwen_worker import components, modulation, placement, single_frame
+from qwen_worker import components, footprint, modulation, placement, single_frame
 from qwen_worker.checkpoint import inspect
 from qwen_worker.machine import read_machine
 from qwen_worker.pipelines import Pipelines, as_model
@@ -231,6 +231,42 @@ def test_transformers_take_turns(tiny):
     assert all(torch.equal(models[name].proj_out.weight, weight) for name, weight in before.items())
 
 
+def test_quantized_transformers_take_turns_from_homes_of_their_own(tiny):
+    """On a card a copy each way through memory that is not pinned would cost a second a job."""
+    from qwen_worker.residency import Turns
+
+    plan = plan_for(tiny / "generate", Precision.FP8, frozenset(Saving))
+    kind = ["diffusers", "QwenImageTransformer2DModel"]
+    model = components.load_component(inspect(tiny / "generate"), "transformer", kind, plan)
+    weight = model.transformer_blocks[0].attn.to_q.weight
+    before, loaded_at = weight.dequantize(), weight.qdata.data_ptr()
+    turns = Turns("cpu")
+    turns.add("generate", model)
+    homes = {home.tensor.data_ptr() for home in turns.homes["generate"]}
+    assert loaded_at not in homes
+    turns.clear()
+    assert {weight.qdata.data_ptr(), weight.scale.data_ptr(), model.proj_out.weight.data_ptr()} <= homes
+    assert turns.activate("generate") > 0.0 and torch.equal(weight.dequantize(), before)
+    for home in (one for one in turns.homes["generate"] if one.owner is weight):
+        home.bring(torch.device("meta"))  # stands for a card
+    assert weight.qdata.is_meta and weight.scale.is_meta
+    turns.clear()
+    assert torch.equal(weight.dequantize(), before)
+
+
+def test_torch_may_have_what_the_plan_counts_beside_what_it_holds(tiny, monkeypatch):
+    plan = dataclasses.replace(plan_for(tiny / "generate", Precision.BF16, frozenset()), limit=20_000_000_000)
+    shares = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 50_000_000_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 25_000_000_000)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    components.cap_memory(plan, beside=False)
+    components.cap_memory(plan, beside=True)
+    context = footprint.CONTEXT_BYTES
+    assert shares == [(20_000_000_000 - context) / 50_000_000_000, (45_000_000_000 - context) / 50_000_000_000]
+
+
 def test_host_memory_is_pinned_to_the_byte_and_what_else_is_set_of_torch_s_allocators_stays():
     from qwen_worker.residency import pin_exactly
 
@@ -254,7 +290,7 @@ def test_a_dropped_module_leaves_nothing_behind(tiny):
     turns = Turns("cpu")
     turns.add("generate", torch.nn.Linear(2, 3))
     turns.drop("generate")
-    assert not turns.waiting and not turns.modules and turns.active is None
+    assert not turns.homes and not turns.modules and turns.active is None
     turns.drop("generate")
     turns.clear()
 
@@ -263,9 +299,9 @@ def test_a_transformer_that_was_read_into_host_memory_is_brought_to_the_device(m
     from qwen_worker.residency import Turns
 
     brought = []
-    monkeypatch.setattr(Turns, "activate", lambda self, name: brought.append((name, list(self.waiting[name]))))
+    monkeypatch.setattr(Turns, "activate", lambda self, name: brought.append((name, len(self.homes[name]))))
     there, away = Turns("cpu"), Turns("meta")  # meta stands for a card: another device than the host's
     there.add("generate", torch.nn.Linear(2, 3))
     assert not brought and there.active == "generate"
     away.add("generate", torch.nn.Linear(2, 3))
-    assert brought == [("generate", ["weight", "bias"])]
+    assert brought == [("generate", 2)]

@@ -25,6 +25,7 @@ from qwen_worker import (
     attention_order,
     checkpoint,
     compile_store,
+    compiled,
     fused_qkv,
     guidance,
     inference,
@@ -586,6 +587,31 @@ def test_quantized_blocks_are_one_graph(tiny, traced, precision):
     blocks, counts, told = traced(transformer)
     assert all(map(torch.equal, theirs, (pass_of(transformer, "generate", 1, tokens=tokens) for tokens in (9, 14))))
     assert counts == {"graphs": 1, "calls": 2 * len(transformer.transformer_blocks)} and not told
+
+
+def test_graphs_are_kept_by_attention_s_order_and_int8_is_ready_for_short_texts(tiny, tmp_path, monkeypatch):
+    from torchao.kernel import intmm
+
+    seen = []
+
+    def warm(self, table, references, passes):
+        seen.append((torch.compiler.config.cache_key_tag, list(passes)))
+
+    monkeypatch.setattr(compiled.CompiledBlocks, "warm", warm)
+    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "")  # as it was again at the end
+    monkeypatch.setattr(intmm, "safe_int_mm", stock := intmm.safe_int_mm)
+    settings = Settings(QWEN_COMPILED_FOLDER=tmp_path, QWEN_COMPILED_MB=0)
+    pipes = {task: pipeline(Settings, tiny / task, Precision.BF16, frozenset())[0] for task in ("generate", "edit")}
+    for task, precision, *on in (
+        ("generate", Precision.BF16, Speedup.ATTENTION, Speedup.GUIDANCE),
+        ("generate", Precision.INT8),
+        ("edit", Precision.INT8, Speedup.GUIDANCE),
+    ):
+        assert intmm.safe_int_mm is stock or precision is Precision.INT8
+        speed = speedups.Speed(dict.fromkeys(on, speedups.ON), pipes[task].transformer)
+        speedups.compile_blocks(speed, pipes[task], settings, None, precision, None, task)
+    assert seen == [("cudnn first", [(1, 48), (2, 48)]), ("", [(1, 48), (1, 6)]), ("", [(1, 48)])]
+    assert intmm.safe_int_mm is not stock
 
 
 def test_what_does_not_compile_is_drawn_as_before(tiny, traced):

@@ -13,9 +13,9 @@ SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_s
 PATIENCE = 120  # seconds; a process imports torch before its first picture
 
 
-def run_worker(*arguments, env):
+def run_worker(*arguments, env, file="runpod_handler.py"):
     return subprocess.run(
-        [sys.executable, "runpod_handler.py", *arguments], cwd=ROOT, env=env, capture_output=True, text=True,
+        [sys.executable, file, *arguments], cwd=ROOT, env=env, capture_output=True, text=True,
         timeout=PATIENCE,
     )  # fmt: skip
 
@@ -29,6 +29,11 @@ def test_one_job_from_the_command_line(environment):
 def test_the_repository_s_test_input_is_a_job(environment):
     done = run_worker(env=environment(QWEN_FALLBACK="force"))
     assert done.returncode == 0 and "backend=pil-fallback code=ok" in done.stdout
+
+
+def test_the_hub_s_handler_is_the_worker(environment):
+    done = run_worker(env=environment(QWEN_FALLBACK="force"), file=".runpod/handler.py")
+    assert done.returncode == 0 and "backend=pil-fallback code=ok" in done.stdout, done.stderr
 
 
 def test_a_failed_job_from_the_command_line_exits_1(environment):

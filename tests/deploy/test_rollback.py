@@ -154,6 +154,19 @@ def test_a_new_endpoint_that_does_not_serve_is_left_without_workers(runpod, comm
     assert only(runpod)["workers"] | {"idleTimeout": 0} == {"min": 0, "max": 0, "idleTimeout": 0}
 
 
+@pytest.mark.parametrize("asked", [None, "force"])
+def test_a_new_endpoint_without_workers_is_mended_as_it_says(runpod, command, asked):
+    own = ("--env", f"QWEN_FALLBACK={asked}") if asked else ()
+    runpod.builds[NEW] = Build(crashes=True)
+    code, text = command(*SHIP, *own)
+    assert code == 1 and only(runpod)["env"].get("QWEN_FALLBACK") == asked
+    runpod.builds[NEW] = Build(draws("v1"))
+    again = re.search(r"run this again with (--workers-max \d+)", text).group(1).split()
+    code, text = command(*SHIP, *again)
+    assert code == 0, text
+    assert only(runpod)["workers"]["max"] == 3 and only(runpod)["env"].get("QWEN_FALLBACK") == asked
+
+
 def test_a_failed_check_of_an_unchanged_endpoint_changes_nothing(runpod, command):
     runpod.add(NEW, env={})
     runpod.builds[NEW] = Build(stands_in("v1"))

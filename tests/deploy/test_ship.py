@@ -19,6 +19,11 @@ def test_a_new_endpoint_is_made_proved_and_left_as_it_was_asked_for(runpod, comm
     assert f"Endpoint {endpoint['id']} serves {NEW}" in text
 
 
+def test_only_a_change_that_was_saved_is_offered_to_be_undone(runpod, command):
+    offered = ["undo it:" in command(*SHIP, *more)[1] for more in ((), (), ("--workers-max", "4"))]
+    assert offered == [False, False, True]
+
+
 def test_falling_back_is_forbidden_while_the_test_jobs_run(runpod, command):
     seen = []
     runpod.builds[NEW].answer = lambda fields, env: (
