@@ -17,7 +17,7 @@ SHIFT = math.exp(0.5)  # what the scheduler's dynamic shifting comes to at all o
 SUBJECT_WEIGHT = 3.0
 HINT_WEIGHT = 0.5
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}  # chosen noisy latents of a batch; edits: with their inputs
-LATE = 0.8  # of the steps; from then on some captions are wrong
+LATE = 0.92  # of the steps; from then on some captions are wrong
 REST = 16  # tokens of a choice that are not of the outline, at least
 # Noise below which the outline's tokens are chosen first: there the noisy picture itself tells where the subject is. In
 # more noise the choice would tell it, and the model would look for it there instead of in the prompt.

@@ -13,7 +13,7 @@ import torch
 
 from . import architecture, few_step, fitting, flow, forward, hints, pools, sheets, text, vae
 
-STEPS = {"vae": 8000, "text": 800, "generate": 18000, "edit": 7500, "few_step": 1500}
+STEPS = {"vae": 8000, "text": 800, "generate": 19500, "edit": 8000, "few_step": 1500}
 RATE = {"vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3}
 HERE = Path(__file__).parent
 
