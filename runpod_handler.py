@@ -144,7 +144,7 @@ class Worker:
         job.loras = () if failure else await job.on(self.side_threads, self.loras.of_job, job, known)
         size = output_size(request, sources, mask, known.size_multiple if known else SIDE_MULTIPLE)
         canvas = Canvas(sources, mask, size)
-        self.require_time(job, canvas)
+        self.foresee(job, canvas)
 
         drawn = await job.on(self.line, self.draw, job, known, failure, canvas)
         job.enter(Stage.DELIVERING)
@@ -152,14 +152,15 @@ class Worker:
         whole, pictures = functools.partial(replies.with_timings, facts, job.timings), drawn.pictures
         return await job.on(self.side_threads, deliver, request, pictures, terms, whole, job.timings, job.cancelled)
 
-    def require_time(self, job: Job, canvas: Canvas) -> None:
-        """Refuse what clearly cannot be drawn in the time that the job has left, by the steps that will really run."""
+    def foresee(self, job: Job, canvas: Canvas) -> None:
+        """How many steps will really run; a job that they clearly leave no time for is refused."""
         request = job.request
         left = job.limit and job.started + job.limit - time.monotonic()
         strength = request.strength if isinstance(request, Edit) else 1.0
         loaded = self.pipelines.loaded.get(self.pipelines.model_for(request.task))
         fixed = fixed_steps(loaded.pipe) if loaded else 0
         steps = steps_of(fixed or request.num_inference_steps, strength)
+        job.expect(steps)
         kind, calls = kind_of(request, canvas), self.batches.fewest_calls(request)
         self.paces.require_time(kind, calls, steps, left, None if fixed else strength)
 

@@ -42,8 +42,7 @@ class Job:
         self.alone = False  # a call that it shared failed: it is drawn by itself
         self.step = 0  # done, of all pictures
         self.at = 0, 0, 1  # the step of the present call, its first picture from 0, and how many it draws of the job's
-        self.total = request.num_inference_steps * request.num_images
-        self.steps_a_picture = request.num_inference_steps
+        self.expect(request.num_inference_steps)
         self.step_seconds: float | None = None  # mean of the steps that followed another one
         self.intervals, self.last_step = 0, 0.0
         self.previewer = previewer  # where the job asks for previews
@@ -111,10 +110,14 @@ class Job:
     def picture_begins(self) -> None:
         self.last_step = 0.0
 
+    def expect(self, steps: int) -> None:
+        """Each picture takes so many steps."""
+        self.steps_a_picture, self.total = steps, steps * self.request.num_images
+
     def step_ends(self, step: int, steps: int, picture: int, at_once: int = 1) -> None:
         """`step` of `steps` is done, both counted from 1, of so many pictures from number `picture`, from 0, on."""
         now = time.monotonic()
-        self.steps_a_picture, self.total = steps, steps * self.request.num_images
+        self.expect(steps)
         self.step, self.at = picture * steps + step * at_once, (step, picture, at_once)
         if self.last_step:
             self.intervals += 1

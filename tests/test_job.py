@@ -9,6 +9,7 @@ import pytest
 import runpod_handler
 from qwen_worker.deadline import Paces, limit_of
 from qwen_worker.errors import JobError
+from qwen_worker.inputs import Canvas
 from qwen_worker.job import Job, Stage
 from qwen_worker.parsing import parse
 
@@ -283,6 +284,10 @@ def test_an_edit_is_judged_by_the_steps_that_its_strength_leaves(warm_worker, mo
     assert error.startswith("deadline_exceeded: 5 steps take about 5000.0 seconds and 4")
     assert error.endswith("num_inference_steps of at most 8 would make it")
     assert answered(0.3)["metadata"]["steps"] == 3
+
+    job = Job("edit", parse({"task": "edit", **fields, "strength": 0.3, "num_images": 2}, "edit"))
+    warm_worker.foresee(job, Canvas([scene], None, (256, 256)))
+    assert (job.steps_a_picture, job.total) == (3, 6)  # before the first of them
 
 
 def test_where_the_schedule_is_fixed_no_number_of_steps_is_named():
