@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from . import prompts, world
 from .world import Scene
 
-MISTAKEN = 0.35  # share of the late prompts that belong to another picture
+MISTAKEN = 0.35  # share of the last stage's prompts that belong to another picture
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ SHIFT = math.exp(0.5)  # what the scheduler's dynamic shifting comes to at all o
 SUBJECT_WEIGHT = 3.0
 HINT_WEIGHT = 0.5
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}  # chosen noisy latents of a batch; edits: with their inputs
-LATE = 0.92  # of the steps; from then on some captions are wrong
 REST = 16  # tokens of a choice that are not of the outline, at least
 # Noise below which the outline's tokens are chosen first: there the noisy picture itself tells where the subject is. In
 # more noise the choice would tell it, and the model would look for it there instead of in the prompt.
@@ -81,14 +80,13 @@ class Task:
         self.choices = list(zip(pools, counted, (size.tokens for size in sizes), strict=True))
         self.shares = [size.share for size in sizes]
 
-    def batch(self, rng, generator, late):
+    def batch(self, rng, generator):
         """A batch of one size. `rng` (`random.Random`) and `generator` (of torch) set all of its randomness."""
         pool, counted, tokens = rng.choices(self.choices, self.shares)[0]
-        examples = pool.mistaken if late and pool.mistaken else pool.examples
-        joined = 1 if examples.before is None else 2
+        joined = 1 if pool.before is None else 2
         count = max(2, TOKENS_AT_ONCE[self.transformer.device.type] // (tokens * joined))
-        asked = torch.randint(len(examples.after), (count,), generator=generator)
-        shown = [way[asked] for way in (examples.after, examples.before) if way is not None]
+        asked = torch.randint(len(pool.after), (count,), generator=generator)
+        shown = [way[asked] for way in (pool.after, pool.before) if way is not None]
         sigma = sigmas(count, generator)
         near = torch.stack([pool.outlines[way] for way in shown]).any(dim=0) & (sigma < CLEAR).unsqueeze(-1)
         chosen, counts = choose(near, tokens, generator)
@@ -96,14 +94,14 @@ class Task:
         places = forward.Places.of(
             self.transformer,
             [shape(pool.width, pool.height)] * joined,
-            examples.mask.shape[1],
+            pool.mask.shape[1],
             torch.cat([chosen + number * total for number in range(joined)], dim=1),
             counts.repeat(1, joined),
         )
         return Batch(
             latents=[take(pool.latents[way], chosen) for way in shown],
-            states=examples.states[asked].float(),
-            mask=examples.mask[asked],
+            states=pool.states[asked].float(),
+            mask=pool.mask[asked],
             known_places=hints.places(pool.width, pool.height)[chosen],
             known_scenes=take(pool.scenes[shown[0]].float(), chosen),
             weight=take(torch.stack([counted[way] for way in shown]).amax(dim=0), chosen),
@@ -160,11 +158,11 @@ def loss(transformer, heads, batch, generator):
     return error + HINT_WEIGHT * known, error
 
 
-def step_loss(task, heads, step, steps, seed):
+def step_loss(task, heads, step, seed):
     """The loss of one step, its randomness set by the step alone: (scalar, float to show)."""
     rng = random.Random(f"{seed} {step}")
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
-    batch = task.batch(rng, generator, step >= LATE * steps)
+    batch = task.batch(rng, generator)
     with torch.autocast(task.transformer.device.type, torch.bfloat16):
         value, error = loss(task.transformer, heads, batch, generator)
     return value, error.item()

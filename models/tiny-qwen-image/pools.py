@@ -12,44 +12,35 @@ import torch
 from . import dataset, hints, text, vae, world
 
 PIXELS_AT_ONCE = 1 << 20
-DROPPED = 0.2  # share of prompts replaced by " ": without one the model should tell the shape from the noisy picture
+# Shares of prompts replaced by " ": without one the model should tell the shape from the noisy picture. Of the edits
+# more: guidance multiplies what the prediction without a prompt gets wrong, and edits have fewer steps to learn it in.
+DROPPED, DROPPED_EDITS = 0.2, 0.3
 EDIT_SHARES = (1.5, 1, 3, 0.5)  # another shape is the one edit that has to draw, removing the one that is soon learnt
 
 
 @dataclass(frozen=True)
-class Examples:
-    """What is asked of pictures: for each of E prompts the picture that it is of, and the one that it starts from."""
-
-    states: torch.Tensor  # (E, T, 128) float16: the prompts as the transformer gets them
-    mask: torch.Tensor  # (E, T) bool
-    after: torch.Tensor  # (E,) which picture
-    before: torch.Tensor | None = None  # (E,) for edits
-
-
-@dataclass(frozen=True)
 class Pool:
-    """Pictures of one size: packed latents, and what their tokens should know (see `hints`)."""
+    """P pictures of one size, N tokens each, and E prompts about them."""
 
     width: int
     height: int
-    latents: torch.Tensor  # (P, N, 64)
-    scenes: torch.Tensor  # (P, N, 17) float16
+    latents: torch.Tensor  # (P, N, 64), packed
+    scenes: torch.Tensor  # (P, N, 17) float16: what their tokens should know (see `hints`)
     outlines: torch.Tensor  # (P, N) bool: the tokens where the subject's outline may be
-    examples: Examples
-    mistaken: Examples | None = None  # the same pictures with captions of which some are wrong
+    states: torch.Tensor  # (E, T, 128) float16: the prompts as the transformer gets them
+    mask: torch.Tensor  # (E, T) bool
+    after: torch.Tensor  # (E,) the picture that a prompt is of
+    before: torch.Tensor | None = None  # (E,) for edits: the picture that it starts from
 
 
-def generate(autoencoder, reader, size, seed, folder):
-    """The pool of a `flow.Size` for text to image; `reader` is a `text.Embedder`."""
+def generate(autoencoder, reader, size, seed, folder, mistakes=0.0):
+    """The pool of a `flow.Size` for text to image; `reader` is a `text.Embedder`, `mistakes` see `dataset.caption`."""
     rng = random.Random(f"{seed} {size.width} {size.height}")
     drawn = [dataset.training_scene(rng) for _ in range(size.pictures)]
     latents = _encoded(autoencoder, drawn, size, folder / f"scenes-{size.width}x{size.height}.pt")
-    banks = []
-    for mistakes in (0.0, dataset.MISTAKEN):
-        shown = list(range(len(drawn))) * size.wordings
-        texts = [_or_dropped(rng, dataset.caption(rng, drawn[index], mistakes)) for index in shown]
-        banks.append(Examples(*reader.prompts(texts), torch.tensor(shown)))
-    return _pool(size, latents, drawn, *banks)
+    shown = list(range(len(drawn))) * size.wordings
+    texts = [_or_dropped(rng, dataset.caption(rng, drawn[index], mistakes), DROPPED) for index in shown]
+    return _pool(size, latents, drawn, *reader.prompts(texts), torch.tensor(shown))
 
 
 def edit(autoencoder, reader, size, seed, folder):
@@ -60,10 +51,10 @@ def edit(autoencoder, reader, size, seed, folder):
     latents = _encoded(autoencoder, drawn, size, folder / f"edits-{size.width}x{size.height}.pt")
     number = {scene: index for index, scene in enumerate(drawn)}
     edits = [dataset.edit(rng, family, EDIT_SHARES) for family in families for _ in range(size.wordings)]
-    texts = [_or_dropped(rng, edit.prompt) for edit in edits]
+    texts = [_or_dropped(rng, edit.prompt, DROPPED_EDITS) for edit in edits]
     seen = [text.seen(edit.before, size.width, size.height) for edit in edits]
     ways = (torch.tensor([number[getattr(edit, way)] for edit in edits]) for way in ("after", "before"))
-    return _pool(size, latents, drawn, Examples(*reader.instructions(texts, seen), *ways))
+    return _pool(size, latents, drawn, *reader.instructions(texts, seen), *ways)
 
 
 def encode(autoencoder, drawn, width, height):
@@ -100,8 +91,8 @@ def unpack(packed, width, height):
     return cells.reshape(len(packed), 16, rows * 2, columns * 2)
 
 
-def _or_dropped(rng, prompt):
-    return " " if rng.random() < DROPPED else prompt
+def _or_dropped(rng, prompt, share):
+    return " " if rng.random() < share else prompt
 
 
 def _encoded(autoencoder, drawn, size, path):
@@ -116,7 +107,7 @@ def _encoded(autoencoder, drawn, size, path):
     return torch.load(path, weights_only=True).float()
 
 
-def _pool(size, latents, drawn, *examples):
+def _pool(size, latents, drawn, *prompts):
     scenes = torch.stack([hints.scene(scene, size.width, size.height) for scene in drawn])
     outlines = torch.stack([hints.outlines(scene, size.width, size.height) for scene in drawn])
-    return Pool(size.width, size.height, latents, scenes.half(), outlines, *examples)
+    return Pool(size.width, size.height, latents, scenes.half(), outlines, *prompts)

@@ -1,20 +1,23 @@
 """Makes the checkpoint from nothing: `python -m models.tiny-qwen-image.train`.
 
-Five stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer (which
-starts from the generate one), the few-step LoRA. Uses a GPU when there is one. Started again, it goes on where it
-was stopped. Beside the checkpoints it leaves sheets of samples as it goes.
+Six stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
+few-step LoRA (both start from the generate one), and the generate transformer once more, with captions of which some
+are wrong. Uses a GPU when there is one. Started again, it goes on where it was stopped. Beside the checkpoints it
+leaves sheets of samples as it goes.
 """
 
 import argparse
+import functools
 from pathlib import Path
 
 import diffusers
 import torch
 
-from . import architecture, few_step, fitting, flow, forward, hints, pools, sheets, text, vae
+from . import architecture, dataset, few_step, fitting, flow, forward, hints, pools, sheets, text, vae
 
-STEPS = {"vae": 8000, "text": 800, "generate": 19500, "edit": 8000, "few_step": 1500}
-RATE = {"vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3}
+STEPS = {"vae": 8000, "text": 800, "generate": 18000, "edit": 8000, "few_step": 1500, "mistaken": 1200}
+RATE = {"vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5}
+WAY = 0.7  # share of the last stage's change to the weights that is kept: with all of it the LoRA draws half as well
 HERE = Path(__file__).parent
 
 
@@ -26,7 +29,7 @@ def main():
     built = architecture.pipelines(arguments.seed)
     for pipeline in built.values():
         pipeline.to(device)
-    for stage in (train_vae, train_text, train_generate, train_edit, train_few_step):
+    for stage in (train_vae, train_text, train_generate, train_edit, train_few_step, train_mistaken):
         stage(built, steps, arguments)
         architecture.save(built, arguments.out)
         for pipeline in built.values():
@@ -106,10 +109,26 @@ def train_few_step(built, steps, arguments):
     )
     few_step.save(transformer, arguments.out / "few-step" / "tiny-qwen-image-4steps.safetensors")
     transformer.unload_lora()
+    transformer.requires_grad_(True)
 
 
-def _fit_transformer(name, built, pool, sizes, steps, arguments):
-    pipeline = built[name]
+def train_mistaken(built, steps, arguments):
+    """Last, because the edits and the LoRA are better for having started from what met no mistakes."""
+    transformer = built["generate"].transformer
+    before = [parameter.detach().clone() for parameter in transformer.parameters()]
+    heads = torch.load(arguments.work / "generate.pt", weights_only=True, map_location="cpu")["modules"]["heads"]
+    _fit_transformer(
+        "mistaken", built, functools.partial(pools.generate, mistakes=dataset.MISTAKEN), flow.GENERATE_SIZES,
+        steps, arguments, heads,
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter, start in zip(transformer.parameters(), before, strict=True):
+            parameter.copy_(torch.lerp(start, parameter, WAY))
+
+
+def _fit_transformer(name, built, pool, sizes, steps, arguments, known=None):
+    """`known`: the state of the hints' heads to go on from."""
+    pipeline = built["edit" if name == "edit" else "generate"]
     transformer, task = pipeline.transformer, None
     if not fitting.finished(arguments.work / f"{name}.pt", steps[name]):  # its pools take minutes to encode
         reader = _reader(built)
@@ -119,9 +138,11 @@ def _fit_transformer(name, built, pool, sizes, steps, arguments):
             sizes,
         )
     heads = hints.Heads(transformer.inner_dim).to(transformer.device)
+    if known:
+        heads.load_state_dict(known)
 
     def loss(step):
-        return flow.step_loss(task, heads, step, steps[name], arguments.seed)
+        return flow.step_loss(task, heads, step, arguments.seed)
 
     fitting.fit(
         name, {name: transformer, "heads": heads}, loss, steps[name], arguments.work, RATE[name],

@@ -1,0 +1,56 @@
+"""The one command goes through its stages and goes on where it was stopped: a few steps of each, on few pictures.
+
+What whole training comes to is in the model card, for it takes two hours.
+"""
+
+import importlib
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
+few_step = importlib.import_module("models.tiny-qwen-image.few_step")
+flow = importlib.import_module("models.tiny-qwen-image.flow")
+forward = importlib.import_module("models.tiny-qwen-image.forward")
+train = importlib.import_module("models.tiny-qwen-image.train")
+
+STEPS = {"vae": 1, "text": 1, "generate": 2, "edit": 2, "few_step": 2, "mistaken": 2}
+BASE = "generate/transformer"
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Runs the command, until the named stage; gives the weights it leaves, path -> bytes."""
+    monkeypatch.setattr(flow, "GENERATE_SIZES", (flow.Size(256, 256, 6, 4, 64, 1),))
+    monkeypatch.setattr(flow, "EDIT_SIZES", (flow.Size(1024, 1024, 2, 4, 192, 1),))
+    monkeypatch.setattr(few_step, "PATHS", 1)
+    monkeypatch.setattr(forward, "faster", lambda function: function)  # to compile takes longer than these steps
+
+    def run(until):
+        steps = [word for name, count in STEPS.items() for word in (f"--{name.replace('_', '-')}", str(count))]
+        command = ["train", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--until", until, *steps]
+        monkeypatch.setattr(sys, "argv", command)
+        train.main()
+        weights = (tmp_path / "out").rglob("*.safetensors")
+        return {str(path.parent.relative_to(tmp_path / "out")): path.read_bytes() for path in weights}
+
+    return run
+
+
+def test_the_one_command_goes_through_its_stages_and_on_where_it_was_stopped(trained, tmp_path):
+    until_the_lora = trained("few_step")
+    assert {path.stem for path in (tmp_path / "work").glob("*.pt")} == set(STEPS) - {"mistaken"}
+    whole = trained("mistaken")
+    assert {path.stem for path in (tmp_path / "work").glob("*.pt")} == set(STEPS)
+    changed = {name for name, weights in whole.items() if weights != until_the_lora[name]}
+    assert changed == {BASE}, "mistaken captions are learnt by the generate transformer alone"
+    for part in ("text_encoder", "vae"):
+        assert whole[f"generate/{part}"] == whole[f"edit/{part}"]
+    assert whole[BASE] != whole["edit/transformer"]
+    again = trained("mistaken")
+    assert again == whole, "a finished run is loaded, not repeated"
+    pipeline = evaluate.load(tmp_path / "out" / "generate", lora=True)
+    assert len(evaluate.draw(pipeline, evaluate.prompt_tasks(1, size=(256, 256)), 1, 1.0)) == 1
