@@ -1,5 +1,6 @@
 """The committed tiny checkpoint is what the pipelines and the worker take it for."""
 
+import copy
 import hashlib
 import importlib
 from pathlib import Path
@@ -10,7 +11,9 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 architecture = importlib.import_module("models.tiny-qwen-image.architecture")
+flow = importlib.import_module("models.tiny-qwen-image.flow")
 pools = importlib.import_module("models.tiny-qwen-image.pools")
+text = importlib.import_module("models.tiny-qwen-image.text")
 vae = importlib.import_module("models.tiny-qwen-image.vae")
 
 HERE = Path(architecture.__file__).parent
@@ -54,16 +57,19 @@ def test_template_tokens_are_those_the_pipelines_drop():
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(HERE / "generate" / "tokenizer")
-    templates = architecture.templates()
-    for name, dropped in (("QwenImagePipeline", 34), ("QwenImageEditPipeline", 64), ("QwenImageEditPlusPipeline", 64)):
-        before = templates[name].split("{}")[0].split("<|vision_start|>")[0]
-        assert len(tokenizer(before).input_ids) == dropped, name
+    for folder, name in (
+        ("generate", "QwenImagePipeline"), ("edit", "QwenImageEditPipeline"), ("edit", "QwenImageEditPlusPipeline"),
+    ):  # fmt: skip
+        pipeline = getattr(diffusers, name).from_pretrained(HERE / folder, dtype=torch.float32)
+        before = pipeline.prompt_template_encode.split("{}")[0].split("<|vision_start|>")[0]
+        assert len(tokenizer(before).input_ids) == pipeline.prompt_template_encode_start_idx, name
+        assert architecture.TEMPLATE_TOKENS[folder] == pipeline.prompt_template_encode_start_idx, name
 
 
 def test_random_weights_depend_on_the_seed_alone(tmp_path):
-    for name in ("one", "other"):
-        architecture.save(architecture.pipelines(seed=3), tmp_path / name)
-    assert digests(tmp_path / "one") == digests(tmp_path / "other")
+    for name, seed in (("one", 3), ("again", 3), ("other", 4)):
+        architecture.save(architecture.pipelines(seed), tmp_path / name)
+    assert digests(tmp_path / "one") == digests(tmp_path / "again") != digests(tmp_path / "other")
 
 
 def test_single_frames_through_2d_convolutions_equal_the_video_path(autoencoder):
@@ -73,6 +79,24 @@ def test_single_frames_through_2d_convolutions_equal_the_video_path(autoencoder)
         assert torch.allclose(mean, autoencoder.encode(pixels[:, :, None]).latent_dist.mean[:, :, 0], atol=1e-4)
         drawn = vae.decode(autoencoder, mean).clamp(-1, 1)
         assert torch.allclose(drawn, autoencoder.decode(mean[:, :, None]).sample[:, :, 0], atol=1e-4)
+
+
+def test_remembered_latents_are_those_of_this_vae_and_these_scenes(autoencoder, tmp_path):
+    edit = diffusers.DiffusionPipeline.from_pretrained(HERE / "edit", dtype=torch.float32)
+    reader = text.Embedder(edit.text_encoder, edit.processor)
+    size = flow.Size(256, 256, 2, 1, 64, 1)
+
+    def latents(autoencoder, seed):
+        return pools.generate(autoencoder, reader, size, seed, tmp_path).latents
+
+    first = latents(autoencoder, 0)
+    assert torch.equal(first, latents(autoencoder, 0))
+    assert len(list(tmp_path.iterdir())) == 1
+    changed = copy.deepcopy(autoencoder)
+    with torch.no_grad():
+        changed.quant_conv.bias.add_(1.0)
+    assert not torch.equal(first, latents(changed, 0))
+    assert not torch.equal(first, latents(autoencoder, 1))
 
 
 def test_packing_is_that_of_the_pipelines():

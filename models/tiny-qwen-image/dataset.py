@@ -1,7 +1,7 @@
 """Random tasks of the world for training: what is asked for, and the scenes before and after.
 
 Knows scenes and wordings. Knows nothing about tensors or models. Held-out combinations of colour, shape and
-background never appear in a picture or a prompt of training.
+background never appear in its pictures or prompts. (The VAE learns from all of the world.)
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Scores the checkpoint: `python -m models.tiny-qwen-image.evaluate`.
 
-Draws prompts and edits never trained on through the stock pipelines and lets the judge read the pictures. Every
-second prompt is a held-out combination of colour, shape and background; edits meet them as they come. `--break`
-spoils one thing on purpose, to show that the score notices. Knows nothing about training.
+Draws prompts from fresh noise and edits fresh pictures, through the stock pipelines, and lets the judge read what comes
+out. Every second prompt is a combination of colour, shape and background held out of training; edits meet them as they
+come. `--break` spoils one thing on purpose, to show what the score notices. Knows nothing about training.
 """
 
 import argparse
@@ -34,6 +34,7 @@ def main():
         asked = prompt_tasks(arguments.prompts, arguments.seed, arguments.size)
         right = draw(pipeline, asked, arguments.steps, arguments.guidance, arguments.broken == "shuffled")
         result["generate"] = shares(right)
+        result["generate: held out"] = shares(right[::2])
     if arguments.edits:
         pipeline = load(arguments.checkpoint / "edit", None, arguments.broken)
         tasks = edit_tasks(arguments.edits, arguments.seed)

@@ -4,6 +4,8 @@ Knows the VAE, the text encoder and the dataset. Knows nothing about how latents
 """
 
 import copy
+import hashlib
+import os
 import random
 from dataclasses import dataclass
 
@@ -37,7 +39,7 @@ def generate(autoencoder, reader, size, seed, folder, mistakes=0.0):
     """The pool of a `flow.Size` for text to image; `reader` is a `text.Embedder`, `mistakes` see `dataset.caption`."""
     rng = random.Random(f"{seed} {size.width} {size.height}")
     drawn = [dataset.training_scene(rng) for _ in range(size.pictures)]
-    latents = _encoded(autoencoder, drawn, size, folder / f"scenes-{size.width}x{size.height}.pt")
+    latents = _encoded(autoencoder, drawn, size, folder)
     shown = list(range(len(drawn))) * size.wordings
     texts = [_or_dropped(rng, dataset.caption(rng, drawn[index], mistakes), DROPPED) for index in shown]
     return _pool(size, latents, drawn, *reader.prompts(texts), torch.tensor(shown))
@@ -48,7 +50,7 @@ def edit(autoencoder, reader, size, seed, folder):
     rng = random.Random(f"{seed} {size.width} {size.height} edits")
     families = [dataset.family(rng) for _ in range(size.pictures)]
     drawn = list(dict.fromkeys(scene for family in families for scene in family.values()))
-    latents = _encoded(autoencoder, drawn, size, folder / f"edits-{size.width}x{size.height}.pt")
+    latents = _encoded(autoencoder, drawn, size, folder)
     number = {scene: index for index, scene in enumerate(drawn)}
     edits = [dataset.edit(rng, family, EDIT_SHARES) for family in families for _ in range(size.wordings)]
     texts = [_or_dropped(rng, edit.prompt, DROPPED_EDITS) for edit in edits]
@@ -58,7 +60,7 @@ def edit(autoencoder, reader, size, seed, folder):
 
 
 def encode(autoencoder, drawn, width, height):
-    """Scenes -> normalised, packed latents as the transformer takes them, (count, tokens, 64)."""
+    """Scenes -> normalised, packed latents as the transformer takes them, (count, tokens, 64), on the CPU."""
     batch = max(1, PIXELS_AT_ONCE // (width * height))
     # bfloat16 halves the time; its rounding is far below what the latents need
     quick = torch.nn.Module.to(copy.deepcopy(autoencoder), torch.bfloat16)
@@ -68,7 +70,7 @@ def encode(autoencoder, drawn, width, height):
         pixels = torch.stack([picture(scene, width, height) for scene in drawn[start : start + batch]]).to(device)
         with torch.no_grad():
             mean, _ = vae.encode(quick, pixels.bfloat16().contiguous(memory_format=torch.channels_last))
-            packed.append(pack(vae.normalised(autoencoder, mean.float())))
+            packed.append(pack(vae.normalised(autoencoder, mean.float())).cpu())
     return torch.cat(packed)
 
 
@@ -95,16 +97,28 @@ def _or_dropped(rng, prompt, share):
     return " " if rng.random() < share else prompt
 
 
-def _encoded(autoencoder, drawn, size, path):
-    """Their latents, remembered at `path` for when training goes on. The VAE must stay the one it was."""
+def _encoded(autoencoder, drawn, size, folder):
+    """Their latents, remembered in `folder` for later stages and for when training goes on."""
+    path = folder / f"{_digest(autoencoder, drawn, size)}.pt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Bare backgrounds look alike whatever was removed from them.
         distinct = {scene: (scene if scene.shape else scene.background) for scene in drawn}
         once = {key: scene for scene, key in distinct.items()}
         encoded = dict(zip(once, encode(autoencoder, list(once.values()), size.width, size.height), strict=True))
-        torch.save(torch.stack([encoded[distinct[scene]] for scene in drawn]).half(), path)
+        partial = path.with_suffix(".partial")
+        torch.save(torch.stack([encoded[distinct[scene]] for scene in drawn]).half(), partial)
+        os.replace(partial, path)
     return torch.load(path, weights_only=True).float()
+
+
+def _digest(autoencoder, drawn, size):
+    """Names what the latents depend on: the VAE with its statistics, the scenes, the size."""
+    digest = hashlib.sha256(repr((drawn, size.width, size.height)).encode())
+    digest.update(repr((autoencoder.config.latents_mean, autoencoder.config.latents_std)).encode())
+    for parameter in autoencoder.parameters():
+        digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _pool(size, latents, drawn, *prompts):

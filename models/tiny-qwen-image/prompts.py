@@ -1,7 +1,6 @@
 """The words of the tiny world: what can be drawn or edited, and how people ask for it.
 
-Pure text: knows nothing about pixels, tensors or models. A wording leaves out whatever the
-scene leaves open (`None`), so that "a red circle" is a fair prompt too.
+Pure text: knows nothing about pixels, tensors or models. A wording leaves out what the scene leaves open (`None`).
 """
 
 from qwen_worker.request import BACKGROUND_INSTRUCTION

@@ -23,7 +23,7 @@ def reconstructions(autoencoder, path):
 
 
 def samples(pipeline, path, steps=12, guidance=4.0):
-    """Eight pictures, or eight edits below their inputs; prints how many the judge finds right."""
+    """Eight pictures, or two edits below their inputs; prints what the judge finds."""
     rng = random.Random("sheet")
     options = {
         "negative_prompt": [" "], "true_cfg_scale": guidance, "num_inference_steps": steps,

@@ -44,7 +44,7 @@ class Reader(torch.nn.Module):
         self.heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, len(v) + 1) for name, v in LABELS.items()})
 
     def forward(self, inputs):
-        """Logits for each label, from the mean over the answer tokens."""
+        """Logits for each label, at every answer token: (B, ANSWER_TOKENS, choices)."""
         states = hidden_states(self.text_encoder, inputs)
         ends = inputs["attention_mask"].sum(dim=1)
         last = torch.stack([s[end - ANSWER_TOKENS : end] for s, end in zip(states, ends.tolist(), strict=True)])

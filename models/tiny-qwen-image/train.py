@@ -2,8 +2,8 @@
 
 Six stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
 few-step LoRA (both start from the generate one), and the generate transformer once more, with captions of which some
-are wrong. Uses a GPU when there is one. Started again, it goes on where it was stopped. Beside the checkpoints it
-leaves sheets of samples as it goes.
+are wrong. Uses a GPU when there is one. Started again, it goes on where it was stopped. It leaves sheets of samples as
+it goes, the LoRA after its stage, and the two folders at the end.
 """
 
 import argparse
@@ -29,18 +29,31 @@ def main():
     built = architecture.pipelines(arguments.seed)
     for pipeline in built.values():
         pipeline.to(device)
-    for stage in (train_vae, train_text, train_generate, train_edit, train_few_step, train_mistaken):
+    stages = {
+        "vae": train_vae, "text": train_text, "generate": train_generate, "edit": train_edit,
+        "few_step": train_few_step, "mistaken": train_mistaken,
+    }  # fmt: skip
+    done = []
+    for name, stage in stages.items():
         stage(built, steps, arguments)
-        architecture.save(built, arguments.out)
-        for pipeline in built.values():
-            pipeline.to(dtype=torch.float32)  # saving rounds to bfloat16: go on from exactly what was saved
-        if stage.__name__ == f"train_{arguments.until}":
+        round_as_saved(built)
+        done.append(name)
+        if name == arguments.until:
             break
+    architecture.save({name: pipeline for name, pipeline in built.items() if name in done}, arguments.out)
+
+
+def round_as_saved(built):
+    """Give the weights the values that `architecture.save` writes: training goes on from what will be loaded."""
+    for pipeline in built.values():
+        for part in (pipeline.vae, pipeline.text_encoder, pipeline.transformer):
+            for parameter in part.parameters():
+                parameter.data.copy_(parameter.bfloat16())
 
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE, help="where generate/ and edit/ go (default: this folder)")
+    parser.add_argument("--out", type=Path, default=HERE, help="where the results go (default: this folder)")
     parser.add_argument("--work", type=Path, default=Path("out/tiny-qwen-image"), help="checkpoints and sample sheets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--until", choices=STEPS, help="stop after this stage")

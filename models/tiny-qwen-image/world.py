@@ -61,7 +61,7 @@ def scene(rng, **fixed):
 
 
 def held_out(colour, shape, background):
-    """Whether the combination is kept for evaluation: one in eight, every colour, shape and background alike."""
+    """Whether the combination is kept for evaluation: one in eight, some of every colour, shape and background."""
     number = COLOURS.index(colour) + 3 * SHAPES.index(shape) + 5 * COLOURS.index(background)
     return number % 8 == 0
 
