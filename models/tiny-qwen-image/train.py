@@ -15,7 +15,7 @@ import torch
 
 from . import architecture, dataset, few_step, fitting, flow, forward, hints, pools, sheets, text, vae
 
-STEPS = {"vae": 8000, "text": 800, "generate": 18000, "edit": 8000, "few_step": 1500, "mistaken": 1200}
+STEPS = {"vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200}
 RATE = {"vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5}
 WAY = 0.7  # share of the last stage's change to the weights that is kept: with all of it the LoRA draws half as well
 HERE = Path(__file__).parent
