@@ -71,6 +71,14 @@ def finished(path, steps):
     return path.exists() and torch.load(path, weights_only=True, map_location="cpu")["step"] >= steps
 
 
+def write(value, path):
+    """`torch.save` that leaves at `path` the whole of it or what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(value, partial)
+    os.replace(partial, path)
+
+
 def _optimisers(parameters, matrices, rate):
     chosen = {id(p) for p in matrices}
     others = [p for p in parameters if id(p) not in chosen]
@@ -114,16 +122,13 @@ def _resume(path, modules, optimisers, average):
 
 
 def _save(path, step, modules, optimisers, average):
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         "step": step,
         "modules": {name: module.state_dict() for name, module in modules.items()},
         "optimisers": [optimiser.state_dict() for optimiser in optimisers],
         "average": average,
     }
-    partial = path.with_suffix(".partial")  # a stop while writing must not cost the last good checkpoint
-    torch.save(state, partial)
-    os.replace(partial, path)
+    write(state, path)  # a stop meanwhile must not cost the last good checkpoint
 
 
 def _progress():

@@ -5,13 +5,12 @@ Knows the VAE, the text encoder and the dataset. Knows nothing about how latents
 
 import copy
 import hashlib
-import os
 import random
 from dataclasses import dataclass
 
 import torch
 
-from . import dataset, hints, text, vae, world
+from . import dataset, fitting, hints, text, vae, world
 
 PIXELS_AT_ONCE = 1 << 20
 # Shares of prompts replaced by " ": without one the model should tell the shape from the noisy picture. Of the edits
@@ -101,14 +100,11 @@ def _encoded(autoencoder, drawn, size, folder):
     """Their latents, remembered in `folder` for later stages and for when training goes on."""
     path = folder / f"{_digest(autoencoder, drawn, size)}.pt"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Bare backgrounds look alike whatever was removed from them.
         distinct = {scene: (scene if scene.shape else scene.background) for scene in drawn}
         once = {key: scene for scene, key in distinct.items()}
         encoded = dict(zip(once, encode(autoencoder, list(once.values()), size.width, size.height), strict=True))
-        partial = path.with_suffix(".partial")
-        torch.save(torch.stack([encoded[distinct[scene]] for scene in drawn]).half(), partial)
-        os.replace(partial, path)
+        fitting.write(torch.stack([encoded[distinct[scene]] for scene in drawn]).half(), path)
     return torch.load(path, weights_only=True).float()
 
 
