@@ -1,4 +1,4 @@
-"""Twenty jobs whose whole replies are recorded beside this module, so that a change of the code shows in what callers get.
+"""Twenty jobs whose whole replies are recorded beside this module: what callers get shows any change of the code.
 
     python -m tests.worker.replies           write `recorded/` anew, after a change that is meant
     python -m tests.worker.replies --compare compare byte for byte, for changes that must not show on one machine
@@ -81,7 +81,7 @@ def jobs() -> dict[str, tuple[dict, dict]]:
 
 
 def posted(name: str, workers: dict[tuple, object]) -> dict:
-    """What the SDK posts for the job. `workers`: by their settings, those that have been made; one is added if needed."""
+    """What the SDK posts for the job. `workers`: by their settings, those made so far; one is added where needed."""
     import runpod_handler
     from qwen_worker.settings import Settings
 
