@@ -30,6 +30,7 @@ from qwen_worker.job import Job, Stage
 from qwen_worker.job_loop import JobLoop, leave
 from qwen_worker.line import Line
 from qwen_worker.loader import Loader
+from qwen_worker.log import log_line
 from qwen_worker.loras import Loras
 from qwen_worker.machine import read_machine
 from qwen_worker.parsing import parse
@@ -41,6 +42,7 @@ from qwen_worker.prompt_cache import PromptCache
 from qwen_worker.reply import Drawn
 from qwen_worker.request import SIDE_MULTIPLE, Debug, Drawing, Edit, Health, Request, require_served
 from qwen_worker.settings import Fallback, Misconfigured, ServerMode, Settings, read_settings, unknown
+from qwen_worker.stopwatch import timed
 from qwen_worker.stream import stream
 
 SIDE_THREADS = 8  # that many jobs at once may have their pictures opened or sent
@@ -100,7 +102,7 @@ class Worker:
             self.counters.record(job_id, task, {"error": "cancelled"}, time.perf_counter() - started)
             raise
         except Exception as error:  # noqa: BLE001  the SDK would post the traceback, with its paths, to the caller
-            telemetry.log_line(job_id, "ERROR", traceback.format_exc())
+            log_line(job_id, "ERROR", traceback.format_exc())
             reply = JobError("internal", job_id, refresh_worker=inference.spoils_the_worker(error)).reply()
         finally:
             if self.jobs.get(job_id) is asyncio.current_task():  # a job handed out twice is here twice
@@ -175,7 +177,7 @@ class Worker:
 
     def opened(self, job: Job, terms: Terms) -> tuple[list, Image.Image | None]:
         """The job's input pictures and its mask; on a side thread."""
-        with telemetry.timed(job.timings, "input"):
+        with timed(job.timings, "input"):
             require_usable(terms, job.cancelled)
             return open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.cancelled)
 
@@ -186,7 +188,7 @@ class Worker:
         if failure is None:
             # A job that the plan has no room for is refused before anything is loaded.
             fits = functools.partial(inference.require_fits, checkpoint, job, canvas.size, len(canvas.sources))
-            with telemetry.timed(job.timings, "load"):
+            with timed(job.timings, "load"):
                 loaded, failure = self.loader.load(job.request.task, fits)
         if failure and self.settings.QWEN_FALLBACK is Fallback.FORBID:
             raise JobError("model_unavailable", failure.reason)
@@ -195,7 +197,7 @@ class Worker:
         telemetry.peak_vram_gb(reset=True)
         try:
             job.enter(Stage.DRAWING)
-            with telemetry.timed(job.timings, "inference"):
+            with timed(job.timings, "inference"):
                 if failure:
                     return Drawn(fallback.draw(job.request, *canvas.parts), 0, failure=failure)
                 return self.by_the_model(job, loaded, canvas)
@@ -226,7 +228,7 @@ def main() -> None:
     except Misconfigured as error:
         sys.exit(f"A setting in the environment cannot be used. {error}")
     for problem in unknown(os.environ):
-        telemetry.log_line(None, "WARN", problem)
+        log_line(None, "WARN", problem)
     import runpod
 
     if settings.SERVER_MODE is ServerMode.LOCAL and "--rp_serve_api" not in sys.argv:

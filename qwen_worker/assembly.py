@@ -20,7 +20,7 @@ import torch
 from . import quantized_weights
 from .checkpoint_files import Stored, stored
 from .errors import LoadError
-from .stages import Stages
+from .stopwatch import Stopwatch
 from .weight_reader import WeightReader
 
 BLOCK = 512  # bytes: what the card's allocator rounds to
@@ -34,7 +34,7 @@ class Target:
     dtype: torch.dtype
     threads: int
     pinned: bool = False
-    stages: Stages = field(default_factory=Stages)
+    stages: Stopwatch = field(default_factory=Stopwatch)
 
     def reader(self, wanted: list[Stored]) -> WeightReader:
         return WeightReader(wanted, self.device, self.threads, self.pinned)
@@ -115,7 +115,7 @@ def transformers_model(
 class Awaited:
     """Stands in a state dict for a tensor that is read when the library slices it, as it slices safetensors files."""
 
-    def __init__(self, reader: WeightReader, one: Stored, stages: Stages):
+    def __init__(self, reader: WeightReader, one: Stored, stages: Stopwatch):
         self.reader, self.name, self.stages = reader, one.name, stages
 
     def __getitem__(self, index: Any) -> torch.Tensor:

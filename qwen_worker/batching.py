@@ -11,11 +11,12 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from . import inference, telemetry
+from . import inference
 from .errors import Cancelled
 from .footprint import MEGAPIXEL
 from .job import Job, Stage
 from .line import Line, Turn
+from .log import log_line
 from .pipelines import Loaded
 from .prompt_cache import PromptCache
 from .reply import Drawn
@@ -104,7 +105,7 @@ class Batches:
         except Exception as error:  # noqa: BLE001  in company one job's failure, of any kind, is the others' too
             for one in (job, *(turn.job for turn in joined)):
                 one.draw_alone()
-                telemetry.log_line(one.id, "WARN", f"drawn by itself after {type(error).__name__} in company")
+                log_line(one.id, "WARN", f"drawn by itself after {type(error).__name__} in company")
             if isinstance(error, torch.OutOfMemoryError):
                 self.pixels //= 2
         # Outside the handler, where the traceback no longer holds the tensors that filled the card.

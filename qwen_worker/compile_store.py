@@ -19,9 +19,10 @@ import platform
 import tarfile
 import tempfile
 import zlib
+from importlib import metadata
 from pathlib import Path
 
-from . import telemetry
+from .log import log_line
 
 MAGIC = b"qwen-image compiled 1\n"
 SUFFIX = ".compiled"
@@ -57,12 +58,12 @@ class CompileStore:
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            telemetry.log_line(None, "WARN", f"{self.file} is ignored: {error}; blocks are compiled anew")
+            log_line(None, "WARN", f"{self.file} is ignored: {error}; blocks are compiled anew")
             return
         try:
             self.unpack(data)
         except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-            telemetry.log_line(None, "WARN", f"{self.file} cannot be unpacked: {error}; blocks are compiled anew")
+            log_line(None, "WARN", f"{self.file} cannot be unpacked: {error}; blocks are compiled anew")
 
     def unpack(self, data: bytes) -> None:
         """Into the work folder, whole or not at all, beside workers that do the same."""
@@ -75,7 +76,7 @@ class CompileStore:
                 return  # another worker was first
             os.mkdir(unpacked)  # for its own end
         self.packed = self.names()
-        telemetry.log_line(None, "INFO", f"{self.file} has blocks that an earlier start compiled")
+        log_line(None, "INFO", f"{self.file} has blocks that an earlier start compiled")
 
     def save(self) -> None:
         """Keep what has been compiled since, if anything has. A file that cannot be written is no failure."""
@@ -85,12 +86,12 @@ class CompileStore:
             data = self.pack(names)
             if len(data) > self.limit:
                 why = f"{len(data) / MB:.0f} MB are more than QWEN_COMPILED_MB"
-                telemetry.log_line(None, "WARN", f"what was compiled is not kept: {why}")
+                log_line(None, "WARN", f"what was compiled is not kept: {why}")
             else:
                 self.write(data)
-                telemetry.log_line(None, "INFO", f"{len(data) / MB:.1f} MB of compiled blocks are in {self.file}")
+                log_line(None, "INFO", f"{len(data) / MB:.1f} MB of compiled blocks are in {self.file}")
         except OSError as error:
-            telemetry.log_line(None, "WARN", f"what was compiled is not kept: {error}")
+            log_line(None, "WARN", f"what was compiled is not kept: {error}")
         self.packed = names
 
     def names(self) -> set[str]:
@@ -145,11 +146,18 @@ def verified(file: Path, limit: int) -> bytes:
     return data
 
 
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def kind_of(card: str | None) -> str:
     """What compiled code is for: versions and the card, or the CPU's instructions, as a file's name."""
     import torch
 
-    packages = {name: telemetry.version(name) for name in ("diffusers", "triton", "torchao", "peft")}
+    packages = {name: version(name) for name in ("diffusers", "triton", "torchao", "peft")}
     facts = [torch.__version__, torch.version.cuda, platform.python_version(), platform.machine(), packages]
     facts += [card or torch.backends.cpu.get_cpu_capability()]
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ from .checkpoint import PART_NAMES, WEIGHTS, Checkpoint
 from .errors import LoadError
 from .footprint import CONTEXT_BYTES, LOSSY, Plan
 from .settings import LOAD_THREADS, Precision, Saving
-from .stages import Stages
+from .stopwatch import Stopwatch
 
 LIBRARIES = ("diffusers", "transformers")
 
@@ -25,7 +25,7 @@ class Reading:
     """How weights are read. `threads` 0: by the libraries' own `from_pretrained`."""
 
     threads: int = LOAD_THREADS
-    stages: Stages = field(default_factory=Stages)
+    stages: Stopwatch = field(default_factory=Stopwatch)
 
 
 def cap_memory(plan: Plan, beside: bool) -> None:

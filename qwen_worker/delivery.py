@@ -18,7 +18,7 @@ from .images import encode_file
 from .reply import posted_bytes, success
 from .request import Drawing
 from .settings import Delivery, Settings
-from .telemetry import timed
+from .stopwatch import timed
 from .upload import File, UploadFailed, put, require_public
 
 CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from .telemetry import log_line
+from .log import log_line
 
 EARLY_SECONDS = 2.0  # how long a stop waits for a job that is still on its way to the handler
 WATCH_SECONDS = 5.0  # between looks at the slots

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
-from . import telemetry
 from .checkpoint import Checkpoint
 from .errors import LoadError
 from .footprint import Plan
 from .inference import spoils_the_worker
+from .log import log_line
 from .pipelines import Loaded, Pipelines
 from .settings import Fallback, Settings
 
@@ -71,8 +71,8 @@ class Loader:
             own = ", ".join(f"{use.label} at {use.scale:g}" for use in loaded.adapters.own)
             facts = f"{loaded.plan}; speed-ups: {loaded.speed}" + (f"; LoRAs: {own}" if own else "")
             at = f" at {revision}" if (revision := loaded.checkpoint.revision) else ""
-            telemetry.log_line(None, "INFO", f"{name}{at} loaded in {seconds:.1f} s: {facts}")
-            telemetry.log_line(None, "INFO", f"{name} seconds: {where}; prepared: {loaded.prepared}")
+            log_line(None, "INFO", f"{name}{at} loaded in {seconds:.1f} s: {facts}")
+            log_line(None, "INFO", f"{name} seconds: {where}; prepared: {loaded.prepared}")
         return loaded
 
     def attempt(self, step: Callable[[str], Any], task: str) -> tuple[Any, LoadError | None]:
@@ -92,7 +92,7 @@ class Loader:
         except LoadError as error:
             failure = error
         except Exception as error:  # noqa: BLE001  whatever keeps a model from loading means: it cannot be had
-            telemetry.log_line(None, "ERROR", traceback.format_exc())
+            log_line(None, "ERROR", traceback.format_exc())
             if spoils_the_worker(error):
                 raise
             part = f"{role}/{self.pipelines.stage}".rstrip("/")
@@ -101,6 +101,6 @@ class Loader:
         else:
             self.failures.pop(role, None)
             return found, None
-        telemetry.log_line(None, "WARN", f"the {role} model cannot be loaded: {failure.reason}")
+        log_line(None, "WARN", f"the {role} model cannot be loaded: {failure.reason}")
         self.failures[role] = failure, time.monotonic()
         return None, failure

@@ -20,7 +20,7 @@ from .lora_store import LoraStore
 from .preset_settings import Preset
 from .presets import FAST_LORAS, require_adaptable, role_of
 from .settings import Settings
-from .telemetry import timed
+from .stopwatch import timed
 
 OWN_BYTES = 20_000_000_000  # of a LoRA that the endpoint's settings name
 FOLDER = "qwen-image-loras"  # below HF_HOME

@@ -25,7 +25,7 @@ from .presets import role_of
 from .settings import Role, Settings
 from .sharing import in_common
 from .speedups import Speed
-from .stages import Stages
+from .stopwatch import Stopwatch
 
 AHEAD_SHARE = 0.8  # of the RAM that a plan leaves, for weights that are read while the libraries are imported
 
@@ -60,7 +60,7 @@ class Pipelines:
         self.loaded: dict[str, Loaded] = {}  # by model setting
         self.turns = None  # the `residency.Turns` of transformers that share the card's room
         self.stage = ""  # what a load is busy with, for the words about one that fails
-        self.stages = Stages()  # of the present load, or the last
+        self.stages = Stopwatch()  # of the present load, or the last
         self.machine = read_machine  # what plans are made for; a benchmark names a smaller card here
 
     def model_for(self, task: str) -> str:
@@ -134,7 +134,7 @@ class Pipelines:
         model = self.model_for(task)
         if model not in self.loaded:
             started = time.perf_counter()
-            self.stages = Stages()
+            self.stages = Stopwatch()
             plan, found = self.place(task), self.locate(task)
             folder, note = self.prepared_for(found, plan)
             if folder is None and found.folder is None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .footprint import LOSSY, Plan
+from .log import log_line
 from .lora_file import LoraUse
 from .machine import Machine
 from .settings import Precision, Saving, Settings, Speedup
@@ -138,12 +139,12 @@ def compile_blocks(
     """The speed-ups with compiled blocks, from what an earlier start has compiled where it can be."""
     import torch
 
-    from . import compile_store, hub, int8_product, telemetry
+    from . import compile_store, hub, int8_product
     from .compiled import SHORT_TEXT, WARM_TEXT, CompiledBlocks
 
     def tell(why: str) -> None:
         speed.states[Speedup.COMPILE] = why
-        telemetry.log_line(None, "WARN", f"{name}: the blocks are drawn without compiling from now on: {why}")
+        log_line(None, "WARN", f"{name}: the blocks are drawn without compiling from now on: {why}")
 
     folder = settings.QWEN_COMPILED_FOLDER or hub.home() / "qwen-image-compiled"
     store = compile_store.opened(folder, round(settings.QWEN_COMPILED_MB * compile_store.MB), card)

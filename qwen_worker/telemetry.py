@@ -1,29 +1,24 @@
-"""What the worker has done and what it runs on: the counters and facts of `health` and `debug`, and the log's form.
+"""What the worker has done and what it runs on: the counters and facts of `health` and `debug`.
 
 Reads only what is already there: it imports no torch and loads no model. Knows nothing of how a job is done.
 """
 
-import json
-import os
 import platform
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import Enum
 from importlib import metadata
 
 import psutil
 
+from .log import log_line
 from .machine import Machine
 from .pipelines import Loaded
 from .settings import Settings
 
 GB = 1e9
-LEVELS = ("DEBUG", "INFO", "WARN", "ERROR")
 # What failed on the worker's side. Sentences of the other codes quote the job: a prompt, an address with its secret.
 LOGGED_IN_FULL = ("out_of_memory", "deadline_exceeded", "result_too_large", "upload_failed", "model_unavailable")
 PACKAGES = (
@@ -170,16 +165,6 @@ def version(package: str) -> str | None:
         return None
 
 
-@contextmanager
-def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    """Adds the seconds that the block takes to `timings[stage]`, also when it raises."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - started
-
-
 def peak_vram_gb(reset: bool = False) -> float | None:
     """The most GPU memory that torch has reserved since the last reset, in GB; None where torch has no GPU in use."""
     torch = sys.modules.get("torch")
@@ -189,15 +174,3 @@ def peak_vram_gb(reset: bool = False) -> float | None:
     if reset:
         torch.cuda.reset_peak_memory_stats()
     return round(peak, 3)
-
-
-def log_line(job_id: str | None, level: str, message: str) -> None:
-    """One line on stdout at the SDK's log level: the platform's JSON where there is an endpoint, else plain text."""
-    threshold = os.environ.get("RUNPOD_LOG_LEVEL", os.environ.get("RUNPOD_DEBUG_LEVEL", "INFO")).upper()
-    if threshold in LEVELS and LEVELS.index(level) < LEVELS.index(threshold):
-        return
-    if os.environ.get("RUNPOD_ENDPOINT_ID"):
-        line = json.dumps({"requestId": job_id, "message": message, "level": level})
-    else:
-        line = f"{level:<7}| {job_id + ' | ' if job_id else ''}{message}"
-    print(line.encode("utf-8", "backslashreplace").decode(), flush=True)

@@ -12,7 +12,7 @@ import pytest
 from qwen_worker import libraries, page_cache
 from qwen_worker.page_cache import reading_ahead
 from qwen_worker.settings import Precision
-from qwen_worker.stages import Stages
+from qwen_worker.stopwatch import Stopwatch
 
 from .conftest import ROOT, run
 
@@ -134,7 +134,7 @@ def test_weights_are_read_ahead_while_the_libraries_are_imported(cold_worker, mo
 
 
 def test_a_second_counts_for_one_stage():
-    stages = Stages()
+    stages = Stopwatch()
     with stages("outer"):
         time.sleep(0.05)
         with stages("inner"):

@@ -1,4 +1,4 @@
-"""Where the seconds of a load go: each second counts for one stage. Knows nothing of what the stages do."""
+"""Where the seconds of a job or of a load go. Knows nothing of what is timed."""
 
 import threading
 import time
@@ -6,10 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Stages:
-    """A stopwatch for the thread that makes it; others' stages do not count.
+@contextmanager
+def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the seconds that the block takes to `timings[stage]`, also when it raises."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - started
 
-    A stage begun inside another stops the outer one's clock until it ends.
+
+class Stopwatch:
+    """The stages of a load on the thread that makes the stopwatch; stages of other threads do not count.
+
+    A stage begun inside another stops the outer one's clock until it ends: each second counts for one stage.
     """
 
     def __init__(self):
