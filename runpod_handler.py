@@ -113,7 +113,7 @@ class Worker:
     async def route(self, request: Request, job: dict, tell: Post | None, limit: int | None) -> dict:
         if isinstance(request, Health):
             states = self.loader.state(), self.presets.served(self.loader.known)
-            return telemetry.health(self.settings, read_machine(), self.pipelines.loaded, *states, self.counters)
+            return telemetry.health(self.settings, read_machine(), self.pipelines.report(), *states, self.counters)
         if isinstance(request, Debug):
             return telemetry.debug(self.settings)
         limit = self.limit if limit is None else min(limit, self.limit)

@@ -69,7 +69,7 @@ def draw(
                     picture, steps = draw_one(loaded.pipe, request, sources, mask, size, seed, job, len(pictures))
                     pictures.append(picture)
                     job.require_running()
-            return Drawn(pictures, steps, loaded, peak_vram_gb=peak_vram_gb())
+            return Drawn(pictures, steps, loaded.drawer, peak_vram_gb=peak_vram_gb())
         except torch.OutOfMemoryError:
             pass
         # Outside the handler, where the traceback no longer holds the tensors that filled the card.

@@ -22,6 +22,7 @@ from .lora_file import LoraUse
 from .machine import disk_free, read_machine
 from .page_cache import reading_ahead
 from .presets import role_of
+from .reply import Drawer
 from .settings import Role, Settings
 from .sharing import in_common
 from .speedups import Speed
@@ -46,6 +47,30 @@ class Loaded:
     prepared: str  # the name of the prepared checkpoint that it was loaded from, or why there is none
     speed: Speed  # what it is drawn faster by
 
+    @property
+    def drawer(self) -> Drawer:
+        """What replies tell of it."""
+        kind = self.checkpoint.pipeline_class
+        return Drawer(self.checkpoint.name, self.checkpoint.revision, kind.adaptable, self.plan.device == "cuda")
+
+    def report(self) -> dict:
+        """What `health` tells of it."""
+        return {
+            "model": self.checkpoint.name,
+            "revision": self.checkpoint.revision,
+            "class": self.checkpoint.class_name,
+            "device": self.plan.device,
+            "precision": self.plan.precision.value,
+            "plan": str(self.plan),
+            "weights_gb": round(self.plan.weights / GB, 3),
+            "speedups": {name.value: state for name, state in self.speed.states.items()},
+            "loras": [{"setting": use.label, "scale": use.scale} for use in self.adapters.own],
+            "shared": list(self.shared),
+            "prepared": self.prepared,
+            "load_seconds": round(self.seconds, 3),
+            "stages": dict(self.stages),
+        }
+
 
 class Pipelines:
     """The pipelines of this worker. Not thread-safe: everything but `loaded` is for the one inference thread.
@@ -62,6 +87,10 @@ class Pipelines:
         self.stage = ""  # what a load is busy with, for the words about one that fails
         self.stages = Stopwatch()  # of the present load, or the last
         self.machine = read_machine  # what plans are made for; a benchmark names a smaller card here
+
+    def report(self) -> list[dict]:
+        """What `health` tells of the loaded pipelines."""
+        return [loaded.report() for loaded in list(self.loaded.values())]
 
     def model_for(self, task: str) -> str:
         return self.settings.QWEN_IMAGE_MODEL if task == "generate" else self.settings.QWEN_EDIT_MODEL

@@ -11,7 +11,6 @@ from PIL import Image
 
 from .errors import LoadError
 from .fetch import is_url
-from .pipelines import Loaded
 from .preset_settings import Preset
 from .request import Drawing, Edit
 from .settings import Settings
@@ -25,12 +24,22 @@ STAND_IN_MESSAGE = "The model could not be loaded: this is a PIL stand-in, not a
 
 
 @dataclass(frozen=True)
+class Drawer:
+    """The loaded model that drew, as replies name it."""
+
+    name: str
+    revision: str | None
+    caches_steps: bool  # whether preset `balanced` has its step cache
+    on_card: bool
+
+
+@dataclass(frozen=True)
 class Drawn:
     """What came of a job's turn on the inference thread."""
 
     pictures: list[Image.Image]
     steps: int  # that each took
-    loaded: Loaded | None = None  # what drew them; None for a stand-in
+    drawer: Drawer | None = None  # what drew them; None for a stand-in
     failure: LoadError | None = None  # why there is none
     peak_vram_gb: float | None = None
     batch: int = 1  # pictures that shared their call; of several calls, those of the first
@@ -50,11 +59,11 @@ def success(request: Drawing, metadata: dict, pictures: list[str], field: str = 
 
 def metadata_of(request: Drawing, size: tuple[int, int], drawn: Drawn, model: str, settings: Settings) -> dict:
     """What is known of the pictures before they are encoded. `model`: the name to report when none is loaded."""
-    loaded = drawn.loaded
+    drawer = drawn.drawer
     facts = {
-        "model": loaded.checkpoint.name if loaded else model,
-        "revision": loaded.checkpoint.revision if loaded else None,
-        "backend": "qwen-image" if loaded else "pil-fallback",
+        "model": drawer.name if drawer else model,
+        "revision": drawer.revision if drawer else None,
+        "backend": "qwen-image" if drawer else "pil-fallback",
         "prompt": request.prompt,
         "width": size[0],
         "height": size[1],
@@ -72,13 +81,13 @@ def metadata_of(request: Drawing, size: tuple[int, int], drawn: Drawn, model: st
         facts["instruction"] = request.instruction
     if request.loras:
         facts["loras"] = [{"path": without_secrets(one.path), "scale": one.scale} for one in request.loras]
-    if loaded and request.preset == Preset.BALANCED:
-        facts["step_cache"] = loaded.checkpoint.pipeline_class.adaptable
+    if drawer and request.preset == Preset.BALANCED:
+        facts["step_cache"] = drawer.caches_steps
     if drawn.failure:
         facts["fallback_reason"] = drawn.failure.reason
-    if loaded and settings.QWEN_BATCH > 1:
+    if drawer and settings.QWEN_BATCH > 1:
         facts["batch"] = drawn.batch
-    if loaded and loaded.plan.device == "cuda":
+    if drawer and drawer.on_card:
         facts["peak_vram_gb"] = drawn.peak_vram_gb
     return facts
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from . import inference, telemetry
+from . import inference
 from .errors import Cancelled
 from .images import to_rgb
 from .job import Job
@@ -21,6 +21,7 @@ from .prompt_cache import PromptCache
 from .regime import regime
 from .reply import Drawn
 from .request import Drawing
+from .telemetry import peak_vram_gb
 
 Encoded = dict[str, tuple[Any, Any]]  # of prompt and negative_prompt: embeddings (1, tokens, dim), mask (1, tokens)
 PROMPTS = ("prompt", "negative_prompt")
@@ -57,8 +58,8 @@ def draw_together(loaded: Loaded, encoded: dict[Job, Encoded], room: int) -> dic
             for (job, _), image in zip(call, images, strict=True):
                 pictures[job].append(to_rgb(image))
             require_any_running(encoded)
-    peak = telemetry.peak_vram_gb()
-    return {job: Drawn(found, steps, loaded, None, peak, len(calls[0])) for job, found in pictures.items()}
+    peak = peak_vram_gb()
+    return {job: Drawn(found, steps, loaded.drawer, None, peak, len(calls[0])) for job, found in pictures.items()}
 
 
 def draw_call(

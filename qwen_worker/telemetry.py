@@ -15,7 +15,6 @@ import psutil
 
 from .log import log_line
 from .machine import Machine
-from .pipelines import Loaded
 from .settings import Settings
 
 GB = 1e9
@@ -84,9 +83,9 @@ class Counters:
 
 
 def health(
-    settings: Settings, machine: Machine, loaded: dict[str, Loaded], fallback: dict, presets: dict, counters: Counters
+    settings: Settings, machine: Machine, models: list[dict], fallback: dict, presets: dict, counters: Counters
 ) -> dict:
-    """The reply of `health`. The first three keys are what clients of the old worker read."""
+    """The reply of `health`, whose first three keys clients of the old worker read. `models`: what is loaded."""
     gpu = machine.gpu
     memory = {
         "rss_gb": round(resident_bytes() / GB, 3),
@@ -105,29 +104,12 @@ def health(
             "python_version": platform.python_version(),
             "timestamp": datetime.now(UTC).isoformat(),
             "server_type": settings.SERVER_MODE.value,
-            "model_loaded": bool(loaded),
+            "model_loaded": bool(models),
             "gpu_available": gpu is not None,
         },
         "memory_usage": memory,
         "worker_version": settings.QWEN_WORKER_VERSION,
-        "models": [
-            {
-                "model": one.checkpoint.name,
-                "revision": one.checkpoint.revision,
-                "class": one.checkpoint.class_name,
-                "device": one.plan.device,
-                "precision": one.plan.precision.value,
-                "plan": str(one.plan),
-                "weights_gb": round(one.plan.weights / GB, 3),
-                "speedups": {name.value: state for name, state in one.speed.states.items()},
-                "loras": [{"setting": use.label, "scale": use.scale} for use in one.adapters.own],
-                "shared": list(one.shared),
-                "prepared": one.prepared,
-                "load_seconds": round(one.seconds, 3),
-                "stages": dict(one.stages),
-            }
-            for one in list(loaded.values())
-        ],
+        "models": models,
         "presets": presets,
         "fallback": fallback,
         "counters": counters.report(),
