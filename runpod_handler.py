@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 
 from qwen_worker import bucket as buckets
-from qwen_worker import fallback, fitness, inference, openai_images, telemetry
+from qwen_worker import cuda, fallback, fitness, inference, openai_images, telemetry
 from qwen_worker import reply as replies
 from qwen_worker.batching import Batches
 from qwen_worker.checkpoint import Checkpoint
@@ -103,7 +103,7 @@ class Worker:
             raise
         except Exception as error:  # noqa: BLE001  the SDK would post the traceback, with its paths, to the caller
             log_line(job_id, "ERROR", traceback.format_exc())
-            reply = JobError("internal", job_id, refresh_worker=inference.spoils_the_worker(error)).reply()
+            reply = JobError("internal", job_id, refresh_worker=cuda.spoils_the_worker(error)).reply()
         finally:
             if self.jobs.get(job_id) is asyncio.current_task():  # a job handed out twice is here twice
                 del self.jobs[job_id]
@@ -194,7 +194,7 @@ class Worker:
             raise JobError("model_unavailable", failure.reason)
         if loaded and (swap := self.pipelines.activate(loaded)):
             job.timings["swap"] = swap
-        telemetry.peak_vram_gb(reset=True)
+        cuda.peak_vram_gb(reset=True)
         try:
             job.enter(Stage.DRAWING)
             with timed(job.timings, "inference"):

@@ -3,7 +3,6 @@
 Torch, diffusers and transformers are imported inside functions. Knows nothing of jobs, or of what else is loaded.
 """
 
-import gc
 import importlib
 import re
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 
 from .checkpoint import PART_NAMES, WEIGHTS, Checkpoint
 from .errors import LoadError
-from .footprint import CONTEXT_BYTES, LOSSY, Plan
+from .footprint import LOSSY, Plan
 from .settings import LOAD_THREADS, Precision, Saving
 from .stopwatch import Stopwatch
 
@@ -26,29 +25,6 @@ class Reading:
 
     threads: int = LOAD_THREADS
     stages: Stopwatch = field(default_factory=Stopwatch)
-
-
-def cap_memory(plan: Plan, beside: bool) -> None:
-    """Keep torch from taking what the plan leaves to others: an error here, not another process's.
-
-    `beside`: the plan is of what is free beside all that torch holds. Raises `LoadError` where torch has no card.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        raise LoadError("there is a GPU here that torch cannot use: the driver is older than torch's CUDA")
-    held = torch.cuda.memory_reserved() if beside else 0
-    total = torch.cuda.mem_get_info()[1]  # what the fraction is of: less than the driver's figure for the card
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (held + plan.limit - CONTEXT_BYTES) / total))
-
-
-def forget(device: str) -> None:
-    """Give back the memory of what nobody holds any more, before something as large is loaded."""
-    import torch
-
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
 
 
 def trim(component: Any, name: str, plan: Plan) -> None:

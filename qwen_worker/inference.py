@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from .checkpoint import Checkpoint
+from .cuda import allocated, peak_vram_gb
 from .errors import Cancelled, JobError
 from .footprint import GB, Plan
 from .images import restore_outside, to_rgb
@@ -22,10 +23,8 @@ from .prompt_cache import PromptCache
 from .regime import regime
 from .reply import Drawn
 from .request import Drawing, Edit, require_tokens
-from .telemetry import peak_vram_gb
 
 LEAK_BYTES = 1_000_000_000  # memory that does not come back after a failed job: the worker is better restarted
-CUDA_FAILED = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")  # in torch's words, and compiled kernels'
 MAX_SEQUENCE_LENGTH = 1024  # always passed: diffusers cuts at 512 tokens in silence
 
 
@@ -54,7 +53,7 @@ def draw(
     """
     import torch
 
-    request, before = job.request, allocated(loaded)
+    request, before = job.request, allocated(loaded.plan.device)
     tiled = job.plan(loaded.plan).tiles(*size, len(sources))
     # Out of memory, the VAE's tiles are the smaller way that is left; the seeds make the picture the same.
     for tiles in (False, True)[tiled:]:
@@ -76,7 +75,7 @@ def draw(
         if loaded.plan.device == "cuda":
             torch.cuda.empty_cache()
     what = f"{size[0]}x{size[1]}" + (f" with {len(sources)} input images" if len(sources) > 1 else "")
-    leaked = allocated(loaded) - before
+    leaked = allocated(loaded.plan.device) - before
     raise JobError(
         "out_of_memory",
         f"{what} did not fit beside {loaded.checkpoint.name} ({loaded.plan})",
@@ -96,13 +95,6 @@ def require_fits(checkpoint: Checkpoint, job: Job, size: tuple[int, int], images
         f"{size[0]}x{size[1]} needs {plan.peak(*size, images, tiled=True) / GB:.1f} GB with {checkpoint.name} and "
         f"{plan.limit / GB:.1f} GB may be used; {advice}",
     )
-
-
-def allocated(loaded: Loaded) -> int:
-    """Bytes of the card that torch's tensors hold."""
-    import torch
-
-    return torch.cuda.memory_allocated() if loaded.plan.device == "cuda" else 0
 
 
 @contextmanager
@@ -163,11 +155,6 @@ def left_clean(pipe: Any) -> Iterator[None]:
             torch.cuda.synchronize()  # what was launched is over before the job is
         pipe.maybe_free_model_hooks()
         raise
-
-
-def spoils_the_worker(error: Exception) -> bool:
-    """Whether CUDA itself has failed: every later call in this process would as well."""
-    return type(error).__name__ == "AcceleratorError" or any(words in str(error) for words in CUDA_FAILED)
 
 
 def arguments(pipe: Any, request: Drawing, sources: list[Image.Image], size: tuple[int, int]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from concurrent.futures import Executor
 from typing import Any
 
 from .checkpoint import Checkpoint
+from .cuda import spoils_the_worker
 from .errors import LoadError
 from .footprint import Plan
-from .inference import spoils_the_worker
 from .log import log_line
 from .pipelines import Loaded, Pipelines
 from .settings import Fallback, Settings

@@ -36,8 +36,17 @@ def read_machine() -> Machine:
     limit = container_limit()
     total = min(memory.total, limit or memory.total)
     # Inside a container the host's free memory is not ours to use.
-    available = min(memory.available, total - psutil.Process().memory_info().rss) if limit else memory.available
+    available = min(memory.available, total - resident_bytes()) if limit else memory.available
     return Machine(read_gpu(), total, available)
+
+
+def resident_bytes() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def memory_in_use(machine: Machine) -> int:
+    """Bytes used of the GPU where there is one, else resident in RAM."""
+    return machine.gpu.total - machine.gpu.free if machine.gpu else resident_bytes()
 
 
 def container_limit() -> int | None:

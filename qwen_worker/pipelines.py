@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint as checkpoints
-from . import hub, libraries, placement, prepared, speedups
+from . import cuda, hub, libraries, placement, prepared, speedups
 from .checkpoint import WEIGHTS, Checkpoint
 from .checkpoint_files import label_of, read_json, shards
-from .components import Reading, cap_memory, forget, is_component, load_component, require_tokenizer, tabulate, trim
+from .components import Reading, is_component, load_component, require_tokenizer, tabulate, trim
 from .errors import JobError, LoadError
 from .footprint import GB, WORKING, WORKING_2_1, Model, Plan
 from .lora_file import LoraUse
@@ -206,7 +206,7 @@ class Pipelines:
             reason = f"{folder.name} is not used: {failure.reason}"
         if self.turns:
             self.turns.drop(self.key_of(found))
-        forget(plan.device)
+        cuda.forget(plan.device)
         return None, reason
 
     def activate(self, loaded: Loaded) -> float:
@@ -244,8 +244,6 @@ class Pipelines:
             libraries.import_all(self.quantizers())
         import diffusers
 
-        from . import residency
-
         with self.stages("card"):
             self.claim_card(plan)
         components = dict(shared)
@@ -265,7 +263,7 @@ class Pipelines:
             require_tokenizer(found, pipe)
         pipe.set_progress_bar_config(disable=True)
         if plan.device == "cuda":
-            residency.release_buffers()
+            cuda.release_buffers()
         return pipe, table
 
     def claim_card(self, plan: Plan) -> None:
@@ -273,12 +271,12 @@ class Pipelines:
         from . import residency
 
         if plan.device == "cuda":
-            cap_memory(plan, beside=all(one.plan is not plan for one in self.loaded.values()))
-            residency.pin_exactly()
+            cuda.cap_memory(plan.limit, beside=all(one.plan is not plan for one in self.loaded.values()))
+            cuda.pin_exactly()
         if plan.swapped:
             self.turns = self.turns or residency.Turns(plan.device)
             self.turns.clear()
-            forget(plan.device)
+            cuda.forget(plan.device)
 
     def quantizers(self) -> frozenset[str]:
         """The packages that any plan of this worker may need: a model that is not placed yet may get another one."""

@@ -180,7 +180,8 @@ def require_disk(needed: int, output: Path) -> None:
 
 def write_transformer(found: Checkpoint, plan: Plan, target: Path) -> None:
     from . import table_file
-    from .components import forget, tabulate
+    from .components import tabulate
+    from .cuda import forget
 
     model = write_component(found, "transformer", plan, target)
     if table := tabulate(model, found, plan):

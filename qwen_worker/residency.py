@@ -13,22 +13,6 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-# By default torch rounds every pinned block up to a power of two: 5.5 GB of rows take 8.6, a matrix of 75 MB takes 134.
-# A plan counts what is asked for. What diffusers pins goes by this setting too.
-PINNED_EXACTLY = "pinned_max_round_threshold_mb:1"
-
-
-def pin_exactly() -> None:
-    """Have torch pin as much as it is asked for; what else is set of its allocators stays."""
-    before = torch._C._accelerator_getAllocatorSettings()
-    if PINNED_EXACTLY.partition(":")[0] not in before:
-        torch._C._accelerator_setAllocatorSettings(",".join(filter(None, [before, PINNED_EXACTLY])))
-
-
-def release_buffers() -> None:
-    """Give back pinned memory that nobody holds, as the buffers that weights came through: torch would keep it."""
-    torch._C._host_emptyCache()
-
 
 def stream(module: torch.nn.Module, device: str) -> None:
     """Make a module that lies in host memory compute on `device`, its weights there only while they are used."""

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from . import inference
+from .cuda import peak_vram_gb
 from .errors import Cancelled
 from .images import to_rgb
 from .job import Job
@@ -21,7 +22,6 @@ from .prompt_cache import PromptCache
 from .regime import regime
 from .reply import Drawn
 from .request import Drawing
-from .telemetry import peak_vram_gb
 
 Encoded = dict[str, tuple[Any, Any]]  # of prompt and negative_prompt: embeddings (1, tokens, dim), mask (1, tokens)
 PROMPTS = ("prompt", "negative_prompt")

@@ -11,10 +11,8 @@ from datetime import UTC, datetime
 from enum import Enum
 from importlib import metadata
 
-import psutil
-
 from .log import log_line
-from .machine import Machine
+from .machine import Machine, resident_bytes
 from .settings import Settings
 
 GB = 1e9
@@ -116,15 +114,6 @@ def health(
     }
 
 
-def resident_bytes() -> int:
-    return psutil.Process().memory_info().rss
-
-
-def memory_in_use(machine: Machine) -> int:
-    """Bytes used of the GPU where there is one, else resident in RAM."""
-    return machine.gpu.total - machine.gpu.free if machine.gpu else resident_bytes()
-
-
 def debug(settings: Settings) -> dict:
     """The reply of `debug`: versions and settings. Of the environment only what is typed: text may hold anything."""
     return {
@@ -145,14 +134,3 @@ def version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def peak_vram_gb(reset: bool = False) -> float | None:
-    """The most GPU memory that torch has reserved since the last reset, in GB; None where torch has no GPU in use."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
-        return None
-    peak = torch.cuda.max_memory_reserved() / GB
-    if reset:
-        torch.cuda.reset_peak_memory_stats()
-    return round(peak, 3)

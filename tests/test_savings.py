@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImagePipeline, QwenImageTransformer2DModel
 
-from qwen_worker import components, footprint, modulation, placement, single_frame
+from qwen_worker import components, cuda, footprint, modulation, placement, single_frame
 from qwen_worker.checkpoint import inspect
 from qwen_worker.machine import read_machine
 from qwen_worker.pipelines import Pipelines, as_model
@@ -254,22 +254,19 @@ def test_quantized_transformers_take_turns_from_homes_of_their_own(tiny):
     assert torch.equal(weight.dequantize(), before)
 
 
-def test_torch_may_have_what_the_plan_counts_beside_what_it_holds(tiny, monkeypatch):
-    plan = dataclasses.replace(plan_for(tiny / "generate", Precision.BF16, frozenset()), limit=20_000_000_000)
+def test_torch_may_have_what_the_plan_counts_beside_what_it_holds(monkeypatch):
     shares = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 50_000_000_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 25_000_000_000)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
-    components.cap_memory(plan, beside=False)
-    components.cap_memory(plan, beside=True)
+    cuda.cap_memory(20_000_000_000, beside=False)
+    cuda.cap_memory(20_000_000_000, beside=True)
     context = footprint.CONTEXT_BYTES
     assert shares == [(20_000_000_000 - context) / 50_000_000_000, (45_000_000_000 - context) / 50_000_000_000]
 
 
 def test_host_memory_is_pinned_to_the_byte_and_what_else_is_set_of_torch_s_allocators_stays():
-    from qwen_worker.residency import pin_exactly
-
     before = torch._C._accelerator_getAllocatorSettings()
     try:
         for set_before, wanted in (
@@ -277,8 +274,8 @@ def test_host_memory_is_pinned_to_the_byte_and_what_else_is_set_of_torch_s_alloc
             ("pinned_max_round_threshold_mb:8", "pinned_max_round_threshold_mb:8"),
         ):
             torch._C._accelerator_setAllocatorSettings(set_before)
-            pin_exactly()
-            pin_exactly()
+            cuda.pin_exactly()
+            cuda.pin_exactly()
             assert torch._C._accelerator_getAllocatorSettings() == wanted
     finally:
         torch._C._accelerator_setAllocatorSettings(before)
