@@ -16,7 +16,7 @@ from .errors import LoadError
 from .footprint import Plan
 from .log import log_line
 from .pipelines import Loaded, Pipelines
-from .settings import Fallback, Settings
+from .settings import Fallback, Role, Settings
 
 
 class Loader:
@@ -82,7 +82,7 @@ class Loader:
         """
         if self.settings.QWEN_FALLBACK is Fallback.FORCE:
             return None, LoadError("QWEN_FALLBACK=force: this worker loads no model")
-        role = "generate" if task == "generate" else "edit"
+        role = Role.of(task).value
         failure, failed_at = self.failures.get(role, (None, 0.0))
         paused = time.monotonic() - failed_at < self.settings.QWEN_LOAD_RETRY_SECONDS
         if failure and (paused or not failure.passing):

@@ -18,8 +18,8 @@ from .lora_file import LoraFile, LoraUse, opened
 from .lora_sources import only_lora
 from .lora_store import LoraStore
 from .preset_settings import Preset
-from .presets import FAST_LORAS, require_adaptable, role_of
-from .settings import Settings
+from .presets import FAST_LORAS, require_adaptable
+from .settings import Role, Settings
 from .stopwatch import timed
 
 OWN_BYTES = 20_000_000_000  # of a LoRA that the endpoint's settings name
@@ -49,7 +49,7 @@ class Loras:
         with timed(job.timings, "input"):
             if request.preset == Preset.FAST:
                 uses.append(
-                    LoraUse(self.of_preset(FAST_LORAS[role_of(request.task)]), 1.0, "the preset's LoRA", own=True)
+                    LoraUse(self.of_preset(FAST_LORAS[Role.of(request.task)]), 1.0, "the preset's LoRA", own=True)
                 )
             for number, lora in enumerate(request.loras):
                 label = f"loras[{number}]"

@@ -21,7 +21,6 @@ from .footprint import GB, WORKING, WORKING_2_1, Model, Plan
 from .lora_file import LoraUse
 from .machine import disk_free, read_machine
 from .page_cache import reading_ahead
-from .presets import role_of
 from .reply import Drawer
 from .settings import Role, Settings
 from .sharing import in_common
@@ -93,7 +92,7 @@ class Pipelines:
         return [loaded.report() for loaded in list(self.loaded.values())]
 
     def model_for(self, task: str) -> str:
-        return self.settings.QWEN_IMAGE_MODEL if task == "generate" else self.settings.QWEN_EDIT_MODEL
+        return self.settings.QWEN_IMAGE_MODEL if Role.of(task) is Role.GENERATE else self.settings.QWEN_EDIT_MODEL
 
     def label_for(self, task: str) -> str:
         return label_of(self.model_for(task))
@@ -135,11 +134,11 @@ class Pipelines:
     def others(self, model: str) -> dict[str, Checkpoint]:
         """The endpoint's other model, if it can be found and nothing has been placed without it."""
         found = {}
-        for task in ("generate", "edit"):
-            other = self.model_for(task)
+        for role in Role:
+            other = self.model_for(role.value)
             if other != model and other not in self.placed:
                 with contextlib.suppress(LoadError):
-                    found[other] = self.locate(task)
+                    found[other] = self.locate(role.value)
         return found if not self.placed else {}
 
     def plan(self, together: dict[str, Checkpoint], resident: int) -> Plan:
@@ -171,7 +170,7 @@ class Pipelines:
                     found = self.located[model] = self.download(found)
             with self.stages("compare"):
                 shared = self.shared_components(found)
-            own = self.own_loras(role_of(task))
+            own = self.own_loras(Role.of(task))
             built, damage = self.build_prepared(found, plan, shared, folder) if folder else (None, "")
             pipe, table = built or self.build(found, plan, shared)
             adapters = adapters_of(found, plan, pipe, table, own)

@@ -14,7 +14,7 @@ from .checkpoint_files import is_folder
 from .errors import InvalidInput
 from .preset_settings import Preset, steps_in
 from .request import Drawing
-from .settings import Settings
+from .settings import Role, Settings
 
 # Of balanced's 30 the step cache predicts 12, so that about a third of quality's are computed: what that does to the
 # pictures is measured by `python -m benchmarks quality`.
@@ -24,11 +24,6 @@ GUIDANCE = {Preset.QUALITY: 4.0, Preset.BALANCED: 4.0, Preset.FAST: 1.0}
 FEW_STEP_SCHEDULER = {"base_shift": math.log(3), "max_shift": math.log(3), "shift_terminal": None}
 FAST_LORAS = {"generate": "QWEN_IMAGE_FAST_LORA", "edit": "QWEN_EDIT_FAST_LORA"}
 MODELS = {"generate": "QWEN_IMAGE_MODEL", "edit": "QWEN_EDIT_MODEL"}
-
-
-def role_of(task: str) -> str:
-    """Which of the endpoint's two models draws."""
-    return "generate" if task == "generate" else "edit"
 
 
 class Presets:
@@ -46,7 +41,7 @@ class Presets:
 
         Raises `InvalidInput` for a preset that the endpoint's settings do not have.
         """
-        role = role_of(request.task)
+        role = Role.of(request.task)
         if request.preset is None:
             asked = self.settings.QWEN_PRESET if self.settings else Preset.QUALITY
             preset = Preset.QUALITY if self.why_not(asked, role) else asked

@@ -82,6 +82,10 @@ class Role(StrEnum):
     GENERATE = "generate"
     EDIT = "edit"
 
+    @classmethod
+    def of(cls, task: str) -> "Role":
+        return cls.GENERATE if task == "generate" else cls.EDIT
+
 
 class Delivery(StrEnum):
     """How a job's pictures leave."""
