@@ -24,6 +24,7 @@ from qwen_worker.checkpoint import Checkpoint
 from qwen_worker.deadline import Paces, kind_of, limit_of
 from qwen_worker.delivery import Terms, deliver, require_usable, terms_of
 from qwen_worker.errors import JobError, LoadError
+from qwen_worker.footprint import Plan
 from qwen_worker.inpainting import fixed_steps, steps_of
 from qwen_worker.inputs import Canvas, open_images, output_size
 from qwen_worker.job import Job, Stage
@@ -163,7 +164,7 @@ class Worker:
         fixed = fixed_steps(loaded.pipe) if loaded else 0
         steps = steps_of(fixed or request.num_inference_steps, strength)
         job.expect(steps)
-        kind, calls = kind_of(request, canvas), self.batches.fewest_calls(request)
+        kind, calls = kind_of(request, canvas.size, len(canvas.sources)), self.batches.fewest_calls(request)
         self.paces.require_time(kind, calls, steps, left, None if fixed else strength)
 
     async def located(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
@@ -187,7 +188,11 @@ class Worker:
         loaded = None
         if failure is None:
             # A job that the plan has no room for is refused before anything is loaded.
-            fits = functools.partial(inference.require_fits, checkpoint, job, canvas.size, len(canvas.sources))
+            facts = checkpoint.name, checkpoint.size_multiple, *canvas.size, len(canvas.sources)
+
+            def fits(plan: Plan) -> None:
+                inference.plan_for(job, plan).require_fits(*facts)
+
             with timed(job.timings, "load"):
                 loaded, failure = self.loader.load(job.request.task, fits)
         if failure and self.settings.QWEN_FALLBACK is Fallback.FORBID:
@@ -208,7 +213,7 @@ class Worker:
         inference.require_drawable(loaded, job)
         drawn = self.batches.draw(loaded, job, self.prompts) or inference.draw(loaded, job, *canvas.parts, self.prompts)
         if drawn.batch == 1:  # in company a step takes longer and says nothing of how fast it could be
-            kind, count = kind_of(job.request, canvas), len(drawn.pictures)
+            kind, count = kind_of(job.request, canvas.size, len(canvas.sources)), len(drawn.pictures)
             self.paces.record(kind, job.step_seconds, count, drawn.steps, job.drawing_seconds())
         loaded.stages.setdefault("first_job", round(job.drawing_seconds(), 3))
         return drawn

@@ -65,7 +65,7 @@ class Batches:
         request = job.request
         if not may_share(request) or loaded.checkpoint.class_name != "QwenImagePipeline":
             return 1
-        return job.plan(loaded.plan).at_once(request.width, request.height, self.most, self.pixels)
+        return inference.plan_for(job, loaded.plan).at_once(request.width, request.height, self.most, self.pixels)
 
     def gather(
         self, loaded: Loaded, job: Job, prompts: PromptCache, room: int, joined: list[Turn]

@@ -8,7 +8,6 @@ from collections import defaultdict, deque
 from typing import Any
 
 from .errors import JobError
-from .inputs import Canvas
 from .request import Drawing
 
 # The platform ends a job at its limit without a word: the worker's own end comes this much before, to say why.
@@ -27,9 +26,9 @@ def limit_of(job: dict, standard: float | None) -> float | None:
     return round(seconds - min(MARGIN_SECONDS, MARGIN_SHARE * seconds), 3)
 
 
-def kind_of(request: Drawing, canvas: Canvas) -> tuple:
-    """What jobs have in common that take the same time a step."""
-    return request.task, canvas.size, len(canvas.sources), request.guidance_scale > 1, request.preset
+def kind_of(request: Drawing, size: tuple[int, int], images: int) -> tuple:
+    """What jobs have in common that take the same time a step; `images`: their input pictures."""
+    return request.task, size, images, request.guidance_scale > 1, request.preset
 
 
 class Paces:

@@ -6,6 +6,7 @@ Pure arithmetic from parameter counts. Knows nothing of torch, files or machines
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from .errors import JobError
 from .settings import Precision, Saving
 
 GB = 1e9
@@ -181,6 +182,23 @@ class Plan:
             if self.fits(*smaller, images):
                 return smaller
         return None
+
+    def require_fits(self, model: str, multiple: int, width: int, height: int, images: int) -> None:
+        """Refuse a size that there is no room for, before anything is allocated, with the largest that there is.
+
+        `model`: the checkpoint's name; `multiple`: of its sides. Raises `JobError` out_of_memory.
+        """
+        if self.fits(width, height, images):
+            return
+        largest = self.largest(width, height, multiple, images)
+        advice = (
+            f"the largest of this aspect is {largest[0]}x{largest[1]}" if largest else "no size of this aspect does"
+        )
+        raise JobError(
+            "out_of_memory",
+            f"{width}x{height} needs {self.peak(width, height, images, tiled=True) / GB:.1f} GB with {model} and "
+            f"{self.limit / GB:.1f} GB may be used; {advice}",
+        )
 
     def __str__(self) -> str:
         where = f"{self.precision.value} on {self.device}, weights {self.weights / GB:.2f} GB"

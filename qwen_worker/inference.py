@@ -11,10 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from .checkpoint import Checkpoint
 from .cuda import allocated, peak_vram_gb
 from .errors import Cancelled, JobError
-from .footprint import GB, Plan
+from .footprint import Plan
 from .images import restore_outside, to_rgb
 from .inpainting import PartialDenoise
 from .job import Job
@@ -54,7 +53,7 @@ def draw(
     import torch
 
     request, before = job.request, allocated(loaded.plan.device)
-    tiled = job.plan(loaded.plan).tiles(*size, len(sources))
+    tiled = plan_for(job, loaded.plan).tiles(*size, len(sources))
     # Out of memory, the VAE's tiles are the smaller way that is left; the seeds make the picture the same.
     for tiles in (False, True)[tiled:]:
         pictures, steps = [], 0
@@ -83,18 +82,9 @@ def draw(
     )
 
 
-def require_fits(checkpoint: Checkpoint, job: Job, size: tuple[int, int], images: int, plan: Plan) -> None:
-    """Refuse a size that the plan has no room for, before anything is allocated, with the largest that it has."""
-    plan = job.plan(plan)
-    if plan.fits(*size, images):
-        return
-    largest = plan.largest(*size, checkpoint.size_multiple, images)
-    advice = f"the largest of this aspect is {largest[0]}x{largest[1]}" if largest else "no size of this aspect does"
-    raise JobError(
-        "out_of_memory",
-        f"{size[0]}x{size[1]} needs {plan.peak(*size, images, tiled=True) / GB:.1f} GB with {checkpoint.name} and "
-        f"{plan.limit / GB:.1f} GB may be used; {advice}",
-    )
+def plan_for(job: Job, plan: Plan) -> Plan:
+    """The plan with the room that the job's own LoRAs take."""
+    return plan.with_loras(sum(use.file.parameters for use in job.loras if not use.own))
 
 
 @contextmanager

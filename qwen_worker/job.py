@@ -12,8 +12,6 @@ from enum import StrEnum
 from typing import Any
 
 from .errors import Cancelled, JobError
-from .footprint import Plan
-from .lora_file import LoraUse
 from .request import Drawing
 
 
@@ -34,7 +32,7 @@ class Job:
         self.id, self.request, self.limit = job_id, request, limit
         self.started = time.monotonic()
         self.timings: dict[str, float] = {}  # seconds by stage, as the reply tells them
-        self.loras: tuple[LoraUse, ...] = ()  # that its pictures are drawn with, once they are opened
+        self.loras: tuple[Any, ...] = ()  # that its pictures are drawn with, once they are opened
         self.cancelled = threading.Event()
         self.stage = Stage.OPENING
         self.drawing = False  # the inference thread is in the pipeline
@@ -47,10 +45,6 @@ class Job:
         self.intervals, self.last_step = 0, 0.0
         self.previewer = previewer  # where the job asks for previews
         self.preview: str | None = None  # a JPEG in base64, until it is taken
-
-    def plan(self, plan: Plan) -> Plan:
-        """A plan with the room that the job's own LoRAs take."""
-        return plan.with_loras(sum(use.file.parameters for use in self.loras if not use.own))
 
     async def on(self, threads: Executor, work: Callable, *arguments: Any) -> Any:
         """What the work returns on one of the threads.
