@@ -17,10 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 
 from qwen_worker import bucket as buckets
+from qwen_worker import checkpoint as checkpoints
 from qwen_worker import cuda, fallback, fitness, inference, openai_images, telemetry
 from qwen_worker import reply as replies
 from qwen_worker.batching import Batches
 from qwen_worker.checkpoint import Checkpoint
+from qwen_worker.checkpoint_files import is_missing
 from qwen_worker.deadline import Paces, kind_of, limit_of
 from qwen_worker.delivery import Terms, deliver, require_usable, terms_of
 from qwen_worker.errors import JobError, LoadError
@@ -72,7 +74,8 @@ class Worker:
         self.settings = settings
         # The one thread that touches torch: the event loop stays free to hear the platform's stop.
         self.inference_thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
-        self.presets, self.loras = Presets(settings), Loras(settings)
+        self.presets = Presets(settings, checkpoints.known, is_missing)
+        self.loras = Loras(settings)
         self.pipelines = Pipelines(settings, self.loras.of_endpoint)
         self.loader = Loader(settings, self.pipelines, self.inference_thread)
         self.counters = telemetry.Counters()

@@ -86,6 +86,10 @@ class Checkpoint:
     def pipeline_class(self) -> PipelineClass:
         return PIPELINE_CLASSES[self.class_name]
 
+    @property
+    def adaptable(self) -> bool:
+        return self.pipeline_class.adaptable
+
 
 def find(model: str, roots: Iterable[Path]) -> Checkpoint | None:
     """The checkpoint on this machine: `model` as a folder, else its hub id below the roots, in order. None if absent.

@@ -36,6 +36,11 @@ def is_folder(model: str) -> bool:
     return model.startswith(("/", ".", "~")) or os.path.isdir(model)
 
 
+def is_missing(source: str) -> bool:
+    """Whether it names a file or folder of this machine that is not there."""
+    return is_folder(source) and not Path(source).expanduser().exists()
+
+
 def label_of(model: str) -> str:
     """A model setting as a caller may see it: a hub id without its revision, or a folder's last two names."""
     return "/".join(Path(model).absolute().parts[-2:])[-200:] if is_folder(model) else model.partition("@")[0][:200]

@@ -49,8 +49,8 @@ class Loaded:
     @property
     def drawer(self) -> Drawer:
         """What replies tell of it."""
-        kind = self.checkpoint.pipeline_class
-        return Drawer(self.checkpoint.name, self.checkpoint.revision, kind.adaptable, self.plan.device == "cuda")
+        found = self.checkpoint
+        return Drawer(found.name, found.revision, found.adaptable, self.plan.device == "cuda")
 
     def report(self) -> dict:
         """What `health` tells of it."""

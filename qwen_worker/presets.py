@@ -6,11 +6,8 @@ one; `fast` a few-step LoRA without guidance. Knows nothing of how any of it is 
 
 import math
 from collections.abc import Callable
-from pathlib import Path
+from typing import Protocol
 
-from . import checkpoint as checkpoints
-from .checkpoint import Checkpoint
-from .checkpoint_files import is_folder
 from .errors import InvalidInput
 from .preset_settings import Preset, steps_in
 from .request import Drawing
@@ -26,11 +23,31 @@ FAST_LORAS = {"generate": "QWEN_IMAGE_FAST_LORA", "edit": "QWEN_EDIT_FAST_LORA"}
 MODELS = {"generate": "QWEN_IMAGE_MODEL", "edit": "QWEN_EDIT_MODEL"}
 
 
-class Presets:
-    """The presets of one endpoint; without settings, of one that is as it comes."""
+class Adaptable(Protocol):
+    """What presets and LoRAs depend on of a checkpoint. `adaptable`: LoRAs and step caches know its transformer."""
 
-    def __init__(self, settings: Settings | None = None):
-        self.settings = settings
+    @property
+    def name(self) -> str: ...
+    @property
+    def class_name(self) -> str: ...
+    @property
+    def adaptable(self) -> bool: ...
+
+
+class Presets:
+    """The presets of one endpoint; without settings, of one that is as it comes.
+
+    `released(model)`: what a model's name alone says of its checkpoint, None where it says nothing. `missing(source)`:
+    whether it names a file or folder of this machine that is not there.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        released: Callable[[str], Adaptable | None] = lambda model: None,
+        missing: Callable[[str], bool] = lambda source: False,
+    ):
+        self.settings, self.released, self.missing = settings, released, missing
 
     def fast_lora(self, role: str) -> str | None:
         """Where the few-step LoRA of the role's model is."""
@@ -60,21 +77,21 @@ class Presets:
             return STEPS[preset]
         return steps_in(self.fast_lora(role)) or self.settings.QWEN_FAST_STEPS
 
-    def why_not(self, preset: Preset, role: str, checkpoint: Checkpoint | None = None) -> str | None:
+    def why_not(self, preset: Preset, role: str, checkpoint: Adaptable | None = None) -> str | None:
         """Why the role's model does not draw by the preset, as far as that is known before anything is fetched."""
         if preset is not Preset.FAST:
             return None
         source = self.fast_lora(role)
         if not source:
             return f"{FAST_LORAS[role]} names no few-step LoRA"
-        if is_folder(source) and not Path(source).expanduser().exists():
+        if self.missing(source):
             return f"the file that {FAST_LORAS[role]} names is not there"
-        checkpoint = checkpoint or checkpoints.known(getattr(self.settings, MODELS[role]))
-        if checkpoint and not checkpoint.pipeline_class.adaptable:
+        checkpoint = checkpoint or self.released(getattr(self.settings, MODELS[role]))
+        if checkpoint and not checkpoint.adaptable:
             return f"no LoRA can be applied to a {checkpoint.class_name}"
         return None
 
-    def served(self, known: Callable[[str], Checkpoint | None]) -> dict[str, dict]:
+    def served(self, known: Callable[[str], Adaptable | None]) -> dict[str, dict]:
         """For `health`, by role: the presets that are served, which one is drawn by where a job does not say, and why
         another is not served. `known(role)`: the role's checkpoint, once it is known."""
         found = {}
@@ -89,9 +106,9 @@ class Presets:
         return found
 
 
-def require_adaptable(request: Drawing, checkpoint: Checkpoint | None) -> None:
+def require_adaptable(request: Drawing, checkpoint: Adaptable | None) -> None:
     """Refuse LoRAs, and the preset that is made of one, where the checkpoint's transformer takes none."""
-    if checkpoint and not checkpoint.pipeline_class.adaptable and (request.loras or request.preset == Preset.FAST):
+    if checkpoint and not checkpoint.adaptable and (request.loras or request.preset == Preset.FAST):
         field = "loras" if request.loras else f"preset '{request.preset}'"
         raise InvalidInput(
             f"{field} is not served by {checkpoint.name}: no LoRA can be applied to a {checkpoint.class_name}"

@@ -6,7 +6,6 @@ All of it is undone at its end, also where that is an error or a stop. Imports t
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from . import step_cache
 from .inpainting import fixed_steps, steps_of
 from .job import Job
 from .pipelines import Loaded
@@ -28,11 +27,14 @@ def regime(loaded: Loaded, job: Job, tiles: bool = False) -> Iterator[None]:
     # One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.
     if steps == 1:
         changes["shift_terminal"] = None
-    cached = request.preset == Preset.BALANCED and loaded.checkpoint.pipeline_class.adaptable
+    cached = request.preset == Preset.BALANCED and loaded.checkpoint.adaptable
     with (
         loaded.adapters.applied(job.loras),
-        step_cache.predicting(loaded.pipe.transformer, drawn) if cached else nullcontext(),
-        loaded.speed.drawing(job.loras, apart=cached or tiles or isinstance(request, Edit)),
+        loaded.speed.drawing(
+            compiled=all(use.own for use in job.loras),  # a job's own would each compile anew
+            apart=cached or tiles or isinstance(request, Edit),
+            cached_steps=drawn if cached else 0,
+        ),
         schedule_of(loaded, changes),
     ):
         yield

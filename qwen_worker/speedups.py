@@ -8,14 +8,14 @@ is used wherever it can be. Imports what touches tensors inside functions.
 import inspect
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from . import step_cache
 from .footprint import LOSSY, Plan
 from .log import log_line
-from .lora_file import LoraUse
 from .machine import Machine
 from .settings import Precision, Saving, Settings, Speedup
 
@@ -42,15 +42,18 @@ class Speed:
         return self.states.get(one) == ON
 
     @contextmanager
-    def drawing(self, loras: Sequence[LoraUse], apart: bool = False) -> Iterator[None]:
-        """Within, a job with these LoRAs is drawn; `apart`: guidance's passes stay two calls, whatever the size."""
+    def drawing(self, compiled: bool = True, apart: bool = False, cached_steps: int = 0) -> Iterator[None]:
+        """Within, a job is drawn. `compiled`: by compiled blocks, where there are any; `apart`: guidance's passes stay
+        two calls, whatever the size; `cached_steps`: of the schedule that a step cache serves, 0 for none."""
         with ExitStack() as stack:
             stack.enter_context(self.attending())
+            if cached_steps:
+                stack.enter_context(step_cache.predicting(self.transformer, cached_steps))
             if self.has(Speedup.GUIDANCE) and not apart:
                 from . import guidance
 
                 stack.enter_context(guidance.together(self.transformer))
-            if self.blocks and not all(use.own for use in loras):
+            if self.blocks and not compiled:
                 stack.enter_context(self.blocks.paused())
             yield
         if self.store:

@@ -7,6 +7,8 @@ import functools
 import pytest
 import torch
 
+from qwen_worker.checkpoint import known
+from qwen_worker.checkpoint_files import is_missing
 from qwen_worker.errors import InvalidInput
 from qwen_worker.parsing import parse
 from qwen_worker.preset_settings import Preset
@@ -26,7 +28,7 @@ def few_step(tiny):
 
 
 def presets(**settings):
-    return Presets(Settings(**settings))
+    return Presets(Settings(**settings), known, is_missing)
 
 
 def parsed(fields, **settings):

@@ -645,12 +645,12 @@ def test_a_job_s_own_lora_is_drawn_uncompiled_and_the_endpoint_s_compiled(tiny, 
     drawn_by = {}
     for own in (False, True, False):
         lora = dataclasses.replace(use(tmp_path / "lora.safetensors"), own=own)
-        with adapters.applied([lora]), speed.drawing([lora]):
+        with adapters.applied([lora]), speed.drawing(compiled=False):
             drawn_by[own] = pass_of(transformer, "generate", 1)
         calls.append(counts["calls"])
     assert calls == [0, len(names), len(names)] and counts["graphs"] == 1
     assert torch.equal(drawn_by[True], drawn_by[False])
-    with speed.drawing([]):
+    with speed.drawing():
         plain = pass_of(transformer, "generate", 1)
     assert counts == {"graphs": 2, "calls": 2 * len(names)}
     assert torch.equal(plain, pass_of(transformer_of("generate", Precision.FP32), "generate", 1))
@@ -669,10 +669,10 @@ def test_step_caches_skip_compiled_blocks_and_take_no_shared_passes(tiny, traced
     theirs = drawn_cached()
     blocks, counts, told = traced(pipe.transformer)
     speed = speedups.Speed({Speedup.GUIDANCE: "on"}, pipe.transformer, blocks)
-    with speed.drawing([], apart=True):
+    with speed.drawing(apart=True):
         assert "forward" not in vars(pipe.transformer)
         ours = drawn_cached()
     assert (ours - theirs).abs().max() < 1e-4 and not told
     assert 0 < counts["calls"] < 20 * len(pipe.transformer.transformer_blocks)
-    with speed.drawing([]):
+    with speed.drawing():
         assert "forward" in vars(pipe.transformer)
