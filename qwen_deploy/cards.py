@@ -11,8 +11,8 @@ from qwen_worker import checkpoint, placement
 from qwen_worker.errors import LoadError
 from qwen_worker.footprint import GB, Model, Plan
 from qwen_worker.machine import Gpu, Machine
-from qwen_worker.pipelines import as_model
 from qwen_worker.settings import Settings
+from qwen_worker.sharing import as_model
 
 from .api import Api
 from .errors import DeployError, UsageError

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .checkpoint_files import is_folder, label_of, read_json, shards, tensors
 from .errors import LoadError
+from .hub_access import cache_folder
 
 WEIGHTS = ("transformer", "text_encoder", "vae")  # components that hold parameters
 
@@ -92,16 +93,16 @@ class Checkpoint:
 
 
 def find(model: str, roots: Iterable[Path]) -> Checkpoint | None:
-    """The checkpoint on this machine: `model` as a folder, else its hub id below the roots, in order. None if absent.
+    """The checkpoint on this machine: `model` as a folder, else its hub id below the roots, then in the hub's cache.
 
-    Raises `LoadError` where a folder is there and is not a checkpoint that we serve.
+    None where it is not here. Raises `LoadError` where a folder is there and is not a checkpoint that we serve.
     """
     if is_folder(model):
         return inspect(Path(model).expanduser())
     hub_id, _, revision = model.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         raise LoadError(f"{label_of(model)} is neither a folder here nor a hub id such as Qwen/Qwen-Image")
-    for root in roots:
+    for root in (*roots, cache_folder()):
         for folder, commit in candidates(root, hub_id, revision):
             if is_complete(folder):
                 found = inspect(folder)

@@ -54,15 +54,15 @@ def tabulate(transformer: Any, found: Checkpoint, plan: Plan, how: Reading | Non
     """The modulation table that the plan asks for, or None."""
     if not plan.table:
         return None
-    from . import modulation, table_file
+    from . import modulation, modulation_rows
 
     how = how or Reading()
     with how.stages("table"):
         if not isinstance(transformer, modulation.TabledTransformer):
             return modulation.compute(transformer)
-        if table_file.exists(found.folder):
-            return table_file.read(transformer, found.folder, how.threads)
-        return modulation.build(transformer, found.folder, threads=max(1, how.threads))
+        if modulation_rows.exists(found.folder):
+            return modulation_rows.read(transformer, found.folder, how.threads)
+        return modulation_rows.build(transformer, found.folder, threads=max(1, how.threads))
 
 
 def is_component(value: Any) -> bool:

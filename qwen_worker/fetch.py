@@ -36,11 +36,6 @@ class Wanted:
         return InvalidInput(f"{self.label} must be at most {self.max_bytes / 1e6:.0f} MB, not {size}")
 
 
-def is_url(text: str) -> bool:
-    """Whether the text names a scheme, as base64 never does."""
-    return "://" in text[:40] and not text[:5].lower() == "data:"
-
-
 def fetch(url: str, label: str, max_bytes: int, deadline: float, cancelled: threading.Event | None = None) -> bytes:
     """The body behind an http(s) URL, within `deadline` seconds in all.
 

@@ -1,14 +1,14 @@
-"""The Hugging Face hub: what a checkpoint or a file is there, and its download. The one place that talks to it.
+"""A checkpoint on the Hugging Face hub: what it is there, and its download.
 
 Every failure comes out as a `LoadError`, passing when another try later may help. Knows nothing of torch or pipelines.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from .checkpoint import WEIGHTS, Checkpoint, inspect, require_class, size_multiple_of
-from .hub_access import READ_FILES, endpoint, explained
+from .hub_access import READ_FILES, cache_folder, endpoint, explained
 
 
 def look_up(model: str) -> Checkpoint:
@@ -32,19 +32,6 @@ def look_up(model: str) -> Checkpoint:
     return Checkpoint(hub_id, class_name, sizes, size_multiple_of(class_name), hub_id=hub_id, revision=facts.sha)
 
 
-def cache_folder() -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
-
-
-def home() -> Path:
-    """Where the hub's client and what is like it keep things, `HF_HOME`."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HOME)
-
-
 def fetched_bytes(checkpoint: Checkpoint) -> int:
     """What an earlier download of the checkpoint, whole or cut short, has left in the cache."""
     blobs = cache_folder() / f"models--{checkpoint.hub_id.replace('/', '--')}" / "blobs"
@@ -62,30 +49,3 @@ def download(checkpoint: Checkpoint) -> Checkpoint:
             )
         )
     return replace(inspect(folder), name=checkpoint.name, hub_id=checkpoint.hub_id, revision=folder.name)
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One file of a repository. `sha256` is None where the hub does not tell it."""
-
-    name: str
-    size: int
-    sha256: str | None
-
-
-def listing(hub_id: str, revision: str) -> tuple[str, list[Listed]]:
-    """The commit of a revision (the main branch where it is empty), and its files."""
-    from huggingface_hub import HfApi
-
-    with explained(hub_id):
-        facts = HfApi(endpoint=endpoint()).model_info(hub_id, revision=revision or None, files_metadata=True)
-    files = [Listed(one.rfilename, one.size or 0, one.lfs and one.lfs.sha256) for one in facts.siblings or []]
-    return facts.sha, files
-
-
-def download_file(hub_id: str, name: str, commit: str, folder: Path) -> Path:
-    """One file of a repository, below the folder and not in the hub's cache."""
-    from huggingface_hub import hf_hub_download
-
-    with explained(hub_id):
-        return Path(hf_hub_download(hub_id, name, revision=commit, local_dir=folder, endpoint=endpoint()))

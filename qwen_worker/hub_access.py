@@ -1,4 +1,4 @@
-"""What every access to the hub shares: which files of a checkpoint are read, where the hub is, its failures in words.
+"""The Hugging Face hub's files: where the hub is, what a repository holds, which of it is read, failures in words.
 
 Imports nothing of the package but its errors: the image's download step runs on these two modules alone.
 """
@@ -7,6 +7,8 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from .errors import LoadError
 
@@ -47,3 +49,36 @@ def explained(name: str) -> Iterator[None]:
 
 def endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
+
+
+def cache_folder() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One file of a repository. `sha256` is None where the hub does not tell it."""
+
+    name: str
+    size: int
+    sha256: str | None
+
+
+def listing(hub_id: str, revision: str) -> tuple[str, list[Listed]]:
+    """The commit of a revision (the main branch where it is empty), and its files."""
+    from huggingface_hub import HfApi
+
+    with explained(hub_id):
+        facts = HfApi(endpoint=endpoint()).model_info(hub_id, revision=revision or None, files_metadata=True)
+    files = [Listed(one.rfilename, one.size or 0, one.lfs and one.lfs.sha256) for one in facts.siblings or []]
+    return facts.sha, files
+
+
+def download_file(hub_id: str, name: str, commit: str, folder: Path) -> Path:
+    """One file of a repository, below the folder and not in the hub's cache."""
+    from huggingface_hub import hf_hub_download
+
+    with explained(hub_id):
+        return Path(hf_hub_download(hub_id, name, revision=commit, local_dir=folder, endpoint=endpoint()))

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from .fetch import fetch, is_url
+from .fetch import fetch
 from .images import MAX_BYTES, decode, decode_mask, edit_size, from_text
 from .request import MAX_SIDE, MIN_SIDE, Drawing, Edit
+from .sources import is_url
 
 
 @dataclass(frozen=True)

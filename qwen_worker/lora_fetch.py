@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from . import hub
+from . import hub_access
 from .checkpoint import candidates
 from .errors import InvalidInput, LoadError
-from .fetch import Wanted, download, is_url, require_url, told
-from .lora_sources import HubFile, below, hub_file, only_lora
+from .fetch import Wanted, download, require_url, told
 from .lora_store import Incoming, Known, LoraStore, Unwritable
 from .side_thread import SideThreads, acquire
+from .sources import STANDARD_NAME, SUFFIX, HubFile, hub_file, is_url
 from .tensor_file import START_BYTES, TensorFile, require_start
 
 MAX_FETCHES = 4
@@ -50,7 +50,7 @@ class LoraFetcher:
         if named is None:
             where = "in the endpoint's folders of LoRAs" if roots else "on this worker"
             raise InvalidInput(f"{wanted.label} names no file {where}")
-        if file := in_cache(named, (*self.hub_roots, hub.cache_folder())):
+        if file := in_cache(named, (*self.hub_roots, hub_access.cache_folder())):
             return local(file, wanted)
         return self.fetched(text, lambda: self.from_hub(text, named, wanted), wanted, cancelled)
 
@@ -114,14 +114,14 @@ class LoraFetcher:
     def from_hub(self, name: str, named: HubFile, wanted: Wanted) -> Known:
         """By the listing's sizes before anything is fetched; what it led to last where the hub cannot be reached."""
         try:
-            commit, files = hub.listing(named.hub_id, named.revision)
+            commit, files = hub_access.listing(named.hub_id, named.revision)
             file = chosen(named, {one.name: one for one in files}, wanted)
             if file.size > wanted.max_bytes:
                 raise wanted.too_large(f"{file.size / 1e6:.1f} MB")
             if file.sha256 and self.store.has(file.sha256):
                 return Known(file.sha256, commit)
             with self.store.scratch() as folder:
-                path = hub.download_file(named.hub_id, file.name, commit, folder)
+                path = hub_access.download_file(named.hub_id, file.name, commit, folder)
                 with path.open("rb") as stream:
                     require_start(stream.read(START_BYTES), wanted.label)
                 return Known(self.store.adopt(path), commit)
@@ -169,7 +169,7 @@ def in_cache(named: HubFile, roots: Iterable[Path]) -> Path | None:
     return None
 
 
-def chosen(named: HubFile, files: dict[str, hub.Listed], wanted: Wanted) -> hub.Listed:
+def chosen(named: HubFile, files: dict[str, hub_access.Listed], wanted: Wanted) -> hub_access.Listed:
     """The file that is meant of a repository's. Raises `InvalidInput` where that is not clear."""
     if named.file:
         if named.file not in files:
@@ -181,3 +181,21 @@ def chosen(named: HubFile, files: dict[str, hub.Listed], wanted: Wanted) -> hub.
         which = ": " + ", ".join(held[:5]) if held else ""
         raise InvalidInput(f"{wanted.label} must name a file of {named.hub_id}, which holds {len(held)}{which}")
     return files[name]
+
+
+def below(roots: Iterable[Path], text: str) -> Path | None:
+    """The file of that name below one of the roots, also by its absolute path; links must stay below too."""
+    for root in roots:
+        try:
+            file = (root / text).resolve()
+            if file.is_relative_to(root.resolve()) and file.is_file():
+                return file
+        except (OSError, ValueError, RuntimeError):  # a name that no file can have
+            continue
+    return None
+
+
+def only_lora(names: Iterable[str]) -> str | None:
+    """Of a repository's or a folder's files the one that is meant where none is named."""
+    loras = [name for name in names if name.endswith(SUFFIX) and "/" not in name]
+    return loras[0] if len(loras) == 1 else STANDARD_NAME if STANDARD_NAME in loras else None

@@ -7,19 +7,17 @@ On side threads: what is fetched or read here keeps no other job from being draw
 import threading
 from pathlib import Path
 
-from . import hub
 from .checkpoint import Checkpoint
 from .errors import InvalidInput, JobError, LoadError
 from .fetch import Wanted
 from .footprint import GB
 from .job import Job, Stage
-from .lora_fetch import CODE, LoraFetcher, local
+from .lora_fetch import CODE, LoraFetcher, local, only_lora
 from .lora_file import LoraFile, LoraUse, opened
-from .lora_sources import only_lora
 from .lora_store import LoraStore
 from .preset_settings import Preset
 from .presets import FAST_LORAS, require_adaptable
-from .settings import Role, Settings
+from .settings import Role, Settings, hub_home
 from .stopwatch import timed
 
 OWN_BYTES = 20_000_000_000  # of a LoRA that the endpoint's settings name
@@ -31,7 +29,7 @@ class Loras:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        store = LoraStore(hub.home() / FOLDER, round(settings.QWEN_LORA_CACHE_GB * GB))
+        store = LoraStore(hub_home() / FOLDER, round(settings.QWEN_LORA_CACHE_GB * GB))
         self.fetcher = LoraFetcher(store, settings.QWEN_MODEL_ROOTS, settings.QWEN_LORA_SECONDS)
         self.own: dict[str, LoraFile] = {}  # by its text in the settings: opened once, and held
 

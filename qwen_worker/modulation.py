@@ -12,20 +12,15 @@ Imports torch and diffusers: import it inside functions. Knows nothing of placem
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import QwenImageTransformer2DModel
 
 from . import low_rank
-from .checkpoint_files import stored
-from .errors import LoadError
 from .low_rank import LowRank
-from .settings import LOAD_THREADS
-from .weight_reader import WeightReader
 
 STREAMS = ("img_mod", "txt_mod")
 REMEMBERED = 512  # timesteps of which computed rows are kept
@@ -178,43 +173,6 @@ def every_timestep() -> torch.Tensor:
     patterns = torch.arange(0x7F80, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     asked = patterns[(patterns >= 1) & (patterns <= 1000)] / 1000
     return torch.cat([asked.new_zeros(1), asked]).unique()
-
-
-@torch.no_grad()
-def build(
-    transformer: QwenImageTransformer2DModel,
-    folder: Path,
-    changes: Mapping[str, torch.Tensor] | None = None,
-    threads: int = LOAD_THREADS,
-) -> Table:
-    """The table of a `TabledTransformer`, from the weights in the checkpoint's `folder`.
-
-    `changes`: what a LoRA adds to a modulation weight, by the weight's name, (6 dim, dim). Few layers' weights are on
-    the device at a time. Raises `LoadError` where the checkpoint lacks one.
-    """
-    device, dtype = transformer.device, torch.bfloat16
-    embed = embedding(transformer)
-    conditions = [torch.nn.functional.silu(embed(value.to(device).view(1))) for value in every_timestep()]
-    there = stored(folder, "transformer")
-    layers = [(block, number) for block in range(len(transformer.transformer_blocks)) for number in range(len(STREAMS))]
-    names = {layer: parameters_of(*layer) for layer in layers}
-    if missing := [name for pair in names.values() for name in pair if name not in there]:
-        raise LoadError(f"transformer/ lacks {len(missing)} of its weights, {missing[0]} among them")
-    layers.sort(key=lambda layer: (there[names[layer][0]].file, there[names[layer][0]].start))  # as they come
-    pinned = device.type == "cuda"
-    rows = torch.empty(shape_of_rows(transformer), dtype=dtype, pin_memory=pinned)
-    wanted = [there[name] for layer in layers for name in names[layer]]
-    with WeightReader(wanted, str(device), threads) as reader:
-
-        def take(name: str) -> torch.Tensor:
-            tensor = reader.take(name).to(dtype)
-            return tensor + changes[name].to(device, dtype) if changes and name in changes else tensor
-
-        for block, number in layers:
-            weight, bias = map(take, names[block, number])
-            computed = [torch.nn.functional.linear(condition, weight, bias) for condition in conditions]
-            rows[:, block, number] = torch.cat(computed).cpu()
-    return Table(transformer, StoredRows(rows))
 
 
 def parameters_of(block: int, stream: int) -> tuple[str, str]:

@@ -17,13 +17,14 @@ from .checkpoint import WEIGHTS, Checkpoint
 from .checkpoint_files import label_of, read_json, shards
 from .components import Reading, is_component, load_component, require_tokenizer, tabulate, trim
 from .errors import JobError, LoadError
-from .footprint import GB, WORKING, WORKING_2_1, Model, Plan
+from .footprint import GB, Plan
+from .hub_access import cache_folder
 from .lora_file import LoraUse
 from .machine import disk_free, read_machine
 from .page_cache import reading_ahead
 from .reply import Drawer
 from .settings import Role, Settings
-from .sharing import in_common
+from .sharing import as_model, in_common
 from .speedups import Speed
 from .stopwatch import Stopwatch
 
@@ -105,8 +106,8 @@ class Pipelines:
         """What serves the task, from files here, the table of known checkpoints or the hub; downloads no weights."""
         model = self.model_for(task)
         if model not in self.located:
-            roots = (*self.settings.QWEN_MODEL_ROOTS, hub.cache_folder())
-            here = checkpoints.find(model, roots) or prepared.describe(model, self.settings.QWEN_MODEL_ROOTS)
+            roots = self.settings.QWEN_MODEL_ROOTS
+            here = checkpoints.find(model, roots) or prepared.describe(model, roots)
             self.located[model] = here or checkpoints.known(model) or hub.look_up(model)
         found = self.located[model]
         if task not in found.pipeline_class.tasks:
@@ -214,7 +215,7 @@ class Pipelines:
 
     def download(self, found: Checkpoint) -> Checkpoint:
         needed = sum(found.parameters.values()) * 2  # the released checkpoints are bfloat16
-        placement.require_disk(found.name, max(0, needed - hub.fetched_bytes(found)), disk_free(hub.cache_folder()))
+        placement.require_disk(found.name, max(0, needed - hub.fetched_bytes(found)), disk_free(cache_folder()))
         return hub.download(found)
 
     def shared_components(self, found: Checkpoint) -> dict[str, Any]:
@@ -301,19 +302,6 @@ def adapters_of(found: Checkpoint, plan: Plan, pipe: Any, table: Any, own: Seque
     except JobError as error:
         raise LoadError(error.sentence) from None
     return made
-
-
-def as_model(found: Checkpoint, before: list[Checkpoint]) -> Model:
-    """The checkpoint as placement counts it, without what models before it bring."""
-    shared = {name for other in before for name in in_common(found, other)}
-    return Model(
-        found.name,
-        found.pipeline_class.max_images > 0,
-        found.parameters,
-        found.parts,
-        tuple(sorted(shared)),
-        WORKING_2_1 if found.class_name == "QwenImage21Pipeline" else WORKING,
-    )
 
 
 def weight_files(folder: Path, names: list[str]) -> list[Path]:

@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint as checkpoints
-from . import hub, libraries, prepared
+from . import libraries, prepared
 from .checkpoint import WEIGHTS, Checkpoint
 from .checkpoint_files import read_json
 from .errors import LoadError
 from .footprint import GB, LOSSY, TIMESTEPS, Plan
 from .machine import disk_free, read_machine
 from .settings import Precision, Saving, read_settings
-from .sharing import SHAREABLE, digest_of
+from .sharing import SHAREABLE, as_model, digest_of
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    roots = (*read_settings().QWEN_MODEL_ROOTS, hub.cache_folder())
+    roots = read_settings().QWEN_MODEL_ROOTS
     for model in options.models:
         try:
             found = checkpoints.find(model, roots)
@@ -76,8 +76,6 @@ def parser() -> argparse.ArgumentParser:
 
 def plan_of(found: Checkpoint, options: argparse.Namespace) -> Plan:
     """The plan that the files are for, as far as it shows in them."""
-    from .pipelines import as_model
-
     if not found.parts:
         raise LoadError(f"Nothing of a {found.class_name} of this architecture can be prepared")
     text = "quantized" if options.quantize_text_encoder else "resident"
@@ -179,13 +177,13 @@ def require_disk(needed: int, output: Path) -> None:
 
 
 def write_transformer(found: Checkpoint, plan: Plan, target: Path) -> None:
-    from . import table_file
+    from . import modulation_rows
     from .components import tabulate
     from .cuda import forget
 
     model = write_component(found, "transformer", plan, target)
     if table := tabulate(model, found, plan):
-        table_file.write(table, target)
+        modulation_rows.write(table, target)
     del model, table
     forget(plan.device)
 

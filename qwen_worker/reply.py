@@ -5,15 +5,16 @@ Knows nothing of how the pictures came about, nor of how they leave (`delivery.p
 
 import json
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from .errors import LoadError
-from .fetch import is_url
 from .preset_settings import Preset
 from .request import Drawing, Edit
 from .settings import Settings
+from .sources import without_secrets
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MESSAGES = {
     "generate": "Image generated",
@@ -37,7 +38,7 @@ class Drawer:
 class Drawn:
     """What came of a job's turn on the inference thread."""
 
-    pictures: list[Image.Image]
+    pictures: "list[Image.Image]"
     steps: int  # that each took
     drawer: Drawer | None = None  # what drew them; None for a stand-in
     failure: LoadError | None = None  # why there is none
@@ -90,14 +91,6 @@ def metadata_of(request: Drawing, size: tuple[int, int], drawn: Drawn, model: st
     if drawer and drawer.on_card:
         facts["peak_vram_gb"] = drawn.peak_vram_gb
     return facts
-
-
-def without_secrets(path: str) -> str:
-    """A LoRA's path; of a URL neither credentials nor the query, which may be a signature."""
-    if not is_url(path):
-        return path
-    parts = urlsplit(path)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def with_timings(facts: dict, timings: dict[str, float], more: dict) -> dict:

@@ -11,8 +11,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .errors import InvalidInput
-from .lora_sources import RULE as LORA_RULE
-from .lora_sources import is_source
+from .sources import RULE as LORA_RULE
+from .sources import is_source
 
 MIN_SIDE, MAX_SIDE = 256, 2048  # pixels
 SIDE_MULTIPLE = 16  # pixels a side: the VAE halves three times and the transformer takes 2 x 2 latents as one token

@@ -99,6 +99,13 @@ class Misconfigured(Exception):
     """What of the environment cannot be used, by the variable's name."""
 
 
+def hub_home() -> Path:
+    """Where the hub's client and what is like it keep things, `HF_HOME`."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME)
+
+
 def read_settings() -> "Settings":
     """The environment's settings. Raises `Misconfigured`."""
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .checkpoint import Checkpoint
 from .checkpoint_files import read_json
+from .footprint import WORKING, WORKING_2_1, Model
 
 SHAREABLE = ("text_encoder", "vae", "tokenizer")  # each edit or fine-tune has a transformer of its own
 # Written by the saving library and without effect on what is loaded.
@@ -21,6 +22,19 @@ PROVENANCE = {"_name_or_path", "_diffusers_version", "transformers_version"}
 def in_common(found: Checkpoint, other: Checkpoint) -> list[str]:
     """What two checkpoints have in common: by content, or by size while that is not known."""
     return [name for name in SHAREABLE if same(name, found, other)]
+
+
+def as_model(found: Checkpoint, before: list[Checkpoint]) -> Model:
+    """The checkpoint as placement counts it, without what models before it bring."""
+    shared = {name for other in before for name in in_common(found, other)}
+    return Model(
+        found.name,
+        found.pipeline_class.max_images > 0,
+        found.parameters,
+        found.parts,
+        tuple(sorted(shared)),
+        WORKING_2_1 if found.class_name == "QwenImage21Pipeline" else WORKING,
+    )
 
 
 def same(name: str, found: Checkpoint, other: Checkpoint) -> bool:

@@ -17,7 +17,7 @@ from . import step_cache
 from .footprint import LOSSY, Plan
 from .log import log_line
 from .machine import Machine
-from .settings import Precision, Saving, Settings, Speedup
+from .settings import Precision, Saving, Settings, Speedup, hub_home
 
 AUTO = frozenset({Speedup.COMPILE, Speedup.ROTARY, Speedup.GUIDANCE, Speedup.ATTENTION})
 # What `auto` leaves out, and why.
@@ -142,14 +142,14 @@ def compile_blocks(
     """The speed-ups with compiled blocks, from what an earlier start has compiled where it can be."""
     import torch
 
-    from . import compile_store, hub, int8_product
+    from . import compile_store, int8_product
     from .compiled import SHORT_TEXT, WARM_TEXT, CompiledBlocks
 
     def tell(why: str) -> None:
         speed.states[Speedup.COMPILE] = why
         log_line(None, "WARN", f"{name}: the blocks are drawn without compiling from now on: {why}")
 
-    folder = settings.QWEN_COMPILED_FOLDER or hub.home() / "qwen-image-compiled"
+    folder = settings.QWEN_COMPILED_FOLDER or hub_home() / "qwen-image-compiled"
     store = compile_store.opened(folder, round(settings.QWEN_COMPILED_MB * compile_store.MB), card)
     blocks = CompiledBlocks(pipe.transformer, tell)
     references = int("image" in inspect.signature(pipe.__call__).parameters)

@@ -6,7 +6,7 @@ import hashlib
 import pytest
 import torch
 
-from qwen_worker import lora_file, modulation
+from qwen_worker import lora_file, modulation, modulation_rows
 from qwen_worker.adapters import HELD_SETS, Adapters, shapes_of
 from qwen_worker.components import load_component
 from qwen_worker.errors import InvalidInput
@@ -262,7 +262,7 @@ def test_a_reference_is_modulated_as_at_zero_by_the_lora_too(tmp_path, table):
     file = write(tmp_path / "lora/one.safetensors", matrices(theirs, names))
     kind = modulation.TabledTransformer if table else type(theirs)
     ours = kind.from_pretrained(tmp_path / "transformer", dtype=torch.bfloat16)
-    adapters = Adapters(ours, modulation.build(ours, tmp_path) if table else None, torch.bfloat16, "cpu")
+    adapters = Adapters(ours, modulation_rows.build(ours, tmp_path) if table else None, torch.bfloat16, "cpu")
     shapes, timestep = [(1, 2, 2), (1, 2, 2)], torch.tensor([712.5]).bfloat16() / 1000
     before = forward(ours, timestep, shapes)
     with adapters.applied([use(file)]):

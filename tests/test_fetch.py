@@ -8,8 +8,9 @@ import pytest
 
 from qwen_worker import fetch as module
 from qwen_worker.errors import JobError
-from qwen_worker.fetch import fetch, is_url
+from qwen_worker.fetch import fetch
 from qwen_worker.side_thread import SideThreads
+from qwen_worker.sources import is_url
 
 from .conftest import respond
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from qwen_worker import hub, lora_fetch
+from qwen_worker import hub_access, lora_fetch
 from qwen_worker.errors import Cancelled, JobError
 from qwen_worker.fetch import Wanted
-from qwen_worker.lora_fetch import CODE, LoraFetcher
-from qwen_worker.lora_sources import below, is_source
+from qwen_worker.lora_fetch import CODE, LoraFetcher, below
 from qwen_worker.lora_store import ABANDONED_SECONDS, Known, LoraStore, Unwritable
+from qwen_worker.sources import is_source
 
 from .conftest import ROOT, respond
 from .local_hub import LocalHub, sha256
@@ -414,7 +414,7 @@ def test_what_is_baked_or_cached_is_not_asked_of_the_hub(fetcher, tmp_path, plac
 
 
 def test_the_listing_tells_sizes_and_hashes(served, tmp_path):
-    commit, files = hub.listing("Org/One", "")
+    commit, files = hub_access.listing("Org/One", "")
     file = tmp_path / "repos/One/style.safetensors"
     assert commit == served.commit("Org/One")
     assert next((one.size, one.sha256) for one in files if one.name == file.name) == (len(FILE), sha256(file))

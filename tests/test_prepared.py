@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from qwen_worker import placement, prepare, prepared, table_file
+from qwen_worker import modulation_rows, placement, prepare, prepared
 from qwen_worker.checkpoint import find, inspect
 from qwen_worker.checkpoint_files import in_file
 from qwen_worker.errors import LoadError
 from qwen_worker.machine import Gpu, read_machine
-from qwen_worker.pipelines import Pipelines, as_model
+from qwen_worker.pipelines import Pipelines
 from qwen_worker.settings import Precision, Prepared, Saving
+from qwen_worker.sharing import as_model
 
 from .conftest import ROOT, as_text, run
 from .test_assembly import require_same
@@ -375,7 +376,7 @@ def test_one_that_was_cut_off_in_writing_is_no_prepared_checkpoint(tiny, tmp_pat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(table_file, "write", full)
+    monkeypatch.setattr(modulation_rows, "write", full)
     with pytest.raises(SystemExit, match="cannot be prepared. No space left on device"):
         prepare.main([str(tiny / "generate"), "--output", str(tmp_path)])
     assert not list((tmp_path / "prepared").iterdir())
@@ -449,6 +450,6 @@ def test_a_table_of_another_transformer_is_refused(tiny, tmp_path):
     from .test_assembly import component
 
     transformer = component(tiny / "generate", "transformer", plan_for(tiny / "generate"))
-    save_file({"rows": torch.zeros(1249, 4, 2, 768, dtype=torch.bfloat16)}, tmp_path / table_file.FILE)
+    save_file({"rows": torch.zeros(1249, 4, 2, 768, dtype=torch.bfloat16)}, tmp_path / modulation_rows.FILE)
     with pytest.raises(LoadError, match=r"holds the shapes \[\(1249, 4, 2, 768\)\] where the transformer asks for"):
-        table_file.read(transformer, tmp_path, 2)
+        modulation_rows.read(transformer, tmp_path, 2)

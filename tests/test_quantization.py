@@ -12,8 +12,8 @@ from qwen_worker import int8_product, placement, quantization
 from qwen_worker.checkpoint import inspect
 from qwen_worker.components import load_component
 from qwen_worker.machine import read_machine
-from qwen_worker.pipelines import as_model
 from qwen_worker.settings import Precision
+from qwen_worker.sharing import as_model
 
 KINDS = {Precision.FP8: "Float8Tensor", Precision.INT8: "Int8Tensor", Precision.NF4: "Params4bit"}
 CLASSES = {

@@ -8,11 +8,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImagePipeline, QwenImageTransformer2DModel
 
-from qwen_worker import components, cuda, footprint, modulation, placement, single_frame
+from qwen_worker import components, cuda, footprint, modulation, modulation_rows, placement, single_frame
 from qwen_worker.checkpoint import inspect
 from qwen_worker.machine import read_machine
-from qwen_worker.pipelines import Pipelines, as_model
+from qwen_worker.pipelines import Pipelines
 from qwen_worker.settings import Precision, Saving
+from qwen_worker.sharing import as_model
 
 EXACT = frozenset(Saving) - {Saving.CONV2D}
 DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
@@ -146,7 +147,7 @@ def test_the_table_serves_every_timestep_and_2511_s_zero(tmp_path, zero_cond_t):
     theirs = small_transformer(zero_cond_t=zero_cond_t)
     theirs.save_pretrained(tmp_path / "transformer")
     ours = modulation.TabledTransformer.from_pretrained(tmp_path / "transformer", dtype=torch.bfloat16)
-    modulation.build(ours, tmp_path)
+    modulation_rows.build(ours, tmp_path)
     for t in (1000.0, 712.5, 20.0):
         timestep = torch.tensor([t]).bfloat16() / 1000
         shapes = [(1, 2, 2), (1, 2, 2)]
@@ -157,13 +158,13 @@ def test_a_lora_on_the_modulation_rebuilds_the_table(tmp_path):
     theirs = small_transformer()
     theirs.save_pretrained(tmp_path / "transformer")
     ours = modulation.TabledTransformer.from_pretrained(tmp_path / "transformer", dtype=torch.bfloat16)
-    plain = modulation.build(ours, tmp_path).source.rows
+    plain = modulation_rows.build(ours, tmp_path).source.rows
     name = "transformer_blocks.1.img_mod.1.weight"
     change = torch.randn(192, 2).mul(0.3) @ torch.randn(2, 32)
     with torch.no_grad():
         theirs.get_parameter(name).add_(change.bfloat16())
     ours = modulation.TabledTransformer.from_pretrained(tmp_path / "transformer", dtype=torch.bfloat16)
-    table = modulation.build(ours, tmp_path, {name: change})
+    table = modulation_rows.build(ours, tmp_path, {name: change})
     assert not torch.equal(table.source.rows[:, 1, 0], plain[:, 1, 0])
     assert torch.equal(table.source.rows[:, 0], plain[:, 0])
     timestep = torch.tensor([0.5])

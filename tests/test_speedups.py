@@ -40,9 +40,9 @@ from qwen_worker.components import load_component
 from qwen_worker.job import Job
 from qwen_worker.machine import Gpu, Machine, read_machine
 from qwen_worker.parsing import parse
-from qwen_worker.pipelines import as_model
 from qwen_worker.prompt_cache import PromptCache
 from qwen_worker.settings import Precision, Saving, Settings, Speedup
+from qwen_worker.sharing import as_model
 
 from .conftest import ROOT, picture_of, posted
 from .lora_files import matrices, write

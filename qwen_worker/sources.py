@@ -1,14 +1,11 @@
-"""What the path of a LoRA names: a file here, one of the hub's, or a URL. Pure but for a look at the disk.
+"""What a job's text may name: a URL, and as the path of a LoRA also a file here or one of the hub's. Pure.
 
-Knows nothing of how files come here (`lora_store.py`) or what is in them (`lora_file.py`).
+Knows nothing of how files come here or what is in them.
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-
-from .fetch import is_url
+from urllib.parse import urlsplit, urlunsplit
 
 MAX_CHARACTERS = 2048
 NAME_BYTES = 255  # of a file's or a folder's name, on any disk
@@ -30,6 +27,19 @@ class HubFile:
     hub_id: str
     revision: str
     file: str
+
+
+def is_url(text: str) -> bool:
+    """Whether the text names a scheme, as base64 never does."""
+    return "://" in text[:40] and not text[:5].lower() == "data:"
+
+
+def without_secrets(path: str) -> str:
+    """A LoRA's path; of a URL neither credentials nor the query, which may be a signature."""
+    if not is_url(path):
+        return path
+    parts = urlsplit(path)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def hub_file(text: str) -> HubFile | None:
@@ -65,21 +75,3 @@ def is_source(text: str) -> bool:
     if not text.isprintable() or not 0 < len(text) <= MAX_CHARACTERS:
         return False
     return is_url(text) or text.endswith(SUFFIX) or hub_file(text) is not None
-
-
-def below(roots: Iterable[Path], text: str) -> Path | None:
-    """The file of that name below one of the roots, also by its absolute path; links must stay below too."""
-    for root in roots:
-        try:
-            file = (root / text).resolve()
-            if file.is_relative_to(root.resolve()) and file.is_file():
-                return file
-        except (OSError, ValueError, RuntimeError):  # a name that no file can have
-            continue
-    return None
-
-
-def only_lora(names: Iterable[str]) -> str | None:
-    """Of a repository's or a folder's files the one that is meant where none is named."""
-    loras = [name for name in names if name.endswith(SUFFIX) and "/" not in name]
-    return loras[0] if len(loras) == 1 else STANDARD_NAME if STANDARD_NAME in loras else None
