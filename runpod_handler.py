@@ -16,37 +16,41 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
-from qwen_worker import bucket as buckets
-from qwen_worker import checkpoint as checkpoints
-from qwen_worker import cuda, fallback, fitness, inference, openai_images, telemetry
-from qwen_worker import reply as replies
-from qwen_worker.batching import Batches
-from qwen_worker.checkpoint import Checkpoint
-from qwen_worker.checkpoint_files import is_missing
-from qwen_worker.deadline import Paces, kind_of, limit_of
-from qwen_worker.delivery import Terms, deliver, require_usable, terms_of
+from qwen_worker.checkpoints import checkpoint as checkpoints
+from qwen_worker.checkpoints.checkpoint import Checkpoint
+from qwen_worker.checkpoints.files import is_missing
+from qwen_worker.drawing import inference
+from qwen_worker.drawing.batching import Batches
+from qwen_worker.drawing.partial_denoise import fixed_steps, steps_of
+from qwen_worker.drawing.preview import Previewer
+from qwen_worker.drawing.prompt_cache import PromptCache
+from qwen_worker.drawing.queue import Line
 from qwen_worker.errors import JobError, LoadError
-from qwen_worker.footprint import Plan
-from qwen_worker.inpainting import fixed_steps, steps_of
-from qwen_worker.inputs import Canvas, open_images, output_size
-from qwen_worker.job import Job, Stage
-from qwen_worker.job_loop import JobLoop, leave
-from qwen_worker.line import Line
-from qwen_worker.loader import Loader
+from qwen_worker.jobs import openai_images
+from qwen_worker.jobs import reply as replies
+from qwen_worker.jobs.deadline import Paces, kind_of, limit_of
+from qwen_worker.jobs.job import Job, Stage
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.presets import Presets
+from qwen_worker.jobs.reply import Drawn
+from qwen_worker.jobs.request import SIDE_MULTIPLE, Debug, Drawing, Edit, Health, Request, require_served
+from qwen_worker.loading.loader import Loader
+from qwen_worker.loading.pipelines import Loaded, Pipelines
 from qwen_worker.log import log_line
-from qwen_worker.loras import Loras
-from qwen_worker.machine import read_machine
-from qwen_worker.parsing import parse
-from qwen_worker.pipelines import Loaded, Pipelines
-from qwen_worker.presets import Presets
-from qwen_worker.preview import Previewer
-from qwen_worker.progress import Post, Progress, poster
-from qwen_worker.prompt_cache import PromptCache
-from qwen_worker.reply import Drawn
-from qwen_worker.request import SIDE_MULTIPLE, Debug, Drawing, Edit, Health, Request, require_served
+from qwen_worker.lora.loras import Loras
+from qwen_worker.memory import cuda
+from qwen_worker.memory.footprint import Plan
+from qwen_worker.memory.machine import read_machine
+from qwen_worker.network import bucket as buckets
+from qwen_worker.pictures import fallback
+from qwen_worker.pictures.delivery import Terms, deliver, require_usable, terms_of
+from qwen_worker.pictures.inputs import Canvas, open_images, output_size
+from qwen_worker.serving import fitness, health
+from qwen_worker.serving.job_loop import JobLoop, leave
+from qwen_worker.serving.progress import Post, Progress, poster
+from qwen_worker.serving.stream import stream
 from qwen_worker.settings import Fallback, Misconfigured, ServerMode, Settings, read_settings, unknown
 from qwen_worker.stopwatch import timed
-from qwen_worker.stream import stream
 
 SIDE_THREADS = 8  # that many jobs at once may have their pictures opened or sent
 
@@ -78,7 +82,7 @@ class Worker:
         self.loras = Loras(settings)
         self.pipelines = Pipelines(settings, self.loras.of_endpoint)
         self.loader = Loader(settings, self.pipelines, self.inference_thread)
-        self.counters = telemetry.Counters()
+        self.counters = health.Counters()
         self.line = Line(self.inference_thread)
         self.batches = Batches(self.line, settings.QWEN_BATCH)
         self.side_threads = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")  # pictures in and out
@@ -117,9 +121,9 @@ class Worker:
     async def route(self, request: Request, job: dict, tell: Post | None, limit: int | None) -> dict:
         if isinstance(request, Health):
             states = self.loader.state(), self.presets.served(self.loader.known)
-            return telemetry.health(self.settings, read_machine(), self.pipelines.report(), *states, self.counters)
+            return health.health(self.settings, read_machine(), self.pipelines.report(), *states, self.counters)
         if isinstance(request, Debug):
-            return telemetry.debug(self.settings)
+            return health.debug(self.settings)
         limit = self.limit if limit is None else min(limit, self.limit)
         return await self.within_its_limit(request, job, tell, limit)
 

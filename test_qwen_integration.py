@@ -233,7 +233,7 @@ def in_time(run: Run):
 
 
 def stable_memory(run: Run):
-    from qwen_worker.machine import memory_in_use, read_machine
+    from qwen_worker.memory.machine import memory_in_use, read_machine
 
     name = "memory stays stable"
     used = []

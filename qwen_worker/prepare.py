@@ -21,15 +21,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint as checkpoints
-from . import libraries, prepared
-from .checkpoint import WEIGHTS, Checkpoint
-from .checkpoint_files import read_json
+from .checkpoints import checkpoint as checkpoints
+from .checkpoints.checkpoint import WEIGHTS, Checkpoint
+from .checkpoints.files import read_json
+from .checkpoints.sharing import SHAREABLE, as_model, digest_of
 from .errors import LoadError
-from .footprint import GB, LOSSY, TIMESTEPS, Plan
-from .machine import disk_free, read_machine
+from .loading import libraries, prepared
+from .memory.footprint import GB, LOSSY, TIMESTEPS, Plan
+from .memory.machine import disk_free, read_machine
 from .settings import Precision, Saving, read_settings
-from .sharing import SHAREABLE, as_model, digest_of
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -177,9 +177,9 @@ def require_disk(needed: int, output: Path) -> None:
 
 
 def write_transformer(found: Checkpoint, plan: Plan, target: Path) -> None:
-    from . import modulation_rows
-    from .components import tabulate
-    from .cuda import forget
+    from .loading.components import tabulate
+    from .memory.cuda import forget
+    from .weights import modulation_rows
 
     model = write_component(found, "transformer", plan, target)
     if table := tabulate(model, found, plan):
@@ -190,8 +190,8 @@ def write_transformer(found: Checkpoint, plan: Plan, target: Path) -> None:
 
 def write_component(found: Checkpoint, name: str, plan: Plan, target: Path) -> Any:
     """Load a component, write what the plan keeps of it, and return it."""
-    from . import weight_writer
-    from .components import load_component, trim
+    from .loading.components import load_component, trim
+    from .weights import writer as weight_writer
 
     (target / name).mkdir()
     copy(found.folder / name / "config.json", target / name / "config.json")

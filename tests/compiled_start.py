@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from qwen_worker.pipelines import Pipelines
+from qwen_worker.loading.pipelines import Pipelines
 from qwen_worker.settings import Settings
 
 from .conftest import ROOT

@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qwen_worker import assembly, placement
-from qwen_worker.checkpoint import inspect
-from qwen_worker.components import Reading, load_component, trim
+from qwen_worker.checkpoints.checkpoint import inspect
+from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
-from qwen_worker.machine import read_machine
+from qwen_worker.loading.components import Reading, load_component, trim
+from qwen_worker.memory import placement
+from qwen_worker.memory.machine import read_machine
 from qwen_worker.settings import Precision
-from qwen_worker.sharing import as_model
+from qwen_worker.weights import assembly
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
 INNER = ("qdata", "scale")  # what torchao's tensors consist of
@@ -125,7 +126,7 @@ def test_a_weight_of_another_shape_is_refused_with_both(copy):
 
 
 def test_a_modulation_weight_that_is_missing_is_refused_by_its_name(copy):
-    from qwen_worker import modulation_rows
+    from qwen_worker.weights import modulation_rows
 
     name = "transformer_blocks.3.txt_mod.1.bias"
     rewritten(copy, "transformer", lambda tensors: tensors.pop(name))

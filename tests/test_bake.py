@@ -12,7 +12,7 @@ import pytest
 
 from qwen_bake import contents, listing
 from qwen_bake.contents import GB, LAYER_BYTES, Blob, TooLarge, into_layers, settle
-from qwen_worker import checkpoint
+from qwen_worker.checkpoints import checkpoint
 
 from .conftest import ROOT
 from .local_hub import LocalHub, sha256

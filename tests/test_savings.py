@@ -8,12 +8,16 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImagePipeline, QwenImageTransformer2DModel
 
-from qwen_worker import components, cuda, footprint, modulation, modulation_rows, placement, single_frame
-from qwen_worker.checkpoint import inspect
-from qwen_worker.machine import read_machine
-from qwen_worker.pipelines import Pipelines
+from qwen_worker.checkpoints.checkpoint import inspect
+from qwen_worker.checkpoints.sharing import as_model
+from qwen_worker.loading import components
+from qwen_worker.loading.pipelines import Pipelines
+from qwen_worker.memory import cuda, footprint, placement
+from qwen_worker.memory.machine import read_machine
+from qwen_worker.model import modulation
+from qwen_worker.model import vae as single_frame
 from qwen_worker.settings import Precision, Saving
-from qwen_worker.sharing import as_model
+from qwen_worker.weights import modulation_rows
 
 EXACT = frozenset(Saving) - {Saving.CONV2D}
 DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
@@ -217,7 +221,7 @@ def test_a_streamed_text_encoder_says_the_same(settings, tiny):
 
 
 def test_transformers_take_turns(tiny):
-    from qwen_worker.residency import Turns
+    from qwen_worker.model.residency import Turns
 
     turns = Turns("cpu")
     models = {}
@@ -234,7 +238,7 @@ def test_transformers_take_turns(tiny):
 
 def test_quantized_transformers_take_turns_from_homes_of_their_own(tiny):
     """On a card a copy each way through memory that is not pinned would cost a second a job."""
-    from qwen_worker.residency import Turns
+    from qwen_worker.model.residency import Turns
 
     plan = plan_for(tiny / "generate", Precision.FP8, frozenset(Saving))
     kind = ["diffusers", "QwenImageTransformer2DModel"]
@@ -283,7 +287,7 @@ def test_host_memory_is_pinned_to_the_byte_and_what_else_is_set_of_torch_s_alloc
 
 
 def test_a_dropped_module_leaves_nothing_behind(tiny):
-    from qwen_worker.residency import Turns
+    from qwen_worker.model.residency import Turns
 
     turns = Turns("cpu")
     turns.add("generate", torch.nn.Linear(2, 3))
@@ -294,7 +298,7 @@ def test_a_dropped_module_leaves_nothing_behind(tiny):
 
 
 def test_a_transformer_that_was_read_into_host_memory_is_brought_to_the_device(monkeypatch):
-    from qwen_worker.residency import Turns
+    from qwen_worker.model.residency import Turns
 
     brought = []
     monkeypatch.setattr(Turns, "activate", lambda self, name: brought.append((name, len(self.homes[name]))))

@@ -20,29 +20,29 @@ from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb
 from PIL import Image, ImageChops
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qwen_worker import (
+from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints.sharing import as_model
+from qwen_worker.drawing import inference
+from qwen_worker.drawing.prompt_cache import PromptCache
+from qwen_worker.jobs.job import Job
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.loading.components import load_component
+from qwen_worker.lora.adapters import Adapters
+from qwen_worker.memory import placement
+from qwen_worker.memory.machine import Gpu, Machine, read_machine
+from qwen_worker.model import vae as single_frame
+from qwen_worker.settings import Precision, Saving, Settings, Speedup
+from qwen_worker.speed import (
     attention,
     attention_order,
-    checkpoint,
     compile_store,
     compiled,
     fused_qkv,
     guidance,
-    inference,
-    placement,
     rotary,
-    single_frame,
     speedups,
     step_cache,
 )
-from qwen_worker.adapters import Adapters
-from qwen_worker.components import load_component
-from qwen_worker.job import Job
-from qwen_worker.machine import Gpu, Machine, read_machine
-from qwen_worker.parsing import parse
-from qwen_worker.prompt_cache import PromptCache
-from qwen_worker.settings import Precision, Saving, Settings, Speedup
-from qwen_worker.sharing import as_model
 
 from .conftest import ROOT, picture_of, posted
 from .lora_files import matrices, write
@@ -552,7 +552,7 @@ def traced(monkeypatch):
     """traced(transformer): its blocks compiled by torch's tracer alone, of which the kernels are its own; `.calls`."""
     import torch._dynamo
 
-    from qwen_worker import compiled
+    from qwen_worker.speed import compiled
 
     torch._dynamo.reset()
     counts = {"graphs": 0, "calls": 0}
