@@ -49,7 +49,7 @@ from qwen_worker.serving import fitness, health
 from qwen_worker.serving.job_loop import JobLoop, leave
 from qwen_worker.serving.progress import Post, Progress, poster
 from qwen_worker.serving.stream import stream
-from qwen_worker.settings import Fallback, Misconfigured, ServerMode, Settings, read_settings, unknown
+from qwen_worker.settings import Fallback, Misconfigured, ServerMode, Settings, read_settings, warnings_about
 from qwen_worker.stopwatch import timed
 
 SIDE_THREADS = 8  # that many jobs at once may have their pictures opened or sent
@@ -239,8 +239,8 @@ def main() -> None:
         settings = worker().settings
     except Misconfigured as error:
         sys.exit(f"A setting in the environment cannot be used. {error}")
-    for problem in unknown(os.environ):
-        log_line(None, "WARN", problem)
+    for warning in warnings_about(os.environ):
+        log_line(None, "WARN", warning)
     import runpod
 
     if settings.SERVER_MODE is ServerMode.LOCAL and "--rp_serve_api" not in sys.argv:

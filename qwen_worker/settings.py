@@ -6,7 +6,7 @@ Only what the worker itself decides by is here; `HF_HOME`, `HF_TOKEN` and `TORCH
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +22,9 @@ MODEL_ROOTS = ("/runpod-volume/huggingface-cache/hub", "/opt/qwen-image/models",
 
 
 LOAD_THREADS = 8  # enough for one drive at full speed, and for the latency of a volume on the network
+
+
+GONE_SPEEDUPS = frozenset({"qkv", "channels_last"})  # endpoints that were set up when there were these still start
 
 
 class Fallback(StrEnum):
@@ -70,10 +73,8 @@ class Speedup(StrEnum):
 
     COMPILE = "compile"  # the transformer's block by torch.compile
     ROTARY = "rotary"  # the rotary embedding without complex numbers, which no compiler fuses
-    QKV = "qkv"  # query, key and value of a stream in one product
     GUIDANCE = "guidance"  # guidance's two passes in one call where the picture is small
     ATTENTION = "attention"  # attention by cuDNN on the cards where it is the fastest
-    CHANNELS_LAST = "channels_last"  # the VAE's convolutions with a pixel's channels side by side
 
 
 class Role(StrEnum):
@@ -114,14 +115,15 @@ def read_settings() -> "Settings":
         raise Misconfigured("; ".join(map(told, error.errors()))) from None
 
 
-def unknown(names: Iterable[str]) -> list[str]:
-    """A sentence for each of the environment's names that would be a setting's and is none."""
+def warnings_about(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each QWEN_ name of the environment that is no setting, and for each value that is gone."""
     known = list(Settings.model_fields)
     found = []
-    for name in sorted(name for name in names if name.startswith("QWEN_") and name not in known):
+    for name in sorted(name for name in environment if name.startswith("QWEN_") and name not in known):
         like = difflib.get_close_matches(name, known, 1)
         found.append(f"{name} is no setting of this worker" + (f"; {like[0]} is" if like else ""))
-    return found
+    gone = {part.strip() for part in environment.get("QWEN_SPEEDUPS", "").split(",")} & GONE_SPEEDUPS
+    return found + [f"QWEN_SPEEDUPS names {name}, which this worker does not have any more" for name in sorted(gone)]
 
 
 def told(problem: dict) -> str:
@@ -149,7 +151,7 @@ class Settings(PresetSettings):
     )
     QWEN_SPEEDUPS: Annotated[frozenset[Speedup] | None, NoDecode] = Field(
         None,
-        description="auto, or which of compile, rotary, qkv, guidance, attention, channels_last; or none",
+        description="auto, or which of compile, rotary, guidance, attention; or none",
     )
     QWEN_COMPILED_FOLDER: Path | None = Field(
         None, description="where compiled blocks are kept across starts; qwen-image-compiled below HF_HOME"
@@ -243,7 +245,8 @@ class Settings(PresetSettings):
     @field_validator("QWEN_SPEEDUPS", mode="before")
     @classmethod
     def split_speedups(cls, value):
-        return None if value == "auto" else cls.split_list(value)
+        found = None if value == "auto" else cls.split_list(value)
+        return found and found - GONE_SPEEDUPS
 
     @field_validator("QWEN_MODEL_ROOTS", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import functools
+import os
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from qwen_worker.errors import InvalidInput
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import FEW_STEP_SCHEDULER, Presets
 from qwen_worker.preset_settings import Preset
-from qwen_worker.settings import Misconfigured, Settings, read_settings, unknown
+from qwen_worker.settings import Misconfigured, Settings, read_settings, warnings_about
 
 from .conftest import as_text, run
 from .lora_files import write
@@ -112,9 +113,17 @@ def test_settings_that_cannot_be_used_end_the_start_by_their_name(monkeypatch, v
 
 
 def test_a_misspelled_setting_is_told():
-    assert unknown(["QWEN_SPEEDUP", "QWEN_PRESET", "QWEN_XYZXYZXYZ", "HOME"]) == [
+    assert warnings_about(dict.fromkeys(["QWEN_SPEEDUP", "QWEN_PRESET", "QWEN_XYZXYZXYZ", "HOME"], "")) == [
         "QWEN_SPEEDUP is no setting of this worker; QWEN_SPEEDUPS is",
         "QWEN_XYZXYZXYZ is no setting of this worker",
+    ]
+
+
+def test_a_speed_up_that_is_gone_is_told_and_the_others_stay(monkeypatch):
+    monkeypatch.setenv("QWEN_SPEEDUPS", "rotary, qkv,channels_last")
+    assert read_settings().QWEN_SPEEDUPS == {"rotary"}
+    assert warnings_about(os.environ) == [
+        f"QWEN_SPEEDUPS names {name}, which this worker does not have any more" for name in ("channels_last", "qkv")
     ]
 
 

@@ -8,9 +8,6 @@ bit-equal and take 1.32 instead of 3.38 GiB to decode 1024 x 1024.
 slice of its kernel in time meets the picture: the sum is that of a 2-D convolution, in another order (1e-6 in float32).
 It also drops the weights that no single frame reaches. Videos do not work afterwards.
 
-`channels_last` lays a pixel's channels side by side, as the tensor cores' convolutions read them: a convolution takes
-the order of its weights and gives its result in it, and what lies between keeps it. The same sums in another order.
-
 Imports torch and diffusers: import it inside functions. Covers neither tiles, which stay diffusers' own, nor
 AutoencoderKLQwenImage21.
 """
@@ -72,12 +69,3 @@ def as_2d(vae: AutoencoderKLQwenImage) -> None:
         module.weight = torch.nn.Parameter(module.weight[:, :, -1:].contiguous(), requires_grad=False)
         module.kernel_size = (1, *module.kernel_size[1:])
         module.__class__ = SingleFrameConv
-
-
-def channels_last(vae: AutoencoderKLQwenImage) -> None:
-    """Lay out the weights of 2-D convolutions, and of those that `as_2d` has made, channels last."""
-    for module in vae.modules():
-        if isinstance(module, SingleFrameConv):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
-        elif isinstance(module, torch.nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)

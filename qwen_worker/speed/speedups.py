@@ -14,17 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..log import log_line
-from ..memory.footprint import LOSSY, Plan
+from ..memory.footprint import Plan
 from ..memory.machine import Machine
-from ..settings import Precision, Saving, Settings, Speedup, hub_home
+from ..settings import Precision, Settings, Speedup, hub_home
 from . import step_cache
 
-AUTO = frozenset({Speedup.COMPILE, Speedup.ROTARY, Speedup.GUIDANCE, Speedup.ATTENTION})
-# What `auto` leaves out, and why.
-NOT_BY_ITSELF = {
-    Speedup.QKV: "not before it is measured: moving the weights may leave holes in the card's memory",
-    Speedup.CHANNELS_LAST: "not before it is measured: the VAE takes a hundredth of a job",
-}
 ON = "on"
 CUDNN_CAPABILITIES = (9, 10)  # major, where cuDNN's attention is the fastest: Hopper, data-centre Blackwell
 
@@ -63,9 +57,9 @@ class Speed:
         """Within, attention is computed as it is fastest. Compiled blocks keep what they were traced with."""
         if not self.has(Speedup.ATTENTION):
             return nullcontext()
-        from . import attention_order
+        from .attention import cudnn_first
 
-        return attention_order.cudnn_first()
+        return cudnn_first()
 
     def __str__(self) -> str:
         return ", ".join(one.value for one in self.states if self.has(one)) or "none"
@@ -82,24 +76,11 @@ def decide(plan: Plan, asked: frozenset[Speedup] | None, capability: tuple[int, 
             states[one] = "not in QWEN_SPEEDUPS"
         elif asked is None and plan.device == "cpu":
             states[one] = "a CPU has none by itself: its pictures stay bit-equal to stock's"
-        elif asked is None and one not in AUTO:
-            states[one] = NOT_BY_ITSELF[one]
+        elif one is Speedup.ATTENTION and (capability or (0, 0))[0] not in CUDNN_CAPABILITIES:
+            states[one] = "torch's own order is the best that is known for this card"
         else:
-            states[one] = impossible(one, plan, capability) or ON
+            states[one] = ON
     return states
-
-
-def impossible(one: Speedup, plan: Plan, capability: tuple[int, int] | None) -> str:
-    """Why this plan cannot have it; empty where it can."""
-    if one is Speedup.QKV and plan.precision in LOSSY:
-        return f"the weights are {plan.precision.value}"
-    if one is Speedup.QKV and plan.swapped:
-        return "transformers take turns on the card, weight by weight"
-    if one is Speedup.CHANNELS_LAST and Saving.CONV2D not in plan.savings:
-        return "for the convolutions of QWEN_SAVINGS=conv2d"
-    if one is Speedup.ATTENTION and (capability or (0, 0))[0] not in CUDNN_CAPABILITIES:
-        return "torch's own order is the best that is known for this card"
-    return ""
 
 
 def apply(pipe: Any, plan: Plan, settings: Settings, machine: Machine, table: Any, name: str = "") -> Speed:
@@ -109,22 +90,10 @@ def apply(pipe: Any, plan: Plan, settings: Settings, machine: Machine, table: An
     if states[Speedup.COMPILE] == ON and not has_compiler(plan.device):
         states[Speedup.COMPILE] = "there is no C compiler here, which torch's compiler needs"
     speed = Speed(states, pipe.transformer)
-    if speed.has(Speedup.CHANNELS_LAST):
-        from ..model import vae as single_frame
-
-        single_frame.channels_last(pipe.vae)
-    if speed.has(Speedup.ROTARY) or speed.has(Speedup.QKV):
+    if speed.has(Speedup.ROTARY):
         from . import attention
 
-        attention.put(pipe.transformer)
-    if speed.has(Speedup.QKV):
-        from . import fused_qkv
-
-        fused_qkv.fuse(pipe.transformer)
-    if speed.has(Speedup.ROTARY):
-        from . import rotary
-
-        pipe.transformer.pos_embed = rotary.RealRotary(pipe.transformer.pos_embed)
+        attention.use_real_rotary(pipe.transformer)
     if speed.has(Speedup.COMPILE):
         speed = compile_blocks(speed, pipe, settings, gpu and gpu.name, plan.precision, table, name)
     return speed
