@@ -4,11 +4,12 @@ import ast
 import functools
 import json
 import re
+import shlex
 import subprocess
 
 import pytest
 
-from qwen_deploy import settings_page
+from qwen_deploy import options, settings_page
 from qwen_worker import bucket
 from qwen_worker.errors import CODES
 from qwen_worker.openai_images import call_of
@@ -21,7 +22,7 @@ from .conftest import ROOT, run
 
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
-JOBS, PATCHES = "docs/jobs.md", "docs/patches.md"
+JOBS, PATCHES, DEPLOYING = "docs/jobs.md", "docs/patches.md", "docs/deploying.md"
 GROUPS = {
     "all": [task for task, model in TASKS.items() if issubclass(model, Drawing)],
     "edits": [task for task, model in TASKS.items() if issubclass(model, Edit)],
@@ -150,6 +151,30 @@ def test_the_table_of_errors_has_every_code():
     assert [code(name)[0] for name, *_ in rows(section(JOBS, "Errors"), "code", "what it means")] == list(CODES)
 
 
+def command_lines(page):
+    """The arguments of each call of the deploy helper in the page's shell blocks; dots stand for more of them."""
+    shell = "\n".join(text for kind, text in FENCED.findall(read(page)) if kind == "bash").replace("\\\n", " ")
+    lines = re.findall(r"^ *python deploy_qwen\.py (.*)$", shell, re.MULTILINE)
+    return [[word for word in shlex.split(line, comments=True) if word != "..."] for line in lines]
+
+
+@pytest.mark.parametrize("page", ["README.md", DEPLOYING])
+def test_every_call_of_the_deploy_helper_is_understood(page):
+    calls = command_lines(page)
+    assert calls
+    for name, *arguments in calls:
+        known = name in options.COMMANDS
+        parser = options.command_parser(name) if known else options.parser("")
+        parser.parse_args(arguments if known else [name, *arguments])  # else it ends the process
+
+
+def test_every_option_of_the_deploy_helper_that_is_named_is_one():
+    parsers = [options.parser(""), *(options.command_parser(name) for name in options.COMMANDS if name != "deploy")]
+    offered = {option for one in parsers for option in re.findall(r"--[a-z][a-z-]+", one.format_help())}
+    named = {found[0] for span in code(prose(DEPLOYING)) for found in [re.match(r"--[a-z-]+", span)] if found}
+    assert named and named <= offered
+
+
 def examples(page):
     """The JSON blocks of a page, in order."""
     return [json.loads(text) for kind, text in FENCED.findall(read(page)) if kind == "json"]
@@ -239,8 +264,8 @@ def test_the_page_of_patches_names_nothing_that_is_gone():
 
 
 @functools.cache
-def tests():
-    """The names of all tests."""
+def names_of_tests():
+    """Of all tests, to compare pages with."""
     trees = [ast.parse(file.read_text()) for file in (ROOT / "tests").rglob("test_*.py")]
     functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     return {function.name for function in functions}
@@ -248,4 +273,4 @@ def tests():
 
 @pytest.mark.parametrize("page", pages())
 def test_every_test_that_a_page_names_is_there(page):
-    assert {span for span in code(prose(page)) if re.fullmatch(r"test_\w+", span)} <= tests()
+    assert {span for span in code(prose(page)) if re.fullmatch(r"test_\w+", span)} <= names_of_tests()
