@@ -16,32 +16,41 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
-from qwen_worker import bucket as buckets
-from qwen_worker import fallback, fitness, inference, openai_images, telemetry
-from qwen_worker import reply as replies
-from qwen_worker.batching import Batches
-from qwen_worker.checkpoint import Checkpoint
-from qwen_worker.deadline import Paces, kind_of, limit_of
-from qwen_worker.delivery import Terms, deliver, require_usable, terms_of
+from qwen_worker.checkpoints import checkpoint as checkpoints
+from qwen_worker.checkpoints.checkpoint import Checkpoint
+from qwen_worker.checkpoints.files import is_missing
+from qwen_worker.drawing import inference
+from qwen_worker.drawing.batching import Batches
+from qwen_worker.drawing.partial_denoise import fixed_steps, steps_of
+from qwen_worker.drawing.preview import Previewer
+from qwen_worker.drawing.prompt_cache import PromptCache
+from qwen_worker.drawing.queue import Line
 from qwen_worker.errors import JobError, LoadError
-from qwen_worker.inpainting import fixed_steps, steps_of
-from qwen_worker.inputs import Canvas, open_images, output_size
-from qwen_worker.job import Job, Stage
-from qwen_worker.job_loop import JobLoop, leave
-from qwen_worker.line import Line
-from qwen_worker.loader import Loader
-from qwen_worker.loras import Loras
-from qwen_worker.machine import read_machine
-from qwen_worker.parsing import parse
-from qwen_worker.pipelines import Loaded, Pipelines
-from qwen_worker.presets import Presets
-from qwen_worker.preview import Previewer
-from qwen_worker.progress import Post, Progress, poster
-from qwen_worker.prompt_cache import PromptCache
-from qwen_worker.reply import Drawn
-from qwen_worker.request import SIDE_MULTIPLE, Debug, Drawing, Edit, Health, Request, require_served
+from qwen_worker.jobs import openai_images
+from qwen_worker.jobs import reply as replies
+from qwen_worker.jobs.deadline import Paces, kind_of, limit_of
+from qwen_worker.jobs.job import Job, Stage
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.presets import Presets
+from qwen_worker.jobs.reply import Drawn
+from qwen_worker.jobs.request import SIDE_MULTIPLE, Debug, Drawing, Edit, Health, Request, require_served
+from qwen_worker.loading.loader import Loader
+from qwen_worker.loading.pipelines import Loaded, Pipelines
+from qwen_worker.log import log_line
+from qwen_worker.lora.loras import Loras
+from qwen_worker.memory import cuda
+from qwen_worker.memory.footprint import Plan
+from qwen_worker.memory.machine import read_machine
+from qwen_worker.network import bucket as buckets
+from qwen_worker.pictures import fallback
+from qwen_worker.pictures.delivery import Terms, deliver, require_usable, terms_of
+from qwen_worker.pictures.inputs import Canvas, open_images, output_size
+from qwen_worker.serving import fitness, health
+from qwen_worker.serving.job_loop import JobLoop, leave
+from qwen_worker.serving.progress import Post, Progress, poster
+from qwen_worker.serving.stream import stream
 from qwen_worker.settings import Fallback, Misconfigured, ServerMode, Settings, read_settings, unknown
-from qwen_worker.stream import stream
+from qwen_worker.stopwatch import timed
 
 SIDE_THREADS = 8  # that many jobs at once may have their pictures opened or sent
 
@@ -69,10 +78,11 @@ class Worker:
         self.settings = settings
         # The one thread that touches torch: the event loop stays free to hear the platform's stop.
         self.inference_thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
-        self.presets, self.loras = Presets(settings), Loras(settings)
+        self.presets = Presets(settings, checkpoints.known, is_missing)
+        self.loras = Loras(settings)
         self.pipelines = Pipelines(settings, self.loras.of_endpoint)
         self.loader = Loader(settings, self.pipelines, self.inference_thread)
-        self.counters = telemetry.Counters()
+        self.counters = health.Counters()
         self.line = Line(self.inference_thread)
         self.batches = Batches(self.line, settings.QWEN_BATCH)
         self.side_threads = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")  # pictures in and out
@@ -100,8 +110,8 @@ class Worker:
             self.counters.record(job_id, task, {"error": "cancelled"}, time.perf_counter() - started)
             raise
         except Exception as error:  # noqa: BLE001  the SDK would post the traceback, with its paths, to the caller
-            telemetry.log_line(job_id, "ERROR", traceback.format_exc())
-            reply = JobError("internal", job_id, refresh_worker=inference.spoils_the_worker(error)).reply()
+            log_line(job_id, "ERROR", traceback.format_exc())
+            reply = JobError("internal", job_id, refresh_worker=cuda.spoils_the_worker(error)).reply()
         finally:
             if self.jobs.get(job_id) is asyncio.current_task():  # a job handed out twice is here twice
                 del self.jobs[job_id]
@@ -111,9 +121,9 @@ class Worker:
     async def route(self, request: Request, job: dict, tell: Post | None, limit: int | None) -> dict:
         if isinstance(request, Health):
             states = self.loader.state(), self.presets.served(self.loader.known)
-            return telemetry.health(self.settings, read_machine(), self.pipelines.loaded, *states, self.counters)
+            return health.health(self.settings, read_machine(), self.pipelines.report(), *states, self.counters)
         if isinstance(request, Debug):
-            return telemetry.debug(self.settings)
+            return health.debug(self.settings)
         limit = self.limit if limit is None else min(limit, self.limit)
         return await self.within_its_limit(request, job, tell, limit)
 
@@ -161,7 +171,7 @@ class Worker:
         fixed = fixed_steps(loaded.pipe) if loaded else 0
         steps = steps_of(fixed or request.num_inference_steps, strength)
         job.expect(steps)
-        kind, calls = kind_of(request, canvas), self.batches.fewest_calls(request)
+        kind, calls = kind_of(request, canvas.size, len(canvas.sources)), self.batches.fewest_calls(request)
         self.paces.require_time(kind, calls, steps, left, None if fixed else strength)
 
     async def located(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
@@ -175,7 +185,7 @@ class Worker:
 
     def opened(self, job: Job, terms: Terms) -> tuple[list, Image.Image | None]:
         """The job's input pictures and its mask; on a side thread."""
-        with telemetry.timed(job.timings, "input"):
+        with timed(job.timings, "input"):
             require_usable(terms, job.cancelled)
             return open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.cancelled)
 
@@ -185,17 +195,21 @@ class Worker:
         loaded = None
         if failure is None:
             # A job that the plan has no room for is refused before anything is loaded.
-            fits = functools.partial(inference.require_fits, checkpoint, job, canvas.size, len(canvas.sources))
-            with telemetry.timed(job.timings, "load"):
+            facts = checkpoint.name, checkpoint.size_multiple, *canvas.size, len(canvas.sources)
+
+            def fits(plan: Plan) -> None:
+                inference.plan_for(job, plan).require_fits(*facts)
+
+            with timed(job.timings, "load"):
                 loaded, failure = self.loader.load(job.request.task, fits)
         if failure and self.settings.QWEN_FALLBACK is Fallback.FORBID:
             raise JobError("model_unavailable", failure.reason)
         if loaded and (swap := self.pipelines.activate(loaded)):
             job.timings["swap"] = swap
-        telemetry.peak_vram_gb(reset=True)
+        cuda.peak_vram_gb(reset=True)
         try:
             job.enter(Stage.DRAWING)
-            with telemetry.timed(job.timings, "inference"):
+            with timed(job.timings, "inference"):
                 if failure:
                     return Drawn(fallback.draw(job.request, *canvas.parts), 0, failure=failure)
                 return self.by_the_model(job, loaded, canvas)
@@ -206,7 +220,7 @@ class Worker:
         inference.require_drawable(loaded, job)
         drawn = self.batches.draw(loaded, job, self.prompts) or inference.draw(loaded, job, *canvas.parts, self.prompts)
         if drawn.batch == 1:  # in company a step takes longer and says nothing of how fast it could be
-            kind, count = kind_of(job.request, canvas), len(drawn.pictures)
+            kind, count = kind_of(job.request, canvas.size, len(canvas.sources)), len(drawn.pictures)
             self.paces.record(kind, job.step_seconds, count, drawn.steps, job.drawing_seconds())
         loaded.stages.setdefault("first_job", round(job.drawing_seconds(), 3))
         return drawn
@@ -226,7 +240,7 @@ def main() -> None:
     except Misconfigured as error:
         sys.exit(f"A setting in the environment cannot be used. {error}")
     for problem in unknown(os.environ):
-        telemetry.log_line(None, "WARN", problem)
+        log_line(None, "WARN", problem)
     import runpod
 
     if settings.SERVER_MODE is ServerMode.LOCAL and "--rp_serve_api" not in sys.argv:

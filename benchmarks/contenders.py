@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from qwen_worker.errors import LoadError
-from qwen_worker.machine import Machine
+from qwen_worker.memory.machine import Machine
 
 from .stopwatch import Stages, Stopwatch
 

@@ -19,8 +19,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from qwen_worker import libraries
-from qwen_worker.machine import read_gpu
+from qwen_worker.loading import libraries
+from qwen_worker.memory.machine import read_gpu
 
 from . import full_size, reading
 
@@ -121,7 +121,7 @@ def load(way: str, folder: Path, device: str, threads: int):
     from diffusers import QwenImageTransformer2DModel
 
     if way == "ours":
-        from qwen_worker.assembly import Target, diffusers_model
+        from qwen_worker.weights.assembly import Target, diffusers_model
 
         return diffusers_model(QwenImageTransformer2DModel, folder, Target(device, torch.bfloat16, threads))
     model = QwenImageTransformer2DModel.from_pretrained(folder, dtype=torch.bfloat16, device_map=device)

@@ -66,11 +66,11 @@ def edits(options) -> Iterator[dict]:
 
 def served(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
     """By preset: what its jobs ask for and the loaded pipeline, which draws by it until the next one's turn."""
-    from qwen_worker.job import Job
-    from qwen_worker.loras import Loras
-    from qwen_worker.parsing import parse
-    from qwen_worker.presets import Presets
-    from qwen_worker.regime import regime
+    from qwen_worker.drawing.configured import regime
+    from qwen_worker.jobs.job import Job
+    from qwen_worker.jobs.parsing import parse
+    from qwen_worker.jobs.presets import Presets
+    from qwen_worker.lora.loras import Loras
 
     loaded = load(task)
     settings = settings_for(QWEN_IMAGE_FAST_LORA=str(FEW_STEP))
@@ -83,7 +83,7 @@ def served(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
 
 
 def load(task: str, **settings):
-    from qwen_worker.pipelines import Pipelines
+    from qwen_worker.loading.pipelines import Pipelines
 
     return Pipelines(settings_for(**settings)).load(task)
 

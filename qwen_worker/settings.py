@@ -82,6 +82,10 @@ class Role(StrEnum):
     GENERATE = "generate"
     EDIT = "edit"
 
+    @classmethod
+    def of(cls, task: str) -> "Role":
+        return cls.GENERATE if task == "generate" else cls.EDIT
+
 
 class Delivery(StrEnum):
     """How a job's pictures leave."""
@@ -93,6 +97,13 @@ class Delivery(StrEnum):
 
 class Misconfigured(Exception):
     """What of the environment cannot be used, by the variable's name."""
+
+
+def hub_home() -> Path:
+    """Where the hub's client and what is like it keep things, `HF_HOME`."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME)
 
 
 def read_settings() -> "Settings":

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from qwen_worker.pipelines import Pipelines
+from qwen_worker.loading.pipelines import Pipelines
 from qwen_worker.settings import Settings
 
 from .conftest import ROOT
@@ -31,7 +31,7 @@ def main(folder: Path, precision: str, batch: int) -> dict:
     for task, one in loaded.items():
         for tokens in (9, 14):
             found[f"{task} {tokens}"] = difference(one.pipe.transformer, task, precision, batch, tokens=tokens)
-    with loaded["edit"].speed.drawing(()):  # a job's end keeps what it has compiled
+    with loaded["edit"].speed.drawing():  # a job's end keeps what it has compiled
         pass
     return {
         "differences": found,

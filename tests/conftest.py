@@ -38,7 +38,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def every_library():
     """The libraries with all quantizers: a worker that needs none would hide them from all tests after it."""
-    from qwen_worker import libraries
+    from qwen_worker.loading import libraries
 
     libraries.import_all()
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from qwen_worker.batching import alike, may_share
-from qwen_worker.deadline import Paces
+from qwen_worker.drawing.batching import alike, may_share
+from qwen_worker.drawing.queue import Line
 from qwen_worker.errors import Cancelled
-from qwen_worker.job import Job, Stage
-from qwen_worker.line import Line
-from qwen_worker.lora_file import Layer, LoraFile, LoraUse
-from qwen_worker.lora_names import Names
-from qwen_worker.parsing import parse
+from qwen_worker.jobs.deadline import Paces
+from qwen_worker.jobs.job import Job, Stage
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.lora.file import Layer, LoraFile, LoraUse
+from qwen_worker.lora.names import Names
 from qwen_worker.settings import Precision, Settings
 
 from .conftest import as_text, picture_of, run

@@ -9,17 +9,17 @@ import time
 
 import pytest
 
-from qwen_worker import libraries, page_cache
-from qwen_worker.page_cache import reading_ahead
+from qwen_worker.loading import libraries, page_cache
+from qwen_worker.loading.page_cache import reading_ahead
 from qwen_worker.settings import Precision
-from qwen_worker.stages import Stages
+from qwen_worker.stopwatch import Stopwatch
 
 from .conftest import ROOT, run
 
 FIELDS = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2, "seed": 1}
 LOADS = """
 import sys
-from qwen_worker.pipelines import Pipelines
+from qwen_worker.loading.pipelines import Pipelines
 from qwen_worker.settings import read_settings
 Pipelines(read_settings()).load("generate")
 print({name: name in sys.modules for name in ("torchao", "bitsandbytes")})
@@ -134,7 +134,7 @@ def test_weights_are_read_ahead_while_the_libraries_are_imported(cold_worker, mo
 
 
 def test_a_second_counts_for_one_stage():
-    stages = Stages()
+    stages = Stopwatch()
     with stages("outer"):
         time.sleep(0.05)
         with stages("inner"):

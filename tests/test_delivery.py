@@ -13,12 +13,12 @@ import pytest
 import requests
 from PIL import Image, ImageOps
 
-from qwen_worker import bucket as buckets
-from qwen_worker.bucket import Misconfigured
-from qwen_worker.delivery import Terms, deliver, encodings, terms_of
 from qwen_worker.errors import Cancelled, JobError
-from qwen_worker.parsing import parse
-from qwen_worker.reply import posted_bytes
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.reply import posted_bytes
+from qwen_worker.network import bucket as buckets
+from qwen_worker.network.bucket import Misconfigured
+from qwen_worker.pictures.delivery import Terms, deliver, encodings, terms_of
 from qwen_worker.settings import Delivery, Settings
 
 from .conftest import file_of, picture_of, respond, run
@@ -320,7 +320,7 @@ def test_a_job_s_own_bucket_is_reached_at_public_addresses_only(cold_worker, end
 
 def test_a_name_that_leads_elsewhere_after_it_was_checked_is_not_followed(cold_worker, s3, monkeypatch, capsys):
     """The address rules hold for every connection: the check at the start is not the last."""
-    import qwen_worker.delivery as module
+    import qwen_worker.pictures.delivery as module
 
     monkeypatch.setattr(module, "require_public", lambda *_: None)
     body = run_job(cold_worker(QWEN_FALLBACK="force"), config(s3))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import runpod_handler
-from qwen_worker.request import BACKGROUND_INSTRUCTION
+from qwen_worker.jobs.request import BACKGROUND_INSTRUCTION
 
 from .conftest import as_text, file_of, picture_of, respond, run, text_of
 from .test_images import png_header
@@ -183,7 +183,9 @@ def test_a_corrupt_shard_is_stood_in_for_by_its_name_and_not_read_again(cold_wor
     worker = cold_worker(QWEN_IMAGE_MODEL=str(folder), QWEN_LOAD_RETRY_SECONDS=0)
     reason, _ = stand_in(run(worker, SMALL))
     assert reason.startswith(f"transformer/{shard.name} is corrupt") and str(tmp_path) not in reason
-    monkeypatch.setattr("qwen_worker.checkpoint.find", lambda *_: pytest.fail("a permanent failure was tried again"))
+    monkeypatch.setattr(
+        "qwen_worker.checkpoints.checkpoint.find", lambda *_: pytest.fail("a permanent failure was tried again")
+    )
     assert stand_in(run(worker, SMALL))[0] == reason
 
 
@@ -351,7 +353,7 @@ def test_memory_that_does_not_come_back_asks_for_a_fresh_worker(ask, planted, mo
 
     planted(torch.OutOfMemoryError("CUDA out of memory"))
     held = iter((0, 2_000_000_000))
-    monkeypatch.setattr("qwen_worker.inference.allocated", lambda loaded: next(held))
+    monkeypatch.setattr("qwen_worker.drawing.inference.allocated", lambda device: next(held))
     body = ask(**SMALL)
     assert body["error"].startswith("out_of_memory") and body["stopPod"] is True  # the SDK's word for refresh_worker
 

@@ -7,11 +7,11 @@ import time
 import pytest
 
 import runpod_handler
-from qwen_worker.deadline import Paces, limit_of
 from qwen_worker.errors import JobError
-from qwen_worker.inputs import Canvas
-from qwen_worker.job import Job, Stage
-from qwen_worker.parsing import parse
+from qwen_worker.jobs.deadline import Paces, limit_of
+from qwen_worker.jobs.job import Job, Stage
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.pictures.inputs import Canvas
 
 from .conftest import as_text, run
 
@@ -246,7 +246,7 @@ def test_a_fetch_that_takes_too_long_ends_the_job(cold_worker, web):
 
 def test_a_job_that_clearly_cannot_make_it_is_refused_with_the_steps_that_could(warm_worker, monkeypatch):
     run(warm_worker, {**SMALL, "num_inference_steps": 5, "num_images": 2})
-    monkeypatch.setattr("qwen_worker.inference.draw", lambda *_: pytest.fail("it was drawn"))
+    monkeypatch.setattr("qwen_worker.drawing.inference.draw", lambda *_: pytest.fail("it was drawn"))
     job = {"id": "hopeless", "input": {**LONG, "num_images": 2}, "policy": {"executionTimeout": 1000}}
     error = asyncio.run(warm_worker.answer(job))["error"]
     assert error.startswith("deadline_exceeded: 100 steps take about ") and "are left; " in error
@@ -312,7 +312,7 @@ def test_how_far_is_told_by_picture():
 
 def test_seconds_a_step_are_those_of_one_picture_however_many_a_call_draws(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("qwen_worker.job.time.monotonic", lambda: now)
+    monkeypatch.setattr("qwen_worker.jobs.job.time.monotonic", lambda: now)
     jobs = [Job("a", parse({**SMALL, "num_images": 3, "num_inference_steps": 10}, "a")) for _ in range(2)]
     for step in (1, 2, 3):
         now += 6.0

@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 
-from qwen_worker.checkpoint import PIPELINE_CLASSES
-from qwen_worker.deadline import Paces
+from qwen_worker.checkpoints.checkpoint import PIPELINE_CLASSES
+from qwen_worker.drawing.inference import arguments
 from qwen_worker.errors import LoadError
-from qwen_worker.inference import arguments
-from qwen_worker.machine import Gpu, Machine
-from qwen_worker.parsing import parse
-from qwen_worker.pipelines import Pipelines
+from qwen_worker.jobs.deadline import Paces
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.loading.pipelines import Pipelines
+from qwen_worker.memory.machine import Gpu, Machine
 
 from .conftest import as_text, picture_of, run
 
@@ -143,7 +143,7 @@ def endpoint(settings, monkeypatch):
 
     def on(card, ram=200, **overrides):
         gpu = Gpu("NVIDIA Test", (9, 0), card * GB, card * GB)
-        monkeypatch.setattr("qwen_worker.pipelines.read_machine", lambda: Machine(gpu, ram * GB, ram * GB))
+        monkeypatch.setattr("qwen_worker.loading.pipelines.read_machine", lambda: Machine(gpu, ram * GB, ram * GB))
         models = {"QWEN_IMAGE_MODEL": "Qwen/Qwen-Image", "QWEN_EDIT_MODEL": "Qwen/Qwen-Image-Edit"}
         return Pipelines(settings(**models | overrides))
 

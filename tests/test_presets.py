@@ -7,10 +7,12 @@ import functools
 import pytest
 import torch
 
+from qwen_worker.checkpoints.checkpoint import known
+from qwen_worker.checkpoints.files import is_missing
 from qwen_worker.errors import InvalidInput
-from qwen_worker.parsing import parse
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.presets import FEW_STEP_SCHEDULER, Presets
 from qwen_worker.preset_settings import Preset
-from qwen_worker.presets import FEW_STEP_SCHEDULER, Presets
 from qwen_worker.settings import Misconfigured, Settings, read_settings, unknown
 
 from .conftest import as_text, run
@@ -26,7 +28,7 @@ def few_step(tiny):
 
 
 def presets(**settings):
-    return Presets(Settings(**settings))
+    return Presets(Settings(**settings), known, is_missing)
 
 
 def parsed(fields, **settings):
@@ -410,9 +412,10 @@ def test_cached_edits_and_partial_ones_are_drawn(cold_worker, scene):
 @pytest.mark.parametrize(("steps", "strength", "drawn"), [(30, 0.5, 15), (30, 0.3, 9), (7, 1.0, 7), (4, 0.01, 1)])
 def test_the_cache_knows_the_steps_that_are_drawn(cold_worker, monkeypatch, steps, strength, drawn):
     """And so computes the last one."""
-    from qwen_worker import regime, step_cache
-    from qwen_worker.job import Job
-    from qwen_worker.parsing import parse
+    from qwen_worker.drawing import configured
+    from qwen_worker.jobs.job import Job
+    from qwen_worker.jobs.parsing import parse
+    from qwen_worker.speed import step_cache
 
     worker, told = cold_worker(), []
     run(worker, SMALL | {"num_inference_steps": 1})
@@ -420,7 +423,7 @@ def test_the_cache_knows_the_steps_that_are_drawn(cold_worker, monkeypatch, step
     predicting = step_cache.predicting
     monkeypatch.setattr(step_cache, "predicting", lambda model, count: told.append(count) or predicting(model, count))
     fields = {"prompt": "a", "image_url": "https://a.b/c", "strength": strength, "num_inference_steps": steps}
-    with regime.regime(loaded, Job("one", parse(fields | {"preset": "balanced"}, "one"))):
+    with configured.regime(loaded, Job("one", parse(fields | {"preset": "balanced"}, "one"))):
         assert told == [drawn]
 
 

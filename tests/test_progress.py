@@ -10,11 +10,11 @@ import time
 import pytest
 import torch
 
-from qwen_worker.job import Job, Stage
-from qwen_worker.parsing import parse
-from qwen_worker.preview import SHARE, Previewer
-from qwen_worker.progress import Progress, report
-from qwen_worker.stream import CHUNK_BYTES, stream
+from qwen_worker.drawing.preview import SHARE, Previewer
+from qwen_worker.jobs.job import Job, Stage
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.serving.progress import Progress, report
+from qwen_worker.serving.stream import CHUNK_BYTES, stream
 
 from .conftest import picture_of
 from .control_plane import ControlPlane, WorkerProcess, addresses

@@ -8,11 +8,12 @@ from torch import _inductor as inductor
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qwen_worker import int8_product, placement, quantization
-from qwen_worker.checkpoint import inspect
-from qwen_worker.components import load_component
-from qwen_worker.machine import read_machine
-from qwen_worker.pipelines import as_model
+from qwen_worker.checkpoints.checkpoint import inspect
+from qwen_worker.checkpoints.sharing import as_model
+from qwen_worker.loading.components import load_component
+from qwen_worker.memory import placement
+from qwen_worker.memory.machine import read_machine
+from qwen_worker.model import int8_product, quantization
 from qwen_worker.settings import Precision
 
 KINDS = {Precision.FP8: "Float8Tensor", Precision.INT8: "Int8Tensor", Precision.NF4: "Params4bit"}

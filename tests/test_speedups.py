@@ -20,29 +20,29 @@ from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb
 from PIL import Image, ImageChops
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qwen_worker import (
+from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints.sharing import as_model
+from qwen_worker.drawing import inference
+from qwen_worker.drawing.prompt_cache import PromptCache
+from qwen_worker.jobs.job import Job
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.loading.components import load_component
+from qwen_worker.lora.adapters import Adapters
+from qwen_worker.memory import placement
+from qwen_worker.memory.machine import Gpu, Machine, read_machine
+from qwen_worker.model import vae as single_frame
+from qwen_worker.settings import Precision, Saving, Settings, Speedup
+from qwen_worker.speed import (
     attention,
     attention_order,
-    checkpoint,
     compile_store,
     compiled,
     fused_qkv,
     guidance,
-    inference,
-    placement,
     rotary,
-    single_frame,
     speedups,
     step_cache,
 )
-from qwen_worker.adapters import Adapters
-from qwen_worker.components import load_component
-from qwen_worker.job import Job
-from qwen_worker.machine import Gpu, Machine, read_machine
-from qwen_worker.parsing import parse
-from qwen_worker.pipelines import as_model
-from qwen_worker.prompt_cache import PromptCache
-from qwen_worker.settings import Precision, Saving, Settings, Speedup
 
 from .conftest import ROOT, picture_of, posted
 from .lora_files import matrices, write
@@ -552,7 +552,7 @@ def traced(monkeypatch):
     """traced(transformer): its blocks compiled by torch's tracer alone, of which the kernels are its own; `.calls`."""
     import torch._dynamo
 
-    from qwen_worker import compiled
+    from qwen_worker.speed import compiled
 
     torch._dynamo.reset()
     counts = {"graphs": 0, "calls": 0}
@@ -645,12 +645,12 @@ def test_a_job_s_own_lora_is_drawn_uncompiled_and_the_endpoint_s_compiled(tiny, 
     drawn_by = {}
     for own in (False, True, False):
         lora = dataclasses.replace(use(tmp_path / "lora.safetensors"), own=own)
-        with adapters.applied([lora]), speed.drawing([lora]):
+        with adapters.applied([lora]), speed.drawing(compiled=own):
             drawn_by[own] = pass_of(transformer, "generate", 1)
         calls.append(counts["calls"])
     assert calls == [0, len(names), len(names)] and counts["graphs"] == 1
     assert torch.equal(drawn_by[True], drawn_by[False])
-    with speed.drawing([]):
+    with speed.drawing():
         plain = pass_of(transformer, "generate", 1)
     assert counts == {"graphs": 2, "calls": 2 * len(names)}
     assert torch.equal(plain, pass_of(transformer_of("generate", Precision.FP32), "generate", 1))
@@ -669,10 +669,10 @@ def test_step_caches_skip_compiled_blocks_and_take_no_shared_passes(tiny, traced
     theirs = drawn_cached()
     blocks, counts, told = traced(pipe.transformer)
     speed = speedups.Speed({Speedup.GUIDANCE: "on"}, pipe.transformer, blocks)
-    with speed.drawing([], apart=True):
+    with speed.drawing(apart=True):
         assert "forward" not in vars(pipe.transformer)
         ours = drawn_cached()
     assert (ours - theirs).abs().max() < 1e-4 and not told
     assert 0 < counts["calls"] < 20 * len(pipe.transformer.transformer_blocks)
-    with speed.drawing([]):
+    with speed.drawing():
         assert "forward" in vars(pipe.transformer)
