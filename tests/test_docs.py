@@ -10,12 +10,12 @@ import subprocess
 import pytest
 
 from qwen_deploy import options, settings_page
-from qwen_worker import bucket
 from qwen_worker.errors import CODES
-from qwen_worker.openai_images import call_of
-from qwen_worker.parsing import ALIASES, parse, public_fields, rule_of
-from qwen_worker.presets import Presets
-from qwen_worker.request import IMAGE_FIELDS, IMAGE_RULE, TASKS, Drawing, Edit, Lora
+from qwen_worker.jobs.openai_images import call_of
+from qwen_worker.jobs.parsing import ALIASES, parse, public_fields, rule_of
+from qwen_worker.jobs.presets import Presets
+from qwen_worker.jobs.request import IMAGE_FIELDS, IMAGE_RULE, TASKS, Drawing, Edit, Lora
+from qwen_worker.network import bucket
 from qwen_worker.settings import Settings
 
 from .conftest import ROOT, run
@@ -261,6 +261,11 @@ def test_the_page_of_patches_names_nothing_that_is_gone():
     text = "\n".join(file.read_text() for file in sources())
     named = {part for span in code(patches) for part in re.split(r"[.=()]", span) if is_private(part)}
     assert named and {name for name in named if name not in text} == set()
+
+
+def test_the_page_of_patches_names_modules_that_are_there():
+    modules = set(re.findall(r"^\| `([a-z]+/\w+)` \|", read(PATCHES), re.MULTILINE))
+    assert modules and {name for name in modules if not (ROOT / f"qwen_worker/{name}.py").is_file()} == set()
 
 
 @functools.cache
