@@ -66,7 +66,7 @@ def edits(options) -> Iterator[dict]:
 
 def served(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
     """By preset: what its jobs ask for and the loaded pipeline, which draws by it until the next one's turn."""
-    from qwen_worker.drawing.configured import regime
+    from qwen_worker.drawing.configured import configured
     from qwen_worker.jobs.job import Job
     from qwen_worker.jobs.parsing import parse
     from qwen_worker.jobs.presets import Presets
@@ -77,15 +77,16 @@ def served(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
     for preset in wanted:
         fields = {"task": task, "prompt": "-", "preset": preset} | ({"image": "-"} if task == "edit" else {})
         job = Job("benchmark", parse(fields, "benchmark", Presets(settings)))
-        job.loras = Loras(settings).of_job(job, loaded.checkpoint)
-        with regime(loaded, job):
+        with configured(loaded, job.request, Loras(settings).of_job(job, loaded.checkpoint)):
             yield preset, job.request, loaded
 
 
 def load(task: str, **settings):
+    from qwen_worker.loading.catalogue import Catalogue
     from qwen_worker.loading.pipelines import Pipelines
 
-    return Pipelines(settings_for(**settings)).load(task)
+    chosen = settings_for(**settings)
+    return Pipelines(chosen, Catalogue(chosen)).load(task)
 
 
 def settings_for(**more):

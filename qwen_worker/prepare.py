@@ -100,7 +100,7 @@ def prepare(found: Checkpoint, plan: Plan, output: Path) -> Path:
     (model,) = plan.models
     rows = model.parts["modulation_outputs"] * 2 * TIMESTEPS if plan.table else 0
     require_disk(plan.transformer(model) + plan.text(model) + plan.vae(model) + rows, output)
-    libraries.import_all(libraries.quantizers(plan.precision))
+    libraries.import_all()
     layout = prepared.layout_of(plan)
     target = output / f"{found.name.replace('/', '--')}.{name_of(layout)}"
     output.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.pipelines import Pipelines
 from qwen_worker.settings import Settings
 
@@ -25,7 +26,7 @@ def main(folder: Path, precision: str, batch: int) -> dict:
         QWEN_SPEEDUPS="compile,rotary",
         QWEN_COMPILED_FOLDER=folder,
     )
-    pipelines = Pipelines(settings)
+    pipelines = Pipelines(settings, Catalogue(settings))
     loaded = {task: pipelines.load(task) for task in SHAPES}
     found = {}
     for task, one in loaded.items():

@@ -192,7 +192,7 @@ def test_every_job_of_the_examples_is_one(page):
             continue  # shown for its refusal, which is compared below
         assert parse(call.fields() if call else job["input"], "job", Presets(settings))
         if "s3Config" in job:
-            assert bucket.of_job(job["s3Config"], settings)
+            assert bucket.bucket_from_job(job["s3Config"], settings)
 
 
 def replies():

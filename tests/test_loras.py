@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from qwen_worker.errors import CODES
 
-from .conftest import respond, run
+from .conftest import place_by, respond, run
 from .local_hub import LocalHub
 from .lora_files import FORMATS, LAYERS, PLAIN, matrices, write
 from .test_batching import together
@@ -219,7 +219,7 @@ def test_a_lora_without_room_on_the_card_is_refused_before_anything_is_loaded(co
     plan = worker.pipelines.place("generate")
     tight = dataclasses.replace(plan, device="cuda")
     tight = dataclasses.replace(tight, limit=tight.peak(256, 256, tiled=True))
-    worker.pipelines.placed = dict.fromkeys(worker.pipelines.placed, tight)
+    place_by(worker, tight)
     error = run(worker, SMALL | {"loras": [{"path": "room.safetensors"}]})["error"]
     assert error.startswith("out_of_memory: 256x256 needs ") and not worker.pipelines.loaded
 

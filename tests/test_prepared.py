@@ -18,13 +18,13 @@ from qwen_worker.checkpoints.files import in_file
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
 from qwen_worker.loading import prepared
-from qwen_worker.loading.pipelines import Pipelines
+from qwen_worker.loading.builder import Builder
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import Gpu, read_machine
-from qwen_worker.settings import Precision, Prepared, Saving
+from qwen_worker.settings import LOAD_THREADS, Precision, Prepared, Saving
 from qwen_worker.weights import modulation_rows
 
-from .conftest import ROOT, as_text, run
+from .conftest import ROOT, as_text, place_by, run
 from .test_assembly import require_same
 
 FIELDS = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2, "seed": 1}
@@ -64,7 +64,7 @@ def plan_for(folder, precision=Precision.BF16, **changes):
 def with_table(worker):
     """The worker whose plan, as on a card that bfloat16 does not fit, has a table."""
     plan = dataclasses.replace(worker.pipelines.place("generate"), table=True)
-    worker.pipelines.placed = dict.fromkeys(worker.pipelines.placed, plan)
+    place_by(worker, plan)
     return worker
 
 
@@ -119,7 +119,7 @@ def test_what_is_stored_quantized_is_what_a_load_would_quantize(settings, tiny, 
     folder, name = prepared.find(found, plan, (tmp_path,), None, Prepared.SAME_CARD)
     assert name == f"tiny-qwen-image--generate.{precision.value}-table-text-{precision.value}", name
     (stored, table), (quantized, other) = (
-        Pipelines(settings()).build(found, plan, {}, where) for where in (folder, None)
+        Builder(LOAD_THREADS).build("tiny", found, plan, {}, where) for where in (folder, None)
     )
     for component in ("transformer", "text_encoder", "vae"):
         require_same(getattr(stored, component), getattr(quantized, component))

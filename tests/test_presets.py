@@ -16,7 +16,7 @@ from qwen_worker.jobs.presets import FEW_STEP_SCHEDULER, Presets
 from qwen_worker.preset_settings import Preset
 from qwen_worker.settings import Misconfigured, Settings, read_settings, warnings_about
 
-from .conftest import as_text, run
+from .conftest import as_text, place_by, run
 from .lora_files import write
 
 SMALL = {"prompt": "a red circle on the left", "width": 256, "height": 256, "seed": 5}
@@ -138,7 +138,7 @@ def test_a_preset_without_its_lora_is_refused_by_name_before_anything(cold_worke
     )
     error = run(worker, SMALL | {"preset": "fast", "image": "aGk="})["error"]
     assert error.endswith("is not served for edit here: QWEN_EDIT_FAST_LORA names no few-step LoRA")
-    assert not worker.pipelines.located
+    assert not worker.catalogue.checkpoints
 
 
 def test_health_lists_what_is_served(cold_worker, few_step):
@@ -151,7 +151,7 @@ def test_health_lists_what_is_served(cold_worker, few_step):
             "reasons": {"fast": "QWEN_EDIT_FAST_LORA names no few-step LoRA"},
         },
     }
-    assert not worker.pipelines.located
+    assert not worker.catalogue.checkpoints
 
 
 def test_a_2_1_checkpoint_serves_no_fast(monkeypatch):
@@ -246,7 +246,7 @@ def fresh_worker(tiny, few_step):
         )  # fmt: skip
         worker = runpod_handler.Worker(settings)
         plan = dataclasses.replace(worker.pipelines.place("generate"), table=table)
-        worker.pipelines.placed = dict.fromkeys(worker.pipelines.placed, plan)
+        place_by(worker, plan)
         return worker
 
     return made
@@ -338,12 +338,12 @@ def test_transformers_that_take_turns_do_so_around_lora_jobs(cold_worker, few_st
     lora = {"QWEN_IMAGE_FAST_LORA": few_step, "QWEN_EDIT_FAST_LORA": few_step}
     worker, resident = (cold_worker(**lora) for _ in range(2))
     plan = dataclasses.replace(worker.pipelines.place("generate"), swapped=True)
-    worker.pipelines.placed = dict.fromkeys(worker.pipelines.placed, plan)
+    place_by(worker, plan)
     edit = {"image": as_text(scene), "prompt": "make it green"}
     for fields in ({}, {"preset": "fast"}, edit, edit | {"preset": "fast"}, {"preset": "balanced"}, {}):
         fields = SMALL | {"num_inference_steps": 2} | fields
         assert run(worker, fields)["output"]["image"] == run(resident, fields)["output"]["image"], fields
-    assert set(worker.pipelines.turns.modules) == set(worker.pipelines.loaded)
+    assert set(worker.pipelines.builder.swap.modules) == set(worker.pipelines.loaded)
 
 
 # The step cache

@@ -11,12 +11,12 @@ from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImagePi
 from qwen_worker.checkpoints.checkpoint import inspect
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.loading import components
-from qwen_worker.loading.pipelines import Pipelines
+from qwen_worker.loading.builder import Builder
 from qwen_worker.memory import cuda, footprint, placement
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.model import modulation
 from qwen_worker.model import vae as single_frame
-from qwen_worker.settings import Precision, Saving
+from qwen_worker.settings import LOAD_THREADS, Precision, Saving
 from qwen_worker.weights import modulation_rows
 
 EXACT = frozenset(Saving) - {Saving.CONV2D}
@@ -31,7 +31,7 @@ def plan_for(folder, precision, savings, **changes):
 def pipeline(settings, folder, precision, savings, **changes):
     """What the worker builds of the folder under such a plan."""
     found = inspect(folder)
-    pipe, table = Pipelines(settings()).build(found, plan_for(folder, precision, savings, **changes), {})
+    pipe, table = Builder(LOAD_THREADS).build("tiny", found, plan_for(folder, precision, savings, **changes), {})
     return pipe, table
 
 
@@ -221,9 +221,9 @@ def test_a_streamed_text_encoder_says_the_same(settings, tiny):
 
 
 def test_transformers_take_turns(tiny):
-    from qwen_worker.model.residency import Turns
+    from qwen_worker.model.residency import Swap
 
-    turns = Turns("cpu")
+    turns = Swap("cpu")
     models = {}
     for name in ("generate", "edit"):
         turns.clear()
@@ -238,14 +238,14 @@ def test_transformers_take_turns(tiny):
 
 def test_quantized_transformers_take_turns_from_homes_of_their_own(tiny):
     """On a card a copy each way through memory that is not pinned would cost a second a job."""
-    from qwen_worker.model.residency import Turns
+    from qwen_worker.model.residency import Swap
 
     plan = plan_for(tiny / "generate", Precision.FP8, frozenset(Saving))
     kind = ["diffusers", "QwenImageTransformer2DModel"]
     model = components.load_component(inspect(tiny / "generate"), "transformer", kind, plan)
     weight = model.transformer_blocks[0].attn.to_q.weight
     before, loaded_at = weight.dequantize(), weight.qdata.data_ptr()
-    turns = Turns("cpu")
+    turns = Swap("cpu")
     turns.add("generate", model)
     homes = {home.tensor.data_ptr() for home in turns.homes["generate"]}
     assert loaded_at not in homes
@@ -287,9 +287,9 @@ def test_host_memory_is_pinned_to_the_byte_and_what_else_is_set_of_torch_s_alloc
 
 
 def test_a_dropped_module_leaves_nothing_behind(tiny):
-    from qwen_worker.model.residency import Turns
+    from qwen_worker.model.residency import Swap
 
-    turns = Turns("cpu")
+    turns = Swap("cpu")
     turns.add("generate", torch.nn.Linear(2, 3))
     turns.drop("generate")
     assert not turns.homes and not turns.modules and turns.active is None
@@ -298,11 +298,11 @@ def test_a_dropped_module_leaves_nothing_behind(tiny):
 
 
 def test_a_transformer_that_was_read_into_host_memory_is_brought_to_the_device(monkeypatch):
-    from qwen_worker.model.residency import Turns
+    from qwen_worker.model.residency import Swap
 
     brought = []
-    monkeypatch.setattr(Turns, "activate", lambda self, name: brought.append((name, len(self.homes[name]))))
-    there, away = Turns("cpu"), Turns("meta")  # meta stands for a card: another device than the host's
+    monkeypatch.setattr(Swap, "activate", lambda self, name: brought.append((name, len(self.homes[name]))))
+    there, away = Swap("cpu"), Swap("meta")  # meta stands for a card: another device than the host's
     there.add("generate", torch.nn.Linear(2, 3))
     assert not brought and there.active == "generate"
     away.add("generate", torch.nn.Linear(2, 3))

@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from ..errors import Cancelled
-from ..jobs.job import Job, Stage
+from ..jobs.job import Stage
 from ..jobs.reply import Drawn
 from ..jobs.request import Drawing, Generate
-from ..loading.pipelines import Loaded
+from ..loading.loaded import Loaded
 from ..log import log_line
 from ..memory.footprint import MEGAPIXEL
 from . import inference
 from .prompt_cache import PromptCache
-from .queue import Line, Turn
+from .queue import DrawingJob, WaitingQueue
 from .shared_call import Encoded, draw_together, encode
 
 # What a job may have of its own; in every other field the jobs of a call are equal.
@@ -30,8 +30,8 @@ OWN_FIELDS = {"prompt", "negative_prompt", "seed", "num_images", "output_format"
 class Batches:
     """`most`: pictures that may share a call; 1 for none. Everything but `fewest_calls` is for the inference thread."""
 
-    def __init__(self, line: Line, most: int):
-        self.line, self.most = line, most
+    def __init__(self, queue: WaitingQueue, most: int):
+        self.queue, self.most = queue, most
         self.pixels = MEGAPIXEL  # of a call; halved when one runs out of memory
 
     def fewest_calls(self, request: Drawing) -> int:
@@ -39,62 +39,64 @@ class Batches:
         room = min(self.most, self.pixels // (request.width * request.height)) if may_share(request) else 1
         return math.ceil(request.num_images / max(1, room))
 
-    def draw(self, loaded: Loaded, job: Job, prompts: PromptCache) -> Drawn | None:
-        """The job's pictures, and in the same call those of waiting jobs that can share it, which leave the line.
+    def draw(self, loaded: Loaded, entry: DrawingJob, prompts: PromptCache) -> Drawn | None:
+        """The job's pictures, and in the same call those of waiting jobs that can share it, which leave the queue.
 
         None where it has to be drawn by itself: it cannot share, or a call that it shared has failed. Stopped during
         the call, the call goes on for the others. Raises `Cancelled` where it was stopped before, or all of them were.
         """
-        room = self.room(loaded, job)
-        if job.alone or room < 2:
+        room = self.room(loaded, entry)
+        if entry.alone or room < 2:
             return None
-        drawn: dict[Job, Drawn] = {}
-        joined: list[Turn] = []
+        drawn: dict[DrawingJob, Drawn] = {}
+        joined: list[DrawingJob] = []
         try:
-            with self.apart(job, joined):
-                encoded = self.gather(loaded, job, prompts, room, joined)
-                job.require_running()
+            with self.parted_on_failure(entry, joined):
+                encoded = self.gather(loaded, entry, prompts, room, joined)
+                entry.job.require_running()
                 drawn = draw_together(loaded, encoded, room)
         finally:
-            for turn in joined:
-                self.part(turn, drawn.get(turn.job))
-        return drawn.get(job)
+            for other in joined:
+                self.part(other, drawn.get(other))
+        return drawn.get(entry)
 
-    def room(self, loaded: Loaded, job: Job) -> int:
+    def room(self, loaded: Loaded, entry: DrawingJob) -> int:
         """How many pictures such as the job's a call may draw."""
-        request = job.request
+        request = entry.job.request
         if not may_share(request) or loaded.checkpoint.class_name != "QwenImagePipeline":
             return 1
-        return inference.plan_for(job, loaded.plan).at_once(request.width, request.height, self.most, self.pixels)
+        plan = inference.plan_for(entry, loaded.plan)
+        return plan.at_once(request.width, request.height, self.most, self.pixels)
 
     def gather(
-        self, loaded: Loaded, job: Job, prompts: PromptCache, room: int, joined: list[Turn]
-    ) -> dict[Job, Encoded]:
+        self, loaded: Loaded, leader: DrawingJob, prompts: PromptCache, room: int, joined: list[DrawingJob]
+    ) -> dict[DrawingJob, Encoded]:
         """The encoded prompts of the job, and of waiting ones while there is room, the oldest first.
 
-        Nobody is waited for, but who comes while others' prompts are encoded is in time. `joined` takes their turns.
+        Nobody is waited for, but a job that comes while others' prompts are encoded is in time. `joined` takes those
+        that share the call.
         """
-        encoded = {job: encode(loaded, job, prompts)}
+        encoded = {leader: encode(loaded, leader, prompts)}
 
-        def fits(other: Job) -> bool:
-            pictures = sum(one.request.num_images for one in encoded) + other.request.num_images
-            able = not other.alone and not other.cancelled.is_set() and other not in encoded
+        def fits(other: DrawingJob) -> bool:
+            pictures = sum(entry.job.request.num_images for entry in encoded) + other.job.request.num_images
+            able = not other.alone and not other.job.cancelled.is_set() and other not in encoded
             # What a LoRA's path leads to may have changed from one job to the other.
-            same = alike(job.request, other.request) and keys(job) == keys(other)
+            same = alike(leader.job.request, other.job.request) and lora_keys(leader) == lora_keys(other)
             return able and pictures <= room and same
 
-        while turn := self.line.first(fits):
+        while other := self.queue.oldest(fits):
             # A prompt that cannot be encoded is its own job's failure, in its own turn.
-            with suppress(Cancelled), self.apart(turn.job):
-                inference.require_drawable(loaded, turn.job)
-                own = encode(loaded, turn.job, prompts)
-                joined.append(turn)
-                turn.job.share_call(job)
-                encoded[turn.job] = own
+            with suppress(Cancelled), self.parted_on_failure(other):
+                inference.require_drawable(loaded, other)
+                prompt = encode(loaded, other, prompts)
+                joined.append(other)
+                self.queue.enter_call(other)
+                encoded[other] = prompt
         return encoded
 
     @contextmanager
-    def apart(self, job: Job, joined: Iterable[Turn] = ()) -> Iterator[None]:
+    def parted_on_failure(self, entry: DrawingJob, joined: Iterable[DrawingJob] = ()) -> Iterator[None]:
         """What fails within ends no job: each is drawn alone then, where only the guilty one's failure is told."""
         import torch
 
@@ -103,24 +105,25 @@ class Batches:
         except Cancelled:
             raise
         except Exception as error:  # noqa: BLE001  in company one job's failure, of any kind, is the others' too
-            for one in (job, *(turn.job for turn in joined)):
-                one.draw_alone()
-                log_line(one.id, "WARN", f"drawn by itself after {type(error).__name__} in company")
+            for one in (entry, *joined):
+                one.alone = True
+                one.job.start_over()
+                log_line(one.job.id, "WARN", f"drawn by itself after {type(error).__name__} in company")
             if isinstance(error, torch.OutOfMemoryError):
                 self.pixels //= 2
         # Outside the handler, where the traceback no longer holds the tensors that filled the card.
-        if job.alone and torch.cuda.is_initialized():
+        if entry.alone and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
-    def part(self, turn: Turn, drawn: Drawn | None) -> None:
-        """The end of a call that another job led: who was drawn or stopped leaves the line, any other waits on."""
-        job = turn.job
-        job.leave_drawing()
+    def part(self, entry: DrawingJob, drawn: Drawn | None) -> None:
+        """The end of a call that another job led: who was drawn or stopped leaves the queue, any other waits on."""
+        self.queue.leave_call(entry)
+        job = entry.job
         if drawn is None and not job.cancelled.is_set():
             job.stage = Stage.WAITING
             return
-        job.timings |= {"load": 0.0, "inference": job.drawing_seconds()}
-        self.line.leave(turn, drawn)
+        job.timings |= {"load": 0.0, "inference": job.stage_seconds()}
+        self.queue.finish(entry, drawn)
 
 
 def may_share(request: Drawing) -> bool:
@@ -133,6 +136,6 @@ def alike(one: Drawing, other: Drawing) -> bool:
     return type(one) is type(other) and one.model_dump(exclude=OWN_FIELDS) == other.model_dump(exclude=OWN_FIELDS)
 
 
-def keys(job: Job) -> list[str]:
-    """What is equal for equal LoRAs."""
-    return [use.file.key for use in job.loras]
+def lora_keys(entry: DrawingJob) -> list[str]:
+    """Equal for equal LoRAs."""
+    return [use.file.key for use in entry.loras]

@@ -3,35 +3,34 @@
 All of it is undone at its end, also where that is an error or a stop. Imports torch inside functions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
-from ..jobs.job import Job
 from ..jobs.presets import FEW_STEP_SCHEDULER
-from ..jobs.request import Edit
-from ..loading.pipelines import Loaded
+from ..jobs.request import Drawing, Edit
+from ..loading.loaded import Loaded
+from ..lora.file import LoraUse
 from ..preset_settings import Preset
-from .partial_denoise import fixed_steps, steps_of
+from .partial_denoise import drawn_steps, fixed_steps
 
 
 @contextmanager
-def regime(loaded: Loaded, job: Job, tiles: bool = False) -> Iterator[None]:
-    """The pipeline as the job asks for it. `tiles`: its pictures are decoded in tiles.
+def configured(loaded: Loaded, request: Drawing, loras: Sequence[LoraUse], tiles: bool = False) -> Iterator[None]:
+    """The pipeline as the request asks for it. `tiles`: its pictures are decoded in tiles.
 
     Guidance's passes are one call where the room for decoding a picture whole is there for both.
     """
-    request = job.request
     steps = fixed_steps(loaded.pipe) or request.num_inference_steps
-    drawn = steps_of(steps, request.strength) if isinstance(request, Edit) else steps
+    drawn = drawn_steps(steps, request.strength) if isinstance(request, Edit) else steps
     changes = dict(FEW_STEP_SCHEDULER) if request.preset == Preset.FAST else {}
     # One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.
     if steps == 1:
         changes["shift_terminal"] = None
     cached = request.preset == Preset.BALANCED and loaded.checkpoint.adaptable
     with (
-        loaded.adapters.applied(job.loras),
+        loaded.adapters.applied(loras),
         loaded.speed.drawing(
-            compiled=all(use.own for use in job.loras),  # a job's own would each compile anew
+            compiled=all(use.own for use in loras),  # a job's own would each compile anew
             apart=cached or tiles or isinstance(request, Edit),
             cached_steps=drawn if cached else 0,
         ),

@@ -96,7 +96,7 @@ def tail(pipe: Any, request: Edit) -> list[float]:
     if not schedule:
         steps = request.num_inference_steps
         schedule = [1 - k * (1 - 1 / steps) / max(1, steps - 1) for k in range(steps)]
-    return list(schedule[len(schedule) - steps_of(len(schedule), request.strength) :])
+    return list(schedule[len(schedule) - drawn_steps(len(schedule), request.strength) :])
 
 
 def fixed_steps(pipe: Any) -> int:
@@ -104,6 +104,6 @@ def fixed_steps(pipe: Any) -> int:
     return len(pipe.config.get("sample_sigmas") or ())
 
 
-def steps_of(whole: int, strength: float) -> int:
-    """How many of a schedule's steps are drawn."""
-    return max(1, math.ceil(whole * strength - 1e-9))
+def drawn_steps(schedule: int, strength: float) -> int:
+    """How many steps of a schedule are drawn, the last ones."""
+    return max(1, math.ceil(schedule * strength - 1e-9))

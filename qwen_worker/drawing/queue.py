@@ -1,7 +1,7 @@
-"""The jobs that wait for the inference thread, in the order in which they came.
+"""The jobs that wait for the inference thread, in the order in which they came, and those that it is drawing.
 
-Each turn is the oldest job's, so no job waits for more turns than there are older jobs. One that an older job takes
-along leaves the line at that one's end, before its own turn comes. Knows nothing of what is done in a turn.
+Each turn is the oldest job's, so no job waits for more turns than there are older jobs. A job that an older one takes
+along leaves the queue at that one's end, before its own turn comes. Knows nothing of how a picture is drawn.
 """
 
 import functools
@@ -12,65 +12,96 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Cancelled
-from ..jobs.job import Job
+from ..jobs.job import Job, Stage
+from ..jobs.reply import Drawn
+from ..lora.file import LoraUse
+from ..pictures.inputs import Canvas
 
 
 @dataclass(eq=False)
-class Turn:
-    """A job's place in the line, and what will come of it."""
+class DrawingJob:
+    """A job with what it is drawn from, on its way through the inference thread."""
 
     job: Job
-    outcome: Future = field(default_factory=Future)
+    canvas: Canvas
+    loras: tuple[LoraUse, ...] = ()
+    alone: bool = False  # a call that it shared has failed: it is drawn by itself
+    outcome: "Future[Drawn]" = field(default_factory=Future)
 
 
-class Line(Executor):
-    """For work whose first argument is its job. `thread`: an executor of one thread, which others may use beside."""
+class WaitingQueue:
+    """`thread`: an executor of one thread, which others may use beside."""
 
     def __init__(self, thread: Executor):
         self.thread, self.lock = thread, threading.Lock()
-        self.turns: list[Turn] = []
+        self.waiting: list[DrawingJob] = []
+        self.in_call: list[DrawingJob] = []  # whose pictures the pipeline is drawing
 
-    def submit(self, work: Callable, job: Job, /, *arguments: Any) -> Future:
-        turn = Turn(job)
+    def submit(self, entry: DrawingJob, work: Callable[..., Drawn], *arguments: Any) -> "Future[Drawn]":
+        """`work(entry, *arguments)` once it is the entry's turn; what comes of it, or of an older job's call."""
         with self.lock:
-            self.turns.append(turn)
-        self.thread.submit(self.take, turn, work, arguments).add_done_callback(functools.partial(pass_on, turn))
-        return turn.outcome
+            self.waiting.append(entry)
+        done = self.thread.submit(self.take_turn, entry, work, arguments)
+        done.add_done_callback(functools.partial(pass_on, entry))
+        return entry.outcome
 
-    def take(self, turn: Turn, work: Callable, arguments: tuple) -> Any:
-        """On the thread: the turn's work, unless its job has left the line or has been stopped."""
-        if self.remove(turn) and turn.outcome.set_running_or_notify_cancel():
-            return work(turn.job, *arguments)
-        return None
+    def take_turn(self, entry: DrawingJob, work: Callable[..., Drawn], arguments: tuple) -> Drawn | None:
+        """On the thread: the work, unless its job has left the queue or has been stopped."""
+        if not self.remove(entry) or not entry.outcome.set_running_or_notify_cancel():
+            return None
+        try:
+            return work(entry, *arguments)
+        finally:
+            self.leave_call(entry)
 
-    def first(self, wanted: Callable[[Job], bool]) -> Turn | None:
-        """Of the turns that wait, the oldest whose job is wanted."""
+    def enter_call(self, entry: DrawingJob) -> None:
+        """The pipeline is about to draw the job's pictures. Raises `Cancelled` where the job has been stopped."""
         with self.lock:
-            return next((turn for turn in self.turns if wanted(turn.job)), None)
+            self.in_call.append(entry)
+        entry.job.enter(Stage.DRAWING)
 
-    def leave(self, turn: Turn, result: Any) -> None:
-        """End a turn that has not come yet: its job has been done in another's, or stopped."""
-        if not self.remove(turn) or not turn.outcome.set_running_or_notify_cancel():
+    def leave_call(self, entry: DrawingJob) -> None:
+        with self.lock:
+            self.in_call = [other for other in self.in_call if other is not entry]
+
+    def draws_for_nobody(self, job: Job) -> bool:
+        """Whether the pipeline is at the job's pictures and has no other job's that still runs.
+
+        A stopped job waits for that call's end, so that no other drawing runs beside it; a call that draws for others
+        too goes on for them.
+        """
+        with self.lock:
+            jobs = [entry.job for entry in self.in_call]
+        return job in jobs and all(other.cancelled.is_set() for other in jobs)
+
+    def oldest(self, wanted: Callable[[DrawingJob], bool]) -> DrawingJob | None:
+        """Of those that wait, the oldest that is wanted."""
+        with self.lock:
+            return next((entry for entry in self.waiting if wanted(entry)), None)
+
+    def finish(self, entry: DrawingJob, drawn: Drawn | None) -> None:
+        """End the wait of a job before its own turn: it has been drawn in another's call, or stopped."""
+        if not self.remove(entry) or not entry.outcome.set_running_or_notify_cancel():
             return
-        if turn.job.cancelled.is_set():
-            turn.outcome.set_exception(Cancelled())
+        if entry.job.cancelled.is_set() or drawn is None:
+            entry.outcome.set_exception(Cancelled())
         else:
-            turn.outcome.set_result(result)
+            entry.outcome.set_result(drawn)
 
-    def remove(self, turn: Turn) -> bool:
+    def remove(self, entry: DrawingJob) -> bool:
         """Whether it was still there."""
         with self.lock:
-            waits = turn in self.turns
+            waits = entry in self.waiting
             if waits:
-                self.turns.remove(turn)
+                self.waiting.remove(entry)
             return waits
 
 
-def pass_on(turn: Turn, done: Future) -> None:
-    """What came of the turn's own work, to whom waits for it."""
-    if turn.outcome.done():
+def pass_on(entry: DrawingJob, done: "Future[Drawn | None]") -> None:
+    """What came of the entry's own turn, to whom waits for it."""
+    if entry.outcome.done():
         return
     if error := done.exception():
-        turn.outcome.set_exception(error)
-    else:
-        turn.outcome.set_result(done.result())
+        entry.outcome.set_exception(error)
+    elif drawn := done.result():
+        entry.outcome.set_result(drawn)

@@ -13,57 +13,52 @@ from typing import Any
 from PIL import Image
 
 from ..errors import Cancelled
-from ..jobs.job import Job
 from ..jobs.reply import Drawn
-from ..jobs.request import Drawing
-from ..loading.pipelines import Loaded
+from ..loading.loaded import Loaded
 from ..memory.cuda import peak_vram_gb
 from ..pictures.images import to_rgb
 from . import inference
-from .configured import regime
+from .configured import configured
 from .prompt_cache import PromptCache
+from .queue import DrawingJob
 
 Encoded = dict[str, tuple[Any, Any]]  # of prompt and negative_prompt: embeddings (1, tokens, dim), mask (1, tokens)
 PROMPTS = ("prompt", "negative_prompt")
 
 
-def arguments(loaded: Loaded, request: Drawing) -> dict[str, Any]:
-    return inference.arguments(loaded.pipe, request, [], (request.width, request.height))
-
-
-def encode(loaded: Loaded, job: Job, prompts: PromptCache) -> Encoded:
+def encode(loaded: Loaded, entry: DrawingJob, prompts: PromptCache) -> Encoded:
     """The job's prompts as the pipeline encodes them for it alone; no negative one without guidance.
 
     Raises `Cancelled` at the end of the call in which the job is stopped.
     """
     import torch
 
-    pipe, call = loaded.pipe, arguments(loaded, job.request)
+    pipe, call = loaded.pipe, inference.arguments(loaded.pipe, entry.job.request, entry.canvas)
     # The pipeline's own arguments to the letter: what was encoded for a job drawn alone is found in the cache.
     common = {"prompt_embeds": None, "prompt_embeds_mask": None, "device": pipe._execution_device}
     common |= {"num_images_per_prompt": 1, "max_sequence_length": call["max_sequence_length"]}
-    with torch.no_grad(), prompts.around(pipe, job.require_running):
+    with torch.no_grad(), prompts.around(pipe, entry.job.require_running):
         return {name: pipe.encode_prompt(prompt=call[name], **common) for name in PROMPTS if name in call}
 
 
-def draw_together(loaded: Loaded, encoded: dict[Job, Encoded], room: int) -> dict[Job, Drawn]:
+def draw_together(loaded: Loaded, encoded: dict[DrawingJob, Encoded], room: int) -> dict[DrawingJob, Drawn]:
     """Every job's pictures, `room` of them a call. Raises `Cancelled` within a step once all jobs are stopped."""
-    wanted = [(job, number) for job in encoded for number in range(job.request.num_images)]
+    wanted = [(entry, number) for entry in encoded for number in range(entry.job.request.num_images)]
     calls = [wanted[start : start + room] for start in range(0, len(wanted), room)]
-    pictures: dict[Job, list[Image.Image]] = {job: [] for job in encoded}
-    steps = 0
-    with regime(loaded, wanted[0][0]):
+    pictures: dict[DrawingJob, list[Image.Image]] = {entry: [] for entry in encoded}
+    steps, leader = 0, wanted[0][0]
+    with configured(loaded, leader.job.request, leader.loras):
         for call in calls:
             images, steps = draw_call(loaded, encoded, call)
-            for (job, _), image in zip(call, images, strict=True):
-                pictures[job].append(to_rgb(image))
+            for (entry, _), image in zip(call, images, strict=True):
+                pictures[entry].append(to_rgb(image))
             require_any_running(encoded)
     peak = peak_vram_gb()
-    return {job: Drawn(found, steps, loaded.drawer, None, peak, len(calls[0])) for job, found in pictures.items()}
+    return {entry: Drawn(found, steps, loaded.drawer, None, peak, len(calls[0])) for entry, found in pictures.items()}
 
 
 def draw_call(
-    loaded: Loaded, encoded: dict[Job, Encoded], call: list[tuple[Job, int]]
+    loaded: Loaded, encoded: dict[DrawingJob, Encoded], call: list[tuple[DrawingJob, int]]
 ) -> tuple[list[Image.Image], int]:
     """The pictures of one call, each given by its job and its number there from 0, and the steps that it took.
 
@@ -71,31 +66,32 @@ def draw_call(
     """
     import torch
 
-    pipe, given = loaded.pipe, arguments(loaded, call[0][0].request)
+    pipe, leader = loaded.pipe, call[0][0]
+    given = inference.arguments(pipe, leader.job.request, leader.canvas)
     for name in PROMPTS:
         if given.pop(name, None) is not None:
-            embeddings, mask = padded([encoded[job][name] for job, _ in call])
+            embeddings, mask = padded([encoded[entry][name] for entry, _ in call])
             given |= {f"{name}_embeds": embeddings, f"{name}_embeds_mask": mask}
     # A CPU generator draws the same noise whatever the card.
-    generators = [torch.Generator("cpu").manual_seed(job.request.seeds[number]) for job, number in call]
-    first, counts = dict(reversed(call)), Counter(job for job, _ in call)
+    generators = [torch.Generator("cpu").manual_seed(entry.job.request.seeds[number]) for entry, number in call]
+    first, counts = dict(reversed(call)), Counter(entry for entry, _ in call)
 
-    def after_step(_pipe, step: int, _timestep, tensors: dict) -> dict:
-        for job, count in counts.items():
-            job.step_ends(step + 1, pipe.num_timesteps, first[job], count)
+    def after_step(_pipe: Any, step: int, _timestep: Any, tensors: dict) -> dict:
+        for entry in counts:
+            entry.job.step_ends(step + 1, pipe.num_timesteps)
         require_any_running(encoded)
         return tensors
 
-    for job in counts:
-        job.picture_begins()
+    for entry, count in counts.items():
+        entry.job.begin_drawing(first[entry], count)
     with inference.left_clean(pipe):
         images = pipe(**given, generator=generators, callback_on_step_end=after_step).images
     return images, pipe.num_timesteps
 
 
-def require_any_running(jobs: Iterable[Job]) -> None:
+def require_any_running(entries: Iterable[DrawingJob]) -> None:
     """Raises `Cancelled` where all of them have been stopped."""
-    if all(job.cancelled.is_set() for job in jobs):
+    if all(entry.job.cancelled.is_set() for entry in entries):
         raise Cancelled
 
 

@@ -1,18 +1,21 @@
-"""One drawing job while it runs: its stop, its clock, and how far it has come.
+"""One drawing job's life: its stop, its clock, and how far it has come.
 
-The inference thread writes, the event loop reads. Knows nothing of what drawing is, nor of the platform.
+The inference thread writes, the event loop reads. Knows nothing of what drawing is, of other jobs, nor of the platform.
 """
 
 import asyncio
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, Future
+from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import Any
+from typing import TypeVar
 
 from ..errors import Cancelled, JobError
 from .request import Drawing
+
+Result = TypeVar("Result")
 
 
 class Stage(StrEnum):
@@ -28,66 +31,59 @@ class Stage(StrEnum):
 class Job:
     """`limit`: seconds from now that the job may take, None for as long as it likes."""
 
-    def __init__(self, job_id: str, request: Drawing, limit: float | None = None, previewer: Any = None):
+    def __init__(self, job_id: str, request: Drawing, limit: float | None = None):
         self.id, self.request, self.limit = job_id, request, limit
         self.started = time.monotonic()
         self.timings: dict[str, float] = {}  # seconds by stage, as the reply tells them
-        self.loras: tuple[Any, ...] = ()  # that its pictures are drawn with, once they are opened
         self.cancelled = threading.Event()
-        self.stage = Stage.OPENING
-        self.drawing = False  # the inference thread is in the pipeline
-        self.in_call = [self]  # whose pictures the pipeline's present call draws
-        self.alone = False  # a call that it shared failed: it is drawn by itself
-        self.step = 0  # done, of all pictures
-        self.at = 0, 0, 1  # the step of the present call, its first picture from 0, and how many it draws of the job's
+        self.stage, self.stage_since = Stage.OPENING, self.started
+        self.step = 0  # steps that are done, of all pictures
+        self.pictures = range(1)  # those of the job's pictures, from 0, that are being drawn
         self.expect(request.num_inference_steps)
         self.step_seconds: float | None = None  # mean of the steps that followed another one
         self.intervals, self.last_step = 0, 0.0
-        self.previewer = previewer  # where the job asks for previews
         self.preview: str | None = None  # a JPEG in base64, until it is taken
 
-    async def on(self, threads: Executor, work: Callable, *arguments: Any) -> Any:
-        """What the work returns on one of the threads.
+    @asynccontextmanager
+    async def within_limit(self) -> AsyncIterator[None]:
+        """Past the job's limit what is within is ended as by a stop; raises `JobError` deadline_exceeded then."""
+        try:
+            async with asyncio.timeout(self.limit) as clock:
+                yield
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            raise self.out_of_time() from None
 
-        Stopped meanwhile, it passes the stop on at once, but waits for the end of the drawing where that is what the
-        work is at: a load goes on for the next job, a drawing never runs beside it. A call that draws for others too
-        goes on for them: of its jobs, only the last one stopped waits.
+    async def on(self, threads: Executor, work: Callable[..., Result], *arguments: object) -> Result:
+        """What the work returns on one of the threads. Stopped meanwhile, it passes the stop on at once."""
+        return await self.outcome_of(threads.submit(work, *arguments))
+
+    async def outcome_of(self, future: "Future[Result]", must_wait: Callable[[], bool] = lambda: False) -> Result:
+        """What comes of work that has been submitted.
+
+        Stopped meanwhile, it passes the stop on once `must_wait()` is False or the work is over.
         """
-        running = asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+        running = asyncio.wrap_future(future)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
+            # The stop is flagged before `must_wait` looks for drawing, and drawing is flagged before it looks for the
+            # stop: one of the two threads sees the other's flag.
             self.cancelled.set()
-            # After the flag: work that is not drawing yet will see it before it does.
-            while self.drawn_for_nobody() and not running.done():
+            while must_wait() and not running.done():
                 try:
                     await asyncio.wait([running])
                 except asyncio.CancelledError:
                     continue
-            running.add_done_callback(lambda one: one.cancelled() or one.exception())  # or asyncio reports it as lost
+            # asyncio reports an exception that nobody has asked for.
+            running.add_done_callback(lambda done: done.cancelled() or done.exception())
             running.cancel()  # where it has not begun it never will
             raise
 
-    def drawn_for_nobody(self) -> bool:
-        """Whether the inference thread is in a call all of whose jobs have been stopped."""
-        return self.drawing and all(job.cancelled.is_set() for job in self.in_call)
-
-    def share_call(self, leader: "Job") -> None:
-        """Be drawn in the call of another job. Raises `Cancelled` where the job has been stopped."""
-        self.in_call = leader.in_call
-        self.in_call.append(self)
-        self.enter(Stage.DRAWING)
-
-    def draw_alone(self) -> None:
-        """A call that it shared has failed: from the start, by itself."""
-        self.alone, self.step, self.at = True, 0, (0, 0, 1)
-
     def enter(self, stage: Stage) -> None:
         """Raises `Cancelled` where the job has been stopped."""
-        # The flags are set before the look at the stop, and the stop before the look at them: one sees the other.
-        self.stage = stage
-        self.drawing = stage is Stage.DRAWING
-        self.drawing_since = time.monotonic()
+        self.stage, self.stage_since = stage, time.monotonic()
         self.require_running()
 
     def require_running(self) -> None:
@@ -95,24 +91,31 @@ class Job:
         if self.cancelled.is_set():
             raise Cancelled
 
-    def leave_drawing(self) -> None:
-        self.drawing, self.in_call = False, [self]
+    def stage_seconds(self) -> float:
+        """How long the present stage has lasted."""
+        return time.monotonic() - self.stage_since
 
-    def drawing_seconds(self) -> float:
-        return time.monotonic() - self.drawing_since
+    def seconds_to_limit(self) -> float | None:
+        """None where the job has no limit."""
+        return self.limit and self.started + self.limit - time.monotonic()
 
-    def picture_begins(self) -> None:
-        self.last_step = 0.0
+    def begin_drawing(self, first: int, count: int = 1) -> None:
+        """The pipeline begins a call for `count` of the job's pictures, from number `first` on."""
+        self.pictures, self.last_step = range(first, first + count), 0.0
+
+    def start_over(self) -> None:
+        """What has been drawn is lost: all pictures will be drawn from their first step."""
+        self.step, self.pictures = 0, range(1)
 
     def expect(self, steps: int) -> None:
         """Each picture takes so many steps."""
         self.steps_a_picture, self.total = steps, steps * self.request.num_images
 
-    def step_ends(self, step: int, steps: int, picture: int, at_once: int = 1) -> None:
-        """`step` of `steps` is done, both counted from 1, of so many pictures from number `picture`, from 0, on."""
-        now = time.monotonic()
+    def step_ends(self, step: int, steps: int) -> None:
+        """`step` of `steps` of the present call is done, both counted from 1."""
+        now, at_once = time.monotonic(), len(self.pictures)
         self.expect(steps)
-        self.step, self.at = picture * steps + step * at_once, (step, picture, at_once)
+        self.step = self.pictures.start * steps + step * at_once
         if self.last_step:
             self.intervals += 1
             seconds = (now - self.last_step) / at_once
@@ -132,9 +135,10 @@ class Job:
         """The failure of a job whose limit ran out, with how far it came."""
         where = self.stage.value
         if self.stage is Stage.DRAWING:
-            step, picture, at_once = self.at
-            where = f"after {step} of {self.steps_a_picture} steps"
+            first, last = self.pictures.start + 1, self.pictures.stop
+            step = (self.step - self.pictures.start * self.steps_a_picture) // len(self.pictures)
+            where = f"after {max(0, step)} of {self.steps_a_picture} steps"
             if self.request.num_images > 1:
-                those = f"picture {picture + 1}" if at_once == 1 else f"pictures {picture + 1} to {picture + at_once}"
-                where += f" of {those} of {self.request.num_images}"
+                drawn = f"picture {first}" if first == last else f"pictures {first} to {last}"
+                where += f" of {drawn} of {self.request.num_images}"
         return JobError("deadline_exceeded", f"the job's {self.limit:g} seconds ran out {where}")

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
-from ..checkpoints.checkpoint import Checkpoint
 from ..errors import LoadError
 from ..log import log_line
 from ..memory.cuda import spoils_the_worker
 from ..memory.footprint import Plan
 from ..settings import Fallback, Role, Settings
-from .pipelines import Loaded, Pipelines
+from .loaded import Loaded
+from .pipelines import Pipelines
 
 
 class Loader:
@@ -26,14 +26,10 @@ class Loader:
         self.settings, self.pipelines, self.inference_thread = settings, pipelines, inference_thread
         self.failures: dict[str, tuple[LoadError, float]] = {}  # by role: what failed, and when
 
-    def known(self, task: str) -> Checkpoint | None:
-        """What is known of the checkpoint that serves the task, also where loading it has failed since."""
-        return self.pipelines.located.get(self.pipelines.model_for(task))
-
     def ready(self, task: str) -> bool:
-        checkpoint = self.known(task)
-        serves = checkpoint is not None and task in checkpoint.pipeline_class.tasks
-        return serves and self.pipelines.model_for(task) in self.pipelines.loaded
+        """Whether the task's pipeline is loaded."""
+        loaded = self.pipelines.get(task)
+        return loaded is not None and task in loaded.checkpoint.pipeline_class.tasks
 
     def state(self) -> dict[str, Any]:
         """For `health`: what happens when a model cannot be had, and by role why one could not be."""
@@ -63,9 +59,9 @@ class Loader:
 
     def load_and_log(self, task: str) -> Loaded:
         """The task's pipeline; the first time, its plan and its seconds go to the log."""
-        known = self.pipelines.model_for(task) in self.pipelines.loaded
+        before = self.pipelines.get(task)
         loaded = self.pipelines.load(task)
-        if not known:
+        if not before:
             name, seconds = loaded.checkpoint.name, loaded.seconds
             where = ", ".join(f"{stage} {spent:.2f}" for stage, spent in loaded.stages.items())
             own = ", ".join(f"{use.label} at {use.scale:g}" for use in loaded.adapters.own)
@@ -95,7 +91,7 @@ class Loader:
             log_line(None, "ERROR", traceback.format_exc())
             if spoils_the_worker(error):
                 raise
-            part = f"{role}/{self.pipelines.stage}".rstrip("/")
+            part = f"{role}/{self.pipelines.builder.busy_with}".rstrip("/")
             passing = type(error).__name__ == "OutOfMemoryError"  # what else holds the card's memory may give it back
             failure = LoadError(f"{type(error).__name__} while loading {part}; the worker's log has the rest", passing)
         else:

@@ -1,4 +1,4 @@
-"""Components that are not always on the card: a text encoder that streams through it, transformers that take turns.
+"""Components that are not always on the card: a text encoder that streams through it, transformers that are swapped.
 
 Weights wait in pinned host memory and never change, so nothing is ever copied back. Streaming is diffusers' group
 offloading, leaf by leaf, the next one's copy under the present one's work.
@@ -37,7 +37,7 @@ class Home:
         setattr(self.owner, self.attribute, self.tensor.to(device, non_blocking=True))
 
 
-class Turns:
+class Swap:
     """Transformers of which one at a time is on the device."""
 
     def __init__(self, device: str):
@@ -47,7 +47,7 @@ class Turns:
         self.active: str | None = None
 
     def add(self, name: str, module: torch.nn.Module) -> None:
-        """Take in a module, on the device or in the host memory that is to be its home; it gets the turn."""
+        """Take in a module, on the device or in the host memory that is to be its home; it is active then."""
         self.homes[name] = [
             Home(owner, attribute, pinned(tensor, self.device))
             for parameter in module.parameters()
@@ -73,7 +73,7 @@ class Turns:
         self.active = None
 
     def activate(self, name: str) -> float:
-        """Give a module the turn. Returns the seconds that it took, 0 if it had it."""
+        """Bring a module to the device. Returns the seconds that it took, 0 if it was there."""
         if self.active == name:
             return 0.0
         started = time.perf_counter()

@@ -67,7 +67,7 @@ class S3Config(BaseModel):
     ] = ""
 
 
-def of_settings(settings: Settings) -> Bucket | None:
+def bucket_from_settings(settings: Settings) -> Bucket | None:
     """The operator's bucket, or None where none is set. Raises `Misconfigured` naming the variable that is wrong."""
     if settings.BUCKET_ENDPOINT_URL is None:
         if settings.QWEN_DELIVERY is Delivery.URL:
@@ -96,7 +96,7 @@ def of_settings(settings: Settings) -> Bucket | None:
     )
 
 
-def of_job(config: Any, settings: Settings) -> Bucket:
+def bucket_from_job(config: Any, settings: Settings) -> Bucket:
     """The bucket of a job's `s3Config`. Raises `InvalidInput` naming the field and the rule, never the value."""
     if not isinstance(config, dict):
         raise InvalidInput("s3Config must be an object")

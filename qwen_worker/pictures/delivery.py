@@ -14,8 +14,7 @@ from PIL import Image
 from ..errors import Cancelled, InvalidInput, JobError
 from ..jobs.reply import posted_bytes, success
 from ..jobs.request import Drawing
-from ..network import bucket as buckets
-from ..network.bucket import Bucket
+from ..network.bucket import Bucket, bucket_from_job
 from ..network.upload import File, UploadFailed, put, require_public
 from ..settings import Delivery, Settings
 from ..stopwatch import timed
@@ -44,7 +43,7 @@ def terms_of(job: dict, request: Drawing, settings: Settings, limit: int, operat
     Raises `InvalidInput` for an `s3Config` that cannot be used and for URLs without a bucket.
     """
     config = job.get("s3Config") or None  # an empty one is none
-    bucket = operators if config is None else buckets.of_job(config, settings)
+    bucket = operators if config is None else bucket_from_job(config, settings)
     standard = settings.QWEN_DELIVERY if config is None else Delivery.URL
     mode = Delivery(request.delivery) if request.delivery else standard
     if mode is Delivery.URL and bucket is None:

@@ -15,7 +15,7 @@ PICTURES = ("image", "images", "b64_json")
 
 
 @pytest.fixture(scope="module")
-def workers(every_library):
+def workers():
     return {}
 
 
