@@ -18,8 +18,9 @@ from ..jobs.request import Drawing, Edit, require_tokens
 from ..loading.loaded import Loaded
 from ..memory.cuda import allocated, peak_vram_gb
 from ..memory.footprint import Plan
-from ..pictures.images import restore_outside, to_rgb
+from ..pictures.images import to_rgb
 from ..pictures.inputs import Canvas
+from ..pictures.masks import restore_outside
 from .configured import configured
 from .partial_denoise import PartialDenoise
 from .preview import Previewer

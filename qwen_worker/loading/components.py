@@ -41,12 +41,16 @@ def trim(component: Any, name: str, plan: Plan) -> None:
             single_frame.as_2d(component)
     if name == "text_encoder":
         from ..model import residency
-        from . import text_trims
 
         if Saving.TRIM in plan.savings and class_name == "Qwen2_5_VLForConditionalGeneration":
-            text_trims.drop_language_head(component)
+            import torch
+
+            # The pipelines take the last hidden states: the language head (545 million parameters) computes logits that
+            # are dropped, and without an input picture the vision tower (677 million) never runs. An input picture
+            # fails afterwards.
+            component.lm_head = torch.nn.Identity()
             if not plan.vision:
-                text_trims.drop_vision(component)
+                component.model.visual = torch.nn.Identity()
         if plan.text_encoder == "streamed":
             residency.stream(component, plan.device)
 

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 from ..errors import InvalidInput, JobError
-from ..model.low_rank import LowRank
-from ..model.modulation import Lookup, Table
+from ..model.modulation import Lookup, LowRank, Table
 from ..model.residency import pinned
 from .file import Layer, LoraFile, LoraUse, require_layers
 

@@ -17,8 +17,8 @@ from ..jobs.sources import STANDARD_NAME, SUFFIX, HubFile, hub_file, is_url
 from ..network import hub
 from ..network.fetch import Wanted, download, require_url, told
 from ..network.side_threads import SideThreads, acquire
+from .file import START_BYTES, TensorFile, require_start
 from .store import Incoming, Known, LoraStore, Unwritable
-from .tensor_file import START_BYTES, TensorFile, require_start
 
 MAX_FETCHES = 4
 REASK_SECONDS = 300

@@ -2,28 +2,46 @@
 
 These layers are a third of the 20B transformer (60 blocks x 2 x Linear(3072, 18432)) and see nothing but the timestep's
 embedding:  row(t) = W SiLU(temb(t)) + b.  In bfloat16 the pipelines can ask for 1,248 timesteps only, so all rows are
-computed once, at load, and the weights are never kept: 13.59 GB less on the card for 5.52 GB of host memory, of which
-a job's schedule (4.4 MB a step) goes to the card. Rows are computed one timestep at a time, as a job of one picture
+computed once, at load, and the weights are never kept: 13.59 GB less on the card for 5.52 GB of host memory, of which a
+job's schedule (4.4 MB a step) goes to the card. Rows are computed one timestep at a time, as a job of one picture
 computes them, and are then bit-equal to stock diffusers; in a batch stock's own matrix product rounds differently.
 
+A LoRA of the modulation adds to the rows: an output is linear in the weights, row(t) = W x + b with x = SiLU(temb(t)),
+so what is added is scale * B (A x), and the weights need not be read again. It is computed one timestep at a time, in
+the order and the dtype in which peft's layer would beside the layer itself: bit-equal to that.
+
 Does not cover: layered models, whose temb has a second input; Qwen-Image-2.1, which shares one modulation over all
-blocks; float32, where timesteps are too many to list (`ComputedRows` keeps the weights and remembers rows).
-Imports torch and diffusers: import it inside functions. Knows nothing of placement or jobs.
+blocks; float32, where timesteps are too many to list (`ComputedRows` keeps the weights and remembers rows). Imports
+torch and diffusers: import it inside functions. Knows nothing of placement or jobs.
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import QwenImageTransformer2DModel
 
-from . import low_rank
-from .low_rank import LowRank
-
 STREAMS = ("img_mod", "txt_mod")
 REMEMBERED = 512  # timesteps of which computed rows are kept
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One layer's: `down` (rank, dim), `up` (6 dim, rank). `stream`: 0 for img_mod, 1 for txt_mod."""
+
+    block: int
+    stream: int
+    down: torch.Tensor
+    up: torch.Tensor
+    scale: float
+
+    def of(self, condition: torch.Tensor) -> torch.Tensor:
+        """(1, dim) -> (1, 6 dim)"""
+        linear = torch.nn.functional.linear
+        return linear(linear(condition, self.down), self.up) * self.scale
 
 
 class Lookup(torch.nn.Module):
@@ -86,7 +104,7 @@ class Table:
         rows = torch.cat([rows, torch.full_like(rows[:1], torch.nan)])
         self.values, self.rows = values, rows.to(timesteps.device, non_blocking=True)
         if self.changes:
-            low_rank.add(self.changes, self.rows, values, self.embed)
+            add_low_rank(self.changes, self.rows, values, self.embed)
         self.prepared = listed
 
     def change(self, changes: Iterable[LowRank]) -> None:
@@ -163,6 +181,16 @@ class ComputedRows:
                 rows = [torch.cat([stream(temb) for stream in block]) for block in self.modules]
                 self.known[value] = torch.stack(rows)
         return torch.stack([self.known[value] for value in values])
+
+
+@torch.no_grad()
+def add_low_rank(
+    changes: Sequence[LowRank], rows: torch.Tensor, values: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """To the first n rows (.., blocks, 2, 6 dim), those of the timesteps `values` (n,). `embed`: (1,) -> (1, dim)."""
+    conditions = [torch.nn.functional.silu(embed(value.view(1))) for value in values]
+    for change in changes:
+        rows[: len(values), change.block, change.stream] += torch.cat([change.of(one) for one in conditions])
 
 
 def every_timestep() -> torch.Tensor:

@@ -4,9 +4,10 @@ The matrices of the blocks' attention and MLPs only. The modulation, the input a
 embedder and the last norm stay in bfloat16 (quantized they cost most of the quality,
 https://github.com/sgl-project/sglang, docs/diffusion/quantization.md), and so do the text encoder's vision tower, token
 embedding and norms. Weights are quantized as they arrive, a tensor at a time. Lossy: the figures are in
-QWEN_IMPLEMENTATION.md. Imports torch: import it inside functions; the quantization libraries it imports there too.
+docs/speed.md. Imports torch: import it inside functions; the quantization libraries it imports there too.
 """
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from ..settings import Precision
 
+LEAST_ROWS = 17  # of torch._int_mm on CUDA
 KEPT = {
     "transformer": ["img_in", "txt_in", "time_text_embed", "norm_out", "proj_out", "img_mod", "txt_mod"],
     "text_encoder": ["model.visual", "lm_head"],
@@ -106,3 +108,28 @@ def nf4_in_place(model: torch.nn.Module, component: str) -> None:
     for path, module in list(model.named_modules()):
         if is_matrix(component, path, module):
             as_nf4(model, path)
+
+
+def pad_few_rows() -> None:
+    """From now on torchao's INT8 products have enough rows; doing it twice is doing it once.
+
+    The text stream of a short prompt has few rows, and CUDA's product asks for more than 16. torchao's own way out (a
+    product in float32) is for calls that are not compiled; compiled ones fail when they run.
+    """
+    from torchao.kernel import intmm
+
+    if not hasattr(intmm.safe_int_mm, "__wrapped__"):
+        intmm.safe_int_mm = padded(intmm.safe_int_mm)
+
+
+def padded(product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable:
+    """product(rows, matrix), (M, K) and (K, N) to (M, N), that is never given fewer than `LEAST_ROWS`."""
+
+    @functools.wraps(product)
+    def call(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        count = rows.shape[0]
+        if count >= LEAST_ROWS:  # compiled, a question of which graph
+            return product(rows, matrix)
+        return product(torch.nn.functional.pad(rows, (0, 0, 0, LEAST_ROWS - count)), matrix)[:count]
+
+    return call

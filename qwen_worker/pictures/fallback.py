@@ -11,7 +11,7 @@ import textwrap
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from ..jobs.request import Drawing
-from .images import restore_outside
+from .masks import restore_outside
 
 
 def draw(request: Drawing, sources: list[Image.Image], mask: Image.Image | None, size) -> list[Image.Image]:

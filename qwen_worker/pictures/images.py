@@ -20,7 +20,6 @@ MAX_BYTES = 20_000_000  # one encoded input image; the platform's largest reques
 MAX_PIXELS = 50_000_000  # a 50-megapixel photo decodes to 150 MB
 # The edit processor raises at 200:1 and the pipeline's own arithmetic reaches a side of 0; no picture is that long.
 MAX_ASPECT = 8
-FEATHER = 8  # pixels
 EDIT_AREA = 1024 * 1024  # pixels; what the edit pipelines aim at
 JPEG_QUALITY = 92
 
@@ -148,18 +147,6 @@ def scaled_to_8_bits(picture: Image.Image) -> Image.Image:
     return picture.point(lambda value: value * (255 / ceiling)).convert("L")
 
 
-def decode_mask(data: bytes, label: str, size: tuple[int, int]) -> Image.Image:
-    """The mask as `L` of 0 and 255 (repaint) and exactly the source picture's size; what is transparent is black."""
-    mask = decode(data, label, background="black").convert("L").point(lambda value: 255 if value >= 128 else 0)
-    if mask.size != size:
-        raise InvalidInput(
-            f"{label} must have the size of the image, {size[0]}x{size[1]}, not {mask.width}x{mask.height}"
-        )
-    if not mask.getbbox():
-        raise InvalidInput(f"{label} must be white where the picture is repainted, and has no white pixel")
-    return mask
-
-
 def encode(picture: Image.Image, output_format: str, quality: int | None = None) -> str:
     """The picture's file as base64."""
     return base64.b64encode(encode_file(picture, output_format, quality)).decode("ascii")
@@ -194,41 +181,3 @@ def edit_size(source: tuple[int, int], mask: bool, multiple: int, low: int, high
     elif height == high:
         width = round(height * ratio / 32) * 32
     return max(low, width), max(low, height)
-
-
-def restore_outside(picture: Image.Image, source: Image.Image, mask: Image.Image) -> Image.Image:
-    """The picture inside the mask, the source's own pixels outside, faded over `FEATHER` pixels inside its edge."""
-    source = source.resize(picture.size, Image.Resampling.LANCZOS) if source.size != picture.size else source
-    mask = mask.resize(picture.size, Image.Resampling.NEAREST) if mask.size != picture.size else mask
-    return Image.composite(picture, source, feathered(mask))
-
-
-def feathered(mask: Image.Image) -> Image.Image:
-    """The mask with an edge that rises over `FEATHER` pixels, or over half the width where it is thinner than that.
-
-    Zero wherever the mask is, full in the middle of every part of it: the distance to the edge (chessboard, counted up
-    to `FEATHER`) over the largest such distance nearby.
-    """
-    import numpy as np
-
-    inside = np.asarray(mask) > 127
-    distance = np.zeros(inside.shape, dtype=np.uint8)
-    for _ in range(FEATHER):
-        distance += inside
-        inside = spread(inside, np.minimum)
-    thickness = distance
-    for _ in range(FEATHER):
-        thickness = spread(thickness, np.maximum)
-    return Image.fromarray((distance * 255.0 / np.maximum(thickness, 1)).astype(np.uint8), "L")
-
-
-def spread(values, extreme):
-    """The extreme of each value and its eight neighbours; beyond the border lies what lies on it."""
-    import numpy as np
-
-    for axis in (0, 1):
-        padded = np.concatenate([values.take([0], axis), values, values.take([-1], axis)], axis)
-        count = values.shape[axis]
-        parts = (padded.take(range(k, k + count), axis) for k in range(3))
-        values = extreme(extreme(next(parts), next(parts)), next(parts))
-    return values

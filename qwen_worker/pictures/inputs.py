@@ -8,7 +8,8 @@ from PIL import Image
 from ..jobs.request import MAX_SIDE, MIN_SIDE, Drawing, Edit
 from ..jobs.sources import is_url
 from ..network.fetch import fetch
-from .images import MAX_BYTES, decode, decode_mask, edit_size, from_text
+from .images import MAX_BYTES, decode, edit_size, from_text
+from .masks import decode_mask
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def compile_blocks(
     """The speed-ups with compiled blocks, from what an earlier start has compiled where it can be."""
     import torch
 
-    from ..model import int8_product
+    from ..model import quantization
     from . import compile_store
     from .compiled import SHORT_TEXT, WARM_TEXT, CompiledBlocks
 
@@ -127,7 +127,7 @@ def compile_blocks(
     if speed.has(Speedup.GUIDANCE) and not references:  # edits are too large for it
         passes += [(2, WARM_TEXT)]
     if precision is Precision.INT8:
-        int8_product.pad_few_rows()
+        quantization.pad_few_rows()
         if not references:  # an edit's text has its pictures in it
             passes += [(1, SHORT_TEXT)]  # a graph of its own
     # The attention's kernel is chosen as a graph is traced, and torch's keys of what it keeps do not tell of it.

@@ -18,8 +18,7 @@ import torch
 
 from ..checkpoints.files import Stored
 from ..errors import LoadError
-from .checksum import checksum_of
-from .staging import Arriving, Lane, Piece
+from .staging import Arriving, Lane, Piece, checksum_of
 
 # Bytes of one read: long enough for a disk to stream, short enough for eight threads to share a tensor.
 CHUNK = 32 << 20

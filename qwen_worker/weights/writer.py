@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from ..checkpoints.files import SUMS
 from . import quantized as quantized_weights
-from .checksum import checksum_of
+from .staging import checksum_of
 
 SHARD = 4_000_000_000  # bytes that are gathered in RAM before they are written
 
