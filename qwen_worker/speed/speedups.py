@@ -120,7 +120,7 @@ def compile_blocks(
         log_line(None, "WARN", f"{name}: the blocks are drawn without compiling from now on: {why}")
 
     folder = settings.QWEN_COMPILED_FOLDER or hub_home() / "qwen-image-compiled"
-    store = compile_store.opened(folder, round(settings.QWEN_COMPILED_MB * compile_store.MB), card)
+    store = compile_store.store_of_process(folder, round(settings.QWEN_COMPILED_MB * compile_store.MB), card)
     blocks = CompiledBlocks(pipe.transformer, tell)
     references = int("image" in inspect.signature(pipe.__call__).parameters)
     passes = [(1, WARM_TEXT)]
