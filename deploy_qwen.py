@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 
 from rich.console import Console
 
-from qwen_deploy import commands, display, image, plan
+from qwen_deploy import commands, configuration, display, image
 from qwen_deploy.errors import DeployError, NotServing, UsageError
 from qwen_deploy.intent import Intent, read_intent
 from qwen_deploy.options import COMMANDS, command_parser, parser
 from qwen_deploy.proof import prove, require_kept, update
+from qwen_deploy.rollback import put_back, undo
 from qwen_deploy.screen import Screen
 from qwen_deploy.session import ROOT, Session, open_session
-from qwen_deploy.undo import put_back, undo
 
 
 def deploy(screen: Screen, options, open_api: Callable[[], Session]) -> int:
@@ -99,7 +99,7 @@ def require_unchanged(session: Session, intent: Intent) -> None:
     """A build takes long: what was planned on must still be there, or a rollback would undo somebody else's change."""
     if intent.endpoint is None:
         return
-    found = plan.changes(intent.present, plan.flat(session.api.endpoint(intent.endpoint["id"])))
+    found = configuration.changes(intent.present, configuration.flat(session.api.endpoint(intent.endpoint["id"])))
     if found:
         words = ", ".join(change.field for change in found)
         raise DeployError(f"Endpoint {intent.endpoint['id']} was changed since the plan ({words}): run this again.")
@@ -117,7 +117,7 @@ def change(session: Session, options, intent: Intent) -> tuple[dict, int | None]
         intent = intent.checked()
     if intent.endpoint is None:
         session.screen.heading("Creating the endpoint")
-        endpoint = session.api.create(plan.create_body(intent.target))
+        endpoint = session.api.create(configuration.create_body(intent.target))
         session.screen.good(f"Endpoint {endpoint['id']} is there.")
         before = None
     else:
@@ -131,19 +131,19 @@ def rollback(screen: Screen, options, open_api: Callable[[], Session]) -> int:
     """To the newest saved configuration that differs from the present one, or to the one named. The exit code."""
     session = open_api()
     endpoint = session.api.endpoint(options.endpoint_id)
-    present, records = plan.flat(endpoint), session.records.all(options.endpoint_id)
+    present, records = configuration.flat(endpoint), session.records.all(options.endpoint_id)
     if options.list:
         display.show_records(screen, records)
         return 0
     chosen = [session.records.read(options.to)] if options.to else records
-    differing = [one for one in chosen if plan.changes(present, plan.flat(one.endpoint))]
+    differing = [one for one in chosen if configuration.changes(present, configuration.flat(one.endpoint))]
     if not differing:
         raise DeployError(f"There is no other saved configuration of endpoint {options.endpoint_id} to go back to.")
     saved = differing[0]
     if saved.endpoint["id"] != options.endpoint_id:
         raise UsageError(f"--to is a configuration of {saved.endpoint['id']}, not of {options.endpoint_id}.")
     screen.say(f"Back to what was saved at {saved.saved_at}:")
-    display.show_changes(screen, plan.changes(present, plan.flat(saved.endpoint)))
+    display.show_changes(screen, configuration.changes(present, configuration.flat(saved.endpoint)))
     if options.dry_run:
         return 0
     if not options.yes and not screen.confirm("Go on?"):

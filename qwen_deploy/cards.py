@@ -14,8 +14,8 @@ from qwen_worker.machine import Gpu, Machine
 from qwen_worker.pipelines import as_model
 from qwen_worker.settings import Settings
 
-from .api import Api
 from .errors import DeployError, UsageError
+from .runpod.api import Api
 
 # The least of the generation that a pool is named after: a worker may land on any card of its pool.
 CAPABILITY = {"AMPERE": (8, 0), "ADA": (8, 9), "HOPPER": (9, 0), "BLACKWELL": (10, 0)}

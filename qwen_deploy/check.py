@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import NotServing
-from .jobs import Answer, Queue, progress_of
 from .pictures import pictures_of
-from .rollout import Watch
+from .runpod.jobs import Answer, Queue, progress_of
+from .runpod.rollout import Watch
 
 # A cold worker loads tens of GB before it draws: more than the endpoint's own limit may allow.
 JOB_SECONDS = 1200

@@ -5,14 +5,14 @@ import json
 import os
 from collections.abc import Callable
 
-from . import cards, plan
+from . import cards, configuration
 from .check import timing_of
 from .display import show_endpoint, show_workers
 from .environment import cuda_floor, parse_assignments, worker_settings
 from .errors import DeployError, UsageError
 from .intent import choose_tasks
-from .jobs import progress_of
 from .pictures import pictures_of
+from .runpod.jobs import progress_of
 from .screen import Screen
 from .session import ROOT, Session
 
@@ -100,7 +100,7 @@ def cost(screen: Screen, options, open_api: Opener) -> int:
     """Dollars an image: the live price for the seconds that were measured on that pool; never guessed for another."""
     session = open_api()
     endpoint = session.api.endpoint(options.endpoint_id) if options.endpoint_id else None
-    present = plan.flat(endpoint) if endpoint else {}
+    present = configuration.flat(endpoint) if endpoint else {}
     env = {**present.get("env", {}), **parse_assignments(options.env, os.environ)}
     tasks, settings = choose_tasks(options.tasks, env), worker_settings(env)
     timings = session.records.timings(options.endpoint_id) if options.endpoint_id else []

@@ -2,8 +2,9 @@
 
 import json
 
-from . import image, plan
+from . import configuration, image
 from .cards import Fit
+from .environment import shown
 from .intent import CHECKED_ENV, Intent
 from .records import Record
 from .screen import Screen
@@ -41,9 +42,9 @@ def show_fits(screen: Screen, fits: list[Fit], taken: list[str], ram_gb: float) 
     screen.table(["", "pool", "memory", "price", "stock", f"layout (computed; {ram_gb:g} GB of RAM assumed)"], rows)
 
 
-def show_changes(screen: Screen, changes: list[plan.Change]) -> None:
+def show_changes(screen: Screen, changes: list[configuration.Change]) -> None:
     if changes:
-        screen.table(["field", "now", "then"], plan.describe(changes))
+        screen.table(["field", "now", "then"], configuration.describe(changes))
     else:
         screen.say("Nothing to change: the endpoint is as wanted.")
 
@@ -56,11 +57,14 @@ def show_dry_run(screen: Screen, options, one: image.Image, intent: Intent) -> N
             screen.say("$ " + " ".join(command))
     if intent.changes:
         meant = intent if options.no_test else intent.checked()
-        body = plan.patch_body(meant.present, meant.target) if intent.endpoint else plan.create_body(meant.target)
-        path = f"/v2/serverless/{intent.endpoint['id']}" if intent.endpoint else "/v2/serverless"
+        if intent.endpoint:
+            body = configuration.patch_body(meant.present, meant.target)
+            method, path = "PATCH", f"/v2/serverless/{intent.endpoint['id']}"
+        else:
+            body, method, path = configuration.create_body(meant.target), "POST", "/v2/serverless"
         if "env" in body:
-            body["env"] = {name: plan.shown(name, value) for name, value in body["env"].items()}
-        screen.say(f"{'PATCH' if intent.endpoint else 'POST'} {path} {json.dumps(body)}")
+            body["env"] = {name: shown(name, value) for name, value in body["env"].items()}
+        screen.say(f"{method} {path} {json.dumps(body)}")
         if not options.no_test and meant.target != intent.target:
             screen.say(f"{' '.join(CHECKED_ENV)} goes back to what is asked for when the test jobs are through.")
     screen.say("Dry run: nothing was sent but reads.")
@@ -81,10 +85,10 @@ def show_records(screen: Screen, records: list[Record]) -> None:
 def show_endpoint(screen: Screen, endpoint: dict) -> None:
     """Its configuration, field by field."""
     screen.heading(f"Endpoint {endpoint['id']} ({endpoint['name']})")
-    held = plan.flat(endpoint)
+    held = configuration.flat(endpoint)
     env = held.pop("env", {})
-    rows = [[name, plan.in_words(name, value)] for name, value in held.items() if name != "name"]
-    screen.table(["field", "value"], rows + [[f"env.{name}", plan.shown(name, env[name])] for name in sorted(env)])
+    rows = [[name, configuration.in_words(name, value)] for name, value in held.items() if name != "name"]
+    screen.table(["field", "value"], rows + [[f"env.{name}", shown(name, env[name])] for name in sorted(env)])
 
 
 def show_workers(screen: Screen, session: Session, endpoint_id: str) -> None:

@@ -17,8 +17,8 @@ from pydantic.fields import FieldInfo
 from qwen_worker.settings import Settings
 
 from .cards import NO_MODEL
+from .configuration import DEFAULT_ENV, DEFAULTS
 from .environment import cuda_floor
-from .plan import DEFAULT_ENV, DEFAULTS
 from .session import ROOT
 
 # What a driver may be for; newer ones run what was built for older ones.

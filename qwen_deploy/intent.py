@@ -6,11 +6,11 @@ Knows nothing of builds, tests or rollbacks.
 import os
 from dataclasses import dataclass, replace
 
-from . import cards, plan
-from .api import Api
+from . import cards, configuration
 from .environment import cuda_floor, parse_assignments, worker_settings
 from .errors import UsageError
 from .image import Image
+from .runpod.api import Api
 from .session import ROOT, Session
 
 CHECKED_ENV = {"QWEN_FALLBACK": "forbid"}  # while the test jobs run, so that no stand-in can answer them
@@ -29,15 +29,15 @@ class Intent:
     notes: list[str]
 
     @property
-    def changes(self) -> list[plan.Change]:
-        return plan.changes(self.present, self.target)
+    def changes(self) -> list[configuration.Change]:
+        return configuration.changes(self.present, self.target)
 
     def checked(self) -> "Intent":
         """The same with falling back forbidden: what serves while it is tested.
 
         A change that leaves the workers running stays as it is: the variable would replace them all.
         """
-        if not plan.rolls_out(self.changes):
+        if not configuration.rolls_out(self.changes):
             return self
         return replace(self, target=self.target | {"env": self.target["env"] | CHECKED_ENV})
 
@@ -47,7 +47,7 @@ def read_intent(session: Session, options, image: Image, version: str) -> Intent
     endpoint = find_endpoint(session.api, options, image)
     if endpoint:
         session.queue(endpoint)  # refuses one that takes no jobs
-    present = plan.flat(endpoint) if endpoint else {}
+    present = configuration.flat(endpoint) if endpoint else {}
     asked = asked_fields(options)
     asked["image"] = image.reference
     if not endpoint:
@@ -58,12 +58,12 @@ def read_intent(session: Session, options, image: Image, version: str) -> Intent
     if floor:
         asked["gpu.minCudaVersion"] = floor
     notes = [] if floor or endpoint else ["No CUDA floor: the torch pin names no CUDA. --min-cuda sets one."]
-    target = plan.wanted(present, asked, env, unset)
+    target = configuration.wanted(present, asked, env, unset)
     settings = worker_settings(target["env"])
     fits = []
     if options.gpu or not endpoint:
         fits, pools = choose_pools(session.api, options, settings, tasks, target.get("gpu.minCudaVersion"), cuda)
-        target = plan.wanted(present, asked | {"gpu.pools": pools}, env, unset)
+        target = configuration.wanted(present, asked | {"gpu.pools": pools}, env, unset)
     if target["workers.max"] == 0 and not options.no_test:
         raise UsageError("--workers-max must be at least 1 for the test jobs, not 0; --no-test leaves them out.")
     return Intent(endpoint, present, target, tasks, version, fits, notes)

@@ -5,12 +5,12 @@ Raises `NotServing` where it does not; undoes nothing.
 
 from pathlib import Path
 
-from . import plan
+from . import configuration
 from .check import Check, timing_of
 from .commands import card_of
 from .errors import NotServing
 from .intent import Intent
-from .rollout import Watch
+from .runpod.rollout import Watch
 from .session import ROOT, Session
 
 TEST_PICTURE = ROOT / "examples/red-circle.png"
@@ -54,16 +54,16 @@ def settle(session: Session, options, intent: Intent, endpoint: dict) -> None:
 
 def update(session: Session, endpoint_id: str, present: dict, target: dict) -> tuple[dict, int | None]:
     """PATCH what differs. The endpoint, and its version before where workers will be replaced."""
-    replaced = plan.rolls_out(plan.changes(present, target))
+    replaced = configuration.rolls_out(configuration.changes(present, target))
     before = session.api.releases(endpoint_id).get("endpointVersion") if replaced else None
-    return session.api.update(endpoint_id, plan.patch_body(present, target)), before
+    return session.api.update(endpoint_id, configuration.patch_body(present, target)), before
 
 
 def require_kept(session: Session, endpoint_id: str, target: dict) -> None:
     """Field by field: what RunPod holds is what was sent."""
-    left = plan.changes(plan.flat(session.api.endpoint(endpoint_id)), target)
+    left = configuration.changes(configuration.flat(session.api.endpoint(endpoint_id)), target)
     if left:
-        words = "; ".join(f"{field} is {present}, not {new}" for field, present, new in plan.describe(left))
+        words = "; ".join(f"{field} is {present}, not {new}" for field, present, new in configuration.describe(left))
         raise NotServing(f"RunPod did not keep what was sent: {words}.")
 
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .api import BASE, Api
-from .client import Client, read_key
-from .jobs import Queue
 from .records import Records
+from .runpod.api import BASE, Api
+from .runpod.client import Client, read_key
+from .runpod.jobs import Queue
 from .screen import Screen
 
 ROOT = Path(__file__).parents[1]

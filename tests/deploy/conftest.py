@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import deploy_qwen
-from qwen_deploy import rollout
+from qwen_deploy.runpod import rollout
 
 from .fake_runpod import KEY, Build, FakeRunPod, draws
 

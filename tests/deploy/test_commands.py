@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import deploy_qwen
-from qwen_deploy import api
+from qwen_deploy.runpod import api
 
 from ..conftest import ROOT
 from .conftest import NEW, OLD, SHIP, configuration

@@ -12,10 +12,10 @@ import time
 
 import pytest
 
-from qwen_deploy import rollout
-from qwen_deploy.api import Api
-from qwen_deploy.client import Client
 from qwen_deploy.errors import NotServing
+from qwen_deploy.runpod import rollout
+from qwen_deploy.runpod.api import Api
+from qwen_deploy.runpod.client import Client
 
 from ..conftest import ROOT
 from .conftest import NEW, OLD, SHIP, configuration, only

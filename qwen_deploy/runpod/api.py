@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import requests
 
+from ..errors import ApiError, NoAnswer
 from .client import CONNECT_SECONDS, Client
-from .errors import ApiError, NoAnswer
 from .interrupts import held
 from .refusals import refusal
 

@@ -3,7 +3,7 @@
 Decides nothing about when; knows nothing of how a deployment is proved but its `health` job.
 """
 
-from . import plan
+from . import configuration
 from .errors import DeployError
 from .intent import Intent
 from .proof import checks, require_kept, update
@@ -53,9 +53,9 @@ def put_back(session: Session, options, saved: Record, check: bool) -> bool:
 
 def restore(session: Session, saved: Record) -> int | None:
     """Send the saved fields that differ, read them back one by one. The version before, where workers are replaced."""
-    endpoint_id, target, before = saved.endpoint["id"], plan.flat(saved.endpoint), None
-    present = plan.flat(session.api.endpoint(endpoint_id))
-    changed = plan.changes(present, target)
+    endpoint_id, target, before = saved.endpoint["id"], configuration.flat(saved.endpoint), None
+    present = configuration.flat(session.api.endpoint(endpoint_id))
+    changed = configuration.changes(present, target)
     if changed:
         _, before = update(session, endpoint_id, present, target)
     require_kept(session, endpoint_id, target)

@@ -7,9 +7,9 @@ nothing of HTTP.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .api import FLASHBOOT_SUFFIX
 from .environment import shown
 from .errors import UsageError
+from .runpod.api import FLASHBOOT_SUFFIX
 
 # Every field that PATCH can set, in the order of display. `env` is one field: a PATCH replaces it whole.
 FIELDS = (

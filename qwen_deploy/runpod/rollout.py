@@ -8,8 +8,8 @@ import re
 import time
 from collections.abc import Callable
 
+from ..errors import NotServing
 from .api import Api
-from .errors import NotServing
 
 READY = ("IDLE", "RUNNING")
 CRASHES = 3  # starts of one container: the first, and two after it ended

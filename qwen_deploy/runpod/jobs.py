@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..errors import ApiError, DeployError, NotServing
 from .client import Client
-from .errors import ApiError, DeployError, NotServing
 from .interrupts import held
 
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")

@@ -2,7 +2,7 @@
 
 import re
 
-from .errors import ApiError
+from ..errors import ApiError
 
 KEYS_PAGE = "https://console.runpod.io/user/settings"
 SENTENCES = {

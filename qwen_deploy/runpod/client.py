@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from .errors import ApiError, NoAnswer, UsageError
+from ..errors import ApiError, NoAnswer, UsageError
 from .refusals import KEYS_PAGE, refusal
 
 TRIES = 5
