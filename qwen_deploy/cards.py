@@ -1,7 +1,7 @@
 """RunPod's pools of cards: what they cost, what there is of them now, and which of them the models fit.
 
 Whether and how models fit is the worker's own placement; the only facts of its own are the compute capabilities that
-the catalogue does not tell. Knows nothing of endpoints.
+the catalogue does not tell. Knows nothing of an endpoint's configuration.
 """
 
 from collections.abc import Sequence
@@ -160,3 +160,12 @@ def require_pools(names: Sequence[str], fits: Sequence[Fit], ram_gb: float, chec
                 "--no-fit-check deploys all the same."
             )
     return list(names)
+
+
+def card_of(api: Api, endpoint_id: str, worker_id: str | None) -> str | None:
+    """The card of the worker that answered; None where it is gone or not told."""
+    try:
+        workers = api.workers(endpoint_id)["workers"]
+    except DeployError:
+        return None
+    return next((one.get("gpuTypeId") for one in workers if one["id"] == worker_id), None)

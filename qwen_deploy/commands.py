@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable
 
 from . import cards, configuration
-from .check import timing_of
 from .display import show_endpoint, show_workers
 from .environment import cuda_floor, parse_assignments, worker_settings
 from .errors import DeployError, UsageError
 from .intent import choose_tasks
 from .pictures import pictures_of
+from .proof import timing_of
 from .runpod.jobs import progress_of
 from .screen import Screen
 from .session import ROOT, Session
@@ -65,7 +65,7 @@ def send(screen: Screen, options, open_api: Opener) -> int:
         return 0
     facts = answer.metadata
     files = [one.save(options.output, f"{answer.job_id}-{n}") for n, one in enumerate(pictures_of(answer.reply))]
-    timing = timing_of(fields["task"], answer, card_of(session, endpoint["id"], answer.worker))
+    timing = timing_of(fields["task"], answer, cards.card_of(session.api, endpoint["id"], answer.worker))
     session.records.note_timing(endpoint["id"], timing)
     if facts.get("backend") != "qwen-image":
         screen.warn(f"A stand-in, not a picture by the model: {facts.get('fallback_reason')}")
@@ -134,15 +134,6 @@ def seconds_of(task: str, pool: cards.Pool, timings: list[dict], given: float | 
 
 def price_of(pool: cards.Pool, seconds: float | None) -> str:
     return "not measured" if seconds is None else f"${pool.price / 3600 * seconds:.4f}"
-
-
-def card_of(session: Session, endpoint_id: str, worker_id: str | None) -> str | None:
-    """The card of the worker that answered; None where it is gone or not told."""
-    try:
-        workers = session.api.workers(endpoint_id)["workers"]
-    except DeployError:
-        return None
-    return next((one.get("gpuTypeId") for one in workers if one["id"] == worker_id), None)
 
 
 STORIES = {"status": status, "logs": logs, "send": send, "cost": cost}

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import requests
 
 from ..errors import ApiError, NoAnswer
-from .client import CONNECT_SECONDS, Client
-from .interrupts import held
+from .client import CONNECT_SECONDS, Client, held
 from .refusals import refusal
 
 BASE = "https://api.runpod.io"

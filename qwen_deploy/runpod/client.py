@@ -3,8 +3,11 @@
 The key goes into the Authorization header and nowhere else, and only to RunPod's hosts.
 """
 
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -19,6 +22,7 @@ MAX_PAUSE = 60.0  # seconds; a Retry-After beyond it is told to the operator ins
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 PASSING = (429, 500, 502, 503, 504)
 HOSTS = ("runpod.io", "runpod.ai")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -156,3 +160,26 @@ def explain(error: requests.RequestException, host: str) -> str:
     if never_sent(error):
         return f"This machine cannot reach {host}: no network, no DNS or a firewall."
     return f"{host} dropped the connection before it answered."
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Raises `KeyboardInterrupt` at the block's end for a signal that came within it; a second one is not held."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = []
+
+    def hold(number, frame):
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    before = {number: signal.signal(number, hold) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt

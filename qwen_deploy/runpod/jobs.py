@@ -5,8 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import ApiError, DeployError, NotServing
-from .client import Client
-from .interrupts import held
+from .client import Client, held
 
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 POLL_SECONDS = 2.0

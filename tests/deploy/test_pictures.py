@@ -6,9 +6,9 @@ import io
 import pytest
 from PIL import Image
 
-from qwen_deploy.check import timing_of
 from qwen_deploy.errors import NotServing
 from qwen_deploy.pictures import pictures_of, recognised
+from qwen_deploy.proof import timing_of
 from qwen_deploy.runpod.jobs import as_answer, progress_of
 
 from ..conftest import respond
