@@ -94,7 +94,7 @@ def asked_fields(options) -> dict[str, object]:
         "workers.max": options.workers_max,
         "workers.idleTimeout": options.idle_timeout,
         "timeout": options.execution_timeout and options.execution_timeout * 1000,
-        "flashboot": options.flashboot and options.flashboot.upper(),
+        "flashboot": options.flashboot,
         "disk": options.disk,
         "networkVolumes": options.volume and [one for one in options.volume if one],
         "dataCenterIds": None if options.data_centers is None else split(options.data_centers),
