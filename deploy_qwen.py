@@ -16,8 +16,8 @@ from qwen_deploy import commands, configuration, display, image
 from qwen_deploy.errors import DeployError, NotServing, UsageError
 from qwen_deploy.intent import Intent, read_intent
 from qwen_deploy.options import COMMANDS, command_parser, parser
-from qwen_deploy.proof import prove, require_kept, update
-from qwen_deploy.rollback import put_back, undo
+from qwen_deploy.proof import prove, require_kept, update_endpoint
+from qwen_deploy.rollback import roll_back, undo
 from qwen_deploy.screen import Screen
 from qwen_deploy.session import ROOT, Session, open_session
 
@@ -25,7 +25,7 @@ from qwen_deploy.session import ROOT, Session, open_session
 def deploy(screen: Screen, options, open_api: Callable[[], Session]) -> int:
     """From the working tree to an endpoint that is proved to serve. The exit code."""
     tag = options.tag or image.source_version(ROOT)
-    one = image.image_of(options.image_name, tag, options.registry)
+    one = image.parse_image(options.image_name, tag, options.registry)
     if options.build_only or options.push_only:
         return make_image(screen, options, one, build=not options.push_only, push=not options.build_only)
     if not one.pullable and not options.skip_build and not options.dry_run:
@@ -54,12 +54,12 @@ def make_image(screen: Screen, options, one: image.Image, build: bool, push: boo
     tool = image.find_tool(options.builder)
     if build:
         screen.heading(f"Building {one.reference} with {tool}")
-        image.execute(image.build_command(tool, one, options), ROOT, screen.say)
+        image.run_command(image.build_command(tool, one, options), ROOT, screen.say)
     if push:
         if not one.pullable:
             raise UsageError(f"--registry is needed to push {one.reference}, e.g. docker.io/<you>.")
         screen.heading(f"Pushing {one.reference}")
-        image.execute(image.push_command(tool, one), ROOT, screen.say)
+        image.run_command(image.push_command(tool, one), ROOT, screen.say)
     return 0
 
 
@@ -99,7 +99,7 @@ def require_unchanged(session: Session, intent: Intent) -> None:
     """A build takes long: what was planned on must still be there, or a rollback would undo somebody else's change."""
     if intent.endpoint is None:
         return
-    found = configuration.changes(intent.present, configuration.flat(session.api.endpoint(intent.endpoint["id"])))
+    found = configuration.changes(intent.present, configuration.flatten(session.api.endpoint(intent.endpoint["id"])))
     if found:
         words = ", ".join(change.field for change in found)
         raise DeployError(f"Endpoint {intent.endpoint['id']} was changed since the plan ({words}): run this again.")
@@ -114,7 +114,7 @@ def change(session: Session, options, intent: Intent) -> tuple[dict, int | None]
         session.screen.good("The endpoint is as wanted: nothing to change.")
         return intent.endpoint, None
     if not options.no_test:
-        intent = intent.checked()
+        intent = intent.with_fallback_forbidden()
     if intent.endpoint is None:
         session.screen.heading("Creating the endpoint")
         endpoint = session.api.create(configuration.create_body(intent.target))
@@ -122,7 +122,7 @@ def change(session: Session, options, intent: Intent) -> tuple[dict, int | None]
         before = None
     else:
         session.screen.heading(f"Updating endpoint {intent.endpoint['id']}")
-        endpoint, before = update(session, intent.endpoint["id"], intent.present, intent.target)
+        endpoint, before = update_endpoint(session, intent.endpoint["id"], intent.present, intent.target)
     require_kept(session, endpoint["id"], intent.target)
     return endpoint, before
 
@@ -131,28 +131,28 @@ def rollback(screen: Screen, options, open_api: Callable[[], Session]) -> int:
     """To the newest saved configuration that differs from the present one, or to the one named. The exit code."""
     session = open_api()
     endpoint = session.api.endpoint(options.endpoint_id)
-    present, records = configuration.flat(endpoint), session.records.all(options.endpoint_id)
+    present, records = configuration.flatten(endpoint), session.records.saved(options.endpoint_id)
     if options.list:
         display.show_records(screen, records)
         return 0
     chosen = [session.records.read(options.to)] if options.to else records
-    differing = [one for one in chosen if configuration.changes(present, configuration.flat(one.endpoint))]
+    differing = [one for one in chosen if configuration.changes(present, configuration.flatten(one.endpoint))]
     if not differing:
         raise DeployError(f"There is no other saved configuration of endpoint {options.endpoint_id} to go back to.")
     saved = differing[0]
     if saved.endpoint["id"] != options.endpoint_id:
         raise UsageError(f"--to is a configuration of {saved.endpoint['id']}, not of {options.endpoint_id}.")
     screen.say(f"Back to what was saved at {saved.saved_at}:")
-    display.show_changes(screen, configuration.changes(present, configuration.flat(saved.endpoint)))
+    display.show_changes(screen, configuration.changes(present, configuration.flatten(saved.endpoint)))
     if options.dry_run:
         return 0
     if not options.yes and not screen.confirm("Go on?"):
         raise UsageError("Nothing was done: it needs a yes, on a terminal or as --yes.")
     session.records.save(endpoint)
-    return 0 if put_back(session, options, saved, check=not options.no_test) else 1
+    return 0 if roll_back(session, options, saved, check=not options.no_test) else 1
 
 
-STORIES = {"deploy": deploy, "rollback": rollback}
+ACTIONS = {"deploy": deploy, "rollback": rollback}
 
 
 def main(
@@ -173,7 +173,7 @@ def main(
         return session
 
     try:
-        return (STORIES | commands.STORIES)[name](screen, options, open_api)
+        return (ACTIONS | commands.ACTIONS)[name](screen, options, open_api)
     except UsageError as error:
         screen.bad(str(error))
         return 2

@@ -80,20 +80,20 @@ def read_pools(api: Api, min_cuda: str | None = None) -> list[Pool]:
             tuple(card["id"] for card in held),
             min(card["memory"] for card in held),
             max(card["price"]["serverless"] for card in held),
-            max((stock_of(card) for card in held), key=STOCK.index),
+            max((stock_level(card) for card in held), key=STOCK.index),
         )
         for pool, held in cards.items()
     ]
     return sorted(pools, key=lambda pool: (pool.price, -STOCK.index(pool.stock), pool.id))
 
 
-def stock_of(card: dict) -> str:
+def stock_level(card: dict) -> str:
     """A level that is not told, or not known here, rules no card out."""
     told = card.get("availability")
     return told if told in STOCK else "LOW"
 
 
-def models_of(settings: Settings, tasks: Sequence[str]) -> list[Model]:
+def models_to_load(settings: Settings, tasks: Sequence[str]) -> list[Model]:
     """What the tasks load, as placement counts it. Raises `UsageError` for a checkpoint whose size is not known."""
     found: list[checkpoint.Checkpoint] = []
     for task in tasks:
@@ -126,7 +126,7 @@ def fit(pool: Pool, settings: Settings, tasks: Sequence[str], ram_gb: float, cud
     machine = Machine(Gpu(pool.cards[0], pool.capability, memory, memory), ram, ram)
     cap = round(settings.QWEN_VRAM_GB * GB) if settings.QWEN_VRAM_GB else None
     try:
-        models = models_of(settings, tasks)
+        models = models_to_load(settings, tasks)
         return Fit(
             pool,
             placement.plan(models, machine, settings.QWEN_PRECISION, cap, settings.QWEN_SAVINGS, settings.own_loras),
@@ -135,7 +135,7 @@ def fit(pool: Pool, settings: Settings, tasks: Sequence[str], ram_gb: float, cud
         return Fit(pool, None, f"too small: {refused.reason}")
 
 
-def cheapest(fits: Sequence[Fit]) -> Fit:
+def choose_cheapest(fits: Sequence[Fit]) -> Fit:
     """The cheapest pool that holds the models and has cards now. Raises `DeployError` with each pool's reason."""
     for one in sorted(fits, key=lambda one: one.pool.price):
         if one.plan and one.pool.stock != "NONE":
@@ -162,7 +162,7 @@ def require_pools(names: Sequence[str], fits: Sequence[Fit], ram_gb: float, chec
     return list(names)
 
 
-def card_of(api: Api, endpoint_id: str, worker_id: str | None) -> str | None:
+def worker_card(api: Api, endpoint_id: str, worker_id: str | None) -> str | None:
     """The card of the worker that answered; None where it is gone or not told."""
     try:
         workers = api.workers(endpoint_id)["workers"]

@@ -10,16 +10,16 @@ from .display import show_endpoint, show_workers
 from .environment import cuda_floor, parse_assignments, worker_settings
 from .errors import DeployError, UsageError
 from .intent import choose_tasks
-from .pictures import pictures_of
-from .proof import timing_of
-from .runpod.jobs import progress_of
+from .pictures import read_pictures
+from .proof import job_timing
+from .runpod.jobs import describe_progress
 from .screen import Screen
 from .session import ROOT, Session
 
-Opener = Callable[[], Session]
+SessionOpener = Callable[[], Session]
 
 
-def status(screen: Screen, options, open_api: Opener) -> int:
+def status(screen: Screen, options, open_api: SessionOpener) -> int:
     session = open_api()
     endpoint = session.api.endpoint(options.endpoint_id)
     show_endpoint(screen, endpoint)
@@ -30,7 +30,7 @@ def status(screen: Screen, options, open_api: Opener) -> int:
     return 0
 
 
-def logs(screen: Screen, options, open_api: Opener) -> int:
+def logs(screen: Screen, options, open_api: SessionOpener) -> int:
     session = open_api()
     ids = (
         [options.worker]
@@ -48,15 +48,15 @@ def logs(screen: Screen, options, open_api: Opener) -> int:
     return 0
 
 
-def send(screen: Screen, options, open_api: Opener) -> int:
+def send(screen: Screen, options, open_api: SessionOpener) -> int:
     fields = job_fields(options)
     session = open_api()
     endpoint = session.api.endpoint(options.endpoint_id)
 
     def watch(told: dict) -> None:
-        screen.progress(progress_of(told))
+        screen.progress(describe_progress(told))
 
-    with screen.following():
+    with screen.live_progress():
         answer = session.queue(endpoint).ask(fields, options.timeout, options.timeout, watch, screen.warn)
     if answer.state != "COMPLETED" or answer.error:
         raise DeployError(f"The job is {answer.state}: {answer.error or 'no reason given'}")
@@ -64,9 +64,9 @@ def send(screen: Screen, options, open_api: Opener) -> int:
         screen.say(json.dumps(answer.reply, indent=2))
         return 0
     facts = answer.metadata
-    files = [one.save(options.output, f"{answer.job_id}-{n}") for n, one in enumerate(pictures_of(answer.reply))]
-    timing = timing_of(fields["task"], answer, cards.card_of(session.api, endpoint["id"], answer.worker))
-    session.records.note_timing(endpoint["id"], timing)
+    files = [one.save(options.output, f"{answer.job_id}-{n}") for n, one in enumerate(read_pictures(answer.reply))]
+    timing = job_timing(fields["task"], answer, cards.worker_card(session.api, endpoint["id"], answer.worker))
+    session.records.add_timing(endpoint["id"], timing)
     if facts.get("backend") != "qwen-image":
         screen.warn(f"A stand-in, not a picture by the model: {facts.get('fallback_reason')}")
     screen.good(f"{answer.seconds:.1f} s, seed {facts.get('seed')}: {', '.join(map(str, files))}")
@@ -96,22 +96,22 @@ def job_fields(options) -> dict:
     return fields
 
 
-def cost(screen: Screen, options, open_api: Opener) -> int:
+def cost(screen: Screen, options, open_api: SessionOpener) -> int:
     """Dollars an image: the live price for the seconds that were measured on that pool; never guessed for another."""
     session = open_api()
     endpoint = session.api.endpoint(options.endpoint_id) if options.endpoint_id else None
-    present = configuration.flat(endpoint) if endpoint else {}
+    present = configuration.flatten(endpoint) if endpoint else {}
     env = {**present.get("env", {}), **parse_assignments(options.env, os.environ)}
     tasks, settings = choose_tasks(options.tasks, env), worker_settings(env)
     timings = session.records.timings(options.endpoint_id) if options.endpoint_id else []
     rows, cuda = [], cuda_floor(ROOT)
     for pool in cards.read_pools(session.api, options.min_cuda):
         one = cards.fit(pool, settings, tasks, options.ram_gb, cuda)
-        seconds = {task: seconds_of(task, pool, timings, options.seconds) for task in ("generate", "edit")}
+        seconds = {task: seconds_per_picture(task, pool, timings, options.seconds) for task in ("generate", "edit")}
         rows.append([
             pool.id, ", ".join(pool.cards), f"{pool.memory} GB", f"${pool.price:.2f}", pool.stock.lower(),
             one.layout if one.plan else "does not fit",
-            *(price_of(pool, seconds[task]) for task in seconds),
+            *(price_per_picture(pool, seconds[task]) for task in seconds),
         ])  # fmt: skip
     names = ["pool", "cards", "memory", "$/h", "stock", f"layout ({options.ram_gb:g} GB RAM)", "$/picture", "$/edit"]
     screen.table(names, rows)
@@ -123,7 +123,7 @@ def cost(screen: Screen, options, open_api: Opener) -> int:
     return 0
 
 
-def seconds_of(task: str, pool: cards.Pool, timings: list[dict], given: float | None) -> float | None:
+def seconds_per_picture(task: str, pool: cards.Pool, timings: list[dict], given: float | None) -> float | None:
     """Seconds a picture, given or measured on one of the pool's cards; None where neither is there."""
     if given:
         return given
@@ -132,8 +132,8 @@ def seconds_of(task: str, pool: cards.Pool, timings: list[dict], given: float | 
     return sum(found) / len(found) if found else None
 
 
-def price_of(pool: cards.Pool, seconds: float | None) -> str:
+def price_per_picture(pool: cards.Pool, seconds: float | None) -> str:
     return "not measured" if seconds is None else f"${pool.price / 3600 * seconds:.4f}"
 
 
-STORIES = {"status": status, "logs": logs, "send": send, "cost": cost}
+ACTIONS = {"status": status, "logs": logs, "send": send, "cost": cost}

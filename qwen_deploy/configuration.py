@@ -7,7 +7,7 @@ nothing of HTTP.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .environment import shown
+from .environment import mask_secret
 from .errors import UsageError
 from .runpod.api import FLASHBOOT_SUFFIX
 
@@ -21,7 +21,7 @@ FIELDS = (
 UNORDERED = ("ports", "gpu.pools", "gpu.excludedTypes", "gpu.allowedCudaVersions", "dataCenterIds", "networkVolumes")
 # What the platform leaves out of an answer where it is empty.
 EMPTY = {"env": {}, "gpu.excludedTypes": [], "gpu.minCudaVersion": "", "gpu.allowedCudaVersions": [], "registry": None}
-ROLLS_OUT = ("image", "args", "disk", "ports", "registry", "env")  # a change of these replaces the workers
+REPLACES_WORKERS = ("image", "args", "disk", "ports", "registry", "env")  # a change of these replaces the workers
 
 DEFAULTS = {
     "disk": 120,  # GB: both 20B models where the image does not bring them, and the tenth that the platform keeps free
@@ -48,7 +48,7 @@ class Change:
     new: object
 
 
-def flat(endpoint: Mapping) -> dict[str, object]:
+def flatten(endpoint: Mapping) -> dict[str, object]:
     """The endpoint's configuration by dotted field; what cannot be set (id, times) is left out."""
     found = {}
     for name in FIELDS:
@@ -67,7 +67,9 @@ def flat(endpoint: Mapping) -> dict[str, object]:
     return found
 
 
-def wanted(current: dict[str, object], asked: dict[str, object], env: Mapping[str, str], unset: tuple[str, ...] = ()):
+def build_target(
+    current: dict[str, object], asked: dict[str, object], env: Mapping[str, str], unset: tuple[str, ...] = ()
+):
     """The configuration to reach: the present one (or, for a new endpoint, the defaults) with what was asked on top.
 
     What is not asked for stays as it is: the operator may have set it in the console. Raises `UsageError` where the
@@ -100,7 +102,7 @@ def changes(current: dict[str, object], target: dict[str, object]) -> list[Chang
     ]
 
 
-def body(fields: Mapping[str, object]) -> dict:
+def nest(fields: Mapping[str, object]) -> dict:
     """The fields as the API nests them. Empty CUDA constraints of a new endpoint are left out."""
     found: dict = {}
     for name, value in fields.items():
@@ -114,7 +116,7 @@ def body(fields: Mapping[str, object]) -> dict:
 
 def create_body(target: dict[str, object]) -> dict:
     """The request that makes the endpoint."""
-    return {"type": "QUEUE"} | body({name: value for name, value in target.items() if value not in ("", [], None)})
+    return {"type": "QUEUE"} | nest({name: value for name, value in target.items() if value not in ("", [], None)})
 
 
 def patch_body(current: dict[str, object], target: dict[str, object]) -> dict:
@@ -126,29 +128,31 @@ def patch_body(current: dict[str, object], target: dict[str, object]) -> dict:
     if any(name.startswith("workers.") for name in fields):
         # Whole: then it does not matter whether what is left out counts as unchanged or as the default.
         fields |= {name: value for name, value in target.items() if name.startswith("workers.")}
-    return body(fields)
+    return nest(fields)
 
 
-def rolls_out(found: list[Change]) -> bool:
+def replaces_workers(found: list[Change]) -> bool:
     """Whether the platform will count a new version and replace the workers."""
-    return any(change.field in ROLLS_OUT for change in found)
+    return any(change.field in REPLACES_WORKERS for change in found)
 
 
-def describe(found: list[Change]) -> list[list[str]]:
+def describe_changes(found: list[Change]) -> list[list[str]]:
     """Rows (field, present, new) for the operator; values of the environment that may be secrets are hidden."""
     rows = []
     for change in found:
         if change.field != "env":
-            rows.append([change.field, in_words(change.field, change.old), in_words(change.field, change.new)])
+            rows.append(
+                [change.field, describe_value(change.field, change.old), describe_value(change.field, change.new)]
+            )
             continue
         old, new = change.old or {}, change.new
         for name in sorted({*old, *new}):
             if old.get(name) != new.get(name):
-                rows.append([f"env.{name}", shown(name, old.get(name)), shown(name, new.get(name))])
+                rows.append([f"env.{name}", mask_secret(name, old.get(name)), mask_secret(name, new.get(name))])
     return rows
 
 
-def in_words(name: str, value: object) -> str:
+def describe_value(name: str, value: object) -> str:
     if value in (None, "", []):
         return "(none)"
     if name == "timeout":

@@ -4,8 +4,8 @@ import json
 
 from . import configuration, image
 from .cards import Fit
-from .environment import shown
-from .intent import CHECKED_ENV, Intent
+from .environment import mask_secret
+from .intent import FORBID_FALLBACK, Intent
 from .records import Record
 from .screen import Screen
 from .session import Session
@@ -44,7 +44,7 @@ def show_fits(screen: Screen, fits: list[Fit], taken: list[str], ram_gb: float) 
 
 def show_changes(screen: Screen, changes: list[configuration.Change]) -> None:
     if changes:
-        screen.table(["field", "now", "then"], configuration.describe(changes))
+        screen.table(["field", "now", "then"], configuration.describe_changes(changes))
     else:
         screen.say("Nothing to change: the endpoint is as wanted.")
 
@@ -56,17 +56,17 @@ def show_dry_run(screen: Screen, options, one: image.Image, intent: Intent) -> N
         for command in (image.build_command(tool, one, options), image.push_command(tool, one)):
             screen.say("$ " + " ".join(command))
     if intent.changes:
-        meant = intent if options.no_test else intent.checked()
+        meant = intent if options.no_test else intent.with_fallback_forbidden()
         if intent.endpoint:
             body = configuration.patch_body(meant.present, meant.target)
             method, path = "PATCH", f"/v2/serverless/{intent.endpoint['id']}"
         else:
             body, method, path = configuration.create_body(meant.target), "POST", "/v2/serverless"
         if "env" in body:
-            body["env"] = {name: shown(name, value) for name, value in body["env"].items()}
+            body["env"] = {name: mask_secret(name, value) for name, value in body["env"].items()}
         screen.say(f"{method} {path} {json.dumps(body)}")
         if not options.no_test and meant.target != intent.target:
-            screen.say(f"{' '.join(CHECKED_ENV)} goes back to what is asked for when the test jobs are through.")
+            screen.say(f"{' '.join(FORBID_FALLBACK)} goes back to what is asked for when the test jobs are through.")
     screen.say("Dry run: nothing was sent but reads.")
 
 
@@ -85,10 +85,10 @@ def show_records(screen: Screen, records: list[Record]) -> None:
 def show_endpoint(screen: Screen, endpoint: dict) -> None:
     """Its configuration, field by field."""
     screen.heading(f"Endpoint {endpoint['id']} ({endpoint['name']})")
-    held = configuration.flat(endpoint)
+    held = configuration.flatten(endpoint)
     env = held.pop("env", {})
-    rows = [[name, configuration.in_words(name, value)] for name, value in held.items() if name != "name"]
-    screen.table(["field", "value"], rows + [[f"env.{name}", shown(name, env[name])] for name in sorted(env)])
+    rows = [[name, configuration.describe_value(name, value)] for name, value in held.items() if name != "name"]
+    screen.table(["field", "value"], rows + [[f"env.{name}", mask_secret(name, env[name])] for name in sorted(env)])
 
 
 def show_workers(screen: Screen, session: Session, endpoint_id: str) -> None:

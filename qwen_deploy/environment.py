@@ -17,12 +17,12 @@ from .errors import UsageError
 PUBLIC = re.compile(
     r"QWEN_(?!.*(KEY|TOKEN|SECRET))\w+|SERVER_MODE|HF_HOME|TORCH_HOME|RUNPOD_(INIT_TIMEOUT|DEBUG_LEVEL)"
 )
-PINS = re.compile(r"\bcu(\d{2})(\d)\b")
+CUDA_TAG = re.compile(r"\bcu(\d{2})(\d)\b")
 # The CUDA that PyPI's own wheels of a torch release bring; a +cuNNN or a whl/cuNNN index beside the pin says otherwise.
 PYPI_CUDA = {"2.14": "13.0"}
 
 
-class Checked(Settings):
+class EndpointSettings(Settings):
     """The worker's settings from one mapping alone: not from the operator's shell."""
 
     @classmethod
@@ -53,21 +53,21 @@ def worker_settings(env: Mapping[str, str]) -> Settings:
     """What the worker will make of the environment. Raises `UsageError` naming the variable that it would refuse."""
     known = {name: value for name, value in env.items() if name in Settings.model_fields and value}
     try:
-        return Checked(**known)
+        return EndpointSettings(**known)
     except ValidationError as error:
-        problems = "; ".join(problem_of(one) for one in error.errors())
+        problems = "; ".join(describe_problem(one) for one in error.errors())
         raise UsageError(f"The worker would not start with this environment. {problems}.") from None
 
 
-def problem_of(error: Mapping) -> str:
+def describe_problem(error: Mapping) -> str:
     """The variable, the rule and, where it may be shown, the value. A rule between variables has no one value."""
     if not error["loc"]:
         return str(error["msg"])
     name = str(error["loc"][0])
-    return f"{name}: {error['msg']}, not {shown(name, str(error['input']))}"
+    return f"{name}: {error['msg']}, not {mask_secret(name, str(error['input']))}"
 
 
-def shown(name: str, value: str | None) -> str:
+def mask_secret(name: str, value: str | None) -> str:
     """The value for the operator's eyes: hidden where it may be a secret, as the address of a LoRA may be signed."""
     if value is None:
         return "(none)"
@@ -80,14 +80,14 @@ def cuda_floor(root: Path, build_args: Sequence[str] = ()) -> str | None:
 
     None where the pin does not say and its release is not known here.
     """
-    lines = [line for name in ("requirements.txt", "Dockerfile") for line in lines_of(root / name)]
+    lines = [line for name in ("requirements.txt", "Dockerfile") for line in read_lines(root / name)]
     asked = [argument for argument in build_args if argument.startswith("TORCH_INDEX=")]
     for text in asked or lines:
-        if "torch" in text and (tag := PINS.search(text)):
+        if "torch" in text and (tag := CUDA_TAG.search(text)):
             return f"{int(tag.group(1))}.{tag.group(2)}"
     pins = (re.match(r"torch==(\d+\.\d+)", text) for text in lines)
     return next((PYPI_CUDA.get(pin.group(1)) for pin in pins if pin), None)
 
 
-def lines_of(file: Path) -> list[str]:
+def read_lines(file: Path) -> list[str]:
     return [line.split("#")[0].strip() for line in file.read_text().splitlines()] if file.is_file() else []

@@ -46,7 +46,7 @@ class Image:
         return bool(self.registry) or "/" in self.name
 
 
-def image_of(name: str, tag: str, registry: str = "") -> Image:
+def parse_image(name: str, tag: str, registry: str = "") -> Image:
     """Raises `UsageError` naming the option that no registry would take."""
     for option, value, rule in (("--image-name", name, NAME), ("--tag", tag, TAG), ("--registry", registry, REGISTRY)):
         if (value or option != "--registry") and not re.fullmatch(rule, value):
@@ -86,7 +86,7 @@ def find_tool(asked: str = "auto") -> str:
         if not shutil.which(probe[0]):
             said.append(f"{name} is not installed")
             continue
-        done = subprocess.run(probe, capture_output=True, text=True, env=bare_environment())
+        done = subprocess.run(probe, capture_output=True, text=True, env=environment_without_key())
         if done.returncode == 0:
             return name
         words = (done.stderr or done.stdout).strip().splitlines() or [
@@ -110,16 +110,16 @@ def push_command(tool: str, image: Image) -> list[str]:
     return [*TOOLS[tool][2], image.reference]
 
 
-def execute(command: list[str], root: Path, say: Callable[[str], None]) -> None:
+def run_command(command: list[str], root: Path, say: Callable[[str], None]) -> None:
     """Run it with its output on the operator's terminal. Raises `DeployError` where it fails."""
     say("$ " + " ".join(command))
-    done = subprocess.run(command, cwd=root, env=bare_environment())
+    done = subprocess.run(command, cwd=root, env=environment_without_key())
     if done.returncode:
         hint = f" Is this machine logged in ({command[0]} login)?" if "push" in command else ""
         raise DeployError(f"`{' '.join(command[:3])}` ended with {done.returncode}; its output is above.{hint}")
 
 
-def bare_environment() -> dict[str, str]:
+def environment_without_key() -> dict[str, str]:
     """The shell's without the API key: a build has no use for it, and might keep what it sees."""
     kept = {name: value for name, value in os.environ.items() if name != "RUNPOD_API_KEY"}
     return kept | {"DOCKER_BUILDKIT": "1"}

@@ -13,7 +13,7 @@ from .image import Image
 from .runpod.api import Api
 from .session import ROOT, Session
 
-CHECKED_ENV = {"QWEN_FALLBACK": "forbid"}  # while the test jobs run, so that no stand-in can answer them
+FORBID_FALLBACK = {"QWEN_FALLBACK": "forbid"}  # while the test jobs run, so that no stand-in can answer them
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Intent:
     def changes(self) -> list[configuration.Change]:
         return configuration.changes(self.present, self.target)
 
-    def checked(self) -> "Intent":
+    def with_fallback_forbidden(self) -> "Intent":
         """The same with falling back forbidden: what serves while it is tested.
 
         A change that leaves the workers running stays as it is: the variable would replace them all.
         """
-        if not configuration.rolls_out(self.changes):
+        if not configuration.replaces_workers(self.changes):
             return self
-        return replace(self, target=self.target | {"env": self.target["env"] | CHECKED_ENV})
+        return replace(self, target=self.target | {"env": self.target["env"] | FORBID_FALLBACK})
 
 
 def read_intent(session: Session, options, image: Image, version: str) -> Intent:
@@ -47,23 +47,23 @@ def read_intent(session: Session, options, image: Image, version: str) -> Intent
     endpoint = find_endpoint(session.api, options, image)
     if endpoint:
         session.queue(endpoint)  # refuses one that takes no jobs
-    present = configuration.flat(endpoint) if endpoint else {}
-    asked = asked_fields(options)
+    present = configuration.flatten(endpoint) if endpoint else {}
+    asked = fields_from_options(options)
     asked["image"] = image.reference
     if not endpoint:
         asked["name"] = endpoint_name(options, image)
-    env, unset, tasks = asked_environment(options, present)
+    env, unset, tasks = environment_from_options(options, present)
     cuda = cuda_floor(ROOT, options.build_arg)
     floor = options.min_cuda or (None if endpoint else cuda)
     if floor:
         asked["gpu.minCudaVersion"] = floor
     notes = [] if floor or endpoint else ["No CUDA floor: the torch pin names no CUDA. --min-cuda sets one."]
-    target = configuration.wanted(present, asked, env, unset)
+    target = configuration.build_target(present, asked, env, unset)
     settings = worker_settings(target["env"])
     fits = []
     if options.gpu or not endpoint:
         fits, pools = choose_pools(session.api, options, settings, tasks, target.get("gpu.minCudaVersion"), cuda)
-        target = configuration.wanted(present, asked | {"gpu.pools": pools}, env, unset)
+        target = configuration.build_target(present, asked | {"gpu.pools": pools}, env, unset)
     if target["workers.max"] == 0 and not options.no_test:
         raise UsageError("--workers-max must be at least 1 for the test jobs, not 0; --no-test leaves them out.")
     return Intent(endpoint, present, target, tasks, version, fits, notes)
@@ -74,7 +74,7 @@ def find_endpoint(api: Api, options, image: Image) -> dict | None:
     if options.endpoint_id:
         return api.endpoint(options.endpoint_id)
     name = endpoint_name(options, image)
-    found = api.named(name)
+    found = api.endpoints_named(name)
     if len(found) > 1:
         ids = ", ".join(one["id"] for one in found)
         raise UsageError(f"--endpoint-id is needed: {len(found)} endpoints are named {name}: {ids}.")
@@ -85,7 +85,7 @@ def endpoint_name(options, image: Image) -> str:
     return options.name or image.name.split("/")[-1]
 
 
-def asked_fields(options) -> dict[str, object]:
+def fields_from_options(options) -> dict[str, object]:
     """The fields that the options name, in the API's units."""
     given = {
         "name": options.name if options.endpoint_id else None,
@@ -97,7 +97,7 @@ def asked_fields(options) -> dict[str, object]:
         "flashboot": options.flashboot,
         "disk": options.disk,
         "networkVolumes": options.volume and [one for one in options.volume if one],
-        "dataCenterIds": None if options.data_centers is None else split(options.data_centers),
+        "dataCenterIds": None if options.data_centers is None else split_list(options.data_centers),
     }
     found = {name: value for name, value in given.items() if value is not None}
     if options.registry_credential is not None:
@@ -115,7 +115,7 @@ def require_ranges(options) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be {rule}, not {value}.")
 
 
-def asked_environment(options, present: dict) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
+def environment_from_options(options, present: dict) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
     """Variables to set, names to remove, and the tasks that are served."""
     env = parse_assignments(options.env, os.environ)
     unset = list(options.unset_env)
@@ -137,16 +137,16 @@ def choose_tasks(asked: list[str] | None, env: dict[str, str]) -> tuple[str, ...
 
 def choose_pools(api: Api, options, settings, tasks, floor, cuda) -> tuple[list[cards.Fit], list[str]]:
     """Every pool with its layout, and the ids of those to take. `floor`: the hosts' CUDA, `cuda`: the torch's."""
-    names = split(options.gpu or "auto")
+    names = split_list(options.gpu or "auto")
     auto, check = names == ["auto"], not options.no_fit_check
     if not auto and not check:
         fits = [cards.Fit(pool, None, "not checked") for pool in cards.read_pools(api, floor or None)]
     else:
         fits = [cards.fit(pool, settings, tasks, options.ram_gb, cuda) for pool in cards.read_pools(api, floor or None)]
     if auto:
-        return fits, [cards.cheapest(fits).pool.id]
+        return fits, [cards.choose_cheapest(fits).pool.id]
     return fits, cards.require_pools(names, fits, options.ram_gb, check)
 
 
-def split(text: str) -> list[str]:
+def split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]

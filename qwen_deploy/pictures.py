@@ -33,24 +33,24 @@ class Picture:
         return path
 
 
-def pictures_of(reply: dict) -> list[Picture]:
+def read_pictures(reply: dict) -> list[Picture]:
     """The reply's pictures in order. Raises `NotServing` where there is none or one is not a picture."""
     texts = reply.get("images") or reply.get("image_urls") or [reply.get("image") or reply.get("image_url")]
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
         raise NotServing("The reply holds no picture under `image` or `image_url`.")
-    return [read(text) for text in texts]
+    return [read_picture(text) for text in texts]
 
 
-def read(text: str) -> Picture:
+def read_picture(text: str) -> Picture:
     if text.startswith(("http://", "https://")):
-        return recognised(fetch(text))
+        return identify_picture(fetch_picture(text))
     try:
-        return recognised(base64.b64decode(text.partition("base64,")[2] or text, validate=True))
+        return identify_picture(base64.b64decode(text.partition("base64,")[2] or text, validate=True))
     except binascii.Error:
         raise NotServing(f"The reply's `image` is not base64: it begins with {text[:20]!r}.") from None
 
 
-def fetch(url: str) -> bytes:
+def fetch_picture(url: str) -> bytes:
     """A presigned URL is its own permission: the API key does not go there."""
     try:
         with requests.get(url, timeout=FETCH_SECONDS, stream=True) as response:
@@ -64,7 +64,7 @@ def fetch(url: str) -> bytes:
     return data
 
 
-def recognised(data: bytes) -> Picture:
+def identify_picture(data: bytes) -> Picture:
     """By its first bytes: PNG with its size, WebP or JPEG. Raises `NotServing` for anything else."""
     if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and data.endswith(b"IEND\xaeB`\x82"):
         return Picture(data, "png", *struct.unpack(">II", data[16:24]))

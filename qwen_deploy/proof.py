@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import configuration
-from .cards import card_of
+from .cards import worker_card
 from .errors import NotServing
 from .intent import Intent
-from .pictures import pictures_of
-from .runpod.jobs import Answer, Queue, progress_of
+from .pictures import read_pictures
+from .runpod.jobs import Answer, Queue, describe_progress
 from .runpod.rollout import Watch
 from .session import ROOT, Session
 
@@ -28,16 +28,16 @@ PROMPTS = {
 
 def prove(session: Session, options, intent: Intent, endpoint: dict, before: int | None) -> None:
     """Test jobs on workers of the new version; then falling back as it was asked for. Raises `NotServing`."""
-    check = checks(session, options, endpoint, before, intent.version, options.wait)
+    check = prepare_test_jobs(session, options, endpoint, before, intent.version, options.wait)
     session.screen.heading("Waiting for workers of the new version")
-    with session.screen.following():
+    with session.screen.live_progress():
         told = check.health()
     session.screen.good(f"health: version {told.get('worker_version')}, {told.get('status')}")
     for task in intent.tasks:
-        with session.screen.following():
+        with session.screen.live_progress():
             answer, files = check.draw(task)
-        timing = timing_of(task, answer, card_of(session.api, endpoint["id"], answer.worker))
-        session.records.note_timing(endpoint["id"], timing)
+        timing = job_timing(task, answer, worker_card(session.api, endpoint["id"], answer.worker))
+        session.records.add_timing(endpoint["id"], timing)
         session.screen.good(f"{task}: {answer.seconds:.1f} s, {', '.join(map(str, files))}")
         limit = intent.target["timeout"] / 1000
         if 0 < limit < answer.seconds:
@@ -45,7 +45,7 @@ def prove(session: Session, options, intent: Intent, endpoint: dict, before: int
                 f"{task} took {answer.seconds:.0f} s on a cold worker, more than the endpoint's --execution-timeout of "
                 f"{limit:g} s: raise it, or the first job of each worker will be ended."
             )
-    if intent.changes and intent.checked().target != intent.target:
+    if intent.changes and intent.with_fallback_forbidden().target != intent.target:
         settle(session, options, intent, endpoint)
 
 
@@ -53,33 +53,35 @@ def settle(session: Session, options, intent: Intent, endpoint: dict) -> None:
     """Set falling back to what was asked for, now that the model has drawn."""
     wanted = intent.target["env"].get("QWEN_FALLBACK", "allow")
     session.screen.heading(f"Setting falling back to {wanted}")
-    _, before = update(session, endpoint["id"], intent.checked().target, intent.target)
+    _, before = update_endpoint(session, endpoint["id"], intent.with_fallback_forbidden().target, intent.target)
     require_kept(session, endpoint["id"], intent.target)
-    with session.screen.following():
-        told = checks(session, options, endpoint, before, intent.version, options.wait).health()
+    with session.screen.live_progress():
+        told = prepare_test_jobs(session, options, endpoint, before, intent.version, options.wait).health()
     if (mode := (told.get("fallback") or {}).get("mode")) != wanted:
         raise NotServing(f"health: fallback.mode must be {wanted}, not {mode}.")
     session.screen.good(f"health: falling back is {wanted}")
 
 
-def update(session: Session, endpoint_id: str, present: dict, target: dict) -> tuple[dict, int | None]:
+def update_endpoint(session: Session, endpoint_id: str, present: dict, target: dict) -> tuple[dict, int | None]:
     """PATCH what differs. The endpoint, and its version before where workers will be replaced."""
-    replaced = configuration.rolls_out(configuration.changes(present, target))
+    replaced = configuration.replaces_workers(configuration.changes(present, target))
     before = session.api.releases(endpoint_id).get("endpointVersion") if replaced else None
     return session.api.update(endpoint_id, configuration.patch_body(present, target)), before
 
 
 def require_kept(session: Session, endpoint_id: str, target: dict) -> None:
     """Field by field: what RunPod holds is what was sent."""
-    left = configuration.changes(configuration.flat(session.api.endpoint(endpoint_id)), target)
+    left = configuration.changes(configuration.flatten(session.api.endpoint(endpoint_id)), target)
     if left:
-        words = "; ".join(f"{field} is {present}, not {new}" for field, present, new in configuration.describe(left))
+        words = "; ".join(
+            f"{field} is {present}, not {new}" for field, present, new in configuration.describe_changes(left)
+        )
         raise NotServing(f"RunPod did not keep what was sent: {words}.")
 
 
-def checks(
+def prepare_test_jobs(
     session: Session, options, endpoint: dict, before: int | None, version: str | None, patience: float
-) -> "Check":
+) -> "TestJobs":
     watch = Watch(session.api, endpoint["id"], before, patience, options.capacity_wait, session.screen.progress)
     fields = {}
     if getattr(options, "test_steps", None):
@@ -87,11 +89,11 @@ def checks(
     if getattr(options, "test_size", None):
         fields |= {"width": options.test_size, "height": options.test_size}
     folder = getattr(options, "output", Path("out"))
-    return Check(session.queue(endpoint), watch, version, TEST_PICTURE, folder, fields, session.screen.warn)
+    return TestJobs(session.queue(endpoint), watch, version, TEST_PICTURE, folder, fields, session.screen.warn)
 
 
 @dataclass
-class Check:
+class TestJobs:
     """The checks of one deployment. `version` is the build that must answer; None where any may (a rollback).
 
     `picture` is the input of the edit, `folder` where pictures are saved; `fields` are added to the drawing jobs.
@@ -121,7 +123,7 @@ class Check:
             if not by_old and not self.watch.stale:
                 require_completed(answer, "health")
                 if self.version is not None and told != self.version:
-                    raise NotServing(f"health: {wrong_version(self.version, told)}")
+                    raise NotServing(f"health: {describe_wrong_version(self.version, told)}")
                 return answer.reply
             self.queue.pause(5)
 
@@ -137,8 +139,8 @@ class Check:
             reason = facts.get("fallback_reason", "it says no backend")
             raise NotServing(f"{task}: backend must be qwen-image, not {facts.get('backend')}: {reason}.")
         if self.version is not None and facts.get("worker_version") != self.version:
-            raise NotServing(f"{task}: {wrong_version(self.version, facts.get('worker_version'))}")
-        pictures = pictures_of(answer.reply)
+            raise NotServing(f"{task}: {describe_wrong_version(self.version, facts.get('worker_version'))}")
+        pictures = read_pictures(answer.reply)
         for one in pictures:
             if one.width and (one.width, one.height) != (facts.get("width"), facts.get("height")):
                 asked = f"{facts.get('width')}x{facts.get('height')}"
@@ -150,7 +152,7 @@ class Check:
 
     def ask(self, fields: dict, what: str) -> Answer:
         def look(status: dict) -> None:
-            self.watch.look(f"{what} {progress_of(status)}")
+            self.watch.look(f"{what} {describe_progress(status)}")
 
         return self.queue.ask(fields, JOB_SECONDS, max(self.watch.left, 1.0), look, self.note, repeat=True)
 
@@ -161,11 +163,11 @@ def require_completed(answer: Answer, what: str) -> None:
         raise NotServing(f"{what}: the job is {answer.state}: {reason[:500]}")
 
 
-def wrong_version(deployed: str, told: object) -> str:
+def describe_wrong_version(deployed: str, told: object) -> str:
     return f"worker_version must be {deployed}, not {told}: this is not the deployed build."
 
 
-def timing_of(task: str, answer: Answer, card: str | None) -> dict:
+def job_timing(task: str, answer: Answer, card: str | None) -> dict:
     """What a job took, for `cost`: seconds that are billed, without the load of a cold worker."""
     facts = answer.metadata
     timings = facts.get("timings") or {}

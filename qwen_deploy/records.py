@@ -35,7 +35,7 @@ class Records:
     def save(self, endpoint: dict) -> Record:
         """Write the endpoint's whole configuration. Raises `DeployError` where that fails: then nothing was changed."""
         now = datetime.now(UTC)
-        path = self.home(endpoint["id"]) / f"{now:%Y%m%dT%H%M%S.%f}Z.json"
+        path = self.endpoint_folder(endpoint["id"]) / f"{now:%Y%m%dT%H%M%S.%f}Z.json"
         record = {"saved_at": now.isoformat(timespec="seconds"), "endpoint": endpoint}
         text = json.dumps(record, indent=1, ensure_ascii=False).replace(self.key, KEY_MARK)
         try:
@@ -51,9 +51,9 @@ class Records:
             ) from None
         return Record(path, record["saved_at"], endpoint)
 
-    def all(self, endpoint_id: str) -> list[Record]:
+    def saved(self, endpoint_id: str) -> list[Record]:
         """The endpoint's records, newest first."""
-        return [self.read(path) for path in sorted(self.home(endpoint_id).glob("*.json"), reverse=True)]
+        return [self.read(path) for path in sorted(self.endpoint_folder(endpoint_id).glob("*.json"), reverse=True)]
 
     def read(self, path: Path) -> Record:
         """Raises `DeployError` for a file that is not a record."""
@@ -64,18 +64,18 @@ class Records:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DeployError(f"{path} is not a saved configuration: {type(error).__name__}.") from None
 
-    def home(self, endpoint_id: str) -> Path:
+    def endpoint_folder(self, endpoint_id: str) -> Path:
         if not re.fullmatch(r"[\w-]+", endpoint_id):
             raise DeployError(f"An endpoint's id is letters and digits, not {endpoint_id!r}.")
         return self.folder / endpoint_id
 
-    def note_timing(self, endpoint_id: str, timing: dict) -> None:
+    def add_timing(self, endpoint_id: str, timing: dict) -> None:
         """Keep what a job of this endpoint took, for `cost`; the newest hundred are kept."""
-        path = self.home(endpoint_id) / "timings.jsonl"
+        path = self.endpoint_folder(endpoint_id) / "timings.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lines = path.read_text().splitlines()[-99:] if path.is_file() else []
         path.write_text("\n".join([*lines, json.dumps(timing)]) + "\n")
 
     def timings(self, endpoint_id: str) -> list[dict]:
-        path = self.home(endpoint_id) / "timings.jsonl"
+        path = self.endpoint_folder(endpoint_id) / "timings.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -6,7 +6,7 @@ Decides nothing about when; knows nothing of how a deployment is proved but its 
 from . import configuration
 from .errors import DeployError
 from .intent import Intent
-from .proof import checks, require_kept, update
+from .proof import prepare_test_jobs, require_kept, update_endpoint
 from .records import Record
 from .session import Session
 
@@ -20,16 +20,16 @@ def undo(session: Session, options, intent: Intent, saved: Record | None, check:
         screen.warn("Nothing had been changed, so there is nothing to roll back: the endpoint is as it was.")
     elif saved:
         screen.heading("Rolling back")
-        put_back(session, options, saved, check)
+        roll_back(session, options, saved, check)
     else:
         try:
-            park(session, intent.target)
+            park_new_endpoint(session, intent.target)
         except (DeployError, KeyboardInterrupt) as failure:
             screen.bad(f"Looking for it failed: {str(failure) or 'interrupted'}")
             screen.bad(f"If an endpoint named {intent.target['name']} was made, it is there: look in the console.")
 
 
-def put_back(session: Session, options, saved: Record, check: bool) -> bool:
+def roll_back(session: Session, options, saved: Record, check: bool) -> bool:
     """Whether the saved configuration is back and, with `check`, answers. Says what is where if not; raises nothing."""
     screen, endpoint_id = session.screen, saved.endpoint["id"]
     try:
@@ -42,8 +42,10 @@ def put_back(session: Session, options, saved: Record, check: bool) -> bool:
     if not check:
         return True
     try:
-        with screen.following():
-            told = checks(session, options, saved.endpoint, before, None, min(options.wait, REST_SECONDS)).health()
+        with screen.live_progress():
+            told = prepare_test_jobs(
+                session, options, saved.endpoint, before, None, min(options.wait, REST_SECONDS)
+            ).health()
     except (DeployError, KeyboardInterrupt) as failure:
         screen.warn(f"Its workers were not heard to answer a health job: {str(failure) or 'interrupted'}")
         return False
@@ -53,23 +55,23 @@ def put_back(session: Session, options, saved: Record, check: bool) -> bool:
 
 def restore(session: Session, saved: Record) -> int | None:
     """Send the saved fields that differ, read them back one by one. The version before, where workers are replaced."""
-    endpoint_id, target, before = saved.endpoint["id"], configuration.flat(saved.endpoint), None
-    present = configuration.flat(session.api.endpoint(endpoint_id))
+    endpoint_id, target, before = saved.endpoint["id"], configuration.flatten(saved.endpoint), None
+    present = configuration.flatten(session.api.endpoint(endpoint_id))
     changed = configuration.changes(present, target)
     if changed:
-        _, before = update(session, endpoint_id, present, target)
+        _, before = update_endpoint(session, endpoint_id, present, target)
     require_kept(session, endpoint_id, target)
     back = f"Rolled back: endpoint {endpoint_id} has {target.get('image')} again"
     session.screen.good(f"{back if changed else f'Endpoint {endpoint_id} is as it was'}, verified field by field.")
     return before
 
 
-def park(session: Session, target: dict) -> None:
+def park_new_endpoint(session: Session, target: dict) -> None:
     """A new endpoint that does not serve is kept for its logs, without workers that cost.
 
     Its environment becomes what was asked for: the next run keeps what it finds, a forbidden fallback too.
     """
-    for one in session.api.named(target["name"]):
+    for one in session.api.endpoints_named(target["name"]):
         session.api.update(one["id"], {"env": target["env"], "workers": {"min": 0, "max": 0}})
         session.screen.warn(
             f"Endpoint {one['id']} was made and does not serve: it is left with no workers, so it costs nothing. Its "

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import requests
 
 from ..errors import ApiError, NoAnswer
-from .client import CONNECT_SECONDS, Client, held
+from .client import CONNECT_SECONDS, Client, hold_interrupts
 from .refusals import refusal
 
 BASE = "https://api.runpod.io"
@@ -24,15 +24,15 @@ class Api:
         self.client = client
 
     def endpoints(self) -> list[dict]:
-        return self.listed("/v2/serverless", "the list of endpoints", "endpoints")
+        return self.get_list("/v2/serverless", "the list of endpoints", "endpoints")
 
-    def listed(self, path: str, what: str, name: str, **options) -> list[dict]:
+    def get_list(self, path: str, what: str, name: str, **options) -> list[dict]:
         found = self.client.call("GET", path, what, **options).get(name)
         if not isinstance(found, list):
             raise ApiError(f"RunPod answered {what} without `{name}`: is RUNPOD_API_URL right?", 200)
         return found
 
-    def named(self, name: str) -> list[dict]:
+    def endpoints_named(self, name: str) -> list[dict]:
         """The endpoints of this name."""
         return [one for one in self.endpoints() if one["name"] in (name, name + FLASHBOOT_SUFFIX)]
 
@@ -43,13 +43,13 @@ class Api:
         """The new endpoint. Where the connection drops it is looked for: a second POST would make a second one."""
         for _ in range(2):
             try:
-                with held():  # whoever undoes the creation has to find it
+                with hold_interrupts():  # whoever undoes the creation has to find it
                     return self.client.call("POST", "/v2/serverless", "the new endpoint", body, repeat=False)
             except NoAnswer as error:
                 if not error.sent:
                     raise
                 lost = error
-                if found := self.named(body["name"]):
+                if found := self.endpoints_named(body["name"]):
                     return found[0]
         raise lost
 
@@ -68,7 +68,7 @@ class Api:
         query = {"include": "AVAILABILITY", "product": "SERVERLESS"} | (
             {"minCudaVersion": min_cuda} if min_cuda else {}
         )
-        return self.listed("/v2/catalog/gpus", "the catalogue of cards", "gpus", params=query)
+        return self.get_list("/v2/catalog/gpus", "the catalogue of cards", "gpus", params=query)
 
     def logs(
         self, endpoint_id: str, worker_id: str, source: str | None = None, tail: int = 200, follow: bool = False

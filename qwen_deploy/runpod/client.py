@@ -75,18 +75,18 @@ class Client:
             try:
                 response = self.send(method, url, json=body, **options)
             except requests.RequestException as error:
-                sent = not never_sent(error)
+                sent = not never_connected(error)
                 if last or (sent and not repeat):
-                    raise NoAnswer(explain(error, self.host(url)), sent) from None
-                self.again(backoff(attempt), f"{self.host(url)} did not answer")
+                    raise NoAnswer(explain_failure(error, self.host(url)), sent) from None
+                self.wait_to_retry(backoff(attempt), f"{self.host(url)} did not answer")
                 continue
             status = response.status_code
-            asked = retry_after(response)
+            asked = read_retry_after(response)
             # 429 was refused unread; a 5xx may have done its work before it failed.
             hopeless = last or (status != 429 and not repeat) or (asked or 0) > MAX_PAUSE
             if status not in PASSING or hopeless:
-                return answer(response, what, body, asked)
-            self.again(asked if asked is not None else backoff(attempt), f"RunPod answered {status}")
+                return read_response(response, what, body, asked)
+            self.wait_to_retry(asked if asked is not None else backoff(attempt), f"RunPod answered {status}")
         raise AssertionError("the last try returns or raises")
 
     def send(self, method: str, url: str, **options) -> requests.Response:
@@ -96,7 +96,7 @@ class Client:
         options = {"timeout": (CONNECT_SECONDS, READ_SECONDS), "allow_redirects": False} | options
         return self.session.request(method, full, **options)
 
-    def again(self, seconds: float, reason: str) -> None:
+    def wait_to_retry(self, seconds: float, reason: str) -> None:
         self.note(f"{reason}; trying again in {seconds:.0f} s")
         self.pause(seconds)
 
@@ -112,7 +112,7 @@ class Client:
             raise UsageError(f"The API key goes to https addresses of RunPod only, not to {parts.scheme}://{host}.")
 
 
-def answer(response: requests.Response, what: str, body: dict | None, asked: float | None) -> dict:
+def read_response(response: requests.Response, what: str, body: dict | None, asked: float | None) -> dict:
     status = response.status_code
     if status == 204 or (status < 300 and not response.content):
         return {}
@@ -128,7 +128,7 @@ def answer(response: requests.Response, what: str, body: dict | None, asked: flo
     return value
 
 
-def retry_after(response: requests.Response) -> float | None:
+def read_retry_after(response: requests.Response) -> float | None:
     """The header's seconds, also where it holds a date; None where it is absent or neither."""
     text = response.headers.get("Retry-After", "")
     if text.strip().isdigit():
@@ -143,27 +143,27 @@ def backoff(attempt: int) -> float:
     return min(2.0**attempt, 30.0)
 
 
-def never_sent(error: requests.RequestException) -> bool:
+def never_connected(error: requests.RequestException) -> bool:
     """Whether the connection was not even made: then the request cannot have been taken."""
     reason = getattr(error.args[0], "reason", None) if error.args else None
     made = "NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "SSLError"
     return isinstance(error, requests.ConnectTimeout) or type(reason).__name__ in made
 
 
-def explain(error: requests.RequestException, host: str) -> str:
+def explain_failure(error: requests.RequestException, host: str) -> str:
     if isinstance(error, requests.exceptions.SSLError):
         return f"{host} shows no certificate that this machine trusts. Is there a proxy that opens TLS?"
     if isinstance(error, requests.exceptions.ProxyError):
         return f"The proxy of HTTPS_PROXY does not let this machine reach {host}."
     if isinstance(error, requests.Timeout):
         return f"{host} did not answer in time, {TRIES} times over. Try later; https://uptime.runpod.io"
-    if never_sent(error):
+    if never_connected(error):
         return f"This machine cannot reach {host}: no network, no DNS or a firewall."
     return f"{host} dropped the connection before it answered."
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def hold_interrupts() -> Iterator[None]:
     """Raises `KeyboardInterrupt` at the block's end for a signal that came within it; a second one is not held."""
     if threading.current_thread() is not threading.main_thread():
         yield

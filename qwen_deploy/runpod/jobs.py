@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import ApiError, DeployError, NotServing
-from .client import Client, held
+from .client import Client, hold_interrupts
 
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 POLL_SECONDS = 2.0
@@ -78,7 +78,7 @@ class Queue:
         """
         job_id = None
         try:
-            with held():  # a job whose id is lost could not be cancelled
+            with hold_interrupts():  # a job whose id is lost could not be cancelled
                 job_id = self.send(fields, limit, repeat)
             return self.wait(job_id, patience, watch)
         except BaseException:
@@ -91,14 +91,14 @@ class Queue:
         while True:
             status = self.status(job_id)
             if status.get("status") in FINAL:
-                return as_answer(job_id, status)
+                return read_answer(job_id, status)
             if time.monotonic() > ends:
                 raise NotServing(f"Job {job_id} is {status.get('status')} after {patience:.0f} s.")
             watch(status)
             self.pause(POLL_SECONDS)
 
 
-def as_answer(job_id: str, status: dict) -> Answer:
+def read_answer(job_id: str, status: dict) -> Answer:
     reply = status.get("output")
     if isinstance(reply, list):  # STREAM=1: the progress messages, then the reply
         reply = reply[-1] if reply else {}
@@ -109,7 +109,7 @@ def as_answer(job_id: str, status: dict) -> Answer:
     return Answer(job_id, status["status"], reply, error, worker, *(value / 1000 for value in milliseconds))
 
 
-def progress_of(status: dict) -> str:
+def describe_progress(status: dict) -> str:
     """A running job's own words, where it sends any: stage, step, seconds left."""
     told = status.get("output")
     told = told[-1] if isinstance(told, list) and told else told

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen_deploy.cards import stock_of
+from qwen_deploy.cards import stock_level
 
 from . import fake_runpod
 from .conftest import SHIP, asked, only
@@ -26,8 +26,8 @@ def test_auto_goes_by_the_worker_s_own_placement(runpod, command, arguments, poo
 
 @pytest.mark.parametrize("told", [None, "PLENTY"])
 def test_a_stock_that_is_not_known_rules_no_card_out(told):
-    assert stock_of({} if told is None else {"availability": told}) == "LOW"
-    assert stock_of({"availability": "NONE"}) == "NONE"
+    assert stock_level({} if told is None else {"availability": told}) == "LOW"
+    assert stock_level({"availability": "NONE"}) == "NONE"
 
 
 def test_a_pool_is_as_large_as_its_smallest_card(runpod, command, monkeypatch):

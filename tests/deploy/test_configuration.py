@@ -12,11 +12,11 @@ ENDPOINT = {
     "workers": {"min": 0, "max": 3, "idleTimeout": 10}, "scaling": {"type": "QUEUE_DELAY", "queueDelay": 4},
     "dataCenterIds": [], "networkVolumes": [], "timeout": 300000, "flashboot": "FLASHBOOT", "registry": None,
 }  # fmt: skip
-PRESENT = configuration.flat(ENDPOINT)
+PRESENT = configuration.flatten(ENDPOINT)
 
 
 def wanted(asked=None, env=None, unset=(), present=PRESENT):
-    return configuration.wanted(present, asked or {}, env or {}, unset)
+    return configuration.build_target(present, asked or {}, env or {}, unset)
 
 
 def test_nothing_asked_changes_nothing():
@@ -29,12 +29,12 @@ def test_another_order_or_the_platform_s_own_suffix_is_no_change(asked):
 
 
 def test_exclusions_never_go_without_their_pools():
-    saved = configuration.flat(ENDPOINT | {"gpu": ENDPOINT["gpu"] | {"excludedTypes": ["Y"]}})
+    saved = configuration.flatten(ENDPOINT | {"gpu": ENDPOINT["gpu"] | {"excludedTypes": ["Y"]}})
     assert configuration.patch_body(PRESENT, saved) == {"gpu": {"pools": ["A", "B"], "excludedTypes": ["Y"]}}
 
 
 def test_pools_never_go_without_exclusions_that_stay():
-    saved = configuration.flat(ENDPOINT | {"gpu": ENDPOINT["gpu"] | {"pools": ["C"]}})
+    saved = configuration.flatten(ENDPOINT | {"gpu": ENDPOINT["gpu"] | {"pools": ["C"]}})
     assert configuration.patch_body(PRESENT, saved) == {"gpu": {"pools": ["C"], "excludedTypes": ["X"]}}
 
 
@@ -45,7 +45,7 @@ def test_a_cuda_floor_takes_the_place_of_a_set_and_back():
 
 
 def test_a_version_that_a_variable_claims_is_removed():
-    claimed = configuration.flat(ENDPOINT | {"env": {"A": "1", "QWEN_WORKER_VERSION": "v9"}})
+    claimed = configuration.flatten(ENDPOINT | {"env": {"A": "1", "QWEN_WORKER_VERSION": "v9"}})
     assert configuration.patch_body(claimed, wanted(present=claimed)) == {"env": {"A": "1"}}
 
 
@@ -64,5 +64,7 @@ def test_what_the_target_does_not_name_stays():
 
 
 def test_hidden_values_are_told_apart_by_name_only():
-    rows = configuration.describe(configuration.changes(PRESENT, wanted(env={"A": "2", "QWEN_FALLBACK": "allow"})))
+    rows = configuration.describe_changes(
+        configuration.changes(PRESENT, wanted(env={"A": "2", "QWEN_FALLBACK": "allow"}))
+    )
     assert rows == [["env.A", "***", "***"], ["env.QWEN_FALLBACK", "(none)", "allow"]]
