@@ -18,7 +18,7 @@ class ApiError(DeployError):
 
 
 class NoAnswer(DeployError):
-    """A request got no answer. `sent`: whether it may have reached RunPod, and with it taken effect."""
+    """A request got no answer. `sent`: whether RunPod may have received the request, and acted on it."""
 
     def __init__(self, sentence: str, sent: bool):
         super().__init__(sentence)

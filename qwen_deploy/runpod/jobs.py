@@ -1,64 +1,83 @@
-"""Jobs of an endpoint's queue: sent, followed, cancelled. Knows nothing of what a job draws."""
+"""Jobs of an endpoint's queue: sent, followed, cancelled. Knows nothing of what a job asks for."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict, cast
 
 from ..errors import ApiError, DeployError, NotServing
 from .client import Client, hold_interrupts
+from .schemas import Endpoint, JobStatus, JsonObject
 
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 POLL_SECONDS = 2.0
 
 
+class Metadata(TypedDict, total=False):
+    """What the reply of a drawing job says of its pictures, as far as it is read here."""
+
+    backend: str
+    fallback_reason: str
+    worker_version: str
+    width: int  # pixels
+    height: int
+    dimensions: str
+    steps: int
+    seed: int
+    seeds: list[int]
+    processing_time: float  # seconds
+    timings: dict[str, float]  # seconds
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What became of a job. `seconds` it ran, `waited` in the queue; both as the platform counts them."""
+    """What became of a job. `seconds` is how long it ran, as the platform counts."""
 
     job_id: str
     state: str
-    reply: dict
+    reply: JsonObject
     error: str
-    worker: str | None
+    worker_id: str | None
     seconds: float
-    waited: float
 
     @property
-    def metadata(self) -> dict:
-        facts = self.reply.get("metadata")
-        return facts if isinstance(facts, dict) else {}
+    def metadata(self) -> Metadata:
+        metadata = self.reply.get("metadata")
+        return cast(Metadata, metadata) if isinstance(metadata, dict) else {}
 
 
 class Queue:
     """The jobs of one endpoint. `pause` takes seconds."""
 
-    def __init__(self, client: Client, endpoint: dict, pause: Callable[[float], None] = time.sleep):
+    def __init__(self, client: Client, endpoint: Endpoint, pause: Callable[[float], None] = time.sleep):
         urls = endpoint.get("requestUrls") or {}
         if "run" not in urls:
             kind = endpoint.get("type")
             raise DeployError(f"Endpoint {endpoint['id']} takes no queued jobs: its type is {kind}, not QUEUE.")
         self.client, self.urls, self.pause = client, urls, pause
 
-    def counts(self) -> dict:
-        """Jobs by state and workers by state."""
-        return self.client.call("GET", self.urls["health"], "the queue's health")
+    def job_counts(self) -> dict[str, int]:
+        """Jobs by state."""
+        health = self.client.call("GET", self.urls["health"], "the queue's health")
+        return cast(dict[str, int], health.get("jobs") or {})
 
-    def send(self, fields: dict, limit: float | None = None, repeat: bool = False) -> str:
+    def send(self, fields: JsonObject, limit: float | None = None, repeat: bool = False) -> str:
         """The id of a new job. `limit`: seconds that it may run, in place of the endpoint's own.
 
-        `repeat`: send it again where it may have been taken already; then it may run twice.
+        `repeat`: the job is sent again although RunPod may have taken it already; then it may run twice.
         """
-        body = {"input": fields}
+        body: JsonObject = {"input": fields}
         if limit:
             # The platform counts the time to live from the sending, the wait in the queue included.
             body["policy"] = {"executionTimeout": round(limit * 1000), "ttl": round((limit + 3600) * 1000)}
-        return self.client.call("POST", self.urls["run"], "the job", body, repeat=repeat)["id"]
+        return cast(JobStatus, self.client.call("POST", self.urls["run"], "the job", body, repeat=repeat))["id"]
 
-    def status(self, job_id: str) -> dict:
-        return self.client.call("GET", self.urls["status"].replace("{job_id}", job_id), f"job {job_id}")
+    def status(self, job_id: str) -> JobStatus:
+        url = self.urls["status"].replace("{job_id}", job_id)
+        return cast(JobStatus, self.client.call("GET", url, f"job {job_id}"))
 
     def cancel(self, job_id: str) -> bool:
-        """Whether the job is cancelled or over. Never raises: it is called where something else failed already."""
+        """Whether the job is cancelled or over. Never raises: its callers are handling another failure already."""
         try:
             self.client.call("POST", self.urls["cancel"].replace("{job_id}", job_id), f"job {job_id}")
         except ApiError as error:
@@ -68,56 +87,63 @@ class Queue:
         return True
 
     def ask(
-        self, fields: dict, limit: float, patience: float, watch: Callable[[dict], None], note: Callable[[str], None],
-        repeat: bool = False,
+        self, fields: JsonObject, limit: float, patience: float, on_status: Callable[[JobStatus], None],
+        note: Callable[[str], None], repeat: bool = False,
     ) -> Answer:  # fmt: skip
         """Send a job and wait for its answer, at most `patience` seconds; `limit` seconds for it to run.
 
-        `watch` is called with each status; whatever it raises ends the wait. A job that is not answered is cancelled,
-        and `note` is told where that failed too. Raises `NotServing` when patience ends.
+        `on_status` is called with each status; whatever it raises ends the wait. A job that is not answered is
+        cancelled; where that fails too, `note` takes a sentence. Raises `NotServing` when patience ends.
         """
         job_id = None
         try:
-            with hold_interrupts():  # a job whose id is lost could not be cancelled
+            with hold_interrupts():  # nobody could cancel a job whose id is lost
                 job_id = self.send(fields, limit, repeat)
-            return self.wait(job_id, patience, watch)
-        except BaseException:
+            return self.wait(job_id, patience, on_status)
+        except BaseException:  # Ctrl-C too must not leave a job that runs and is paid for
             if job_id and not self.cancel(job_id):
                 note(f"Job {job_id} could not be cancelled and may still run.")
             raise
 
-    def wait(self, job_id: str, patience: float, watch: Callable[[dict], None]) -> Answer:
-        ends = time.monotonic() + patience
+    def wait(self, job_id: str, patience: float, on_status: Callable[[JobStatus], None]) -> Answer:
+        deadline = time.monotonic() + patience
         while True:
             status = self.status(job_id)
             if status.get("status") in FINAL:
                 return read_answer(job_id, status)
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 raise NotServing(f"Job {job_id} is {status.get('status')} after {patience:.0f} s.")
-            watch(status)
+            on_status(status)
             self.pause(POLL_SECONDS)
 
 
-def read_answer(job_id: str, status: dict) -> Answer:
-    reply = status.get("output")
-    if isinstance(reply, list):  # STREAM=1: the progress messages, then the reply
-        reply = reply[-1] if reply else {}
-    reply = reply if isinstance(reply, dict) else {}
-    milliseconds = status.get("executionTime") or 0, status.get("delayTime") or 0
+def read_answer(job_id: str, status: JobStatus) -> Answer:
+    """From a final status."""
+    output = last_item(status.get("output"))
+    reply = cast(JsonObject, output) if isinstance(output, dict) else {}
     error = str(status.get("error") or reply.get("error") or "")
-    worker = status.get("workerId")
-    return Answer(job_id, status["status"], reply, error, worker, *(value / 1000 for value in milliseconds))
+    seconds = (status.get("executionTime") or 0) / 1000
+    return Answer(job_id, status.get("status", ""), reply, error, status.get("workerId"), seconds)
 
 
-def describe_progress(status: dict) -> str:
-    """A running job's own words, where it sends any: stage, step, seconds left."""
-    told = status.get("output")
-    told = told[-1] if isinstance(told, list) and told else told
-    words = [str(status.get("status", "")).lower().replace("_", " ")]
-    if isinstance(told, dict) and "stage" in told:
-        words.append(str(told["stage"]))
-        if told.get("total"):
-            words.append(f"step {told.get('step', 0)}/{told['total']}")
-        if isinstance(told.get("seconds_left"), int | float):
-            words.append(f"{told['seconds_left']:.0f} s left")
+def last_item(output: object) -> object:
+    """The newest of a job's outputs: with STREAM=1 they are a list of the progress messages and, at last, the reply."""
+    if not isinstance(output, list):
+        return output
+    items = cast(list[object], output)
+    return items[-1] if items else None
+
+
+def describe_progress(status: JobStatus) -> str:
+    """A running job's state and the worker's own words, where it sends any: stage, step, seconds left."""
+    words = [status.get("status", "").lower().replace("_", " ")]
+    output = last_item(status.get("output"))
+    if isinstance(output, dict) and "stage" in output:
+        message = cast(JsonObject, output)
+        words.append(str(message["stage"]))
+        if message.get("total"):
+            words.append(f"step {message.get('step', 0)}/{message['total']}")
+        seconds_left = message.get("seconds_left")
+        if isinstance(seconds_left, int | float):
+            words.append(f"{seconds_left:.0f} s left")
     return " · ".join(word for word in words if word)

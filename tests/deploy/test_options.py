@@ -1,11 +1,12 @@
 """The command line takes what people type and what the documentation names."""
 
 import re
+from typing import get_type_hints
 
 import pytest
 
 from qwen_deploy.configuration import DEFAULTS
-from qwen_deploy.options import COMMANDS, command_parser, parser
+from qwen_deploy.options import COMMANDS, command_parser, parser, read_options
 
 from ..conftest import ROOT
 from .conftest import SHIP, only
@@ -46,3 +47,10 @@ def test_the_options_on_the_page_are_the_helper_s():
     helps = [parser("").format_help(), *(command_parser(name).format_help() for name in COMMANDS if name != "deploy")]
     named = set(re.findall(r"`(--[a-z-]+)", HELPER))
     assert len(named) > 15 and named <= set(re.findall(r"--[a-z-]+", " ".join(helps)))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_s_options_are_those_that_its_class_declares(name):
+    needed = [] if name in ("deploy", "cost") else ["--endpoint-id", "ep1"]
+    options = read_options(name, needed, "")
+    assert set(vars(options)) == set(get_type_hints(type(options)))

@@ -101,7 +101,7 @@ def test_three_starts_of_one_container_are_a_crash_loop(runpod, starts, loops):
 @pytest.mark.parametrize("starts, loops", [(5, False), (6, True)])
 def test_a_worker_that_was_ready_may_be_started_again(runpod, starts, loops):
     watch = watch_with_log(runpod, starts)
-    watch.ready.add("w1")
+    watch.ready_ids.add("w1")
     with pytest.raises(NotServing, match="Crash loop") if loops else contextlib.nullcontext():
         watch.judge_logs("w1")
 
