@@ -125,10 +125,10 @@ def cost(screen: Screen, options: CostOptions, open_session: SessionOpener) -> i
         ])  # fmt: skip
     names = ["pool", "cards", "memory", "$/h", "stock", f"layout ({options.ram_gb:g} GB RAM)", "$/picture", "$/edit"]
     screen.table(names, rows)
-    given = f"Computed from {options.seconds:g} s a picture." if options.seconds else ""
-    screen.say(
-        given or "Measured: the mean of this endpoint's jobs sent from here on a card of the pool, loads left out."
-    )
+    if options.seconds:
+        screen.say(f"Computed from {options.seconds:g} s a picture.")
+    else:
+        screen.say("Measured: the mean of this endpoint's jobs sent from here on a card of the pool, loads left out.")
     screen.say("Idle seconds, loads of cold workers and the disk come on top.")
     return 0
 

@@ -1,4 +1,4 @@
-"""The configuration of an endpoint: the present one, the one to reach, and the request between them. Pure.
+"""The configuration of an endpoint: as it is, as it shall be, and the request that leads from one to the other. Pure.
 
 A configuration is flat, by dotted field (`workers.max`), so that two can be compared field by field. Knows nothing of
 HTTP.
@@ -97,28 +97,28 @@ def sort_unordered(name: str, value: object) -> object:
 
 
 def build_target(
-    present: Configuration | None, asked: Mapping[str, object], env: Mapping[str, str], unset: Iterable[str] = ()
+    present: Configuration | None, requested: Mapping[str, object], env: Mapping[str, str], unset: Iterable[str] = ()
 ) -> Configuration:
-    """The configuration to reach: the present one or, where that is None, the defaults, with what was asked on top.
+    """The configuration to reach: the present one or, where that is None, the defaults, with what is requested on top.
 
-    `asked` are fields, `env` variables to set, `unset` variables to remove. What is not asked for stays as it is: the
+    `requested` are fields, `env` variables to set, `unset` variables to remove. Everything else stays as it is: the
     operator may have set it in the console. Raises `UsageError` where the fields contradict each other.
     """
     before: Mapping[str, object] = present or {**DEFAULTS, "env": DEFAULT_ENV}
     merged = {**cast(dict[str, str], before["env"]), **env}
     # The image says which build it is; a variable of an earlier deployment must not speak for it.
     removed = {*unset, "QWEN_WORKER_VERSION"}
-    fields = {**before, **{name: sort_unordered(name, value) for name, value in asked.items()}}
+    fields = {**before, **{name: sort_unordered(name, value) for name, value in requested.items()}}
     fields["env"] = {name: value for name, value in merged.items() if name not in removed}
-    if "gpu.pools" in asked and fields["gpu.pools"] != before.get("gpu.pools"):
-        fields["gpu.excludedTypes"] = []  # they belong to the pools they were taken from
-    if asked.get("gpu.minCudaVersion"):
+    if "gpu.pools" in requested and fields["gpu.pools"] != before.get("gpu.pools"):
+        fields["gpu.excludedTypes"] = []  # the exclusions are of the old pools
+    if requested.get("gpu.minCudaVersion"):
         fields["gpu.allowedCudaVersions"] = []  # a floor and a set exclude each other
     target = cast(Configuration, fields)
     if target["workers.min"] > target["workers.max"]:
         low, high = target["workers.min"], target["workers.max"]
         raise UsageError(f"--workers-min must be at most --workers-max, {high}, not {low}.")
-    if "workers.idleTimeout" in asked and target["scaling"].get("type") == "REQUEST_COUNT":
+    if "workers.idleTimeout" in requested and target["scaling"].get("type") == "REQUEST_COUNT":
         raise UsageError("--idle-timeout has no meaning on this endpoint: it scales on REQUEST_COUNT.")
     return target
 

@@ -1,4 +1,7 @@
-"""Why a deployment cannot go on, in one sentence for the operator. Knows nothing of where errors arise."""
+"""Why a deployment cannot go on, in one sentence for the operator.
+
+`deploy_qwen.main` turns each error into an exit code. Knows nothing of where errors arise.
+"""
 
 
 class DeployError(Exception):

@@ -56,23 +56,23 @@ def read_intent(session: Session, options: DeployOptions, image: Image, version:
     if endpoint:
         session.queue(endpoint)  # raises for an endpoint that takes no jobs
     present = configuration.flatten(endpoint) if endpoint else None
-    asked = fields_from_options(options)
-    asked["image"] = image.reference
+    requested = fields_from_options(options)
+    requested["image"] = image.reference
     if not endpoint:
-        asked["name"] = endpoint_name(options, image)
+        requested["name"] = endpoint_name(options, image)
     env, unset, tasks = environment_from_options(options, present["env"] if present else {})
     torch_cuda = cuda_floor(ROOT, options.build_arg)
     min_cuda = options.min_cuda or (None if endpoint else torch_cuda)
     if min_cuda:
-        asked["gpu.minCudaVersion"] = min_cuda
+        requested["gpu.minCudaVersion"] = min_cuda
     notes = [] if min_cuda or endpoint else ["No CUDA floor: the torch pin names no CUDA. --min-cuda sets one."]
-    target = configuration.build_target(present, asked, env, unset)
+    target = configuration.build_target(present, requested, env, unset)
     fits: list[cards.Fit] = []
     settings = worker_settings(target["env"])
     if options.gpu or not endpoint:
         pools = cards.read_pools(session.api, target.get("gpu.minCudaVersion") or None)
-        fits, asked["gpu.pools"] = choose_pools(pools, options, settings, tasks, torch_cuda)
-        target = configuration.build_target(present, asked, env, unset)
+        fits, requested["gpu.pools"] = choose_pools(pools, options, settings, tasks, torch_cuda)
+        target = configuration.build_target(present, requested, env, unset)
     if target["workers.max"] == 0 and not options.no_test:
         raise UsageError("--workers-max must be at least 1 for the test jobs, not 0; --no-test leaves them out.")
     return Intent(endpoint, present, target, tasks, version, fits, notes)
@@ -142,10 +142,10 @@ def environment_from_options(
     return env, unset, tasks
 
 
-def choose_tasks(asked: list[str] | None, env: Mapping[str, str]) -> tuple[str, ...]:
+def choose_tasks(requested: list[str] | None, env: Mapping[str, str]) -> tuple[str, ...]:
     """The tasks asked for, else those that the environment gives a model."""
     served = [task for task, name in cards.MODEL_SETTINGS.items() if env.get(name) != cards.NO_MODEL]
-    return tuple(task for task in cards.MODEL_SETTINGS if task in (asked or served))
+    return tuple(task for task in cards.MODEL_SETTINGS if task in (requested or served))
 
 
 def choose_pools(

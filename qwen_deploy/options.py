@@ -150,8 +150,8 @@ def read_options(name: str, arguments: list[str], description: str) -> argparse.
         "deploy": DeployOptions, "rollback": RollbackOptions, "status": StatusOptions, "logs": LogsOptions,
         "send": SendOptions, "cost": CostOptions,
     }  # fmt: skip
-    found = parser(description) if name == "deploy" else command_parser(name)
-    return found.parse_args(arguments, kinds[name]())
+    command = parser(description) if name == "deploy" else command_parser(name)
+    return command.parse_args(arguments, kinds[name]())
 
 
 def add_image(group: Group) -> None:

@@ -96,6 +96,7 @@ def prepare_test_jobs(
     session: Session, options: ProofOptions, endpoint: Endpoint, version_before: int | None, version: str | None,
     patience: float,
 ) -> "TestJobs":  # fmt: skip
+    """`version` must answer, or any where that is None; `patience` are the seconds until the new workers must serve."""
     watch = Watch(session.api, endpoint["id"], version_before, patience, options.capacity_wait, session.screen.progress)
     return TestJobs(session.queue(endpoint), watch, version, session.screen)
 

@@ -133,16 +133,12 @@ def read_response(response: requests.Response, subject: str, body: JsonObject, r
     except requests.exceptions.JSONDecodeError:
         value = None
     if status >= 300:
-        problem = cast(Problem, value) if isinstance(value, dict) else reason_alone(response)
+        reason: Problem = {"detail": response.reason or "no reason given"}
+        problem = cast(Problem, value) if isinstance(value, dict) else reason
         raise refusal(status, problem, subject, body, retry_after)
     if not isinstance(value, dict):
         raise ApiError(f"RunPod answered {subject} with {status} and no JSON object: is RUNPOD_API_URL right?", status)
     return cast(JsonObject, value)
-
-
-def reason_alone(response: requests.Response) -> Problem:
-    """For an error answer without a body, or with one that is no problem."""
-    return {"detail": response.reason or "no reason given"}
 
 
 def read_retry_after(response: requests.Response) -> float | None:

@@ -29,11 +29,11 @@ class Watch:
 
     def __init__(
         self, api: Api, endpoint_id: str, version_before: int | None, patience: float, capacity: float,
-        show: Callable[[str], None], clock: Callable[[], float] = time.monotonic,
+        show: Callable[[str], None],
     ):  # fmt: skip
         self.api, self.endpoint_id, self.version_before = api, endpoint_id, version_before
-        self.patience, self.capacity, self.show, self.clock = patience, capacity, show, clock
-        self.started = clock()
+        self.patience, self.capacity, self.show = patience, capacity, show
+        self.started = time.monotonic()
         self.throttled_since: float | None = None
         self.unhealthy_since: dict[str, float] = {}
         self.logs_read_at = -math.inf
@@ -44,7 +44,7 @@ class Watch:
 
     @property
     def seconds_left(self) -> float:
-        return self.patience - (self.clock() - self.started)
+        return self.patience - (time.monotonic() - self.started)
 
     def look(self, note: str = "") -> None:
         """One look at the workers. Raises `NotServing` with what the logs say of why they do not come up."""
@@ -60,8 +60,8 @@ class Watch:
         self.show(self.progress_line(rollout, answer["summary"], note))
         self.judge_capacity(fresh)
         self.judge_health(fresh)
-        if self.clock() - self.logs_read_at >= LOG_EVERY_SECONDS:
-            self.logs_read_at = self.clock()
+        if time.monotonic() - self.logs_read_at >= LOG_EVERY_SECONDS:
+            self.logs_read_at = time.monotonic()
             for worker in fresh:
                 if worker["status"] not in READY:
                     self.judge_logs(worker["id"])
@@ -79,7 +79,7 @@ class Watch:
 
     def progress_line(self, rollout: Rollout, counts: dict[str, int], note: str) -> str:
         states = " ".join(f"{state} {count}" for state, count in counts.items() if state != "total" and count)
-        seconds = f"{self.clock() - self.started:.0f} s"
+        seconds = f"{time.monotonic() - self.started:.0f} s"
         share = f"{rollout['workersOnLatest']} of {rollout['workersTotal']} workers on the new version"
         return " · ".join(part for part in (share, states or "no workers", note, seconds) if part)
 
@@ -89,8 +89,8 @@ class Watch:
             self.throttled_since = None
             return
         if self.throttled_since is None:
-            self.throttled_since = self.clock()
-        if self.clock() - self.throttled_since >= self.capacity:
+            self.throttled_since = time.monotonic()
+        if time.monotonic() - self.throttled_since >= self.capacity:
             raise NotServing(
                 f"RunPod has no card for the workers: {len(throttled)} throttled for {self.capacity:.0f} s. "
                 "Add pools with --gpu, lift --data-centers, or try later."
@@ -98,9 +98,11 @@ class Watch:
 
     def judge_health(self, fresh: list[Worker]) -> None:
         unhealthy = {worker["id"] for worker in fresh if worker["status"] == "UNHEALTHY"}
-        self.unhealthy_since = {worker_id: self.unhealthy_since.get(worker_id, self.clock()) for worker_id in unhealthy}
+        self.unhealthy_since = {
+            worker_id: self.unhealthy_since.get(worker_id, time.monotonic()) for worker_id in unhealthy
+        }
         for worker_id, since in self.unhealthy_since.items():
-            if self.clock() - since >= UNHEALTHY_SECONDS:
+            if time.monotonic() - since >= UNHEALTHY_SECONDS:
                 raise NotServing(
                     f"Worker {worker_id} is unhealthy for {UNHEALTHY_SECONDS} s.{self.last_words(worker_id)}"
                 )
