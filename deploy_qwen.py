@@ -7,8 +7,7 @@ answer, sends test jobs (health, a generated picture, an edit), and puts the old
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from rich.console import Console
 
@@ -20,6 +19,7 @@ from qwen_deploy.intent import Intent, read_intent
 from qwen_deploy.options import COMMANDS, DeployOptions, RollbackOptions, read_options
 from qwen_deploy.proof import prove, require_kept, update_endpoint
 from qwen_deploy.rollback import roll_back, undo
+from qwen_deploy.runpod.client import REAL_TIME, Clock
 from qwen_deploy.runpod.schemas import Endpoint
 from qwen_deploy.screen import Screen
 from qwen_deploy.session import ROOT, Session, open_session
@@ -168,7 +168,7 @@ def main(
     arguments: list[str] | None = None,
     environment: Mapping[str, str] = os.environ,
     console: Console | None = None,
-    pause: Callable[[float], None] = time.sleep,
+    clock: Clock = REAL_TIME,
 ) -> int:
     """The exit code: 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -176,7 +176,7 @@ def main(
     options = read_options(name, arguments, __doc__ or "")
     screen = Screen(console)
     try:
-        return ACTIONS[name](screen, options, lambda: open_session(screen, options.state, environment, pause))
+        return ACTIONS[name](screen, options, lambda: open_session(screen, options.state, environment, clock))
     except UsageError as error:
         screen.bad(str(error))
         return 2

@@ -138,7 +138,7 @@ class TestJobs:
                 if self.version is not None and version != self.version:
                     raise NotServing(f"health: {describe_wrong_version(self.version, version)}")
                 return answer.reply
-            self.queue.pause(5)
+            self.queue.clock.pause(5)
 
     def draw(self, task: str, extra_fields: JsonObject, folder: Path) -> tuple[Answer, list[Path]]:
         """A drawing job: its answer and the pictures, saved in `folder`.

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import FrameType
@@ -53,18 +54,25 @@ def read_key(environment: Mapping[str, str]) -> str:
     return key
 
 
+@dataclass(frozen=True)
+class Clock:
+    """Time as all waits here see it: `now` gives seconds, `pause` waits for some."""
+
+    now: Callable[[], float] = time.monotonic
+    pause: Callable[[float], None] = time.sleep
+
+
+REAL_TIME = Clock()
+
+
 class Client:
-    """Requests with the key. `pause` takes seconds; `note` takes a sentence for the operator, before each new try."""
+    """Requests with the key. `note` takes a sentence for the operator, before each new try."""
 
     def __init__(
-        self,
-        key: str,
-        base: str,
-        pause: Callable[[float], None] = time.sleep,
-        note: Callable[[str], None] = lambda sentence: None,
+        self, key: str, base: str, clock: Clock = REAL_TIME, note: Callable[[str], None] = lambda sentence: None
     ):
         self.base = base.rstrip("/")
-        self.pause, self.note = pause, note
+        self.clock, self.note = clock, note
         self.session = requests.Session()
         self.session.auth = Bearer(key)
 
@@ -112,7 +120,7 @@ class Client:
 
     def wait_to_retry(self, seconds: float, reason: str) -> None:
         self.note(f"{reason}; trying again in {seconds:.0f} s")
-        self.pause(seconds)
+        self.clock.pause(seconds)
 
     def require_trusted(self, address: str) -> None:
         target, base = urlsplit(address), urlsplit(self.base)

@@ -1,6 +1,5 @@
 """Jobs of an endpoint's queue: sent, followed, cancelled. Knows nothing of what a job asks for."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict, cast
@@ -47,14 +46,14 @@ class Answer:
 
 
 class Queue:
-    """The jobs of one endpoint. `pause` takes seconds."""
+    """The jobs of one endpoint. Raises `DeployError` for an endpoint that takes no queued jobs."""
 
-    def __init__(self, client: Client, endpoint: Endpoint, pause: Callable[[float], None] = time.sleep):
+    def __init__(self, client: Client, endpoint: Endpoint):
         urls = endpoint.get("requestUrls") or {}
         if "run" not in urls:
             kind = endpoint.get("type")
             raise DeployError(f"Endpoint {endpoint['id']} takes no queued jobs: its type is {kind}, not QUEUE.")
-        self.client, self.urls, self.pause = client, urls, pause
+        self.client, self.urls, self.clock = client, urls, client.clock
 
     def job_counts(self) -> dict[str, int]:
         """Jobs by state."""
@@ -106,15 +105,15 @@ class Queue:
             raise
 
     def wait(self, job_id: str, patience: float, on_status: Callable[[JobStatus], None]) -> Answer:
-        deadline = time.monotonic() + patience
+        deadline = self.clock.now() + patience
         while True:
             status = self.status(job_id)
             if status.get("status") in FINAL:
                 return read_answer(job_id, status)
-            if time.monotonic() > deadline:
+            if self.clock.now() > deadline:
                 raise NotServing(f"Job {job_id} is {status.get('status')} after {patience:.0f} s.")
             on_status(status)
-            self.pause(POLL_SECONDS)
+            self.clock.pause(POLL_SECONDS)
 
 
 def read_answer(job_id: str, status: JobStatus) -> Answer:

@@ -5,7 +5,6 @@ Looks and judges; changes nothing. Knows nothing of what a deployment wants.
 
 import math
 import re
-import time
 from collections.abc import Callable
 
 from ..errors import NotServing
@@ -33,7 +32,8 @@ class Watch:
     ):  # fmt: skip
         self.api, self.endpoint_id, self.version_before = api, endpoint_id, version_before
         self.patience, self.capacity, self.show = patience, capacity, show
-        self.started = time.monotonic()
+        self.clock = api.client.clock
+        self.started = self.clock.now()
         self.throttled_since: float | None = None
         self.unhealthy_since: dict[str, float] = {}
         self.logs_read_at = -math.inf
@@ -44,7 +44,7 @@ class Watch:
 
     @property
     def seconds_left(self) -> float:
-        return self.patience - (time.monotonic() - self.started)
+        return self.patience - (self.clock.now() - self.started)
 
     def look(self, note: str = "") -> None:
         """One look at the workers. Raises `NotServing` with what the logs say of why they do not come up."""
@@ -60,8 +60,8 @@ class Watch:
         self.show(self.progress_line(rollout, answer["summary"], note))
         self.judge_capacity(fresh)
         self.judge_health(fresh)
-        if time.monotonic() - self.logs_read_at >= LOG_EVERY_SECONDS:
-            self.logs_read_at = time.monotonic()
+        if self.clock.now() - self.logs_read_at >= LOG_EVERY_SECONDS:
+            self.logs_read_at = self.clock.now()
             for worker in fresh:
                 if worker["status"] not in READY:
                     self.judge_logs(worker["id"])
@@ -79,7 +79,7 @@ class Watch:
 
     def progress_line(self, rollout: Rollout, counts: dict[str, int], note: str) -> str:
         states = " ".join(f"{state} {count}" for state, count in counts.items() if state != "total" and count)
-        seconds = f"{time.monotonic() - self.started:.0f} s"
+        seconds = f"{self.clock.now() - self.started:.0f} s"
         share = f"{rollout['workersOnLatest']} of {rollout['workersTotal']} workers on the new version"
         return " · ".join(part for part in (share, states or "no workers", note, seconds) if part)
 
@@ -89,8 +89,8 @@ class Watch:
             self.throttled_since = None
             return
         if self.throttled_since is None:
-            self.throttled_since = time.monotonic()
-        if time.monotonic() - self.throttled_since >= self.capacity:
+            self.throttled_since = self.clock.now()
+        if self.clock.now() - self.throttled_since >= self.capacity:
             raise NotServing(
                 f"RunPod has no card for the workers: {len(throttled)} throttled for {self.capacity:.0f} s. "
                 "Add pools with --gpu, lift --data-centers, or try later."
@@ -99,10 +99,10 @@ class Watch:
     def judge_health(self, fresh: list[Worker]) -> None:
         unhealthy = {worker["id"] for worker in fresh if worker["status"] == "UNHEALTHY"}
         self.unhealthy_since = {
-            worker_id: self.unhealthy_since.get(worker_id, time.monotonic()) for worker_id in unhealthy
+            worker_id: self.unhealthy_since.get(worker_id, self.clock.now()) for worker_id in unhealthy
         }
         for worker_id, since in self.unhealthy_since.items():
-            if time.monotonic() - since >= UNHEALTHY_SECONDS:
+            if self.clock.now() - since >= UNHEALTHY_SECONDS:
                 raise NotServing(
                     f"Worker {worker_id} is unhealthy for {UNHEALTHY_SECONDS} s.{self.last_words(worker_id)}"
                 )
