@@ -1,4 +1,4 @@
-"""What counts as a picture in a reply, and what a job's status and answer are read as."""
+"""What counts as a picture in a reply."""
 
 import base64
 import io
@@ -8,8 +8,6 @@ from PIL import Image
 
 from qwen_deploy.errors import NotServing
 from qwen_deploy.pictures import identify_picture, read_pictures
-from qwen_deploy.proof import job_timing
-from qwen_deploy.runpod.jobs import describe_progress, read_answer
 
 from ..conftest import respond
 from .conftest import NEW, SHIP
@@ -67,27 +65,3 @@ def test_a_picture_of_another_size_than_told_is_rolled_back(runpod, command):
     runpod.builds[NEW] = Build(answer)
     code, text = command(*SHIP)
     assert code == 1 and "edit: the picture must be 64x64 as its metadata says, not 32x64" in text
-
-
-def test_a_streaming_endpoint_s_last_item_is_the_reply():
-    status = {"status": "COMPLETED", "output": [{"stage": "drawing"}, {"image": "x"}], "executionTime": 2500}
-    answer = read_answer("j", status)
-    assert answer.reply == {"image": "x"} and answer.seconds == 2.5 and answer.error == ""
-
-
-@pytest.mark.parametrize("status, words", [
-    ({"status": "IN_QUEUE"}, "in queue"),
-    ({"status": "IN_PROGRESS", "output": {"stage": "drawing", "step": 3, "total": 50, "seconds_left": 14.6}},
-     "in progress · drawing · step 3/50 · 15 s left"),
-    ({"status": "IN_PROGRESS", "output": [{"stage": "loading"}]}, "in progress · loading"),
-    ({"status": "IN_PROGRESS", "output": "anything"}, "in progress"),
-])  # fmt: skip
-def test_progress_is_in_the_worker_s_own_words(status, words):
-    assert describe_progress(status) == words
-
-
-def test_the_load_of_a_cold_worker_is_not_a_picture_s_time():
-    facts = {"processing_time": 63.0, "timings": {"load": 60.0}, "seeds": [1, 2], "dimensions": "64x64", "steps": 50}
-    answer = read_answer("j", {"status": "COMPLETED", "output": {"metadata": facts}, "executionTime": 64_000})
-    timing = job_timing("generate", answer, "NVIDIA H200")
-    assert (timing["seconds"], timing["load"], timing["pictures"], timing["card"]) == (4.0, 60.0, 2, "NVIDIA H200")
