@@ -5,7 +5,7 @@ It draws nothing of use, and costs what any of its rank and layers does. Imports
 
 from pathlib import Path
 
-from qwen_worker.lora_names import BLOCK_LAYERS
+from qwen_worker.lora.names import BLOCK_LAYERS
 
 from .full_size import DEVIATION, TINY
 

@@ -12,8 +12,8 @@ For a GPU, ended in nine minutes and gone on with by the next call:
 from importlib.util import find_spec
 from pathlib import Path
 
-from qwen_worker.footprint import Plan
-from qwen_worker.machine import Machine, read_machine
+from qwen_worker.memory.footprint import Plan
+from qwen_worker.memory.machine import Machine, read_machine
 
 from . import cases, full_size, parts, plots, served
 from .card import gb

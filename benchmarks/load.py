@@ -19,8 +19,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from qwen_worker import libraries
-from qwen_worker.machine import read_gpu
+from qwen_worker.loading import libraries
+from qwen_worker.memory.machine import read_gpu
 
 from . import full_size, reading
 
@@ -40,7 +40,7 @@ def add_options(parser) -> None:
 def run(options) -> tuple[list[dict], dict]:
     gpu = read_gpu()
     device = "cuda" if gpu else "cpu"
-    libraries.import_all(frozenset())
+    libraries.import_all()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         file = write(Path(folder), max(1, round(options.gb * 1e9 / BLOCK_BYTES)))
         size = file.stat().st_size
@@ -102,7 +102,7 @@ def measure(sender, way: str, file: Path, device: str, threads: int) -> None:
     """Send the seconds from the first call to the last byte in its place; imports and the context do not count."""
     import torch
 
-    libraries.import_all(frozenset())
+    libraries.import_all()
     if device == "cuda":
         torch.zeros(1, device=device)
     started = time.perf_counter()
@@ -121,7 +121,7 @@ def load(way: str, folder: Path, device: str, threads: int):
     from diffusers import QwenImageTransformer2DModel
 
     if way == "ours":
-        from qwen_worker.assembly import Target, diffusers_model
+        from qwen_worker.weights.assembly import Target, diffusers_model
 
         return diffusers_model(QwenImageTransformer2DModel, folder, Target(device, torch.bfloat16, threads))
     model = QwenImageTransformer2DModel.from_pretrained(folder, dtype=torch.bfloat16, device_map=device)

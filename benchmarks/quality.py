@@ -66,26 +66,27 @@ def edits(options) -> Iterator[dict]:
 
 def served(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
     """By preset: what its jobs ask for and the loaded pipeline, which draws by it until the next one's turn."""
-    from qwen_worker.job import Job
-    from qwen_worker.loras import Loras
-    from qwen_worker.parsing import parse
-    from qwen_worker.presets import Presets
-    from qwen_worker.regime import regime
+    from qwen_worker.drawing.configured import configured
+    from qwen_worker.jobs.job import Job
+    from qwen_worker.jobs.parsing import parse
+    from qwen_worker.jobs.presets import Presets
+    from qwen_worker.lora.loras import Loras
 
     loaded = load(task)
     settings = settings_for(QWEN_IMAGE_FAST_LORA=str(FEW_STEP))
     for preset in wanted:
         fields = {"task": task, "prompt": "-", "preset": preset} | ({"image": "-"} if task == "edit" else {})
         job = Job("benchmark", parse(fields, "benchmark", Presets(settings)))
-        job.loras = Loras(settings).of_job(job, loaded.checkpoint)
-        with regime(loaded, job):
+        with configured(loaded, job.request, Loras(settings).of_job(job, loaded.checkpoint)):
             yield preset, job.request, loaded
 
 
 def load(task: str, **settings):
-    from qwen_worker.pipelines import Pipelines
+    from qwen_worker.loading.catalogue import Catalogue
+    from qwen_worker.loading.pipelines import Pipelines
 
-    return Pipelines(settings_for(**settings)).load(task)
+    chosen = settings_for(**settings)
+    return Pipelines(chosen, Catalogue(chosen)).load(task)
 
 
 def settings_for(**more):

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pynvml
 
-from qwen_worker.footprint import GB
-from qwen_worker.machine import read_machine
+from qwen_worker.memory.footprint import GB
+from qwen_worker.memory.machine import read_machine
 
 MEASURED, NOT_MEASURED, FAILED = "measured", "not measured", "failed"
 AROUND = ("date", "driver", "processor")

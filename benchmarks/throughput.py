@@ -44,7 +44,7 @@ def add_options(parser) -> None:
 
 
 def run(options) -> tuple[list[dict], dict]:
-    from qwen_worker.machine import read_gpu
+    from qwen_worker.memory.machine import read_gpu
 
     rows = []
     for kind in options.kinds:

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from qwen_worker.errors import LoadError
-from qwen_worker.footprint import LOSSY, Plan
-from qwen_worker.machine import read_gpu
-from qwen_worker.presets import FAST_LORAS
-from qwen_worker.request import Drawing
+from qwen_worker.jobs.presets import FAST_LORAS
+from qwen_worker.jobs.request import Drawing
+from qwen_worker.memory.footprint import LOSSY, Plan
+from qwen_worker.memory.machine import read_gpu
 
 from . import cases, flops, stock
 from .cases import Case

@@ -1,6 +1,7 @@
 """The parts of the deploy helper. Each imports only from its own package and from lower lines of this drawing:
 
-    7  rollback  commands  hub_files        the way back | what changes no endpoint | a command: the Hub's files
+    7  rollback  commands                   the way back | what changes no endpoint
+       hub_files  settings_page             two commands: the Hub's files, docs/settings.md
     6  proof  display                       does the endpoint serve? | plans and endpoints in tables
     5  intent                               what a deployment is to reach
     4  configuration  options  session      an endpoint's fields | the command line | what all commands work with

@@ -5,6 +5,7 @@ Knows nothing of the operator's environment but the variables that `--env NAME` 
 
 import re
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,12 @@ def mask_secret(name: str, value: str | None) -> str:
     if value is None:
         return "(none)"
     return value if PUBLIC.fullmatch(name) and "://" not in value else "***"
+
+
+def join_members(members: frozenset[Enum]) -> str:
+    """A setting of several values as the environment holds it: in the order in which their class declares them."""
+    declared = type(next(iter(members))) if members else ()
+    return ",".join(member.value for member in declared if member in members)
 
 
 def cuda_floor(root: Path, build_args: Sequence[str] = ()) -> str | None:

@@ -18,7 +18,7 @@ from qwen_worker.settings import Settings
 
 from .cards import NO_MODEL
 from .configuration import DEFAULT_ENV, DEFAULTS
-from .environment import cuda_floor
+from .environment import cuda_floor, join_members
 from .runpod.schemas import JsonObject
 from .session import ROOT
 
@@ -163,12 +163,10 @@ def limits(field: FieldInfo) -> JsonObject:
 def default(value: object) -> object:
     """A setting's default as the environment would hold it.
 
-    A set becomes a list in the order of its kinds, `none` where it is empty; a tuple becomes JSON.
+    An empty set is `none`; a tuple becomes JSON.
     """
     if isinstance(value, frozenset):
-        members = cast(frozenset[Enum], value)
-        kinds = type(next(iter(members))) if members else ()
-        return ",".join(kind.value for kind in kinds if kind in members) or "none"
+        return join_members(cast(frozenset[Enum], value)) or "none"
     if isinstance(value, tuple):
         return json.dumps(value)
     return value.value if isinstance(value, Enum) else value

@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from qwen_worker.pipelines import Pipelines
+from qwen_worker.loading.catalogue import Catalogue
+from qwen_worker.loading.pipelines import Pipelines
 from qwen_worker.settings import Settings
 
 from .conftest import ROOT
@@ -25,13 +26,13 @@ def main(folder: Path, precision: str, batch: int) -> dict:
         QWEN_SPEEDUPS="compile,rotary",
         QWEN_COMPILED_FOLDER=folder,
     )
-    pipelines = Pipelines(settings)
+    pipelines = Pipelines(settings, Catalogue(settings))
     loaded = {task: pipelines.load(task) for task in SHAPES}
     found = {}
     for task, one in loaded.items():
         for tokens in (9, 14):
             found[f"{task} {tokens}"] = difference(one.pipe.transformer, task, precision, batch, tokens=tokens)
-    with loaded["edit"].speed.drawing(()):  # a job's end keeps what it has compiled
+    with loaded["edit"].speed.drawing():  # a job's end keeps what it has compiled
         pass
     return {
         "differences": found,

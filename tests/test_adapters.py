@@ -6,12 +6,14 @@ import hashlib
 import pytest
 import torch
 
-from qwen_worker import lora_file, modulation
-from qwen_worker.adapters import HELD_SETS, Adapters, shapes_of
-from qwen_worker.components import load_component
 from qwen_worker.errors import InvalidInput
-from qwen_worker.lora_file import LoraUse
+from qwen_worker.loading.components import load_component
+from qwen_worker.lora import file as lora_file
+from qwen_worker.lora.adapters import HELD_SETS, Adapters, shapes_of
+from qwen_worker.lora.file import LoraUse
+from qwen_worker.model import modulation
 from qwen_worker.settings import Precision
+from qwen_worker.weights import modulation_rows
 
 from .lora_files import LAYERS, OTHERS, PLAIN, matrices, write
 from .test_quantization import CLASSES
@@ -160,7 +162,7 @@ def test_alphas_in_the_metadata_count(base, tmp_path, metadata, alpha):
 @pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8, Precision.NF4])
 def test_quantized_layers_take_loras_and_stay_what_they_are(base, tiny, tmp_path, precision, table):
     """y = Q(W) x + B A x: exact in the LoRA, whatever became of W."""
-    from qwen_worker.checkpoint import inspect
+    from qwen_worker.checkpoints.checkpoint import inspect
 
     plan = plan_for(tiny / "generate", precision, frozenset(), table=table)
     transformer = load_component(inspect(tiny / "generate"), "transformer", CLASSES["transformer"], plan)
@@ -213,7 +215,7 @@ def test_what_is_longest_unused_is_let_go(base, ours, tmp_path, monkeypatch):
     files = [write(tmp_path / f"{n}.safetensors", matrices(base, PLAIN, seed=n)) for n in range(4)]
     uses = [use(file) for file in files]
     adapters = Adapters(pipe.transformer, None, torch.float32, "cpu", own=uses[:1])
-    monkeypatch.setattr("qwen_worker.adapters.HELD_BYTES", 2.5 * uses[0].file.parameters * 4)
+    monkeypatch.setattr("qwen_worker.lora.adapters.HELD_BYTES", 2.5 * uses[0].file.parameters * 4)
     for one in (uses[1], uses[2], uses[1], uses[3]):
         with adapters.applied([one]):
             pass
@@ -224,7 +226,7 @@ def test_what_is_longest_unused_is_let_go(base, ours, tmp_path, monkeypatch):
 def test_refused_jobs_leave_no_more_than_drawn_ones(base, ours, tmp_path, monkeypatch):
     pipe, _ = ours(FP32, False)
     adapters = Adapters(pipe.transformer, None, torch.float32, "cpu")
-    monkeypatch.setattr("qwen_worker.adapters.HELD_BYTES", 1)
+    monkeypatch.setattr("qwen_worker.lora.adapters.HELD_BYTES", 1)
     spoilt = {name: (down * torch.nan, up) for name, (down, up) in matrices(base, PLAIN, seed=9).items()}
     bad = write(tmp_path / "bad.safetensors", spoilt)
     for number in range(3):
@@ -245,7 +247,7 @@ def test_the_sets_that_are_kept_are_bounded(base, ours, tmp_path):
 
 
 def test_the_room_of_loras_is_part_of_the_plan():
-    from qwen_worker.footprint import GB, Model, Plan
+    from qwen_worker.memory.footprint import GB, Model, Plan
 
     plan = Plan("cuda", BF16, (Model("m", False, {"transformer": 10**9}),), limit=round(10 * GB), loras=10**9)
     bare = dataclasses.replace(plan, loras=0)
@@ -262,7 +264,7 @@ def test_a_reference_is_modulated_as_at_zero_by_the_lora_too(tmp_path, table):
     file = write(tmp_path / "lora/one.safetensors", matrices(theirs, names))
     kind = modulation.TabledTransformer if table else type(theirs)
     ours = kind.from_pretrained(tmp_path / "transformer", dtype=torch.bfloat16)
-    adapters = Adapters(ours, modulation.build(ours, tmp_path) if table else None, torch.bfloat16, "cpu")
+    adapters = Adapters(ours, modulation_rows.build(ours, tmp_path) if table else None, torch.bfloat16, "cpu")
     shapes, timestep = [(1, 2, 2), (1, 2, 2)], torch.tensor([712.5]).bfloat16() / 1000
     before = forward(ours, timestep, shapes)
     with adapters.applied([use(file)]):

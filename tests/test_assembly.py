@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qwen_worker import assembly, placement
-from qwen_worker.checkpoint import inspect
-from qwen_worker.components import Reading, load_component, trim
+from qwen_worker.checkpoints.checkpoint import inspect
+from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
-from qwen_worker.machine import read_machine
-from qwen_worker.pipelines import as_model
+from qwen_worker.loading.components import Reading, load_component, trim
+from qwen_worker.memory import placement
+from qwen_worker.memory.machine import read_machine
 from qwen_worker.settings import Precision
+from qwen_worker.weights import assembly
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
 INNER = ("qdata", "scale")  # what torchao's tensors consist of
@@ -125,13 +126,13 @@ def test_a_weight_of_another_shape_is_refused_with_both(copy):
 
 
 def test_a_modulation_weight_that_is_missing_is_refused_by_its_name(copy):
-    from qwen_worker import modulation
+    from qwen_worker.weights import modulation_rows
 
     name = "transformer_blocks.3.txt_mod.1.bias"
     rewritten(copy, "transformer", lambda tensors: tensors.pop(name))
     transformer = component(copy, "transformer", plan_for(copy, Precision.BF16, table=True))
     with pytest.raises(LoadError, match=f"transformer/ lacks 1 of its weights, {name} among them"):
-        modulation.build(transformer, copy)
+        modulation_rows.build(transformer, copy)
 
 
 def test_a_text_encoder_that_lacks_a_weight_is_not_made_up(copy):

@@ -12,7 +12,7 @@ import pytest
 
 from qwen_bake import contents, listing
 from qwen_bake.contents import GB, LAYER_BYTES, Blob, TooLarge, into_layers, settle
-from qwen_worker import checkpoint
+from qwen_worker.checkpoints import checkpoint
 
 from .conftest import ROOT
 from .local_hub import LocalHub, sha256
@@ -264,9 +264,9 @@ def test_the_worker_finds_what_was_baked_by_name_and_by_revision(web, tmp_path, 
 
 
 def test_the_download_step_needs_no_more_of_the_worker_than_the_dockerfile_gives_it(tmp_path):
-    given = re.search(r"^COPY (qwen_worker/.*) /bake/qwen_worker/$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    for name in given[1].split():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    given = re.findall(r"^COPY (qwen_worker/\S+) /bake/qwen_worker/", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    for name in given:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     (tmp_path / "qwen_bake").symlink_to(ROOT / "qwen_bake")
     code = "import qwen_bake.fetch, qwen_bake.listing, sys; print({'torch', 'pydantic'} & set(sys.modules))"

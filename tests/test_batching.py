@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from qwen_worker.batching import alike, may_share
-from qwen_worker.deadline import Paces
+from qwen_worker.drawing.batching import alike, may_share
+from qwen_worker.drawing.queue import DrawingJob, WaitingQueue
 from qwen_worker.errors import Cancelled
-from qwen_worker.job import Job, Stage
-from qwen_worker.line import Line
-from qwen_worker.lora_file import Layer, LoraFile, LoraUse
-from qwen_worker.lora_names import Names
-from qwen_worker.parsing import parse
+from qwen_worker.jobs.deadline import Paces
+from qwen_worker.jobs.job import Job, Stage
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.lora.file import Layer, LoraFile, LoraUse
+from qwen_worker.lora.names import Names
+from qwen_worker.pictures.inputs import Canvas
 from qwen_worker.settings import Precision, Settings
 
 from .conftest import as_text, picture_of, run
@@ -70,8 +71,8 @@ def calls(pipe):
 
 async def in_line(worker, count):
     ends = time.monotonic() + 30
-    while len(worker.line.turns) < count:
-        assert time.monotonic() < ends, f"{len(worker.line.turns)} of {count} jobs came to the line"
+    while len(worker.queue.waiting) < count:
+        assert time.monotonic() < ends, f"{len(worker.queue.waiting)} of {count} jobs came to the queue"
         await asyncio.sleep(0.005)
 
 
@@ -286,7 +287,7 @@ def test_who_comes_while_another_is_encoded_is_in_time(worker, calls, pipe):
 
 
 def test_a_call_takes_what_the_checkpoint_s_class_and_the_plan_allow(worker):
-    loaded, job = worker.pipelines.load("generate"), Job("a", parse({**SMALL, "width": 512, "height": 512}, "a"))
+    loaded, job = worker.pipelines.load("generate"), waiting("a", width=512, height=512)
     assert worker.batches.room(loaded, job) == 4
     newer = dataclasses.replace(loaded.checkpoint, class_name="QwenImage21Pipeline")
     assert worker.batches.room(dataclasses.replace(loaded, checkpoint=newer), job) == 1
@@ -416,7 +417,7 @@ def test_a_stop_of_one_frees_it_at_once_and_leaves_the_others_as_they_are(worker
     replies = together(worker, *LONG, meanwhile=stop)
     assert isinstance(replies.pop(who), asyncio.CancelledError)
     assert images(replies) == [image for number, image in enumerate(whole) if number != who]  # its rows stayed in
-    assert pause.forwards == 2 * 8 and not worker.line.turns
+    assert pause.forwards == 2 * 8 and not worker.queue.waiting
 
 
 def test_when_all_are_stopped_the_call_ends_within_a_step_and_the_last_waits_for_it(worker, pause, warm_worker):
@@ -430,7 +431,7 @@ def test_when_all_are_stopped_the_call_ends_within_a_step_and_the_last_waits_for
         assert [task.done() for task in tasks] == [True, True, False]
         pause.go_on.set()
         await asyncio.wait(tasks, timeout=20)
-        assert pause.forwards == 2 * 4 and not worker.line.turns
+        assert pause.forwards == 2 * 4 and not worker.queue.waiting
 
     replies = together(worker, *LONG, meanwhile=stop)
     assert all(isinstance(reply, asyncio.CancelledError) for reply in replies)
@@ -483,14 +484,12 @@ def test_each_job_s_progress_is_its_own(worker, monkeypatch):
 
 
 def test_after_a_call_that_failed_a_job_s_progress_begins_again():
-    job, other = a_job("a"), a_job("b")
-    job.share_call(other)
-    job.step_ends(2, 3, 0)
-    job.leave_drawing()
-    job.draw_alone()
-    assert job.alone and job.step == 0 and job.in_call == [job] and not job.drawing
-    job.limit = 5
+    job = Job("a", parse(SMALL, "a"), limit=5)
     job.enter(Stage.DRAWING)
+    job.begin_drawing(0)
+    job.step_ends(2, 3)
+    job.start_over()
+    assert job.step == 0
     assert str(job.out_of_time()).endswith("ran out after 0 of 3 steps")
 
 
@@ -522,49 +521,51 @@ def test_a_limit_that_one_call_for_all_pictures_keeps_is_no_reason_to_refuse_the
     assert answered({**several, "preview": True})["error"].startswith("deadline_exceeded: 3 steps take about 45.0")
 
 
-# The line
+# The queue
 
 
-def a_job(name):
-    return Job(name, parse(SMALL, name))
+def waiting(name, **fields):
+    request = parse({**SMALL, **fields}, name)
+    return DrawingJob(Job(name, request), Canvas([], None, (request.width, request.height)))
 
 
 def test_turns_come_in_order_and_what_comes_of_them_is_passed_on():
-    line, order = Line(ThreadPoolExecutor(1)), []
+    queue, order = WaitingQueue(ThreadPoolExecutor(1)), []
 
-    def work(job, fails):
-        order.append(job.id)
+    def work(entry, fails):
+        order.append(entry.job.id)
         if fails:
-            raise ValueError(job.id)
-        return job.id.upper()
+            raise ValueError(entry.job.id)
+        return entry.job.id.upper()
 
     hold = threading.Event()
-    line.thread.submit(hold.wait, 60)
-    a, b, c = (line.submit(work, a_job(name), name == "b") for name in "abc")
+    queue.thread.submit(hold.wait, 60)
+    a, b, c = (queue.submit(waiting(name), work, name == "b") for name in "abc")
     assert c.cancel()
     hold.set()
     assert a.result(5) == "A"
     with pytest.raises(ValueError, match="b"):
         b.result(5)
-    line.thread.shutdown()
-    assert order == ["a", "b"] and line.turns == []
+    queue.thread.shutdown()
+    assert order == ["a", "b"] and queue.waiting == []
 
 
-def test_a_turn_that_has_left_the_line_never_comes():
-    line, order = Line(ThreadPoolExecutor(1)), []
+def test_a_turn_that_has_left_the_queue_never_comes():
+    queue, order = WaitingQueue(ThreadPoolExecutor(1)), []
     hold = threading.Event()
-    line.thread.submit(hold.wait, 60)
-    outcomes = {name: line.submit(lambda job: order.append(job.id), a_job(name)) for name in "abcd"}
-    by_name = {turn.job.id: turn for turn in line.turns}
-    assert line.first(lambda job: job.id > "a") is by_name["b"] and line.first(lambda job: job.id > "d") is None
-    line.leave(by_name["b"], "done")
+    queue.thread.submit(hold.wait, 60)
+    by_name = {name: waiting(name) for name in "abcd"}
+    outcomes = {name: queue.submit(one, lambda one: order.append(one.job.id)) for name, one in by_name.items()}
+    assert queue.oldest(lambda one: one.job.id > "a") is by_name["b"]
+    assert queue.oldest(lambda one: one.job.id > "d") is None
+    queue.finish(by_name["b"], "done")
     by_name["c"].job.cancelled.set()
-    line.leave(by_name["c"], "done")
+    queue.finish(by_name["c"], "done")
     outcomes["d"].cancel()
-    line.leave(by_name["d"], "done")
-    line.leave(by_name["b"], "again")
+    queue.finish(by_name["d"], "done")
+    queue.finish(by_name["b"], "again")
     hold.set()
-    line.thread.shutdown()
+    queue.thread.shutdown()
     assert order == ["a"] and outcomes["b"].result(0) == "done" and outcomes["d"].cancelled()
     with pytest.raises(Cancelled):
         outcomes["c"].result(0)

@@ -20,7 +20,7 @@ from benchmarks.cases import Case
 from benchmarks.contenders import Failed, Ours
 from benchmarks.stopwatch import Stages, Stopwatch, job_seconds
 from qwen_worker.errors import LoadError
-from qwen_worker.machine import Gpu, Machine
+from qwen_worker.memory.machine import Gpu, Machine
 
 from .conftest import ROOT
 
@@ -133,7 +133,7 @@ SMALL = {
 
 
 def test_the_full_size_architecture_is_what_placement_counts_with():
-    from qwen_worker.checkpoint import PARTS_20B, SIZE_20B, count_parts
+    from qwen_worker.checkpoints.checkpoint import PARTS_20B, SIZE_20B, count_parts
 
     held = {
         name: {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -253,7 +253,7 @@ def test_stock_beside_ours_shares_its_weights_and_draws_what_plain_stock_draws(w
 def test_what_a_table_has_dropped_is_read_for_stock(tiny):
     from diffusers import QwenImageTransformer2DModel
 
-    from qwen_worker.modulation import TabledTransformer
+    from qwen_worker.model.modulation import TabledTransformer
 
     folder = tiny / "generate/transformer"
     tabled = TabledTransformer.from_pretrained(folder, dtype=torch.bfloat16)
@@ -410,7 +410,7 @@ def test_a_ratio_needs_both_and_whole_jobs_are_compared_as_they_were():
 
 
 def test_every_preset_of_the_contract_and_every_setting_that_is_asked_has_rows():
-    from qwen_worker.request import Drawing
+    from qwen_worker.jobs.request import Drawing
 
     for preset in speed.presets():
         Drawing(prompt="a", preset=preset)
@@ -626,7 +626,7 @@ def test_the_script_for_a_gpu_names_parts_that_there_are():
     assert subprocess.run(["bash", "-n", "benchmarks/on_gpu.sh"], cwd=ROOT).returncode == 0
 
 
-def test_reading_is_measured_beside_the_library_and_a_plain_read(tmp_path, monkeypatch, every_library):
+def test_reading_is_measured_beside_the_library_and_a_plain_read(tmp_path, monkeypatch):
     """In this process: three ways of importing everything take longer than all that is to be seen here."""
     small = {"attention_head_dim": 16, "num_attention_heads": 3, "joint_attention_dim": 16, "axes_dims_rope": (4, 6, 6)}
     written = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_worker import checkpoint, sharing
+from qwen_worker.checkpoints import checkpoint, sharing
 from qwen_worker.errors import LoadError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

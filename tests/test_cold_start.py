@@ -1,62 +1,18 @@
 """What a start imports, reads ahead and says of its seconds."""
 
-import importlib.metadata
-import importlib.util
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
-from qwen_worker import libraries, page_cache
-from qwen_worker.page_cache import reading_ahead
+from qwen_worker.loading import libraries, page_cache
+from qwen_worker.loading.page_cache import reading_ahead
 from qwen_worker.settings import Precision
-from qwen_worker.stages import Stages
+from qwen_worker.stopwatch import Stopwatch
 
-from .conftest import ROOT, run
+from .conftest import run
 
 FIELDS = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2, "seed": 1}
-LOADS = """
-import sys
-from qwen_worker.pipelines import Pipelines
-from qwen_worker.settings import read_settings
-Pipelines(read_settings()).load("generate")
-print({name: name in sys.modules for name in ("torchao", "bitsandbytes")})
-"""
-
-
-@pytest.mark.parametrize(
-    ("precision", "imported"), [("bf16", set()), ("int8", {"torchao"}), ("nf4", {"bitsandbytes"}), ("auto", set())]
-)
-def test_a_start_imports_the_quantizers_of_its_plans_alone(environment, precision, imported):
-    command = [sys.executable, "-c", LOADS]
-    variables = environment(QWEN_PRECISION=precision, OMP_NUM_THREADS="1")
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    found = {name: name in imported for name in ("torchao", "bitsandbytes")}
-    assert done.stdout.splitlines()[-1] == str(found) and not done.stderr
-
-
-def test_while_a_model_s_plan_is_not_settled_all_quantizers_may_be_needed(cold_worker):
-    pipelines = cold_worker().pipelines
-    assert pipelines.quantizers() == libraries.QUANTIZERS
-    pipelines.place("generate")  # both models, exactly
-    assert pipelines.quantizers() == frozenset()
-    pipelines = cold_worker(QWEN_EDIT_MODEL="/nowhere").pipelines
-    pipelines.place("generate")
-    assert pipelines.quantizers() == libraries.QUANTIZERS
-    pipelines = cold_worker(QWEN_EDIT_MODEL="/nowhere", QWEN_PRECISION="nf4").pipelines
-    pipelines.place("generate")
-    assert pipelines.quantizers() == frozenset({"bitsandbytes"})
-
-
-def test_what_is_hidden_is_not_found_and_comes_back():
-    with libraries.hidden(frozenset({"wave"})):
-        assert importlib.util.find_spec("wave") is None
-        assert importlib.util.find_spec("json") is not None
-        assert importlib.metadata.version("torch")
-    assert importlib.util.find_spec("wave") is not None
 
 
 @pytest.fixture
@@ -122,9 +78,9 @@ def test_a_file_that_cannot_be_read_ahead_is_left_to_the_reader(files, tmp_path)
 def test_weights_are_read_ahead_while_the_libraries_are_imported(cold_worker, monkeypatch):
     real, read = libraries.import_all, []
 
-    def slowly(wanted):
+    def slowly():
         wait_for(lambda: len(read) >= 3)
-        real(wanted)
+        real()
 
     monkeypatch.setattr(libraries, "import_all", slowly)
     monkeypatch.setattr(page_cache, "read", lambda file, *_: read.append(f"{file.parent.name}/{file.name}") or 1)
@@ -134,7 +90,7 @@ def test_weights_are_read_ahead_while_the_libraries_are_imported(cold_worker, mo
 
 
 def test_a_second_counts_for_one_stage():
-    stages = Stages()
+    stages = Stopwatch()
     with stages("outer"):
         time.sleep(0.05)
         with stages("inner"):

@@ -13,12 +13,12 @@ import pytest
 import requests
 from PIL import Image, ImageOps
 
-from qwen_worker import bucket as buckets
-from qwen_worker.bucket import Misconfigured
-from qwen_worker.delivery import Terms, deliver, encodings, terms_of
 from qwen_worker.errors import Cancelled, JobError
-from qwen_worker.parsing import parse
-from qwen_worker.reply import posted_bytes
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.reply import posted_bytes
+from qwen_worker.network import bucket as buckets
+from qwen_worker.network.bucket import Misconfigured
+from qwen_worker.pictures.delivery import Terms, deliver, encodings, terms_of
 from qwen_worker.settings import Delivery, Settings
 
 from .conftest import file_of, picture_of, respond, run
@@ -64,7 +64,7 @@ def noise(side):
 def sent(pictures, settings, fields=None, job=None, limit=10 * MB):
     request = parse({**SMALL, **(fields or {})}, "job")
     job = {"id": "job-1", **(job or {})}
-    terms = terms_of(job, request, settings, limit, buckets.of_settings(settings))
+    terms = terms_of(job, request, settings, limit, buckets.bucket_from_settings(settings))
     facts = {"backend": "qwen-image", "prompt": request.prompt}
     return deliver(request, pictures, terms, lambda more: facts | more, {}, threading.Event())
 
@@ -257,7 +257,7 @@ def test_a_stop_during_an_upload_is_heard_at_once(operator, web):
     held, cancelled = threading.Event(), threading.Event()
     settings = Settings(**operator(BUCKET_ENDPOINT_URL=silent(web, held)))
     request = parse({**SMALL, "delivery": "url"}, "job")
-    terms = Terms(Delivery.URL, buckets.of_settings(settings), 10 * MB, 20, "job-1")
+    terms = Terms(Delivery.URL, buckets.bucket_from_settings(settings), 10 * MB, 20, "job-1")
     threading.Timer(0.5, cancelled.set).start()
     started = time.monotonic()
     with pytest.raises(Cancelled):
@@ -320,7 +320,7 @@ def test_a_job_s_own_bucket_is_reached_at_public_addresses_only(cold_worker, end
 
 def test_a_name_that_leads_elsewhere_after_it_was_checked_is_not_followed(cold_worker, s3, monkeypatch, capsys):
     """The address rules hold for every connection: the check at the start is not the last."""
-    import qwen_worker.delivery as module
+    import qwen_worker.pictures.delivery as module
 
     monkeypatch.setattr(module, "require_public", lambda *_: None)
     body = run_job(cold_worker(QWEN_FALLBACK="force"), config(s3))
@@ -377,7 +377,7 @@ def test_endpoints_name_buckets_and_regions_in_several_ways(url, name, found):
 )
 def test_settings_of_a_bucket_that_cannot_be_used_end_the_start_by_name(operator, changes, name):
     with pytest.raises(Misconfigured, match=name) as caught:
-        buckets.of_settings(Settings(**operator(**changes)))
+        buckets.bucket_from_settings(Settings(**operator(**changes)))
     no_secret_in(str(caught.value))
 
 

@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image, ImageChops
 
-from qwen_worker import fallback
-from qwen_worker.parsing import parse
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.pictures import fallback
 
 
 def request(**fields):

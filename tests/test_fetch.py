@@ -6,10 +6,11 @@ import time
 
 import pytest
 
-from qwen_worker import fetch as module
 from qwen_worker.errors import JobError
-from qwen_worker.fetch import fetch, is_url
-from qwen_worker.side_thread import SideThreads
+from qwen_worker.jobs.sources import is_url
+from qwen_worker.network import fetch as module
+from qwen_worker.network.fetch import fetch
+from qwen_worker.network.side_threads import SideThreads
 
 from .conftest import respond
 

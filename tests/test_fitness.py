@@ -7,7 +7,7 @@ import time
 import pytest
 
 from qwen_worker.errors import LoadError
-from qwen_worker.fitness import Unfit, checks
+from qwen_worker.serving.fitness import Unfit, checks
 from qwen_worker.settings import Settings
 
 from .control_plane import ControlPlane, WorkerProcess, addresses

@@ -1,15 +1,17 @@
 """A job from input to reply, through the SDK's own `run_job`, on the real classes."""
 
 import asyncio
+import itertools
 import json
 import os
+import re
 import time
 
 import pytest
 from PIL import Image
 
 import runpod_handler
-from qwen_worker.request import BACKGROUND_INSTRUCTION
+from qwen_worker.jobs.request import BACKGROUND_INSTRUCTION
 
 from .conftest import as_text, file_of, picture_of, respond, run, text_of
 from .test_images import png_header
@@ -183,7 +185,9 @@ def test_a_corrupt_shard_is_stood_in_for_by_its_name_and_not_read_again(cold_wor
     worker = cold_worker(QWEN_IMAGE_MODEL=str(folder), QWEN_LOAD_RETRY_SECONDS=0)
     reason, _ = stand_in(run(worker, SMALL))
     assert reason.startswith(f"transformer/{shard.name} is corrupt") and str(tmp_path) not in reason
-    monkeypatch.setattr("qwen_worker.checkpoint.find", lambda *_: pytest.fail("a permanent failure was tried again"))
+    monkeypatch.setattr(
+        "qwen_worker.checkpoints.checkpoint.find", lambda *_: pytest.fail("a permanent failure was tried again")
+    )
     assert stand_in(run(worker, SMALL))[0] == reason
 
 
@@ -210,7 +214,7 @@ def test_forbidden_to_fall_back_the_job_fails_with_the_reason(cold_worker):
 def test_forced_to_fall_back_nothing_is_loaded(cold_worker):
     worker = cold_worker(QWEN_FALLBACK="force")
     assert "QWEN_FALLBACK=force" in stand_in(run(worker, SMALL))[0]
-    assert not worker.pipelines.located and worker.loader.failures == {}
+    assert not worker.catalogue.checkpoints and worker.loader.failures == {}
 
 
 def test_weights_that_are_missing_are_not_made_up(cold_worker, tiny, tmp_path):
@@ -351,7 +355,7 @@ def test_memory_that_does_not_come_back_asks_for_a_fresh_worker(ask, planted, mo
 
     planted(torch.OutOfMemoryError("CUDA out of memory"))
     held = iter((0, 2_000_000_000))
-    monkeypatch.setattr("qwen_worker.inference.allocated", lambda loaded: next(held))
+    monkeypatch.setattr("qwen_worker.drawing.inference.allocated", lambda device: next(held))
     body = ask(**SMALL)
     assert body["error"].startswith("out_of_memory") and body["stopPod"] is True  # the SDK's word for refresh_worker
 
@@ -362,7 +366,7 @@ def test_a_size_without_room_is_refused_before_anything_is_loaded(cold_worker, m
     worker = cold_worker()
     plan = worker.pipelines.place("generate")
     small = dataclasses.replace(plan, device="cuda", limit=2_000_000_000)
-    monkeypatch.setitem(worker.pipelines.placed, worker.settings.QWEN_IMAGE_MODEL, small)
+    monkeypatch.setitem(worker.pipelines.planner.plans, worker.settings.QWEN_IMAGE_MODEL, small)
     assert run(worker, SMALL | {"width": 2048, "height": 2048})["error"] == (
         "out_of_memory: 2048x2048 needs 2.6 GB with tiny-qwen-image/generate and 2.0 GB may be used; "
         "the largest of this aspect is 1600x1600"
@@ -455,3 +459,13 @@ def test_on_an_endpoint_the_line_is_the_platform_s_json(ask, capsys, monkeypatch
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     line = next(line for line in lines if "task=" in line["message"])
     assert (line["requestId"], line["level"]) == ("log-3", "INFO") and "code=ok" in line["message"]
+
+
+def test_at_most_eight_frames_lie_between_a_job_and_the_pipeline_s_call(ask, planted, capsys):
+    planted(RuntimeError("planted"))
+    ask(**SMALL)
+    pattern = r'File ".*?/(runpod_handler|qwen_worker/\S+|pipeline_qwenimage)\.py", line \d+, in (\w+)'
+    frames = re.findall(pattern, capsys.readouterr().out)
+    ours = list(itertools.takewhile(lambda frame: frame[0] != "pipeline_qwenimage", frames))
+    assert ours[0] == ("runpod_handler", "answer") and 1 < len(ours) < len(frames)
+    assert len(ours) <= 8, ours

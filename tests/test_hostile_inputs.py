@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from runpod.serverless.modules.rp_job import run_job
 
 from qwen_worker.errors import CODES
-from qwen_worker.parsing import ALIASES
-from qwen_worker.request import TASKS
+from qwen_worker.jobs.parsing import ALIASES
+from qwen_worker.jobs.request import TASKS
 
 FIELDS = sorted({name for model in TASKS.values() for name in model.model_fields} | set(ALIASES) | {"image", "size"})
 nasty = st.sampled_from(

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from qwen_worker import hub
+from qwen_worker.checkpoints import remote
 from qwen_worker.errors import LoadError
 
 from .conftest import run
@@ -28,7 +28,7 @@ def hub_of(web, monkeypatch, tmp_path):
 
 def test_an_unknown_checkpoint_is_described_before_its_weights_are_fetched(hub_of, tiny):
     served = hub_of(tiny / "generate")
-    found = hub.look_up("Org/Name")
+    found = remote.look_up("Org/Name")
     assert (found.class_name, found.revision, found.folder) == ("QwenImagePipeline", served.commit("Org/Name"), None)
     stored = sum(file.stat().st_size for file in (tiny / "generate/vae").glob("*.safetensors"))
     assert found.parameters["vae"] == stored // 2
@@ -53,7 +53,7 @@ def test_a_job_fetches_an_unknown_checkpoint_and_draws_with_it(hub_of, tiny, col
 def test_compiled_blocks_are_kept_below_hf_home_wherever_the_cache_is(hub_of, tmp_path, cold_worker, monkeypatch):
     from huggingface_hub import constants
 
-    from qwen_worker import compile_store
+    from qwen_worker.speed import compile_store
 
     def stop(folder, *_):
         raise LookupError(folder)
@@ -71,13 +71,13 @@ def test_another_class_is_refused_before_its_weights_are_fetched(hub_of, tmp_pat
     (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     hub_of(folder)
     with pytest.raises(LoadError, match="Org/Name names the pipeline class StableDiffusionPipeline"):
-        hub.look_up("Org/Name")
+        remote.look_up("Org/Name")
 
 
 def test_a_repository_that_does_not_exist_is_no_passing_failure(hub_of, tiny):
     hub_of(tiny / "generate")
     with pytest.raises(LoadError, match="No/Such does not exist on the hub") as caught:
-        hub.look_up("No/Such")
+        remote.look_up("No/Such")
     assert not caught.value.passing
 
 
@@ -86,12 +86,12 @@ def test_what_the_hub_answers_decides_whether_to_try_again(hub_of, tiny, status,
     served = hub_of(tiny / "generate")
     served.status = status
     with pytest.raises(LoadError) as caught:
-        hub.look_up("Org/Name")
+        remote.look_up("Org/Name")
     assert caught.value.passing is passing
 
 
 def test_a_disk_that_fills_up_is_no_passing_failure():
-    with pytest.raises(LoadError, match="m could not be fetched: the disk is full") as caught, hub.explained("m"):
+    with pytest.raises(LoadError, match="m could not be fetched: the disk is full") as caught, remote.explained("m"):
         raise OSError(errno.ENOSPC, "No space left on device", "/secret/path")
     assert not caught.value.passing
 
@@ -99,7 +99,7 @@ def test_a_disk_that_fills_up_is_no_passing_failure():
 def test_without_a_network_the_failure_is_passing_and_names_no_path(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(LoadError) as caught:
-        hub.look_up("Org/Name")
+        remote.look_up("Org/Name")
     assert caught.value.passing and "Org/Name" in caught.value.reason and "/root" not in caught.value.reason
 
 
@@ -129,7 +129,7 @@ def test_a_20b_model_is_refused_on_this_machine_without_asking_the_hub(hub_of, t
 
 def test_a_full_disk_is_refused_before_the_download(hub_of, tiny, cold_worker, monkeypatch):
     served = hub_of(tiny / "generate")
-    monkeypatch.setattr("qwen_worker.pipelines.disk_free", lambda folder: 1000)
+    monkeypatch.setattr("qwen_worker.loading.pipelines.disk_free", lambda folder: 1000)
     worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
     reason = run(worker, {"prompt": "a"})["output"]["metadata"]["fallback_reason"]
     assert "of disk; 0.0 GB are free" in reason

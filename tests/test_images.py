@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageChops
 
 from qwen_worker.errors import JobError
-from qwen_worker.images import decode, decode_mask, edit_size, encode, feathered, from_text, restore_outside
+from qwen_worker.pictures.images import decode, edit_size, encode, from_text
+from qwen_worker.pictures.masks import decode_mask, feathered, restore_outside
 
 from .conftest import as_text, file_of, picture_of, text_of
 

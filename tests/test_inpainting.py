@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image, ImageChops, ImageStat
 
-from qwen_worker.inpainting import PartialDenoise, tail
-from qwen_worker.parsing import parse
+from qwen_worker.drawing.partial_denoise import PartialDenoise, tail
+from qwen_worker.jobs.parsing import parse
 
 from .conftest import as_text, run
 

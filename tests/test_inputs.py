@@ -2,8 +2,8 @@
 
 from PIL import Image
 
-from qwen_worker.inputs import open_images, output_size
-from qwen_worker.parsing import parse
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.pictures.inputs import open_images, output_size
 
 from .conftest import as_text
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import test_qwen_integration as script
-from qwen_worker import fallback
+from qwen_worker.pictures import fallback
 
 from .conftest import ROOT
 

@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-import runpod_handler
-from qwen_worker.deadline import Paces, limit_of
 from qwen_worker.errors import JobError
-from qwen_worker.inputs import Canvas
-from qwen_worker.job import Job, Stage
-from qwen_worker.parsing import parse
+from qwen_worker.jobs.deadline import Paces, limit_of
+from qwen_worker.jobs.job import Job, Stage
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.loading.builder import Builder
+from qwen_worker.pictures.inputs import Canvas
 
 from .conftest import as_text, run
 
@@ -103,15 +103,15 @@ def test_a_stop_while_the_model_is_loaded_is_passed_on_at_once_and_the_load_serv
     cold_worker, monkeypatch
 ):
     loading, go_on, loads = threading.Event(), threading.Event(), []
-    real = runpod_handler.Pipelines.build
+    real = Builder.build
 
-    def slow(self, *arguments):
+    def slow(self, *arguments, **named):
         loads.append(1)
         loading.set()
         go_on.wait(60)
-        return real(self, *arguments)
+        return real(self, *arguments, **named)
 
-    monkeypatch.setattr(runpod_handler.Pipelines, "build", slow)
+    monkeypatch.setattr(Builder, "build", slow)
     worker = cold_worker()
     assert asyncio.run(stopped(worker, SMALL, loading)) < 0.5
     go_on.set()
@@ -222,10 +222,8 @@ def test_a_job_past_its_limit_says_how_far_it_came_and_draws_no_more(warm_worker
 
 
 def test_a_load_that_takes_too_long_ends_the_job_and_goes_on(cold_worker, monkeypatch):
-    go_on, real = threading.Event(), runpod_handler.Pipelines.build
-    monkeypatch.setattr(
-        runpod_handler.Pipelines, "build", lambda self, *arguments: go_on.wait(60) and real(self, *arguments)
-    )
+    go_on, real = threading.Event(), Builder.build
+    monkeypatch.setattr(Builder, "build", lambda *arguments, **named: go_on.wait(60) and real(*arguments, **named))
     worker = cold_worker(QWEN_JOB_SECONDS=0.5)
     error = run(worker, SMALL)["error"]
     assert error == "deadline_exceeded: the job's 0.5 seconds ran out while the model was loaded"
@@ -246,7 +244,7 @@ def test_a_fetch_that_takes_too_long_ends_the_job(cold_worker, web):
 
 def test_a_job_that_clearly_cannot_make_it_is_refused_with_the_steps_that_could(warm_worker, monkeypatch):
     run(warm_worker, {**SMALL, "num_inference_steps": 5, "num_images": 2})
-    monkeypatch.setattr("qwen_worker.inference.draw", lambda *_: pytest.fail("it was drawn"))
+    monkeypatch.setattr("qwen_worker.drawing.inference.draw", lambda *_: pytest.fail("it was drawn"))
     job = {"id": "hopeless", "input": {**LONG, "num_images": 2}, "policy": {"executionTimeout": 1000}}
     error = asyncio.run(warm_worker.answer(job))["error"]
     assert error.startswith("deadline_exceeded: 100 steps take about ") and "are left; " in error
@@ -286,7 +284,7 @@ def test_an_edit_is_judged_by_the_steps_that_its_strength_leaves(warm_worker, mo
     assert answered(0.3)["metadata"]["steps"] == 3
 
     job = Job("edit", parse({"task": "edit", **fields, "strength": 0.3, "num_images": 2}, "edit"))
-    warm_worker.foresee(job, Canvas([scene], None, (256, 256)))
+    warm_worker.require_time(job, Canvas([scene], None, (256, 256)))
     assert (job.steps_a_picture, job.total) == (3, 6)  # before the first of them
 
 
@@ -302,21 +300,26 @@ def test_where_the_schedule_is_fixed_no_number_of_steps_is_named():
 def test_how_far_is_told_by_picture():
     job = Job("a", parse({**SMALL, "num_images": 3, "num_inference_steps": 10}, "a"), 5)
     job.enter(Stage.DRAWING)
-    job.step_ends(4, 10, 1)
+    job.begin_drawing(1)
+    job.step_ends(4, 10)
     assert str(job.out_of_time()).endswith("ran out after 4 of 10 steps of picture 2 of 3")
-    job.step_ends(10, 10, 2)
+    job.begin_drawing(2)
+    job.step_ends(10, 10)
     assert str(job.out_of_time()).endswith("ran out after 10 of 10 steps of picture 3 of 3")
-    job.step_ends(4, 10, 0, at_once=2)
+    job.begin_drawing(0, 2)
+    job.step_ends(4, 10)
     assert str(job.out_of_time()).endswith("ran out after 4 of 10 steps of pictures 1 to 2 of 3") and job.step == 8
 
 
 def test_seconds_a_step_are_those_of_one_picture_however_many_a_call_draws(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("qwen_worker.job.time.monotonic", lambda: now)
+    monkeypatch.setattr("qwen_worker.jobs.job.time.monotonic", lambda: now)
     jobs = [Job("a", parse({**SMALL, "num_images": 3, "num_inference_steps": 10}, "a")) for _ in range(2)]
+    for job, at_once in zip(jobs, (1, 3), strict=True):
+        job.begin_drawing(0, at_once)
     for step in (1, 2, 3):
         now += 6.0
-        for job, at_once in zip(jobs, (1, 3), strict=True):
-            job.step_ends(step, 10, 0, at_once)
+        for job in jobs:
+            job.step_ends(step, 10)
     assert [job.step_seconds for job in jobs] == [6.0, 2.0]
     assert [job.seconds_left() for job in jobs] == [27 * 6.0, 7 * 6.0]

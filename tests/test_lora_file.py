@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
-from qwen_worker import lora_file, lora_names
 from qwen_worker.errors import InvalidInput, JobError
-from qwen_worker.lora_file import LoraUse, require_layers
-from qwen_worker.lora_names import BLOCK_LAYERS, OTHER_LAYERS, NotALora
-from qwen_worker.tensor_file import RECENT_SECONDS, require_start
+from qwen_worker.lora import file as lora_file
+from qwen_worker.lora import names as lora_names
+from qwen_worker.lora.file import RECENT_SECONDS, LoraUse, require_layers, require_start
+from qwen_worker.lora.names import BLOCK_LAYERS, OTHER_LAYERS, NotALora
 
 from .lora_files import FORMATS, write
 
@@ -245,8 +245,8 @@ def test_a_file_that_has_long_been_there_is_not_read_for_its_key(tmp_path, monke
     path = write(tmp_path / "a.safetensors", weights())
     file = opened(path).tensors
     later = time.time_ns() + (RECENT_SECONDS + 1) * 10**9
-    monkeypatch.setattr("qwen_worker.tensor_file.time.time_ns", lambda: later)
-    monkeypatch.setattr("qwen_worker.tensor_file.hashlib.file_digest", lambda *_: pytest.fail("was read"))
+    monkeypatch.setattr("qwen_worker.lora.file.time.time_ns", lambda: later)
+    monkeypatch.setattr("qwen_worker.lora.file.hashlib.file_digest", lambda *_: pytest.fail("was read"))
     assert file.identity() == opened(path).tensors.identity()
 
 

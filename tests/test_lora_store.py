@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from qwen_worker import hub, lora_fetch
 from qwen_worker.errors import Cancelled, JobError
-from qwen_worker.fetch import Wanted
-from qwen_worker.lora_fetch import CODE, LoraFetcher
-from qwen_worker.lora_sources import below, is_source
-from qwen_worker.lora_store import ABANDONED_SECONDS, Known, LoraStore, Unwritable
+from qwen_worker.jobs.sources import is_source
+from qwen_worker.lora import fetch as lora_fetch
+from qwen_worker.lora.fetch import CODE, LoraFetcher, below
+from qwen_worker.lora.store import ABANDONED_SECONDS, Known, LoraStore, Unwritable
+from qwen_worker.network import hub
+from qwen_worker.network.fetch import Wanted
 
 from .conftest import ROOT, respond
 from .local_hub import LocalHub, sha256
@@ -339,7 +340,7 @@ def test_a_full_disk_is_told(fetcher, store, web, monkeypatch):
         def __call__(self, data):
             raise Unwritable
 
-    monkeypatch.setattr("qwen_worker.lora_store.Incoming", Full)
+    monkeypatch.setattr("qwen_worker.lora.store.Incoming", Full)
     assert refusal(fetcher, web(Web())) == "lora_fetch_failed: loras[0] has no room on the worker's disk"
     assert list(store.folder.iterdir()) == []
 
@@ -451,7 +452,7 @@ def test_what_killed_workers_left_is_cleared_in_time(store):
 
 
 def test_the_names_that_are_remembered_are_bounded(store, monkeypatch):
-    monkeypatch.setattr("qwen_worker.lora_store.MAX_NAMES", 5)
+    monkeypatch.setattr("qwen_worker.lora.store.MAX_NAMES", 5)
     for number in range(9):
         store.use(f"name {number}", Known(put(store, FILE), ""))
     put(store, OTHER)
@@ -461,7 +462,7 @@ def test_the_names_that_are_remembered_are_bounded(store, monkeypatch):
 KILLED = """
 import sys, os, signal
 from pathlib import Path
-from qwen_worker.lora_store import LoraStore
+from qwen_worker.lora.store import LoraStore
 with LoraStore(Path(sys.argv[1]), 10**9).incoming() as incoming:
     incoming(bytes(100_000))
     incoming.stream.flush()

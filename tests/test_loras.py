@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from qwen_worker.errors import CODES
 
-from .conftest import respond, run
+from .conftest import place_by, respond, run
 from .local_hub import LocalHub
 from .lora_files import FORMATS, LAYERS, PLAIN, matrices, write
 from .test_batching import together
@@ -219,7 +219,7 @@ def test_a_lora_without_room_on_the_card_is_refused_before_anything_is_loaded(co
     plan = worker.pipelines.place("generate")
     tight = dataclasses.replace(plan, device="cuda")
     tight = dataclasses.replace(tight, limit=tight.peak(256, 256, tiled=True))
-    worker.pipelines.placed = dict.fromkeys(worker.pipelines.placed, tight)
+    place_by(worker, tight)
     error = run(worker, SMALL | {"loras": [{"path": "room.safetensors"}]})["error"]
     assert error.startswith("out_of_memory: 256x256 needs ") and not worker.pipelines.loaded
 
@@ -320,7 +320,7 @@ def test_jobs_of_other_loras_or_presets_share_no_call(cold_worker, folder, base)
 
 def test_a_path_that_leads_elsewhere_by_now_shares_no_call(cold_worker, folder, base, monkeypatch):
     """Of the same size and age too, as within a tick of the clock."""
-    from qwen_worker import loras
+    from qwen_worker.lora import loras
 
     worker = cold_worker(QWEN_BATCH=4, QWEN_LORA_ROOTS=str(folder))
     path = folder / "moving.safetensors"
@@ -353,7 +353,7 @@ def test_a_path_that_leads_elsewhere_by_now_shares_no_call(cold_worker, folder, 
 def test_a_file_that_is_written_while_its_job_waits_fails_that_job_alone(
     worker, folder, base, plain, monkeypatch, spoil, error
 ):
-    from qwen_worker import loras
+    from qwen_worker.lora import loras
 
     path = write(folder / "spoilt.safetensors", matrices(base, PLAIN, seed=12))
     os.utime(path, (1, 1))

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from qwen_worker.errors import InvalidInput
-from qwen_worker.openai_images import EDITS, GENERATIONS, MODELS, Call
-from qwen_worker.reply import posted_bytes, success
+from qwen_worker.jobs.openai_images import EDITS, GENERATIONS, MODELS, Call
+from qwen_worker.jobs.reply import posted_bytes, success
 
 from .conftest import as_text, run
 from .control_plane import ControlPlane, WorkerProcess, addresses
@@ -145,7 +145,7 @@ def test_a_fault_of_ours_is_a_server_error_and_asks_for_a_fresh_worker(cold_work
     def broken(*_):
         raise RuntimeError("CUDA error: secret at /srv/weights")
 
-    monkeypatch.setattr("qwen_worker.fallback.draw", broken)
+    monkeypatch.setattr("qwen_worker.pictures.fallback.draw", broken)
     body = run(worker, {"openai_route": GENERATIONS, "openai_input": {"prompt": "a"}}, "job-9")
     error = json.loads(body["error"])
     assert error["type"] == "server_error" and error["message"] == "internal: job-9"
@@ -159,7 +159,7 @@ def test_a_stand_in_says_so_here_too(cold_worker):
 
 
 def test_the_answer_is_never_longer_than_the_reply_that_was_measured():
-    from qwen_worker.parsing import parse
+    from qwen_worker.jobs.parsing import parse
 
     request = parse({"task": "edit", "prompt": "a", "image": "aGk="}, "a")
     for field in ("image", "image_url"):

@@ -7,15 +7,17 @@ import shutil
 
 import pytest
 
-from qwen_worker.checkpoint import PIPELINE_CLASSES
-from qwen_worker.deadline import Paces
+from qwen_worker.checkpoints.checkpoint import PIPELINE_CLASSES
+from qwen_worker.drawing.inference import arguments
 from qwen_worker.errors import LoadError
-from qwen_worker.inference import arguments
-from qwen_worker.machine import Gpu, Machine
-from qwen_worker.parsing import parse
-from qwen_worker.pipelines import Pipelines
+from qwen_worker.jobs.deadline import Paces
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.loading.catalogue import Catalogue
+from qwen_worker.loading.pipelines import Pipelines
+from qwen_worker.memory.machine import Gpu, Machine
+from qwen_worker.pictures.inputs import Canvas
 
-from .conftest import as_text, picture_of, run
+from .conftest import as_text, picture_of, place_by, run
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 1, "seed": 1}
 
@@ -137,15 +139,16 @@ def test_a_checkpoint_is_asked_only_for_what_its_class_does(cold_worker, tiny):
 
 
 @pytest.fixture
-def endpoint(settings, monkeypatch):
+def endpoint(settings):
     """endpoint(card in GB, RAM in GB): the pipelines of an endpoint of the two 20B models, nothing of them here."""
     GB = 1_000_000_000
 
     def on(card, ram=200, **overrides):
         gpu = Gpu("NVIDIA Test", (9, 0), card * GB, card * GB)
-        monkeypatch.setattr("qwen_worker.pipelines.read_machine", lambda: Machine(gpu, ram * GB, ram * GB))
         models = {"QWEN_IMAGE_MODEL": "Qwen/Qwen-Image", "QWEN_EDIT_MODEL": "Qwen/Qwen-Image-Edit"}
-        return Pipelines(settings(**models | overrides))
+        chosen = settings(**models | overrides)
+        machine = Machine(gpu, ram * GB, ram * GB)
+        return Pipelines(chosen, Catalogue(chosen), machine=lambda: machine)
 
     return on
 
@@ -196,7 +199,7 @@ def test_diffusers_accepts_every_argument_we_send(class_name):
     for fields, sources in ((SMALL, []), ({**SMALL, "image": "aGk="}, ["picture"])):
         request = parse(fields, "job")
         if request.task in PIPELINE_CLASSES[class_name].tasks:
-            sent |= set(arguments(Bare(), request, sources, (256, 256)))
+            sent |= set(arguments(Bare(), request, Canvas(sources, None, (256, 256))))
     sent |= {"generator", "callback_on_step_end", "latents", "sigmas"}
     assert sent <= accepted
     assert {"true_cfg_scale", "negative_prompt"} <= sent and "guidance_scale" not in sent
@@ -219,7 +222,7 @@ def test_models_that_take_turns_draw_what_resident_ones_draw(cold_worker, ask, s
 
     worker = cold_worker()
     plan = dataclasses.replace(worker.pipelines.place("generate"), swapped=True)
-    worker.pipelines.placed = dict.fromkeys(worker.pipelines.placed, plan)
+    place_by(worker, plan)
     fields = SMALL | {"num_inference_steps": 2}
     jobs = [fields, fields | {"image": as_text(scene)}, fields]
     swaps = []
@@ -228,7 +231,7 @@ def test_models_that_take_turns_draw_what_resident_ones_draw(cold_worker, ask, s
         assert output["image"] == ask(**job)["output"]["image"]
         swaps.append("swap" in output["metadata"]["timings"])
     assert swaps == [False, False, True]  # the edit model was loaded into its turn
-    assert set(worker.pipelines.turns.modules) == set(worker.pipelines.loaded)
+    assert set(worker.pipelines.builder.swap.modules) == set(worker.pipelines.loaded)
 
 
 def test_a_job_by_the_modulation_table_is_bit_equal_to_one_without(cold_worker):
@@ -239,7 +242,7 @@ def test_a_job_by_the_modulation_table_is_bit_equal_to_one_without(cold_worker):
     for table in (False, True):
         worker = cold_worker(QWEN_PRECISION="bf16", QWEN_EDIT_MODEL="/none")
         plan = dataclasses.replace(worker.pipelines.place("generate"), table=table)
-        worker.pipelines.placed = dict.fromkeys(worker.pipelines.placed, plan)
+        place_by(worker, plan)
         images.append(run(worker, fields)["output"]["image"])
         assert (next(iter(worker.pipelines.loaded.values())).table is not None) == table
     assert images[0] == images[1]

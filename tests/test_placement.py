@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from qwen_worker.checkpoint import PARTS_20B, SIZE_2_1, SIZE_20B
+from qwen_worker.checkpoints.checkpoint import PARTS_20B, SIZE_2_1, SIZE_20B
 from qwen_worker.errors import LoadError
-from qwen_worker.footprint import GIB, WORKING_2_1, Model
-from qwen_worker.machine import Gpu, Machine, container_limit, disk_free, read_gpu, read_machine
-from qwen_worker.placement import plan, require_disk
+from qwen_worker.memory.footprint import GIB, WORKING_2_1, Model
+from qwen_worker.memory.machine import Gpu, Machine, container_limit, disk_free, read_gpu, read_machine
+from qwen_worker.memory.placement import plan, require_disk
 from qwen_worker.settings import Precision, Saving
 
 GB = 1_000_000_000
@@ -202,7 +202,7 @@ def test_no_gpu_is_seen_when_cuda_may_see_none(monkeypatch):
 def test_a_container_s_limit_counts(monkeypatch, tmp_path):
     limit = tmp_path / "memory.max"
     limit.write_text("2000000000\n")
-    monkeypatch.setattr("qwen_worker.machine.CGROUP_LIMITS", (str(limit),))
+    monkeypatch.setattr("qwen_worker.memory.machine.CGROUP_LIMITS", (str(limit),))
     assert container_limit() == 2 * GB
     assert read_machine().ram_total == 2 * GB
     limit.write_text("max\n")

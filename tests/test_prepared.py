@@ -12,15 +12,19 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from qwen_worker import placement, prepare, prepared, table_file
-from qwen_worker.checkpoint import find, inspect
-from qwen_worker.checkpoint_files import in_file
+from qwen_worker import prepare
+from qwen_worker.checkpoints.checkpoint import find, inspect
+from qwen_worker.checkpoints.files import in_file
+from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
-from qwen_worker.machine import Gpu, read_machine
-from qwen_worker.pipelines import Pipelines, as_model
-from qwen_worker.settings import Precision, Prepared, Saving
+from qwen_worker.loading import prepared
+from qwen_worker.loading.builder import Builder
+from qwen_worker.memory import placement
+from qwen_worker.memory.machine import Gpu, read_machine
+from qwen_worker.settings import LOAD_THREADS, Precision, Prepared, Saving
+from qwen_worker.weights import modulation_rows
 
-from .conftest import ROOT, as_text, run
+from .conftest import ROOT, as_text, place_by, run
 from .test_assembly import require_same
 
 FIELDS = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2, "seed": 1}
@@ -60,7 +64,7 @@ def plan_for(folder, precision=Precision.BF16, **changes):
 def with_table(worker):
     """The worker whose plan, as on a card that bfloat16 does not fit, has a table."""
     plan = dataclasses.replace(worker.pipelines.place("generate"), table=True)
-    worker.pipelines.placed = dict.fromkeys(worker.pipelines.placed, plan)
+    place_by(worker, plan)
     return worker
 
 
@@ -115,7 +119,7 @@ def test_what_is_stored_quantized_is_what_a_load_would_quantize(settings, tiny, 
     folder, name = prepared.find(found, plan, (tmp_path,), None, Prepared.SAME_CARD)
     assert name == f"tiny-qwen-image--generate.{precision.value}-table-text-{precision.value}", name
     (stored, table), (quantized, other) = (
-        Pipelines(settings()).build(found, plan, {}, where) for where in (folder, None)
+        Builder(LOAD_THREADS).build("tiny", found, plan, {}, where) for where in (folder, None)
     )
     for component in ("transformer", "text_encoder", "vae"):
         require_same(getattr(stored, component), getattr(quantized, component))
@@ -340,7 +344,7 @@ def test_a_disk_that_fills_meanwhile_is_told(tiny, tmp_path, monkeypatch):
     def full(*_):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("qwen_worker.weight_writer.save_file", full)
+    monkeypatch.setattr("qwen_worker.weights.writer.save_file", full)
     with pytest.raises(SystemExit, match="cannot be written: I/O error: No space left on device"):
         prepare.main([str(tiny / "generate"), "--output", str(tmp_path)])
     assert not list((tmp_path / "prepared").iterdir())
@@ -360,7 +364,7 @@ def test_a_card_that_is_too_small_is_told_in_words(tiny, tmp_path, monkeypatch):
     def load(*_):
         raise failure
 
-    monkeypatch.setattr("qwen_worker.components.load_component", load)
+    monkeypatch.setattr("qwen_worker.loading.components.load_component", load)
     arguments = [str(tiny / "generate"), "--output", str(tmp_path)]
     failure = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
     with pytest.raises(SystemExit, match="does not fit in this one's free memory; --device cpu needs none"):
@@ -375,7 +379,7 @@ def test_one_that_was_cut_off_in_writing_is_no_prepared_checkpoint(tiny, tmp_pat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(table_file, "write", full)
+    monkeypatch.setattr(modulation_rows, "write", full)
     with pytest.raises(SystemExit, match="cannot be prepared. No space left on device"):
         prepare.main([str(tiny / "generate"), "--output", str(tmp_path)])
     assert not list((tmp_path / "prepared").iterdir())
@@ -449,6 +453,6 @@ def test_a_table_of_another_transformer_is_refused(tiny, tmp_path):
     from .test_assembly import component
 
     transformer = component(tiny / "generate", "transformer", plan_for(tiny / "generate"))
-    save_file({"rows": torch.zeros(1249, 4, 2, 768, dtype=torch.bfloat16)}, tmp_path / table_file.FILE)
+    save_file({"rows": torch.zeros(1249, 4, 2, 768, dtype=torch.bfloat16)}, tmp_path / modulation_rows.FILE)
     with pytest.raises(LoadError, match=r"holds the shapes \[\(1249, 4, 2, 768\)\] where the transformer asks for"):
-        table_file.read(transformer, tmp_path, 2)
+        modulation_rows.read(transformer, tmp_path, 2)

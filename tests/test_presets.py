@@ -3,17 +3,20 @@
 import asyncio
 import dataclasses
 import functools
+import os
 
 import pytest
 import torch
 
+from qwen_worker.checkpoints.checkpoint import known
+from qwen_worker.checkpoints.files import is_missing
 from qwen_worker.errors import InvalidInput
-from qwen_worker.parsing import parse
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.presets import FEW_STEP_SCHEDULER, Presets
 from qwen_worker.preset_settings import Preset
-from qwen_worker.presets import FEW_STEP_SCHEDULER, Presets
-from qwen_worker.settings import Misconfigured, Settings, read_settings, unknown
+from qwen_worker.settings import Misconfigured, Settings, read_settings, warnings_about
 
-from .conftest import as_text, run
+from .conftest import as_text, place_by, run
 from .lora_files import write
 
 SMALL = {"prompt": "a red circle on the left", "width": 256, "height": 256, "seed": 5}
@@ -26,7 +29,7 @@ def few_step(tiny):
 
 
 def presets(**settings):
-    return Presets(Settings(**settings))
+    return Presets(Settings(**settings), known, is_missing)
 
 
 def parsed(fields, **settings):
@@ -110,9 +113,17 @@ def test_settings_that_cannot_be_used_end_the_start_by_their_name(monkeypatch, v
 
 
 def test_a_misspelled_setting_is_told():
-    assert unknown(["QWEN_SPEEDUP", "QWEN_PRESET", "QWEN_XYZXYZXYZ", "HOME"]) == [
+    assert warnings_about(dict.fromkeys(["QWEN_SPEEDUP", "QWEN_PRESET", "QWEN_XYZXYZXYZ", "HOME"], "")) == [
         "QWEN_SPEEDUP is no setting of this worker; QWEN_SPEEDUPS is",
         "QWEN_XYZXYZXYZ is no setting of this worker",
+    ]
+
+
+def test_a_speed_up_that_is_gone_is_told_and_the_others_stay(monkeypatch):
+    monkeypatch.setenv("QWEN_SPEEDUPS", "rotary, qkv,channels_last")
+    assert read_settings().QWEN_SPEEDUPS == {"rotary"}
+    assert warnings_about(os.environ) == [
+        f"QWEN_SPEEDUPS names {name}, which this worker does not have any more" for name in ("channels_last", "qkv")
     ]
 
 
@@ -127,7 +138,7 @@ def test_a_preset_without_its_lora_is_refused_by_name_before_anything(cold_worke
     )
     error = run(worker, SMALL | {"preset": "fast", "image": "aGk="})["error"]
     assert error.endswith("is not served for edit here: QWEN_EDIT_FAST_LORA names no few-step LoRA")
-    assert not worker.pipelines.located
+    assert not worker.catalogue.checkpoints
 
 
 def test_health_lists_what_is_served(cold_worker, few_step):
@@ -140,7 +151,7 @@ def test_health_lists_what_is_served(cold_worker, few_step):
             "reasons": {"fast": "QWEN_EDIT_FAST_LORA names no few-step LoRA"},
         },
     }
-    assert not worker.pipelines.located
+    assert not worker.catalogue.checkpoints
 
 
 def test_a_2_1_checkpoint_serves_no_fast(monkeypatch):
@@ -235,7 +246,7 @@ def fresh_worker(tiny, few_step):
         )  # fmt: skip
         worker = runpod_handler.Worker(settings)
         plan = dataclasses.replace(worker.pipelines.place("generate"), table=table)
-        worker.pipelines.placed = dict.fromkeys(worker.pipelines.placed, plan)
+        place_by(worker, plan)
         return worker
 
     return made
@@ -327,12 +338,12 @@ def test_transformers_that_take_turns_do_so_around_lora_jobs(cold_worker, few_st
     lora = {"QWEN_IMAGE_FAST_LORA": few_step, "QWEN_EDIT_FAST_LORA": few_step}
     worker, resident = (cold_worker(**lora) for _ in range(2))
     plan = dataclasses.replace(worker.pipelines.place("generate"), swapped=True)
-    worker.pipelines.placed = dict.fromkeys(worker.pipelines.placed, plan)
+    place_by(worker, plan)
     edit = {"image": as_text(scene), "prompt": "make it green"}
     for fields in ({}, {"preset": "fast"}, edit, edit | {"preset": "fast"}, {"preset": "balanced"}, {}):
         fields = SMALL | {"num_inference_steps": 2} | fields
         assert run(worker, fields)["output"]["image"] == run(resident, fields)["output"]["image"], fields
-    assert set(worker.pipelines.turns.modules) == set(worker.pipelines.loaded)
+    assert set(worker.pipelines.builder.swap.modules) == set(worker.pipelines.loaded)
 
 
 # The step cache
@@ -410,9 +421,10 @@ def test_cached_edits_and_partial_ones_are_drawn(cold_worker, scene):
 @pytest.mark.parametrize(("steps", "strength", "drawn"), [(30, 0.5, 15), (30, 0.3, 9), (7, 1.0, 7), (4, 0.01, 1)])
 def test_the_cache_knows_the_steps_that_are_drawn(cold_worker, monkeypatch, steps, strength, drawn):
     """And so computes the last one."""
-    from qwen_worker import regime, step_cache
-    from qwen_worker.job import Job
-    from qwen_worker.parsing import parse
+    from qwen_worker.drawing import configured
+    from qwen_worker.jobs.job import Job
+    from qwen_worker.jobs.parsing import parse
+    from qwen_worker.speed import step_cache
 
     worker, told = cold_worker(), []
     run(worker, SMALL | {"num_inference_steps": 1})
@@ -420,7 +432,7 @@ def test_the_cache_knows_the_steps_that_are_drawn(cold_worker, monkeypatch, step
     predicting = step_cache.predicting
     monkeypatch.setattr(step_cache, "predicting", lambda model, count: told.append(count) or predicting(model, count))
     fields = {"prompt": "a", "image_url": "https://a.b/c", "strength": strength, "num_inference_steps": steps}
-    with regime.regime(loaded, Job("one", parse(fields | {"preset": "balanced"}, "one"))):
+    with configured.regime(loaded, Job("one", parse(fields | {"preset": "balanced"}, "one"))):
         assert told == [drawn]
 
 

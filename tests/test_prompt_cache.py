@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qwen_worker.prompt_cache import PromptCache, Unknown, digest
+from qwen_worker.drawing.prompt_cache import PromptCache, Unknown, digest
 
 from .conftest import as_text, run
 

@@ -8,11 +8,12 @@ from torch import _inductor as inductor
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qwen_worker import int8_product, placement, quantization
-from qwen_worker.checkpoint import inspect
-from qwen_worker.components import load_component
-from qwen_worker.machine import read_machine
-from qwen_worker.pipelines import as_model
+from qwen_worker.checkpoints.checkpoint import inspect
+from qwen_worker.checkpoints.sharing import as_model
+from qwen_worker.loading.components import load_component
+from qwen_worker.memory import placement
+from qwen_worker.memory.machine import read_machine
+from qwen_worker.model import quantization
 from qwen_worker.settings import Precision
 
 KINDS = {Precision.FP8: "Float8Tensor", Precision.INT8: "Int8Tensor", Precision.NF4: "Params4bit"}
@@ -97,8 +98,8 @@ def test_no_product_in_int8_has_fewer_rows_than_cuda_takes(monkeypatch):
     with FakeTensorMode():
         layer = torch.nn.Linear(64, 32, device="cuda", dtype=torch.bfloat16)
         quantization.weight_quantizer("transformer", Precision.INT8, "cuda")(torch.nn.Sequential(layer), "0.weight")
-        int8_product.pad_few_rows()
-        int8_product.pad_few_rows()
+        quantization.pad_few_rows()
+        quantization.pad_few_rows()
         rows = [layer(torch.zeros(1, count, 64, device="cuda", dtype=torch.bfloat16)).shape[1] for count in (6, 16, 17)]
     assert asked == [17, 17, 17] and rows == [6, 16, 17]
 
@@ -108,7 +109,7 @@ def test_rows_that_are_added_change_nothing_and_few_rows_are_one_graph_more():
         return rows.to(torch.int32) @ matrix.to(torch.int32)
 
     graphs = CompileCounter()
-    compiled = torch.compile(int8_product.padded(product), backend=graphs, fullgraph=True, dynamic=True)
+    compiled = torch.compile(quantization.padded(product), backend=graphs, fullgraph=True, dynamic=True)
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randint(-128, 128, (24, 8), dtype=torch.int8, generator=generator)
     for count in (40, 30, 6, 11, 17, 16):

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from qwen_worker.errors import JobError
-from qwen_worker.parsing import parse
-from qwen_worker.request import (
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.request import (
     MAX_SEED,
     BackgroundReplacement,
     Debug,

@@ -8,11 +8,16 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImagePipeline, QwenImageTransformer2DModel
 
-from qwen_worker import components, footprint, modulation, placement, single_frame
-from qwen_worker.checkpoint import inspect
-from qwen_worker.machine import read_machine
-from qwen_worker.pipelines import Pipelines, as_model
-from qwen_worker.settings import Precision, Saving
+from qwen_worker.checkpoints.checkpoint import inspect
+from qwen_worker.checkpoints.sharing import as_model
+from qwen_worker.loading import components
+from qwen_worker.loading.builder import Builder
+from qwen_worker.memory import cuda, footprint, placement
+from qwen_worker.memory.machine import read_machine
+from qwen_worker.model import modulation
+from qwen_worker.model import vae as single_frame
+from qwen_worker.settings import LOAD_THREADS, Precision, Saving
+from qwen_worker.weights import modulation_rows
 
 EXACT = frozenset(Saving) - {Saving.CONV2D}
 DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
@@ -26,7 +31,7 @@ def plan_for(folder, precision, savings, **changes):
 def pipeline(settings, folder, precision, savings, **changes):
     """What the worker builds of the folder under such a plan."""
     found = inspect(folder)
-    pipe, table = Pipelines(settings()).build(found, plan_for(folder, precision, savings, **changes), {})
+    pipe, table = Builder(LOAD_THREADS).build("tiny", found, plan_for(folder, precision, savings, **changes), {})
     return pipe, table
 
 
@@ -146,7 +151,7 @@ def test_the_table_serves_every_timestep_and_2511_s_zero(tmp_path, zero_cond_t):
     theirs = small_transformer(zero_cond_t=zero_cond_t)
     theirs.save_pretrained(tmp_path / "transformer")
     ours = modulation.TabledTransformer.from_pretrained(tmp_path / "transformer", dtype=torch.bfloat16)
-    modulation.build(ours, tmp_path)
+    modulation_rows.build(ours, tmp_path)
     for t in (1000.0, 712.5, 20.0):
         timestep = torch.tensor([t]).bfloat16() / 1000
         shapes = [(1, 2, 2), (1, 2, 2)]
@@ -157,13 +162,13 @@ def test_a_lora_on_the_modulation_rebuilds_the_table(tmp_path):
     theirs = small_transformer()
     theirs.save_pretrained(tmp_path / "transformer")
     ours = modulation.TabledTransformer.from_pretrained(tmp_path / "transformer", dtype=torch.bfloat16)
-    plain = modulation.build(ours, tmp_path).source.rows
+    plain = modulation_rows.build(ours, tmp_path).source.rows
     name = "transformer_blocks.1.img_mod.1.weight"
     change = torch.randn(192, 2).mul(0.3) @ torch.randn(2, 32)
     with torch.no_grad():
         theirs.get_parameter(name).add_(change.bfloat16())
     ours = modulation.TabledTransformer.from_pretrained(tmp_path / "transformer", dtype=torch.bfloat16)
-    table = modulation.build(ours, tmp_path, {name: change})
+    table = modulation_rows.build(ours, tmp_path, {name: change})
     assert not torch.equal(table.source.rows[:, 1, 0], plain[:, 1, 0])
     assert torch.equal(table.source.rows[:, 0], plain[:, 0])
     timestep = torch.tensor([0.5])
@@ -216,9 +221,9 @@ def test_a_streamed_text_encoder_says_the_same(settings, tiny):
 
 
 def test_transformers_take_turns(tiny):
-    from qwen_worker.residency import Turns
+    from qwen_worker.model.residency import Swap
 
-    turns = Turns("cpu")
+    turns = Swap("cpu")
     models = {}
     for name in ("generate", "edit"):
         turns.clear()
@@ -233,14 +238,14 @@ def test_transformers_take_turns(tiny):
 
 def test_quantized_transformers_take_turns_from_homes_of_their_own(tiny):
     """On a card a copy each way through memory that is not pinned would cost a second a job."""
-    from qwen_worker.residency import Turns
+    from qwen_worker.model.residency import Swap
 
     plan = plan_for(tiny / "generate", Precision.FP8, frozenset(Saving))
     kind = ["diffusers", "QwenImageTransformer2DModel"]
     model = components.load_component(inspect(tiny / "generate"), "transformer", kind, plan)
     weight = model.transformer_blocks[0].attn.to_q.weight
     before, loaded_at = weight.dequantize(), weight.qdata.data_ptr()
-    turns = Turns("cpu")
+    turns = Swap("cpu")
     turns.add("generate", model)
     homes = {home.tensor.data_ptr() for home in turns.homes["generate"]}
     assert loaded_at not in homes
@@ -254,22 +259,19 @@ def test_quantized_transformers_take_turns_from_homes_of_their_own(tiny):
     assert torch.equal(weight.dequantize(), before)
 
 
-def test_torch_may_have_what_the_plan_counts_beside_what_it_holds(tiny, monkeypatch):
-    plan = dataclasses.replace(plan_for(tiny / "generate", Precision.BF16, frozenset()), limit=20_000_000_000)
+def test_torch_may_have_what_the_plan_counts_beside_what_it_holds(monkeypatch):
     shares = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 50_000_000_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 25_000_000_000)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
-    components.cap_memory(plan, beside=False)
-    components.cap_memory(plan, beside=True)
+    cuda.cap_memory(20_000_000_000, beside=False)
+    cuda.cap_memory(20_000_000_000, beside=True)
     context = footprint.CONTEXT_BYTES
     assert shares == [(20_000_000_000 - context) / 50_000_000_000, (45_000_000_000 - context) / 50_000_000_000]
 
 
 def test_host_memory_is_pinned_to_the_byte_and_what_else_is_set_of_torch_s_allocators_stays():
-    from qwen_worker.residency import pin_exactly
-
     before = torch._C._accelerator_getAllocatorSettings()
     try:
         for set_before, wanted in (
@@ -277,17 +279,17 @@ def test_host_memory_is_pinned_to_the_byte_and_what_else_is_set_of_torch_s_alloc
             ("pinned_max_round_threshold_mb:8", "pinned_max_round_threshold_mb:8"),
         ):
             torch._C._accelerator_setAllocatorSettings(set_before)
-            pin_exactly()
-            pin_exactly()
+            cuda.pin_exactly()
+            cuda.pin_exactly()
             assert torch._C._accelerator_getAllocatorSettings() == wanted
     finally:
         torch._C._accelerator_setAllocatorSettings(before)
 
 
 def test_a_dropped_module_leaves_nothing_behind(tiny):
-    from qwen_worker.residency import Turns
+    from qwen_worker.model.residency import Swap
 
-    turns = Turns("cpu")
+    turns = Swap("cpu")
     turns.add("generate", torch.nn.Linear(2, 3))
     turns.drop("generate")
     assert not turns.homes and not turns.modules and turns.active is None
@@ -296,11 +298,11 @@ def test_a_dropped_module_leaves_nothing_behind(tiny):
 
 
 def test_a_transformer_that_was_read_into_host_memory_is_brought_to_the_device(monkeypatch):
-    from qwen_worker.residency import Turns
+    from qwen_worker.model.residency import Swap
 
     brought = []
-    monkeypatch.setattr(Turns, "activate", lambda self, name: brought.append((name, len(self.homes[name]))))
-    there, away = Turns("cpu"), Turns("meta")  # meta stands for a card: another device than the host's
+    monkeypatch.setattr(Swap, "activate", lambda self, name: brought.append((name, len(self.homes[name]))))
+    there, away = Swap("cpu"), Swap("meta")  # meta stands for a card: another device than the host's
     there.add("generate", torch.nn.Linear(2, 3))
     assert not brought and there.active == "generate"
     away.add("generate", torch.nn.Linear(2, 3))

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from qwen_worker.errors import Cancelled
-from qwen_worker.side_thread import Busy, Late, SideThreads
+from qwen_worker.network.side_threads import Busy, Late, SideThreads
 
 
 def test_what_the_work_returns_or_raises_comes_back():

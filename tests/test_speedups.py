@@ -15,34 +15,30 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from diffusers import QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from PIL import Image, ImageChops
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qwen_worker import (
+from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints.sharing import as_model
+from qwen_worker.drawing import inference
+from qwen_worker.drawing.prompt_cache import PromptCache
+from qwen_worker.jobs.job import Job
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.loading.components import load_component
+from qwen_worker.lora.adapters import Adapters
+from qwen_worker.memory import placement
+from qwen_worker.memory.machine import Gpu, Machine, read_machine
+from qwen_worker.settings import Precision, Saving, Settings, Speedup
+from qwen_worker.speed import (
     attention,
-    attention_order,
-    checkpoint,
     compile_store,
     compiled,
-    fused_qkv,
     guidance,
-    inference,
-    placement,
-    rotary,
-    single_frame,
     speedups,
     step_cache,
 )
-from qwen_worker.adapters import Adapters
-from qwen_worker.components import load_component
-from qwen_worker.job import Job
-from qwen_worker.machine import Gpu, Machine, read_machine
-from qwen_worker.parsing import parse
-from qwen_worker.pipelines import as_model
-from qwen_worker.prompt_cache import PromptCache
-from qwen_worker.settings import Precision, Saving, Settings, Speedup
 
 from .conftest import ROOT, picture_of, posted
 from .lora_files import matrices, write
@@ -55,8 +51,6 @@ SHAPES = {"generate": [(1, 8, 6)], "edit": [(1, 8, 6), (1, 10, 10)]}
 # How far a pass may be from stock's. In bfloat16 stock's own is 0.010 from the exact one, so two that are as good as
 # each other can be twice that apart.
 TOLERANCE = {"fp32": 2e-6, "bf16": 0.02}
-QKV_TOLERANCE = {"fp32": 2e-6, "bf16": 0.02}
-VAE_TOLERANCE = {"fp32": 1e-5, "bf16": 0.02}
 CASES = pytest.mark.parametrize(("task", "precision", "batch"), list(itertools.product(SHAPES, DTYPES, (1, 2))))
 
 
@@ -123,10 +117,10 @@ def test_the_real_rotary_embedding_turns_as_complex_numbers_do():
     """A CPU contracts the last few products of a row to fused multiply-adds: a unit in the last place of float32."""
     x = torch.randn(2, 7, 3, 8, generator=torch.Generator().manual_seed(0))
     frequencies = torch.polar(torch.ones(7, 4), torch.arange(28.0).view(7, 4))
-    angles = rotary.table(frequencies)
+    angles = attention.real_angles(frequencies)
     for dtype, tolerance in ((torch.float32, 5e-7), (torch.bfloat16, 0)):
         theirs = apply_rotary_emb_qwen(x.to(dtype), frequencies, use_real=False)
-        assert (rotary.rotate(x.to(dtype), angles) - theirs).abs().max() <= tolerance
+        assert (attention.rotate(x.to(dtype), angles) - theirs).abs().max() <= tolerance
     assert not any(one.is_complex() for one in angles)
 
 
@@ -259,44 +253,6 @@ def test_a_folder_of_torch_s_own_is_left_to_it(tmp_path, kept, monkeypatch):
     store.save()
 
 
-@CASES
-def test_one_product_for_query_key_and_value(built, task, precision, batch):
-    pipe, _ = built(task, precision, Speedup.QKV)
-    assert difference(pipe.transformer, task, precision, batch) <= QKV_TOLERANCE[precision.value]
-
-
-def test_fused_weights_are_held_once(tiny):
-    """The layers' own weights are parts of the fused ones, and what stood there before is gone."""
-    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
-    before = storage(transformer)
-    stock_state = {name: value.clone() for name, value in transformer.state_dict().items()}
-    fused_qkv.fuse(transformer)
-    assert storage(transformer) == before
-    assert transformer.state_dict().keys() == stock_state.keys()
-    assert all(torch.equal(value, stock_state[name]) for name, value in transformer.state_dict().items())
-
-
-def storage(module):
-    """Bytes of all weights and buffers, each memory once."""
-    found = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in module.parameters()}
-    found |= {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in module.buffers()}
-    return sum(found.values())
-
-
-def test_a_lora_on_fused_layers_is_what_it_is_on_stock_s(tiny, tmp_path):
-    ours, theirs = (QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer") for _ in range(2))
-    attention.put(ours)
-    fused_qkv.fuse(ours)
-    file = tmp_path / "lora.safetensors"
-    write(file, matrices(theirs, ["transformer_blocks.0.attn.to_k", "transformer_blocks.1.attn.add_v_proj"]))
-    passes = {}
-    for name, transformer in (("ours", ours), ("theirs", theirs)):
-        with Adapters(transformer, None, torch.float32, "cpu", "tiny").applied([use(file)]):
-            passes[name] = pass_of(transformer, "generate", 1)
-    plain = pass_of(ours, "generate", 1)
-    assert (passes["ours"] - passes["theirs"]).abs().max() < 1e-5 < (passes["ours"] - plain).abs().max()
-
-
 def steps_of(transformer, task, batch, steps=3):
     """What the pipelines' loop gets of the transformer: the passes of guidance over the same latents, step by step."""
     generator, found = torch.Generator().manual_seed(3), []
@@ -349,29 +305,11 @@ def test_a_pass_that_is_not_the_expected_one_is_computed(built):
     assert all(map(torch.equal, ours, theirs))
 
 
-@pytest.mark.parametrize(("precision", "batch"), list(itertools.product(DTYPES, (1, 2))))
-def test_the_vae_with_channels_last(tiny, precision, batch):
-    plain, last = (AutoencoderKLQwenImage.from_pretrained(tiny / "generate/vae", dtype=DTYPES[precision]) for _ in "ab")
-    for vae in (plain, last):
-        single_frame.without_cache(vae)
-        single_frame.as_2d(vae)
-    single_frame.channels_last(last)
-    generator = torch.Generator().manual_seed(0)
-    pixels = (torch.rand(batch, 3, 1, 128, 96, generator=generator) * 2 - 1).to(plain.dtype)
-    with torch.no_grad():
-        latents, ours = (vae.encode(pixels).latent_dist.mean.float() for vae in (plain, last))
-        assert (ours - latents).abs().max() <= VAE_TOLERANCE[precision.value] * latents.abs().max()
-        decoded, ours = (vae.decode(latents.to(vae.dtype)).sample.float() for vae in (plain, last))
-        assert (ours - decoded).abs().max() <= VAE_TOLERANCE[precision.value]
-    weights = [one.weight for one in last.modules() if isinstance(one, single_frame.SingleFrameConv)]
-    assert all(one[:, :, 0].is_contiguous(memory_format=torch.channels_last) for one in weights)
-
-
 def test_cudnn_s_attention_is_asked_first_and_the_others_stay(built):
     before = torch._C._get_sdp_priority_order()
     theirs = pass_of(transformer_of("generate", Precision.BF16), "generate", 2)
     pipe, _ = built("generate", Precision.BF16)
-    with attention_order.cudnn_first():
+    with attention.cudnn_first():
         assert torch._C._get_sdp_priority_order()[:4] == [3, 1, 2, 0]  # cuDNN, Flash, memory-efficient, plain
         assert torch.equal(pass_of(pipe.transformer, "generate", 2), theirs)
     assert torch._C._get_sdp_priority_order() == before
@@ -421,35 +359,21 @@ def test_a_card_has_by_itself_what_pays_and_a_cpu_nothing(settings, tiny):
     states = on_card((9, 0))
     auto = {one for one, state in states.items() if state == "on"}
     assert auto == {Speedup.COMPILE, Speedup.ROTARY, Speedup.GUIDANCE, Speedup.ATTENTION}
-    assert "measured" in states[Speedup.QKV] and "measured" in states[Speedup.CHANNELS_LAST]
     assert "torch's own order" in on_card((8, 9))[Speedup.ATTENTION]
+    assert on_card((9, 0), Speedup.ROTARY)[Speedup.GUIDANCE] == "not in QWEN_SPEEDUPS"
     on_cpu = speedups.decide(plan_for(tiny / "generate", Precision.FP32, frozenset(Saving)), None, None)
     assert len(on_cpu) == len(Speedup) and all("bit-equal" in state for state in on_cpu.values())
 
 
-@pytest.mark.parametrize(
-    ("one", "changes", "why"),
-    [
-        (Speedup.QKV, {"swapped": True}, "take turns"),
-        (Speedup.QKV, {"precision": Precision.FP8}, "fp8"),
-        (Speedup.CHANNELS_LAST, {"savings": frozenset()}, "conv2d"),
-    ],
-)
-def test_what_a_plan_cannot_have_is_off_with_a_reason(one, changes, why):
-    assert on_card((9, 0), one)[one] == "on"
-    states = on_card((9, 0), one, **changes)
-    assert why in states[one] and states[Speedup.GUIDANCE] == "not in QWEN_SPEEDUPS"
-
-
 def test_jobs_say_so_and_draw_with_all_that_a_cpu_can_have(cold_worker, capsys):
     """Without compiling, which has its own tests: a picture of each task, and the stock one's within a rounding."""
-    names = "rotary,qkv,guidance,channels_last"
+    names = "rotary,guidance"
     worker, plain = cold_worker(QWEN_SPEEDUPS=names, QWEN_PRECISION="fp32"), cold_worker(QWEN_PRECISION="fp32")
     job = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 4, "seed": 3}
     ours, theirs = (picture_of(posted(one, **job)["output"]["image"]) for one in (worker, plain))
     furthest = max(high for _, high in ImageChops.difference(ours, theirs).getextrema())
     assert furthest <= 1  # of 255
-    assert "speed-ups: rotary, qkv, guidance, channels_last" in capsys.readouterr().out
+    assert "speed-ups: rotary, guidance" in capsys.readouterr().out
     (model,) = posted(worker, task="health")["output"]["models"]
     assert model["speedups"]["guidance"] == "on" and model["speedups"]["compile"] == "not in QWEN_SPEEDUPS"
 
@@ -552,7 +476,7 @@ def traced(monkeypatch):
     """traced(transformer): its blocks compiled by torch's tracer alone, of which the kernels are its own; `.calls`."""
     import torch._dynamo
 
-    from qwen_worker import compiled
+    from qwen_worker.speed import compiled
 
     torch._dynamo.reset()
     counts = {"graphs": 0, "calls": 0}
@@ -645,12 +569,12 @@ def test_a_job_s_own_lora_is_drawn_uncompiled_and_the_endpoint_s_compiled(tiny, 
     drawn_by = {}
     for own in (False, True, False):
         lora = dataclasses.replace(use(tmp_path / "lora.safetensors"), own=own)
-        with adapters.applied([lora]), speed.drawing([lora]):
+        with adapters.applied([lora]), speed.drawing(compiled=own):
             drawn_by[own] = pass_of(transformer, "generate", 1)
         calls.append(counts["calls"])
     assert calls == [0, len(names), len(names)] and counts["graphs"] == 1
     assert torch.equal(drawn_by[True], drawn_by[False])
-    with speed.drawing([]):
+    with speed.drawing():
         plain = pass_of(transformer, "generate", 1)
     assert counts == {"graphs": 2, "calls": 2 * len(names)}
     assert torch.equal(plain, pass_of(transformer_of("generate", Precision.FP32), "generate", 1))
@@ -669,10 +593,10 @@ def test_step_caches_skip_compiled_blocks_and_take_no_shared_passes(tiny, traced
     theirs = drawn_cached()
     blocks, counts, told = traced(pipe.transformer)
     speed = speedups.Speed({Speedup.GUIDANCE: "on"}, pipe.transformer, blocks)
-    with speed.drawing([], apart=True):
+    with speed.drawing(apart=True):
         assert "forward" not in vars(pipe.transformer)
         ours = drawn_cached()
     assert (ours - theirs).abs().max() < 1e-4 and not told
     assert 0 < counts["calls"] < 20 * len(pipe.transformer.transformer_blocks)
-    with speed.drawing([]):
+    with speed.drawing():
         assert "forward" in vars(pipe.transformer)

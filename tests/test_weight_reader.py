@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qwen_worker import weight_reader
-from qwen_worker.checkpoint_files import in_file
-from qwen_worker.checksum import checksum_of
+from qwen_worker.checkpoints.files import in_file
 from qwen_worker.errors import LoadError
-from qwen_worker.weight_reader import WeightReader
-from qwen_worker.weight_writer import save
+from qwen_worker.weights import reader as weight_reader
+from qwen_worker.weights.reader import WeightReader
+from qwen_worker.weights.staging import checksum_of
+from qwen_worker.weights.writer import save
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.float8_e4m3fn, torch.bool)
 
