@@ -1,5 +1,6 @@
 """RunPod's OpenAPI document: whether a request or an answer is by its schemas."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -17,11 +18,15 @@ ANSWERS = [
 ]
 
 
+@functools.cache
+def validator(schema):
+    return Draft202012Validator({"$ref": f"#/$defs/{schema}", "$defs": SCHEMAS["$defs"]})
+
+
 def violations(schema, value):
     """What is wrong with the value, as the API words it: `$.disk: must be ...`."""
-    validator = Draft202012Validator({"$ref": f"#/$defs/{schema}", "$defs": SCHEMAS["$defs"]})
     sentences = []
-    for error in validator.iter_errors(value):
+    for error in validator(schema).iter_errors(value):
         path = "".join(f".{part}" if isinstance(part, str) else f"[{part}]" for part in error.absolute_path)
         extra = re.search(r"\('([^']+)' (?:was|were) unexpected\)", error.message)
         rule = f"additional properties '{extra.group(1)}' not allowed" if extra else error.message
