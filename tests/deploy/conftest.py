@@ -116,10 +116,10 @@ def only(runpod):
     return endpoint
 
 
-def asked(runpod):
+def job_tasks(runpod):
     """The tasks of the jobs in order, repetitions once: old workers are asked past."""
     return [task for task, _ in itertools.groupby(job["input"]["task"] for job in runpod.jobs.values())]
 
 
-def configuration(endpoint):
+def settable_fields(endpoint):
     return {name: value for name, value in endpoint.items() if name not in ("id", "createdAt", "requestUrls")}

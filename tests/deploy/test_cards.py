@@ -4,7 +4,7 @@ import pytest
 
 from qwen_deploy.cards import stock_level
 
-from .conftest import SHIP, asked, only
+from .conftest import SHIP, job_tasks, only
 
 
 def test_auto_takes_the_cheapest_pool_that_holds_the_models_and_has_a_card(runpod, command):
@@ -53,7 +53,7 @@ def test_an_image_built_for_blackwell_takes_its_cards(runpod, command):
 def test_a_task_that_is_not_wanted_is_given_no_model(runpod, command):
     assert command(*SHIP, "--tasks", "generate")[0] == 0
     assert only(runpod)["env"]["QWEN_EDIT_MODEL"] == "/none"
-    assert asked(runpod) == ["health", "generate", "health"]
+    assert job_tasks(runpod) == ["health", "generate", "health"]
     assert command(*SHIP, "--tasks", "generate", "edit")[0] == 0 and "QWEN_EDIT_MODEL" not in only(runpod)["env"]
 
 

@@ -10,16 +10,16 @@ import deploy_qwen
 from qwen_deploy.runpod import api
 from qwen_deploy.runpod.client import Clock
 
-from .conftest import NEW, OLD, SHIP, configuration
+from .conftest import NEW, OLD, SHIP, settable_fields
 from .fake_runpod import KEY, LATE_LINE, Build, stands_in
 
 
 def test_rollback_goes_back_to_what_was_before(runpod, command):
     endpoint = runpod.add()
-    before = json.loads(json.dumps(configuration(endpoint)))
+    before = json.loads(json.dumps(settable_fields(endpoint)))
     assert command(*SHIP, "--disk", "77")[0] == 0 and endpoint["image"] == NEW
     code, text = command("rollback", "--endpoint-id", "ep1", "--yes")
-    assert code == 0 and "health: version v0 answers" in text and configuration(endpoint) == before
+    assert code == 0 and "health: version v0 answers" in text and settable_fields(endpoint) == before
     code, text = command("rollback", "--endpoint-id", "ep1", "--list")
     assert code == 0 and NEW in text and OLD in text
 

@@ -17,7 +17,7 @@ from qwen_deploy.environment import worker_settings
 from qwen_deploy.runpod.client import Clock
 
 from ..conftest import ROOT, run
-from .conftest import NEW, SHIP, configuration
+from .conftest import NEW, SHIP, settable_fields
 from .fake_runpod import Build
 from .patience import Patience
 
@@ -148,9 +148,9 @@ def test_a_worker_of_gradients_is_rolled_back(runpod, command, build):
 
 def rolled_back(runpod, command, build, *arguments):
     endpoint = runpod.add()
-    before = configuration(dict(endpoint))
+    before = settable_fields(dict(endpoint))
     runpod.builds[NEW] = build
     code, text = command(*SHIP, *SMALL, *arguments, clock=SHORT_PAUSES)
     assert code == 1 and "verified field by field" in text, text
-    assert configuration(endpoint) == before
+    assert settable_fields(endpoint) == before
     return text
