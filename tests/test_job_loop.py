@@ -145,7 +145,7 @@ def test_small_jobs_share_a_call_and_a_stop_of_one_leaves_the_others(environment
 
 HANGS = """
 import time, runpod_handler
-from qwen_worker import fallback
+from qwen_worker.pictures import fallback
 draw = fallback.draw
 def drawn(request, *more):
     time.sleep(600 if request.prompt == "hang" else 3)

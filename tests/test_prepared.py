@@ -387,7 +387,8 @@ def test_one_that_was_cut_off_in_writing_is_no_prepared_checkpoint(tiny, tmp_pat
 
 KILLED = """
 import os, pathlib, signal, sys
-from qwen_worker import prepare, prepared
+from qwen_worker import prepare
+from qwen_worker.loading import prepared
 real = pathlib.Path.rename
 def killed(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
