@@ -5,7 +5,7 @@
 
 import re
 from enum import Enum
-from typing import get_args
+from typing import cast, get_args
 
 from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
@@ -13,6 +13,7 @@ from pydantic_settings import NoDecode
 
 from qwen_worker.settings import Settings
 
+from .environment import join_members
 from .session import ROOT
 
 PAGE = ROOT / "docs/settings.md"
@@ -90,16 +91,15 @@ def page() -> str:
 
 
 def row(name: str, field: FieldInfo) -> str:
-    return f"| `{name}` | {default_of(name, field.default)} | {values_of(field)} | {with_code(field)} |"
+    return f"| `{name}` | {describe_default(name, field.default)} | {describe_values(field)} | {mark_code(field)} |"
 
 
-def default_of(name: str, value: object) -> str:
+def describe_default(name: str, value: object) -> str:
     """The default as the environment would hold it."""
     if isinstance(value, frozenset):
-        kind = type(next(iter(value), None))
-        value = ",".join(one.value for one in kind if one in value) if value else None
+        value = join_members(cast(frozenset[Enum], value)) or None
     elif isinstance(value, tuple):
-        value = ":".join(map(str, value)) or None
+        value = ":".join(map(str, cast(tuple[object, ...], value))) or None
     elif isinstance(value, Enum):
         value = value.value
     elif isinstance(value, bool):
@@ -109,7 +109,7 @@ def default_of(name: str, value: object) -> str:
     return "none" if value in (None, "") else f"`{value}`"
 
 
-def values_of(field: FieldInfo) -> str:
+def describe_values(field: FieldInfo) -> str:
     """The values that a setting takes: those of its kind, within its limits."""
     if NoDecode in field.metadata:  # its own validator splits it
         return "a list"
@@ -121,24 +121,27 @@ def values_of(field: FieldInfo) -> str:
         return "`true`, `false`"
     if kind not in (int, float):
         return "text"
-    return f"{'a whole number' if kind is int else 'a number'}{limits_of(field)}"
+    return f"{'a whole number' if kind is int else 'a number'}{describe_limits(field)}"
 
 
-def limits_of(field: FieldInfo) -> str:
-    words = {
-        Gt: lambda rule: f" above {rule.gt}",
-        Ge: lambda rule: f" from {rule.ge}",
-        Le: lambda rule: f" to {rule.le}",
-    }
-    return "".join(words[type(rule)](rule) for rule in field.metadata if type(rule) in words)
+def describe_limits(field: FieldInfo) -> str:
+    words = ""
+    for rule in field.metadata:
+        if isinstance(rule, Gt):
+            words += f" above {rule.gt}"
+        if isinstance(rule, Ge):
+            words += f" from {rule.ge}"
+        if isinstance(rule, Le):
+            words += f" to {rule.le}"
+    return words
 
 
-def with_code(field: FieldInfo) -> str:
+def mark_code(field: FieldInfo) -> str:
     """A description in Markdown: names of variables, values that it explains, parts of a key and JSON stand as code."""
     pattern = r"\[\{.*?\}\]|\{\w+\}|\b[A-Z]+(?:_[A-Z0-9]+)+\b"
     if isinstance(field.default, Enum):
         pattern += "|" + "|".join(rf"\b{one.value}(?=:)" for one in type(field.default))
-    return re.sub(pattern, r"`\g<0>`", field.description)
+    return re.sub(pattern, r"`\g<0>`", field.description or "")
 
 
 if __name__ == "__main__":

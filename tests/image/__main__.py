@@ -95,7 +95,7 @@ def build(store: Store, folder: Path, hub: LocalHub, torch_index: str) -> str:
     ]
     asked = ["--image-name", NAME, "--registry", "localhost", "--build-secret", f"id=hf_token,src={secret}"]
     options = deploy_parser("").parse_args(asked + [part for one in arguments for part in ("--build-arg", one)])
-    one = deploy_image.image_of(NAME, TAG, "localhost")
+    one = deploy_image.parse_image(NAME, TAG, "localhost")
     command = deploy_image.build_command("buildah", one, options)
     mounts = [part for volume in pip_settings.volumes(folder) for part in ("--volume", volume)]
     try:

@@ -1,15 +1,11 @@
 """What the network and RunPod refuse, and what the operator is told of it."""
 
-import io
 import time
 
 import pytest
-from rich.console import Console
 
-import deploy_qwen
-
-from .conftest import NEW, SHIP, only
-from .fake_runpod import KEY, Fault
+from ..conftest import NEW, SHIP, only
+from ..fake_runpod import Fault
 
 
 def test_a_connection_that_drops_during_an_update_does_not_matter(runpod, command):
@@ -24,17 +20,17 @@ def test_a_connection_that_drops_during_a_creation_makes_one_endpoint(runpod, co
     assert command(*SHIP)[0] == 0 and only(runpod)["image"] == NEW
 
 
-def test_a_retry_after_is_waited_for(runpod, command):
+def test_a_retry_after_is_waited_for(runpod, command, clock):
     runpod.add()
     runpod.faults = [Fault("PATCH", "/serverless/", 429, {"Retry-After": "12"}), Fault("GET", "/workers", 503)]
     code, text = command(*SHIP)
-    assert code == 0 and 12.0 in runpod.pauses and "RunPod answered 429; trying again in 12 s" in text
+    assert code == 0 and 12.0 in clock.pauses and "RunPod answered 429; trying again in 12 s" in text
 
 
-def test_a_retry_after_as_a_date_is_waited_for(runpod, command):
+def test_a_retry_after_as_a_date_is_waited_for(runpod, command, clock):
     later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 40))
     runpod.faults = [Fault("GET", "/v2/serverless$", 429, {"Retry-After": later})]
-    assert command(*SHIP)[0] == 0 and any(30 < pause <= 40 for pause in runpod.pauses)
+    assert command(*SHIP)[0] == 0 and any(30 < pause <= 40 for pause in clock.pauses)
 
 
 REFUSALS = [
@@ -62,11 +58,11 @@ def test_an_answer_that_is_not_runpod_s_is_said_so(runpod, command, body):
     assert code == 1 and "RUNPOD_API_URL" in text
 
 
-def test_a_failing_runpod_is_asked_five_times(runpod, command):
+def test_a_failing_runpod_is_asked_five_times(runpod, command, clock):
     runpod.faults = [Fault("GET", "/v2/serverless$", 502) for _ in range(9)]
     code, text = command(*SHIP)
     assert code == 1 and "RunPod is failing (502" in text and len(runpod.requests) == 5
-    assert runpod.pauses == [1.0, 2.0, 4.0, 8.0]
+    assert clock.pauses == [1.0, 2.0, 4.0, 8.0]
 
 
 @pytest.mark.parametrize("arguments, sentence", [
@@ -81,12 +77,9 @@ def test_a_refused_field_is_named_with_its_rule_and_value(runpod, command, argum
     assert code == 1 and f"RunPod refused the new endpoint (422): {sentence}" in text and "1234567" not in text
 
 
-def test_no_network_is_said_so(command, runpod, monkeypatch, tmp_path):
-    screen = io.StringIO()
-    environment = {"RUNPOD_API_KEY": KEY, "RUNPOD_API_URL": "http://127.0.0.1:9"}  # nothing listens there
-    console = Console(file=screen, width=300)
-    assert deploy_qwen.main([*SHIP, "--state", str(tmp_path)], environment, console, lambda seconds: None) == 1
-    assert "This machine cannot reach 127.0.0.1: no network" in screen.getvalue()
+def test_no_network_is_said_so(command):
+    code, text = command(*SHIP, url="http://127.0.0.1:9")  # nothing listens there
+    assert code == 1 and "This machine cannot reach 127.0.0.1: no network" in text
 
 
 def test_a_wrong_key_is_refused_before_anything_is_built(runpod, command, docker):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen_deploy import plan
+from qwen_deploy import configuration
 from qwen_deploy.errors import UsageError
 
 ENDPOINT = {
@@ -12,41 +12,41 @@ ENDPOINT = {
     "workers": {"min": 0, "max": 3, "idleTimeout": 10}, "scaling": {"type": "QUEUE_DELAY", "queueDelay": 4},
     "dataCenterIds": [], "networkVolumes": [], "timeout": 300000, "flashboot": "FLASHBOOT", "registry": None,
 }  # fmt: skip
-PRESENT = plan.flat(ENDPOINT)
+PRESENT = configuration.flatten(ENDPOINT)
 
 
 def wanted(asked=None, env=None, unset=(), present=PRESENT):
-    return plan.wanted(present, asked or {}, env or {}, unset)
+    return configuration.build_target(present, asked or {}, env or {}, unset)
 
 
 def test_nothing_asked_changes_nothing():
-    assert plan.changes(PRESENT, wanted()) == [] and plan.patch_body(PRESENT, wanted()) == {}
+    assert configuration.changes(PRESENT, wanted()) == [] and configuration.patch_body(PRESENT, wanted()) == {}
 
 
 @pytest.mark.parametrize("asked", [{"gpu.pools": ["A", "B"]}, {"name": "qwen-image"}, {"registry": None}])
 def test_another_order_or_the_platform_s_own_suffix_is_no_change(asked):
-    assert plan.changes(PRESENT, wanted(asked)) == []
+    assert configuration.changes(PRESENT, wanted(asked)) == []
 
 
 def test_exclusions_never_go_without_their_pools():
-    saved = plan.flat(ENDPOINT | {"gpu": ENDPOINT["gpu"] | {"excludedTypes": ["Y"]}})
-    assert plan.patch_body(PRESENT, saved) == {"gpu": {"pools": ["A", "B"], "excludedTypes": ["Y"]}}
+    saved = configuration.flatten(ENDPOINT | {"gpu": ENDPOINT["gpu"] | {"excludedTypes": ["Y"]}})
+    assert configuration.patch_body(PRESENT, saved) == {"gpu": {"pools": ["A", "B"], "excludedTypes": ["Y"]}}
 
 
 def test_pools_never_go_without_exclusions_that_stay():
-    saved = plan.flat(ENDPOINT | {"gpu": ENDPOINT["gpu"] | {"pools": ["C"]}})
-    assert plan.patch_body(PRESENT, saved) == {"gpu": {"pools": ["C"], "excludedTypes": ["X"]}}
+    saved = configuration.flatten(ENDPOINT | {"gpu": ENDPOINT["gpu"] | {"pools": ["C"]}})
+    assert configuration.patch_body(PRESENT, saved) == {"gpu": {"pools": ["C"], "excludedTypes": ["X"]}}
 
 
 def test_a_cuda_floor_takes_the_place_of_a_set_and_back():
     floor = wanted({"gpu.minCudaVersion": "12.6"})
-    assert plan.patch_body(PRESENT, floor) == {"gpu": {"minCudaVersion": "12.6", "allowedCudaVersions": []}}
-    assert plan.patch_body(floor, PRESENT) == {"gpu": {"minCudaVersion": "", "allowedCudaVersions": ["12.8"]}}
+    assert configuration.patch_body(PRESENT, floor) == {"gpu": {"minCudaVersion": "12.6", "allowedCudaVersions": []}}
+    assert configuration.patch_body(floor, PRESENT) == {"gpu": {"minCudaVersion": "", "allowedCudaVersions": ["12.8"]}}
 
 
 def test_a_version_that_a_variable_claims_is_removed():
-    claimed = plan.flat(ENDPOINT | {"env": {"A": "1", "QWEN_WORKER_VERSION": "v9"}})
-    assert plan.patch_body(claimed, wanted(present=claimed)) == {"env": {"A": "1"}}
+    claimed = configuration.flatten(ENDPOINT | {"env": {"A": "1", "QWEN_WORKER_VERSION": "v9"}})
+    assert configuration.patch_body(claimed, wanted(present=claimed)) == {"env": {"A": "1"}}
 
 
 def test_variables_are_added_replaced_and_removed():
@@ -60,9 +60,11 @@ def test_an_idle_timeout_is_refused_where_it_has_no_meaning():
 
 
 def test_what_the_target_does_not_name_stays():
-    assert plan.changes(PRESENT | {"disk": 50}, {name: PRESENT[name] for name in ("image", "env")}) == []
+    assert configuration.changes(PRESENT | {"disk": 50}, {name: PRESENT[name] for name in ("image", "env")}) == []
 
 
 def test_hidden_values_are_told_apart_by_name_only():
-    rows = plan.describe(plan.changes(PRESENT, wanted(env={"A": "2", "QWEN_FALLBACK": "allow"})))
+    rows = configuration.describe_changes(
+        configuration.changes(PRESENT, wanted(env={"A": "2", "QWEN_FALLBACK": "allow"}))
+    )
     assert rows == [["env.A", "***", "***"], ["env.QWEN_FALLBACK", "(none)", "allow"]]
