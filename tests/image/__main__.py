@@ -21,8 +21,8 @@ from qwen_deploy import image as deploy_image
 from qwen_deploy.options import parser as deploy_parser
 
 from ..conftest import ROOT, picture_of, serve
-from ..control_plane import ControlPlane, addresses
-from ..local_hub import LocalHub
+from ..support.control_plane import ControlPlane, addresses
+from ..support.local_hub import LocalHub
 from . import pip_settings
 from .layers import Image
 from .store import Store, make_base
