@@ -56,7 +56,7 @@ def parse(fields: Any, job_id: str, presets: Presets | None = None) -> Request:
         raise InvalidInput(f"input must have at most {MAX_FIELDS} fields, not {len(fields)}")
     fields, sent_as = canonical(fields)
     task = fields.pop("task", None)
-    task = implied_task(fields) if task is None else task
+    task = implied_task(fields, sent_as) if task is None else task
     if not isinstance(task, str) or task not in TASKS:
         raise InvalidInput(f"task must be one of {', '.join(TASKS)}, not {shown(task)}")
     model = TASKS[task]
@@ -73,10 +73,18 @@ def parse(fields: Any, job_id: str, presets: Presets | None = None) -> Request:
     return (presets or Presets()).applied(request)
 
 
-def implied_task(fields: dict) -> str:
+def implied_task(fields: dict, sent_as: dict[str, str]) -> str:
+    """The task of a job that names none. Raises `InvalidInput` for fields without a prompt or an image among them."""
     if any(name in fields for name in IMAGE_FIELDS):
         return "edit"
-    return "generate" if "prompt" in fields else "health"
+    if "prompt" in fields:
+        return "generate"
+    if not fields:
+        return "health"
+    names = dict.fromkeys(shown(sent_as.get(name, name)) for name in fields)
+    raise InvalidInput(
+        f"prompt is required where task is not given and the input is not empty; this input has only {', '.join(names)}"
+    )
 
 
 def canonical(fields: dict) -> tuple[dict, dict[str, str]]:
