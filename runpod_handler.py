@@ -50,7 +50,7 @@ from qwen_worker.serving import fitness, health
 from qwen_worker.serving.job_loop import JobLoop, leave
 from qwen_worker.serving.progress import Post, Progress, poster
 from qwen_worker.serving.stream import stream
-from qwen_worker.settings import Fallback, Misconfigured, ServerMode, Settings, read_settings, warnings_about
+from qwen_worker.settings import Fallback, Misconfigured, ServerMode, Settings, read_settings, environment_warnings
 from qwen_worker.stopwatch import timed
 
 SIDE_THREADS = 8  # that many jobs at once may have their pictures opened or sent
@@ -225,7 +225,7 @@ def main() -> None:
         settings = worker().settings
     except Misconfigured as error:
         sys.exit(f"A setting in the environment cannot be used. {error}")
-    for warning in warnings_about(os.environ):
+    for warning in environment_warnings(os.environ):
         log_line(None, "WARN", warning)
     import runpod
 

@@ -32,7 +32,7 @@ def fetch(
             require_digest(blob, part)
             break
         except LoadError as failure:
-            if not failure.passing or attempt == ATTEMPTS:
+            if not failure.transient or attempt == ATTEMPTS:
                 raise
             print(f"{failure.reason}; tried again", flush=True)
             pause(2.0**attempt)
@@ -59,12 +59,12 @@ def download(blob: Blob, part: Path, token: str | None) -> None:
 
 
 def require_digest(blob: Blob, part: Path) -> None:
-    """Keep what the hub's listing states; throw away anything else. Raises `LoadError`, passing: a line may err."""
+    """Keep what the hub's listing states; throw away anything else. Raises a transient `LoadError`: a line may err."""
     found = digest_of(part, blob)
     if found != blob.digest:
         part.unlink()
         raise LoadError(
-            f"{blob.hub_id}/{blob.path}: the hash must be {blob.digest} as the hub states, not {found}", passing=True
+            f"{blob.hub_id}/{blob.path}: the hash must be {blob.digest} as the hub states, not {found}", transient=True
         )
 
 

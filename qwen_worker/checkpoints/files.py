@@ -108,7 +108,7 @@ def readable(label: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise LoadError(f"{label} cannot be read: {error.strerror or type(error).__name__}", passing=True) from None
+        raise LoadError(f"{label} cannot be read: {error.strerror or type(error).__name__}", transient=True) from None
 
 
 def entry_of(name: str, file: Path, data: int, entry: dict, checksum: int | None = None) -> Stored:

@@ -1,6 +1,6 @@
 """A checkpoint on the Hugging Face hub: what it is there, and its download.
 
-Every failure comes out as a `LoadError`, passing when another try later may help. Knows nothing of torch or pipelines.
+Every failure comes out as a `LoadError`, transient when another try later may help. Knows nothing of torch or pipelines.
 """
 
 import json

@@ -72,7 +72,7 @@ class Loader:
         return loaded
 
     def attempt(self, step: Callable[[str], Any], task: str) -> tuple[Any, LoadError | None]:
-        """(step(task), None), or (None, why the model cannot be had): remembered, and tried again only if passing.
+        """(step(task), None), or (None, why the model cannot be had): remembered, and tried again only if transient.
 
         Raises what spoils the worker: no other model can be had in this process either, and stand-ins would hide it.
         """
@@ -81,7 +81,7 @@ class Loader:
         role = Role.of(task).value
         failure, failed_at = self.failures.get(role, (None, 0.0))
         paused = time.monotonic() - failed_at < self.settings.QWEN_LOAD_RETRY_SECONDS
-        if failure and (paused or not failure.passing):
+        if failure and (paused or not failure.transient):
             return None, failure
         try:
             found = step(task)
@@ -92,8 +92,10 @@ class Loader:
             if spoils_the_worker(error):
                 raise
             part = f"{role}/{self.pipelines.builder.busy_with}".rstrip("/")
-            passing = type(error).__name__ == "OutOfMemoryError"  # what else holds the card's memory may give it back
-            failure = LoadError(f"{type(error).__name__} while loading {part}; the worker's log has the rest", passing)
+            transient = type(error).__name__ == "OutOfMemoryError"  # what else holds the card's memory may give it back
+            failure = LoadError(
+                f"{type(error).__name__} while loading {part}; the worker's log has the rest", transient
+            )
         else:
             self.failures.pop(role, None)
             return found, None

@@ -62,5 +62,5 @@ class Planner:
             self.settings.QWEN_PRECISION,
             round(cap * GB) - resident if cap else None,
             self.settings.QWEN_SAVINGS,
-            self.settings.own_loras,
+            self.settings.own_lora_count,
         )

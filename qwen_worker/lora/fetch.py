@@ -126,7 +126,7 @@ class LoraFetcher:
                     require_start(stream.read(START_BYTES), wanted.label)
                 return Known(self.store.adopt(path), commit)
         except LoadError as error:
-            if error.passing and (known := self.store.known(name)):
+            if error.transient and (known := self.store.known(name)):
                 return known
             raise wanted.failed(f"cannot be had: {error.reason}") from None
 

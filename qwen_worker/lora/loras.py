@@ -69,7 +69,7 @@ class Loras:
                 try:
                     uses.append(LoraUse(self.open_own(lora.path, label), lora.scale, label, own=True))
                 except JobError as error:
-                    raise LoadError(error.sentence, passing=error.code == CODE) from None
+                    raise LoadError(error.sentence, transient=error.code == CODE) from None
         return tuple(uses)
 
     def open(self, text: str, label: str, cancelled: threading.Event) -> LoraFile:

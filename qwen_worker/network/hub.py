@@ -29,22 +29,22 @@ def explained(name: str) -> Iterator[None]:
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError):
         raise LoadError(f"{name} does not exist on the hub, or HF_TOKEN lacks access") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        raise LoadError(f"{name} is not on this worker and the hub cannot be reached", passing=True) from None
+        raise LoadError(f"{name} is not on this worker and the hub cannot be reached", transient=True) from None
     except errors.HFValidationError:
         raise LoadError(f"{name} is no name that the hub could have") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        passing = status == 429 or status >= 500 or status == 0
-        raise LoadError(f"{name} could not be fetched: the hub answered {status}", passing=passing) from None
+        transient = status == 429 or status >= 500 or status == 0
+        raise LoadError(f"{name} could not be fetched: the hub answered {status}", transient=transient) from None
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise LoadError(f"{name} could not be fetched: the disk is full") from None
-        raise LoadError(f"{name} could not be fetched: {type(error).__name__}", passing=True) from None
+        raise LoadError(f"{name} could not be fetched: {type(error).__name__}", transient=True) from None
     # The hub's transfer library reports a broken connection as a RuntimeError.
     except (httpx2.HTTPError, RuntimeError) as error:
         kind = type(error).__name__
         why = "the hub cannot be reached" if isinstance(error, httpx2.ConnectError) else kind
-        raise LoadError(f"{name} could not be fetched: {why}", passing=True) from None
+        raise LoadError(f"{name} could not be fetched: {why}", transient=True) from None
 
 
 def endpoint() -> str | None:

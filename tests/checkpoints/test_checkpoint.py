@@ -36,7 +36,7 @@ def edit_json(path, **changes):
 def reason(model, roots=()):
     with pytest.raises(LoadError) as caught:
         checkpoint.find(str(model), roots)
-    assert not caught.value.passing and "/tmp" not in caught.value.reason
+    assert not caught.value.transient and "/tmp" not in caught.value.reason
     return caught.value.reason
 
 

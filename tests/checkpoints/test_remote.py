@@ -78,29 +78,29 @@ def test_a_repository_that_does_not_exist_is_no_passing_failure(hub_of, tiny):
     hub_of(tiny / "generate")
     with pytest.raises(LoadError, match="No/Such does not exist on the hub") as caught:
         remote.look_up("No/Such")
-    assert not caught.value.passing
+    assert not caught.value.transient
 
 
-@pytest.mark.parametrize(("status", "passing"), [(403, False), (429, True), (500, True), (503, True)])
-def test_what_the_hub_answers_decides_whether_to_try_again(hub_of, tiny, status, passing):
+@pytest.mark.parametrize(("status", "transient"), [(403, False), (429, True), (500, True), (503, True)])
+def test_what_the_hub_answers_decides_whether_to_try_again(hub_of, tiny, status, transient):
     served = hub_of(tiny / "generate")
     served.status = status
     with pytest.raises(LoadError) as caught:
         remote.look_up("Org/Name")
-    assert caught.value.passing is passing
+    assert caught.value.transient is transient
 
 
 def test_a_disk_that_fills_up_is_no_passing_failure():
     with pytest.raises(LoadError, match="m could not be fetched: the disk is full") as caught, remote.explained("m"):
         raise OSError(errno.ENOSPC, "No space left on device", "/secret/path")
-    assert not caught.value.passing
+    assert not caught.value.transient
 
 
 def test_without_a_network_the_failure_is_passing_and_names_no_path(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(LoadError) as caught:
         remote.look_up("Org/Name")
-    assert caught.value.passing and "Org/Name" in caught.value.reason and "/root" not in caught.value.reason
+    assert caught.value.transient and "Org/Name" in caught.value.reason and "/root" not in caught.value.reason
 
 
 def test_a_passing_failure_is_tried_again_after_a_pause(hub_of, tiny, cold_worker):

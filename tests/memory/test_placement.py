@@ -154,7 +154,7 @@ def test_sizes_beyond_the_room_are_tiled_or_refused_with_the_largest_that_fits()
 def test_what_does_not_fit_is_refused_with_the_figures(models, machine, words):
     with pytest.raises(LoadError) as caught:
         plan(models, machine)
-    assert words in caught.value.reason and not caught.value.passing
+    assert words in caught.value.reason and not caught.value.transient
 
 
 def test_a_cap_counts_as_the_card_s_size():

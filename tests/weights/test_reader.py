@@ -107,7 +107,7 @@ def test_a_read_that_fails_names_the_file_and_may_be_tried_again(shards, monkeyp
     with pytest.raises(LoadError) as caught, WeightReader(wanted, "cpu", 4) as reader:
         reader.take(wanted[0].name)
     assert caught.value.reason == f"{tmp_path.name}/model-0.safetensors cannot be read: Input/output error"
-    assert caught.value.passing
+    assert caught.value.transient
 
 
 def test_a_file_that_is_gone_is_named_without_where_it_was(tmp_path):

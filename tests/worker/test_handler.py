@@ -309,7 +309,7 @@ def test_a_cuda_error_while_loading_asks_for_a_fresh_worker_and_memory_that_is_s
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.27 GiB")
     assert run(worker, SMALL)["output"]["metadata"]["backend"] == "pil-fallback"
     failure, _ = worker.loader.failures["generate"]
-    assert failure.passing and failure.reason.startswith("OutOfMemoryError while loading generate")
+    assert failure.transient and failure.reason.startswith("OutOfMemoryError while loading generate")
 
 
 def test_out_of_memory_is_told_and_ten_good_jobs_follow(ask, planted, monkeypatch):

@@ -14,7 +14,7 @@ from qwen_worker.errors import InvalidInput
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import FEW_STEP_SCHEDULER, Presets
 from qwen_worker.preset_settings import Preset
-from qwen_worker.settings import Misconfigured, Settings, read_settings, warnings_about
+from qwen_worker.settings import Misconfigured, Settings, read_settings, environment_warnings
 
 from ..conftest import as_text, place_by, run
 from ..support.lora_files import write
@@ -113,7 +113,7 @@ def test_settings_that_cannot_be_used_end_the_start_by_their_name(monkeypatch, v
 
 
 def test_a_misspelled_setting_is_told():
-    assert warnings_about(dict.fromkeys(["QWEN_SPEEDUP", "QWEN_PRESET", "QWEN_XYZXYZXYZ", "HOME"], "")) == [
+    assert environment_warnings(dict.fromkeys(["QWEN_SPEEDUP", "QWEN_PRESET", "QWEN_XYZXYZXYZ", "HOME"], "")) == [
         "QWEN_SPEEDUP is no setting of this worker; QWEN_SPEEDUPS is",
         "QWEN_XYZXYZXYZ is no setting of this worker",
     ]
@@ -122,7 +122,7 @@ def test_a_misspelled_setting_is_told():
 def test_a_speed_up_that_is_gone_is_told_and_the_others_stay(monkeypatch):
     monkeypatch.setenv("QWEN_SPEEDUPS", "rotary, qkv,channels_last")
     assert read_settings().QWEN_SPEEDUPS == {"rotary"}
-    assert warnings_about(os.environ) == [
+    assert environment_warnings(os.environ) == [
         f"QWEN_SPEEDUPS names {name}, which this worker does not have any more" for name in ("channels_last", "qkv")
     ]
 
