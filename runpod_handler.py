@@ -32,7 +32,7 @@ from qwen_worker.jobs.deadline import Paces, kind_of, limit_of
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
-from qwen_worker.jobs.reply import Drawn
+from qwen_worker.jobs.reply import DrawingResult
 from qwen_worker.jobs.request import SIDE_MULTIPLE, Drawing, Edit, Health, Request, require_served
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.loader import Loader
@@ -126,7 +126,7 @@ class Worker:
         """The reply of health or debug; loads nothing."""
         if not isinstance(request, Health):
             return health.debug(self.settings)
-        presets = self.presets.served(self.catalogue.located)
+        presets = self.presets.report(self.catalogue.located)
         loaded, fallen_back = self.pipelines.report(), self.loader.state()
         return health.health(self.settings, read_machine(), loaded, fallen_back, presets, self.counters)
 
@@ -137,22 +137,22 @@ class Worker:
         async with Progress(job, tell or poster(job.id), self.settings.QWEN_PROGRESS_SECONDS), job.within_limit():
             require_served_by(self.catalogue.located(request.task), request)
             # Before anything that waits for the inference thread, which may be at another job's drawing.
-            sources, mask = await job.on(self.side_threads, self.open_pictures, job, terms)
+            sources, mask = await job.run_on(self.side_threads, self.open_pictures, job, terms)
             checkpoint, failure = await self.locate(job)
             require_served_by(checkpoint, request)
-            loras = () if failure else await job.on(self.side_threads, self.loras.of_job, job, checkpoint)
+            loras = () if failure else await job.run_on(self.side_threads, self.loras.of_job, job, checkpoint)
             multiple = checkpoint.size_multiple if checkpoint else SIDE_MULTIPLE
             canvas = Canvas(sources, mask, output_size(request, sources, mask, multiple))
             self.require_time(job, canvas)
 
             turn = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, checkpoint, failure)
-            drawn = await job.outcome_of(turn, functools.partial(self.queue.draws_for_nobody, job))
+            drawn = await job.wait_for(turn, functools.partial(self.queue.draws_for_nobody, job))
             job.enter(Stage.DELIVERING)
             label = self.catalogue.label_for(request.task)
-            facts = replies.metadata_of(request, canvas.size, drawn, label, self.settings)
-            whole = functools.partial(replies.with_timings, facts, job.timings)
+            facts = replies.drawing_facts(request, canvas.size, drawn, label, self.settings)
+            whole = functools.partial(replies.complete_metadata, facts, job.timings)
             delivery = request, drawn.pictures, terms, whole, job.timings, job.cancelled
-            return await job.on(self.side_threads, deliver, *delivery)
+            return await job.run_on(self.side_threads, deliver, *delivery)
 
     def open_pictures(self, job: Job, terms: Terms) -> tuple[list[Image.Image], Image.Image | None]:
         """The job's input pictures and its mask; on a side thread."""
@@ -165,7 +165,7 @@ class Worker:
         job.enter(Stage.WAITING)
         task, failure = job.request.task, None
         if not self.loader.ready(task):
-            _, failure = await job.on(self.inference_thread, self.loader.place, task)
+            _, failure = await job.run_on(self.inference_thread, self.loader.place, task)
         # Known from an earlier job also where the load has failed since: the same job is refused or not, either way.
         return self.catalogue.located(task), failure
 
@@ -176,11 +176,11 @@ class Worker:
         fixed = fixed_steps(loaded.pipe) if loaded else 0
         strength = request.strength if isinstance(request, Edit) else 1.0
         steps = drawn_steps(fixed or request.num_inference_steps, strength)
-        job.expect(steps)
+        job.expect_steps(steps)
         kind, calls = kind_of(request, canvas.size, len(canvas.sources)), self.batches.fewest_calls(request)
         self.paces.require_time(kind, calls, steps, job.seconds_to_limit(), None if fixed else strength)
 
-    def draw(self, entry: DrawingJob, checkpoint: Checkpoint | None, failure: LoadError | None) -> Drawn:
+    def draw(self, entry: DrawingJob, checkpoint: Checkpoint | None, failure: LoadError | None) -> DrawingResult:
         """The pictures and what drew them, loading the model first where it is not; on the inference thread."""
         job, canvas, loaded = entry.job, entry.canvas, None
         job.enter(Stage.LOADING)
@@ -201,7 +201,7 @@ class Worker:
         self.queue.enter_call(entry)
         with timed(job.timings, "inference"):
             if failure:
-                return Drawn(fallback.draw(job.request, *canvas.parts), 0, failure=failure)
+                return DrawingResult(fallback.draw(job.request, *canvas.parts), 0, failure=failure)
             inference.require_drawable(loaded, entry)
             drawn = self.batches.draw(loaded, entry, self.prompts)
             drawn = drawn or inference.draw(loaded, entry, self.prompts, self.previewer)

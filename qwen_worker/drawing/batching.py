@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 from ..errors import Cancelled
 from ..jobs.job import Stage
-from ..jobs.reply import Drawn
+from ..jobs.reply import DrawingResult
 from ..jobs.request import Drawing, Generate
 from ..loading.loaded import Loaded
 from ..log import log_line
@@ -39,7 +39,7 @@ class Batches:
         room = min(self.most, self.pixels // (request.width * request.height)) if may_share(request) else 1
         return math.ceil(request.num_images / max(1, room))
 
-    def draw(self, loaded: Loaded, entry: DrawingJob, prompts: PromptCache) -> Drawn | None:
+    def draw(self, loaded: Loaded, entry: DrawingJob, prompts: PromptCache) -> DrawingResult | None:
         """The job's pictures, and in the same call those of waiting jobs that can share it, which leave the queue.
 
         None where it has to be drawn by itself: it cannot share, or a call that it shared has failed. Stopped during
@@ -48,7 +48,7 @@ class Batches:
         room = self.room(loaded, entry)
         if entry.alone or room < 2:
             return None
-        drawn: dict[DrawingJob, Drawn] = {}
+        drawn: dict[DrawingJob, DrawingResult] = {}
         joined: list[DrawingJob] = []
         try:
             with self.parted_on_failure(entry, joined):
@@ -115,7 +115,7 @@ class Batches:
         if entry.alone and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
-    def part(self, entry: DrawingJob, drawn: Drawn | None) -> None:
+    def part(self, entry: DrawingJob, drawn: DrawingResult | None) -> None:
         """The end of a call that another job led: who was drawn or stopped leaves the queue, any other waits on."""
         self.queue.leave_call(entry)
         job = entry.job

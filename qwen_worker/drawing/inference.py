@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import Cancelled, JobError
 from ..jobs.job import Job
-from ..jobs.reply import Drawn
+from ..jobs.reply import DrawingResult
 from ..jobs.request import Drawing, Edit, require_tokens
 from ..loading.loaded import Loaded
 from ..memory.cuda import allocated, peak_vram_gb
@@ -43,7 +43,7 @@ def require_drawable(loaded: Loaded, entry: DrawingJob) -> None:
     loaded.adapters.require_fits(entry.loras)
 
 
-def draw(loaded: Loaded, entry: DrawingJob, prompts: PromptCache, previewer: Previewer) -> Drawn:
+def draw(loaded: Loaded, entry: DrawingJob, prompts: PromptCache, previewer: Previewer) -> DrawingResult:
     """The pictures of the job's seeds, RGB of its canvas' size.
 
     Raises `Cancelled` within a step once the job is stopped, `JobError` out_of_memory when CUDA has no more even in
@@ -67,7 +67,7 @@ def draw(loaded: Loaded, entry: DrawingJob, prompts: PromptCache, previewer: Pre
                     picture, steps = draw_one(loaded.pipe, job, canvas, number, previewer)
                     pictures.append(picture)
                     job.require_running()
-            return Drawn(pictures, steps, loaded.drawer, peak_vram_gb=peak_vram_gb())
+            return DrawingResult(pictures, steps, loaded.drawing_model, peak_vram_gb=peak_vram_gb())
         except torch.OutOfMemoryError:
             pass
         # Outside the handler, where the traceback no longer holds the tensors that filled the card.
@@ -119,7 +119,7 @@ def draw_one(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Previe
     def after_step(_pipe, step: int, _timestep, tensors: dict) -> dict:
         nonlocal steps
         steps = step + 1
-        job.step_ends(steps, pipe.num_timesteps)
+        job.end_step(steps, pipe.num_timesteps)
         job.require_running()
         if preview and (shown := preview.after_step(step, tensors["latents"])):
             job.preview = shown

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import Cancelled
 from ..jobs.job import Job, Stage
-from ..jobs.reply import Drawn
+from ..jobs.reply import DrawingResult
 from ..lora.file import LoraUse
 from ..pictures.inputs import Canvas
 
@@ -26,7 +26,7 @@ class DrawingJob:
     canvas: Canvas
     loras: tuple[LoraUse, ...] = ()
     alone: bool = False  # a call that it shared has failed: it is drawn by itself
-    outcome: "Future[Drawn]" = field(default_factory=Future)
+    outcome: "Future[DrawingResult]" = field(default_factory=Future)
 
 
 class WaitingQueue:
@@ -37,7 +37,7 @@ class WaitingQueue:
         self.waiting: list[DrawingJob] = []
         self.in_call: list[DrawingJob] = []  # whose pictures the pipeline is drawing
 
-    def submit(self, entry: DrawingJob, work: Callable[..., Drawn], *arguments: Any) -> "Future[Drawn]":
+    def submit(self, entry: DrawingJob, work: Callable[..., DrawingResult], *arguments: Any) -> "Future[DrawingResult]":
         """`work(entry, *arguments)` once it is the entry's turn; what comes of it, or of an older job's call."""
         with self.lock:
             self.waiting.append(entry)
@@ -45,7 +45,9 @@ class WaitingQueue:
         done.add_done_callback(functools.partial(pass_on, entry))
         return entry.outcome
 
-    def take_turn(self, entry: DrawingJob, work: Callable[..., Drawn], arguments: tuple) -> Drawn | None:
+    def take_turn(
+        self, entry: DrawingJob, work: Callable[..., DrawingResult], arguments: tuple
+    ) -> DrawingResult | None:
         """On the thread: the work, unless its job has left the queue or has been stopped."""
         if not self.remove(entry) or not entry.outcome.set_running_or_notify_cancel():
             return None
@@ -79,7 +81,7 @@ class WaitingQueue:
         with self.lock:
             return next((entry for entry in self.waiting if wanted(entry)), None)
 
-    def finish(self, entry: DrawingJob, drawn: Drawn | None) -> None:
+    def finish(self, entry: DrawingJob, drawn: DrawingResult | None) -> None:
         """End the wait of a job before its own turn: it has been drawn in another's call, or stopped."""
         if not self.remove(entry) or not entry.outcome.set_running_or_notify_cancel():
             return
@@ -97,7 +99,7 @@ class WaitingQueue:
             return waits
 
 
-def pass_on(entry: DrawingJob, done: "Future[Drawn | None]") -> None:
+def pass_on(entry: DrawingJob, done: "Future[DrawingResult | None]") -> None:
     """What came of the entry's own turn, to whom waits for it."""
     if entry.outcome.done():
         return

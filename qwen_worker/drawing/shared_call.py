@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import Cancelled
-from ..jobs.reply import Drawn
+from ..jobs.reply import DrawingResult
 from ..loading.loaded import Loaded
 from ..memory.cuda import peak_vram_gb
 from ..pictures.images import to_rgb
@@ -41,7 +41,7 @@ def encode(loaded: Loaded, entry: DrawingJob, prompts: PromptCache) -> Encoded:
         return {name: pipe.encode_prompt(prompt=call[name], **common) for name in PROMPTS if name in call}
 
 
-def draw_together(loaded: Loaded, encoded: dict[DrawingJob, Encoded], room: int) -> dict[DrawingJob, Drawn]:
+def draw_together(loaded: Loaded, encoded: dict[DrawingJob, Encoded], room: int) -> dict[DrawingJob, DrawingResult]:
     """Every job's pictures, `room` of them a call. Raises `Cancelled` within a step once all jobs are stopped."""
     wanted = [(entry, number) for entry in encoded for number in range(entry.job.request.num_images)]
     calls = [wanted[start : start + room] for start in range(0, len(wanted), room)]
@@ -54,7 +54,10 @@ def draw_together(loaded: Loaded, encoded: dict[DrawingJob, Encoded], room: int)
                 pictures[entry].append(to_rgb(image))
             require_any_running(encoded)
     peak = peak_vram_gb()
-    return {entry: Drawn(found, steps, loaded.drawer, None, peak, len(calls[0])) for entry, found in pictures.items()}
+    return {
+        entry: DrawingResult(found, steps, loaded.drawing_model, None, peak, len(calls[0]))
+        for entry, found in pictures.items()
+    }
 
 
 def draw_call(
@@ -78,7 +81,7 @@ def draw_call(
 
     def after_step(_pipe: Any, step: int, _timestep: Any, tensors: dict) -> dict:
         for entry in counts:
-            entry.job.step_ends(step + 1, pipe.num_timesteps)
+            entry.job.end_step(step + 1, pipe.num_timesteps)
         require_any_running(encoded)
         return tensors
 

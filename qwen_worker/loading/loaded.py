@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..jobs.reply import Drawer
+from ..jobs.reply import DrawingModel
 from ..memory.footprint import GB, Plan
 from ..speed.speedups import Speed
 
@@ -28,10 +28,10 @@ class Loaded:
     speed: Speed  # what it is drawn faster by
 
     @property
-    def drawer(self) -> Drawer:
+    def drawing_model(self) -> DrawingModel:
         """What replies tell of it."""
         checkpoint = self.checkpoint
-        return Drawer(checkpoint.name, checkpoint.revision, checkpoint.adaptable, self.plan.device == "cuda")
+        return DrawingModel(checkpoint.name, checkpoint.revision, checkpoint.adaptable, self.plan.device == "cuda")
 
     def report(self) -> dict[str, Any]:
         """What `health` tells of it."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from ..errors import Cancelled, InvalidInput, JobError
-from ..jobs.reply import posted_bytes, success
+from ..jobs.reply import DeliveryFacts, Metadata, posted_bytes, success_reply
 from ..jobs.request import Drawing
 from ..network.bucket import Bucket, bucket_from_job
 from ..network.upload import File, UploadFailed, put, require_public
@@ -74,37 +74,41 @@ def deliver(
     request: Drawing,
     pictures: list[Image.Image],
     terms: Terms,
-    facts_with: Callable[[dict], dict],
+    complete_metadata: Callable[[DeliveryFacts], Metadata],
     timings: dict[str, float],
     cancelled: threading.Event,
 ) -> dict:
     """The reply, of at most `terms.limit` bytes as the SDK will post it.
 
-    `facts_with(more)` is the metadata with `more` and the timings so far. Raises `result_too_large` or `upload_failed`
-    with both figures, or `Cancelled`.
+    `complete_metadata(delivery)` adds the delivery's facts and the timings so far to the metadata. Raises `JobError`
+    result_too_large or upload_failed with both figures, or `Cancelled`.
     """
-    note, smallest = {}, 0
+    note, smallest = "", 0
     for attempt, (output_format, quality) in enumerate(encodings(request)):
         with timed(timings, "encode"):
             files = [encode_unless(cancelled, picture, output_format, quality) for picture in pictures]
         texts = [base64.b64encode(file).decode("ascii") for file in files]
-        about = {"delivery": "inline", "output_format": output_format}
-        reply = success(request, facts_with(about | note), texts)
+        facts: DeliveryFacts = {"delivery": "inline", "output_format": output_format}
+        if note:
+            facts["delivery_note"] = note
+        reply = success_reply(request, complete_metadata(facts), texts)
         if terms.bucket and not attempt and (terms.mode is Delivery.URL or posted_bytes(reply) > terms.limit):
             try:
                 with timed(timings, "upload"):
                     urls = put(
                         terms.bucket, named(files, output_format, request, terms), terms.upload_seconds, cancelled
                     )
-                return success(request, facts_with(about | {"delivery": "url"}), urls, "image_url")
+                facts["delivery"] = "url"
+                return success_reply(request, complete_metadata(facts), urls, "image_url")
             except UploadFailed as failure:
-                note = {"delivery_note": f"the bucket did not take the pictures ({failure})"}
-                reply = success(request, facts_with(about | note), texts)
+                note = f"the bucket did not take the pictures ({failure})"
+                facts["delivery_note"] = note
+                reply = success_reply(request, complete_metadata(facts), texts)
         size = posted_bytes(reply)
         if size <= terms.limit:
             return reply
         smallest = min(size, smallest or size)
-    raise too_large(smallest, terms, note.get("delivery_note"), request)
+    raise too_large(smallest, terms, note, request)
 
 
 def encode_unless(cancelled: threading.Event, picture: Image.Image, output_format: str, quality: int | None) -> bytes:
@@ -121,7 +125,7 @@ def named(files: list[bytes], extension: str, request: Drawing, terms: Terms) ->
     ]
 
 
-def too_large(size: int, terms: Terms, note: str | None, request: Drawing) -> JobError:
+def too_large(size: int, terms: Terms, note: str, request: Drawing) -> JobError:
     figures = f"the reply has {size / 1e6:.2f} MB and at most {terms.limit / 1e6:g} MB are delivered"
     if note:
         return JobError("upload_failed", f"{note}, and {figures}")

@@ -49,7 +49,7 @@ class Progress:
         told = None
         while not self.over.is_set():
             now = report(self.job)
-            preview = self.job.take_preview()
+            preview = self.job.pop_preview()
             if now != told or preview:
                 told = now
                 await self.post(now | ({"preview": preview} if preview else {}))
@@ -59,12 +59,12 @@ class Progress:
 
 def report(job: Job) -> dict:
     """`step` of `total` counts the steps of all pictures; `seconds_left` is of the steps, once they are timed."""
-    left = job.seconds_left()
+    left = job.drawing_seconds_left()
     return {
         "stage": job.stage.name.lower(),
-        "step": job.step,
-        "total": job.total,
-        "percent": round(100 * job.step / job.total),
+        "step": job.steps_done,
+        "total": job.total_steps,
+        "percent": round(100 * job.steps_done / job.total_steps),
     } | ({"seconds_left": round(left, 1)} if left is not None else {})
 
 

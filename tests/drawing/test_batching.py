@@ -484,13 +484,13 @@ def test_each_job_s_progress_is_its_own(worker, monkeypatch):
 
 
 def test_after_a_call_that_failed_a_job_s_progress_begins_again():
-    job = Job("a", parse(SMALL, "a"), limit=5)
+    job = Job("a", parse(SMALL, "a"), limit_seconds=5)
     job.enter(Stage.DRAWING)
     job.begin_drawing(0)
-    job.step_ends(2, 3)
+    job.end_step(2, 3)
     job.start_over()
-    assert job.step == 0
-    assert str(job.out_of_time()).endswith("ran out after 0 of 3 steps")
+    assert job.steps_done == 0
+    assert str(job.deadline_error()).endswith("ran out after 0 of 3 steps")
 
 
 def test_what_a_call_of_several_takes_says_nothing_of_how_fast_one_could_be(worker, monkeypatch):

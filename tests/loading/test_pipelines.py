@@ -122,7 +122,7 @@ def test_a_schedule_that_the_checkpoint_fixes_is_drawn_and_timed_whatever_a_job_
 
     first = answered(2)
     assert first["metadata"]["steps"] == 3
-    (kind,) = worker.paces.steps
+    (kind,) = worker.paces.step_seconds
     worker.paces = Paces()
     worker.paces.record(kind, 1000.0, 1, 3, 3000.0)
     # One step alone would be drawn without `shift_terminal`; these are three.

@@ -32,7 +32,7 @@ def test_a_report_tells_step_total_percent_and_seconds_left():
     job = a_job(num_images=2)
     assert report(job) == {"stage": "drawing", "step": 0, "total": 20, "percent": 0}
     for step in (1, 2, 3):
-        job.step_ends(step, 10)
+        job.end_step(step, 10)
         time.sleep(0.05)
     told = report(job)
     assert (told["step"], told["percent"]) == (3, 15) and 0.7 < told["seconds_left"] < 2
@@ -57,7 +57,7 @@ def test_progress_never_comes_after_the_result_in_1000_runs():
         async with Progress(job, post, 0.0001):
             for step in range(1, rng.randrange(2, 6)):
                 await asyncio.sleep(rng.random() / 1000)
-                job.step_ends(step, 10)
+                job.end_step(step, 10)
         done = True
         await asyncio.sleep(0)
 
@@ -80,7 +80,7 @@ def test_messages_are_spaced_and_only_of_what_changed():
         job = a_job()
         async with Progress(job, post, 0.1):
             for step in range(1, 11):
-                job.step_ends(step, 10)
+                job.end_step(step, 10)
                 await asyncio.sleep(0.02)
             await asyncio.sleep(0.5)
 

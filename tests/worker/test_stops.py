@@ -285,7 +285,7 @@ def test_an_edit_is_judged_by_the_steps_that_its_strength_leaves(warm_worker, mo
 
     job = Job("edit", parse({"task": "edit", **fields, "strength": 0.3, "num_images": 2}, "edit"))
     warm_worker.require_time(job, Canvas([scene], None, (256, 256)))
-    assert (job.steps_a_picture, job.total) == (3, 6)  # before the first of them
+    assert (job.steps_per_picture, job.total_steps) == (3, 6)  # before the first of them
 
 
 def test_where_the_schedule_is_fixed_no_number_of_steps_is_named():
@@ -301,14 +301,17 @@ def test_how_far_is_told_by_picture():
     job = Job("a", parse({**SMALL, "num_images": 3, "num_inference_steps": 10}, "a"), 5)
     job.enter(Stage.DRAWING)
     job.begin_drawing(1)
-    job.step_ends(4, 10)
-    assert str(job.out_of_time()).endswith("ran out after 4 of 10 steps of picture 2 of 3")
+    job.end_step(4, 10)
+    assert str(job.deadline_error()).endswith("ran out after 4 of 10 steps of picture 2 of 3")
     job.begin_drawing(2)
-    job.step_ends(10, 10)
-    assert str(job.out_of_time()).endswith("ran out after 10 of 10 steps of picture 3 of 3")
+    job.end_step(10, 10)
+    assert str(job.deadline_error()).endswith("ran out after 10 of 10 steps of picture 3 of 3")
     job.begin_drawing(0, 2)
-    job.step_ends(4, 10)
-    assert str(job.out_of_time()).endswith("ran out after 4 of 10 steps of pictures 1 to 2 of 3") and job.step == 8
+    job.end_step(4, 10)
+    assert (
+        str(job.deadline_error()).endswith("ran out after 4 of 10 steps of pictures 1 to 2 of 3")
+        and job.steps_done == 8
+    )
 
 
 def test_seconds_a_step_are_those_of_one_picture_however_many_a_call_draws(monkeypatch):
@@ -320,6 +323,6 @@ def test_seconds_a_step_are_those_of_one_picture_however_many_a_call_draws(monke
     for step in (1, 2, 3):
         now += 6.0
         for job in jobs:
-            job.step_ends(step, 10)
+            job.end_step(step, 10)
     assert [job.step_seconds for job in jobs] == [6.0, 2.0]
-    assert [job.seconds_left() for job in jobs] == [27 * 6.0, 7 * 6.0]
+    assert [job.drawing_seconds_left() for job in jobs] == [27 * 6.0, 7 * 6.0]
