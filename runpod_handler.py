@@ -50,7 +50,7 @@ from qwen_worker.serving import fitness, health
 from qwen_worker.serving.job_loop import JobLoop, leave
 from qwen_worker.serving.progress import Post, Progress, poster
 from qwen_worker.serving.stream import stream
-from qwen_worker.settings import Fallback, Misconfigured, ServerMode, Settings, read_settings, environment_warnings
+from qwen_worker.settings import Fallback, Misconfigured, ServerMode, Settings, environment_warnings, read_settings
 from qwen_worker.stopwatch import timed
 
 SIDE_THREADS = 8  # that many jobs at once may have their pictures opened or sent

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qwen_worker.errors import LoadError
-from qwen_worker.network.hub import endpoint, explained
+from qwen_worker.network.hub import explain_errors, hub_endpoint
 
 from .contents import Blob
 
@@ -46,12 +46,12 @@ def download(blob: Blob, part: Path, token: str | None) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    url = hf_hub_url(blob.hub_id, blob.path, revision=blob.commit, endpoint=endpoint())
+    url = hf_hub_url(blob.hub_id, blob.path, revision=blob.commit, endpoint=hub_endpoint())
     # Compressed on the way, the bytes that have come would not say where to go on.
     headers = build_hf_headers(token=token or False) | {"Accept-Encoding": "identity"}
     if part.is_file() and part.stat().st_size > blob.size:
         part.unlink()
-    with part.open("ab") as stream, explained(f"{blob.hub_id}/{blob.path}"):
+    with part.open("ab") as stream, explain_errors(f"{blob.hub_id}/{blob.path}"):
         name = f"{blob.hub_id}/{blob.path}"
         http_get(
             url, stream, resume_size=stream.tell(), headers=headers, expected_size=blob.size, displayed_filename=name

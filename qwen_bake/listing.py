@@ -3,7 +3,7 @@
 from fnmatch import fnmatch
 
 from qwen_worker.errors import LoadError
-from qwen_worker.network.hub import READ_FILES, endpoint, explained
+from qwen_worker.network.hub import READ_FILES, explain_errors, hub_endpoint
 
 from .contents import Blob, Model
 
@@ -14,8 +14,8 @@ def look_up(asked: str, token: str | None) -> tuple[Model, list[Blob]]:
     from huggingface_hub.hf_api import RepoFile
 
     hub_id, _, revision = asked.partition("@")
-    hub = HfApi(endpoint=endpoint(), token=token)
-    with explained(asked):
+    hub = HfApi(endpoint=hub_endpoint(), token=token)
+    with explain_errors(asked):
         commit = hub.model_info(hub_id, revision=revision or None).sha
         tree = list(hub.list_repo_tree(hub_id, recursive=True, revision=commit))
     blobs = [

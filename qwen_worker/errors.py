@@ -49,7 +49,7 @@ class InvalidInput(JobError):
 
 
 class LoadError(Exception):
-    """A model cannot be loaded. `reason`: why, in words that a caller may read. `transient`: a later try may succeed."""
+    """A model cannot be loaded, for a reason that a caller may read. `transient`: a later try may succeed."""
 
     def __init__(self, reason: str, transient: bool = False):
         super().__init__(reason)

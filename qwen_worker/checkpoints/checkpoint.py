@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import LoadError
-from ..network.hub import cache_folder
+from ..network.hub import hub_cache_folder
 from .files import is_folder, label_of, read_json, shards, tensors
 
 WEIGHTS = ("transformer", "text_encoder", "vae")  # components that hold parameters
@@ -102,7 +102,7 @@ def find(model: str, roots: Iterable[Path]) -> Checkpoint | None:
     hub_id, _, revision = model.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         raise LoadError(f"{label_of(model)} is neither a folder here nor a hub id such as Qwen/Qwen-Image")
-    for root in (*roots, cache_folder()):
+    for root in (*roots, hub_cache_folder()):
         for folder, commit in candidates(root, hub_id, revision):
             if is_complete(folder):
                 found = inspect(folder)

@@ -1,13 +1,13 @@
 """A checkpoint on the Hugging Face hub: what it is there, and its download.
 
-Every failure comes out as a `LoadError`, transient when another try later may help. Knows nothing of torch or pipelines.
+Every failure comes out as a `LoadError`, transient where a later try may help. Knows nothing of torch or pipelines.
 """
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
-from ..network.hub import READ_FILES, cache_folder, endpoint, explained
+from ..network.hub import READ_FILES, explain_errors, hub_cache_folder, hub_endpoint
 from .checkpoint import WEIGHTS, Checkpoint, inspect, require_class, size_multiple_of
 
 
@@ -19,9 +19,9 @@ def look_up(model: str) -> Checkpoint:
     from huggingface_hub import HfApi, hf_hub_download
 
     hub_id, _, revision = model.partition("@")
-    with explained(hub_id):
-        facts = HfApi(endpoint=endpoint()).model_info(hub_id, revision=revision or None, files_metadata=True)
-        index = hf_hub_download(hub_id, "model_index.json", revision=facts.sha, endpoint=endpoint())
+    with explain_errors(hub_id):
+        facts = HfApi(endpoint=hub_endpoint()).model_info(hub_id, revision=revision or None, files_metadata=True)
+        index = hf_hub_download(hub_id, "model_index.json", revision=facts.sha, endpoint=hub_endpoint())
     class_name = json.loads(Path(index).read_text()).get("_class_name")
     require_class(hub_id, class_name)
     sizes = dict.fromkeys(WEIGHTS, 0)
@@ -34,7 +34,7 @@ def look_up(model: str) -> Checkpoint:
 
 def fetched_bytes(checkpoint: Checkpoint) -> int:
     """What an earlier download of the checkpoint, whole or cut short, has left in the cache."""
-    blobs = cache_folder() / f"models--{checkpoint.hub_id.replace('/', '--')}" / "blobs"
+    blobs = hub_cache_folder() / f"models--{checkpoint.hub_id.replace('/', '--')}" / "blobs"
     return sum(file.stat().st_size for file in blobs.iterdir()) if blobs.is_dir() else 0
 
 
@@ -42,10 +42,10 @@ def download(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint's files in the hub cache, resumed if a download was cut short; its revision becomes the commit."""
     from huggingface_hub import snapshot_download
 
-    with explained(checkpoint.name):
+    with explain_errors(checkpoint.name):
         folder = Path(
             snapshot_download(
-                checkpoint.hub_id, revision=checkpoint.revision, allow_patterns=READ_FILES, endpoint=endpoint()
+                checkpoint.hub_id, revision=checkpoint.revision, allow_patterns=READ_FILES, endpoint=hub_endpoint()
             )
         )
     return replace(inspect(folder), name=checkpoint.name, hub_id=checkpoint.hub_id, revision=folder.name)

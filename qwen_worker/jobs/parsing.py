@@ -160,7 +160,8 @@ def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[st
     if error["type"] == "missing":
         return f"{label} is required by {model.task}"
     if error["type"] in ("extra_forbidden", "invalid_key"):
-        return f"{short_json(name)} is not a field of {model.task}; its fields are {', '.join(public_fields(model)) or 'none'}"
+        fields = ", ".join(public_fields(model)) or "none"
+        return f"{short_json(name)} is not a field of {model.task}; its fields are {fields}"
     if error["type"] == "value_error":
         return f"{label} {error.get('ctx', {})['error']}"
     if name == "mask_image" and model is BackgroundReplacement:

@@ -10,7 +10,7 @@ from ..checkpoints.files import label_of
 from ..errors import LoadError
 from ..memory.machine import disk_free
 from ..memory.placement import require_disk
-from ..network.hub import cache_folder
+from ..network.hub import hub_cache_folder
 from ..settings import Role, Settings
 from . import prepared
 
@@ -56,6 +56,6 @@ class Catalogue:
         checkpoint = self.locate(task)
         needed = sum(checkpoint.parameters.values()) * 2  # the released checkpoints are bfloat16
         missing = max(0, needed - remote.fetched_bytes(checkpoint))
-        require_disk(checkpoint.name, missing, disk_free(cache_folder()))
+        require_disk(checkpoint.name, missing, disk_free(hub_cache_folder()))
         self.checkpoints[self.model_for(task)] = checkpoint = remote.download(checkpoint)
         return checkpoint

@@ -15,8 +15,8 @@ from ..checkpoints.checkpoint import candidates
 from ..errors import InvalidInput, LoadError
 from ..jobs.sources import STANDARD_NAME, SUFFIX, HubFile, hub_file, is_url
 from ..network import hub
-from ..network.fetch import Wanted, download, require_url, told
-from ..network.side_threads import SideThreads, acquire
+from ..network.fetch import FetchTarget, download, explain_waits, require_url
+from ..network.side_threads import SideThreads, acquire_lock
 from .file import START_BYTES, TensorFile, require_start
 from .store import Incoming, Known, LoraStore, Unwritable
 
@@ -36,7 +36,9 @@ class LoraFetcher:
         self.guard, self.locks = threading.Lock(), {}
         self.asked: dict[str, tuple[float, Known]] = {}  # by name: when it was last asked for, and what it led to
 
-    def find(self, text: str, wanted: Wanted, roots: Sequence[Path], cancelled: threading.Event | None = None) -> Found:
+    def find(
+        self, text: str, wanted: FetchTarget, roots: Sequence[Path], cancelled: threading.Event | None = None
+    ) -> Found:
         """The file that a LoRA's path names; `roots`: where it may lie on this disk.
 
         Raises `invalid_input` or `lora_fetch_failed`, or `Cancelled` within a moment once `cancelled` is set.
@@ -50,18 +52,18 @@ class LoraFetcher:
         if named is None:
             where = "in the endpoint's folders of LoRAs" if roots else "on this worker"
             raise InvalidInput(f"{wanted.label} names no file {where}")
-        if file := in_cache(named, (*self.hub_roots, hub.cache_folder())):
+        if file := in_cache(named, (*self.hub_roots, hub.hub_cache_folder())):
             return local(file, wanted)
         return self.fetched(text, lambda: self.from_hub(text, named, wanted), wanted, cancelled)
 
     def fetched(
-        self, name: str, fetch: Callable[[], Known], wanted: Wanted, cancelled: threading.Event | None
+        self, name: str, fetch: Callable[[], Known], wanted: FetchTarget, cancelled: threading.Event | None
     ) -> Found:
         try:
-            with told(wanted, self.seconds, self.threads):
+            with explain_waits(wanted, self.seconds, self.threads):
                 known = self.once(name, fetch, cancelled)
         except Unwritable:
-            raise wanted.failed("has no room on the worker's disk") from None
+            raise wanted.fetch_error("has no room on the worker's disk") from None
         file, _ = local(self.store.use(name, known), wanted)  # the endpoint's own may be larger than a job's
         return file, known.sha256
 
@@ -77,13 +79,13 @@ class LoraFetcher:
             return known
 
         ends, lock = time.monotonic() + self.seconds, self.lock_of(name)
-        acquire(lock, ends, cancelled)
+        acquire_lock(lock, ends, cancelled)
         with ExitStack() as turn:
             turn.callback(lock.release)
             if known := self.fresh(name):
                 return known
             release = turn.pop_all().close  # by the fetch's own end, also where it is left behind
-        return self.threads.within(ends - time.monotonic(), work, cancelled, after=release)
+        return self.threads.run_within(ends - time.monotonic(), work, cancelled, after=release)
 
     def fresh(self, name: str) -> Known | None:
         """What the name led to when it was last asked for, if that is not long ago and still here."""
@@ -97,7 +99,7 @@ class LoraFetcher:
                 self.asked = {one: known for one, known in self.asked.items() if one in self.locks}
             return self.locks.setdefault(name, threading.Lock())
 
-    def from_url(self, url: str, wanted: Wanted) -> Known:
+    def from_url(self, url: str, wanted: FetchTarget) -> Known:
         known = self.store.known(url)
         headers = {"If-None-Match": known.validator} if known and known.validator else {}
         ends = time.monotonic() + self.seconds
@@ -111,13 +113,13 @@ class LoraFetcher:
             TensorFile(Path(incoming.stream.name), wanted.label)  # one that was cut short is not kept, nor its ETag
         return Known(incoming.sha256, answer.get("ETag", ""))
 
-    def from_hub(self, name: str, named: HubFile, wanted: Wanted) -> Known:
+    def from_hub(self, name: str, named: HubFile, wanted: FetchTarget) -> Known:
         """By the listing's sizes before anything is fetched; what it led to last where the hub cannot be reached."""
         try:
-            commit, files = hub.listing(named.hub_id, named.revision)
+            commit, files = hub.list_files(named.hub_id, named.revision)
             file = chosen(named, {one.name: one for one in files}, wanted)
             if file.size > wanted.max_bytes:
-                raise wanted.too_large(f"{file.size / 1e6:.1f} MB")
+                raise wanted.size_error(f"{file.size / 1e6:.1f} MB")
             if file.sha256 and self.store.has(file.sha256):
                 return Known(file.sha256, commit)
             with self.store.scratch() as folder:
@@ -128,7 +130,7 @@ class LoraFetcher:
         except LoadError as error:
             if error.transient and (known := self.store.known(name)):
                 return known
-            raise wanted.failed(f"cannot be had: {error.reason}") from None
+            raise wanted.fetch_error(f"cannot be had: {error.reason}") from None
 
 
 class Checked:
@@ -148,13 +150,13 @@ class Checked:
         require_start(self.start, self.label)
 
 
-def local(file: Path, wanted: Wanted) -> Found:
+def local(file: Path, wanted: FetchTarget) -> Found:
     try:
         size = file.stat().st_size
     except OSError:  # it has just gone
-        raise wanted.failed("cannot be read on the worker's disk") from None
+        raise wanted.fetch_error("cannot be read on the worker's disk") from None
     if size > wanted.max_bytes:
-        raise wanted.too_large(f"{size / 1e6:.1f} MB")
+        raise wanted.size_error(f"{size / 1e6:.1f} MB")
     return file, None
 
 
@@ -169,7 +171,7 @@ def in_cache(named: HubFile, roots: Iterable[Path]) -> Path | None:
     return None
 
 
-def chosen(named: HubFile, files: dict[str, hub.Listed], wanted: Wanted) -> hub.Listed:
+def chosen(named: HubFile, files: dict[str, hub.RepositoryFile], wanted: FetchTarget) -> hub.RepositoryFile:
     """The file that is meant of a repository's. Raises `InvalidInput` where that is not clear."""
     if named.file:
         if named.file not in files:

@@ -12,7 +12,7 @@ from ..errors import InvalidInput, JobError, LoadError
 from ..jobs.job import Job, Stage
 from ..jobs.presets import FAST_LORAS, require_adaptable
 from ..memory.footprint import GB
-from ..network.fetch import Wanted
+from ..network.fetch import FetchTarget
 from ..preset_settings import Preset
 from ..settings import Role, Settings, hub_home
 from ..stopwatch import timed
@@ -73,13 +73,13 @@ class Loras:
         return tuple(uses)
 
     def open(self, text: str, label: str, cancelled: threading.Event) -> LoraFile:
-        wanted = Wanted(label, round(self.settings.QWEN_LORA_MB * 1e6), CODE)
+        wanted = FetchTarget(label, round(self.settings.QWEN_LORA_MB * 1e6), CODE)
         return opened(*self.fetcher.find(text, wanted, self.settings.QWEN_LORA_ROOTS, cancelled), label)
 
     def open_own(self, text: str, label: str) -> LoraFile:
         """As a job's, and from anywhere on this disk."""
         if text not in self.own or self.own[text].changed():
-            wanted, path = Wanted(label, OWN_BYTES, CODE), Path(text).expanduser()
+            wanted, path = FetchTarget(label, OWN_BYTES, CODE), Path(text).expanduser()
             if path.is_dir():
                 name = only_lora(one.name for one in path.iterdir())
                 if name is None:

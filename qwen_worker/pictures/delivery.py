@@ -15,7 +15,7 @@ from ..errors import Cancelled, InvalidInput, JobError
 from ..jobs.reply import DeliveryFacts, Metadata, posted_bytes, success_reply
 from ..jobs.request import Drawing
 from ..network.bucket import Bucket, bucket_from_job
-from ..network.upload import File, UploadFailed, put, require_public
+from ..network.upload import File, UploadFailed, require_public, upload_files
 from ..settings import Delivery, Settings
 from ..stopwatch import timed
 from .images import encode_file
@@ -95,7 +95,7 @@ def deliver(
         if terms.bucket and not attempt and (terms.mode is Delivery.URL or posted_bytes(reply) > terms.limit):
             try:
                 with timed(timings, "upload"):
-                    urls = put(
+                    urls = upload_files(
                         terms.bucket, named(files, output_format, request, terms), terms.upload_seconds, cancelled
                     )
                 facts["delivery"] = "url"

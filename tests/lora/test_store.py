@@ -19,7 +19,7 @@ from qwen_worker.lora import fetch as lora_fetch
 from qwen_worker.lora.fetch import CODE, LoraFetcher, below
 from qwen_worker.lora.store import ABANDONED_SECONDS, Known, LoraStore, Unwritable
 from qwen_worker.network import hub
-from qwen_worker.network.fetch import Wanted
+from qwen_worker.network.fetch import FetchTarget
 
 from ..conftest import ROOT, respond
 from ..support.local_hub import LocalHub, sha256
@@ -47,7 +47,7 @@ def fetcher(store, monkeypatch, tmp_path):
 
 
 def find(fetcher, text, max_bytes=MB, roots=(), cancelled=None):
-    path, key = fetcher.find(text, Wanted("loras[0]", max_bytes, CODE), roots, cancelled)
+    path, key = fetcher.find(text, FetchTarget("loras[0]", max_bytes, CODE), roots, cancelled)
     return path.read_bytes(), key
 
 
@@ -415,7 +415,7 @@ def test_what_is_baked_or_cached_is_not_asked_of_the_hub(fetcher, tmp_path, plac
 
 
 def test_the_listing_tells_sizes_and_hashes(served, tmp_path):
-    commit, files = hub.listing("Org/One", "")
+    commit, files = hub.list_files("Org/One", "")
     file = tmp_path / "repos/One/style.safetensors"
     assert commit == served.commit("Org/One")
     assert next((one.size, one.sha256) for one in files if one.name == file.name) == (len(FILE), sha256(file))

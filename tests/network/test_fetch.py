@@ -119,7 +119,7 @@ def test_a_server_that_drips_for_ever_is_left_at_the_deadline(web, slow_part, mo
             handler.wfile.flush()
             time.sleep(0.1)
 
-    monkeypatch.setattr(module, "fetches", SideThreads(1))
+    monkeypatch.setattr(module, "fetch_threads", SideThreads(1))
     assert "was not fetched" in failure(web(drip), deadline=0.5)
     if slow_part == "body":
         time.sleep(0.5)  # five more bytes: the thread that was left behind sees the deadline at the next
@@ -153,7 +153,7 @@ def test_the_url_is_in_no_error(web):
 
 
 def test_servers_that_never_answer_are_waited_for_in_bounded_number(web, monkeypatch):
-    monkeypatch.setattr(module, "fetches", SideThreads(1))
+    monkeypatch.setattr(module, "fetch_threads", SideThreads(1))
     held = threading.Event()
     address = web(lambda handler: held.wait(5))
     failure(address, deadline=0.2)

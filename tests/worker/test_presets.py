@@ -14,7 +14,7 @@ from qwen_worker.errors import InvalidInput
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import FEW_STEP_SCHEDULER, Presets
 from qwen_worker.preset_settings import Preset
-from qwen_worker.settings import Misconfigured, Settings, read_settings, environment_warnings
+from qwen_worker.settings import Misconfigured, Settings, environment_warnings, read_settings
 
 from ..conftest import as_text, place_by, run
 from ..support.lora_files import write
