@@ -363,7 +363,7 @@ def test_an_s3_config_that_cannot_be_used_is_refused_by_the_field_alone(cold_wor
     ],
 )
 def test_endpoints_name_buckets_and_regions_in_several_ways(url, name, found):
-    assert buckets.split(url, name) == found
+    assert buckets.split_endpoint(url, name) == found
 
 
 @pytest.mark.parametrize(
