@@ -20,12 +20,10 @@ from .preset_settings import Folders, PresetSettings
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-# The folders in which weights may already lie, in the order of the search: the platform's cached models, the image, a
-# network volume.
+# Weights are looked for in this order: among the platform's cached models, in the image, on a network volume.
 MODEL_ROOTS = ("/runpod-volume/huggingface-cache/hub", "/opt/qwen-image/models", "/runpod-volume/models")
 LOAD_THREADS = 8  # this many readers keep one drive at full speed, and hide the latency of a network volume
-# Speedups that former versions had. Their names in QWEN_SPEEDUPS are ignored with a warning, so that an endpoint which
-# was set up with them still starts.
+# QWEN_SPEEDUPS may still name them, with a warning: endpoints that were set up for a former version go on starting.
 REMOVED_SPEEDUPS = frozenset({"qkv", "channels_last"})
 
 
@@ -125,10 +123,9 @@ def environment_warnings(environment: Mapping[str, str]) -> list[str]:
     for name in sorted(name for name in environment if name.startswith("QWEN_") and name not in settings):
         similar = difflib.get_close_matches(name, settings, 1)
         warnings.append(f"{name} is no setting of this worker" + (f"; {similar[0]} is" if similar else ""))
-    removed = {part.strip() for part in environment.get("QWEN_SPEEDUPS", "").split(",")} & REMOVED_SPEEDUPS
-    return warnings + [
-        f"QWEN_SPEEDUPS names {name}, which this worker does not have any more" for name in sorted(removed)
-    ]
+    speedups = {part.strip() for part in environment.get("QWEN_SPEEDUPS", "").split(",")}
+    removed = sorted(speedups & REMOVED_SPEEDUPS)
+    return warnings + [f"QWEN_SPEEDUPS names {name}, which this worker does not have any more" for name in removed]
 
 
 def describe_error(error: "ErrorDetails") -> str:

@@ -91,7 +91,10 @@ def test_what_the_hub_answers_decides_whether_to_try_again(hub_of, tiny, status,
 
 
 def test_a_disk_that_fills_up_is_no_passing_failure():
-    with pytest.raises(LoadError, match="m could not be fetched: the disk is full") as caught, remote.explain_errors("m"):
+    with (
+        pytest.raises(LoadError, match="m could not be fetched: the disk is full") as caught,
+        remote.explain_errors("m"),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device", "/secret/path")
     assert not caught.value.transient
 
