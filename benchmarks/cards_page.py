@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from .cases import layout_of
-from .record import MEASURED
+from .measure.layouts import layout_of
+from .report.rows import MEASURED
 
 LIMIT = 30  # seconds that a job is hoped to take at most
 HEAD = """# Cards

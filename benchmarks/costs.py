@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import cards_page
-from .record import MEASURED
-from .stopwatch import job_seconds
+from .measure.stage_times import job_seconds
+from .report.rows import MEASURED
 
 PASSES = 2 * 50
 TFLOP_A_PASS = 70  # linear layers 57, attention 13: 4,096 latents and about a hundred tokens

@@ -22,7 +22,7 @@ from pathlib import Path
 from qwen_worker import libraries
 from qwen_worker.machine import read_gpu
 
-from . import full_size, reading
+from .measure import full_size, raw_read
 
 BLOCK_BYTES = 2 * 340_000_000  # of one of the 60 blocks in bfloat16
 CHUNK = 16 << 20
@@ -48,7 +48,7 @@ def run(options) -> tuple[list[dict], dict]:
         for _ in range(options.rounds):
             for way, cached in measured:
                 time.sleep(options.pause)
-                reading.drop_from_cache([file])
+                raw_read.drop_from_cache([file])
                 if cached:
                     plain_read(file, options.threads, keep=False)
                 measured[way, cached].append(size / in_own_process(way, file, device, options.threads) / 1e9)

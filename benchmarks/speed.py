@@ -20,8 +20,9 @@ from qwen_worker.machine import Machine, read_machine
 from qwen_worker.preset_settings import Preset
 from qwen_worker.settings import Settings, Speedup
 
-from . import cases, full_size, parts, plots, turns
-from .record import NOT_MEASURED, Record, surroundings
+from .measure import full_size, interleaved, layouts
+from .report import plots, resumable
+from .report.rows import NOT_MEASURED, Record, surroundings
 
 KEY = ("checkpoint", "task", "size", "contender", "preset", "settings", "whole", "steps asked")
 COLUMNS = (
@@ -39,7 +40,7 @@ SETS = (
 
 
 def add_options(parser) -> None:
-    parser.add_argument("--tasks", nargs="+", choices=cases.TASKS, default=list(cases.TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=layouts.TASKS, default=list(layouts.TASKS))
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[1024, 512, 768, 1328], help="sides, in order (default: %(default)s)"
     )
@@ -49,19 +50,19 @@ def add_options(parser) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="our settings, as a further part")
     parser.add_argument("--speedups", action="store_true", help="parts of each speed-up alone and of all, instead")
     full_size.add_options(parser)
-    parts.add_options(parser)
+    resumable.add_options(parser)
 
 
 def run(options) -> tuple[list[dict], None]:
-    end = parts.end_of(options)
+    end = resumable.end_of(options)
     record = Record(options.output, "speed", KEY, surroundings() | {"repeats": options.repeats})
-    parts.run(parts_of(options, read_machine()), record, options, end)
+    resumable.run(parts_of(options, read_machine()), record, options, end)
     plots.speed(record, options.output.with_suffix(".png"))
     shown = [row for row in record.rows if not row["measured"].startswith(NOT_MEASURED)]
     return [{name: row.get(name, "") for name in COLUMNS} for row in shown], None
 
 
-def parts_of(options, real: Machine) -> list[parts.Part]:
+def parts_of(options, real: Machine) -> list[resumable.Part]:
     """The full-size checkpoint's parts; without a GPU those are not measured, and the tiny one's are, on the CPU."""
     folder, missing = full_size.folder_for(options, real)
     settings = settings_of(options.set)
@@ -72,7 +73,7 @@ def parts_of(options, real: Machine) -> list[parts.Part]:
     return found + (tiny if real.gpu is None else [])
 
 
-def part_of(task: str, settings: dict, folder: Path | None, options, real: Machine, missing: str) -> parts.Part:
+def part_of(task: str, settings: dict, folder: Path | None, options, real: Machine, missing: str) -> resumable.Part:
     tiny = folder == full_size.TINY
     words = " ".join(f"{name}={value}" for name, value in settings.items())
     common = {"checkpoint": "tiny" if tiny else full_size.NAME, "task": task, "settings": words}
@@ -89,7 +90,7 @@ def part_of(task: str, settings: dict, folder: Path | None, options, real: Machi
         rows += [quality | own | {"preset": preset} for preset in presets() if preset != QUALITY]
     arguments = {"folder": folder, "task": task, "settings": settings, "repeats": options.repeats}
     name = " ".join(filter(None, (task, words, "tiny" if tiny else "")))
-    return parts.Part(name, tuple(rows), turns.take, arguments, PART_NEEDS if real.gpu else 0, missing)
+    return resumable.Part(name, tuple(rows), interleaved.take, arguments, PART_NEEDS if real.gpu else 0, missing)
 
 
 def presets() -> list[str]:

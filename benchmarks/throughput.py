@@ -17,7 +17,7 @@ from pathlib import Path
 from .soak import closing_server, scene
 
 TINY = Path(__file__).parents[1] / "models/tiny-qwen-image"
-OURS, PLAIN = ("runpod_handler.py",), ("-m", "benchmarks.plain_worker")
+OURS, PLAIN = ("runpod_handler.py",), ("-m", "benchmarks.measure.plain_worker")
 # The last worker of each kind of job is what the others are held against.
 WORKERS = {
     "edit by URL": {

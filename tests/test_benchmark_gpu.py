@@ -3,7 +3,6 @@
 import argparse
 import copy
 import functools
-import importlib
 import json
 import math
 import re
@@ -15,10 +14,11 @@ import types
 import pytest
 import torch
 
-from benchmarks import cases, costs, few_step, fit, flops, full_size, load, served, speed, stock, turns
-from benchmarks.cases import Case
-from benchmarks.contenders import Failed, Ours
-from benchmarks.stopwatch import Stages, Stopwatch, job_seconds
+from benchmarks import costs, fit, load, speed
+from benchmarks.measure import few_step, floor, full_size, interleaved, layout_run, layouts, stock
+from benchmarks.measure.contenders import Failed, Ours
+from benchmarks.measure.layouts import Case
+from benchmarks.measure.stage_times import Stages, Stopwatch, job_seconds
 from qwen_worker.errors import LoadError
 from qwen_worker.machine import Gpu, Machine
 
@@ -52,23 +52,23 @@ def quiet(monkeypatch):
 def test_a_larger_card_stands_in_for_a_smaller_one_of_the_architecture_that_is_asked():
     for asked, precision in ((None, "fp8"), ("ampere", "int8"), ("ada", "fp8")):
         case = Case("ours", 24, ("generate",))
-        seen = cases.machine_for(case, machine(), asked)
-        plan, refused = cases.plan_for(case, seen)
+        seen = layouts.machine_for(case, machine(), asked)
+        plan, refused = layouts.plan_for(case, seen)
         assert not refused and plan.precision.value == precision and plan.limit == 24 * GB
         assert "as a card of 24 GB" in seen.gpu.name
-    assert cases.machine_for(Case("ours", 80), machine(ram=128), ram_gb=20).ram_available == 20 * GB
+    assert layouts.machine_for(Case("ours", 80), machine(ram=128), ram_gb=20).ram_available == 20 * GB
 
 
 def test_our_worker_plans_for_the_card_that_it_is_told_of():
-    ours = Ours(full_size.TINY, cases.TASKS, lambda: machine(gb=24), QWEN_VRAM_GB=16)
+    ours = Ours(full_size.TINY, layouts.TASKS, lambda: machine(gb=24), QWEN_VRAM_GB=16)
     plan = ours.worker.pipelines.place("generate")
     assert plan.device == "cuda" and plan.limit == 16 * GB
 
 
 def reason(case, real, architecture=None, installed=lambda name: True):
-    plan, refused = cases.plan_for(case, cases.machine_for(case, real, architecture))
+    plan, refused = layouts.plan_for(case, layouts.machine_for(case, real, architecture))
     assert not refused
-    return cases.why_not(case, real.gpu, plan if case.contender == "ours" else None, installed)
+    return layouts.why_not(case, real.gpu, plan if case.contender == "ours" else None, installed)
 
 
 A100 = machine("NVIDIA A100-SXM4-80GB", 85.5, (8, 0))
@@ -90,7 +90,7 @@ A100 = machine("NVIDIA A100-SXM4-80GB", 85.5, (8, 0))
 )
 def test_what_the_real_card_cannot_run_is_not_measured(case, real, installed, why):
     assert reason(case, real, installed=lambda name: installed) == why
-    assert cases.why_not(Case("ours", None), real.gpu, None, lambda name: None) == ""  # all of this machine
+    assert layouts.why_not(Case("ours", None), real.gpu, None, lambda name: None) == ""  # all of this machine
 
 
 def test_on_a_gpu_every_part_has_its_plan_and_prediction(tmp_path):
@@ -107,16 +107,16 @@ def test_on_a_gpu_every_part_has_its_plan_and_prediction(tmp_path):
 
 
 def test_stock_is_loaded_the_fastest_way_that_fits():
-    ways = {cap: cases.way_of(Case("stock", cap, ("generate",)), 1024) for cap in (141, 80, 48, 32)}
+    ways = {cap: layouts.way_of(Case("stock", cap, ("generate",)), 1024) for cap in (141, 80, 48, 32)}
     assert ways == {141: stock.RESIDENT, 80: stock.RESIDENT, 48: stock.BY_MODEL, 32: stock.BY_LAYER}
     # 57.7 GB of weights, 1 of context, 3.38 GiB to decode; one model at a time: the transformer and 0.36 GiB.
-    peaks = cases.stock_peaks("generate", 1024)
+    peaks = layouts.stock_peaks("generate", 1024)
     assert peaks[stock.RESIDENT] / GB == pytest.approx(57.7 + 1 + 3.63, rel=0.002)
     assert peaks[stock.BY_MODEL] / GB == pytest.approx(40.86 + 1 + 0.39, rel=0.002)
 
 
 def test_caps_that_no_case_is_of_are_served_too():
-    assert [case.name for case in cases.of_caps([40, 16])] == [
+    assert [case.name for case in layouts.of_caps([40, 16])] == [
         "ours-16-generate", "ours-16-edit", "ours-16-both", "ours-40-both",
     ]  # fmt: skip
 
@@ -168,7 +168,7 @@ def test_a_checkpoint_of_random_weights_goes_on_where_it_was_ended_and_is_served
         assert file.samefile(tmp_path / "edit" / file.relative_to(tmp_path / "generate"))
     assert full_size.ready([tmp_path]) == tmp_path
 
-    ours = Ours(tmp_path, cases.TASKS)
+    ours = Ours(tmp_path, layouts.TASKS)
     ours.load("generate")
     ours.load("edit")
     assert set(ours.shared("edit")) == {"text_encoder", "vae", "tokenizer"}
@@ -209,7 +209,7 @@ def served_rows(work, part, **more):
 def test_the_tiny_checkpoint_is_served_and_its_weights_are_the_predicted_ones(quiet):
     chosen = options(fit, "--sizes", "256", "--steps", "2")
     here = fit.part_of(Case("ours", None), full_size.TINY, chosen, NOTHING_HERE, "")
-    rows = served_rows(served.serve_ours, here)
+    rows = served_rows(layout_run.serve_ours, here)
     assert [(row["task"], row["measured"]) for row in rows] == [("generate", "measured"), ("edit", "measured")]
     for row in rows:
         assert row["weights GB"] == row["predicted weights GB"] > 0
@@ -223,10 +223,10 @@ def test_the_tiny_checkpoint_is_served_and_its_weights_are_the_predicted_ones(qu
 def test_a_job_that_fails_is_a_row_that_says_why(quiet):
     chosen = options(fit, "--sizes", "128", "256", "--steps", "1")
     here = fit.part_of(Case("ours", None, ("generate",)), full_size.TINY, chosen, NOTHING_HERE, "")
-    small, good = served_rows(served.serve_ours, here)
+    small, good = served_rows(layout_run.serve_ours, here)
     assert small["measured"].startswith("failed: invalid_input: width must be") and good["measured"] == "measured"
     wrong = Case("ours", None, ("generate",))
-    (row, _) = served_rows(served.serve_ours, here, case=wrong, folder=ROOT / "nowhere")
+    (row, _) = served_rows(layout_run.serve_ours, here, case=wrong, folder=ROOT / "nowhere")
     assert row["measured"] == "failed: nowhere/generate is not a folder on this worker"
 
 
@@ -349,26 +349,26 @@ def test_the_flops_of_a_pass_are_what_torch_counts(tiny, batch, height, width, t
             timestep=torch.full((batch,), 0.5),
             img_shapes=[[(1, height, width)]] * batch,
         )
-    assert flops.forward_flops(model.config, batch, latents, text) == counter.get_total_flops()
-    assert flops.passes_flops(model.config, [(batch, latents, text)] * 2) == 2 * counter.get_total_flops()
+    assert floor.forward_flops(model.config, batch, latents, text) == counter.get_total_flops()
+    assert floor.passes_flops(model.config, [(batch, latents, text)] * 2) == 2 * counter.get_total_flops()
 
 
 def test_a_pass_of_the_released_model_takes_70_tflop():
     config = full_size.architecture()["transformer"].config
-    assert flops.forward_flops(config, 1, 4096, 100) / 1e12 == pytest.approx(costs.TFLOP_A_PASS, rel=0.01)
+    assert floor.forward_flops(config, 1, 4096, 100) / 1e12 == pytest.approx(costs.TFLOP_A_PASS, rel=0.01)
 
 
 def test_the_rate_of_a_product_is_the_median_of_its_times(monkeypatch):
-    seconds = iter([9.0] * flops.RATE_SETS + [0.5, 0.1] * flops.RATE_REPEATS)
-    monkeypatch.setattr(flops, "timed_product", lambda left, right, device: next(seconds))
-    assert flops.matmul_rate("cpu", "float32") == pytest.approx(2 * 1024**3 / 0.3)
+    seconds = iter([9.0] * floor.RATE_SETS + [0.5, 0.1] * floor.RATE_REPEATS)
+    monkeypatch.setattr(floor, "timed_product", lambda left, right, device: next(seconds))
+    assert floor.matmul_rate("cpu", "float32") == pytest.approx(2 * 1024**3 / 0.3)
 
 
 def test_ours_and_stock_take_turns_and_stand_against_the_floor(quiet):
     chosen = options(speed, "--sizes", "256", "--steps", "2", "--repeats", "1", "--whole-size", "0")
     part = speed.part_of("generate", {}, full_size.TINY, chosen, NOTHING_HERE, "")
     assert part.name == "generate tiny"
-    ours, other, *presets = served_rows(turns.take, part)
+    ours, other, *presets = served_rows(interleaved.take, part)
     assert (ours["contender"], other["contender"]) == ("ours", "stock")
     passes = {row["preset"]: (row["steps"], row["passes"]) for row in presets}
     assert passes == {"balanced": (30, 36), "fast": (4, 4)}  # of balanced 18 steps are computed, with guidance
@@ -392,21 +392,21 @@ def test_turns_alternate_warm_up_first_and_a_failure_ends_one_s_turns():
 
         return draw
 
-    one, two = turns.in_turns([drawn("a"), drawn("b", fails=True)], 2)
+    one, two = interleaved.in_turns([drawn("a"), drawn("b", fails=True)], 2)
     assert log == ["a-warm", "b-warm", "a", "b", "a"]
     assert len(one) == 2 and two == "out of memory"
-    assert turns.outcome_of(two, {}, 1.0) == {"measured": "failed: out of memory"}
+    assert interleaved.outcome_of(two, {}, 1.0) == {"measured": "failed: out of memory"}
 
 
 def test_a_ratio_needs_both_and_whole_jobs_are_compared_as_they_were():
     ours, other = speed_row(), speed_row(contender="stock", **{"step s": 0.4, "job s": 5.2})
-    assert turns.against_stock(ours, [ours, other]) == {"of stock": round(11 / 21, 3)}
+    assert interleaved.against_stock(ours, [ours, other]) == {"of stock": round(11 / 21, 3)}
     whole = [row | {"whole": True} for row in (ours, other)]
-    assert turns.against_stock(whole[0], whole) == {"of stock": 0.5}
+    assert interleaved.against_stock(whole[0], whole) == {"of stock": 0.5}
     for pair in ([ours, {"contender": "stock", "measured": "failed: out of memory"}], [ours]):
-        assert turns.against_stock(ours, pair) == {}
+        assert interleaved.against_stock(ours, pair) == {}
     failed = {"contender": "ours", "measured": "failed: x"}
-    assert turns.against_stock(failed, [failed, other]) == turns.against_stock(other, [ours, other]) == {}
+    assert interleaved.against_stock(failed, [failed, other]) == interleaved.against_stock(other, [ours, other]) == {}
 
 
 def test_every_preset_of_the_contract_and_every_setting_that_is_asked_has_rows():
@@ -540,10 +540,11 @@ def test_the_command_writes_rows_a_table_and_a_plot(name, tmp_path):
 
 
 def test_without_matplotlib_the_record_stays_and_a_line_says_so(tmp_path, monkeypatch, capsys):
-    from benchmarks import plots
+    from benchmarks.report import plots
+    from benchmarks.report.rows import Record
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    plots.fit(importlib.import_module("benchmarks.record").Record(tmp_path / "a.json", "fit", ("part",), {}), tmp_path)
+    plots.fit(Record(tmp_path / "a.json", "fit", ("part",), {}), tmp_path)
     assert "No plot: matplotlib is not installed" in capsys.readouterr().out
 
 
@@ -571,7 +572,7 @@ def fake_card(monkeypatch):
     """An H100 with 1 GB in use by others, on which torch has opened a context of 0.6 GB and reserved 20 GB."""
     free = [84.5 * GB]
     gpu = lambda: Gpu("NVIDIA H100 80GB HBM3", (9, 0), round(85.5 * GB), round(free[0]))  # noqa: E731
-    monkeypatch.setattr("benchmarks.card.read_gpu", gpu)
+    monkeypatch.setattr("benchmarks.measure.card_memory.read_gpu", gpu)
     calls = {
         "mem_get_info": lambda: (0, 85 * GB),
         "memory_reserved": lambda: 20 * GB,
@@ -589,7 +590,7 @@ def fake_card(monkeypatch):
 
 
 def test_the_cap_and_the_context_are_counted_from_both_sides(fake_card, monkeypatch):
-    from benchmarks.card import Card
+    from benchmarks.measure.card_memory import Card
 
     fractions = []
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
@@ -617,7 +618,7 @@ def test_on_a_card_stages_are_timed_by_events(fake_card):
 
 def test_the_script_for_a_gpu_names_parts_that_there_are():
     script = (ROOT / "benchmarks/on_gpu.sh").read_text()
-    known = {case.name for case in cases.CASES}
+    known = {case.name for case in layouts.CASES}
     measured = re.findall(r"^measure (fit|speed)(.*)$", script, re.MULTILINE)
     assert len(measured) > 5
     for benchmark, words in measured:

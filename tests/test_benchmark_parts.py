@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from benchmarks import parts
-from benchmarks.record import Record
+from benchmarks.report import resumable
+from benchmarks.report.rows import Record
 
 from .conftest import ROOT
 
@@ -31,12 +31,12 @@ def options(**given):
 
 def part(work, count=3, name="part", **given):
     rows = tuple({"number": number} for number in range(count))
-    return parts.Part(name, rows, work, given.pop("arguments", {}), **given)
+    return resumable.Part(name, rows, work, given.pop("arguments", {}), **given)
 
 
 def run(one, record, limit=60, **given):
     chosen = options(**given)
-    parts.run([one], record, chosen, parts.end_of(chosen), limit)
+    resumable.run([one], record, chosen, resumable.end_of(chosen), limit)
 
 
 def measured(record):
@@ -66,7 +66,7 @@ def send_one_and_crash(send, todo):
 def test_a_call_that_is_killed_loses_only_what_it_had_not_finished(record, tmp_path):
     gate = tmp_path / "gate"
     program = (
-        "import pathlib, sys; from tests import test_benchmark_parts as t; from benchmarks.record import Record\n"
+        "import pathlib, sys; from tests import test_benchmark_parts as t; from benchmarks.report.rows import Record\n"
         "if __name__ == '__main__':\n"
         "    path, gate = map(pathlib.Path, sys.argv[1:])\n"
         "    one = t.part(t.send_one_and_wait, arguments={'gate': gate})\n"
@@ -146,4 +146,4 @@ def test_parts_are_chosen_by_name_and_listed(record, capsys):
     assert set(measured(record).values()) == {"not measured: not yet"}
     with pytest.raises(SystemExit, match="no part nonsense; there are part"):
         run(part(send_all), record(), part=["nonsense"])
-    assert parts.end_of(options()) == math.inf
+    assert resumable.end_of(options()) == math.inf

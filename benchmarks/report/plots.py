@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .record import MEASURED, Record
+from .rows import MEASURED, Record
 
 STAGES = ("text", "encode", "denoise", "decode", "rest")
 COLOURS = {"ours": "tab:blue", "stock": "tab:grey"}

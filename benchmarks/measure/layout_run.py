@@ -13,13 +13,13 @@ from qwen_worker.errors import LoadError
 from qwen_worker.footprint import GB, Plan
 from qwen_worker.machine import Machine
 
-from . import reading, stock
-from .card import Card, gb
-from .cases import Case
+from ..report.resumable import Send
+from ..report.rows import FAILED, MEASURED
+from . import raw_read, stock
+from .card_memory import Card, gb
 from .contenders import Failed, Ours, Stock, timed_job, timed_load
-from .parts import Send
-from .record import FAILED, MEASURED
-from .stopwatch import in_seconds
+from .layouts import Case
+from .stage_times import in_seconds
 
 WARM_UP_STEPS = 2
 SLOW_STEPS = 1  # of a pipeline that fetches every layer anew: a step takes many seconds
@@ -78,19 +78,19 @@ def loading(
     Raises `LoadError`.
     """
     if cold:
-        reading.drop_from_cache(reading.weight_files(folder))
+        raw_read.drop_from_cache(raw_read.weight_files(folder))
     card.forget()
     loaded, seconds = timed_load(load)
     peaks = card.peaks()
-    files = reading.weight_files(folder, shared())
-    size = reading.size_of(files)
+    files = raw_read.weight_files(folder, shared())
+    size = raw_read.size_of(files)
     if cold:
-        reading.drop_from_cache(files)
+        raw_read.drop_from_cache(files)
     return loaded, ({"load peak GB": peaks["peak GB"]} if peaks else {}) | {
         "load s": round(seconds, 2),
         "load GB": round(size / GB, 3),
         "load GB/s": gb(size / seconds),
-        "read GB/s": gb(reading.read_rate(files)),
+        "read GB/s": gb(raw_read.read_rate(files)),
         "page cache": "dropped" if cold else "as it was",
     }
 

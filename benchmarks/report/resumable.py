@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
-from .record import FAILED, Record
+from .rows import FAILED, Record
 
 PART_SECONDS = 570  # what one part may take at most: machines are lent by the ten minutes
 EXIT_SECONDS = 30  # what a process may take to go once its work is over

@@ -14,14 +14,14 @@ from qwen_worker.machine import read_gpu
 from qwen_worker.presets import FAST_LORAS
 from qwen_worker.request import Drawing
 
-from . import cases, flops, stock
-from .cases import Case
+from ..report.resumable import Send
+from ..report.rows import FAILED, MEASURED
+from . import floor, layouts, stock
 from .contenders import Failed, Ours, Stock, timed_job, timed_load
 from .few_step import lora_for
-from .parts import Send
-from .record import FAILED, MEASURED
-from .served import begin, fail, fitting
-from .stopwatch import Stages, in_seconds, job_seconds
+from .layout_run import begin, fail, fitting
+from .layouts import Case
+from .stage_times import Stages, in_seconds, job_seconds
 
 WARM_UP_STEPS = 2
 GROUP = ("size", "preset", "whole")  # rows that are measured in turns
@@ -32,7 +32,7 @@ def take(send: Send, todo: list[dict], folder: Path, task: str, settings: dict[s
     """Measure the rows, group by group."""
     card, _ = begin(Case("ours", None))
     few_step = dict.fromkeys(FAST_LORAS.values(), str(lora_for(folder)))
-    ours = Ours(folder, cases.TASKS, **few_step | settings)
+    ours = Ours(folder, layouts.TASKS, **few_step | settings)
     try:
         ours.load(task)
     except LoadError as refused:
@@ -41,7 +41,7 @@ def take(send: Send, todo: list[dict], folder: Path, task: str, settings: dict[s
     loaded, config = ours.loaded(task), ours.pipe(task).transformer.config
     other, how = stock_for(ours, folder / task, task, max(row["size"] for row in todo), card.device)
     contenders = {"ours": ours, "stock": other}
-    rate = flops.matmul_rate(card.device, loaded.plan.dtype)
+    rate = floor.matmul_rate(card.device, loaded.plan.dtype)
     facts = {
         "plan": str(loaded.plan),
         "speed-ups": str(loaded.speed),
@@ -90,13 +90,13 @@ def outcome_of(outcome: list[Stages] | str, config: Mapping, rate: float) -> dic
     if isinstance(outcome, str):
         return {"measured": f"{FAILED}: {outcome}"}
     call, row = outcome[0], in_seconds(*outcome)
-    floor = flops.passes_flops(config, call.forwards) / rate
+    least = floor.passes_flops(config, call.forwards) / rate
     return row | {
         "measured": MEASURED,
         "steps": len(call.steps),
         "passes": len(call.forwards),
-        "floor step s": round(floor / len(call.steps), 6),
-        "of floor": round(row["step s"] * len(call.steps) / floor, 2),
+        "floor step s": round(least / len(call.steps), 6),
+        "of floor": round(row["step s"] * len(call.steps) / least, 2),
     }
 
 
@@ -125,9 +125,9 @@ def stock_for(ours: Ours, folder: Path, task: str, side: int, device: str) -> tu
 
 def way_beside(plan: Plan, task: str, side: int) -> str:
     """The fastest way of stock that fits the room that our plan leaves, less what it can share with it."""
-    (model,) = cases.models_of((task,))
+    (model,) = layouts.models_of((task,))
     shared = 0 if plan.precision in LOSSY else plan.transformer(model)
     shared += plan.text(model) if plan.text_encoder == "resident" else 0
-    room, peaks = read_gpu().free, cases.stock_peaks(task, side)
+    room, peaks = read_gpu().free, layouts.stock_peaks(task, side)
     peaks[stock.RESIDENT] -= shared
     return next((way for way, peak in peaks.items() if peak <= room), stock.BY_LAYER)

@@ -16,7 +16,7 @@ from qwen_worker import placement
 from qwen_worker.errors import LoadError
 from qwen_worker.machine import Machine, disk_free
 
-TINY = Path(__file__).parents[1] / "models/tiny-qwen-image"
+TINY = Path(__file__).parents[2] / "models/tiny-qwen-image"
 NAME = "full size, random weights"
 TEXT = {
     "vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,

@@ -19,7 +19,7 @@ from PIL import Image
 from qwen_worker.errors import LoadError
 from qwen_worker.machine import Machine
 
-from .stopwatch import Stages, Stopwatch
+from .stage_times import Stages, Stopwatch
 
 PROMPT = "a large red circle on the left, on a blue background"
 INSTRUCTION = "make the background green"
