@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import costs, fit, load, speed
-from benchmarks.measure import few_step, floor, full_size, interleaved, layout_run, layouts, stock
+from benchmarks.measure import floor, full_size, interleaved, layout_run, layouts, stock
 from benchmarks.measure.contenders import Failed, Ours
 from benchmarks.measure.layouts import Case
 from benchmarks.measure.stage_times import Stages, Stopwatch, job_seconds
@@ -179,9 +179,9 @@ def test_preset_fast_is_timed_with_a_lora_of_every_layer_that_the_published_ones
     from safetensors import safe_open
 
     full_size.write(tmp_path, full_size.architecture(SMALL))
-    file = few_step.lora_for(tmp_path)
+    file = full_size.lora_for(tmp_path)
     written = file.stat().st_mtime_ns
-    assert few_step.lora_for(tmp_path) == file and file.stat().st_mtime_ns == written
+    assert full_size.lora_for(tmp_path) == file and file.stat().st_mtime_ns == written
     with safe_open(file, "pt") as tensors:
         assert len(list(tensors.keys())) == 2 * 12 * SMALL["transformer"]["num_layers"]
     ours = Ours(tmp_path, ("generate",), QWEN_IMAGE_FAST_LORA=str(file))

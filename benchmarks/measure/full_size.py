@@ -2,7 +2,9 @@
 
 Sizes, dtypes, layers and shards are those of Qwen/Qwen-Image and Qwen/Qwen-Image-Edit; the tokenizer is the tiny
 checkpoint's, its special tokens entered in the text encoder's config. Takes 57.7 GB: the edit folder is made of hard
-links. Written shard by shard, and gone on with where an earlier call was ended.
+links. Written shard by shard, and gone on with where an earlier call was ended. Beside them a few-step LoRA to time
+preset `fast` with: random weights in Lightning's layout, which draw nothing of use and cost what any of their rank and
+layers do. Imports torch inside functions.
 """
 
 import json
@@ -14,6 +16,7 @@ from typing import Any
 
 from qwen_worker import placement
 from qwen_worker.errors import LoadError
+from qwen_worker.lora_names import BLOCK_LAYERS
 from qwen_worker.machine import Machine, disk_free
 
 TINY = Path(__file__).parents[2] / "models/tiny-qwen-image"
@@ -29,6 +32,9 @@ SHARD_BYTES = 5_000_000_000
 RANDOM_BYTES = 1 << 27
 WRITERS = 4
 DEVIATION = 0.02  # of the random weights, as such models are initialised
+FEW_STEP = "few-step/random-8steps.safetensors"
+RANK = 64  # of the published few-step LoRAs
+LAYERS = [layer for layer in BLOCK_LAYERS if "_mod" not in layer]  # that they change, in every block
 
 
 def add_options(parser) -> None:
@@ -181,3 +187,34 @@ def write_shard(path: Path, tensors: dict[str, Any], pool: Any) -> None:
         stream.flush()
         os.fsync(stream.fileno())  # only what is on the disk can be dropped from the page cache for a cold read
     partial.rename(path)
+
+
+def lora_for(folder: Path) -> Path:
+    """The few-step LoRA for the checkpoints below the folder, written there at first; the tiny one has its own."""
+    if folder == TINY:
+        return folder / "few-step/tiny-qwen-image-4steps.safetensors"
+    file = folder / FEW_STEP
+    if not file.exists():
+        write_lora(folder / "generate/transformer", file)
+    return file
+
+
+def write_lora(transformer: Path, file: Path) -> None:
+    import torch
+    from accelerate import init_empty_weights
+    from diffusers import QwenImageTransformer2DModel
+    from safetensors.torch import save_file
+
+    with init_empty_weights():
+        model = QwenImageTransformer2DModel.from_config(QwenImageTransformer2DModel.load_config(transformer))
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for block in range(len(model.transformer_blocks)):
+        for layer in LAYERS:
+            name = f"transformer_blocks.{block}.{layer}"
+            linear = model.get_submodule(name)
+            for part, shape in (("down", (RANK, linear.in_features)), ("up", (linear.out_features, RANK))):
+                weights = torch.empty(shape, dtype=torch.bfloat16).normal_(0, DEVIATION, generator=generator)
+                tensors[f"{name}.lora_{part}.weight"] = weights
+    file.parent.mkdir(exist_ok=True)
+    save_file(tensors, file.with_suffix(".part"))
+    file.with_suffix(".part").rename(file)

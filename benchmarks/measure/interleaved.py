@@ -18,7 +18,7 @@ from ..report.resumable import Send
 from ..report.rows import FAILED, MEASURED
 from . import floor, layouts, stock
 from .contenders import Failed, Ours, Stock, timed_job, timed_load
-from .few_step import lora_for
+from .full_size import lora_for
 from .layout_run import begin, fail, fitting
 from .layouts import Case
 from .stage_times import Stages, in_seconds, job_seconds
