@@ -15,14 +15,14 @@ from pathlib import Path
 
 from . import cards_page
 from .measure.stage_times import job_seconds
-from .report.rows import MEASURED
+from .report.rows import FULL_STEPS, MEASURED
 
-PASSES = 2 * 50
+PASSES = 2 * FULL_STEPS
 TFLOP_A_PASS = 70  # linear layers 57, attention 13: 4,096 latents and about a hundred tokens
 H100_SECONDS, H100_RATE = 18.5, 989
 SHARE = PASSES * TFLOP_A_PASS / H100_SECONDS / H100_RATE
 EDIT = 51.5 / 20.0  # an edit sees the input's latents too: vLLM-Omni's seconds of both on an H200
-SIZE, QUALITY, QUALITY_STEPS = 1024, "quality", 50
+SIZE, QUALITY = 1024, "quality"
 MAX_STEPS = 100  # of a job
 SCALED, COMPUTED = "scaled", "not measured"
 ROOT = Path(__file__).parents[1]
@@ -130,11 +130,11 @@ def usable(row: dict, task: str) -> bool:
 
 def seconds_of(row: dict) -> float:
     """Of a job as the preset has it; where only some steps were timed, by the stages."""
-    return row["job s"] if row.get("whole") else job_seconds(row, QUALITY_STEPS)
+    return row["job s"] if row.get("whole") else job_seconds(row, FULL_STEPS)
 
 
 def steps_of(row: dict) -> int:
-    return row["steps"] if row.get("whole") else QUALITY_STEPS
+    return row["steps"] if row.get("whole") else FULL_STEPS
 
 
 def passes_of(preset: str, task: str, speed: list[dict]) -> tuple[int, int]:
@@ -142,7 +142,7 @@ def passes_of(preset: str, task: str, speed: list[dict]) -> tuple[int, int]:
     for row in speed:
         if row["preset"] == preset != QUALITY and row["task"] == task and row["measured"] == MEASURED:
             return row["passes"], row["steps"]
-    return PASSES, QUALITY_STEPS
+    return PASSES, FULL_STEPS
 
 
 def is_card(device: str | None, card: Card) -> bool:

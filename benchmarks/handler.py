@@ -11,9 +11,8 @@ import io
 import os
 import statistics
 import time
-from pathlib import Path
 
-TINY = Path(__file__).parents[1] / "models/tiny-qwen-image"
+from .measure.full_size import TINY
 
 
 def add_options(parser) -> None:

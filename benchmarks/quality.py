@@ -9,13 +9,12 @@ models, and its shapes need few steps: the figures are for comparing, not a meas
 import importlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-TINY = Path(__file__).parents[1] / "models/tiny-qwen-image"
-FEW_STEP = TINY / "few-step/tiny-qwen-image-4steps.safetensors"
+from .measure.full_size import TINY, lora_for
+
 PRECISIONS = ("bf16", "fp8", "int8", "nf4")
 PRESETS = ("quality", "balanced", "fast")
 GUIDANCE = 4.0
@@ -73,7 +72,7 @@ def served(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
     from qwen_worker.regime import regime
 
     loaded = load(task)
-    settings = settings_for(QWEN_IMAGE_FAST_LORA=str(FEW_STEP))
+    settings = settings_for(QWEN_IMAGE_FAST_LORA=str(lora_for(TINY)))
     for preset in wanted:
         fields = {"task": task, "prompt": "-", "preset": preset} | ({"image": "-"} if task == "edit" else {})
         job = Job("benchmark", parse(fields, "benchmark", Presets(settings)))

@@ -16,11 +16,11 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 
 import psutil
 
-TINY = Path(__file__).parents[1] / "models/tiny-qwen-image"
+from .measure.full_size import TINY
+
 SMALL = {"width": 256, "height": 256, "num_inference_steps": 3}
 REDELIVER_SECONDS = 8  # a job that no worker speaks of any more for so long is handed out again
 PATIENCE = 300  # seconds without any answer: the run has stuck

@@ -22,7 +22,7 @@ from qwen_worker.settings import Settings, Speedup
 
 from .measure import full_size, interleaved, layouts
 from .report import plots, resumable
-from .report.rows import NOT_MEASURED, Record, surroundings
+from .report.rows import FULL_STEPS, NOT_MEASURED, Record, surroundings
 
 KEY = ("checkpoint", "task", "size", "contender", "preset", "settings", "whole", "steps asked")
 COLUMNS = (
@@ -30,7 +30,7 @@ COLUMNS = (
     "steps", "text s", "encode s", "step s", "decode s", "rest s",
     "job s", "floor step s", "of floor", "of stock", "measured",
 )  # fmt: skip
-QUALITY, QUALITY_STEPS = "quality", 50
+QUALITY = "quality"
 PART_NEEDS = 180  # seconds
 # Measured by `--speedups`: of none, each alone, those that pay only together, all.
 SETS = (
@@ -84,7 +84,7 @@ def part_of(task: str, settings: dict, folder: Path | None, options, real: Machi
         if options.speedups:
             continue
         if size == options.whole_size:
-            whole = {"whole": True, "steps asked": QUALITY_STEPS}
+            whole = {"whole": True, "steps asked": FULL_STEPS}
             rows += [quality | whole | {"contender": contender} for contender in ("ours", "stock")]
         own = {"contender": "ours", "whole": True, "steps asked": None}  # a preset's own number
         rows += [quality | own | {"preset": preset} for preset in presets() if preset != QUALITY]

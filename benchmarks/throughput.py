@@ -12,11 +12,10 @@ import statistics
 import tempfile
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
+from .measure.full_size import TINY
 from .soak import closing_server, scene
 
-TINY = Path(__file__).parents[1] / "models/tiny-qwen-image"
 OURS, PLAIN = ("runpod_handler.py",), ("-m", "benchmarks.measure.plain_worker")
 # The last worker of each kind of job is what the others are held against.
 WORKERS = {

@@ -12,10 +12,9 @@ from qwen_worker.errors import LoadError
 from qwen_worker.footprint import LOSSY, Plan
 from qwen_worker.machine import read_gpu
 from qwen_worker.presets import FAST_LORAS
-from qwen_worker.request import Drawing
 
 from ..report.resumable import Send
-from ..report.rows import FAILED, MEASURED
+from ..report.rows import FAILED, FULL_STEPS, MEASURED
 from . import floor, layouts, stock
 from .contenders import Failed, Ours, Stock, timed_job, timed_load
 from .full_size import lora_for
@@ -25,7 +24,6 @@ from .stage_times import Stages, in_seconds, job_seconds
 
 WARM_UP_STEPS = 2
 GROUP = ("size", "preset", "whole")  # rows that are measured in turns
-FULL_STEPS = Drawing.model_fields["num_inference_steps"].default
 
 
 def take(send: Send, todo: list[dict], folder: Path, task: str, settings: dict[str, str], repeats: int) -> None:

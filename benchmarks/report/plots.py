@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from .rows import MEASURED, Record
+from .rows import FULL_STEPS, MEASURED, Record
 
 STAGES = ("text", "encode", "denoise", "decode", "rest")
 COLOURS = {"ours": "tab:blue", "stock": "tab:grey"}
-QUALITY_STEPS = 50
 
 
 def fit(record: Record, path: Path) -> None:
@@ -48,7 +47,7 @@ def speed(record: Record, path: Path) -> None:
     colours = dict(zip(STAGES, plot.get_cmap("tab10").colors, strict=False))
     figure, axes = plot.subplots(figsize=(11, 1.5 + 0.24 * len(rows)))
     for number, row in enumerate(rows):
-        begun, steps = 0.0, row["steps"] if row["whole"] else QUALITY_STEPS
+        begun, steps = 0.0, row["steps"] if row["whole"] else FULL_STEPS
         for stage in STAGES:
             seconds = steps * row["step s"] if stage == "denoise" else row[f"{stage} s"]
             axes.barh(number, seconds, left=begun, color=colours[stage], label=stage if number == 0 else None)
@@ -68,7 +67,7 @@ def name_of(row: dict, record: Record) -> str:
     if "part" in row:
         words = [row["part"], row["task"] * row["part"].endswith("-both"), str(row["size"])]
     else:
-        whole = "whole" if row["whole"] else f"{QUALITY_STEPS} steps by {row['steps']}"
+        whole = "whole" if row["whole"] else f"{FULL_STEPS} steps by {row['steps']}"
         words = [row["task"], str(row["size"]), row["contender"], row["preset"], row["settings"], whole]
     words += ["tiny"] * (row["checkpoint"] == "tiny") + ([f"({device})"] if device else [])
     return " ".join(filter(None, words))

@@ -18,8 +18,10 @@ import pynvml
 
 from qwen_worker.footprint import GB
 from qwen_worker.machine import read_machine
+from qwen_worker.request import Drawing
 
 MEASURED, NOT_MEASURED, FAILED = "measured", "not measured", "failed"
+FULL_STEPS = Drawing.model_fields["num_inference_steps"].default  # of a whole job of `quality`
 AROUND = ("date", "driver", "processor")
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "torchao", "bitsandbytes")
 
