@@ -14,7 +14,7 @@ import pytest
 from benchmarks.report import resumable
 from benchmarks.report.rows import Record
 
-from .conftest import ROOT
+from ..conftest import ROOT
 
 CPU, OTHER = {"device": "CPU"}, {"device": "NVIDIA Test"}
 
@@ -66,11 +66,11 @@ def send_one_and_crash(send, todo):
 def test_a_call_that_is_killed_loses_only_what_it_had_not_finished(record, tmp_path):
     gate = tmp_path / "gate"
     program = (
-        "import pathlib, sys; from tests import test_benchmark_parts as t; from benchmarks.report.rows import Record\n"
+        "import pathlib, sys; from tests.benchmarks import test_resumable as t\n"
         "if __name__ == '__main__':\n"
         "    path, gate = map(pathlib.Path, sys.argv[1:])\n"
         "    one = t.part(t.send_one_and_wait, arguments={'gate': gate})\n"
-        "    t.run(one, Record(path, 'test', ('number',), t.CPU))\n"
+        "    t.run(one, t.Record(path, 'test', ('number',), t.CPU))\n"
     )
     (tmp_path / "call.py").write_text(program)
     command = [sys.executable, str(tmp_path / "call.py"), str(tmp_path / "rows.json"), str(gate)]
