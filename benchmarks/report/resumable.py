@@ -1,13 +1,15 @@
 """A long benchmark in parts: each in a process of its own, within a time, resumed where the last call ended.
 
-What a part has measured is kept at once; a part that is killed loses only what it had not finished. A part that fails
-by itself is recorded as failed and not tried again; one that only ran out of this call's time is. Knows nothing of what
-parts measure.
+What a part has measured is kept at once; a part that is killed loses only what it had not finished, and the next call
+measures that. A row that failed beside others that were measured has failed for good. A part of which every row failed
+has its turn again in the next call, after the others: what kept a model from loading may be mended by then. Knows
+nothing of what parts measure.
 """
 
 import math
 import multiprocessing
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -55,15 +57,25 @@ def run(parts: Sequence[Part], record: Record, options, end: float, limit: float
         for row in part.rows:
             record.expect(row, part.missing or "not yet")
     record.write()
-    for part in () if options.list else chosen:
-        todo = [row for row in part.rows if options.again or not record.has(row)]
+    if options.list:
+        return
+    failed = {part.name for part in chosen if all_failed(part, record)}
+    for part in sorted(chosen, key=lambda part: part.name in failed):
+        todo = [row for row in part.rows if options.again or part.name in failed or record.outcome(row) is None]
         left = end - time.monotonic()
         if part.missing or not todo:
             print(f"{part.name}: {f'not measured: {part.missing}' if part.missing else 'measured before'}", flush=True)
         elif left < part.seconds:
             print(f"{part.name}: left for the next call", flush=True)
         else:
+            if part.name in failed:
+                print(f"{part.name}: every row failed before and is tried again", flush=True)
             print(f"{part.name}: {measure(part, todo, record, left, limit)}", flush=True)
+
+
+def all_failed(part: Part, record: Record) -> bool:
+    outcomes = [record.outcome(row) or "" for row in part.rows]
+    return all(outcome.startswith(FAILED) for outcome in outcomes)
 
 
 def measure(part: Part, todo: list[dict], record: Record, left: float, limit: float) -> str:
@@ -71,18 +83,21 @@ def measure(part: Part, todo: list[dict], record: Record, left: float, limit: fl
     started, received = time.monotonic(), []
 
     def keep(row: dict) -> None:
-        received.append(record.of(row))
+        received.append(row)
         record.put(row)
 
     code = in_a_process(part, todo, keep, min(left, limit))
     seconds = time.monotonic() - started
-    missing = [row for row in todo if record.of(row) not in received]
+    keys = {record.of(row) for row in received}
+    missing = [row for row in todo if record.of(row) not in keys]
     if code is None and limit > left:
         return f"ended after {seconds:.0f} s with {len(missing)} of {len(todo)} to go: for the next call"
     why = f"not over after {limit:g} s" if code is None else f"its process ended with exit code {code}"
     for row in missing:
         record.put(row | {"measured": f"{FAILED}: {why}"})
-    return f"{len(received)} rows in {seconds:.0f} s" + (f"; {why}" if missing else "")
+    failures = Counter(row["measured"] for row in received if row["measured"].startswith(FAILED))
+    words = [f"{len(received)} rows in {seconds:.0f} s", *(f"{count} {failure}" for failure, count in failures.items())]
+    return "; ".join(words + [why] * bool(missing))
 
 
 def in_a_process(part: Part, todo: list[dict], keep: Callable[[dict], None], seconds: float) -> int | None:

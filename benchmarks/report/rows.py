@@ -48,10 +48,11 @@ class Record:
     def of(self, row: dict) -> tuple:
         return tuple(row.get(name) for name in self.key)
 
-    def has(self, row: dict) -> bool:
-        """Whether a run like this one has measured what the row is of, or has seen it fail."""
+    def outcome(self, row: dict) -> str | None:
+        """What a run like this one has recorded of the row: that it is measured, or why it failed; None for nothing."""
         alike = [number for number, run in self.runs.items() if self.alike(run)]
-        return any(one["run"] in alike and self.of(one) == self.of(row) for one in self.rows)
+        held = (one for one in self.rows if one["run"] in alike and self.of(one) == self.of(row))
+        return next((one["measured"] for one in held), None)
 
     def alike(self, run: dict) -> bool:
         """Whether it has the same device, libraries and settings; the machine around the card may be another."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -116,6 +117,24 @@ def test_a_part_that_outlives_its_own_limit_or_ends_by_itself_has_failed(record,
     assert measured(record)[2] == "failed: its process ended with exit code 3"
     run(part(send_all), record())  # a failure is not tried again by itself
     assert measured(record)[2] == "failed: its process ended with exit code 3"
+
+
+def test_a_part_of_which_every_row_failed_is_measured_again_after_the_others(record, capsys):
+    why = "failed: AttributeError while loading generate"
+    parts = [
+        part(send_all, name="broken", arguments={"words": why}),
+        resumable.Part("whole", ({"number": 8}, {"number": 9}), send_all, {}),
+    ]
+    resumable.run(parts[:1], record(), options(), math.inf)
+    assert set(measured(record).values()) == {why}
+    assert "broken: 3 rows in" in (said := capsys.readouterr().out) and f"; 3 {why}" in said
+    mended = replace(parts[0], arguments={})
+    resumable.run([mended, parts[1]], record(), options(), math.inf)
+    assert set(measured(record).values()) == {"measured"}
+    said = capsys.readouterr().out
+    assert said.index("whole: 2 rows") < said.index("broken: every row failed before") < said.index("broken: 3 rows")
+    resumable.run([mended, parts[1]], record(), options(), math.inf)
+    assert capsys.readouterr().out.splitlines() == ["broken: measured before", "whole: measured before"]
 
 
 def test_what_cannot_be_measured_here_is_said_and_spoils_nothing(record):
