@@ -1,9 +1,9 @@
 """The page of cards: seconds and dollars a picture and an edit on each of RunPod's pools, from what has been recorded.
 
 Three kinds of figures, each marked. Measured: `fit` or `speed` ran on that card. Scaled: they ran on another card,
-under this one's memory where `fit` has it, and the seconds are those times the two cards' dense bfloat16 rates. Not
-measured: computed from the share of its rate that diffusers reaches on an H100 (18.5 s a picture, measured by
-cache-dit's authors). Loads and idle seconds are left out. With live prices and the seconds of an endpoint's own jobs:
+under this one's memory where `fit` has it, and the seconds are those times the two cards' dense bfloat16 rates.
+Computed: from the share of its rate that diffusers reaches on an H100 (18.5 s a picture, measured by cache-dit's
+authors). Loads and idle seconds are left out. With live prices and the seconds of an endpoint's own jobs:
 `python deploy_qwen.py cost`.
 """
 
@@ -24,7 +24,7 @@ SHARE = PASSES * TFLOP_A_PASS / H100_SECONDS / H100_RATE
 EDIT = 51.5 / 20.0  # an edit sees the input's latents too: vLLM-Omni's seconds of both on an H200
 SIZE, QUALITY = 1024, "quality"
 MAX_STEPS = 100  # of a job
-SCALED, COMPUTED = "scaled", "not measured"
+SCALED, COMPUTED = "scaled", "computed"
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/cards.md"
 
@@ -86,7 +86,8 @@ def recorded(path: Path) -> list[dict]:
 
 
 def presets(speed: Iterable[dict]) -> list[str]:
-    return list(dict.fromkeys([QUALITY, *(row["preset"] for row in speed)]))
+    """`quality`, and the others that were measured with the real architecture: the passes of their jobs are known."""
+    return list(dict.fromkeys([QUALITY, *(row["preset"] for row in speed if is_real(row))]))
 
 
 def row_of(card: Card, preset: str, fit: list[dict], speed: list[dict]) -> dict:
@@ -116,7 +117,7 @@ def figure_of(card: Card, task: str, preset: str, fit: list[dict], speed: list[d
         if other := next((one for one in CARDS if is_card(row["device"], one)), None):
             seconds = seconds_of(row) * other.rate / card.rate
             return Figure(seconds, seconds / steps_of(row), f"{SCALED} from {other.name}")
-    passes, steps = passes_of(preset, task, speed)
+    passes, steps = passes_of(preset, speed)
     seconds = passes * TFLOP_A_PASS / (card.rate * SHARE) * (EDIT if task == "edit" else 1)
     return Figure(seconds, seconds / steps, COMPUTED)
 
@@ -124,8 +125,11 @@ def figure_of(card: Card, task: str, preset: str, fit: list[dict], speed: list[d
 def usable(row: dict, task: str) -> bool:
     """Whether it is a measured job of ours at the page's size, of the real architecture."""
     ours = row.get("contender", row.get("part", "").partition("-")[0]) == "ours"
-    real = row["checkpoint"] != "tiny" and row["measured"] == MEASURED
-    return ours and real and row["task"] == task and row["size"] == SIZE
+    return ours and is_real(row) and row["task"] == task and row["size"] == SIZE
+
+
+def is_real(row: dict) -> bool:
+    return row["checkpoint"] != "tiny" and row["measured"] == MEASURED
 
 
 def seconds_of(row: dict) -> float:
@@ -137,10 +141,10 @@ def steps_of(row: dict) -> int:
     return row["steps"] if row.get("whole") else FULL_STEPS
 
 
-def passes_of(preset: str, task: str, speed: list[dict]) -> tuple[int, int]:
-    """(passes through the transformer, steps) of a preset's job, as any device has shown them."""
+def passes_of(preset: str, speed: list[dict]) -> tuple[int, int]:
+    """(passes through the transformer, steps) of a preset's job, as any device has shown them for either task."""
     for row in speed:
-        if row["preset"] == preset != QUALITY and row["task"] == task and row["measured"] == MEASURED:
+        if row["preset"] == preset != QUALITY and is_real(row):
             return row["passes"], row["steps"]
     return PASSES, FULL_STEPS
 
