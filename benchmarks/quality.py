@@ -1,11 +1,12 @@
 """What each precision and each preset does to the pictures: the tiny checkpoint's judge, and the distance to others.
 
-The same prompts and seeds everywhere, drawn by the worker's own pipelines: in every precision with as many steps, then
-by every preset as it comes, in float32. PSNR in dB over 8-bit RGB, to the pictures of the first precision or preset.
+The worker's own pipelines draw the same prompts and seeds everywhere: in every precision with as many steps, then by
+every preset as it comes, in float32. PSNR is in dB over 8-bit RGB, to the pictures of the first precision or preset.
 The tiny checkpoint's matrices are 128 wide, where a scale for each row has less to even out than in the released
 models, and its shapes need few steps: the figures are for comparing, not a measure of the 20B model.
 """
 
+import argparse
 import importlib
 import math
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ PRESETS = ("quality", "balanced", "fast")
 GUIDANCE = 4.0
 
 
-def add_options(parser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, default=48, help="prompts of each row (default: %(default)s)")
     parser.add_argument("--edits", type=int, default=0, help="edits of each preset but fast (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps of precisions (default: %(default)s)")
@@ -29,13 +30,14 @@ def add_options(parser) -> None:
     parser.add_argument("--presets", nargs="*", choices=PRESETS, default=list(PRESETS))
 
 
-def run(options) -> tuple[list[dict], dict]:
+def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
     rows = [*precisions(options), *presets(options), *edits(options)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name, "-") for name in columns} for row in rows], {"size": options.size}
 
 
-def precisions(options) -> Iterator[dict]:
+def precisions(options: argparse.Namespace) -> Iterator[dict]:
+    """A row for each precision."""
     reference = None
     for precision in options.precisions:
         pipe = load("generate", QWEN_PRECISION=precision).pipe
@@ -45,26 +47,29 @@ def precisions(options) -> Iterator[dict]:
         yield facts | {"guidance": GUIDANCE} | shares | distance(images, reference, options.precisions[0])
 
 
-def presets(options) -> Iterator[dict]:
+def presets(options: argparse.Namespace) -> Iterator[dict]:
+    """A row for each preset, of generated pictures."""
     reference = None
-    for preset, request, loaded in served("generate", options.presets):
+    for preset, request, loaded in configured_pipelines("generate", options.presets):
         shares, images = scored(loaded.pipe, options, request.num_inference_steps, request.guidance_scale)
         reference = reference or images
         yield facts_of("generate", preset, request) | shares | distance(images, reference, options.presets[0])
 
 
-def edits(options) -> Iterator[dict]:
+def edits(options: argparse.Namespace) -> Iterator[dict]:
+    """A row for each preset but `fast`, of edits; none where no edits are asked for."""
     evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
     tasks = evaluate.edit_tasks(options.edits, seed=23)
     if not tasks:
         return
-    for preset, request, loaded in served("edit", [one for one in options.presets if one != "fast"]):
+    slow = [preset for preset in options.presets if preset != "fast"]
+    for preset, request, loaded in configured_pipelines("edit", slow):
         right = evaluate.redraw(loaded.pipe, tasks, request.num_inference_steps, request.guidance_scale)
         yield facts_of("edit", preset, request) | evaluate.shares(right)
 
 
-def served(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
-    """By preset: what its jobs ask for and the loaded pipeline, which draws by it until the next one's turn."""
+def configured_pipelines(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
+    """(preset, a request of it, the loaded pipeline): the pipeline draws by the preset until the next is asked for."""
     from qwen_worker.job import Job
     from qwen_worker.loras import Loras
     from qwen_worker.parsing import parse
@@ -81,25 +86,26 @@ def served(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
             yield preset, job.request, loaded
 
 
-def load(task: str, **settings):
+def load(task: str, **settings: str) -> Any:
+    """The task's loaded pipeline of the tiny checkpoint."""
     from qwen_worker.pipelines import Pipelines
 
     return Pipelines(settings_for(**settings)).load(task)
 
 
-def settings_for(**more):
+def settings_for(**more: str) -> Any:
     from qwen_worker.settings import Settings
 
     return Settings(**{"QWEN_IMAGE_MODEL": str(TINY / "generate"), "QWEN_EDIT_MODEL": str(TINY / "edit")} | more)
 
 
-def facts_of(task: str, preset: str, request) -> dict:
+def facts_of(task: str, preset: str, request: Any) -> dict:
     steps, guidance = request.num_inference_steps, request.guidance_scale
     return {"task": task, "precision": "fp32", "preset": preset, "steps": steps, "guidance": guidance}
 
 
-def scored(pipe, options, steps: int, guidance: float) -> tuple[dict, list]:
-    """What the judge finds right of the prompts, per cent, and their pictures."""
+def scored(pipe: Any, options: argparse.Namespace, steps: int, guidance: float) -> tuple[dict, list]:
+    """What the judge reads right of the prompts, per cent, and their pictures."""
     evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
     judge = importlib.import_module("models.tiny-qwen-image.judge")
     tasks = evaluate.prompt_tasks(options.prompts, seed=23, size=(options.size, options.size))
@@ -109,14 +115,14 @@ def scored(pipe, options, steps: int, guidance: float) -> tuple[dict, list]:
 
 
 def distance(images: list, reference: list, name: str) -> dict:
-    """The median PSNR and the least."""
+    """The median PSNR to the reference's pictures and the least, for a row. `name`: the reference's."""
     if images is reference:
         return {"PSNR": "-", "least PSNR": "-", "to": "-"}
-    found = [psnr(image, other) for image, other in zip(images, reference, strict=True)]
-    return {"PSNR": round(float(np.median(found)), 1), "least PSNR": round(min(found), 1), "to": name}
+    ratios = [psnr(image, other) for image, other in zip(images, reference, strict=True)]
+    return {"PSNR": round(float(np.median(ratios)), 1), "least PSNR": round(min(ratios), 1), "to": name}
 
 
-def psnr(image, other) -> float:
+def psnr(image: Any, other: Any) -> float:
     """Peak signal-to-noise ratio in dB, infinite for equal pictures."""
     error = np.square(np.asarray(image, np.float64) - np.asarray(other, np.float64)).mean()
     return 10 * math.log10(255**2 / error) if error else math.inf

@@ -1,7 +1,7 @@
 """The card that a part has to itself: its cap, and the memory in use on it, seen from both sides.
 
-torch tells what it has reserved, NVML what the card has in use: the difference is the CUDA context with its libraries.
-Imports torch inside functions. Knows nothing of models.
+torch counts what it has reserved, NVML what is in use on the card: the difference is the CUDA context with its
+libraries. Imports torch inside functions. Knows nothing of models.
 """
 
 import importlib
@@ -15,17 +15,20 @@ from qwen_worker.machine import read_gpu
 
 
 class Card:
-    """The card as this process uses it, or the CPU where there is none; make it before torch opens a context."""
+    """The card as this process uses it, or the CPU where there is none; make it before torch opens a context.
+
+    `cap_gb`: GB (1e9) of a smaller card that this one stands in for, None for all of it.
+    """
 
     def __init__(self, cap_gb: float | None):
         gpu = read_gpu()
         self.device = "cuda" if gpu else "cpu"
-        self.cap = round(cap_gb * GB) if gpu and cap_gb else None
-        self.used_before = gpu.total - gpu.free if gpu else 0
-        self.full_before = 0
+        self.cap_bytes = round(cap_gb * GB) if gpu and cap_gb else None
+        self.bytes_before = gpu.total - gpu.free if gpu else 0
+        self.times_full_before = 0
 
-    def open(self) -> float:
-        """Import what pipelines are made of and open the context: the seconds are no part of any load."""
+    def open_context(self) -> float:
+        """Import what pipelines are made of and open the context; the seconds that both took, which no load counts."""
         import torch
 
         started = time.perf_counter()
@@ -35,48 +38,50 @@ class Card:
             torch.zeros(1, device="cuda")
         return time.perf_counter() - started
 
-    def limit(self) -> None:
-        """torch may take the cap less a GiB, which is the context's; beyond is an error, as on a card of that size."""
+    def set_cap(self) -> None:
+        """Let torch take the cap less a GiB, which is the context's: more is an error, as on a card of that size."""
         import torch
 
-        if self.cap:
+        if self.cap_bytes:
             total = torch.cuda.mem_get_info()[1]
-            torch.cuda.set_per_process_memory_fraction(min(1.0, (self.cap - GIB) / total))
+            torch.cuda.set_per_process_memory_fraction(min(1.0, (self.cap_bytes - GIB) / total))
 
-    def forget(self) -> None:
+    def reset_peaks(self) -> None:
+        """Give torch's unused memory back and count peaks from here on."""
         import torch
 
         if self.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-            self.full_before = times_full()
+            self.times_full_before = times_full()
 
     def peaks(self) -> dict[str, float]:
-        """Since the last `forget`, in GB; nothing on a CPU."""
+        """The peaks since the last `reset_peaks` in GB, by the names of a row's fields; empty on a CPU."""
         import torch
 
         gpu = read_gpu()
         if self.device == "cpu" or gpu is None:
             return {}
         reserved = torch.cuda.max_memory_reserved()
-        context = gpu.total - gpu.free - self.used_before - torch.cuda.memory_reserved()
+        context = gpu.total - gpu.free - self.bytes_before - torch.cuda.memory_reserved()
         return {
             "allocated peak GB": gb(torch.cuda.max_memory_allocated()),
             "reserved peak GB": gb(reserved),
             "context GB": gb(context),
             "peak GB": gb(reserved + context),
-            "times full": times_full() - self.full_before,
+            "times full": times_full() - self.times_full_before,
             "pinned GB": gb(torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)),
         }
 
-    def weights(self, pipes: Iterable[Any]) -> float:
-        """GB that lie on the device between jobs."""
+    def weights_gb(self, pipes: Iterable[Any]) -> float:
+        """GB of these pipelines' weights that lie on the device between jobs."""
         import torch
 
         if self.device == "cuda":
             return gb(torch.cuda.memory_allocated())
-        modules = (one for pipe in pipes for one in pipe.components.values() if hasattr(one, "parameters"))
+        components = (component for pipe in pipes for component in pipe.components.values())
+        modules = (component for component in components if hasattr(component, "parameters"))
         held = {p.data_ptr(): p.numel() * p.element_size() for module in modules for p in module.parameters()}
         return round(sum(held.values()) / GB, 6)
 

@@ -1,8 +1,8 @@
 """The two that are compared, each able to draw one job and say what drew it: our worker, and stock diffusers.
 
-Ours goes the whole path of a job, from its input to its reply. Stock is the model card's: the checkpoint's own pipeline
-in bfloat16 (float32 on a CPU), the picture encoded as a worker has to. Imports torch inside functions; knows nothing of
-rows and records.
+Our worker takes a job the whole path from its input to its reply. Stock diffusers draws as the model card says: the
+checkpoint's own pipeline in bfloat16 (float32 on a CPU), and the picture is encoded as a worker has to. Imports torch
+inside functions; knows nothing of rows and records.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class Failed(Exception):
 
 
 class Ours:
-    """Our worker on the checkpoints below `folder`. `machine`: as what it shall see this machine."""
+    """Our worker on the checkpoints below `folder`. `machine`: the machine that it plans for, if not this one."""
 
     name = "ours"
 
@@ -49,7 +49,7 @@ class Ours:
         self.timings: dict[str, float] = {}  # of the last job, as its reply has them
 
     def load(self, task: str) -> float:
-        """Load the task's pipeline; the seconds that it took. Raises `LoadError`."""
+        """Load the task's pipeline; the seconds of the load. Raises `LoadError`."""
         if failure := self.worker.loader.why_not_loaded(task):
             raise failure
         return self.loaded(task).seconds
@@ -59,14 +59,14 @@ class Ours:
         return pipelines.loaded[pipelines.model_for(task)]
 
     def shared(self, task: str) -> tuple[str, ...]:
-        """Components that a pipeline loaded before has brought."""
+        """The names of the task's components that a pipeline loaded before had in memory already."""
         return self.loaded(task).shared
 
     def pipe(self, task: str) -> Any:
         return self.loaded(task).pipe
 
     def draw(self, task: str, side: int, **fields: Any) -> int:
-        """One job; the denoising steps that it ran. Raises `Failed`."""
+        """Draw one job of `side` pixels square; the denoising steps that it ran. Raises `Failed`."""
         job = {"task": task, "prompt": PROMPT if task == "generate" else INSTRUCTION, "width": side, "height": side}
         job |= {"seed": 1} | ({"image": picture_text(side)} if task == "edit" else {})
         reply = asyncio.run(self.worker.answer({"id": f"{task}-{side}", "input": job | fields}))
@@ -82,19 +82,20 @@ class Stock:
     name = "stock"
 
     def __init__(self, pipe: Any):
-        self.only, self.timings = pipe, {}
+        self.pipeline, self.timings = pipe, {}
         pipe.set_progress_bar_config(disable=True)
 
     def pipe(self, task: str) -> Any:
-        return self.only
+        return self.pipeline
 
     def draw(self, task: str, side: int, num_inference_steps: int = 50, guidance_scale: float = 4.0) -> int:
+        """Draw one picture and encode it; the denoising steps that it took. Raises `Failed`."""
         import torch
 
         call = {"prompt": PROMPT if task == "generate" else INSTRUCTION, "negative_prompt": " "}
         call |= {"image": Image.open(io.BytesIO(picture_file(side)))} if task == "edit" else {}
         try:
-            drawn = self.only(
+            drawn = self.pipeline(
                 **call,
                 true_cfg_scale=guidance_scale,
                 width=side,
@@ -110,14 +111,15 @@ class Stock:
         return num_inference_steps
 
 
-def timed_job(contender: Ours | Stock, device: str, task: str, side: int, **fields: Any) -> Stages:
+def time_job(contender: Ours | Stock, device: str, task: str, side: int, **fields: Any) -> Stages:
+    """Draw one job and time its stages. Raises `Failed`."""
     with Stopwatch(device).on(contender.pipe(task)) as watch:
         steps = contender.draw(task, side, **fields)
     return watch.stages(steps)
 
 
-def timed_load(load: Callable[[], Any]) -> tuple[Any, float]:
-    """What it loads, and the seconds until all of it is there. Raises `LoadError` where memory ends."""
+def time_load(load: Callable[[], Any]) -> tuple[Any, float]:
+    """What `load` returns, and the seconds until all of it is on its device. Raises `LoadError` where memory ends."""
     import torch
 
     started = time.perf_counter()
@@ -132,6 +134,7 @@ def timed_load(load: Callable[[], Any]) -> tuple[Any, float]:
 
 @functools.cache
 def picture_file(side: int) -> bytes:
+    """The input picture of an edit as a PNG file."""
     buffer = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").resize((side, side)).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -7,6 +7,7 @@ preset `fast` with: random weights in Lightning's layout, which draw nothing of 
 layers do. Imports torch inside functions.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -37,7 +38,7 @@ RANK = 64  # of the published few-step LoRAs
 LAYERS = [layer for layer in BLOCK_LAYERS if "_mod" not in layer]  # that they change, in every block
 
 
-def add_options(parser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full-size",
         type=Path,
@@ -48,8 +49,8 @@ def add_options(parser) -> None:
     parser.add_argument("--tiny", action="store_true", help="serve the tiny checkpoint on the GPU, to try the command")
 
 
-def folder_for(options, real: Machine) -> tuple[Path | None, str]:
-    """(the checkpoints to serve on this machine's GPU, empty) or (None, why there are none)."""
+def folder_for(options: argparse.Namespace, real: Machine) -> tuple[Path | None, str]:
+    """(the folder with the checkpoints to serve on this machine's GPU, empty) or (None, why there is none)."""
     if real.gpu is None:
         return None, "there is no GPU here"
     if options.tiny:
@@ -57,17 +58,20 @@ def folder_for(options, real: Machine) -> tuple[Path | None, str]:
     if not options.full_size:
         return None, "no --full-size folder was named"
     try:
-        return (None, "only listed") if options.list else (ready(options.full_size), "")
+        return (None, "only listed") if options.list else (ready_folder(options.full_size), "")
     except LoadError as refused:
         return None, refused.reason
 
 
-def ready(folders: list[Path]) -> Path:
-    """The first folder that holds the checkpoints, or has room for them and then does. Raises `LoadError`."""
+def ready_folder(folders: list[Path]) -> Path:
+    """The first folder that holds the checkpoints; else they are written to the first with room for them.
+
+    Raises `LoadError` where no folder has room.
+    """
     for folder in folders:
         if (folder / "edit").exists():
             return folder
-    models = architecture()
+    models = empty_models()
     needed = sum(tensor.numel() * 2 for model in models.values() for tensor in model.state_dict().values())
     refusals = []
     for folder in folders:
@@ -77,13 +81,13 @@ def ready(folders: list[Path]) -> Path:
         except LoadError as refused:
             refusals.append(refused.reason)
             continue
-        write(folder, models)
+        write_checkpoints(folder, models)
         return folder
     raise LoadError("; ".join(refusals))
 
 
-def write(folder: Path, models: dict[str, Any]) -> None:
-    """`folder/generate` and, last, `folder/edit`: where that is, both are whole."""
+def write_checkpoints(folder: Path, models: dict[str, Any]) -> None:
+    """Write `folder/generate` and, last, `folder/edit`: where `edit` is, both are whole."""
     generate = folder / "generate"
     skip = shutil.ignore_patterns("*.safetensors", "config.json", "generation_config.json")
     shutil.copytree(TINY / "generate", generate, ignore=skip, dirs_exist_ok=True)
@@ -106,15 +110,15 @@ def write(folder: Path, models: dict[str, Any]) -> None:
 
 
 def random_pool() -> Any:
-    """What the weights are cut from."""
+    """The random numbers that the weights are cut from."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
     return torch.empty(RANDOM_BYTES // 2).normal_(0, DEVIATION, generator=generator).bfloat16()
 
 
-def architecture(layers: dict[str, dict] | None = None) -> dict[str, Any]:
-    """The three models without memory for their weights. `layers`: other sizes than the released, by component."""
+def empty_models(layers: dict[str, dict] | None = None) -> dict[str, Any]:
+    """The three models by component, without memory for weights. `layers`: sizes that differ from the released."""
     import diffusers
     from accelerate import init_empty_weights
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -131,11 +135,13 @@ def architecture(layers: dict[str, dict] | None = None) -> dict[str, Any]:
 
 
 def special_tokens() -> dict[str, int]:
+    """The ids by which the tiny checkpoint's tokenizer marks pictures in a text."""
     config = json.loads((TINY / "generate/text_encoder/config.json").read_text())
     return {name: config[name] for name in ("image_token_id", "video_token_id", "vision_start_token_id")}
 
 
 def see_whole_pictures(folder: Path) -> None:
+    """Let the processor in the folder take as many pixels as the released one, not as few as the tiny checkpoint's."""
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).exists():
             config = json.loads((folder / name).read_text())
@@ -144,10 +150,10 @@ def see_whole_pictures(folder: Path) -> None:
 
 
 def plan_shards(folder: Path, tensors: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
-    """(file, its tensors), with the index that names them where there are several."""
+    """(file, its tensors) for each shard; where there are several, the index that names them is written."""
     shards: list[dict[str, Any]] = [{}]
     for name, tensor in tensors.items():
-        if shards[-1] and 2 * (tensor.numel() + sum(one.numel() for one in shards[-1].values())) > SHARD_BYTES:
+        if shards[-1] and 2 * (tensor.numel() + sum(held.numel() for held in shards[-1].values())) > SHARD_BYTES:
             shards.append({})
         shards[-1][name] = tensor
     stem = "model" if folder.name == "text_encoder" else "diffusion_pytorch_model"
@@ -162,7 +168,7 @@ def plan_shards(folder: Path, tensors: dict[str, Any]) -> list[tuple[Path, dict[
 
 
 def write_shard(path: Path, tensors: dict[str, Any], pool: Any) -> None:
-    """A safetensors file in bfloat16, unless it is there: norms one, biases zero, the rest cut from `pool`."""
+    """Write a safetensors file in bfloat16, unless it is there: norms are 1, biases 0, the rest is cut from `pool`."""
     import torch
 
     if path.exists():
@@ -185,12 +191,12 @@ def write_shard(path: Path, tensors: dict[str, Any], pool: Any) -> None:
                     piece = torch.full_like(piece, float(norm and not name.endswith("bias")))
                 stream.write(memoryview(piece.view(torch.uint8).numpy()))
         stream.flush()
-        os.fsync(stream.fileno())  # only what is on the disk can be dropped from the page cache for a cold read
+        os.fsync(stream.fileno())  # for cold reads: the page cache drops only pages that are on the disk
     partial.rename(path)
 
 
 def lora_for(folder: Path) -> Path:
-    """The few-step LoRA for the checkpoints below the folder, written there at first; the tiny one has its own."""
+    """The few-step LoRA for the checkpoints below the folder: the tiny one's own, or random weights, written once."""
     if folder == TINY:
         return folder / "few-step/tiny-qwen-image-4steps.safetensors"
     file = folder / FEW_STEP

@@ -17,9 +17,9 @@ from ..report.resumable import Send
 from ..report.rows import FAILED, MEASURED
 from . import raw_read, stock
 from .card_memory import Card, gb
-from .contenders import Failed, Ours, Stock, timed_job, timed_load
+from .contenders import Failed, Ours, Stock, time_job, time_load
 from .layouts import Case
-from .stage_times import in_seconds
+from .stage_times import stage_fields
 
 WARM_UP_STEPS = 2
 SLOW_STEPS = 1  # of a pipeline that fetches every layer anew: a step takes many seconds
@@ -28,59 +28,60 @@ SLOW_STEPS = 1  # of a pipeline that fetches every layer anew: a step takes many
 def serve_ours(
     send: Send, todo: list[dict], case: Case, folder: Path, steps: int, cold: bool, machine: Machine, precision: str
 ) -> None:
-    """Our worker's jobs: every task is loaded first, as on an endpoint that serves them."""
-    card, imports = begin(case)
+    """Measure our worker's jobs and send their rows: every task is loaded first, as on an endpoint that serves them."""
+    card, imports = open_card(case)
     settings = {"QWEN_PRECISION": precision} | ({"QWEN_VRAM_GB": case.cap} if case.cap else {})
     ours = Ours(folder, case.tasks, (lambda: machine) if case.cap else None, **settings)
     loads = {}
     for task in case.tasks:
         try:
-            _, loads[task] = loading(card, partial(ours.load, task), folder / task, cold, partial(ours.shared, task))
+            _, loads[task] = load_timed(card, partial(ours.load, task), folder / task, cold, partial(ours.shared, task))
         except LoadError as refused:
-            fail(send, [row for row in todo if row["task"] == task], refused.reason)
-    card.limit()
-    weights = card.weights([ours.pipe(task) for task in loads])
+            send_failures(send, [row for row in todo if row["task"] == task], refused.reason)
+    card.set_cap()
+    weights = card.weights_gb([ours.pipe(task) for task in loads])
     for row in [row for row in todo if row["task"] in loads]:
         loaded = ours.loaded(row["task"])
-        side = fitting(row["size"], loaded.checkpoint.size_multiple)
-        known = predicted(loaded.plan, side, row["task"]) | {"weights GB": weights} | imports | loads[row["task"]]
-        send(beside_prediction(row | known | measured(card, ours, row["task"], side, steps)))
+        side = drawable_side(row["size"], loaded.checkpoint.size_multiple)
+        facts = prediction(loaded.plan, side, row["task"]) | {"weights GB": weights} | imports | loads[row["task"]]
+        send(with_ratio(row | facts | job_fields(card, ours, row["task"], side, steps)))
 
 
 def serve_stock(send: Send, todo: list[dict], case: Case, folder: Path, steps: int, cold: bool, way: str) -> None:
-    """Stock diffusers' jobs of one task."""
-    (card, imports), (task,) = begin(case), case.tasks
-    card.limit()
+    """Measure stock diffusers' jobs of the case's one task and send their rows. `way`: how `stock` loads it."""
+    (card, imports), (task,) = open_card(case), case.tasks
+    card.set_cap()
     try:
-        pipe, known = loading(card, partial(stock.load, folder / task, card.device, way), folder / task, cold)
+        pipe, facts = load_timed(card, partial(stock.load, folder / task, card.device, way), folder / task, cold)
     except LoadError as refused:
-        return fail(send, todo, refused.reason)
-    known |= imports | {"weights GB": card.weights([pipe])}
+        return send_failures(send, todo, refused.reason)
+    facts |= imports | {"weights GB": card.weights_gb([pipe])}
     contender = Stock(pipe)
     for row in todo:
-        side = fitting(row["size"], 2 * pipe.vae_scale_factor)
+        side = drawable_side(row["size"], 2 * pipe.vae_scale_factor)
         times = SLOW_STEPS if way == stock.BY_LAYER else steps
-        send(beside_prediction(row | known | measured(card, contender, task, side, times)))
+        send(with_ratio(row | facts | job_fields(card, contender, task, side, times)))
 
 
-def begin(case: Case) -> tuple[Card, dict]:
-    """The card, and how long opening it took, for the rows."""
-    os.environ["RUNPOD_DEBUG_LEVEL"] = "WARN"  # what goes wrong, not a line for every job
+def open_card(case: Case) -> tuple[Card, dict]:
+    """The card with its context, and for the rows how long opening it took."""
+    os.environ["RUNPOD_DEBUG_LEVEL"] = "WARN"  # the worker logs what goes wrong, not a line for every job
     card = Card(case.cap)
-    return card, {"import s": round(card.open(), 2)}
+    return card, {"import s": round(card.open_context(), 2)}
 
 
-def loading(
+def load_timed(
     card: Card, load: Callable[[], Any], folder: Path, cold: bool, shared: Callable[[], Iterable[str]] = tuple
 ) -> tuple[Any, dict]:
-    """What it loads, and how fast, beside a plain read of the same files, less those of shared components.
+    """What `load` returns, and a row's fields of how fast it was, beside a plain read of the same files.
 
+    `cold`: the files' pages are dropped from the page cache before. `shared`: components whose files were not read.
     Raises `LoadError`.
     """
     if cold:
         raw_read.drop_from_cache(raw_read.weight_files(folder))
-    card.forget()
-    loaded, seconds = timed_load(load)
+    card.reset_peaks()
+    loaded, seconds = time_load(load)
     peaks = card.peaks()
     files = raw_read.weight_files(folder, shared())
     size = raw_read.size_of(files)
@@ -95,38 +96,40 @@ def loading(
     }
 
 
-def measured(card: Card, contender: Ours | Stock, task: str, side: int, steps: int) -> dict:
-    """A job to warm up, which meets the peak, and a timed one."""
-    card.forget()
+def job_fields(card: Card, contender: Ours | Stock, task: str, side: int, steps: int) -> dict:
+    """The fields of a timed job. Its peaks are also those of the job before it, which warms up."""
+    card.reset_peaks()
     try:
-        timed_job(contender, card.device, task, side, num_inference_steps=min(steps, WARM_UP_STEPS))
+        time_job(contender, card.device, task, side, num_inference_steps=min(steps, WARM_UP_STEPS))
         swap = {"swap s": contender.timings["swap"]} if "swap" in contender.timings else {}
-        call = timed_job(contender, card.device, task, side, num_inference_steps=steps)
+        call = time_job(contender, card.device, task, side, num_inference_steps=steps)
     except Failed as failure:
         return {"measured": f"{FAILED}: {failure}", "side": side}
-    return {"measured": MEASURED, "side": side, "steps": steps} | in_seconds(call) | swap | card.peaks()
+    return {"measured": MEASURED, "side": side, "steps": steps} | stage_fields(call) | swap | card.peaks()
 
 
-def beside_prediction(row: dict) -> dict:
+def with_ratio(row: dict) -> dict:
+    """The row with its peak over the predicted one, where both are known."""
     if "peak GB" not in row or "predicted peak GB" not in row:
         return row
     return row | {"of predicted": round(row["peak GB"] / row["predicted peak GB"], 3)}
 
 
-def predicted(plan: Plan, side: int, task: str) -> dict:
-    """What the plan that is served says ahead."""
+def prediction(plan: Plan, side: int, task: str) -> dict:
+    """What the plan says ahead of a job, for a row: its memory, of which a CPU has the weights alone."""
     images = int(task == "edit")
-    known = {"plan": str(plan), "predicted weights GB": round(plan.weights / GB, 6)}
+    facts = {"plan": str(plan), "predicted weights GB": round(plan.weights / GB, 6)}
     if plan.device == "cpu":
-        return known
-    return known | {"predicted peak GB": gb(plan.peak(side, side, images, plan.tiles(side, side, images)))}
+        return facts
+    return facts | {"predicted peak GB": gb(plan.peak(side, side, images, plan.tiles(side, side, images)))}
 
 
-def fail(send: Send, rows: list[dict], why: str) -> None:
+def send_failures(send: Send, rows: list[dict], why: str) -> None:
+    """Send the rows as failed for this reason."""
     for row in rows:
         send(row | {"measured": f"{FAILED}: {why}"})
 
 
-def fitting(size: int, multiple: int) -> int:
+def drawable_side(size: int, multiple: int) -> int:
     """The largest side that the checkpoint draws of about this size."""
     return size // multiple * multiple

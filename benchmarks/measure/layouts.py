@@ -1,4 +1,4 @@
-"""Which layouts are measured on which cards: the parts of `fit` in order of worth, and why one cannot be measured here.
+"""Which layouts are measured on which cards: the cases of `fit` in order of worth, and what keeps one from it.
 
 Pure: plans and predictions come from the worker's own placement. Knows nothing of how anything is measured.
 """
@@ -22,7 +22,7 @@ RELEASED = {"generate": "Qwen/Qwen-Image", "edit": "Qwen/Qwen-Image-Edit"}
 ARCHITECTURES = {"ampere": (8, 0), "ada": (8, 9), "hopper": (9, 0), "blackwell": (12, 0)}
 USUAL = {16: "ada", 24: "ada", 32: "blackwell", 48: "ada", 80: "hopper", 96: "blackwell", 141: "hopper"}
 USUAL_RAM = 128 * GB  # of a machine that is not there
-# The least that a precision's matrix products run on, and what they are installed by.
+# The least compute capability that a precision's matrix products run on, and the package that has them.
 CAPABILITY = {Precision.FP8: placement.FP8_CAPABILITY}
 PACKAGE = {Precision.FP8: "torchao", Precision.INT8: "torchao", Precision.NF4: "bitsandbytes"}
 
@@ -42,8 +42,8 @@ class Case:
 
 
 GENERATE, EDIT = ("generate",), ("edit",)
-# Ours where the promises are, then stock on the same card, then the rest. Stock takes a process for each task: no card
-# below 141 GB holds both of its pipelines.
+# First our worker on the cards that the docs promise, then stock on the same cards, then the rest. Stock has a case for
+# each task: no card below 141 GB holds both of its pipelines.
 CASES = (
     Case("ours", 24, GENERATE), Case("ours", 24, EDIT), Case("ours", 80),
     Case("stock", 80, GENERATE), Case("stock", 80, EDIT),
@@ -55,8 +55,8 @@ CASES = (
 HERE = (Case("ours", None), Case("stock", None, GENERATE), Case("stock", None, EDIT))
 
 
-def of_caps(caps: Sequence[float] | None) -> list[Case]:
-    """The cases of these caps in order of worth; of a cap that none is of, ours with both tasks."""
+def cases_for_caps(caps: Sequence[float] | None) -> list[Case]:
+    """The cases of these caps (GB) in order of worth, and our worker with both tasks under caps that no case has."""
     if not caps:
         return list(CASES)
     others = [Case("ours", cap) for cap in caps if cap not in {case.cap for case in CASES}]
@@ -70,17 +70,20 @@ def layout_of(plan: str) -> str:
 
 def models_of(tasks: tuple[str, ...]) -> list[Model]:
     """The released models, as placement counts them."""
-    found = [checkpoint.known(RELEASED[task]) for task in tasks]
-    return [as_model(one, found[:number]) for number, one in enumerate(found)]
+    checkpoints = [checkpoint.known(RELEASED[task]) for task in tasks]
+    return [as_model(held, checkpoints[:number]) for number, held in enumerate(checkpoints)]
 
 
 def architecture_of(case: Case, asked: str | None) -> str | None:
-    """What the card is taken to be: what was asked for, else the usual one of that size."""
+    """The architecture that the case's card is taken to have: `asked`, else the usual one of its size."""
     return (asked or USUAL.get(int(case.cap), "hopper")) if case.cap else None
 
 
 def machine_for(case: Case, real: Machine, architecture: str | None = None, ram_gb: float | None = None) -> Machine:
-    """The machine that the case is planned for: the real one, but of that architecture; one made up where none is."""
+    """The machine that the case is planned for: the real one with that architecture, or one made up without a GPU.
+
+    `ram_gb`: RAM to plan with in place of what is free.
+    """
     if case.cap is None:
         return real
     ram = round(ram_gb * GB) if ram_gb else real.ram_available if real.gpu else round(USUAL_RAM)
@@ -101,19 +104,20 @@ def plan_for(case: Case, machine: Machine, precision: str = "auto") -> tuple[Pla
 
 
 def stock_peaks(task: str, side: int) -> dict[str, int]:
+    """Bytes by stock's way, the fastest first, of one job of `side` pixels square."""
     (model,) = models_of((task,))
     return stock.peaks(model, side, int(task == "edit"))
 
 
 def way_of(case: Case, side: int) -> str:
-    """The fastest way of stock that fits the cap at this size; the smallest where none does."""
+    """The fastest way of stock that fits the cap at this size; the one with the least memory where none does."""
     if case.cap is None:
         return stock.RESIDENT
     fitting = [way for way, peak in stock_peaks(case.tasks[0], side).items() if peak <= case.cap * GB]
     return fitting[0] if fitting else stock.BY_LAYER
 
 
-def why_not(case: Case, real: Gpu | None, plan: Plan | None, installed: Callable[[str], object]) -> str:
+def obstacle(case: Case, real: Gpu | None, plan: Plan | None, installed: Callable[[str], object]) -> str:
     """Why the case cannot be measured on this machine, empty if it can. `plan`: ours, None for stock."""
     if case.cap is None:
         return ""

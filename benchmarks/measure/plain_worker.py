@@ -1,6 +1,6 @@
 """The worker that the throughput is held against: a synchronous handler that fetches, draws and encodes in turn.
 
-What most published workers do, on the same checkpoint, arguments and SDK.
+It does what most published workers do, with the same checkpoint, arguments and SDK as ours.
 """
 
 import base64

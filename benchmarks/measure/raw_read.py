@@ -1,4 +1,4 @@
-"""How fast a checkpoint's files can be read at all: what the seconds of a load are held against. Knows no torch."""
+"""How fast a checkpoint's files can be read at all: the seconds of a load are held against it. Knows no torch."""
 
 import os
 import time
@@ -11,15 +11,16 @@ from qwen_worker.checkpoint_files import shards
 
 THREADS = 8
 PIECE = 1 << 24  # bytes of one read
-READ_SECONDS = 10  # the rate is known by then, and device time is dear
+READ_SECONDS = 10  # the rate is steady by then, and time on a lent machine is short
 
 
 def weight_files(folder: Path, without: Iterable[str] = ()) -> list[Path]:
-    """The files that loading the checkpoint reads, less those of components that are in memory already."""
+    """The files that a load of the checkpoint reads. `without`: components that are in memory already."""
     return [file for component in WEIGHTS if component not in set(without) for file in shards(folder, component)]
 
 
 def size_of(files: Sequence[Path]) -> int:
+    """Bytes of all files."""
     return sum(file.stat().st_size for file in files)
 
 
@@ -34,7 +35,7 @@ def drop_from_cache(files: Sequence[Path]) -> None:
 
 
 def read_rate(files: Sequence[Path], seconds: float = READ_SECONDS) -> float:
-    """Bytes a second of a plain read into nothing, by several threads; of what they get through in the time."""
+    """Bytes a second that several threads read, for at most `seconds`; what they read is not kept."""
     end = time.perf_counter() + seconds
     spans = []
     for file in files:
@@ -48,7 +49,7 @@ def read_rate(files: Sequence[Path], seconds: float = READ_SECONDS) -> float:
 
 
 def read_span(file: Path, start: int, length: int, end: float) -> int:
-    """The bytes read, at most `length`, until `end` of the clock."""
+    """Read from `start` until `length` bytes are read or the clock is at `end`; the bytes that were read."""
     buffer, done = bytearray(min(PIECE, length)), 0
     with file.open("rb", buffering=0) as stream:
         stream.seek(start)

@@ -1,8 +1,9 @@
 """Where the seconds of one pipeline call go: text, denoising step by step, VAE encode and decode, the rest.
 
-On CUDA the stages are timed by events in the stream, so that timing holds nothing up, and the whole by the host's clock
-with the device synchronised at both ends; on a CPU by the host's clock. What the transformer was given is noted too,
-for the FLOPs. Works on any Qwen-Image pipeline, ours or stock; imports torch inside functions; knows nothing of jobs.
+On CUDA, events in the stream time the stages, which holds nothing up, and the host's clock times the whole call, with
+the device synchronised at both ends; on a CPU the host's clock times both. The shapes that the transformer was given
+are kept for the FLOPs. Works on any Qwen-Image pipeline, ours or stock; imports torch inside functions; knows nothing
+of jobs.
 """
 
 import functools
@@ -16,8 +17,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Stages:
-    """Seconds. `forwards`: of each pass that the transformer computed its batch, latent tokens and text tokens; a step
-    cache predicts others."""
+    """Seconds of one call. `forwards`: batch, latent tokens and text tokens of each pass that the transformer computed;
+    a pass that a step cache predicts is none."""
 
     whole: float
     text: float
@@ -28,7 +29,10 @@ class Stages:
 
     @property
     def step(self) -> float:
-        """The median step. The first may load or compile something and the last ends with its pass: only if alone."""
+        """The median step, without the first, which may load or compile, and the last, which ends with its pass.
+
+        Those two count where there are no others.
+        """
         return statistics.median(self.steps[1:-1] or self.steps[1:] or self.steps)
 
     @property
@@ -47,18 +51,18 @@ class Stopwatch:
 
     @contextmanager
     def on(self, pipe: Any) -> Iterator["Stopwatch"]:
-        # The block's own method, and not a hook in it: compiled code does not see hooks that come after it, and a step
-        # cache, which is put around it later, does not call it where it predicts.
+        # The first block's own method is replaced, for two reasons: compiled code does not see a hook that is added
+        # after it, and a step cache, which wraps the block later, does not call this method in a pass that it predicts.
         block = pipe.transformer.transformer_blocks[0]
         replaced = {
             (pipe, "encode_prompt"): self.timed(pipe.encode_prompt, "text"),
             (pipe.vae, "encode"): self.timed(pipe.vae.encode, "encode"),
             (pipe.vae, "decode"): self.timed(pipe.vae.decode, "decode"),
-            (block, "forward"): self.noted(block.forward),
+            (block, "forward"): self.counted(block.forward),
         }
         before = [vars(owner).get(method) for owner, method in replaced]
-        for (owner, method), ours in replaced.items():
-            setattr(owner, method, ours)
+        for (owner, method), timing in replaced.items():
+            setattr(owner, method, timing)
         hooks = [
             pipe.transformer.register_forward_pre_hook(self.forward_begins),
             pipe.transformer.register_forward_hook(self.forward_ends),
@@ -72,14 +76,14 @@ class Stopwatch:
         finally:
             for hook in hooks:
                 hook.remove()
-            for (owner, method), stock in zip(replaced, before, strict=True):
+            for (owner, method), own in zip(replaced, before, strict=True):
                 delattr(owner, method)
-                if stock is not None:
-                    setattr(owner, method, stock)
+                if own is not None:
+                    setattr(owner, method, own)
 
     def timed(self, method: Callable, stage: str) -> Callable:
         @functools.wraps(method)
-        def call(*args, **kwargs):
+        def call(*args: Any, **kwargs: Any) -> Any:
             begun = self.mark()
             result = method(*args, **kwargs)
             self.spans[stage].append((begun, self.mark()))
@@ -87,18 +91,18 @@ class Stopwatch:
 
         return call
 
-    def noted(self, forward: Callable) -> Callable:
+    def counted(self, forward: Callable) -> Callable:
         @functools.wraps(forward)
-        def call(**inputs):
+        def call(**inputs: Any) -> Any:
             self.forwards.append((*inputs["hidden_states"].shape[:2], inputs["encoder_hidden_states"].shape[1]))
             return forward(**inputs)
 
         return call
 
-    def forward_begins(self, *_) -> None:
+    def forward_begins(self, *_: Any) -> None:
         self.begun = self.mark()
 
-    def forward_ends(self, *_) -> None:
+    def forward_ends(self, *_: Any) -> None:
         self.spans["forward"].append((self.begun, self.mark()))
 
     def mark(self) -> Any:
@@ -112,6 +116,7 @@ class Stopwatch:
         return event
 
     def between(self, begun: Any, ended: Any) -> float:
+        """Seconds from one mark to another."""
         return begun.elapsed_time(ended) / 1000 if self.cuda else ended - begun
 
     def synchronize(self) -> None:
@@ -121,10 +126,10 @@ class Stopwatch:
             torch.cuda.synchronize()
 
     def stages(self, steps: int) -> Stages:
-        """Of the call that is over, which ran so many denoising steps."""
+        """The stages of the call that is over. `steps`: the denoising steps that it ran."""
         forwards = self.spans["forward"]
         passes, uneven = divmod(len(forwards), steps)
-        if uneven or not passes:  # some steps had another number of passes: only their mean is known
+        if uneven or not passes:  # the steps had different numbers of passes: only a step's mean is known
             whole = self.between(forwards[0][0], forwards[-1][1]) if forwards else 0.0
             seconds = [whole / steps] * steps
         else:  # a step lasts until the next one's first pass begins
@@ -136,13 +141,13 @@ class Stopwatch:
         return Stages(self.whole, text, encode, decode, tuple(seconds), tuple(self.forwards))
 
 
-def in_seconds(*calls: Stages) -> dict[str, float]:
-    """The fields of a row: each stage's median over the calls, in seconds."""
+def stage_fields(*calls: Stages) -> dict[str, float]:
+    """The fields of a row: each stage's median seconds over the calls."""
     names = {"text s": "text", "encode s": "encode", "step s": "step", "decode s": "decode", "rest s": "rest"}
     names |= {"job s": "whole"}
     return {field: round(statistics.median(getattr(call, name) for call in calls), 4) for field, name in names.items()}
 
 
 def job_seconds(row: dict, steps: int) -> float:
-    """A job of so many steps, by the stages of a row."""
+    """Seconds of a job of so many steps, by the stages of a row."""
     return sum(row[name] for name in ("text s", "encode s", "decode s", "rest s")) + steps * row["step s"]

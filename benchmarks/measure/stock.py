@@ -1,6 +1,6 @@
-"""Stock diffusers pipelines as its documentation loads them: resident, offloaded by model or layer; or beside ours.
+"""Stock diffusers pipelines, loaded as its documentation says: resident, offloaded by model or layer; or beside ours.
 
-Which way fits a cap is arithmetic with the parameter counts that placement uses. Imports torch inside functions.
+The memory of each way is computed from the parameter counts that placement uses. Imports torch inside functions.
 """
 
 import importlib
@@ -16,7 +16,10 @@ RESIDENT, BY_MODEL, BY_LAYER = "resident", "offloaded by model", "offloaded by l
 
 
 def peaks(model: Model, side: int, images: int) -> dict[str, int]:
-    """The predicted peak in bytes of each way, the fastest first. The savings are ours: stock has none of them."""
+    """The predicted peak in bytes of each way, the fastest first. None of our worker's savings counts: stock has none.
+
+    The job is `side` pixels square and has `images` input pictures.
+    """
     whole = Plan("cuda", Precision.BF16, (replace(model, shared=()),))
     pixels, need = side * side / MEGAPIXEL, model.working
     denoise = need.denoise_edit * (pixels + images) if images else need.denoise * pixels
@@ -32,6 +35,7 @@ def peaks(model: Model, side: int, images: int) -> dict[str, int]:
 
 
 def load(folder: Path, device: str, way: str) -> Any:
+    """The checkpoint's own pipeline, in bfloat16 on CUDA and float32 on a CPU."""
     import diffusers
     import torch
 
@@ -46,11 +50,11 @@ def load(folder: Path, device: str, way: str) -> Any:
     return pipe
 
 
-def beside(pipe: Any, folder: Path, device: str) -> Any:
-    """A stock pipeline on the device that has in common with `pipe` every weight that both have: both fit one card.
+def load_beside(pipe: Any, folder: Path, device: str) -> Any:
+    """A stock pipeline on the device that shares the weights of `pipe`, ours, where both have them: both fit one card.
 
-    What ours has dropped is read from the checkpoint. A component whose weights ours holds in another form (quantized,
-    elsewhere) is loaded whole. The VAE is its own: ours has another shape.
+    Weights that ours has dropped are read from the checkpoint. A component whose weights ours holds in another form
+    (quantized, on another device) is loaded whole, and so is the VAE: ours has another shape.
     """
     import diffusers
     import torch
@@ -69,7 +73,10 @@ def beside(pipe: Any, folder: Path, device: str) -> Any:
 
 
 def twin_of(module: Any, kind: type, folder: Path, device: str) -> Any:
-    """A module of the stock class around the weights of `module`; None where they cannot be shared."""
+    """A module of the class `kind` around the weights of `module`; None where they cannot be shared.
+
+    `folder`: the component's, from which weights are read that `module` has not.
+    """
     from accelerate import init_empty_weights
 
     held = dict(module.named_parameters()) | dict(module.named_buffers())
@@ -77,9 +84,9 @@ def twin_of(module: Any, kind: type, folder: Path, device: str) -> Any:
         twin = kind(module.config) if hasattr(module.config, "to_dict") else kind.from_config(module.config)
     wanted = twin.state_dict()
     plain = [value for name, value in held.items() if name in wanted]
-    if not plain or any(one.device.type != device or type(one.data).__name__ != "Tensor" for one in plain):
+    if not plain or any(tensor.device.type != device or type(tensor.data).__name__ != "Tensor" for tensor in plain):
         return None
-    state = {name: held[name].data for name, value in wanted.items() if fits(held.get(name), value)}
+    state = {name: held[name].data for name, value in wanted.items() if same_shape(held.get(name), value)}
     missing = [name for name in wanted if name not in state]
     if missing:
         stored = stored_tensors(folder, missing)
@@ -90,16 +97,16 @@ def twin_of(module: Any, kind: type, folder: Path, device: str) -> Any:
     return twin.to(device).eval().requires_grad_(False)
 
 
-def fits(ours: Any, stock: Any) -> bool:
+def same_shape(ours: Any, stock: Any) -> bool:
     return ours is not None and ours.shape == stock.shape
 
 
 def stored_tensors(folder: Path, names: list[str]) -> dict[str, Any] | None:
-    """These tensors of a component's files; None where a file calls one of them otherwise."""
+    """The tensors of these names in a component's files; None where a name is not there."""
     from safetensors import safe_open
 
-    found = {}
+    stored = {}
     for file in shards(folder.parent, folder.name):
         with safe_open(file, "pt") as stream:
-            found |= {name: stream.get_tensor(name) for name in set(names) & set(stream.keys())}
-    return found if len(found) == len(names) else None
+            stored |= {name: stream.get_tensor(name) for name in set(names) & set(stream.keys())}
+    return stored if len(stored) == len(names) else None

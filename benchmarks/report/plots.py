@@ -1,4 +1,4 @@
-"""Pictures of what `fit` and `speed` have recorded. matplotlib draws them; without it there is a line that says so."""
+"""Pictures of what `fit` and `speed` have recorded. Without matplotlib no picture is drawn, and a line says so."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ COLOURS = {"ours": "tab:blue", "stock": "tab:grey"}
 
 
 def fit(record: Record, path: Path) -> None:
-    """Left: predicted peaks as frames, measured ones as bars. Right: seconds a step."""
+    """Draw the cases at their first size: peaks, predicted as frames and measured as bars, beside seconds a step."""
     plot = pyplot()
     rows = list({(row["part"], row["task"], row["run"]): row for row in reversed(record.rows)}.values())[::-1]
     if plot is None or not rows:
@@ -38,7 +38,7 @@ def fit(record: Record, path: Path) -> None:
 
 
 def speed(record: Record, path: Path) -> None:
-    """A job's stages side by side, quality's by 50 of its steps; the floor of the denoising as a line."""
+    """Draw each job's stages side by side, and the floor of its denoising as a line; a part of a job as a whole one."""
     plot = pyplot()
     rows = [row for row in record.rows if row["measured"] == MEASURED]
     rows = [row for row in rows if row["checkpoint"] != "tiny"] or rows
@@ -63,6 +63,7 @@ def speed(record: Record, path: Path) -> None:
 
 
 def name_of(row: dict, record: Record) -> str:
+    """A row's line on the axis."""
     device = record.device_of(row)
     if "part" in row:
         words = [row["part"], row["task"] * row["part"].endswith("-both"), str(row["size"])]
@@ -74,6 +75,7 @@ def name_of(row: dict, record: Record) -> str:
 
 
 def pyplot() -> Any:
+    """The module that draws, None where it is not installed."""
     try:
         import matplotlib
     except ImportError:

@@ -1,8 +1,8 @@
 """The JSON of a benchmark that takes longer than one call: each row is written the moment it is measured.
 
-A row is found again by the fields that say what it is of, and belongs to a run: the device, libraries and driver it was
-measured with. Rows of another device stay beside it; of the same device the newest stays. Knows nothing of what is
-measured.
+A row's key is the fields that say what was measured; its run is the device, the libraries and the driver with which.
+A new row takes the place of the row with the same key of the same device; rows of other devices stay beside it. Knows
+nothing of what is measured.
 """
 
 import json
@@ -22,66 +22,70 @@ from qwen_worker.request import Drawing
 
 MEASURED, NOT_MEASURED, FAILED = "measured", "not measured", "failed"
 FULL_STEPS = Drawing.model_fields["num_inference_steps"].default  # of a whole job of `quality`
-AROUND = ("date", "driver", "processor")
+AROUND = ("date", "driver", "processor")  # what may differ between two runs that are alike
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "torchao", "bitsandbytes")
 
 
 class Record:
-    """The rows in `path`, those of earlier calls included. `key`: the names of the fields that say what a row is of."""
+    """The rows in `path`, those of earlier calls included. `key`: the names of the fields that make a row's key.
+
+    Every row has `measured`: MEASURED, or NOT_MEASURED or FAILED with a colon and the reason; and `run`: the number of
+    its run, None where it is not measured.
+    """
 
     def __init__(self, path: Path, benchmark: str, key: Sequence[str], run: dict):
         held = json.loads(path.read_text()) if path.exists() else {}
         self.path, self.benchmark, self.key = path, benchmark, tuple(key)
         self.runs: dict[str, dict] = held.get("runs", {})
         self.rows: list[dict] = held.get("rows", [])
-        self.run = self.number_of(run)
+        self.run = self.run_number(run)
 
-    def number_of(self, run: dict) -> str:
-        """The number of the run with these facts, a new one where there is none; the day it began is no such fact."""
-        for number, known in self.runs.items():
-            if {name: value for name, value in known.items() if name != "date"} == run:
+    def run_number(self, run: dict) -> str:
+        """The number of the run with these facts, a new number where no run has them; any date will do."""
+        for number, held in self.runs.items():
+            if {name: value for name, value in held.items() if name != "date"} == run:
                 return number
         number = str(max(map(int, self.runs), default=0) + 1)
         self.runs[number] = {"date": datetime.now(UTC).date().isoformat()} | run
         return number
 
-    def of(self, row: dict) -> tuple:
+    def key_of(self, row: dict) -> tuple:
         return tuple(row.get(name) for name in self.key)
 
     def outcome(self, row: dict) -> str | None:
-        """What a run like this one has recorded of the row: that it is measured, or why it failed; None for nothing."""
-        alike = [number for number, run in self.runs.items() if self.alike(run)]
-        held = (one for one in self.rows if one["run"] in alike and self.of(one) == self.of(row))
-        return next((one["measured"] for one in held), None)
+        """`measured` of the row with the same key, as a run like this one has recorded it; None where none has."""
+        alike = [number for number, run in self.runs.items() if self.is_alike(run)]
+        recorded = (held for held in self.rows if held["run"] in alike and self.key_of(held) == self.key_of(row))
+        return next((held["measured"] for held in recorded), None)
 
-    def alike(self, run: dict) -> bool:
-        """Whether it has the same device, libraries and settings; the machine around the card may be another."""
+    def is_alike(self, run: dict) -> bool:
+        """Whether the run has this run's device, libraries and settings; the machine around the card may be another."""
         now = self.runs[self.run]
         return all(run.get(name) == value for name, value in now.items() if name not in AROUND)
 
-    def put(self, row: dict) -> None:
-        """A row of this run, in the place of what was known of it on this device."""
-        self.keep(row | {"run": self.run})
+    def add(self, row: dict) -> None:
+        """Record a row of this run, in the place of the row with the same key on this device."""
+        self.replace(row | {"run": self.run})
         self.write()
 
     def expect(self, row: dict, why: str) -> None:
-        """A row that nobody has measured, with what is known ahead; without effect where one is measured anywhere."""
-        if not any(self.of(one) == self.of(row) and one["run"] for one in self.rows):
-            self.keep(row | {"measured": f"{NOT_MEASURED}: {why}", "run": None})
+        """Record a row that is not measured, and why; no effect where any device has measured a row with its key."""
+        if not any(self.key_of(held) == self.key_of(row) and held["run"] for held in self.rows):
+            self.replace(row | {"measured": f"{NOT_MEASURED}: {why}", "run": None})
 
-    def keep(self, row: dict) -> None:
+    def replace(self, row: dict) -> None:
         device = self.runs[self.run]["device"]
 
-        def replaced(one: dict) -> bool:
-            old = one["run"] is None or self.runs[one["run"]]["device"] == device
-            return old and self.of(one) == self.of(row)
+        def replaced(held: dict) -> bool:
+            old = held["run"] is None or self.runs[held["run"]]["device"] == device
+            return old and self.key_of(held) == self.key_of(row)
 
-        place = next((number for number, one in enumerate(self.rows) if replaced(one)), len(self.rows))
-        self.rows = [one for one in self.rows if not replaced(one)]
+        place = next((number for number, held in enumerate(self.rows) if replaced(held)), len(self.rows))
+        self.rows = [held for held in self.rows if not replaced(held)]
         self.rows.insert(place, row)
 
     def write(self) -> None:
-        """Whole or not at all: a call that is killed here leaves the file of before."""
+        """Write the file whole or not at all: a call that is killed here leaves the file of before."""
         used = {row["run"] for row in self.rows} | {self.run}
         runs = {number: run for number, run in self.runs.items() if number in used}
         text = json.dumps({"benchmark": self.benchmark, "runs": runs, "rows": self.rows}, indent=1)
@@ -95,7 +99,7 @@ class Record:
 
 
 def surroundings() -> dict:
-    """What a measurement depends on beside its settings; opens no CUDA context."""
+    """What a measurement depends on beside its settings, for a run; opens no CUDA context."""
     machine = read_machine()
     return {
         "device": machine.gpu.name if machine.gpu else "CPU",
@@ -108,6 +112,7 @@ def surroundings() -> dict:
 
 
 def driver() -> str:
+    """The version of the card's driver."""
     pynvml.nvmlInit()
     try:
         return str(pynvml.nvmlSystemGetDriverVersion())

@@ -12,13 +12,13 @@ def test_the_cap_and_the_context_are_counted_from_both_sides(fake_card, monkeypa
     fractions = []
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
     card = Card(24)
-    card.limit()
+    card.set_cap()
     assert fractions == [pytest.approx((24 * GB - 2**30) / (85 * GB))]
     fake_card[0] -= 20.6 * GB
     assert card.peaks() == {
         "allocated peak GB": 19, "reserved peak GB": 21, "context GB": 0.6, "peak GB": 21.6, "pinned GB": 28,
         "times full": 3,
     }  # fmt: skip
-    assert card.weights([]) == 13.77
-    Card(None).limit()
+    assert card.weights_gb([]) == 13.77
+    Card(None).set_cap()
     assert len(fractions) == 1  # no cap, no limit

@@ -20,7 +20,7 @@ def test_on_a_gpu_every_part_has_its_plan_and_prediction(tmp_path):
     found = fit.parts_of(options(fit, "--full-size", str(tmp_path)), machine())
     assert [part.name for part in found[:3]] == ["ours-24-generate", "ours-24-edit", "ours-80-both"]
     by_name = {part.name: part for part in found}
-    assert not by_name["ours-24-generate"].missing and by_name["ours-141-both"].missing
+    assert not by_name["ours-24-generate"].obstacle and by_name["ours-141-both"].obstacle
     for part in found:
         for row in part.rows:
             assert 0 < row["predicted peak GB"] <= row["cap GB"] and row["checkpoint"] == full_size.NAME

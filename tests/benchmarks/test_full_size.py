@@ -24,7 +24,7 @@ def test_the_full_size_architecture_is_what_placement_counts_with():
 
     held = {
         name: {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-        for name, model in full_size.architecture().items()
+        for name, model in full_size.empty_models().items()
     }
     assert {name: sum(map(math.prod, shapes.values())) for name, shapes in held.items()} == SIZE_20B
     assert count_parts(held) == PARTS_20B
@@ -32,7 +32,7 @@ def test_the_full_size_architecture_is_what_placement_counts_with():
 
 def test_a_checkpoint_of_random_weights_goes_on_where_it_was_ended_and_is_served(tmp_path, monkeypatch, quiet):
     monkeypatch.setattr(full_size, "SHARD_BYTES", 20_000_000)
-    models = full_size.architecture(SMALL)
+    models = full_size.empty_models(SMALL)
     written, stock_write = [], full_size.write_shard
 
     def cut_off(path, *rest):
@@ -44,16 +44,16 @@ def test_a_checkpoint_of_random_weights_goes_on_where_it_was_ended_and_is_served
     monkeypatch.setattr(full_size, "WRITERS", 1)
     monkeypatch.setattr(full_size, "write_shard", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        full_size.write(tmp_path, models)
+        full_size.write_checkpoints(tmp_path, models)
     assert not (tmp_path / "edit").exists()
     times = [path.stat().st_mtime_ns for path in written]
     monkeypatch.setattr(full_size, "write_shard", stock_write)
-    full_size.write(tmp_path, models)
+    full_size.write_checkpoints(tmp_path, models)
     assert [path.stat().st_mtime_ns for path in written] == times
     assert (tmp_path / "generate/text_encoder/model.safetensors.index.json").exists()
     for file in tmp_path.glob("generate/*/*.safetensors"):
         assert file.samefile(tmp_path / "edit" / file.relative_to(tmp_path / "generate"))
-    assert full_size.ready([tmp_path]) == tmp_path
+    assert full_size.ready_folder([tmp_path]) == tmp_path
 
     ours = Ours(tmp_path, layouts.TASKS)
     ours.load("generate")
@@ -65,7 +65,7 @@ def test_a_checkpoint_of_random_weights_goes_on_where_it_was_ended_and_is_served
 def test_preset_fast_is_timed_with_a_lora_of_every_layer_that_the_published_ones_change(tmp_path, quiet):
     from safetensors import safe_open
 
-    full_size.write(tmp_path, full_size.architecture(SMALL))
+    full_size.write_checkpoints(tmp_path, full_size.empty_models(SMALL))
     file = full_size.lora_for(tmp_path)
     written = file.stat().st_mtime_ns
     assert full_size.lora_for(tmp_path) == file and file.stat().st_mtime_ns == written
@@ -78,7 +78,7 @@ def test_preset_fast_is_timed_with_a_lora_of_every_layer_that_the_published_ones
 
 def test_the_full_size_checkpoint_asks_for_its_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(full_size, "disk_free", lambda folder: 20 * GB)
-    monkeypatch.setattr(full_size, "write", lambda *_: pytest.fail("it was written"))
+    monkeypatch.setattr(full_size, "write_checkpoints", lambda *_: pytest.fail("it was written"))
     with pytest.raises(LoadError, match="the full-size checkpoint needs 57.7 GB of disk; 20.0 GB are free"):
-        full_size.ready([tmp_path])
+        full_size.ready_folder([tmp_path])
     assert list(tmp_path.iterdir()) == []

@@ -28,7 +28,7 @@ def test_our_worker_plans_for_the_card_that_it_is_told_of():
 def reason(case, real, architecture=None, installed=lambda name: True):
     plan, refused = layouts.plan_for(case, layouts.machine_for(case, real, architecture))
     assert not refused
-    return layouts.why_not(case, real.gpu, plan if case.contender == "ours" else None, installed)
+    return layouts.obstacle(case, real.gpu, plan if case.contender == "ours" else None, installed)
 
 
 A100 = machine("NVIDIA A100-SXM4-80GB", 85.5, (8, 0))
@@ -50,7 +50,7 @@ A100 = machine("NVIDIA A100-SXM4-80GB", 85.5, (8, 0))
 )
 def test_what_the_real_card_cannot_run_is_not_measured(case, real, installed, why):
     assert reason(case, real, installed=lambda name: installed) == why
-    assert layouts.why_not(Case("ours", None), real.gpu, None, lambda name: None) == ""  # all of this machine
+    assert layouts.obstacle(Case("ours", None), real.gpu, None, lambda name: None) == ""  # all of this machine
 
 
 def test_stock_is_loaded_the_fastest_way_that_fits():
@@ -63,6 +63,6 @@ def test_stock_is_loaded_the_fastest_way_that_fits():
 
 
 def test_caps_that_no_case_is_of_are_served_too():
-    assert [case.name for case in layouts.of_caps([40, 16])] == [
+    assert [case.name for case in layouts.cases_for_caps([40, 16])] == [
         "ours-16-generate", "ours-16-edit", "ours-16-both", "ours-40-both",
     ]  # fmt: skip

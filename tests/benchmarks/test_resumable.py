@@ -139,7 +139,7 @@ def test_a_part_of_which_every_row_failed_is_measured_again_after_the_others(rec
 
 def test_what_cannot_be_measured_here_is_said_and_spoils_nothing(record):
     run(part(send_all), record(OTHER))
-    run(part(send_all, count=4, missing="there is no GPU here"), record())
+    run(part(send_all, count=4, obstacle="there is no GPU here"), record())
     assert measured(record) == dict.fromkeys(range(3), "measured") | {3: "not measured: there is no GPU here"}
 
 

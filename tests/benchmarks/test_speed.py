@@ -19,7 +19,7 @@ def test_ours_and_stock_take_turns_and_stand_against_the_floor(quiet):
     chosen = options(speed, "--sizes", "256", "--steps", "2", "--repeats", "1", "--whole-size", "0")
     part = speed.part_of("generate", {}, full_size.TINY, chosen, NOTHING_HERE, "")
     assert part.name == "generate tiny"
-    ours, other, *presets = served_rows(interleaved.take, part)
+    ours, other, *presets = served_rows(interleaved.measure_in_turns, part)
     assert (ours["contender"], other["contender"]) == ("ours", "stock")
     passes = {row["preset"]: (row["steps"], row["passes"]) for row in presets}
     assert passes == {"balanced": (30, 36), "fast": (4, 4)}  # of balanced 18 steps are computed, with guidance
@@ -43,21 +43,21 @@ def test_turns_alternate_warm_up_first_and_a_failure_ends_one_s_turns():
 
         return draw
 
-    one, two = interleaved.in_turns([drawn("a"), drawn("b", fails=True)], 2)
+    one, two = interleaved.alternate([drawn("a"), drawn("b", fails=True)], 2)
     assert log == ["a-warm", "b-warm", "a", "b", "a"]
     assert len(one) == 2 and two == "out of memory"
-    assert interleaved.outcome_of(two, {}, 1.0) == {"measured": "failed: out of memory"}
+    assert interleaved.outcome_fields(two, {}, 1.0) == {"measured": "failed: out of memory"}
 
 
 def test_a_ratio_needs_both_and_whole_jobs_are_compared_as_they_were():
     ours, other = speed_row(), speed_row(contender="stock", **{"step s": 0.4, "job s": 5.2})
-    assert interleaved.against_stock(ours, [ours, other]) == {"of stock": round(11 / 21, 3)}
+    assert interleaved.ratio_to_stock(ours, [ours, other]) == {"of stock": round(11 / 21, 3)}
     whole = [row | {"whole": True} for row in (ours, other)]
-    assert interleaved.against_stock(whole[0], whole) == {"of stock": 0.5}
+    assert interleaved.ratio_to_stock(whole[0], whole) == {"of stock": 0.5}
     for pair in ([ours, {"contender": "stock", "measured": "failed: out of memory"}], [ours]):
-        assert interleaved.against_stock(ours, pair) == {}
+        assert interleaved.ratio_to_stock(ours, pair) == {}
     failed = {"contender": "ours", "measured": "failed: x"}
-    assert interleaved.against_stock(failed, [failed, other]) == interleaved.against_stock(other, [ours, other]) == {}
+    assert interleaved.ratio_to_stock(failed, [failed, other]) == interleaved.ratio_to_stock(other, [ours, other]) == {}
 
 
 def test_every_preset_of_the_contract_and_every_setting_that_is_asked_has_rows():
@@ -70,7 +70,7 @@ def test_every_preset_of_the_contract_and_every_setting_that_is_asked_has_rows()
         speed.settings_of(["QWEN_NONSENSE=1"])
     parts = speed.parts_of(options(speed, "--set", "QWEN_SAVINGS=none", "--tasks", "edit"), NOTHING_HERE)
     assert [part.name for part in parts] == ["edit QWEN_SAVINGS=none", "edit QWEN_SAVINGS=none tiny"]
-    assert parts[0].missing == "there is no GPU here" and not parts[1].missing
+    assert parts[0].obstacle == "there is no GPU here" and not parts[1].obstacle
     whole = [row for row in parts[0].rows if row["whole"] and row["preset"] == "quality"]
     assert [(row["size"], row["steps asked"], row["contender"]) for row in whole] == [
         (1024, 50, "ours"), (1024, 50, "stock"),

@@ -9,7 +9,10 @@ from benchmarks.measure import stock
 
 def test_stock_beside_ours_shares_its_weights_and_draws_what_plain_stock_draws(warm_worker, tiny, quiet):
     ours = warm_worker.pipelines.load("generate").pipe
-    plain, beside = stock.load(tiny / "generate", "cpu", stock.RESIDENT), stock.beside(ours, tiny / "generate", "cpu")
+    plain, beside = (
+        stock.load(tiny / "generate", "cpu", stock.RESIDENT),
+        stock.load_beside(ours, tiny / "generate", "cpu"),
+    )
     mine = {p.data_ptr() for module in (ours.transformer, ours.text_encoder) for p in module.parameters()}
     theirs = {
         f"{part}.{name}": p.data_ptr() in mine
