@@ -68,7 +68,7 @@ class Ours:
     def draw(self, task: str, side: int, **fields: Any) -> int:
         """Draw one job of `side` pixels square; the denoising steps that it ran. Raises `Failed`."""
         job = {"task": task, "prompt": PROMPT if task == "generate" else INSTRUCTION, "width": side, "height": side}
-        job |= {"seed": 1} | ({"image": picture_text(side)} if task == "edit" else {})
+        job |= {"seed": 1} | ({"image": base64.b64encode(picture_file(side)).decode()} if task == "edit" else {})
         reply = asyncio.run(self.worker.answer({"id": f"{task}-{side}", "input": job | fields}))
         if "error" in reply:
             raise Failed(reply["error"])
@@ -138,7 +138,3 @@ def picture_file(side: int) -> bytes:
     buffer = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").resize((side, side)).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def picture_text(side: int) -> str:
-    return base64.b64encode(picture_file(side)).decode()

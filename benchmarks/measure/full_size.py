@@ -125,19 +125,16 @@ def empty_models(layers: dict[str, dict] | None = None) -> dict[str, Any]:
 
     layers = layers or {}
     text, vision = TEXT | layers.get("text", {}), VISION | layers.get("vision", {})
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **special_tokens())
+    tiny = json.loads((TINY / "generate/text_encoder/config.json").read_text())
+    # The ids by which the tiny checkpoint's tokenizer marks pictures in a text.
+    ids = {name: tiny[name] for name in ("image_token_id", "video_token_id", "vision_start_token_id")}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
     with init_empty_weights():
         return {
             "transformer": diffusers.QwenImageTransformer2DModel(**layers.get("transformer", {})),
             "vae": diffusers.AutoencoderKLQwenImage(**layers.get("vae", {})),
             "text_encoder": Qwen2_5_VLForConditionalGeneration(config),
         }
-
-
-def special_tokens() -> dict[str, int]:
-    """The ids by which the tiny checkpoint's tokenizer marks pictures in a text."""
-    config = json.loads((TINY / "generate/text_encoder/config.json").read_text())
-    return {name: config[name] for name in ("image_token_id", "video_token_id", "vision_start_token_id")}
 
 
 def see_whole_pictures(folder: Path) -> None:

@@ -19,11 +19,6 @@ def weight_files(folder: Path, without: Iterable[str] = ()) -> list[Path]:
     return [file for component in WEIGHTS if component not in set(without) for file in shards(folder, component)]
 
 
-def size_of(files: Sequence[Path]) -> int:
-    """Bytes of all files."""
-    return sum(file.stat().st_size for file in files)
-
-
 def drop_from_cache(files: Sequence[Path]) -> None:
     """Ask the system to forget the files' pages, so that the next read comes from the disk. No use on a RAM disk."""
     for file in files:

@@ -86,7 +86,7 @@ def twin_of(module: Any, kind: type, folder: Path, device: str) -> Any:
     plain = [value for name, value in held.items() if name in wanted]
     if not plain or any(tensor.device.type != device or type(tensor.data).__name__ != "Tensor" for tensor in plain):
         return None
-    state = {name: held[name].data for name, value in wanted.items() if same_shape(held.get(name), value)}
+    state = {name: held[name].data for name in wanted if name in held and held[name].shape == wanted[name].shape}
     missing = [name for name in wanted if name not in state]
     if missing:
         stored = stored_tensors(folder, missing)
@@ -95,10 +95,6 @@ def twin_of(module: Any, kind: type, folder: Path, device: str) -> Any:
         state |= {name: value.to(device, plain[0].dtype) for name, value in stored.items()}
     twin.load_state_dict(state, assign=True)
     return twin.to(device).eval().requires_grad_(False)
-
-
-def same_shape(ours: Any, stock: Any) -> bool:
-    return ours is not None and ours.shape == stock.shape
 
 
 def stored_tensors(folder: Path, names: list[str]) -> dict[str, Any] | None:
