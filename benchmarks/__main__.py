@@ -39,6 +39,8 @@ def main() -> None:
     if rows:
         show(rows)
     print(f"Written to {options.output}")
+    if wrong := (facts or {}).get("wrong"):
+        raise SystemExit(f"{wrong} jobs ended wrongly")
 
 
 def write(options: argparse.Namespace, rows: list[dict], facts: dict) -> None:

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from benchmarks import soak
+from benchmarks.__main__ import main
+
 from ..conftest import ROOT
 
 
@@ -28,6 +31,15 @@ def benchmark(tmp_path):
 def test_the_handler_s_share_is_measured(benchmark):
     ours, other = benchmark("handler", "--size", "256", "--repeats", "2")["rows"]
     assert ours["ratio"] == 1 and ours["added ms (median)"] > 0 and other["added ms (median)"] > 0
+
+
+def test_a_benchmark_with_wrong_jobs_ends_with_an_error_and_its_file_is_written(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "result.json"
+    monkeypatch.setattr(soak, "run", lambda options: ([{"job": "url", "end": "WRONG: lost", "count": 2}], {"wrong": 2}))
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "soak", "--output", str(output)])
+    with pytest.raises(SystemExit, match="2 jobs ended wrongly"):
+        main()
+    assert json.loads(output.read_text())["wrong"] == 2 and "WRONG: lost" in capsys.readouterr().out
 
 
 def test_a_short_soak_ends_every_job_rightly(tmp_path):
