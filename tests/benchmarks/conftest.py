@@ -1,10 +1,13 @@
 """What the tests of the benchmarks stand on: machines that are not there, options, rows, a card."""
 
 import argparse
+import json
+import sys
 
 import pytest
 import torch
 
+from benchmarks.__main__ import main
 from benchmarks.measure import full_size
 from qwen_worker.machine import Gpu, Machine
 
@@ -27,6 +30,25 @@ def options(module, *words):
 def quiet(monkeypatch):
     """Parts set the log's level for the process that they have to themselves: here it is put back."""
     monkeypatch.setenv("RUNPOD_DEBUG_LEVEL", "WARN")
+
+
+@pytest.fixture
+def benchmark(tmp_path, monkeypatch, quiet, every_library):
+    """benchmark(*arguments): the report of the command, run in this process, where the libraries are imported once."""
+    output = tmp_path / "result.json"
+
+    def measured(*arguments):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments, "--output", str(output)])
+        main()
+        return json.loads(output.read_text())
+
+    return measured
+
+
+@pytest.fixture(scope="session")
+def released_models():
+    """The models of the released architecture, without memory for their weights."""
+    return full_size.empty_models()
 
 
 def served_rows(work, part, **more):

@@ -19,18 +19,20 @@ SMALL = {
 }  # fmt: skip
 
 
-def test_the_full_size_architecture_is_what_placement_counts_with():
+def test_the_full_size_architecture_is_what_placement_counts_with(released_models):
     from qwen_worker.checkpoint import PARTS_20B, SIZE_20B, count_parts
 
     held = {
         name: {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-        for name, model in full_size.empty_models().items()
+        for name, model in released_models.items()
     }
     assert {name: sum(map(math.prod, shapes.values())) for name, shapes in held.items()} == SIZE_20B
     assert count_parts(held) == PARTS_20B
 
 
 def test_a_checkpoint_of_random_weights_goes_on_where_it_was_ended_and_is_served(tmp_path, monkeypatch, quiet):
+    from safetensors import safe_open
+
     monkeypatch.setattr(full_size, "SHARD_BYTES", 20_000_000)
     models = full_size.empty_models(SMALL)
     written, stock_write = [], full_size.write_shard
@@ -55,28 +57,22 @@ def test_a_checkpoint_of_random_weights_goes_on_where_it_was_ended_and_is_served
         assert file.samefile(tmp_path / "edit" / file.relative_to(tmp_path / "generate"))
     assert full_size.ready_folder([tmp_path]) == tmp_path
 
-    ours = Ours(tmp_path, layouts.TASKS)
+    lora = full_size.lora_for(tmp_path)
+    written = lora.stat().st_mtime_ns
+    assert full_size.lora_for(tmp_path) == lora and lora.stat().st_mtime_ns == written
+    with safe_open(lora, "pt") as tensors:  # every layer that the published ones change
+        assert len(list(tensors.keys())) == 2 * 12 * SMALL["transformer"]["num_layers"]
+
+    ours = Ours(tmp_path, layouts.TASKS, QWEN_IMAGE_FAST_LORA=str(lora))
     ours.load("generate")
     ours.load("edit")
     assert set(ours.shared("edit")) == {"text_encoder", "vae", "tokenizer"}
     assert ours.draw("generate", 256, num_inference_steps=1) == 1
-
-
-def test_preset_fast_is_timed_with_a_lora_of_every_layer_that_the_published_ones_change(tmp_path, quiet):
-    from safetensors import safe_open
-
-    full_size.write_checkpoints(tmp_path, full_size.empty_models(SMALL))
-    file = full_size.lora_for(tmp_path)
-    written = file.stat().st_mtime_ns
-    assert full_size.lora_for(tmp_path) == file and file.stat().st_mtime_ns == written
-    with safe_open(file, "pt") as tensors:
-        assert len(list(tensors.keys())) == 2 * 12 * SMALL["transformer"]["num_layers"]
-    ours = Ours(tmp_path, ("generate",), QWEN_IMAGE_FAST_LORA=str(file))
-    ours.load("generate")
     assert ours.draw("generate", 256, preset="fast") == 8
 
 
-def test_the_full_size_checkpoint_asks_for_its_disk(tmp_path, monkeypatch):
+def test_the_full_size_checkpoint_asks_for_its_disk(tmp_path, monkeypatch, released_models):
+    monkeypatch.setattr(full_size, "empty_models", lambda: released_models)
     monkeypatch.setattr(full_size, "disk_free", lambda folder: 20 * GB)
     monkeypatch.setattr(full_size, "write_checkpoints", lambda *_: pytest.fail("it was written"))
     with pytest.raises(LoadError, match="the full-size checkpoint needs 57.7 GB of disk; 20.0 GB are free"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,6 +27,20 @@ def record(tmp_path):
     return lambda run=CPU: Record(tmp_path / "rows.json", "test", ("number",), run)
 
 
+@pytest.fixture
+def slow_record(tmp_path, monkeypatch):
+    """The same file, but recording a row takes an hour of the clock that parts are held to."""
+    clock = SimpleNamespace(ahead=0, monotonic=lambda: time.monotonic() + clock.ahead)
+    monkeypatch.setattr(resumable, "time", clock)
+
+    class SlowRecord(Record):
+        def add(self, row):
+            super().add(row)
+            clock.ahead += 3600
+
+    return SlowRecord(tmp_path / "rows.json", "test", ("number",), CPU)
+
+
 def options(**given):
     return argparse.Namespace(**{"part": None, "seconds": None, "again": False, "list": False} | given)
 
@@ -35,9 +50,9 @@ def part(work, count=3, name="part", **given):
     return resumable.Part(name, rows, work, given.pop("arguments", {}), **given)
 
 
-def run(one, record, limit=60, **given):
+def run(chosen_part, record, limit=60, **given):
     chosen = options(**given)
-    resumable.run([one], record, chosen, resumable.end_of(chosen), limit)
+    resumable.run([chosen_part], record, chosen, resumable.end_of(chosen), limit)
 
 
 def measured(record):
@@ -101,18 +116,19 @@ def test_what_is_measured_is_measured_again_only_when_asked(record):
     assert set(measured(record).values()) == {"other"}
 
 
-def test_a_part_that_this_call_has_no_time_for_is_left_for_the_next(record, tmp_path, capsys):
+def test_a_part_that_this_call_has_no_time_for_is_left_for_the_next(record, slow_record, tmp_path, capsys):
     run(part(send_all, seconds=10), record(), seconds=5)
     assert "left for the next call" in capsys.readouterr().out
     assert set(measured(record).values()) == {"not measured: not yet"}
     # Begun and cut off: what was measured stays, and nothing is called a failure.
-    run(part(send_one_and_wait, arguments={"gate": tmp_path / "never"}), record(), seconds=6)
+    run(part(send_one_and_wait, arguments={"gate": tmp_path / "never"}), slow_record, limit=200, seconds=100)
+    assert "with 2 of 3 to go: for the next call" in capsys.readouterr().out
     assert measured(record) == {0: "measured", 1: "not measured: not yet", 2: "not measured: not yet"}
 
 
-def test_a_part_that_outlives_its_own_limit_or_ends_by_itself_has_failed(record, tmp_path):
-    run(part(send_one_and_wait, arguments={"gate": tmp_path / "never"}), record(), limit=5)
-    assert measured(record) == {0: "measured", 1: "failed: not over after 5 s", 2: "failed: not over after 5 s"}
+def test_a_part_that_outlives_its_own_limit_or_ends_by_itself_has_failed(record, slow_record, tmp_path):
+    run(part(send_one_and_wait, arguments={"gate": tmp_path / "never"}), slow_record, limit=100)
+    assert measured(record) == {0: "measured", 1: "failed: not over after 100 s", 2: "failed: not over after 100 s"}
     run(part(send_one_and_crash), record(), again=True)
     assert measured(record)[2] == "failed: its process ended with exit code 3"
     run(part(send_all), record())  # a failure is not tried again by itself

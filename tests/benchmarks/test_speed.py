@@ -1,8 +1,6 @@
 """`speed`: its parts, ours and stock in turns against the floor, the command whole."""
 
-import json
-import subprocess
-import sys
+import pickle
 
 import pytest
 
@@ -10,16 +8,30 @@ from benchmarks import speed
 from benchmarks.measure import full_size, interleaved
 from benchmarks.measure.contenders import Failed
 from benchmarks.measure.stage_times import Stages, job_seconds
+from benchmarks.report import resumable
 
-from ..conftest import ROOT
-from .conftest import NOTHING_HERE, options, served_rows, speed_row
+from .conftest import NOTHING_HERE, options, speed_row
 
 
-def test_ours_and_stock_take_turns_and_stand_against_the_floor(quiet):
-    chosen = options(speed, "--sizes", "256", "--steps", "2", "--repeats", "1", "--whole-size", "0")
-    part = speed.part_of("generate", {}, full_size.TINY, chosen, NOTHING_HERE, "")
-    assert part.name == "generate tiny"
-    ours, other, *presets = served_rows(interleaved.measure_in_turns, part)
+def run_here(part, todo, keep, seconds):
+    """In place of a process of its own: what it would be given is pickled all the same."""
+    work, todo, arguments = pickle.loads(pickle.dumps((part.work, todo, part.arguments)))
+    work(keep, todo, **arguments)
+    return 0
+
+
+def test_the_command_measures_ours_and_stock_in_turns_against_the_floor(benchmark, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(resumable, "run_in_process", run_here)
+    small = ("--sizes", "256", "--steps", "2", "--repeats", "1", "--whole-size", "0", "--tasks", "generate")
+    report = benchmark("speed", *small)
+    assert report["benchmark"] == "speed" and report["runs"]["1"]["versions"]["diffusers"]
+    assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "generate: not measured: there is no GPU here" in printed and "generate tiny: 4 rows in" in printed
+
+    by_checkpoint = {row["checkpoint"]: row["measured"] for row in report["rows"]}
+    assert by_checkpoint == {full_size.NAME: "not measured: there is no GPU here", "tiny": "measured"}
+    ours, other, *presets = [row for row in report["rows"] if row["checkpoint"] == "tiny"]
     assert (ours["contender"], other["contender"]) == ("ours", "stock")
     passes = {row["preset"]: (row["steps"], row["passes"]) for row in presets}
     assert passes == {"balanced": (30, 36), "fast": (4, 4)}  # of balanced 18 steps are computed, with guidance
@@ -43,10 +55,10 @@ def test_turns_alternate_warm_up_first_and_a_failure_ends_one_s_turns():
 
         return draw
 
-    one, two = interleaved.alternate([drawn("a"), drawn("b", fails=True)], 2)
+    drawn_twice, failed = interleaved.alternate([drawn("a"), drawn("b", fails=True)], 2)
     assert log == ["a-warm", "b-warm", "a", "b", "a"]
-    assert len(one) == 2 and two == "out of memory"
-    assert interleaved.outcome_fields(two, {}, 1.0) == {"measured": "failed: out of memory"}
+    assert len(drawn_twice) == 2 and failed == "out of memory"
+    assert interleaved.outcome_fields(failed, {}, 1.0) == {"measured": "failed: out of memory"}
 
 
 def test_a_ratio_needs_both_and_whole_jobs_are_compared_as_they_were():
@@ -83,17 +95,3 @@ def test_a_further_preset_has_rows_of_its_own(monkeypatch):
     fast = [row for row in part.rows if row["preset"] == "fast"]
     assert {row["size"] for row in fast} == {512, 768, 1024, 1328}
     assert all(row["contender"] == "ours" and row["whole"] and row["steps asked"] is None for row in fast)
-
-
-def test_the_command_writes_rows_a_table_and_a_plot(tmp_path):
-    small = ("--sizes", "256", "--steps", "1", "--repeats", "1", "--whole-size", "0", "--tasks", "generate")
-    output = tmp_path / "result.json"
-    command = [sys.executable, "-m", "benchmarks", "speed", *small, "--output", str(output)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(output.read_text())
-    assert report["benchmark"] == "speed" and report["runs"]["1"]["versions"]["diffusers"]
-    by_checkpoint = {row["checkpoint"]: row["measured"] for row in report["rows"]}
-    assert by_checkpoint == {full_size.NAME: "not measured: there is no GPU here", "tiny": "measured"}
-    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert "measured" in done.stdout
