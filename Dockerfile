@@ -45,7 +45,8 @@ COPY --from=hub-pin /tmp/hub.txt /tmp/hub.txt
 RUN python3 -m venv /bake/venv && /bake/venv/bin/pip install --no-cache-dir -r /tmp/hub.txt
 COPY qwen_bake /bake/qwen_bake
 # Without the package's own file, which changes with each release.
-COPY qwen_worker/errors.py qwen_worker/hub_access.py /bake/qwen_worker/
+COPY qwen_worker/errors.py /bake/qwen_worker/
+COPY qwen_worker/network/hub.py /bake/qwen_worker/network/
 RUN ln -s qwen_bake/step.sh /bake/step
 ARG BAKE
 ARG BAKE_MODELS

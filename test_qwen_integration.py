@@ -233,8 +233,7 @@ def in_time(run: Run):
 
 
 def stable_memory(run: Run):
-    from qwen_worker.machine import read_machine
-    from qwen_worker.telemetry import memory_in_use
+    from qwen_worker.memory.machine import memory_in_use, read_machine
 
     name = "memory stays stable"
     used = []

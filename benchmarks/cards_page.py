@@ -25,7 +25,7 @@ transformer's arithmetic over the rate of a large matrix product on that card.
 MEMORY = """
 Predicted and measured peaks of the whole card in GB, its CUDA context included, and seconds a step, at
 {sizes}. `ours` is served under a cap of that many GB with one task or both, `stock` diffusers with one. The layouts are
-explained in [Memory](../QWEN_IMPLEMENTATION.md#memory).
+explained in [Memory](operating.md#memory).
 
 """
 COMPUTED = """

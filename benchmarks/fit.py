@@ -13,8 +13,8 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from qwen_worker.footprint import Plan
-from qwen_worker.machine import Machine, read_machine
+from qwen_worker.memory.footprint import Plan
+from qwen_worker.memory.machine import Machine, read_machine
 
 from .measure import full_size, layout_run, layouts
 from .measure.card_memory import gb

@@ -22,8 +22,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from qwen_worker import libraries
-from qwen_worker.machine import read_gpu
+from qwen_worker.loading import libraries
+from qwen_worker.memory.machine import read_gpu
 
 from .measure import full_size, raw_read
 
@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
     gpu = read_gpu()
     device = "cuda" if gpu else "cpu"
-    libraries.import_all(frozenset())
+    libraries.import_all()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         file = write(Path(folder), max(1, round(options.gb * 1e9 / BLOCK_BYTES)))
         size = file.stat().st_size
@@ -109,7 +109,7 @@ def measure(sender: Connection, way: str, file: Path, device: str, threads: int)
     """Send the seconds from the first call to the last byte in its place, without imports and the CUDA context."""
     import torch
 
-    libraries.import_all(frozenset())
+    libraries.import_all()
     if device == "cuda":
         torch.zeros(1, device=device)
     started = time.perf_counter()
@@ -129,7 +129,7 @@ def load(way: str, folder: Path, device: str, threads: int) -> Any:
     from diffusers import QwenImageTransformer2DModel
 
     if way == "ours":
-        from qwen_worker.assembly import Target, diffusers_model
+        from qwen_worker.weights.assembly import Target, diffusers_model
 
         return diffusers_model(QwenImageTransformer2DModel, folder, Target(device, torch.bfloat16, threads))
     model = QwenImageTransformer2DModel.from_pretrained(folder, dtype=torch.bfloat16, device_map=device)

@@ -70,27 +70,28 @@ def edits(options: argparse.Namespace) -> Iterator[dict]:
 
 def configured_pipelines(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
     """(preset, a request of it, the loaded pipeline): the pipeline draws by the preset until the next is asked for."""
-    from qwen_worker.job import Job
-    from qwen_worker.loras import Loras
-    from qwen_worker.parsing import parse
-    from qwen_worker.presets import Presets
-    from qwen_worker.regime import regime
+    from qwen_worker.drawing.configured import configured
+    from qwen_worker.jobs.job import Job
+    from qwen_worker.jobs.parsing import parse
+    from qwen_worker.jobs.presets import Presets
+    from qwen_worker.lora.loras import Loras
 
     loaded = load(task)
     settings = settings_for(QWEN_IMAGE_FAST_LORA=str(lora_for(TINY)))
     for preset in wanted:
         fields = {"task": task, "prompt": "-", "preset": preset} | ({"image": "-"} if task == "edit" else {})
         job = Job("benchmark", parse(fields, "benchmark", Presets(settings)))
-        job.loras = Loras(settings).of_job(job, loaded.checkpoint)
-        with regime(loaded, job):
+        with configured(loaded, job.request, Loras(settings).of_job(job, loaded.checkpoint)):
             yield preset, job.request, loaded
 
 
 def load(task: str, **settings: str) -> Any:
     """The task's loaded pipeline of the tiny checkpoint."""
-    from qwen_worker.pipelines import Pipelines
+    from qwen_worker.loading.catalogue import Catalogue
+    from qwen_worker.loading.pipelines import Pipelines
 
-    return Pipelines(settings_for(**settings)).load(task)
+    chosen = settings_for(**settings)
+    return Pipelines(chosen, Catalogue(chosen)).load(task)
 
 
 def settings_for(**more: str) -> Any:

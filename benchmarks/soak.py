@@ -52,7 +52,7 @@ class Soak:
         from moto.server import ThreadedMotoServer
 
         from tests.conftest import respond, serve
-        from tests.control_plane import ControlPlane
+        from tests.support.control_plane import ControlPlane
 
         self.options, self.stack, self.rng = options, stack, random.Random(options.seed)
         self.plane = ControlPlane(hold=0.3, fault=self.fault)
@@ -112,7 +112,7 @@ class Soak:
 
     def run_workers(self) -> None:
         """Run three workers in turn: the first is killed, the second ended, each after a third of the jobs."""
-        from tests.control_plane import WorkerProcess
+        from tests.support.control_plane import WorkerProcess
 
         for job_id, (_, fields) in self.jobs.items():
             for _ in range(2 if self.rng.random() < 0.03 else 1):
@@ -240,7 +240,7 @@ def worker_environment(port: int, home: str) -> dict[str, str]:
 
     `port`: the control plane's. `home`: an empty folder, since the SDK prefers the credentials in ~/.runpod.
     """
-    from tests.control_plane import addresses
+    from tests.support.control_plane import addresses
 
     steering = ("RUNPOD_", "QWEN_", "SERVER_", "BUCKET_", "STREAM")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}

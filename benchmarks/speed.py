@@ -17,7 +17,7 @@ import argparse
 import itertools
 from pathlib import Path
 
-from qwen_worker.machine import Machine, read_machine
+from qwen_worker.memory.machine import Machine, read_machine
 from qwen_worker.preset_settings import Preset
 from qwen_worker.settings import Settings, Speedup
 

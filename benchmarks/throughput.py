@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
-    from qwen_worker.machine import read_gpu
+    from qwen_worker.memory.machine import read_gpu
 
     rows = []
     for kind in options.kinds:
@@ -74,7 +74,7 @@ def measure(
     `command`: what Python runs. Raises `RuntimeError` where a job fails.
     """
     from tests.conftest import respond, serve
-    from tests.control_plane import ControlPlane, WorkerProcess
+    from tests.support.control_plane import ControlPlane, WorkerProcess
 
     data = scene()
 

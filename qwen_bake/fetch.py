@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qwen_worker.errors import LoadError
-from qwen_worker.hub_access import endpoint, explained
+from qwen_worker.network.hub import endpoint, explained
 
 from .contents import Blob
 

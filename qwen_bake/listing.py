@@ -3,7 +3,7 @@
 from fnmatch import fnmatch
 
 from qwen_worker.errors import LoadError
-from qwen_worker.hub_access import READ_FILES, endpoint, explained
+from qwen_worker.network.hub import READ_FILES, endpoint, explained
 
 from .contents import Blob, Model
 

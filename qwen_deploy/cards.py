@@ -1,23 +1,25 @@
 """RunPod's pools of cards: what they cost, what there is of them now, and which of them the models fit.
 
-Whether and how models fit is the worker's own placement; the only facts of its own are the compute capabilities that
-the catalogue does not tell. Knows nothing of endpoints.
+Whether and how models fit is the worker's own placement. Written down here are only the compute capabilities, which the
+catalogue does not name. Knows nothing of an endpoint's configuration.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwen_worker import checkpoint, placement
+from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
-from qwen_worker.footprint import GB, Model, Plan
-from qwen_worker.machine import Gpu, Machine
-from qwen_worker.pipelines import as_model
+from qwen_worker.memory import placement
+from qwen_worker.memory.footprint import GB, Model, Plan
+from qwen_worker.memory.machine import Gpu, Machine
 from qwen_worker.settings import Settings
 
-from .api import Api
 from .errors import DeployError, UsageError
+from .runpod.api import Api
+from .runpod.schemas import GpuType
 
-# The least of the generation that a pool is named after: a worker may land on any card of its pool.
+# The least compute capability of the generation that a pool is named after: a worker may get any card of its pool.
 CAPABILITY = {"AMPERE": (8, 0), "ADA": (8, 9), "HOPPER": (9, 0), "BLACKWELL": (10, 0)}
 MISNAMED = {"ADA_32_PRO": (12, 0)}  # the RTX 5090, a Blackwell card
 # The first CUDA with kernels for a capability: torch's builds for earlier ones fail at the first operation.
@@ -29,7 +31,7 @@ NO_MODEL = "/none"  # a folder that no worker has: the task is not served, and i
 
 @dataclass(frozen=True)
 class Pool:
-    """`memory` in GB (1e9 bytes) of its smallest card, `price` in dollars an hour; `types` are the cards' ids."""
+    """`memory` is of its smallest card, in GB (1e9 bytes), `price` in dollars an hour; `types` are the cards' ids."""
 
     id: str
     cards: tuple[str, ...]
@@ -44,9 +46,9 @@ class Pool:
         return MISNAMED.get(self.id) or CAPABILITY.get(self.id.split("_")[0])
 
     def runs(self, cuda: str | None) -> bool:
-        """Whether torch built for that CUDA has kernels for the cards."""
-        old = cuda is not None and tuple(map(int, cuda.split("."))) < BLACKWELL_CUDA
-        return self.capability is None or self.capability < BLACKWELL or not old
+        """Whether torch built for this CUDA has kernels for the cards."""
+        is_before_blackwell = cuda is not None and tuple(map(int, cuda.split("."))) < BLACKWELL_CUDA
+        return self.capability is None or self.capability < BLACKWELL or not is_before_blackwell
 
 
 @dataclass(frozen=True)
@@ -69,53 +71,54 @@ class Fit:
 
 def read_pools(api: Api, min_cuda: str | None = None) -> list[Pool]:
     """The pools that serverless offers, cheapest first, with their stock on hosts from this CUDA version."""
-    cards: dict[str, list[dict]] = {}
+    cards_by_pool: dict[str, list[GpuType]] = {}
     for card in api.gpus(min_cuda):
-        if card.get("pool") and card["manufacturer"].upper() == "NVIDIA" and "serverless" in card["price"]:
-            cards.setdefault(card["pool"], []).append(card)
+        if (pool := card.get("pool")) and card["manufacturer"].upper() == "NVIDIA" and "serverless" in card["price"]:
+            cards_by_pool.setdefault(pool, []).append(card)
     pools = [
         Pool(
             pool,
-            tuple(card["name"] for card in held),
-            tuple(card["id"] for card in held),
-            min(card["memory"] for card in held),
-            max(card["price"]["serverless"] for card in held),
-            max((stock_of(card) for card in held), key=STOCK.index),
+            tuple(card["name"] for card in cards),
+            tuple(card["id"] for card in cards),
+            min(card["memory"] for card in cards),
+            max(card["price"]["serverless"] for card in cards),
+            max((stock_level(card) for card in cards), key=STOCK.index),
         )
-        for pool, held in cards.items()
+        for pool, cards in cards_by_pool.items()
     ]
     return sorted(pools, key=lambda pool: (pool.price, -STOCK.index(pool.stock), pool.id))
 
 
-def stock_of(card: dict) -> str:
-    """A level that is not told, or not known here, rules no card out."""
-    told = card.get("availability")
-    return told if told in STOCK else "LOW"
+def stock_level(card: GpuType) -> str:
+    """One of `STOCK`; LOW, which rules no card out, where RunPod names no level or one that is not known here."""
+    level = card.get("availability", "")
+    return level if level in STOCK else "LOW"
 
 
-def models_of(settings: Settings, tasks: Sequence[str]) -> list[Model]:
+def models_to_load(settings: Settings, tasks: Sequence[str]) -> list[Model]:
     """What the tasks load, as placement counts it. Raises `UsageError` for a checkpoint whose size is not known."""
-    found: list[checkpoint.Checkpoint] = []
+    checkpoints: list[checkpoint.Checkpoint] = []
     for task in tasks:
-        model = getattr(settings, MODEL_SETTINGS[task])
-        one = checkpoint.known(model)
-        if one is None:
-            known = ", ".join(checkpoint.KNOWN)
+        name = getattr(settings, MODEL_SETTINGS[task])
+        released = checkpoint.known(name)
+        if released is None:
+            names = ", ".join(checkpoint.KNOWN)
             raise UsageError(
-                f"{MODEL_SETTINGS[task]} is {model}, whose size is not known here (known: {known}): name the "
+                f"{MODEL_SETTINGS[task]} is {name}, whose size is not known here (known: {names}): name the "
                 "pools with --gpu and give --no-fit-check."
             )
-        if task not in one.pipeline_class.tasks:
-            raise UsageError(f"{MODEL_SETTINGS[task]}={model} is a {one.class_name}, which does not serve {task}.")
-        if one not in found:
-            found.append(one)
-    return [as_model(one, found[:number]) for number, one in enumerate(found)]
+        if task not in released.pipeline_class.tasks:
+            raise UsageError(f"{MODEL_SETTINGS[task]}={name} is a {released.class_name}, which does not serve {task}.")
+        if released not in checkpoints:
+            checkpoints.append(released)
+    return [as_model(released, checkpoints[:number]) for number, released in enumerate(checkpoints)]
 
 
 def fit(pool: Pool, settings: Settings, tasks: Sequence[str], ram_gb: float, cuda: str | None) -> Fit:
-    """The worker's own placement on the pool's smallest card. The catalogue tells no RAM: `ram_gb` (1e9) is assumed.
+    """The worker's own placement on the pool's smallest card.
 
-    `cuda` is the version that the image's torch is built for, None where that is not known.
+    The catalogue has no figure for RAM: `ram_gb` (1e9 bytes each) is assumed. `cuda` is the version that the image's
+    torch is built for, None where that is not known.
     """
     if pool.capability is None:
         return Fit(pool, None, "a generation not known here")
@@ -126,31 +129,32 @@ def fit(pool: Pool, settings: Settings, tasks: Sequence[str], ram_gb: float, cud
     machine = Machine(Gpu(pool.cards[0], pool.capability, memory, memory), ram, ram)
     cap = round(settings.QWEN_VRAM_GB * GB) if settings.QWEN_VRAM_GB else None
     try:
-        models = models_of(settings, tasks)
-        return Fit(
-            pool,
-            placement.plan(models, machine, settings.QWEN_PRECISION, cap, settings.QWEN_SAVINGS, settings.own_loras),
-        )
-    except LoadError as refused:
-        return Fit(pool, None, f"too small: {refused.reason}")
+        models = models_to_load(settings, tasks)
+        plan = placement.plan(models, machine, settings.QWEN_PRECISION, cap, settings.QWEN_SAVINGS, settings.own_loras)
+    except LoadError as error:
+        return Fit(pool, None, f"too small: {error.reason}")
+    return Fit(pool, plan)
 
 
-def cheapest(fits: Sequence[Fit]) -> Fit:
-    """The cheapest pool that holds the models and has cards now. Raises `DeployError` with each pool's reason."""
-    for one in sorted(fits, key=lambda one: one.pool.price):
-        if one.plan and one.pool.stock != "NONE":
-            return one
-    if holding := [one.pool.id for one in fits if one.plan]:
-        raise DeployError(
-            f"No pool that holds the models has a card now: {', '.join(holding)}. Try later, or name one."
-        )
-    reasons = "; ".join(f"{one.pool.id} {one.reason}" for one in fits) or "the catalogue is empty"
+def choose_cheapest(fits: Sequence[Fit]) -> Fit:
+    """The first pool of `fits`, cheapest first, that holds the models and has cards now.
+
+    Raises `DeployError` with each pool's reason.
+    """
+    holding = [fit for fit in fits if fit.plan]
+    for fit in holding:
+        if fit.pool.stock != "NONE":
+            return fit
+    if holding:
+        names = ", ".join(fit.pool.id for fit in holding)
+        raise DeployError(f"No pool that holds the models has a card now: {names}. Try later, or name one.")
+    reasons = "; ".join(f"{fit.pool.id} {fit.reason}" for fit in fits) or "the catalogue is empty"
     raise DeployError(f"No pool holds the models: {reasons}.")
 
 
 def require_pools(names: Sequence[str], fits: Sequence[Fit], ram_gb: float, check_fit: bool = True) -> list[str]:
     """The named pools. Raises `UsageError` for one that is not there or, with `check_fit`, does not hold the models."""
-    by_id = {one.pool.id: one for one in fits}
+    by_id = {fit.pool.id: fit for fit in fits}
     for name in names:
         if name not in by_id:
             raise UsageError(f"--gpu must name pools among {', '.join(by_id)}, or auto, not {name!r}.")
@@ -160,3 +164,12 @@ def require_pools(names: Sequence[str], fits: Sequence[Fit], ram_gb: float, chec
                 "--no-fit-check deploys all the same."
             )
     return list(names)
+
+
+def worker_card(api: Api, endpoint_id: str, worker_id: str | None) -> str | None:
+    """The id of a worker's card; None where the worker is gone or RunPod does not name its card."""
+    try:
+        workers = api.workers(endpoint_id)["workers"]
+    except DeployError:
+        return None
+    return next((worker.get("gpuTypeId") for worker in workers if worker["id"] == worker_id), None)

@@ -3,80 +3,90 @@
 import base64
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from . import cards, plan
-from .check import timing_of
+from . import cards, configuration
 from .display import show_endpoint, show_workers
 from .environment import cuda_floor, parse_assignments, worker_settings
 from .errors import DeployError, UsageError
 from .intent import choose_tasks
-from .jobs import progress_of
-from .pictures import pictures_of
+from .options import CostOptions, LogsOptions, SendOptions, StatusOptions
+from .pictures import read_pictures
+from .proof import job_timing
+from .records import Timing
+from .runpod.jobs import describe_progress
+from .runpod.schemas import JobStatus, JsonObject
 from .screen import Screen
 from .session import ROOT, Session
 
-Opener = Callable[[], Session]
+SessionOpener = Callable[[], Session]
+# What a command does: it takes the options of that command (hence Any) and returns the exit code.
+Action = Callable[[Screen, Any, SessionOpener], int]
 
 
-def status(screen: Screen, options, open_api: Opener) -> int:
-    session = open_api()
+def status(screen: Screen, options: StatusOptions, open_session: SessionOpener) -> int:
+    session = open_session()
     endpoint = session.api.endpoint(options.endpoint_id)
     show_endpoint(screen, endpoint)
     show_workers(screen, session, endpoint["id"])
-    counts = session.queue(endpoint).counts()
-    jobs = " · ".join(f"{name} {count}" for name, count in (counts.get("jobs") or {}).items())
+    counts = session.queue(endpoint).job_counts()
+    jobs = " · ".join(f"{state} {count}" for state, count in counts.items())
     screen.say(f"Jobs: {jobs or 'none'}")
     return 0
 
 
-def logs(screen: Screen, options, open_api: Opener) -> int:
-    session = open_api()
+def logs(screen: Screen, options: LogsOptions, open_session: SessionOpener) -> int:
+    session = open_session()
     ids = (
         [options.worker]
         if options.worker
-        else [one["id"] for one in session.api.workers(options.endpoint_id)["workers"]]
+        else [worker["id"] for worker in session.api.workers(options.endpoint_id)["workers"]]
     )
     if not ids:
         screen.say("No workers now, and RunPod keeps no log of those that are gone.")
     if options.follow and len(ids) != 1:
         raise UsageError(f"--follow needs --worker, one of: {', '.join(ids) or 'none now'}.")
-    for worker in ids:
-        for one in session.api.logs(options.endpoint_id, worker, options.source, options.tail, options.follow):
-            mark = "" if len(ids) == 1 else f"{worker} "
-            screen.say(f"{mark}{one.get('ts', '')} {one.get('source', ''):<9} {one.get('line', '')}")
+    for worker_id in ids:
+        for entry in session.api.logs(options.endpoint_id, worker_id, options.source, options.tail, options.follow):
+            mark = "" if len(ids) == 1 else f"{worker_id} "
+            screen.say(f"{mark}{entry.get('ts', '')} {entry.get('source', ''):<9} {entry.get('line', '')}")
     return 0
 
 
-def send(screen: Screen, options, open_api: Opener) -> int:
+def send(screen: Screen, options: SendOptions, open_session: SessionOpener) -> int:
     fields = job_fields(options)
-    session = open_api()
+    session = open_session()
     endpoint = session.api.endpoint(options.endpoint_id)
 
-    def watch(told: dict) -> None:
-        screen.progress(progress_of(told))
+    def show(status: JobStatus) -> None:
+        screen.progress(describe_progress(status))
 
-    with screen.following():
-        answer = session.queue(endpoint).ask(fields, options.timeout, options.timeout, watch, screen.warn)
+    with screen.live_progress():
+        answer = session.queue(endpoint).ask(fields, options.timeout, options.timeout, show, screen.warn)
     if answer.state != "COMPLETED" or answer.error:
         raise DeployError(f"The job is {answer.state}: {answer.error or 'no reason given'}")
-    if fields["task"] in ("health", "debug"):
+    task = str(fields["task"])
+    if task in ("health", "debug"):
         screen.say(json.dumps(answer.reply, indent=2))
         return 0
-    facts = answer.metadata
-    files = [one.save(options.output, f"{answer.job_id}-{n}") for n, one in enumerate(pictures_of(answer.reply))]
-    timing = timing_of(fields["task"], answer, card_of(session, endpoint["id"], answer.worker))
-    session.records.note_timing(endpoint["id"], timing)
-    if facts.get("backend") != "qwen-image":
-        screen.warn(f"A stand-in, not a picture by the model: {facts.get('fallback_reason')}")
-    screen.good(f"{answer.seconds:.1f} s, seed {facts.get('seed')}: {', '.join(map(str, files))}")
+    pictures = read_pictures(answer.reply)
+    files = [picture.save(options.output, f"{answer.job_id}-{number}") for number, picture in enumerate(pictures)]
+    card = cards.worker_card(session.api, endpoint["id"], answer.worker_id)
+    session.records.add_timing(endpoint["id"], job_timing(task, answer, card))
+    metadata = answer.metadata
+    if metadata.get("backend") != "qwen-image":
+        screen.warn(f"A stand-in, not a picture by the model: {metadata.get('fallback_reason')}")
+    screen.good(f"{answer.seconds:.1f} s, seed {metadata.get('seed')}: {', '.join(map(str, files))}")
     return 0
 
 
-def job_fields(options) -> dict:
+def job_fields(options: SendOptions) -> JsonObject:
     """The job's input. Raises `UsageError` for a file that cannot be read or a --field that is not NAME=JSON."""
     task = options.task or ("health" if not options.prompt else "edit" if options.image else "generate")
-    fields: dict = {"task": task} | ({"prompt": options.prompt} if options.prompt else {})
+    fields: JsonObject = {"task": task}
+    if options.prompt:
+        fields["prompt"] = options.prompt
     try:
         pictures = [base64.b64encode(path.read_bytes()).decode() for path in options.image]
         if options.mask:
@@ -85,10 +95,10 @@ def job_fields(options) -> dict:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}.") from None
     if pictures:
         fields |= {"image": pictures[0]} if len(pictures) == 1 else {"images": pictures}
-    for text in options.field:
-        name, equals, value = text.partition("=")
+    for assignment in options.field:
+        name, equals, value = assignment.partition("=")
         if not (name and equals):
-            raise UsageError(f"--field must be NAME=JSON, not {text!r}.")
+            raise UsageError(f"--field must be NAME=JSON, not {assignment!r}.")
         try:
             fields[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -96,53 +106,42 @@ def job_fields(options) -> dict:
     return fields
 
 
-def cost(screen: Screen, options, open_api: Opener) -> int:
+def cost(screen: Screen, options: CostOptions, open_session: SessionOpener) -> int:
     """Dollars an image: the live price for the seconds that were measured on that pool; never guessed for another."""
-    session = open_api()
+    session = open_session()
     endpoint = session.api.endpoint(options.endpoint_id) if options.endpoint_id else None
-    present = plan.flat(endpoint) if endpoint else {}
-    env = {**present.get("env", {}), **parse_assignments(options.env, os.environ)}
-    tasks, settings = choose_tasks(options.tasks, env), worker_settings(env)
+    present = configuration.flatten(endpoint)["env"] if endpoint else {}
+    env = {**present, **parse_assignments(options.env, os.environ)}
+    tasks, settings, torch_cuda = choose_tasks(options.tasks, env), worker_settings(env), cuda_floor(ROOT)
     timings = session.records.timings(options.endpoint_id) if options.endpoint_id else []
-    rows, cuda = [], cuda_floor(ROOT)
+    rows: list[list[str]] = []
     for pool in cards.read_pools(session.api, options.min_cuda):
-        one = cards.fit(pool, settings, tasks, options.ram_gb, cuda)
-        seconds = {task: seconds_of(task, pool, timings, options.seconds) for task in ("generate", "edit")}
+        fit = cards.fit(pool, settings, tasks, options.ram_gb, torch_cuda)
+        seconds = [options.seconds or mean_seconds(task, pool, timings) for task in ("generate", "edit")]
         rows.append([
             pool.id, ", ".join(pool.cards), f"{pool.memory} GB", f"${pool.price:.2f}", pool.stock.lower(),
-            one.layout if one.plan else "does not fit",
-            *(price_of(pool, seconds[task]) for task in seconds),
+            fit.layout if fit.plan else "does not fit",
+            *("not measured" if each is None else f"${pool.price / 3600 * each:.4f}" for each in seconds),
         ])  # fmt: skip
     names = ["pool", "cards", "memory", "$/h", "stock", f"layout ({options.ram_gb:g} GB RAM)", "$/picture", "$/edit"]
     screen.table(names, rows)
-    given = f"Computed from {options.seconds:g} s a picture." if options.seconds else ""
-    screen.say(
-        given or "Measured: the mean of this endpoint's jobs sent from here on a card of the pool, loads left out."
-    )
+    if options.seconds:
+        screen.say(f"Computed from {options.seconds:g} s a picture.")
+    else:
+        screen.say("Measured: the mean of this endpoint's jobs sent from here on a card of the pool, loads left out.")
     screen.say("Idle seconds, loads of cold workers and the disk come on top.")
     return 0
 
 
-def seconds_of(task: str, pool: cards.Pool, timings: list[dict], given: float | None) -> float | None:
-    """Seconds a picture, given or measured on one of the pool's cards; None where neither is there."""
-    if given:
-        return given
-    kinds = ("generate",) if task == "generate" else ("edit", "background_replacement")
-    found = [one["seconds"] / one["pictures"] for one in timings if one["task"] in kinds and one["card"] in pool.types]
-    return sum(found) / len(found) if found else None
+def mean_seconds(task: str, pool: cards.Pool, timings: Sequence[Timing]) -> float | None:
+    """Seconds a picture, measured on the pool's cards; None where no such job was sent from here."""
+    tasks = ("generate",) if task == "generate" else ("edit", "background_replacement")
+    seconds = [
+        timing["seconds"] / timing["pictures"]
+        for timing in timings
+        if timing["task"] in tasks and timing["card"] in pool.types
+    ]
+    return sum(seconds) / len(seconds) if seconds else None
 
 
-def price_of(pool: cards.Pool, seconds: float | None) -> str:
-    return "not measured" if seconds is None else f"${pool.price / 3600 * seconds:.4f}"
-
-
-def card_of(session: Session, endpoint_id: str, worker_id: str | None) -> str | None:
-    """The card of the worker that answered; None where it is gone or not told."""
-    try:
-        workers = session.api.workers(endpoint_id)["workers"]
-    except DeployError:
-        return None
-    return next((one.get("gpuTypeId") for one in workers if one["id"] == worker_id), None)
-
-
-STORIES = {"status": status, "logs": logs, "send": send, "cost": cost}
+ACTIONS: dict[str, Action] = {"status": status, "logs": logs, "send": send, "cost": cost}

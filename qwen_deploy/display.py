@@ -1,35 +1,40 @@
 """Plans, endpoints and saved configurations in tables. Shows no value of the environment that may be a secret."""
 
 import json
+from typing import cast
 
-from . import image, plan
+from . import configuration
 from .cards import Fit
-from .intent import CHECKED_ENV, Intent
+from .environment import mask_secret
+from .image import Image, build_command, find_tool, push_command
+from .intent import FORBID_FALLBACK, Intent
+from .options import DeployOptions
 from .records import Record
+from .runpod.schemas import Endpoint
 from .screen import Screen
 from .session import Session
 
 
-def show_intent(screen: Screen, options, one: image.Image, intent: Intent) -> None:
+def show_intent(screen: Screen, options: DeployOptions, image: Image, intent: Intent) -> None:
     """Everything that will be done, before it is."""
     where = f"endpoint {intent.endpoint['id']} ({intent.endpoint['name']})" if intent.endpoint else "a new endpoint"
     screen.heading(f"Plan for {where}")
     if intent.fits:
-        show_fits(screen, intent.fits, intent.target["gpu.pools"], options.ram_gb)
+        show_fits(screen, intent.fits, intent.target.get("gpu.pools", []), options.ram_gb)
     for note in intent.notes:
         screen.warn(note)
     if not options.skip_build:
-        screen.say(f"build and push  {one.reference}")
+        screen.say(f"build and push  {image.reference}")
     show_changes(screen, intent.changes)
     if options.dry_run:
-        show_dry_run(screen, options, one, intent)
+        show_dry_run(screen, options, image, intent)
 
 
-def show_fits(screen: Screen, fits: list[Fit], taken: list[str], ram_gb: float) -> None:
-    """Pools by price, with the layout of the models on each."""
+def show_fits(screen: Screen, fits: list[Fit], chosen: list[str], ram_gb: float) -> None:
+    """Pools by price, with the layout of the models on each; a star marks the chosen ones."""
     rows = [
         [
-            "*" if fit.pool.id in taken else "",
+            "*" if fit.pool.id in chosen else "",
             fit.pool.id,
             f"{fit.pool.memory} GB",
             f"${fit.pool.price:.2f}/h",
@@ -41,70 +46,82 @@ def show_fits(screen: Screen, fits: list[Fit], taken: list[str], ram_gb: float) 
     screen.table(["", "pool", "memory", "price", "stock", f"layout (computed; {ram_gb:g} GB of RAM assumed)"], rows)
 
 
-def show_changes(screen: Screen, changes: list[plan.Change]) -> None:
+def show_changes(screen: Screen, changes: list[configuration.Change]) -> None:
     if changes:
-        screen.table(["field", "now", "then"], plan.describe(changes))
+        screen.table(["field", "now", "then"], configuration.describe_changes(changes))
     else:
         screen.say("Nothing to change: the endpoint is as wanted.")
 
 
-def show_dry_run(screen: Screen, options, one: image.Image, intent: Intent) -> None:
+def show_dry_run(screen: Screen, options: DeployOptions, image: Image, intent: Intent) -> None:
     """The commands and the requests that would be sent."""
     if not options.skip_build:
-        tool = image.find_tool(options.builder)
-        for command in (image.build_command(tool, one, options), image.push_command(tool, one)):
+        tool = find_tool(options.builder)
+        for command in (build_command(tool, image, options), push_command(tool, image)):
             screen.say("$ " + " ".join(command))
     if intent.changes:
-        meant = intent if options.no_test else intent.checked()
-        body = plan.patch_body(meant.present, meant.target) if intent.endpoint else plan.create_body(meant.target)
-        path = f"/v2/serverless/{intent.endpoint['id']}" if intent.endpoint else "/v2/serverless"
+        first = intent if options.no_test else intent.with_fallback_forbidden()
+        if intent.endpoint:
+            body = configuration.patch_body(first.present or {}, first.target)
+            method, path = "PATCH", f"/v2/serverless/{intent.endpoint['id']}"
+        else:
+            body, method, path = configuration.create_body(first.target), "POST", "/v2/serverless"
         if "env" in body:
-            body["env"] = {name: plan.shown(name, value) for name, value in body["env"].items()}
-        screen.say(f"{'PATCH' if intent.endpoint else 'POST'} {path} {json.dumps(body)}")
-        if not options.no_test and meant.target != intent.target:
-            screen.say(f"{' '.join(CHECKED_ENV)} goes back to what is asked for when the test jobs are through.")
+            env = cast(dict[str, str], body["env"])
+            body["env"] = {name: mask_secret(name, value) for name, value in env.items()}
+        screen.say(f"{method} {path} {json.dumps(body)}")
+        if not options.no_test and first.target != intent.target:
+            screen.say(f"{' '.join(FORBID_FALLBACK)} goes back to what is asked for when the test jobs are through.")
     screen.say("Dry run: nothing was sent but reads.")
 
 
-def show_use(screen: Screen, endpoint: dict, saved: Record | None) -> None:
-    screen.say(f"  jobs:    POST {endpoint['requestUrls']['run']}")
+def show_use(screen: Screen, endpoint: Endpoint, saved: Record | None) -> None:
+    """How to send jobs to an endpoint that serves and, where a configuration was saved, how to go back to it."""
+    screen.say(f"  jobs:    POST {endpoint.get('requestUrls', {})['run']}")
     screen.say(f'  try it:  python deploy_qwen.py send --endpoint-id {endpoint["id"]} "a fox in the snow"')
     if saved:
         screen.say(f"  undo it: python deploy_qwen.py rollback --endpoint-id {endpoint['id']}")
 
 
 def show_records(screen: Screen, records: list[Record]) -> None:
-    rows = [[one.saved_at, one.endpoint.get("image", ""), one.path] for one in records]
-    screen.table(["saved", "image", "file"], rows) if rows else screen.say("No saved configuration.")
+    if not records:
+        screen.say("No saved configuration.")
+        return
+    rows = [[record.saved_at, record.endpoint.get("image", ""), record.path] for record in records]
+    screen.table(["saved", "image", "file"], rows)
 
 
-def show_endpoint(screen: Screen, endpoint: dict) -> None:
+def show_endpoint(screen: Screen, endpoint: Endpoint) -> None:
     """Its configuration, field by field."""
     screen.heading(f"Endpoint {endpoint['id']} ({endpoint['name']})")
-    held = plan.flat(endpoint)
-    env = held.pop("env", {})
-    rows = [[name, plan.in_words(name, value)] for name, value in held.items() if name != "name"]
-    screen.table(["field", "value"], rows + [[f"env.{name}", plan.shown(name, env[name])] for name in sorted(env)])
+    fields = configuration.flatten(endpoint)
+    env = fields["env"]
+    rows = [
+        [name, configuration.describe_value(name, value)]
+        for name, value in fields.items()
+        if name not in ("name", "env")
+    ]
+    screen.table(["field", "value"], rows + [[f"env.{name}", mask_secret(name, env[name])] for name in sorted(env)])
 
 
 def show_workers(screen: Screen, session: Session, endpoint_id: str) -> None:
-    answer, released = session.api.workers(endpoint_id), session.api.releases(endpoint_id)
-    rollout = released["rollout"]
+    answer, releases = session.api.workers(endpoint_id), session.api.releases(endpoint_id)
+    rollout = releases["rollout"]
     screen.heading(
         f"Workers: {rollout['workersOnLatest']} of {rollout['workersTotal']} on version "
-        f"{released.get('endpointVersion')}"
+        f"{releases.get('endpointVersion')}"
     )
     rows = [
         [
-            one["id"],
-            one["status"].lower(),
-            "old" if one["isStale"] else "",
-            one.get("gpuTypeId"),
-            one.get("dataCenterId"),
-            one.get("image"),
-            "" if one.get("uptimeSeconds") is None else f"{one['uptimeSeconds']} s",
+            worker["id"],
+            worker["status"].lower(),
+            "old" if worker["isStale"] else "",
+            worker.get("gpuTypeId"),
+            worker.get("dataCenterId"),
+            worker.get("image"),
+            "" if (uptime := worker.get("uptimeSeconds")) is None else f"{uptime} s",
         ]
-        for one in answer["workers"]
+        for worker in answer["workers"]
     ]
     if rows:
         screen.table(["worker", "state", "", "card", "data centre", "image", "up"], rows)

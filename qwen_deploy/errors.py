@@ -1,4 +1,7 @@
-"""Why a deployment cannot go on, in one sentence for the operator. Knows nothing of where errors arise."""
+"""Why a deployment cannot go on, in one sentence for the operator.
+
+`deploy_qwen.main` turns each error into an exit code. Knows nothing of where errors arise.
+"""
 
 
 class DeployError(Exception):
@@ -18,7 +21,7 @@ class ApiError(DeployError):
 
 
 class NoAnswer(DeployError):
-    """A request got no answer. `sent`: whether it may have reached RunPod, and with it taken effect."""
+    """A request got no answer. `sent`: whether RunPod may have received the request, and acted on it."""
 
     def __init__(self, sentence: str, sent: bool):
         super().__init__(sentence)

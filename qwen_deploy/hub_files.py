@@ -8,7 +8,7 @@ import re
 import types
 from enum import Enum
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from annotated_types import Ge, Gt, Le
 from pydantic import SecretStr
@@ -17,8 +17,9 @@ from pydantic.fields import FieldInfo
 from qwen_worker.settings import Settings
 
 from .cards import NO_MODEL
-from .environment import cuda_floor
-from .plan import DEFAULT_ENV, DEFAULTS
+from .configuration import DEFAULT_ENV, DEFAULTS
+from .environment import cuda_floor, join_members
+from .runpod.schemas import JsonObject
 from .session import ROOT
 
 # What a driver may be for; newer ones run what was built for older ones.
@@ -96,10 +97,16 @@ TINY = "/app/models/tiny-qwen-image"
 TEST_ENV = {"QWEN_IMAGE_MODEL": f"{TINY}/generate", "QWEN_EDIT_MODEL": f"{TINY}/edit", "QWEN_FALLBACK": "forbid"}
 
 
-def hub() -> dict:
+def hub() -> JsonObject:
+    """What the Hub shows and asks for: hub.json."""
     fixed = [{"key": key, "value": value} for key, value in DEFAULT_ENV.items()]
-    token = {"name": "Hugging Face token", "type": "string", "description": "for gated models", "required": False}
-    inputs = {key: setting(key, Settings.model_fields[key]) for key in NAMES} | {"HF_TOKEN": token}
+    token: JsonObject = {
+        "name": "Hugging Face token",
+        "type": "string",
+        "description": "for gated models",
+        "required": False,
+    }
+    inputs = {key: setting_input(key, Settings.model_fields[key]) for key in NAMES} | {"HF_TOKEN": token}
     return {
         "title": "Qwen-Image",
         "description": "Text to image, image editing, background replacement and inpainting with the 20B Qwen-Image "
@@ -113,60 +120,64 @@ def hub() -> dict:
             "gpuIds": ",".join(POOLS),
             "allowedCudaVersions": cuda_versions(),
             "presets": [{"name": name, "defaults": env} for name, (_, env) in PRESETS.items()],
-            "env": [*fixed, *({"key": key, "input": one | advanced(key)} for key, one in inputs.items())],
+            "env": [*fixed, *({"key": key, "input": form | advanced(key)} for key, form in inputs.items())],
         },
     }
 
 
-def advanced(key: str) -> dict:
+def advanced(key: str) -> JsonObject:
     return {} if key in SHOWN else {"advanced": True}
 
 
-def setting(key: str, field: FieldInfo) -> dict:
+def setting_input(key: str, field: FieldInfo) -> JsonObject:
     """A setting as an input of the Hub's form."""
-    found = {"name": NAMES[key], "description": field.description, "required": False}
+    form: JsonObject = {"name": NAMES[key], "description": field.description, "required": False}
     kinds = [kind for kind in get_args(field.annotation) if kind is not types.NoneType] or [field.annotation]
     kind = kinds[0]
     if kind is bool:
-        found |= {"type": "boolean", "trueValue": "true", "falseValue": "false"}
+        form |= {"type": "boolean", "trueValue": "true", "falseValue": "false"}
     elif kind in (int, float):
-        found |= {"type": "number"} | limits(field)
+        form |= {"type": "number"} | limits(field)
     else:
-        found |= {"type": "string"}
+        form |= {"type": "string"}
     if isinstance(field.annotation, type) and issubclass(field.annotation, Enum):
-        found |= {"options": [{"label": one.value, "value": one.value} for one in field.annotation]}
+        form |= {"options": [{"label": member.value, "value": member.value} for member in field.annotation]}
     if field.default is not None and kind is not SecretStr:
-        found |= {"default": default(field.default)}
-    return found
+        form |= {"default": default(field.default)}
+    return form
 
 
-def limits(field: FieldInfo) -> dict:
-    """Where a setting must be above 0, the form begins at 1: its limits are values that may be entered."""
-    found = {}
+def limits(field: FieldInfo) -> JsonObject:
+    """The least and the largest value of the form. Where a setting must be above 0, the form begins at 1."""
+    ends: JsonObject = {}
     for rule in field.metadata:
-        if isinstance(rule, Ge | Gt):
-            found["min"] = rule.ge if isinstance(rule, Ge) else 1
+        if isinstance(rule, Ge):
+            ends["min"] = rule.ge
+        if isinstance(rule, Gt):
+            ends["min"] = 1
         if isinstance(rule, Le):
-            found["max"] = rule.le
-    return found
+            ends["max"] = rule.le
+    return ends
 
 
 def default(value: object) -> object:
-    """As the environment would hold it: of several kinds a list in their order, `none` where it is empty; else JSON."""
+    """A setting's default as the environment would hold it.
+
+    An empty set is `none`; a tuple becomes JSON.
+    """
     if isinstance(value, frozenset):
-        kinds = type(next(iter(value), None))
-        return ",".join(one.value for one in kinds if one in value) if value else "none"
+        return join_members(cast(frozenset[Enum], value)) or "none"
     if isinstance(value, tuple):
         return json.dumps(value)
     return value.value if isinstance(value, Enum) else value
 
 
 def cuda_versions() -> list[str]:
-    return list(CUDA_VERSIONS[CUDA_VERSIONS.index(cuda_floor(ROOT)) :])
+    return list(CUDA_VERSIONS[CUDA_VERSIONS.index(cuda_floor(ROOT) or "") :])
 
 
-def tests() -> dict:
-    """The tiny checkpoint of the image on a real card: all but the 20B weights, which no test's time would fetch."""
+def tests() -> JsonObject:
+    """The Hub's tests: jobs on the tiny checkpoint, since a test ends before the 20B weights are fetched."""
     small = {"width": 256, "height": 256, "num_inference_steps": 4, "seed": 7}
     drawn = {"prompt": "a large red circle in the center, on a blue background", **small}
     return {
@@ -187,7 +198,10 @@ def tests() -> dict:
 
 
 def dockerfile(text: str) -> str:
-    """The root Dockerfile without what lays weights into the image: the Hub builds for 30 minutes, up to 80 GB."""
+    """The root Dockerfile without its part that lays weights into the image.
+
+    The Hub's builds end after 30 minutes, and at 80 GB.
+    """
     body = text[text.index("ARG BASE_IMAGE=") :]
     kept = re.sub(r"^# \[weights.*?^# weights\]\n", "", body, flags=re.MULTILINE | re.DOTALL)
     head = "# The worker without weights, for RunPod's Hub: what `make hub-files` leaves of ../Dockerfile.\n"
@@ -195,7 +209,7 @@ def dockerfile(text: str) -> str:
 
 
 def files() -> dict[str, str]:
-    """By path from the root."""
+    """The text of each file, by its path from the root."""
     return {
         ".runpod/hub.json": json.dumps(hub(), indent=2) + "\n",
         ".runpod/tests.json": json.dumps(tests(), indent=2) + "\n",

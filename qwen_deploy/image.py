@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from .errors import DeployError, UsageError
 
@@ -19,7 +20,7 @@ NAME = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
 REGISTRY = r"[a-zA-Z0-9.-]+(?::\d+)?(?:/[a-z0-9._-]+)*"
 TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 
-# (tool, what shows that it works, build, push); the first that works is taken.
+# By name: the commands that show whether the tool works, that build and that push. The first tool that works is used.
 TOOLS = {
     "buildx": (["docker", "buildx", "ls"], ["docker", "buildx", "build", "--load"], ["docker", "push"]),
     "docker": (["docker", "info"], ["docker", "build"], ["docker", "push"]),
@@ -46,8 +47,17 @@ class Image:
         return bool(self.registry) or "/" in self.name
 
 
-def image_of(name: str, tag: str, registry: str = "") -> Image:
-    """Raises `UsageError` naming the option that no registry would take."""
+class BuildOptions(Protocol):
+    """What a build reads of the command line."""
+
+    dockerfile: str
+    build_arg: list[str]  # NAME=VALUE
+    build_secret: list[str]  # id=..,src=..
+    worker_version: str | None
+
+
+def parse_image(name: str, tag: str, registry: str = "") -> Image:
+    """The image of these options. Raises `UsageError` naming the option that no registry would take."""
     for option, value, rule in (("--image-name", name, NAME), ("--tag", tag, TAG), ("--registry", registry, REGISTRY)):
         if (value or option != "--registry") and not re.fullmatch(rule, value):
             raise UsageError(f"{option} must match {rule}, not {value!r}.")
@@ -55,7 +65,7 @@ def image_of(name: str, tag: str, registry: str = "") -> Image:
 
 
 def source_version(root: Path) -> str:
-    """What the working tree is: its commit, with a digest of what is changed since, so that it names one build.
+    """The commit of the working tree, with a digest of the changes since, so that the text names one build.
 
     Raises `UsageError` outside a git checkout.
     """
@@ -65,39 +75,37 @@ def source_version(root: Path) -> str:
 
     try:
         commit = git("rev-parse", "--short=12", "HEAD").decode().strip()
-        changed = git("diff", "HEAD", "--binary")
+        changes = git("diff", "HEAD", "--binary")
         for file in sorted(git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0")):
             path = root / os.fsdecode(file)
             if path.is_symlink():  # git sees where it points, which need not be a file
-                changed += file + os.fsencode(os.readlink(path))
+                changes += file + os.fsencode(os.readlink(path))
             elif file:
-                changed += file + path.read_bytes()
+                changes += file + path.read_bytes()
     except (OSError, subprocess.CalledProcessError):
         raise UsageError("--tag is needed: this is no git checkout to name the build after.") from None
-    return f"{commit}-{hashlib.sha256(changed).hexdigest()[:8]}" if changed else commit
+    return f"{commit}-{hashlib.sha256(changes).hexdigest()[:8]}" if changes else commit
 
 
-def find_tool(asked: str = "auto") -> str:
-    """The name of a build tool that works here. Raises `DeployError` with what each said."""
-    names = list(TOOLS) if asked == "auto" else [asked]
-    said = []
-    for name in names:
+def find_tool(builder: str = "auto") -> str:
+    """The name of a build tool that works on this machine. Raises `DeployError` with what each tool said."""
+    reasons: list[str] = []
+    for name in TOOLS if builder == "auto" else [builder]:
         probe = TOOLS[name][0]
         if not shutil.which(probe[0]):
-            said.append(f"{name} is not installed")
+            reasons.append(f"{name} is not installed")
             continue
-        done = subprocess.run(probe, capture_output=True, text=True, env=bare_environment())
-        if done.returncode == 0:
+        result = subprocess.run(probe, capture_output=True, text=True, env=environment_without_key())
+        if result.returncode == 0:
             return name
-        words = (done.stderr or done.stdout).strip().splitlines() or [
-            f"`{' '.join(probe)}` ended with {done.returncode}"
-        ]
-        said.append(f"{name} does not work here ({words[-1].strip()})")
-    raise DeployError(f"No tool to build the image with: {'; '.join(said)}.")
+        silence = f"`{' '.join(probe)}` ended with {result.returncode}"
+        lines = (result.stderr or result.stdout).strip().splitlines() or [silence]
+        reasons.append(f"{name} does not work here ({lines[-1].strip()})")
+    raise DeployError(f"No tool to build the image with: {'; '.join(reasons)}.")
 
 
-def build_command(tool: str, image: Image, options) -> list[str]:
-    """`options` are those of the command line. The workers report the tag as their version, or --worker-version."""
+def build_command(tool: str, image: Image, options: BuildOptions) -> list[str]:
+    """The workers report the tag as their version, or --worker-version."""
     command = [*TOOLS[tool][1], "--platform", PLATFORM, "--file", options.dockerfile, "--tag", image.reference]
     for argument in [f"WORKER_VERSION={options.worker_version or image.tag}", *options.build_arg]:
         command += ["--build-arg", argument]
@@ -110,16 +118,16 @@ def push_command(tool: str, image: Image) -> list[str]:
     return [*TOOLS[tool][2], image.reference]
 
 
-def execute(command: list[str], root: Path, say: Callable[[str], None]) -> None:
-    """Run it with its output on the operator's terminal. Raises `DeployError` where it fails."""
+def run_command(command: list[str], root: Path, say: Callable[[str], None]) -> None:
+    """Run a command with its output on the operator's terminal. Raises `DeployError` where it fails."""
     say("$ " + " ".join(command))
-    done = subprocess.run(command, cwd=root, env=bare_environment())
-    if done.returncode:
+    result = subprocess.run(command, cwd=root, env=environment_without_key())
+    if result.returncode:
         hint = f" Is this machine logged in ({command[0]} login)?" if "push" in command else ""
-        raise DeployError(f"`{' '.join(command[:3])}` ended with {done.returncode}; its output is above.{hint}")
+        raise DeployError(f"`{' '.join(command[:3])}` ended with {result.returncode}; its output is above.{hint}")
 
 
-def bare_environment() -> dict[str, str]:
-    """The shell's without the API key: a build has no use for it, and might keep what it sees."""
-    kept = {name: value for name, value in os.environ.items() if name != "RUNPOD_API_KEY"}
-    return kept | {"DOCKER_BUILDKIT": "1"}
+def environment_without_key() -> dict[str, str]:
+    """The shell's environment without the API key, which a build does not need and could store in the image."""
+    environment = {name: value for name, value in os.environ.items() if name != "RUNPOD_API_KEY"}
+    return environment | {"DOCKER_BUILDKIT": "1"}

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any, Protocol
 
 from .image import TOOLS
 from .records import default_folder
@@ -27,26 +28,133 @@ examples:
 commands (each has its own --help):
 """
 FORM = argparse.RawDescriptionHelpFormatter
+# The words that --flashboot takes, and the API's values for them; the API's own names are taken as well.
+FLASHBOOT = {"off": "OFF", "on": "FLASHBOOT", "priority": "PRIORITY_FLASHBOOT"}
+
+
+class Group(Protocol):
+    """A parser, or a group of its options."""
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action: ...
+
+
+class StateOptions(argparse.Namespace):
+    """What every command knows. In these classes None stands for an option that was not given."""
+
+    state: Path  # folder of saved configurations
+
+
+class ProofOptions(StateOptions):
+    """What a command knows that changes an endpoint and proves the change."""
+
+    dry_run: bool
+    yes: bool
+    no_test: bool
+    wait: int  # seconds
+    capacity_wait: int  # seconds
+
+
+class DeployOptions(ProofOptions):
+    image_name: str
+    tag: str | None
+    registry: str
+    build_only: bool
+    push_only: bool
+    skip_build: bool
+    builder: str
+    dockerfile: str
+    build_arg: list[str]  # NAME=VALUE
+    build_secret: list[str]  # id=..,src=..
+    worker_version: str | None
+    endpoint_id: str | None
+    name: str | None
+    gpu: str | None  # pools, comma-separated, or auto
+    tasks: list[str] | None
+    ram_gb: float
+    gpu_count: int | None
+    min_cuda: str | None
+    no_fit_check: bool
+    workers_min: int | None
+    workers_max: int | None
+    idle_timeout: int | None  # seconds
+    execution_timeout: int | None  # seconds
+    flashboot: str | None  # the API's value
+    disk: int | None  # GB
+    volume: list[str] | None
+    data_centers: str | None  # comma-separated
+    env: list[str]  # NAME=VALUE or NAME
+    unset_env: list[str]
+    registry_credential: str | None
+    test_steps: int | None
+    test_size: int | None  # pixels
+    output: Path
+
+
+class RollbackOptions(ProofOptions):
+    endpoint_id: str
+    list: bool
+    to: Path | None
+
+
+class StatusOptions(StateOptions):
+    endpoint_id: str
+
+
+class LogsOptions(StatusOptions):
+    worker: str | None
+    source: str | None
+    tail: int
+    follow: bool
+
+
+class SendOptions(StatusOptions):
+    prompt: str | None
+    task: str | None
+    image: list[Path]
+    mask: Path | None
+    field: list[str]  # NAME=JSON
+    timeout: int  # seconds
+    output: Path
+
+
+class CostOptions(StateOptions):
+    endpoint_id: str | None
+    seconds: float | None  # a picture
+    env: list[str]
+    min_cuda: str | None
+    tasks: list[str] | None
+    ram_gb: float
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """`description` is the story's. The options of `deploy` are the parser's own, so that no command means it."""
+    """Of `deploy`, whose options need no command before them. `description` opens its --help."""
     epilog = EXAMPLES + "\n".join(f"  {name:<9} {purpose}" for name, purpose in COMMANDS.items())
     usage = "%(prog)s [COMMAND] [options]"
-    found = argparse.ArgumentParser("deploy_qwen.py", usage, description, epilog, formatter_class=FORM)
-    add_image(found.add_argument_group("image"))
-    add_endpoint(found.add_argument_group("endpoint (what is not given stays as it is; on a new one the default)"))
-    add_proof(found.add_argument_group("how it goes"))
-    return found
+    result = argparse.ArgumentParser("deploy_qwen.py", usage, description, epilog, formatter_class=FORM)
+    add_image(result.add_argument_group("image"))
+    add_endpoint(result.add_argument_group("endpoint (what is not given stays as it is; on a new one the default)"))
+    add_proof(result.add_argument_group("how it goes"))
+    return result
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog=f"deploy_qwen.py {name}", description=COMMANDS[name].capitalize() + ".")
-    {"rollback": rollback, "status": status, "logs": logs, "send": send, "cost": cost}[name](found)
-    return found
+    """Of a command that is named before its options."""
+    result = argparse.ArgumentParser(prog=f"deploy_qwen.py {name}", description=COMMANDS[name].capitalize() + ".")
+    {"rollback": add_rollback, "status": add_target, "logs": add_logs, "send": add_send, "cost": add_cost}[name](result)
+    return result
 
 
-def add_image(group) -> None:
+def read_options(name: str, arguments: list[str], description: str) -> argparse.Namespace:
+    """The options of command `name`, in its own class. Ends the process where they are wrong, or with --help."""
+    kinds: dict[str, type[argparse.Namespace]] = {
+        "deploy": DeployOptions, "rollback": RollbackOptions, "status": StatusOptions, "logs": LogsOptions,
+        "send": SendOptions, "cost": CostOptions,
+    }  # fmt: skip
+    command = parser(description) if name == "deploy" else command_parser(name)
+    return command.parse_args(arguments, kinds[name]())
+
+
+def add_image(group: Group) -> None:
     group.add_argument("--image-name", default="qwen-image", help="name of the image (default: %(default)s)")
     group.add_argument(
         "--tag", help="tag, and version that the workers report (default: the commit, and what is changed)"
@@ -66,7 +174,7 @@ def add_image(group) -> None:
     group.add_argument("--worker-version", help="version that the image reports, where it is not its tag")
 
 
-def add_endpoint(group) -> None:
+def add_endpoint(group: Group) -> None:
     group.add_argument("--endpoint-id", help="the endpoint to update (default: the one of this --name, else a new one)")
     group.add_argument("--name", help="the endpoint's name (default: the image's)")
     group.add_argument("--gpu", help="pools of cards, e.g. ADA_24,AMPERE_48; auto: the cheapest that holds the models")
@@ -78,7 +186,10 @@ def add_endpoint(group) -> None:
     group.add_argument("--workers-max", type=int, help="(default: 3)")
     group.add_argument("--idle-timeout", type=int, help="seconds that an idle worker stays, paid for (default: 10)")
     group.add_argument("--execution-timeout", type=int, help="seconds that a job may run (default: 300)")
-    group.add_argument("--flashboot", choices=("off", "flashboot", "priority_flashboot"), help="(default: flashboot)")
+    group.add_argument(
+        "--flashboot", type=flashboot, metavar="{" + ",".join(FLASHBOOT) + "}",
+        help="RunPod's shorter cold starts (default: on)",
+    )  # fmt: skip
     group.add_argument("--disk", type=int, help="container disk in GB (default: 120)")
     group.add_argument(
         "--volume", action="append", metavar="ID", help="network volume to mount; repeatable; '' for none"
@@ -96,7 +207,15 @@ def add_endpoint(group) -> None:
     )
 
 
-def add_fit(group) -> None:
+def flashboot(word: str) -> str:
+    """The API's value for a word of --flashboot, in upper or lower case. Raises `ArgumentTypeError` for another."""
+    value = FLASHBOOT.get(word.lower(), word.upper())
+    if value not in FLASHBOOT.values():
+        raise argparse.ArgumentTypeError(f"must be {', '.join(FLASHBOOT)}, not {word!r}")
+    return value
+
+
+def add_fit(group: Group) -> None:
     tasks = ("generate", "edit")
     group.add_argument("--tasks", nargs="+", choices=tasks, help="what it shall serve (default: both)")
     group.add_argument(
@@ -104,7 +223,7 @@ def add_fit(group) -> None:
     )
 
 
-def add_proof(group) -> None:
+def add_proof(group: Group) -> None:
     group.add_argument("--dry-run", action="store_true", help="show what would be done; only reads are sent")
     group.add_argument("--yes", action="store_true", help="do not ask")
     group.add_argument(
@@ -122,19 +241,19 @@ def add_proof(group) -> None:
     add_state(group)
 
 
-def add_state(group) -> None:
+def add_state(group: Group) -> None:
     group.add_argument(
         "--state", type=Path, default=default_folder(), metavar="FOLDER",
         help="folder of saved configurations (default: %(default)s)",
     )  # fmt: skip
 
 
-def add_target(group) -> None:
+def add_target(group: Group) -> None:
     group.add_argument("--endpoint-id", required=True)
     add_state(group)
 
 
-def rollback(group) -> None:
+def add_rollback(group: Group) -> None:
     add_target(group)
     group.add_argument("--list", action="store_true", help="list the saved configurations")
     group.add_argument("--to", type=Path, metavar="FILE", help="one of them (default: the newest that differs)")
@@ -149,11 +268,7 @@ def rollback(group) -> None:
     group.add_argument("--no-test", action="store_true", help="do not ask the workers for their health")
 
 
-def status(group) -> None:
-    add_target(group)
-
-
-def logs(group) -> None:
+def add_logs(group: Group) -> None:
     add_target(group)
     group.add_argument("--worker", help="of one worker (default: all)")
     group.add_argument("--source", choices=("container", "system"), help="the worker's own lines, or the host's")
@@ -161,7 +276,7 @@ def logs(group) -> None:
     group.add_argument("--follow", action="store_true", help="go on with what is written; of one worker")
 
 
-def send(group) -> None:
+def add_send(group: Group) -> None:
     add_target(group)
     group.add_argument("prompt", nargs="?", help="without it: the worker's health")
     group.add_argument("--task", choices=("generate", "edit", "background_replacement", "health", "debug"))
@@ -174,7 +289,7 @@ def send(group) -> None:
     group.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures (default: %(default)s)")
 
 
-def cost(group) -> None:
+def add_cost(group: Group) -> None:
     group.add_argument("--endpoint-id", help="whose measured jobs count")
     group.add_argument("--seconds", type=float, help="seconds an image, in place of measured ones")
     group.add_argument(

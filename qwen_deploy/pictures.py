@@ -1,4 +1,4 @@
-"""The pictures of a reply: out of base64 or fetched from its URL, told by their header, saved.
+"""The pictures of a reply: decoded from base64 or fetched from a URL, identified by their header, saved.
 
 Reads headers only: the operator's machine needs no imaging library. Knows nothing of jobs.
 """
@@ -6,8 +6,11 @@ Reads headers only: the operator's machine needs no imaging library. Knows nothi
 import base64
 import binascii
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
 
 import requests
 
@@ -19,7 +22,7 @@ MAX_BYTES = 64_000_000
 
 @dataclass(frozen=True)
 class Picture:
-    """`width` and `height` in pixels, None where the format's header is not read here."""
+    """`width` and `height` in pixels; None for WebP and JPEG, whose headers are not read for them."""
 
     data: bytes
     format: str
@@ -33,39 +36,40 @@ class Picture:
         return path
 
 
-def pictures_of(reply: dict) -> list[Picture]:
+def read_pictures(reply: Mapping[str, object]) -> list[Picture]:
     """The reply's pictures in order. Raises `NotServing` where there is none or one is not a picture."""
     texts = reply.get("images") or reply.get("image_urls") or [reply.get("image") or reply.get("image_url")]
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in cast(list[object], texts)):
         raise NotServing("The reply holds no picture under `image` or `image_url`.")
-    return [read(text) for text in texts]
+    return [read_picture(text) for text in cast(list[str], texts)]
 
 
-def read(text: str) -> Picture:
+def read_picture(text: str) -> Picture:
+    """From a URL, from base64, or from a data URI, which ends with base64."""
     if text.startswith(("http://", "https://")):
-        return recognised(fetch(text))
+        return identify_picture(fetch_picture(text))
     try:
-        return recognised(base64.b64decode(text.partition("base64,")[2] or text, validate=True))
+        return identify_picture(base64.b64decode(text.partition("base64,")[2] or text, validate=True))
     except binascii.Error:
         raise NotServing(f"The reply's `image` is not base64: it begins with {text[:20]!r}.") from None
 
 
-def fetch(url: str) -> bytes:
-    """A presigned URL is its own permission: the API key does not go there."""
+def fetch_picture(url: str) -> bytes:
+    """The bytes behind a URL, fetched without the API key: a presigned URL is its own permission."""
     try:
         with requests.get(url, timeout=FETCH_SECONDS, stream=True) as response:
             response.raise_for_status()
-            data = response.raw.read(MAX_BYTES + 1, decode_content=True)
+            data: bytes = response.raw.read(MAX_BYTES + 1, decode_content=True)
     except requests.RequestException as error:
-        host = requests.utils.urlparse(url).hostname
+        host = urlsplit(url).hostname
         raise NotServing(f"The reply's picture could not be fetched from {host}: {type(error).__name__}.") from None
     if len(data) > MAX_BYTES:
         raise NotServing(f"The reply's picture has more than {MAX_BYTES / 1e6:g} MB.")
     return data
 
 
-def recognised(data: bytes) -> Picture:
-    """By its first bytes: PNG with its size, WebP or JPEG. Raises `NotServing` for anything else."""
+def identify_picture(data: bytes) -> Picture:
+    """By its first and last bytes: PNG with its size, WebP or JPEG. Raises `NotServing` for anything else."""
     if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and data.endswith(b"IEND\xaeB`\x82"):
         return Picture(data, "png", *struct.unpack(">II", data[16:24]))
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP" and len(data) >= struct.unpack("<I", data[4:8])[0] + 8:

@@ -1,6 +1,7 @@
-"""Saved configurations of endpoints, on the operator's machine: what a rollback puts back.
+"""Saved configurations of endpoints, which a rollback puts back, and the seconds of jobs, for `cost`.
 
-Readable by the operator alone, since an endpoint's environment may hold secrets. Knows nothing of HTTP.
+They are files on the operator's machine, readable by the operator alone: an endpoint's environment may hold secrets.
+Knows nothing of HTTP.
 """
 
 import json
@@ -9,10 +10,13 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypedDict
 
 from .errors import DeployError
+from .runpod.schemas import Endpoint
 
-KEY_MARK = "{{the RUNPOD_API_KEY of whoever rolls back}}"  # an environment that holds the key itself is saved with this
+KEY_MARK = "{{the RUNPOD_API_KEY of whoever rolls back}}"  # stands in a record for a key that the environment holds
+TIMINGS_KEPT = 100  # of each endpoint
 
 
 def default_folder() -> Path:
@@ -21,9 +25,23 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class Record:
+    """`endpoint` is RunPod's whole answer for an endpoint, before a change."""
+
     path: Path
     saved_at: str
-    endpoint: dict
+    endpoint: Endpoint
+
+
+class Timing(TypedDict):
+    """What a drawing job took. `seconds` are billed ones, less the load of a cold worker, which is `load` seconds."""
+
+    task: str
+    card: str | None
+    seconds: float
+    load: float
+    pictures: int
+    size: str | None
+    steps: int | None
 
 
 class Records:
@@ -32,12 +50,13 @@ class Records:
     def __init__(self, folder: Path, key: str):
         self.folder, self.key = folder, key
 
-    def save(self, endpoint: dict) -> Record:
+    def save(self, endpoint: Endpoint) -> Record:
         """Write the endpoint's whole configuration. Raises `DeployError` where that fails: then nothing was changed."""
         now = datetime.now(UTC)
-        path = self.home(endpoint["id"]) / f"{now:%Y%m%dT%H%M%S.%f}Z.json"
-        record = {"saved_at": now.isoformat(timespec="seconds"), "endpoint": endpoint}
-        text = json.dumps(record, indent=1, ensure_ascii=False).replace(self.key, KEY_MARK)
+        saved_at = now.isoformat(timespec="seconds")
+        path = self.endpoint_folder(endpoint["id"]) / f"{now:%Y%m%dT%H%M%S.%f}Z.json"
+        fields = {"saved_at": saved_at, "endpoint": endpoint}
+        text = json.dumps(fields, indent=1, ensure_ascii=False).replace(self.key, KEY_MARK)
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -49,33 +68,37 @@ class Records:
             raise DeployError(
                 f"The present configuration could not be saved ({reason}); nothing was changed."
             ) from None
-        return Record(path, record["saved_at"], endpoint)
+        return Record(path, saved_at, endpoint)
 
-    def all(self, endpoint_id: str) -> list[Record]:
+    def saved(self, endpoint_id: str) -> list[Record]:
         """The endpoint's records, newest first."""
-        return [self.read(path) for path in sorted(self.home(endpoint_id).glob("*.json"), reverse=True)]
+        return [self.read(path) for path in sorted(self.endpoint_folder(endpoint_id).glob("*.json"), reverse=True)]
 
     def read(self, path: Path) -> Record:
         """Raises `DeployError` for a file that is not a record."""
         try:
-            text = path.read_text().replace(KEY_MARK, self.key)
-            record = json.loads(text)
-            return Record(path, record["saved_at"], record["endpoint"] | {})
+            fields = json.loads(path.read_text().replace(KEY_MARK, self.key))
+            return Record(path, fields["saved_at"], fields["endpoint"] | {})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DeployError(f"{path} is not a saved configuration: {type(error).__name__}.") from None
 
-    def home(self, endpoint_id: str) -> Path:
+    def add_timing(self, endpoint_id: str, timing: Timing) -> None:
+        path = self.timings_file(endpoint_id)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = [*lines, json.dumps(timing)][-TIMINGS_KEPT:]
+        path.write_text("\n".join(lines) + "\n")
+
+    def timings(self, endpoint_id: str) -> list[Timing]:
+        """Oldest first."""
+        path = self.timings_file(endpoint_id)
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def timings_file(self, endpoint_id: str) -> Path:
+        return self.endpoint_folder(endpoint_id) / "timings.jsonl"
+
+    def endpoint_folder(self, endpoint_id: str) -> Path:
+        """Raises `DeployError` for an id that could lead out of the folder."""
         if not re.fullmatch(r"[\w-]+", endpoint_id):
             raise DeployError(f"An endpoint's id is letters and digits, not {endpoint_id!r}.")
         return self.folder / endpoint_id
-
-    def note_timing(self, endpoint_id: str, timing: dict) -> None:
-        """Keep what a job of this endpoint took, for `cost`; the newest hundred are kept."""
-        path = self.home(endpoint_id) / "timings.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lines = path.read_text().splitlines()[-99:] if path.is_file() else []
-        path.write_text("\n".join([*lines, json.dumps(timing)]) + "\n")
-
-    def timings(self, endpoint_id: str) -> list[dict]:
-        path = self.home(endpoint_id) / "timings.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

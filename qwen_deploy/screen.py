@@ -3,11 +3,12 @@
 Knows nothing of deployments.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
 HIDDEN = "***"
@@ -19,10 +20,10 @@ class Screen:
     def __init__(self, console: Console | None = None, secrets: Iterable[str] = ()):
         self.console = console or Console(highlight=False)
         self.secrets = [secret for secret in secrets if secret]
-        self.last = ""
-        self.live = None
+        self.last_progress = ""
+        self.status_line: Status | None = None
 
-    def clean(self, text: object) -> str:
+    def redact(self, text: object) -> str:
         """The text without secrets, and with nothing in it that the console would take for markup."""
         plain = str(text)
         for secret in self.secrets:
@@ -30,50 +31,50 @@ class Screen:
         return escape(plain)
 
     def say(self, text: object = "") -> None:
-        self.console.print(self.clean(text), soft_wrap=True)
+        self.console.print(self.redact(text), soft_wrap=True)
 
     def heading(self, text: str) -> None:
-        self.console.print(f"\n[bold]{self.clean(text)}[/bold]", soft_wrap=True)
+        self.console.print(f"\n[bold]{self.redact(text)}[/bold]", soft_wrap=True)
 
     def good(self, text: str) -> None:
-        self.console.print(f"[green]✓[/green] {self.clean(text)}", soft_wrap=True)
+        self.console.print(f"[green]✓[/green] {self.redact(text)}", soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"[yellow]![/yellow] {self.clean(text)}", soft_wrap=True)
+        self.console.print(f"[yellow]![/yellow] {self.redact(text)}", soft_wrap=True)
 
     def bad(self, text: str) -> None:
-        self.console.print(f"[red]✗ {self.clean(text)}[/red]", soft_wrap=True)
+        self.console.print(f"[red]✗ {self.redact(text)}[/red]", soft_wrap=True)
 
-    def table(self, columns: list[str], rows: list[list[object]]) -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for name in columns:
-            table.add_column(self.clean(name), overflow="fold")
+            table.add_column(self.redact(name), overflow="fold")
         for row in rows:
-            table.add_row(*(self.clean("" if cell is None else cell) for cell in row))
-        # A secret that a narrow column broke in two would escape the redaction, hence cells are cleaned before.
+            # The cells are redacted before the table wraps them: a secret broken in two would not be recognised.
+            table.add_row(*(self.redact("" if cell is None else cell) for cell in row))
         self.console.print(table)
 
     @contextmanager
-    def following(self) -> Iterator[None]:
+    def live_progress(self) -> Generator[None]:
         """Within it, `progress` replaces its line on a terminal."""
         if not self.console.is_terminal:
             yield
             return
-        with self.console.status("") as self.live:
+        with self.console.status("") as self.status_line:
             try:
                 yield
             finally:
-                self.live = None
+                self.status_line = None
 
     def progress(self, text: str) -> None:
-        if self.live is not None:
-            self.live.update(self.clean(text))
-        elif text != self.last:
+        if self.status_line is not None:
+            self.status_line.update(self.redact(text))
+        elif text != self.last_progress:
             self.say(f"  {text}")
-        self.last = text
+        self.last_progress = text
 
     def confirm(self, question: str) -> bool:
         """Whether the operator says yes. False without a terminal to ask on."""
         if not self.console.is_terminal:
             return False
-        return self.console.input(f"{self.clean(question)} \\[y/N] ").strip().lower() in ("y", "yes")
+        return self.console.input(f"{self.redact(question)} \\[y/N] ").strip().lower() in ("y", "yes")

@@ -21,20 +21,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint as checkpoints
-from . import hub, libraries, prepared
-from .checkpoint import WEIGHTS, Checkpoint
-from .checkpoint_files import read_json
+from .checkpoints import checkpoint as checkpoints
+from .checkpoints.checkpoint import WEIGHTS, Checkpoint
+from .checkpoints.files import read_json
+from .checkpoints.sharing import SHAREABLE, as_model, digest_of
 from .errors import LoadError
-from .footprint import GB, LOSSY, TIMESTEPS, Plan
-from .machine import disk_free, read_machine
+from .loading import libraries, prepared
+from .memory.footprint import GB, LOSSY, TIMESTEPS, Plan
+from .memory.machine import disk_free, read_machine
 from .settings import Precision, Saving, read_settings
-from .sharing import SHAREABLE, digest_of
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    roots = (*read_settings().QWEN_MODEL_ROOTS, hub.cache_folder())
+    roots = read_settings().QWEN_MODEL_ROOTS
     for model in options.models:
         try:
             found = checkpoints.find(model, roots)
@@ -76,8 +76,6 @@ def parser() -> argparse.ArgumentParser:
 
 def plan_of(found: Checkpoint, options: argparse.Namespace) -> Plan:
     """The plan that the files are for, as far as it shows in them."""
-    from .pipelines import as_model
-
     if not found.parts:
         raise LoadError(f"Nothing of a {found.class_name} of this architecture can be prepared")
     text = "quantized" if options.quantize_text_encoder else "resident"
@@ -102,7 +100,7 @@ def prepare(found: Checkpoint, plan: Plan, output: Path) -> Path:
     (model,) = plan.models
     rows = model.parts["modulation_outputs"] * 2 * TIMESTEPS if plan.table else 0
     require_disk(plan.transformer(model) + plan.text(model) + plan.vae(model) + rows, output)
-    libraries.import_all(libraries.quantizers(plan.precision))
+    libraries.import_all()
     layout = prepared.layout_of(plan)
     target = output / f"{found.name.replace('/', '--')}.{name_of(layout)}"
     output.mkdir(parents=True, exist_ok=True)
@@ -179,20 +177,21 @@ def require_disk(needed: int, output: Path) -> None:
 
 
 def write_transformer(found: Checkpoint, plan: Plan, target: Path) -> None:
-    from . import table_file
-    from .components import forget, tabulate
+    from .loading.components import tabulate
+    from .memory.cuda import forget
+    from .weights import modulation_rows
 
     model = write_component(found, "transformer", plan, target)
     if table := tabulate(model, found, plan):
-        table_file.write(table, target)
+        modulation_rows.write(table, target)
     del model, table
     forget(plan.device)
 
 
 def write_component(found: Checkpoint, name: str, plan: Plan, target: Path) -> Any:
     """Load a component, write what the plan keeps of it, and return it."""
-    from . import weight_writer
-    from .components import load_component, trim
+    from .loading.components import load_component, trim
+    from .weights import writer as weight_writer
 
     (target / name).mkdir()
     copy(found.folder / name / "config.json", target / name / "config.json")

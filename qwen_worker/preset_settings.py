@@ -35,25 +35,41 @@ class PresetSettings(BaseSettings):
     # The number of steps belongs to the file: a LoRA made for 8 draws badly in 4. All published ones have it in their
     # names, so that it cannot be forgotten when the file is changed; the setting is for files that were renamed.
     QWEN_FAST_STEPS: int | None = Field(
-        None, ge=1, le=16, description="steps of preset fast, where its LoRA's file name does not say (4steps, 8steps)"
+        None,
+        ge=1,
+        le=16,
+        description="The steps of preset fast, where the name of its LoRA does not say them (as 8steps does).",
     )
     QWEN_IMAGE_FAST_LORA: str | None = Field(
-        None, description="few-step LoRA of QWEN_IMAGE_MODEL for preset fast: ORG/NAME/file.safetensors, file or folder"
+        None,
+        description=(
+            "The few-step LoRA of preset fast for text to image: ORG/NAME/FILE.safetensors of the hub, a URL, a file "
+            "or a folder."
+        ),
     )
-    QWEN_EDIT_FAST_LORA: str | None = Field(None, description="the same for QWEN_EDIT_MODEL")
+    QWEN_EDIT_FAST_LORA: str | None = Field(
+        None, description="The few-step LoRA of preset fast for edits, named like QWEN_IMAGE_FAST_LORA."
+    )
     QWEN_PRESET: Preset = Field(
         Preset.QUALITY,
-        description="quality, balanced or fast: of jobs that do not say, where it is served",
+        description="The preset of jobs that name none, where their model serves it. Else they have quality.",
     )
     QWEN_LORAS: Annotated[tuple[OwnLora, ...], NoDecode] = Field(
-        (), description='LoRAs of every picture, as JSON: [{"path": "ORG/NAME", "scale": 0.8, "task": "edit"}]'
+        (),
+        description=(
+            'The LoRAs of every picture, as JSON: [{"path": "ORG/NAME", "scale": 0.8, "task": "edit"}]. Without a '
+            "task, a LoRA is for both models."
+        ),
     )
     QWEN_LORA_ROOTS: Annotated[tuple[Path, ...], NoDecode] = Field(
-        tuple(Path(root) for root in LORA_ROOTS), description="folders whose LoRA files jobs may name, colon-separated"
+        tuple(Path(root) for root in LORA_ROOTS),
+        description="The folders whose LoRA files jobs may name, separated by colons.",
     )
-    QWEN_LORA_MB: float = Field(2000, ge=0, description="largest LoRA of a job, in MB; 0 refuses loras")
-    QWEN_LORA_CACHE_GB: float = Field(10, gt=0, description="disk for LoRAs from the hub and from URLs, in GB (1e9)")
-    QWEN_LORA_SECONDS: float = Field(120, gt=0, description="deadline for fetching one LoRA")
+    QWEN_LORA_MB: float = Field(2000, ge=0, description="The largest LoRA that a job may bring, in MB. 0 refuses all.")
+    QWEN_LORA_CACHE_GB: float = Field(
+        10, gt=0, description="The most disk that fetched LoRAs may take, in GB (1e9 bytes)."
+    )
+    QWEN_LORA_SECONDS: float = Field(120, gt=0, description="How long fetching one LoRA may take, in seconds.")
 
     @property
     def own_loras(self) -> int:

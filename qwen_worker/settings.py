@@ -6,7 +6,7 @@ Only what the worker itself decides by is here; `HF_HOME`, `HF_TOKEN` and `TORCH
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +22,9 @@ MODEL_ROOTS = ("/runpod-volume/huggingface-cache/hub", "/opt/qwen-image/models",
 
 
 LOAD_THREADS = 8  # enough for one drive at full speed, and for the latency of a volume on the network
+
+
+GONE_SPEEDUPS = frozenset({"qkv", "channels_last"})  # endpoints that were set up when there were these still start
 
 
 class Fallback(StrEnum):
@@ -70,10 +73,8 @@ class Speedup(StrEnum):
 
     COMPILE = "compile"  # the transformer's block by torch.compile
     ROTARY = "rotary"  # the rotary embedding without complex numbers, which no compiler fuses
-    QKV = "qkv"  # query, key and value of a stream in one product
     GUIDANCE = "guidance"  # guidance's two passes in one call where the picture is small
     ATTENTION = "attention"  # attention by cuDNN on the cards where it is the fastest
-    CHANNELS_LAST = "channels_last"  # the VAE's convolutions with a pixel's channels side by side
 
 
 class Role(StrEnum):
@@ -81,6 +82,10 @@ class Role(StrEnum):
 
     GENERATE = "generate"
     EDIT = "edit"
+
+    @classmethod
+    def of(cls, task: str) -> "Role":
+        return cls.GENERATE if task == "generate" else cls.EDIT
 
 
 class Delivery(StrEnum):
@@ -95,6 +100,13 @@ class Misconfigured(Exception):
     """What of the environment cannot be used, by the variable's name."""
 
 
+def hub_home() -> Path:
+    """Where the hub's client and what is like it keep things, `HF_HOME`."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME)
+
+
 def read_settings() -> "Settings":
     """The environment's settings. Raises `Misconfigured`."""
     try:
@@ -103,14 +115,15 @@ def read_settings() -> "Settings":
         raise Misconfigured("; ".join(map(told, error.errors()))) from None
 
 
-def unknown(names: Iterable[str]) -> list[str]:
-    """A sentence for each of the environment's names that would be a setting's and is none."""
+def warnings_about(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each QWEN_ name of the environment that is no setting, and for each value that is gone."""
     known = list(Settings.model_fields)
     found = []
-    for name in sorted(name for name in names if name.startswith("QWEN_") and name not in known):
+    for name in sorted(name for name in environment if name.startswith("QWEN_") and name not in known):
         like = difflib.get_close_matches(name, known, 1)
         found.append(f"{name} is no setting of this worker" + (f"; {like[0]} is" if like else ""))
-    return found
+    gone = {part.strip() for part in environment.get("QWEN_SPEEDUPS", "").split(",")} & GONE_SPEEDUPS
+    return found + [f"QWEN_SPEEDUPS names {name}, which this worker does not have any more" for name in sorted(gone)]
 
 
 def told(problem: dict) -> str:
@@ -128,87 +141,179 @@ class Settings(PresetSettings):
         case_sensitive=True, frozen=True, env_ignore_empty=True, extra="ignore", allow_inf_nan=False
     )
 
-    QWEN_IMAGE_MODEL: str = Field("Qwen/Qwen-Image", description="text-to-image: hub id, id@revision, or a folder")
-    QWEN_EDIT_MODEL: str = Field("Qwen/Qwen-Image-Edit", description="editing: hub id, id@revision, or a folder")
-    QWEN_FALLBACK: Fallback = Field(Fallback.ALLOW, description="when a model cannot load: allow, forbid or force PIL")
-    QWEN_PRECISION: Precision = Field(Precision.AUTO, description="auto, bf16, fp8, int8, nf4 or fp32")
+    QWEN_IMAGE_MODEL: str = Field(
+        "Qwen/Qwen-Image", description="The checkpoint for text to image: a hub id, id@revision, or a folder."
+    )
+    QWEN_EDIT_MODEL: str = Field(
+        "Qwen/Qwen-Image-Edit", description="The checkpoint for edits: a hub id, id@revision, or a folder."
+    )
+    QWEN_FALLBACK: Fallback = Field(
+        Fallback.ALLOW,
+        description=(
+            "What a job gets when its model cannot be loaded. allow: a stand-in picture that says so. forbid: the "
+            "error model_unavailable. force: no model is loaded, and every job gets a stand-in."
+        ),
+    )
+    QWEN_PRECISION: Precision = Field(
+        Precision.AUTO,
+        description=(
+            "The precision of the transformer's matrices. auto: on a GPU the most exact one that fits, on a CPU fp32. "
+            "bf16 and fp32 are exact; fp8 (compute capability 8.9 or later), int8 and nf4 change the pictures a "
+            "little."
+        ),
+    )
     QWEN_SAVINGS: Annotated[frozenset[Saving], NoDecode] = Field(
         frozenset(Saving),
-        description="exact savings that may be used: table, single_frame, conv2d, trim, comma-separated; or none",
+        description=(
+            "The exact savings of memory that may be used: a comma-separated list of table, single_frame, conv2d and "
+            "trim, or none."
+        ),
     )
     QWEN_SPEEDUPS: Annotated[frozenset[Speedup] | None, NoDecode] = Field(
         None,
-        description="auto, or which of compile, rotary, qkv, guidance, attention, channels_last; or none",
+        description=(
+            "The ways of drawing faster that may be used: auto, none, or a comma-separated list of compile, rotary, "
+            "guidance and attention. auto: on a GPU all four, on a CPU none."
+        ),
     )
     QWEN_COMPILED_FOLDER: Path | None = Field(
-        None, description="where compiled blocks are kept across starts; qwen-image-compiled below HF_HOME"
+        None,
+        description=(
+            "The folder in which compiled blocks are kept from one start to the next. Without it: qwen-image-compiled "
+            "below HF_HOME."
+        ),
     )
-    QWEN_COMPILED_MB: float = Field(500, ge=0, description="disk for compiled blocks, in MB; 0 keeps none")
-    QWEN_VRAM_GB: float | None = Field(None, gt=0, description="cap on the GPU memory that may be used, in GB (1e9)")
+    QWEN_COMPILED_MB: float = Field(
+        500, ge=0, description="The most disk that compiled blocks may take, in MB. 0 keeps none."
+    )
+    QWEN_VRAM_GB: float | None = Field(
+        None,
+        gt=0,
+        description="The most GPU memory that the worker may use, in GB (1e9 bytes). Without it: all of the card's.",
+    )
     QWEN_MODEL_ROOTS: Annotated[tuple[Path, ...], NoDecode] = Field(
         tuple(Path(root) for root in MODEL_ROOTS),
-        description="folders of checkpoints, colon-separated, in search order",
+        description="The folders in which weights may lie, separated by colons, in the order of the search.",
     )
     QWEN_LOAD_THREADS: int = Field(
         LOAD_THREADS,
         ge=0,
         le=64,
-        description="threads that read weights; 0 leaves reading to diffusers and transformers",
+        description=(
+            "The number of threads that read weights. 0 leaves reading to diffusers and transformers, and uses no "
+            "prepared checkpoint."
+        ),
     )
     QWEN_PREPARED: Prepared = Field(
-        Prepared.SAME_CARD, description="prepared checkpoints that may be used: same_card, any_card or off"
+        Prepared.SAME_CARD,
+        description=(
+            "The prepared checkpoints that may be used. same_card: those that were computed on a card like the "
+            "worker's. any_card: also those of other cards, which may round differently. off: none."
+        ),
     )
     QWEN_PRELOAD: Annotated[frozenset[Role], NoDecode] = Field(
-        frozenset(), description="models loaded before the first job is taken: generate, edit, comma-separated"
+        frozenset(),
+        description="The models that are loaded before the first job is taken: generate, edit, or generate,edit.",
     )
     QWEN_LOAD_RETRY_SECONDS: float = Field(
-        60, ge=0, description="pause before a load that failed in passing is retried"
+        60,
+        ge=0,
+        description="The pause before a load is tried again that failed for a reason which may pass, in seconds.",
     )
-    QWEN_FETCH_SECONDS: float = Field(20, gt=0, description="deadline for fetching one input image by URL")
+    QWEN_FETCH_SECONDS: float = Field(
+        20, gt=0, description="How long fetching one input image from its URL may take, in seconds."
+    )
     QWEN_JOB_SECONDS: float | None = Field(
-        None, gt=0, description="what a job may take when its policy.executionTimeout does not say"
+        None,
+        gt=0,
+        description=(
+            "How long a job may take whose policy.executionTimeout does not say, in seconds. Without it: as long as it "
+            "needs."
+        ),
     )
     QWEN_SHUTDOWN_SECONDS: float = Field(
-        25, ge=0, description="what running jobs get after SIGTERM before they are ended"
+        25, ge=0, description="How long running jobs may go on after SIGTERM before they are ended, in seconds."
     )
     # Longer than the 600 seconds that the SDK waits for an answer when it posts a result.
     QWEN_STUCK_SECONDS: float = Field(
-        900, gt=0, description="how long a job may hold its slot after its end or its stop before the worker ends"
+        900,
+        gt=0,
+        description="How many seconds a job may hold its slot after its end or its stop before the worker ends.",
     )
     QWEN_CONCURRENCY: int = Field(
         1,
         ge=1,
         le=4,
-        description="jobs held at once, times QWEN_BATCH: above 1 the next one's pictures are fetched during a drawing",
+        description=(
+            "How many jobs the worker holds at once, times QWEN_BATCH. Above 1, the next job's pictures are fetched "
+            "while one is drawn; drawing stays one call at a time."
+        ),
     )
-    QWEN_BATCH: int = Field(1, ge=1, le=8, description="small pictures that may share a call of the pipeline; 1: none")
+    QWEN_BATCH: int = Field(
+        1,
+        ge=1,
+        le=8,
+        description="How many small pictures may share one call of the pipeline. 1: each has a call of its own.",
+    )
     QWEN_PROGRESS_SECONDS: float = Field(
-        1, ge=0, description="least time between two progress messages of a job; 0 for none"
+        1, ge=0, description="The least time between two progress messages of a job, in seconds. 0 sends none."
     )
-    STREAM: bool = Field(False, description="answer with a list: progress as stream chunks, the reply last")
-    QWEN_PROMPT_CACHE_MB: float = Field(256, ge=0, description="RAM for text encodings to be reused, in MB; 0 for none")
+    STREAM: bool = Field(
+        False, description="Whether a job is answered with a list that can be streamed: its progress, then its reply."
+    )
+    QWEN_PROMPT_CACHE_MB: float = Field(
+        256, ge=0, description="The most RAM that text encodings may take to be used again, in MB. 0 keeps none."
+    )
     # Posted results above the platform's 10 MB are dropped without a word; the margin covers its envelope.
-    QWEN_RESULT_LIMIT_MB: float = Field(9.5, gt=0, description="largest reply that is sent, in MB (1e6 bytes of JSON)")
-    QWEN_DELIVERY: Delivery = Field(
-        Delivery.AUTO, description="auto, inline or url: how pictures leave when a job does not say"
+    QWEN_RESULT_LIMIT_MB: float = Field(
+        9.5,
+        gt=0,
+        description="The largest reply that is sent, in MB (1e6 bytes of JSON). RunPod drops replies above 10 MB.",
     )
-    QWEN_UPLOAD_SECONDS: float = Field(60, gt=0, description="deadline for uploading one job's pictures")
-    BUCKET_ENDPOINT_URL: str | None = Field(None, description="an S3 endpoint, the bucket's name in its host or path")
-    BUCKET_ACCESS_KEY_ID: SecretStr | None = Field(None, description="the bucket's access key")
-    BUCKET_SECRET_ACCESS_KEY: SecretStr | None = Field(None, description="the bucket's secret key")
-    BUCKET_NAME: str | None = Field(None, description="the bucket, where the endpoint's URL does not name it")
-    BUCKET_REGION: str | None = Field(None, description="the region to sign for; read off Amazon's and R2's hosts")
-    BUCKET_PREFIX: str = Field("", description="what every key starts with")
+    QWEN_DELIVERY: Delivery = Field(
+        Delivery.AUTO,
+        description=(
+            "How pictures leave where a job does not say. auto: in the reply, or by URL where they do not fit. inline: "
+            "in the reply. url: by URL from the bucket."
+        ),
+    )
+    QWEN_UPLOAD_SECONDS: float = Field(
+        60, gt=0, description="How long uploading one job's pictures may take, in seconds."
+    )
+    BUCKET_ENDPOINT_URL: str | None = Field(
+        None,
+        description="The address of the bucket's S3 service, which may name the bucket in its host or as its path.",
+    )
+    BUCKET_ACCESS_KEY_ID: SecretStr | None = Field(None, description="The bucket's access key.")
+    BUCKET_SECRET_ACCESS_KEY: SecretStr | None = Field(None, description="The bucket's secret key.")
+    BUCKET_NAME: str | None = Field(None, description="The bucket's name. Without it: the one in BUCKET_ENDPOINT_URL.")
+    BUCKET_REGION: str | None = Field(
+        None,
+        description=(
+            "The region that requests are signed for. Without it: the one in the address of Amazon's S3, auto for R2, "
+            "us-east-1 elsewhere."
+        ),
+    )
+    BUCKET_PREFIX: str = Field("", description="The beginning of every picture's key.")
     BUCKET_KEY: str = Field(
         "{job_id}/{index}.{extension}",
-        description="the rest of a key: {job_id}, {index}, {extension} and {task} stand for the picture's own",
+        description="The rest of a picture's key. {job_id} and {index} must be in it; {extension} and {task} may be.",
     )
     BUCKET_PUBLIC_URL: str | None = Field(
-        None, pattern=r"^https?://", description="replies name BUCKET_PUBLIC_URL/key and no presigned URL"
+        None,
+        pattern=r"^https?://",
+        description="The bucket's public address. Replies then name it and the key, in place of a presigned URL.",
     )
-    BUCKET_URL_SECONDS: int = Field(604_800, ge=1, le=604_800, description="how long a presigned URL is good for")
-    QWEN_WORKER_VERSION: str = Field(__version__, description="the image build, echoed in replies and health")
-    SERVER_MODE: ServerMode = Field(ServerMode.RUNPOD, description="runpod or local")
+    BUCKET_URL_SECONDS: int = Field(
+        604_800, ge=1, le=604_800, description="How long a presigned URL is good for, in seconds."
+    )
+    QWEN_WORKER_VERSION: str = Field(
+        __version__, description="The version of the image, which replies and health repeat."
+    )
+    SERVER_MODE: ServerMode = Field(
+        ServerMode.RUNPOD,
+        description="Where jobs come from. runpod: the platform's queue. local: the SDK's HTTP API on port 8000.",
+    )
 
     @field_validator("BUCKET_KEY")
     @classmethod
@@ -232,7 +337,8 @@ class Settings(PresetSettings):
     @field_validator("QWEN_SPEEDUPS", mode="before")
     @classmethod
     def split_speedups(cls, value):
-        return None if value == "auto" else cls.split_list(value)
+        found = None if value == "auto" else cls.split_list(value)
+        return found and found - GONE_SPEEDUPS
 
     @field_validator("QWEN_MODEL_ROOTS", mode="before")
     @classmethod

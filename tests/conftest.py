@@ -35,16 +35,8 @@ def tiny():
     return ROOT / "models/tiny-qwen-image"
 
 
-@pytest.fixture(scope="session")
-def every_library():
-    """The libraries with all quantizers: a worker that needs none would hide them from all tests after it."""
-    from qwen_worker import libraries
-
-    libraries.import_all()
-
-
 @pytest.fixture
-def settings(tiny, every_library):
+def settings(tiny):
     """Settings(**overrides) for the tiny checkpoint, with nowhere else to look for weights."""
     from qwen_worker.settings import Settings
 
@@ -65,7 +57,7 @@ def cold_worker(settings):
 
 
 @pytest.fixture(scope="session")
-def warm_worker(tiny, every_library):
+def warm_worker(tiny):
     """One worker for the session: loading is what takes long. Tests that change a worker take `cold_worker`."""
     import runpod_handler
     from qwen_worker.settings import Settings
@@ -113,6 +105,12 @@ def draw(ask):
         return picture_of(body["output"]["image"]), body["output"]["metadata"]
 
     return drawn
+
+
+def place_by(worker, plan):
+    """Have the worker load and draw by this plan, for every model that it has a plan for."""
+    plans = worker.pipelines.planner.plans
+    plans |= dict.fromkeys(plans, plan)
 
 
 def picture_of(text):

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from qwen_worker import libraries
-from qwen_worker.footprint import GB, GIB
-from qwen_worker.machine import read_gpu
+from qwen_worker.loading import libraries
+from qwen_worker.memory.footprint import GB, GIB
+from qwen_worker.memory.machine import read_gpu
 
 
 class Card:

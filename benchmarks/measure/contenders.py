@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from qwen_worker.errors import LoadError
-from qwen_worker.machine import Machine
+from qwen_worker.memory.machine import Machine
 
 from .stage_times import Stages, Stopwatch
 
@@ -45,7 +45,7 @@ class Ours:
         # Every job encodes its text, as a job with a new prompt does.
         self.worker = Worker(Settings(**served, QWEN_FALLBACK="forbid", QWEN_PROMPT_CACHE_MB=0, **settings))
         if machine:
-            self.worker.pipelines.machine = machine
+            self.worker.pipelines.planner.machine = machine
         self.timings: dict[str, float] = {}  # of the last job, as its reply has them
 
     def load(self, task: str) -> float:
@@ -55,8 +55,7 @@ class Ours:
         return self.loaded(task).seconds
 
     def loaded(self, task: str) -> Any:
-        pipelines = self.worker.pipelines
-        return pipelines.loaded[pipelines.model_for(task)]
+        return self.worker.pipelines.get(task)
 
     def shared(self, task: str) -> tuple[str, ...]:
         """The names of the task's components that a pipeline loaded before had in memory already."""

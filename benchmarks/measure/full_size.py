@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from qwen_worker import placement
 from qwen_worker.errors import LoadError
-from qwen_worker.lora_names import BLOCK_LAYERS
-from qwen_worker.machine import Machine, disk_free
+from qwen_worker.lora.names import BLOCK_LAYERS
+from qwen_worker.memory import placement
+from qwen_worker.memory.machine import Machine, disk_free
 
 TINY = Path(__file__).parents[2] / "models/tiny-qwen-image"
 NAME = "full size, random weights"

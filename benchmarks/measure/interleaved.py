@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from qwen_worker.errors import LoadError
-from qwen_worker.footprint import LOSSY, Plan
-from qwen_worker.machine import read_gpu
-from qwen_worker.presets import FAST_LORAS
+from qwen_worker.jobs.presets import FAST_LORAS
+from qwen_worker.memory.footprint import LOSSY, Plan
+from qwen_worker.memory.machine import read_gpu
 
 from ..report.resumable import Send
 from ..report.rows import FAILED, FULL_STEPS, MEASURED

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen_worker.errors import LoadError
-from qwen_worker.footprint import GB, Plan
-from qwen_worker.machine import Machine
+from qwen_worker.memory.footprint import GB, Plan
+from qwen_worker.memory.machine import Machine
 
 from ..report.resumable import Send
 from ..report.rows import FAILED, MEASURED

@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from qwen_worker import checkpoint, placement
+from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
-from qwen_worker.footprint import GB, Model, Plan
-from qwen_worker.machine import Gpu, Machine
-from qwen_worker.pipelines import as_model
+from qwen_worker.memory import placement
+from qwen_worker.memory.footprint import GB, Model, Plan
+from qwen_worker.memory.machine import Gpu, Machine
 from qwen_worker.settings import Precision
 
 from . import stock

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from qwen_worker.checkpoint import WEIGHTS
-from qwen_worker.checkpoint_files import shards
+from qwen_worker.checkpoints.checkpoint import WEIGHTS
+from qwen_worker.checkpoints.files import shards
 
 THREADS = 8
 PIECE = 1 << 24  # bytes of one read

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qwen_worker.checkpoint_files import read_json, shards
-from qwen_worker.footprint import CONTEXT_BYTES, GIB, MEGAPIXEL, Model, Plan
+from qwen_worker.checkpoints.files import read_json, shards
+from qwen_worker.memory.footprint import CONTEXT_BYTES, GIB, MEGAPIXEL, Model, Plan
 from qwen_worker.settings import Precision
 
 RESIDENT, BY_MODEL, BY_LAYER = "resident", "offloaded by model", "offloaded by layer"

@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import pynvml
 
-from qwen_worker.footprint import GB
-from qwen_worker.machine import read_machine
-from qwen_worker.request import Drawing
+from qwen_worker.jobs.request import Drawing
+from qwen_worker.memory.footprint import GB
+from qwen_worker.memory.machine import read_machine
 
 MEASURED, NOT_MEASURED, FAILED = "measured", "not measured", "failed"
 FULL_STEPS = Drawing.model_fields["num_inference_steps"].default  # of a whole job of `quality`

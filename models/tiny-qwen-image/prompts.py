@@ -3,7 +3,7 @@
 Pure text: knows nothing about pixels, tensors or models. A wording leaves out what the scene leaves open (`None`).
 """
 
-from qwen_worker.request import BACKGROUND_INSTRUCTION
+from qwen_worker.jobs.request import BACKGROUND_INSTRUCTION
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 SHAPES = ("circle", "square", "triangle", "diamond")

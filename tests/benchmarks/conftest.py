@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.measure import full_size
-from qwen_worker.machine import Gpu, Machine
+from qwen_worker.memory.machine import Gpu, Machine
 
 GB = 1_000_000_000
 NOTHING_HERE = Machine(None, 16 * GB, 12 * GB)
@@ -33,7 +33,7 @@ def quiet(monkeypatch):
 
 
 @pytest.fixture
-def benchmark(tmp_path, monkeypatch, quiet, every_library):
+def benchmark(tmp_path, monkeypatch, quiet):
     """benchmark(*arguments): the report of the command, run in this process, where the libraries are imported once."""
     output = tmp_path / "result.json"
 

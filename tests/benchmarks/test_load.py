@@ -6,7 +6,7 @@ import functools
 from benchmarks import load
 
 
-def test_reading_is_measured_beside_the_library_and_a_plain_read(tmp_path, monkeypatch, every_library):
+def test_reading_is_measured_beside_the_library_and_a_plain_read(tmp_path, monkeypatch):
     """In this process: three ways of importing everything take longer than all that is to be seen here."""
     small = {"attention_head_dim": 16, "num_attention_heads": 3, "joint_attention_dim": 16, "axes_dims_rope": (4, 6, 6)}
     written = []

@@ -73,7 +73,7 @@ def test_a_ratio_needs_both_and_whole_jobs_are_compared_as_they_were():
 
 
 def test_every_preset_of_the_contract_and_every_setting_that_is_asked_has_rows():
-    from qwen_worker.request import Drawing
+    from qwen_worker.jobs.request import Drawing
 
     for preset in speed.presets():
         Drawing(prompt="a", preset=preset)

@@ -33,7 +33,7 @@ def test_stock_beside_ours_shares_its_weights_and_draws_what_plain_stock_draws(w
 def test_what_a_table_has_dropped_is_read_for_stock(tiny):
     from diffusers import QwenImageTransformer2DModel
 
-    from qwen_worker.modulation import TabledTransformer
+    from qwen_worker.model.modulation import TabledTransformer
 
     folder = tiny / "generate/transformer"
     tabled = TabledTransformer.from_pretrained(folder, dtype=torch.bfloat16)

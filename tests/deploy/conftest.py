@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import deploy_qwen
-from qwen_deploy import rollout
+from qwen_deploy.runpod.client import Clock
 
 from .fake_runpod import KEY, Build, FakeRunPod, draws
 
@@ -30,8 +30,7 @@ def interruptible():
 
 
 @pytest.fixture
-def runpod(monkeypatch):
-    monkeypatch.setattr(rollout, "LOG_EVERY_SECONDS", 0)
+def runpod():
     fake = FakeRunPod()
     fake.builds = {NEW: Build(draws("v1")), OLD: Build(draws("v0"))}
     yield fake
@@ -39,23 +38,39 @@ def runpod(monkeypatch):
     assert not fake.wrong, "the fake answered against RunPod's document"
 
 
-@pytest.fixture
-def command(runpod, tmp_path):
-    """command(*arguments): (exit code, everything printed) of `deploy_qwen.py`; the fake's time does not wait."""
-    runpod.state = tmp_path / "state"
-    runpod.pauses = []
+class PretendedTime:
+    """A clock that pauses move on: what waits for minutes ends at once, on a busy machine too."""
 
-    def run(*arguments, key=KEY):
+    def __init__(self):
+        self.seconds, self.pauses = 0.0, []
+
+    def now(self):
+        return self.seconds
+
+    def pause(self, seconds):
+        self.pauses.append(seconds)
+        self.seconds += seconds
+
+
+@pytest.fixture
+def clock():
+    return PretendedTime()
+
+
+@pytest.fixture
+def command(runpod, clock, tmp_path):
+    """command(*arguments): (exit code, everything printed) of `deploy_qwen.py`, in pretended time."""
+    runpod.state = tmp_path / "state"
+    pretended = Clock(clock.now, clock.pause)
+
+    def run(*arguments, key=KEY, url=runpod.url, clock=pretended):
         screen = io.StringIO()
         console = Console(file=screen, width=300, highlight=False)
-        environment = {"RUNPOD_API_KEY": key, "RUNPOD_API_URL": runpod.url}
         folders = ["--state", str(runpod.state)]
-        deployment = not arguments or arguments[0].startswith("-")
-        if deployment or arguments[0] == "send":
+        if not arguments or arguments[0].startswith("-") or arguments[0] == "send":
             folders += ["--output", str(tmp_path / "out")]
-        if deployment and "--wait" not in arguments:
-            folders += ["--wait", "20"]  # seconds, so that what never comes up ends the test
-        code = deploy_qwen.main([*arguments, *folders], environment, console, runpod.pauses.append)
+        environment = {"RUNPOD_API_KEY": key, "RUNPOD_API_URL": url}
+        code = deploy_qwen.main([*arguments, *folders], environment, console, clock)
         text = screen.getvalue()
         assert KEY not in text
         return code, text
@@ -101,10 +116,10 @@ def only(runpod):
     return endpoint
 
 
-def asked(runpod):
+def job_tasks(runpod):
     """The tasks of the jobs in order, repetitions once: old workers are asked past."""
     return [task for task, _ in itertools.groupby(job["input"]["task"] for job in runpod.jobs.values())]
 
 
-def configuration(endpoint):
+def settable_fields(endpoint):
     return {name: value for name, value in endpoint.items() if name not in ("id", "createdAt", "requestUrls")}

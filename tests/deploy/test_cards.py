@@ -2,10 +2,9 @@
 
 import pytest
 
-from qwen_deploy.cards import stock_of
+from qwen_deploy.cards import stock_level
 
-from . import fake_runpod
-from .conftest import SHIP, asked, only
+from .conftest import SHIP, job_tasks, only
 
 
 def test_auto_takes_the_cheapest_pool_that_holds_the_models_and_has_a_card(runpod, command):
@@ -26,26 +25,26 @@ def test_auto_goes_by_the_worker_s_own_placement(runpod, command, arguments, poo
 
 @pytest.mark.parametrize("told", [None, "PLENTY"])
 def test_a_stock_that_is_not_known_rules_no_card_out(told):
-    assert stock_of({} if told is None else {"availability": told}) == "LOW"
-    assert stock_of({"availability": "NONE"}) == "NONE"
+    assert stock_level({} if told is None else {"availability": told}) == "LOW"
+    assert stock_level({"availability": "NONE"}) == "NONE"
 
 
-def test_a_pool_is_as_large_as_its_smallest_card(runpod, command, monkeypatch):
-    monkeypatch.setattr(fake_runpod, "GPUS", [*fake_runpod.GPUS, ("NVIDIA Small", "AMPERE_48", 8, 1.22, "HIGH")])
+def test_a_pool_is_as_large_as_its_smallest_card(runpod, command):
+    runpod.gpus.append(("NVIDIA Small", "AMPERE_48", 8, 1.22, "HIGH"))
     code, text = command(*SHIP, "--gpu", "AMPERE_48")
     assert code == 2 and "--gpu AMPERE_48: too small" in text
 
 
 @pytest.mark.parametrize("pool", ["BLACKWELL_180", "ADA_32_PRO"])  # the latter has RTX 5090s
-def test_a_card_that_the_image_s_torch_has_no_kernels_for_is_not_taken(runpod, command, monkeypatch, pool):
-    monkeypatch.setattr(fake_runpod, "GPUS", [("NVIDIA New", pool, 180, 0.10, "HIGH"), *fake_runpod.GPUS])
+def test_a_card_that_the_image_s_torch_has_no_kernels_for_is_not_taken(runpod, command, pool):
+    runpod.gpus.append(("NVIDIA New", pool, 180, 0.10, "HIGH"))
     code, text = command(*SHIP, "--gpu", pool)
     assert code == 2 and "torch for CUDA 12.6 has no Blackwell kernels" in text
     assert command(*SHIP)[0] == 0 and only(runpod)["gpu"]["pools"] == ["AMPERE_16"]
 
 
-def test_an_image_built_for_blackwell_takes_its_cards(runpod, command, monkeypatch):
-    monkeypatch.setattr(fake_runpod, "GPUS", [("NVIDIA B200", "BLACKWELL_180", 180, 0.10, "HIGH"), *fake_runpod.GPUS])
+def test_an_image_built_for_blackwell_takes_its_cards(runpod, command):
+    runpod.gpus.append(("NVIDIA B200", "BLACKWELL_180", 180, 0.10, "HIGH"))
     index = "TORCH_INDEX=https://download.pytorch.org/whl/cu130"
     assert command(*SHIP, "--build-arg", index)[0] == 0
     assert only(runpod)["gpu"]["pools"] == ["BLACKWELL_180"] and only(runpod)["gpu"]["minCudaVersion"] == "13.0"
@@ -54,7 +53,7 @@ def test_an_image_built_for_blackwell_takes_its_cards(runpod, command, monkeypat
 def test_a_task_that_is_not_wanted_is_given_no_model(runpod, command):
     assert command(*SHIP, "--tasks", "generate")[0] == 0
     assert only(runpod)["env"]["QWEN_EDIT_MODEL"] == "/none"
-    assert asked(runpod) == ["health", "generate", "health"]
+    assert job_tasks(runpod) == ["health", "generate", "health"]
     assert command(*SHIP, "--tasks", "generate", "edit")[0] == 0 and "QWEN_EDIT_MODEL" not in only(runpod)["env"]
 
 

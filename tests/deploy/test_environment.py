@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen_deploy.environment import cuda_floor, parse_assignments, shown, worker_settings
+from qwen_deploy.environment import cuda_floor, mask_secret, parse_assignments, worker_settings
 from qwen_deploy.errors import UsageError
 
 from ..conftest import ROOT
@@ -58,13 +58,13 @@ def test_the_operator_s_shell_does_not_reach_the_worker_s_settings(monkeypatch):
     ("QWEN_API_KEY", True), ("ANYTHING", True),
 ])  # fmt: skip
 def test_what_may_be_a_secret_is_hidden(name, hidden):
-    assert (shown(name, "value") == "***") is hidden and shown(name, None) == "(none)"
+    assert (mask_secret(name, "value") == "***") is hidden and mask_secret(name, None) == "(none)"
 
 
 def test_the_address_of_a_lora_is_hidden():
     """It may be signed."""
-    assert shown("QWEN_IMAGE_FAST_LORA", "ORG/NAME/8steps.safetensors") == "ORG/NAME/8steps.safetensors"
-    assert shown("QWEN_LORAS", '[{"path": "https://example.com/a?signature=hush"}]') == "***"
+    assert mask_secret("QWEN_IMAGE_FAST_LORA", "ORG/NAME/8steps.safetensors") == "ORG/NAME/8steps.safetensors"
+    assert mask_secret("QWEN_LORAS", '[{"path": "https://example.com/a?signature=hush"}]') == "***"
 
 
 def test_a_refused_variable_is_named_without_what_may_be_a_secret():

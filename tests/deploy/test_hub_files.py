@@ -6,9 +6,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from qwen_deploy import cards, hub_files
+from qwen_deploy.configuration import DEFAULT_ENV
 from qwen_deploy.environment import cuda_floor, worker_settings
-from qwen_deploy.plan import DEFAULT_ENV
-from qwen_worker.parsing import parse
+from qwen_worker.jobs.parsing import parse
 from qwen_worker.settings import Settings
 
 from ..conftest import ROOT

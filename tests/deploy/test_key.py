@@ -11,6 +11,13 @@ from ..conftest import ROOT, respond
 from .conftest import NEW, OLD, SHIP, only
 from .fake_runpod import KEY, Build, Fault, stands_in
 
+# `deploy_qwen.py` that does not wait.
+PROGRAM = """
+import sys, deploy_qwen
+from qwen_deploy.runpod.client import Clock
+sys.exit(deploy_qwen.main(clock=Clock(pause=lambda seconds: None)))
+"""
+
 
 def test_the_key_is_in_no_output_file_or_process_list(runpod, tmp_path, docker):
     runpod.add(workers=0, env={"LEAK": KEY, "QWEN_FALLBACK": "forbid"})
@@ -25,13 +32,11 @@ def test_the_key_is_in_no_output_file_or_process_list(runpod, tmp_path, docker):
                     seen.append(Path(f"/proc/{folder}/cmdline").read_bytes())
 
     runpod.on_request = look
-    done = subprocess.run(
-        [sys.executable, "deploy_qwen.py", "--registry", "docker.io/you", "--tag", "v1", "--yes", "--wait", "60"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    command = [sys.executable, "-c", PROGRAM, "--registry", "docker.io/you", "--tag", "v1", "--yes"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "Rolled back" in done.stdout, done.stdout + done.stderr
     assert KEY not in done.stdout + done.stderr
-    assert any(b"deploy_qwen.py" in line for line in seen) and not any(KEY.encode() in line for line in seen)
+    assert any(b"deploy_qwen" in line for line in seen) and not any(KEY.encode() in line for line in seen)
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert any("qwen-deploy" in str(file) for file in files)
     assert not any(KEY.encode() in file.read_bytes() for file in files)

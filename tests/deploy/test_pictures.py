@@ -1,4 +1,4 @@
-"""What counts as a picture in a reply, and what a job's status and answer are read as."""
+"""What counts as a picture in a reply."""
 
 import base64
 import io
@@ -6,10 +6,8 @@ import io
 import pytest
 from PIL import Image
 
-from qwen_deploy.check import timing_of
 from qwen_deploy.errors import NotServing
-from qwen_deploy.jobs import as_answer, progress_of
-from qwen_deploy.pictures import pictures_of, recognised
+from qwen_deploy.pictures import identify_picture, read_pictures
 
 from ..conftest import respond
 from .conftest import NEW, SHIP
@@ -25,20 +23,20 @@ def file_of(format):
 @pytest.mark.parametrize("format, name", [("PNG", "png"), ("WEBP", "webp"), ("JPEG", "jpg")])
 def test_a_whole_picture_is_told_by_its_header_and_a_cut_one_refused(format, name):
     data = file_of(format)
-    assert recognised(data).format == name
+    assert identify_picture(data).format == name
     with pytest.raises(NotServing, match="no whole PNG, WebP or JPEG"):
-        recognised(data[: len(data) // 2])
+        identify_picture(data[: len(data) // 2])
 
 
 def test_a_png_tells_its_size():
-    assert (recognised(file_of("PNG")).width, recognised(file_of("PNG")).height) == (48, 32)
+    assert (identify_picture(file_of("PNG")).width, identify_picture(file_of("PNG")).height) == (48, 32)
 
 
 @pytest.mark.parametrize("field", ["image", "images"])
 def test_pictures_come_in_base64_and_as_data_uris(field):
     text = base64.b64encode(file_of("PNG")).decode()
     for one in (text, f"data:image/png;base64,{text}"):
-        assert [found.data for found in pictures_of({field: one if field == "image" else [one]})] == [file_of("PNG")]
+        assert [found.data for found in read_pictures({field: one if field == "image" else [one]})] == [file_of("PNG")]
 
 
 def test_a_picture_by_url_is_fetched_without_the_key(web):
@@ -48,14 +46,14 @@ def test_a_picture_by_url_is_fetched_without_the_key(web):
         seen.append(dict(handler.headers))
         respond(handler, file_of("PNG"))
 
-    (found,) = pictures_of({"image_url": web(answer) + "/picture.png"})
+    (found,) = read_pictures({"image_url": web(answer) + "/picture.png"})
     assert found.format == "png" and "Authorization" not in seen[0] and KEY not in str(seen)
 
 
 def test_a_url_that_is_gone_is_said_so_without_its_signature(web):
     address = web(lambda handler: respond(handler, b"", 403))
     with pytest.raises(NotServing) as refused:
-        pictures_of({"image_url": f"{address}/picture.png?X-Amz-Signature=s3cr3t"})
+        read_pictures({"image_url": f"{address}/picture.png?X-Amz-Signature=s3cr3t"})
     assert "could not be fetched from 127.0.0.1" in str(refused.value) and "s3cr3t" not in str(refused.value)
 
 
@@ -67,27 +65,3 @@ def test_a_picture_of_another_size_than_told_is_rolled_back(runpod, command):
     runpod.builds[NEW] = Build(answer)
     code, text = command(*SHIP)
     assert code == 1 and "edit: the picture must be 64x64 as its metadata says, not 32x64" in text
-
-
-def test_a_streaming_endpoint_s_last_item_is_the_reply():
-    status = {"status": "COMPLETED", "output": [{"stage": "drawing"}, {"image": "x"}], "executionTime": 2500}
-    answer = as_answer("j", status)
-    assert answer.reply == {"image": "x"} and answer.seconds == 2.5 and answer.error == ""
-
-
-@pytest.mark.parametrize("status, words", [
-    ({"status": "IN_QUEUE"}, "in queue"),
-    ({"status": "IN_PROGRESS", "output": {"stage": "drawing", "step": 3, "total": 50, "seconds_left": 14.6}},
-     "in progress · drawing · step 3/50 · 15 s left"),
-    ({"status": "IN_PROGRESS", "output": [{"stage": "loading"}]}, "in progress · loading"),
-    ({"status": "IN_PROGRESS", "output": "anything"}, "in progress"),
-])  # fmt: skip
-def test_progress_is_in_the_worker_s_own_words(status, words):
-    assert progress_of(status) == words
-
-
-def test_the_load_of_a_cold_worker_is_not_a_picture_s_time():
-    facts = {"processing_time": 63.0, "timings": {"load": 60.0}, "seeds": [1, 2], "dimensions": "64x64", "steps": 50}
-    answer = as_answer("j", {"status": "COMPLETED", "output": {"metadata": facts}, "executionTime": 64_000})
-    timing = timing_of("generate", answer, "NVIDIA H200")
-    assert (timing["seconds"], timing["load"], timing["pictures"], timing["card"]) == (4.0, 60.0, 2, "NVIDIA H200")

@@ -2,7 +2,7 @@
 
 import json
 
-from .conftest import NEW, OLD, SHIP, asked, only
+from .conftest import NEW, OLD, SHIP, job_tasks, only
 from .fake_runpod import draws
 
 
@@ -14,7 +14,7 @@ def test_a_new_endpoint_is_made_proved_and_left_as_it_was_asked_for(runpod, comm
     assert endpoint["workers"] == {"min": 0, "max": 3, "idleTimeout": 10} and endpoint["timeout"] == 400_000
     assert endpoint["flashboot"] == "FLASHBOOT" and endpoint["gpu"]["minCudaVersion"] == "12.6"
     assert endpoint["env"]["SERVER_MODE"] == "runpod" and "QWEN_FALLBACK" not in endpoint["env"]
-    assert asked(runpod) == ["health", "generate", "edit", "health"]
+    assert job_tasks(runpod) == ["health", "generate", "edit", "health"]
     assert (tmp_path / "out/generate.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "out/edit.png").exists()
     assert f"Endpoint {endpoint['id']} serves {NEW}" in text
 

@@ -1,80 +1,129 @@
-"""`deploy_qwen.py` with real workers behind the queue: processes of `runpod_handler.py` on the tiny checkpoint."""
+"""`deploy_qwen.py` with real workers behind the queue: `runpod_handler.py` on the tiny checkpoint."""
 
 import os
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 from PIL import Image
 
+import runpod_handler
 from examples.quickstart import free_port
+from qwen_deploy.environment import worker_settings
+from qwen_deploy.runpod.client import Clock
 
-from ..conftest import ROOT
-from .conftest import NEW, SHIP, configuration
+from ..conftest import ROOT, run
+from .conftest import NEW, SHIP, settable_fields
 from .fake_runpod import Build
+from .patience import Patience
 
-PATIENCE = 120  # seconds; a process imports torch before its first picture
-SMALL = ("--test-size", "256", "--test-steps", "2", "--wait", str(4 * PATIENCE))
+SMALL = ("--test-size", "256", "--test-steps", "2", "--wait", "3600")
+SHORT_PAUSES = Clock(pause=lambda seconds: time.sleep(min(seconds, 0.1)))
 
 
 @pytest.fixture
-def image(tiny, tmp_path):
-    """image(**variables): the answers of a worker process that has the endpoint's environment and these over it.
+def models(tiny):
+    return {"QWEN_IMAGE_MODEL": str(tiny / "generate"), "QWEN_EDIT_MODEL": str(tiny / "edit")}
 
-    As on RunPod, a change of the environment brings a new process.
-    """
-    processes = {}
+
+@pytest.fixture
+def pool():
+    """One thread, so that jobs are in progress while their worker draws."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def reply_of(body):
+    """Of what a worker posts: the output, or the error in its place."""
+    return {"error": body["error"]} if "error" in body else body["output"]
+
+
+class WorkerProcess:
+    """`runpod_handler.py` with its own API. `environment` is all that it has."""
+
+    def __init__(self, environment):
+        port = free_port()
+        self.address = f"http://127.0.0.1:{port}/runsync"
+        self.process = subprocess.Popen(
+            [sys.executable, "runpod_handler.py", "--rp_api_port", str(port)],
+            cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def answer(self, fields):
+        """The reply. A process that is stuck is killed, which breaks the connection."""
+        patience = Patience(self.process.pid)
+        with ThreadPoolExecutor(1) as pool:
+            reply = pool.submit(self.post, fields)
+            while not reply.done():
+                try:
+                    patience.check()
+                except AssertionError:
+                    self.process.kill()
+                    raise
+                time.sleep(0.05)
+        return reply.result()
+
+    def post(self, fields):
+        while True:
+            try:
+                return reply_of(requests.post(self.address, json={"input": fields}).json())
+            except requests.ConnectionError:  # the API is not up yet
+                assert self.process.poll() is None, "the worker's process ended"
+                time.sleep(0.05)
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+@pytest.fixture
+def process_build(models, pool, tmp_path):
+    """A build whose worker is a process with the endpoint's environment; a change of it brings a new process."""
+    workers = {}
+
+    def answer(fields, env):
+        key = tuple(sorted(env.items()))
+        if key not in workers:
+            stop()
+            shell = {name: value for name, value in os.environ.items() if not name.startswith(("RUNPOD_", "QWEN_"))}
+            own = {"SERVER_MODE": "local", "HOME": str(tmp_path), "NO_PROXY": "*", "OMP_WAIT_POLICY": "PASSIVE"}
+            workers[key] = WorkerProcess({**shell, **models, **env, "QWEN_WORKER_VERSION": "v1", **own})
+        return workers[key].answer(fields)
 
     def stop():
-        while processes:
-            _, (process, _) = processes.popitem()
-            process.terminate()
-            process.wait()
+        while workers:
+            workers.popitem()[1].stop()
 
-    def address_of(variables):
-        key = tuple(sorted(variables.items()))
-        if key not in processes:
-            stop()
-            port = free_port()
-            kept = {name: value for name, value in os.environ.items() if not name.startswith(("RUNPOD_", "QWEN_"))}
-            process = subprocess.Popen(
-                [sys.executable, "runpod_handler.py", "--rp_api_port", str(port)],
-                cwd=ROOT, env=kept | variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-            processes[key] = process, f"http://127.0.0.1:{port}/runsync"
-        return processes[key][1]
-
-    def build(**variables):
-        models = {"QWEN_IMAGE_MODEL": str(tiny / "generate"), "QWEN_EDIT_MODEL": str(tiny / "edit")}
-        own = {"SERVER_MODE": "local", "HOME": str(tmp_path), "NO_PROXY": "*"}
-
-        def answer(fields, env):
-            body = posted(address_of({**models, **env, "QWEN_WORKER_VERSION": "v1", **variables, **own}), fields)
-            return body.get("output") or {"error": body["error"]}
-
-        return Build(answer)
-
-    yield build
+    yield Build(lambda fields, env: pool.submit(answer, fields, env))
     stop()
 
 
-def posted(address, fields):
-    ends = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return requests.post(address, json={"input": fields}, timeout=PATIENCE).json()
-        except requests.ConnectionError:
-            assert time.monotonic() < ends, "the worker's API did not come up"
-            time.sleep(0.2)
+@pytest.fixture
+def build(models, pool):
+    """build(**variables): one whose worker lives in this process, with the endpoint's environment and these over it."""
+    workers = {}
+
+    def build_of(**variables):
+        def answer(fields, env):
+            own = {**models, **env, "QWEN_WORKER_VERSION": "v1", **variables}
+            key = tuple(sorted(own.items()))
+            if key not in workers:
+                workers[key] = runpod_handler.Worker(worker_settings(own))
+            return reply_of(run(workers[key], fields))
+
+        return Build(lambda fields, env: pool.submit(answer, fields, env))
+
+    return build_of
 
 
-def test_a_real_worker_is_proved_with_real_pictures(runpod, command, image, tmp_path):
+def test_a_real_worker_is_proved_with_real_pictures(runpod, command, process_build, tmp_path):
     endpoint = runpod.add()
-    runpod.builds[NEW] = image()
-    code, text = command(*SHIP, *SMALL)
+    runpod.builds[NEW] = process_build
+    code, text = command(*SHIP, *SMALL, clock=SHORT_PAUSES)
     assert code == 0, text
     assert endpoint["image"] == NEW and endpoint["env"]["QWEN_FALLBACK"] == "allow"
     for name in ("generate", "edit"):
@@ -82,26 +131,26 @@ def test_a_real_worker_is_proved_with_real_pictures(runpod, command, image, tmp_
             assert picture.size == (256, 256)
 
 
-def test_a_corrupt_shard_is_rolled_back(runpod, command, image, tiny, tmp_path):
+def test_a_corrupt_shard_is_rolled_back(runpod, command, build, tiny, tmp_path):
     folder = tmp_path / "corrupt"
     shutil.copytree(tiny / "edit", folder)
     (shard,) = (folder / "transformer").glob("*.safetensors")
     shard.write_bytes(b"\xff" * 64 + shard.read_bytes()[64:])
-    text = rolled_back(runpod, command, image(QWEN_EDIT_MODEL=str(folder)))
+    text = rolled_back(runpod, command, build(QWEN_EDIT_MODEL=str(folder)), "--tasks", "edit")
     assert "edit: the job is FAILED: model_unavailable" in text and "transformer" in text
 
 
-def test_a_worker_of_gradients_is_rolled_back(runpod, command, image):
+def test_a_worker_of_gradients_is_rolled_back(runpod, command, build):
     # Its entry point sets the variable, whatever the endpoint says.
-    text = rolled_back(runpod, command, image(QWEN_FALLBACK="force"))
+    text = rolled_back(runpod, command, build(QWEN_FALLBACK="force"))
     assert "generate: backend must be qwen-image, not pil-fallback: QWEN_FALLBACK=force" in text
 
 
-def rolled_back(runpod, command, build):
+def rolled_back(runpod, command, build, *arguments):
     endpoint = runpod.add()
-    before = configuration(dict(endpoint))
+    before = settable_fields(dict(endpoint))
     runpod.builds[NEW] = build
-    code, text = command(*SHIP, *SMALL)
+    code, text = command(*SHIP, *SMALL, *arguments, clock=SHORT_PAUSES)
     assert code == 1 and "verified field by field" in text, text
-    assert configuration(endpoint) == before
+    assert settable_fields(endpoint) == before
     return text

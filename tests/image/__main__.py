@@ -21,8 +21,8 @@ from qwen_deploy import image as deploy_image
 from qwen_deploy.options import parser as deploy_parser
 
 from ..conftest import ROOT, picture_of, serve
-from ..control_plane import ControlPlane, addresses
-from ..local_hub import LocalHub
+from ..support.control_plane import ControlPlane, addresses
+from ..support.local_hub import LocalHub
 from . import pip_settings
 from .layers import Image
 from .store import Store, make_base
@@ -95,7 +95,7 @@ def build(store: Store, folder: Path, hub: LocalHub, torch_index: str) -> str:
     ]
     asked = ["--image-name", NAME, "--registry", "localhost", "--build-secret", f"id=hf_token,src={secret}"]
     options = deploy_parser("").parse_args(asked + [part for one in arguments for part in ("--build-arg", one)])
-    one = deploy_image.image_of(NAME, TAG, "localhost")
+    one = deploy_image.parse_image(NAME, TAG, "localhost")
     command = deploy_image.build_command("buildah", one, options)
     mounts = [part for volume in pip_settings.volumes(folder) for part in ("--volume", volume)]
     try:

@@ -1,0 +1,100 @@
+"""RunPod's REST API v2: endpoints, their workers, releases and logs, and the catalogue of cards.
+
+One method for each call, named as the documentation names it. Knows nothing of what a deployment wants.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+import requests
+
+from ..errors import ApiError, NoAnswer
+from .client import Client, hold_interrupts
+from .refusals import refusal
+from .schemas import Endpoint, GpuType, JsonObject, LogLine, ReleaseList, WorkerList
+
+BASE = "https://api.runpod.io"
+# A log stream never ends: after so many quiet seconds everything that was written before has arrived.
+LOG_QUIET_SECONDS = 3
+FLASHBOOT_SUFFIX = " -fb"  # which the platform adds to the names of endpoints with FlashBoot
+
+
+class Api:
+    """All methods raise `ApiError` and `NoAnswer`."""
+
+    def __init__(self, client: Client):
+        self.client = client
+
+    def endpoints(self) -> list[Endpoint]:
+        return cast(list[Endpoint], self.get_list("/v2/serverless", "the list of endpoints", "endpoints"))
+
+    def get_list(
+        self, path: str, subject: str, field: str, params: Mapping[str, str] | None = None
+    ) -> list[JsonObject]:
+        """What the answer holds under `field`."""
+        items = self.client.call("GET", path, subject, params=params).get(field)
+        if not isinstance(items, list):
+            raise ApiError(f"RunPod answered {subject} without `{field}`: is RUNPOD_API_URL right?", 200)
+        return cast(list[JsonObject], items)
+
+    def endpoints_named(self, name: str) -> list[Endpoint]:
+        return [endpoint for endpoint in self.endpoints() if endpoint["name"] in (name, name + FLASHBOOT_SUFFIX)]
+
+    def endpoint(self, endpoint_id: str) -> Endpoint:
+        return cast(Endpoint, self.client.call("GET", f"/v2/serverless/{endpoint_id}", f"endpoint {endpoint_id}"))
+
+    def create(self, body: JsonObject) -> Endpoint:
+        """The new endpoint. After a dropped connection it is searched by its name: a second POST could make another."""
+        for is_last in (False, True):
+            try:
+                with hold_interrupts():  # a rollback has to know the endpoint that this request makes
+                    answer = self.client.call("POST", "/v2/serverless", "the new endpoint", body, repeat=False)
+                return cast(Endpoint, answer)
+            except NoAnswer as error:
+                if not error.sent:
+                    raise
+                if endpoints := self.endpoints_named(str(body["name"])):
+                    return endpoints[0]
+                if is_last:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    def update(self, endpoint_id: str, body: JsonObject) -> Endpoint:
+        """The endpoint with the fields of `body` replaced. Sent again after a drop: twice is the same as once."""
+        path, subject = f"/v2/serverless/{endpoint_id}", f"endpoint {endpoint_id}"
+        return cast(Endpoint, self.client.call("PATCH", path, subject, body))
+
+    def workers(self, endpoint_id: str) -> WorkerList:
+        path, subject = f"/v2/serverless/{endpoint_id}/workers", f"endpoint {endpoint_id}"
+        return cast(WorkerList, self.client.call("GET", path, subject))
+
+    def releases(self, endpoint_id: str) -> ReleaseList:
+        path, subject = f"/v2/serverless/{endpoint_id}/releases", f"endpoint {endpoint_id}"
+        return cast(ReleaseList, self.client.call("GET", path, subject))
+
+    def gpus(self, min_cuda: str | None = None) -> list[GpuType]:
+        """The catalogue of cards with what serverless has of them now, on hosts from this CUDA version."""
+        params = {"include": "AVAILABILITY", "product": "SERVERLESS"} | (
+            {"minCudaVersion": min_cuda} if min_cuda else {}
+        )
+        return cast(list[GpuType], self.get_list("/v2/catalog/gpus", "the catalogue of cards", "gpus", params))
+
+    def logs(
+        self, endpoint_id: str, worker_id: str, source: str | None = None, tail: int = 200, follow: bool = False
+    ) -> Iterator[LogLine]:
+        """Lines of a worker: those written so far, or with `follow` without end. A worker that is gone has none."""
+        params = {"tail": str(tail)} | ({"source": source} if source else {})
+        path, subject = f"/v2/serverless/{endpoint_id}/workers/{worker_id}/logs", f"the log of worker {worker_id}"
+        read_seconds = None if follow else LOG_QUIET_SECONDS
+        try:
+            with self.client.send("GET", path, params=params, stream=True, read_seconds=read_seconds) as response:
+                if response.status_code == 404:
+                    return
+                if response.status_code != 200:
+                    raise refusal(response.status_code, {"detail": response.reason}, subject, {})
+                for line in response.iter_lines(chunk_size=1):
+                    if line.startswith(b"data:"):
+                        yield cast(LogLine, json.loads(line[5:]))
+        except requests.RequestException:
+            return  # the stream is quiet, or the worker has ended

@@ -1,0 +1,80 @@
+"""The shapes of RunPod's answers, as far as they are read: by the OpenAPI document of its REST API 2.0.0.
+
+What the document does not require is `NotRequired`. Declares only.
+"""
+
+from typing import NotRequired, TypedDict
+
+# A JSON object whose fields are somebody else's: a job's input, a worker's reply, an answer before its shape is known.
+JsonObject = dict[str, object]
+
+
+class Endpoint(TypedDict):
+    """`configuration.flatten` reads the fields that can be set."""
+
+    id: str
+    name: str
+    type: NotRequired[str]  # QUEUE or LOAD_BALANCER
+    image: NotRequired[str]
+    requestUrls: NotRequired[dict[str, str]]
+
+
+class Worker(TypedDict):
+    id: str
+    status: str  # RUNNING, IDLE, INITIALIZING, THROTTLED or UNHEALTHY
+    isStale: bool
+    gpuTypeId: NotRequired[str | None]
+    dataCenterId: NotRequired[str | None]
+    image: NotRequired[str | None]
+    uptimeSeconds: NotRequired[int | None]
+
+
+class WorkerList(TypedDict):
+    workers: list[Worker]
+    summary: dict[str, int]  # workers by state, and their `total`
+    endpointVersion: NotRequired[int | None]
+
+
+class Rollout(TypedDict):
+    workersOnLatest: int
+    workersTotal: int
+
+
+class ReleaseList(TypedDict):
+    rollout: Rollout
+    endpointVersion: NotRequired[int | None]
+
+
+class GpuType(TypedDict):
+    id: str
+    name: str
+    pool: str | None
+    manufacturer: str
+    memory: int  # GB
+    price: dict[str, float]  # dollars an hour, by product
+    availability: NotRequired[str]
+
+
+class LogLine(TypedDict):
+    line: str
+    source: NotRequired[str]  # container or system
+    ts: NotRequired[str]
+
+
+class Problem(TypedDict, total=False):
+    """An error answer (RFC 9457)."""
+
+    title: str
+    detail: str
+    errors: list[str]  # such as `$.disk: must be >= 1`
+
+
+class JobStatus(TypedDict):
+    """Of the job queue, whose API has no OpenAPI document."""
+
+    id: str
+    status: str
+    output: NotRequired[object]
+    error: NotRequired[object]
+    executionTime: NotRequired[int]  # milliseconds
+    workerId: NotRequired[str]

@@ -1,0 +1,241 @@
+"""A Qwen-Image checkpoint before it is loaded: where it lies, what it is, how large, and whether its files are whole.
+
+Reads names, configs and safetensors headers, never weights. Knows nothing of torch, diffusers or the network.
+"""
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..errors import LoadError
+from ..network.hub import cache_folder
+from .files import is_folder, label_of, read_json, shards, tensors
+
+WEIGHTS = ("transformer", "text_encoder", "vae")  # components that hold parameters
+
+
+@dataclass(frozen=True)
+class PipelineClass:
+    """What a pipeline class of diffusers serves."""
+
+    tasks: frozenset[str]
+    max_images: int  # input images of one edit
+    components: tuple[str, ...]  # beside those that hold parameters
+    adaptable: bool = True  # its transformer is the 20B one's, which LoRAs, few-step presets and the step cache know
+
+
+# Of each component that holds no parameters: any one of these sets of files makes it complete.
+NEEDED_FILES = {
+    "scheduler": (("scheduler_config.json",),),
+    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "processor": (("preprocessor_config.json",), ("processor_config.json",)),
+}
+EDITS = frozenset({"edit", "background_replacement"})
+PIPELINE_CLASSES = {
+    "QwenImagePipeline": PipelineClass(frozenset({"generate"}), 0, ("scheduler", "tokenizer")),
+    "QwenImageEditPipeline": PipelineClass(EDITS, 1, ("scheduler", "tokenizer", "processor")),
+    "QwenImageEditPlusPipeline": PipelineClass(EDITS, 3, ("scheduler", "tokenizer", "processor")),
+    "QwenImage21Pipeline": PipelineClass(EDITS | {"generate"}, 3, ("scheduler", "processor"), False),
+}
+
+# What the exact savings and quantization act on, by the names of the weights: (component, pattern).
+PART_NAMES = {
+    "modulation": ("transformer", r"^transformer_blocks\.\d+\.(img|txt)_mod\."),
+    "modulation_outputs": ("transformer", r"^transformer_blocks\.\d+\.(img|txt)_mod\..*\.bias$"),
+    "matrices": ("transformer", r"^transformer_blocks\.\d+\.(attn\.(to|add)_|(img|txt)_mlp\.).*\.weight$"),
+    "lm_head": ("text_encoder", r"^lm_head\."),
+    "vision": ("text_encoder", r"^(model\.)?visual\."),
+    "embedding": ("text_encoder", r"embed_tokens\."),
+}
+# Parameters by component, counted on the installed classes with the released configurations.
+SIZE_20B = {"transformer": 20_430_401_088, "text_encoder": 8_292_166_656, "vae": 126_892_531}
+SIZE_2_1 = {"transformer": 7_115_124_736, "text_encoder": 8_767_123_696, "vae": 337_740_404}
+PARTS_20B = {
+    "modulation": 6_796_984_320, "modulation_outputs": 2_211_840, "matrices": 13_589_544_960,
+    "lm_head": 544_997_376, "vision": 676_550_144, "embedding": 544_997_376, "temporal": 82_292_928,
+}  # fmt: skip
+KNOWN = {
+    "Qwen/Qwen-Image": ("QwenImagePipeline", SIZE_20B),
+    "Qwen/Qwen-Image-2512": ("QwenImagePipeline", SIZE_20B),
+    "Qwen/Qwen-Image-Edit": ("QwenImageEditPipeline", SIZE_20B),
+    "Qwen/Qwen-Image-Edit-2509": ("QwenImageEditPlusPipeline", SIZE_20B),
+    "Qwen/Qwen-Image-Edit-2511": ("QwenImageEditPlusPipeline", SIZE_20B),
+    "Qwen/Qwen-Image-2.1": ("QwenImage21Pipeline", SIZE_2_1),
+    "Qwen/Qwen-Image-2.1-Turbo": ("QwenImage21Pipeline", SIZE_2_1),
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint. `folder` is None while it is known by name only and would have to be downloaded."""
+
+    name: str  # as a caller may see it: the hub id, or a folder's last two names
+    class_name: str
+    parameters: dict[str, int] = field(hash=False)
+    size_multiple: int = 16  # what a side must be a multiple of, in pixels: twice the VAE's spatial compression
+    folder: Path | None = None
+    hub_id: str | None = None
+    revision: str | None = None  # a commit, a branch, or a digest of a plain folder
+    parts: dict[str, int] = field(default_factory=dict, hash=False)  # parameters that can be saved on; see PART_NAMES
+    digests: dict[str, str] = field(default_factory=dict, hash=False)  # of components' content, where it is known
+
+    @property
+    def pipeline_class(self) -> PipelineClass:
+        return PIPELINE_CLASSES[self.class_name]
+
+    @property
+    def adaptable(self) -> bool:
+        return self.pipeline_class.adaptable
+
+
+def find(model: str, roots: Iterable[Path]) -> Checkpoint | None:
+    """The checkpoint on this machine: `model` as a folder, else its hub id below the roots, then in the hub's cache.
+
+    None where it is not here. Raises `LoadError` where a folder is there and is not a checkpoint that we serve.
+    """
+    if is_folder(model):
+        return inspect(Path(model).expanduser())
+    hub_id, _, revision = model.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+        raise LoadError(f"{label_of(model)} is neither a folder here nor a hub id such as Qwen/Qwen-Image")
+    for root in (*roots, cache_folder()):
+        for folder, commit in candidates(root, hub_id, revision):
+            if is_complete(folder):
+                found = inspect(folder)
+                return replace(found, name=hub_id, hub_id=hub_id, revision=commit or found.revision)
+    return None
+
+
+def known(model: str) -> Checkpoint | None:
+    """The checkpoint by name alone, from the table of released ones."""
+    hub_id, _, revision = model.partition("@")
+    if hub_id not in KNOWN:
+        return None
+    class_name, parameters = KNOWN[hub_id]
+    parts = PARTS_20B if parameters is SIZE_20B else {}
+    return Checkpoint(
+        hub_id, class_name, parameters, size_multiple_of(class_name), None, hub_id, revision or None, parts
+    )
+
+
+def candidates(root: Path, hub_id: str, revision: str) -> list[tuple[Path, str | None]]:
+    """(folder, commit) below a root, in the layout of the hub's cache or as a plain ORG/NAME folder."""
+    cache = root / f"models--{hub_id.replace('/', '--')}"
+    snapshots = cache / "snapshots"
+    reference = cache / "refs" / (revision or "main")
+    if reference.is_file():
+        commit = reference.read_text().strip()
+        return [(snapshots / commit, commit)]
+    present = sorted(snapshots.iterdir()) if snapshots.is_dir() else []
+    if revision:
+        return [(folder, folder.name) for folder in present if folder.name.startswith(revision)]
+    # Without a ref, one snapshot is unambiguous; several are not ours to choose from.
+    if len(present) == 1:
+        return [(present[0], present[0].name)]
+    return [(root / hub_id, None)]
+
+
+def inspect(folder: Path) -> Checkpoint:
+    """What the folder holds, from its configs and headers. Raises `LoadError` naming the file or the class."""
+    name = label_of(str(folder))
+    if not os.path.isdir(folder):
+        raise LoadError(f"{name} is not a folder on this worker")
+    if (folder / "prepared.json").is_file():
+        raise LoadError(f"{name} is a prepared checkpoint: name the model that it was made of, which will find it")
+    if not (folder / "model_index.json").is_file():
+        raise LoadError(f"{name} holds no model_index.json: it is not a diffusers checkpoint")
+    class_name = read_json(folder, "model_index.json").get("_class_name")
+    require_class(name, class_name)
+    require_files(folder, class_name)
+    if read_json(folder, "transformer/config.json").get("guidance_embeds"):
+        raise LoadError(f"{name} is guidance-distilled (guidance_embeds), which diffusers' {class_name} cannot run")
+    held = {component: tensors(folder, component) for component in WEIGHTS}
+    parameters = {component: sum(map(math.prod, shapes.values())) for component, shapes in held.items()}
+    multiple = size_multiple_of(class_name, read_json(folder, "vae/config.json"))
+    parts = count_parts(held) if can_save(folder, class_name) else {}
+    return Checkpoint(name, class_name, parameters, multiple, folder, revision=folder_digest(folder), parts=parts)
+
+
+def can_save(folder: Path, class_name: str) -> bool:
+    """Whether the savings know the architecture: 2.1 has another, and a layered model's modulation another input."""
+    config = read_json(folder, "transformer/config.json")
+    return class_name != "QwenImage21Pipeline" and not config.get("use_additional_t_cond")
+
+
+def count_parts(held: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, int]:
+    """Parameters by part, from the names and shapes of each component's tensors.
+
+    `temporal` is what single frames never touch of the VAE: of a causal 3-D kernel all slices in time but the last,
+    and the convolutions between frames.
+    """
+    parts = {
+        part: sum(math.prod(shape) for name, shape in held[component].items() if re.search(pattern, name))
+        for part, (component, pattern) in PART_NAMES.items()
+    }
+    parts["temporal"] = sum(
+        math.prod(shape) if ".time_conv." in name else math.prod(shape) - math.prod(shape) // shape[2]
+        for name, shape in held["vae"].items()
+        if len(shape) == 5 or ".time_conv." in name
+    )
+    return parts
+
+
+def require_class(name: str, class_name: object) -> None:
+    if not isinstance(class_name, str) or class_name not in PIPELINE_CLASSES:
+        raise LoadError(
+            f"{name} names the pipeline class {str(class_name)[:80]}; served are {', '.join(PIPELINE_CLASSES)}"
+        )
+
+
+def require_files(folder: Path, class_name: str) -> None:
+    """Refuse a folder that lacks what the class loads: libraries make do with less, and draw nonsense or fail late."""
+    index = read_json(folder, "model_index.json")
+    for component in (*WEIGHTS, *PIPELINE_CLASSES[class_name].components):
+        entry = index.get(component)
+        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
+            raise LoadError(f"model_index.json names no library and class for {component}")
+    for component in WEIGHTS:
+        read_json(folder, f"{component}/config.json")
+        shards(folder, component)
+    for component in PIPELINE_CLASSES[class_name].components:
+        choices = NEEDED_FILES[component]
+        if not any(all((folder / component / name).is_file() for name in names) for names in choices):
+            wanted = " or ".join(" and ".join(names) for names in choices)
+            raise LoadError(f"{label_of(str(folder))} holds no {wanted} in {component}/")
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file is there that a load will read; an interrupted download leaves some out."""
+    try:
+        class_name = read_json(folder, "model_index.json").get("_class_name")
+        # Another model's checkpoint is not incomplete: `inspect` says what it is.
+        if isinstance(class_name, str) and class_name in PIPELINE_CLASSES:
+            require_files(folder, class_name)
+        return True
+    except LoadError:
+        return False
+
+
+def size_multiple_of(class_name: str, vae_config: dict | None = None) -> int:
+    if class_name == "QwenImage21Pipeline":
+        return 32  # the pipeline fixes a compression of 16
+    halvings = (vae_config or {}).get("temperal_downsample", [False, True, True])
+    if not isinstance(halvings, list):
+        raise LoadError("vae/config.json is corrupt: temperal_downsample is not a list")
+    return 2 * 2 ** len(halvings)
+
+
+def folder_digest(folder: Path) -> str:
+    """A plain folder has no commit: a digest of its configs and of its weight files' headers and sizes stands in."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.suffix not in (".json", ".safetensors", ".txt") or not file.is_file():
+            continue
+        digest.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+    return f"folder-{digest.hexdigest()[:12]}"

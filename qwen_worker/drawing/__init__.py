@@ -1,0 +1,1 @@
+"""A job's pictures from a loaded pipeline."""

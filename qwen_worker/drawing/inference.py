@@ -1,0 +1,170 @@
+"""One job's pictures from a loaded pipeline, one seed at a time.
+
+One picture a call and not a batch: a batch rounds differently, and each seed must give the same bytes alone. Where an
+endpoint gives that up for speed, `batching.py` comes first. Knows nothing of how a job arrived or its result leaves.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from PIL import Image
+
+from ..errors import Cancelled, JobError
+from ..jobs.job import Job
+from ..jobs.reply import Drawn
+from ..jobs.request import Drawing, Edit, require_tokens
+from ..loading.loaded import Loaded
+from ..memory.cuda import allocated, peak_vram_gb
+from ..memory.footprint import Plan
+from ..pictures.images import to_rgb
+from ..pictures.inputs import Canvas
+from ..pictures.masks import restore_outside
+from .configured import configured
+from .partial_denoise import PartialDenoise
+from .preview import Previewer
+from .prompt_cache import PromptCache
+from .queue import DrawingJob
+
+LEAK_BYTES = 1_000_000_000  # memory that does not come back after a failed job: the worker is better restarted
+MAX_SEQUENCE_LENGTH = 1024  # always passed: diffusers cuts at 512 tokens in silence
+
+
+def require_drawable(loaded: Loaded, entry: DrawingJob) -> None:
+    """Refuse a prompt of more tokens than the pipeline keeps, and LoRAs that are made for another model.
+
+    The pipeline would drop the rest of the prompt in silence. Raises `InvalidInput`, or `JobError` model_unavailable.
+    """
+    request = entry.job.request
+    tokenizer = getattr(loaded.pipe, "tokenizer", None) or loaded.pipe.processor.tokenizer
+    for name, text in (("prompt", request.instruction), ("negative_prompt", request.negative_prompt or "")):
+        require_tokens(name, len(tokenizer(text).input_ids))
+    loaded.adapters.require_fits(entry.loras)
+
+
+def draw(loaded: Loaded, entry: DrawingJob, prompts: PromptCache, previewer: Previewer) -> Drawn:
+    """The pictures of the job's seeds, RGB of its canvas' size.
+
+    Raises `Cancelled` within a step once the job is stopped, `JobError` out_of_memory when CUDA has no more even in
+    tiles.
+    """
+    import torch
+
+    job, canvas, device = entry.job, entry.canvas, loaded.plan.device
+    before = allocated(device)
+    tiled = plan_for(entry, loaded.plan).tiles(*canvas.size, len(canvas.sources))
+    # Out of memory, the VAE's tiles are the smaller way that is left; the seeds make the picture the same.
+    for tiles in (False, True)[tiled:]:
+        pictures, steps = [], 0
+        try:
+            with (
+                configured(loaded, job.request, entry.loras, tiles),
+                vae_tiles(loaded.pipe.vae, tiles),
+                prompts.around(loaded.pipe, job.require_running),
+            ):
+                for number in range(job.request.num_images):
+                    picture, steps = draw_one(loaded.pipe, job, canvas, number, previewer)
+                    pictures.append(picture)
+                    job.require_running()
+            return Drawn(pictures, steps, loaded.drawer, peak_vram_gb=peak_vram_gb())
+        except torch.OutOfMemoryError:
+            pass
+        # Outside the handler, where the traceback no longer holds the tensors that filled the card.
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    what = "{}x{}".format(*canvas.size)
+    if len(canvas.sources) > 1:
+        what += f" with {len(canvas.sources)} input images"
+    leaked = allocated(device) - before
+    raise JobError(
+        "out_of_memory",
+        f"{what} did not fit beside {loaded.checkpoint.name} ({loaded.plan})",
+        refresh_worker=leaked > LEAK_BYTES,
+    )
+
+
+def plan_for(entry: DrawingJob, plan: Plan) -> Plan:
+    """The plan with the room that the job's own LoRAs take."""
+    return plan.with_loras(sum(use.file.parameters for use in entry.loras if not use.own))
+
+
+@contextmanager
+def vae_tiles(vae: Any, tiles: bool) -> Iterator[None]:
+    """Within, the VAE works tile by tile: a quarter of a gigabyte whatever the size, and faint seams."""
+    if not tiles:
+        yield
+        return
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
+
+
+def draw_one(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Previewer) -> tuple[Image.Image, int]:
+    """Picture `number` of the job, counted from 0, and the steps it took."""
+    import torch
+
+    request, (sources, mask, size) = job.request, canvas.parts
+    # A CPU generator draws the same noise whatever the card.
+    generator = torch.Generator("cpu").manual_seed(request.seeds[number])
+    call = arguments(pipe, request, canvas)
+    partial = None
+    if isinstance(request, Edit) and (mask is not None or request.strength < 1):
+        partial = PartialDenoise(pipe, sources[0], mask, size, request, generator)
+        call |= {"latents": partial.latents, "sigmas": partial.sigmas}
+    steps = 0
+
+    def after_step(_pipe, step: int, _timestep, tensors: dict) -> dict:
+        nonlocal steps
+        steps = step + 1
+        job.step_ends(steps, pipe.num_timesteps)
+        job.require_running()
+        if preview and (shown := preview.after_step(step, tensors["latents"])):
+            job.preview = shown
+        tensors = partial.after_step(step, tensors) if partial else tensors
+        if preview:
+            preview.next_from(tensors["latents"])
+        return tensors
+
+    job.begin_drawing(number)
+    preview = previewer.of_picture(pipe, size) if request.preview else None
+    with left_clean(pipe):
+        picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
+    picture = to_rgb(picture)
+    return restore_outside(picture, sources[0], mask) if mask is not None else picture, steps
+
+
+@contextmanager
+def left_clean(pipe: Any) -> Iterator[None]:
+    """A call that ends by an exception skips what the pipeline does at its end: caches reset, hooks offloaded."""
+    import torch
+
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Cancelled) and torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # what was launched is over before the job is
+        pipe.maybe_free_model_hooks()
+        raise
+
+
+def arguments(pipe: Any, request: Drawing, canvas: Canvas) -> dict[str, Any]:
+    """The call's arguments that follow from the request and its pictures alone."""
+    sources, _, (width, height) = canvas.parts
+    call = {
+        "prompt": request.instruction,
+        "true_cfg_scale": request.guidance_scale,
+        "width": width,
+        "height": height,
+        "num_inference_steps": request.num_inference_steps,
+    }
+    # Guidance acts only with a negative prompt, even an empty one; at 1 there is none and the second pass is saved.
+    if request.guidance_scale > 1:
+        call["negative_prompt"] = request.negative_prompt or " "
+    if sources:
+        call["image"] = sources if len(sources) > 1 else sources[0]
+    if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
+        call["max_sequence_length"] = MAX_SEQUENCE_LENGTH
+    return call

@@ -1,0 +1,109 @@
+"""`strength` and `mask_image` for pipelines that have neither: through latents, sigmas and the step callback.
+
+Strength below 1 starts from the source noised to where the tail of the schedule begins (SDEdit,
+https://arxiv.org/abs/2108.01073); a mask sets everything outside it back to the noised source after each step (RePaint
+without resampling, https://arxiv.org/abs/2201.09865, equation 8 for rectified flow: x_s = (1 - s) x_0 + s noise). The
+checkpoint's own pipeline class does the rest, so its prompt template and conditioning hold. Knows nothing of jobs.
+"""
+
+import math
+from typing import Any
+
+from PIL import Image
+
+from ..jobs.request import Edit
+
+
+class PartialDenoise:
+    """The start latents, the sigmas and the per-step blend of one picture.
+
+    latents: (1, tokens, channels), packed as the pipeline packs them. sigmas: before the scheduler's shift.
+    """
+
+    def __init__(self, pipe: Any, source: Image.Image, mask: Image.Image | None, size, request: Edit, generator):
+        import torch
+        from diffusers.utils.torch_utils import randn_tensor
+
+        self.pipe, self.width, self.height = pipe, *size
+        device, dtype = pipe._execution_device, pipe.text_encoder.dtype
+        self.channels = pipe.vae.config.z_dim
+        rows, columns = self.height // pipe.vae_scale_factor, self.width // pipe.vae_scale_factor
+        # The pipeline's own shape and draw, so that strength 1 starts from the very noise it would have made.
+        noise = randn_tensor((1, 1, self.channels, rows, columns), generator=generator, device=device, dtype=dtype)
+        self.noise = pipe._pack_latents(noise, 1, self.channels, rows, columns)
+        self.clean = self.encode(source.resize(size, Image.Resampling.LANCZOS) if source.size != size else source)
+        self.repaint = None
+        if mask is not None:
+            self.repaint = self.pack_mask(mask, rows, columns).to(device)
+        self.sigmas = tail(pipe, request)
+        self.shifted = self.shift(self.sigmas)
+        with torch.no_grad():
+            self.latents = self.noised(self.shifted[0])
+
+    def encode(self, source: Image.Image):
+        """The source as packed latents, normalized as the pipeline normalizes them."""
+        import torch
+
+        source = source.convert(
+            "RGBA" if self.pipe.vae.config.get("in_channels") == 4 else "RGB"
+        )  # 2.1's VAE keeps alpha
+        pixels = self.pipe.image_processor.preprocess(source, self.height, self.width).unsqueeze(2)
+        with torch.no_grad():
+            latents = self.pipe._encode_vae_image(pixels.to(self.noise.device, self.pipe.vae.dtype), generator=None).to(
+                self.noise.dtype
+            )
+        return self.pipe._pack_latents(latents, 1, self.channels, *latents.shape[3:])
+
+    def pack_mask(self, mask: Image.Image, rows: int, columns: int):
+        """1 for every latent that the mask touches, in the layout of the packed latents."""
+        import torch
+
+        scale = self.pipe.vae_scale_factor
+        pixels = torch.tensor(list(mask.resize((self.width, self.height), Image.Resampling.NEAREST).tobytes()))
+        touched = torch.nn.functional.max_pool2d(pixels.view(1, 1, self.height, self.width).float(), scale) > 0
+        full = touched.expand(1, self.channels, rows, columns).contiguous()
+        return self.pipe._pack_latents(full, 1, self.channels, rows, columns)
+
+    def shift(self, sigmas: list[float]):
+        """The sigmas as the scheduler will shift them for this size, with the final 0."""
+        from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
+
+        scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
+        config = scheduler.config
+        mu = calculate_shift(
+            self.noise.shape[1],
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self.noise.device)
+        return scheduler.sigmas
+
+    def noised(self, sigma):
+        return ((1 - sigma) * self.clean.float() + sigma * self.noise.float()).to(self.noise.dtype)
+
+    def after_step(self, step: int, tensors: dict) -> dict:
+        """Outside the mask the source, noised to the level that the step has reached."""
+        if self.repaint is not None:
+            tensors["latents"] = tensors["latents"].where(self.repaint, self.noised(self.shifted[step + 1]))
+        return tensors
+
+
+def tail(pipe: Any, request: Edit) -> list[float]:
+    """The last ceil(steps x strength) sigmas of the pipeline's own unshifted schedule."""
+    schedule = pipe.config.get("sample_sigmas")
+    if not schedule:
+        steps = request.num_inference_steps
+        schedule = [1 - k * (1 - 1 / steps) / max(1, steps - 1) for k in range(steps)]
+    return list(schedule[len(schedule) - drawn_steps(len(schedule), request.strength) :])
+
+
+def fixed_steps(pipe: Any) -> int:
+    """How many steps the schedule has that a checkpoint comes with, whatever a job asks for; 0 where it has none."""
+    return len(pipe.config.get("sample_sigmas") or ())
+
+
+def drawn_steps(schedule: int, strength: float) -> int:
+    """How many steps of a schedule are drawn, the last ones."""
+    return max(1, math.ceil(schedule * strength - 1e-9))

@@ -1,0 +1,1 @@
+"""What a job may ask, its life, and its reply. Pure but for clocks."""

@@ -1,0 +1,1 @@
+"""From files to a pipeline in memory, once, or the reason why not."""

@@ -1,0 +1,111 @@
+"""A diffusers pipeline from a checkpoint's files, every component where its plan says.
+
+torch, diffusers and transformers are imported inside functions: importing the pipeline classes costs over ten seconds
+of CPU on a cold worker. Knows nothing of which checkpoint serves what, nor of what else is loaded.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints.checkpoint import WEIGHTS, Checkpoint
+from ..checkpoints.files import read_json, shards
+from ..memory import cuda
+from ..memory.footprint import Plan
+from ..memory.machine import read_machine
+from ..stopwatch import Stopwatch
+from . import libraries
+from .components import Reading, is_component, load_component, require_tokenizer, tabulate, trim
+from .page_cache import reading_ahead
+
+if TYPE_CHECKING:
+    from ..model.modulation import Table
+    from ..model.residency import Swap
+
+AHEAD_SHARE = 0.8  # of the RAM that a plan leaves, for weights that are read while the libraries are imported
+
+
+class Builder:
+    """`threads`: that read weights, 0 for the libraries' own reading. For the one inference thread.
+
+    `busy_with`: the component that a build is at, for the words about one that fails. `swap`: transformers that share
+    the card's room, once there are any.
+    """
+
+    def __init__(self, threads: int):
+        self.threads = threads
+        self.stopwatch = Stopwatch()  # of the present build, or the last
+        self.busy_with = ""
+        self.swap: Swap | None = None
+
+    def build(
+        self,
+        model: str,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        shared: Mapping[str, Any],
+        folder: Path | None = None,
+        beside: bool = False,
+    ) -> "tuple[Any, Table | None]":
+        """The pipeline of the checkpoint's own class, and its modulation table where the plan has one.
+
+        `model`: the name under which its transformer is swapped; `shared`: components that are loaded already;
+        `folder`: read in place of the checkpoint's own; `beside`: the card holds models of other plans. Raises
+        `LoadError`, and whatever the libraries raise.
+        """
+        source = replace(checkpoint, folder=folder or checkpoint.folder)
+        index = read_json(source.folder, "model_index.json")
+        names = [name for name in index if name not in shared and not name.startswith("_")]
+        reading = Reading(self.threads, self.stopwatch)
+        room = read_machine().ram_available - plan.ram if self.threads else 0
+        with self.stopwatch("import"), reading_ahead(weight_files(source.folder, names), round(room * AHEAD_SHARE)):
+            libraries.import_all()
+        import diffusers
+
+        with self.stopwatch("card"):
+            self.claim_card(plan, beside)
+        components = dict(shared)
+        for name in names:
+            self.busy_with, value = name, index[name]
+            components[name] = load_component(source, name, value, plan, reading) if is_component(value) else value
+            with self.stopwatch("trim"):
+                trim(components[name], name, plan)
+        if self.swap and plan.swapped:
+            with self.stopwatch("copy"):
+                self.swap.add(model, components["transformer"])
+        self.busy_with = "modulation"
+        table = tabulate(components["transformer"], source, plan, reading)
+        self.busy_with = checkpoint.class_name
+        with self.stopwatch("other"):
+            pipe = getattr(diffusers, checkpoint.class_name)(**components)
+            require_tokenizer(checkpoint, pipe)
+        pipe.set_progress_bar_config(disable=True)
+        if plan.device == "cuda":
+            cuda.release_buffers()
+        return pipe, table
+
+    def claim_card(self, plan: Plan, beside: bool) -> None:
+        """Torch kept to the plan's share of the card, and no swapped transformer there. Raises `LoadError`."""
+        from ..model.residency import Swap
+
+        if plan.device == "cuda":
+            cuda.cap_memory(plan.limit, beside)
+            cuda.pin_exactly()
+        if plan.swapped:
+            self.swap = self.swap or Swap(plan.device)
+            self.swap.clear()
+            cuda.forget(plan.device)
+
+    def forget(self, model: str, plan: Plan) -> None:
+        """Give back what a build that failed has left."""
+        if self.swap:
+            self.swap.drop(model)
+        cuda.forget(plan.device)
+
+
+def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """What holds the components' weights, in the order in which they are read."""
+    return [file for name in names if name in WEIGHTS for file in shards(folder, name)] + list(
+        folder.glob("*.safetensors")
+    )

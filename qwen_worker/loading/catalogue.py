@@ -1,0 +1,61 @@
+"""The endpoint's two models: which checkpoint each of them is, found out once. Loads nothing.
+
+For the one inference thread, but for what only reads.
+"""
+
+from ..checkpoints import checkpoint as checkpoints
+from ..checkpoints import remote
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.files import label_of
+from ..errors import LoadError
+from ..memory.machine import disk_free
+from ..memory.placement import require_disk
+from ..network.hub import cache_folder
+from ..settings import Role, Settings
+from . import prepared
+
+
+class Catalogue:
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.checkpoints: dict[str, Checkpoint] = {}  # by model setting, once they are located
+
+    def model_for(self, task: str) -> str:
+        """The setting that names the task's model."""
+        return self.settings.QWEN_IMAGE_MODEL if Role.of(task) is Role.GENERATE else self.settings.QWEN_EDIT_MODEL
+
+    def label_for(self, task: str) -> str:
+        """The model's name as a caller may see it."""
+        return label_of(self.model_for(task))
+
+    def labels(self) -> dict[str, str]:
+        """The names of the endpoint's models, by task."""
+        return {role.value: self.label_for(role.value) for role in Role}
+
+    def located(self, task: str) -> Checkpoint | None:
+        """The task's checkpoint, where it has been located before."""
+        return self.checkpoints.get(self.model_for(task))
+
+    def locate(self, task: str) -> Checkpoint:
+        """What serves the task, from files here, the table of released checkpoints or the hub; downloads no weights.
+
+        Raises `LoadError` where it is not found or serves another task.
+        """
+        model = self.model_for(task)
+        if model not in self.checkpoints:
+            roots = self.settings.QWEN_MODEL_ROOTS
+            here = checkpoints.find(model, roots) or prepared.describe(model, roots)
+            self.checkpoints[model] = here or checkpoints.known(model) or remote.look_up(model)
+        checkpoint = self.checkpoints[model]
+        if task not in checkpoint.pipeline_class.tasks:
+            raise LoadError(f"{checkpoint.name} is a {checkpoint.class_name}, which does not serve {task}")
+        return checkpoint
+
+    def fetch(self, task: str) -> Checkpoint:
+        """The task's checkpoint, its files on this machine. Raises `LoadError`, as where the disk is too small."""
+        checkpoint = self.locate(task)
+        needed = sum(checkpoint.parameters.values()) * 2  # the released checkpoints are bfloat16
+        missing = max(0, needed - remote.fetched_bytes(checkpoint))
+        require_disk(checkpoint.name, missing, disk_free(cache_folder()))
+        self.checkpoints[self.model_for(task)] = checkpoint = remote.download(checkpoint)
+        return checkpoint

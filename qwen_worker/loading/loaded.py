@@ -1,0 +1,52 @@
+"""A pipeline that is ready to run, with what was decided about it, and what replies and `health` tell of it."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..jobs.reply import Drawer
+from ..memory.footprint import GB, Plan
+from ..speed.speedups import Speed
+
+if TYPE_CHECKING:
+    from ..lora.adapters import Adapters
+    from ..model.modulation import Table
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: str  # its setting: the key among the loaded
+    checkpoint: Checkpoint
+    plan: Plan
+    pipe: Any = field(repr=False)  # a diffusers pipeline of the checkpoint's own class
+    table: "Table | None" = field(repr=False)  # stands for the transformer's modulation layers
+    adapters: "Adapters" = field(repr=False)  # of its transformer
+    shared: tuple[str, ...]  # components that it has in common with a pipeline loaded before
+    seconds: float
+    stages: dict[str, float]  # where they went; `first_job` is added when it has been drawn
+    prepared: str  # the name of the prepared checkpoint that it was loaded from, or why there is none
+    speed: Speed  # what it is drawn faster by
+
+    @property
+    def drawer(self) -> Drawer:
+        """What replies tell of it."""
+        checkpoint = self.checkpoint
+        return Drawer(checkpoint.name, checkpoint.revision, checkpoint.adaptable, self.plan.device == "cuda")
+
+    def report(self) -> dict[str, Any]:
+        """What `health` tells of it."""
+        return {
+            "model": self.checkpoint.name,
+            "revision": self.checkpoint.revision,
+            "class": self.checkpoint.class_name,
+            "device": self.plan.device,
+            "precision": self.plan.precision.value,
+            "plan": str(self.plan),
+            "weights_gb": round(self.plan.weights / GB, 3),
+            "speedups": {name.value: state for name, state in self.speed.states.items()},
+            "loras": [{"setting": use.label, "scale": use.scale} for use in self.adapters.own],
+            "shared": list(self.shared),
+            "prepared": self.prepared,
+            "load_seconds": round(self.seconds, 3),
+            "stages": dict(self.stages),
+        }

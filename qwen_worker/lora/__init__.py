@@ -1,0 +1,1 @@
+"""LoRAs from the path that names one to the layers that add it."""

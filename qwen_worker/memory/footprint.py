@@ -1,0 +1,213 @@
+"""What models take of a card: bytes of weights by layout, and the peak that a job of a given size will reach.
+
+Pure arithmetic from parameter counts. Knows nothing of torch, files or machines. GB is 1e9 bytes, GiB 2^30.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ..errors import JobError
+from ..settings import Precision, Saving
+
+GB = 1e9
+GIB = 2**30
+MEGAPIXEL = 1 << 20
+CONTEXT_BYTES = 1_000_000_000  # the CUDA context with cuBLAS and cuDNN
+STREAMED_BYTES = 300_000_000  # beside the embedding: the matrix in use and the next, 136 MB each in Qwen2.5-VL-7B
+SCHEDULE_STEPS = 100  # the longest schedule whose modulation lies on the card
+TIMESTEPS = 1248  # distinct timesteps in [1, 1000] that bfloat16 can tell apart, divided by 1000 in bfloat16
+
+LORA_BYTES = 850_000_000  # set aside for each of the endpoint's own: rank 64 on all matrices of the 20B transformer
+TORCH_DTYPE = {Precision.FP32: "float32"}  # the others compute in bfloat16
+# Bytes a parameter. NF4: 4 bits, a scale of 8 bits for 64 weights, and a scale of 32 bits for 256 of those (QLoRA,
+# https://arxiv.org/abs/2305.14314, section 3). The row-wise scales of fp8 and int8 are below a thousandth.
+BYTES = {Precision.BF16: 2.0, Precision.FP32: 4.0, Precision.FP8: 1.0, Precision.INT8: 1.0, Precision.NF4: 0.5176}
+LOSSY = (Precision.FP8, Precision.INT8, Precision.NF4)
+
+
+@dataclass(frozen=True)
+class Working:
+    """Memory beside the weights, GiB for each megapixel; computed from the modules' shapes in bfloat16."""
+
+    denoise: float = 0.36
+    denoise_edit: float = 0.41  # each megapixel of picture and of references
+    decode: float = 3.38
+    decode_frame: float = 1.32  # without the video's feature cache
+    encode: float = 1.89
+    encode_frame: float = 1.13
+    tiled: float = 0.25  # whatever the size
+
+
+WORKING = Working()
+WORKING_2_1 = Working(decode=6.28, decode_frame=6.28, encode=6.28, encode_frame=6.28, tiled=0.45)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint as the arithmetic sees it. `shared`: components that an earlier model already brings."""
+
+    name: str
+    edits: bool
+    parameters: Mapping[str, int] = field(hash=False)
+    parts: Mapping[str, int] = field(default_factory=dict, hash=False)
+    shared: tuple[str, ...] = ()
+    working: Working = WORKING
+
+    def size(self, component: str) -> int:
+        return 0 if component in self.shared else self.parameters.get(component, 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything lives and in what precision, for all models of the worker; sizes in bytes."""
+
+    device: str  # "cuda" or "cpu"
+    precision: Precision
+    models: tuple[Model, ...]
+    savings: frozenset[Saving] = frozenset()
+    table: bool = False  # modulation looked up instead of computed
+    text_encoder: str = "resident"  # or "streamed" from pinned RAM, or "quantized"
+    swapped: bool = False  # one transformer at a time on the card
+    limit: int = 0  # bytes that may be used of the card; 0 on a CPU
+    loras: int = 0  # bytes that LoRAs take of the card while pictures are drawn, and of the host between jobs
+
+    @property
+    def dtype(self) -> str:
+        """The torch dtype's name that it computes in."""
+        return TORCH_DTYPE.get(self.precision, "bfloat16")
+
+    @property
+    def vision(self) -> bool:
+        """Whether the text encoder has to see pictures."""
+        return any(model.edits for model in self.models) or Saving.TRIM not in self.savings
+
+    def transformer(self, model: Model) -> int:
+        """Bytes of one transformer on the card."""
+        parts, plain = model.parts, BYTES[Precision.FP32 if self.precision is Precision.FP32 else Precision.BF16]
+        matrices = parts.get("matrices", 0) if self.precision in LOSSY else 0
+        gone = parts.get("modulation", 0) if self.table else 0
+        return round(matrices * BYTES[self.precision] + (model.size("transformer") - matrices - gone) * plain)
+
+    def text(self, model: Model) -> int:
+        """Bytes of one text encoder, wherever it lives."""
+        count, parts, plain = model.size("text_encoder"), model.parts, BYTES[self.plain]
+        if not count:
+            return 0
+        if Saving.TRIM in self.savings:
+            count -= parts.get("lm_head", 0) + (0 if self.vision else parts.get("vision", 0))
+        kept = parts.get("embedding", 0) + (parts.get("vision", 0) if self.vision else 0)
+        if self.text_encoder == "quantized":
+            return round(kept * plain + (count - kept) * BYTES[self.precision])
+        return round(count * plain)
+
+    def vae(self, model: Model) -> int:
+        count = model.size("vae")
+        if count and Saving.CONV2D in self.savings:
+            count -= model.parts.get("temporal", 0)
+        return round(count * BYTES[self.plain])
+
+    @property
+    def plain(self) -> Precision:
+        """The precision of what is not quantized."""
+        return Precision.FP32 if self.precision is Precision.FP32 else Precision.BF16
+
+    @property
+    def weights(self) -> int:
+        """Bytes of weights on the device between jobs."""
+        transformers = [self.transformer(model) for model in self.models]
+        texts = 0 if self.text_encoder == "streamed" else sum(map(self.text, self.models))
+        return (max if self.swapped else sum)(transformers) + texts + sum(map(self.vae, self.models))
+
+    @property
+    def ram(self) -> int:
+        """Bytes of pinned host memory."""
+        if self.device == "cpu":
+            return 0
+        tables = sum(model.parts.get("modulation_outputs", 0) for model in self.models) * 2 * TIMESTEPS
+        return (
+            (tables if self.table else 0)
+            + (sum(map(self.text, self.models)) if self.text_encoder == "streamed" else 0)
+            + (sum(map(self.transformer, self.models)) if self.swapped else 0)
+            + self.loras
+        )
+
+    def peak(self, width: int, height: int, images: int = 0, tiled: bool = False) -> int:
+        """The most of the card that a job of this size will take, in bytes; `images` are an edit's input pictures."""
+        if self.device == "cpu":
+            return self.weights
+        pixels, frame = width * height / MEGAPIXEL, Saving.SINGLE_FRAME in self.savings
+        most = 0.0
+        for model in self.models:
+            if images and not model.edits:
+                continue
+            need = model.working
+            decode = need.tiled if tiled else (need.decode_frame if frame else need.decode) * pixels
+            # Input pictures are brought to a megapixel each; strength and masks encode one at the asked size too.
+            encode = need.tiled if tiled else (need.encode_frame if frame else need.encode) * max(1.0, pixels)
+            denoise = need.denoise_edit * (pixels + images) if images else need.denoise * pixels
+            most = max(most, denoise, decode, encode if images else 0.0)
+        streamed = 0
+        if self.text_encoder == "streamed":
+            embedding = max(model.parts.get("embedding", 0) for model in self.models)
+            streamed = round(embedding * BYTES[self.plain]) + STREAMED_BYTES
+        rows = max(model.parts.get("modulation_outputs", 0) for model in self.models) * 2 * SCHEDULE_STEPS
+        working = (rows if self.table else 0) + self.loras + max(round(most * GIB), streamed)
+        return CONTEXT_BYTES + self.weights + working
+
+    def with_loras(self, parameters: int) -> "Plan":
+        """The same layout for a job that brings LoRAs of so many parameters."""
+        return replace(self, loras=self.loras + round(parameters * BYTES[self.plain]))
+
+    def tiles(self, width: int, height: int, images: int = 0) -> bool:
+        """Whether the VAE has to work in tiles for this size to fit. Tiles cost time and may leave faint seams."""
+        return self.device == "cuda" and self.peak(width, height, images) > self.limit
+
+    def fits(self, width: int, height: int, images: int = 0) -> bool:
+        return self.device == "cpu" or self.peak(width, height, images, tiled=True) <= self.limit
+
+    def at_once(self, width: int, height: int, most: int, pixels: int) -> int:
+        """How many pictures of this size, of `pixels` in all, one call may draw without the VAE's tiles.
+
+        Together they take what one picture of as many pixels takes.
+        """
+        return next(
+            (n for n in range(most, 1, -1) if n * width * height <= pixels and not self.tiles(width, n * height)), 1
+        )
+
+    def largest(self, width: int, height: int, multiple: int, images: int = 0) -> tuple[int, int] | None:
+        """The largest size of about this aspect that fits, in multiples; None where not even the smallest does."""
+        for part in range(1, 64):
+            scale = 1 - part / 64
+            smaller = tuple(max(multiple, int(side * scale) // multiple * multiple) for side in (width, height))
+            if self.fits(*smaller, images):
+                return smaller
+        return None
+
+    def require_fits(self, model: str, multiple: int, width: int, height: int, images: int) -> None:
+        """Refuse a size that there is no room for, before anything is allocated, with the largest that there is.
+
+        `model`: the checkpoint's name; `multiple`: of its sides. Raises `JobError` out_of_memory.
+        """
+        if self.fits(width, height, images):
+            return
+        largest = self.largest(width, height, multiple, images)
+        advice = (
+            f"the largest of this aspect is {largest[0]}x{largest[1]}" if largest else "no size of this aspect does"
+        )
+        raise JobError(
+            "out_of_memory",
+            f"{width}x{height} needs {self.peak(width, height, images, tiled=True) / GB:.1f} GB with {model} and "
+            f"{self.limit / GB:.1f} GB may be used; {advice}",
+        )
+
+    def __str__(self) -> str:
+        where = f"{self.precision.value} on {self.device}, weights {self.weights / GB:.2f} GB"
+        if self.device == "cpu":
+            return where
+        edits = any(model.edits for model in self.models)
+        notes = ["modulation table"] * self.table + ["transformers swapped"] * self.swapped
+        notes += [f"text encoder {self.text_encoder}"] * (self.text_encoder != "resident")
+        peak = self.peak(1024, 1024, int(edits), self.tiles(1024, 1024, int(edits)))
+        return ", ".join(
+            [where, *notes, f"peak {peak / GB:.1f} of {self.limit / GB:.1f} GB, pinned {self.ram / GB:.1f} GB"]
+        )

@@ -1,0 +1,1 @@
+"""Exact and stated changes to a model's modules: modulation table, VAE, residency, quantization."""

@@ -1,0 +1,106 @@
+"""Components that are not always on the card: a text encoder that streams through it, transformers that are swapped.
+
+Weights wait in pinned host memory and never change, so nothing is ever copied back. Streaming is diffusers' group
+offloading, leaf by leaf, the next one's copy under the present one's work.
+Imports torch: import it inside functions. Knows nothing of plans or jobs.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+
+def stream(module: torch.nn.Module, device: str) -> None:
+    """Make a module that lies in host memory compute on `device`, its weights there only while they are used."""
+    from diffusers.hooks import apply_group_offloading
+
+    overlapped = {"use_stream": True, "non_blocking": True, "record_stream": True} if device == "cuda" else {}
+    apply_group_offloading(module, torch.device(device), torch.device("cpu"), "leaf_level", **overlapped)
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a plain tensor waits in host memory, and the attribute that holds it or its copy on the device."""
+
+    owner: Any
+    attribute: str
+    tensor: torch.Tensor
+
+    def leave(self) -> None:
+        setattr(self.owner, self.attribute, self.tensor)
+
+    def bring(self, device: torch.device) -> None:
+        setattr(self.owner, self.attribute, self.tensor.to(device, non_blocking=True))
+
+
+class Swap:
+    """Transformers of which one at a time is on the device."""
+
+    def __init__(self, device: str):
+        self.device = torch.device(device)
+        self.homes: dict[str, list[Home]] = {}  # by name, of the module's parameters
+        self.modules: dict[str, torch.nn.Module] = {}
+        self.active: str | None = None
+
+    def add(self, name: str, module: torch.nn.Module) -> None:
+        """Take in a module, on the device or in the host memory that is to be its home; it is active then."""
+        self.homes[name] = [
+            Home(owner, attribute, pinned(tensor, self.device))
+            for parameter in module.parameters()
+            for owner, attribute, tensor in plain_tensors(parameter)
+        ]
+        self.modules[name] = module
+        if next(module.parameters()).device.type == self.device.type:
+            self.active = name
+        else:
+            self.activate(name)
+
+    def drop(self, name: str) -> None:
+        """Forget a module, if it is one of these."""
+        self.homes.pop(name, None)
+        self.modules.pop(name, None)
+        if self.active == name:
+            self.active = None
+
+    def clear(self) -> None:
+        """Nothing on the device: room for a module that is about to be loaded."""
+        for home in self.homes.get(self.active, ()):
+            home.leave()
+        self.active = None
+
+    def activate(self, name: str) -> float:
+        """Bring a module to the device. Returns the seconds that it took, 0 if it was there."""
+        if self.active == name:
+            return 0.0
+        started = time.perf_counter()
+        self.clear()
+        for home in self.homes[name]:
+            home.bring(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.active = name
+        return time.perf_counter() - started
+
+
+def plain_tensors(holder: torch.Tensor) -> Iterator[tuple[Any, str, torch.Tensor]]:
+    """(owner, attribute, tensor) of what a parameter consists of: its data, or a quantized one's values and scales."""
+    if not is_traceable_wrapper_subclass(holder):
+        yield holder, "data", holder.detach()
+        return
+    for name in holder.__tensor_flatten__()[0]:
+        inner = getattr(holder, name)
+        if is_traceable_wrapper_subclass(inner):
+            yield from plain_tensors(inner)
+        else:
+            yield holder, name, inner
+
+
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """In host memory from where the device fetches; the tensor itself if it lies there."""
+    if device.type == "cuda":
+        return tensor if tensor.is_pinned() else tensor.cpu().pin_memory()
+    return tensor.to("cpu", copy=True)

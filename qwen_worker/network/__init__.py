@@ -1,0 +1,1 @@
+"""Every socket of a job: pictures and LoRAs by URL, buckets, the hub's files."""

@@ -1,0 +1,1 @@
+"""Pictures in and out: opened, masked, stood in for, encoded and delivered."""

@@ -1,0 +1,116 @@
+"""Joint attention of the picture's and the text's tokens in real numbers, and the order in which kernels are asked.
+
+Stock multiplies pairs of a head's channels, taken as complex numbers x = a + ib, by e^(i phi). Compilers have no
+complex numbers, and those break stock's kernels in three. The same without them, from tables of cos phi and sin phi in
+float32: (a, b) -> (a cos phi - b sin phi, b cos phi + a sin phi). Products, sums and precision are the same, so the
+result is bit-equal where no compiler contracts them to fused multiply-adds, which round once less (one unit in the last
+place of float32, before the rounding to bfloat16). By itself this is slower, four kernels for three: it pays in
+compiled blocks, where all of it is one kernel.
+
+`scaled_dot_product_attention` takes the first kernel of an order that can do the call. On Hopper and data-centre
+Blackwell torch's own FlashAttention 2 comes before cuDNN's kernel, which uses those cards' asynchronous tensor cores.
+The order is changed, and nothing excluded: a mask or a shape that cuDNN does not take goes to the next kernel.
+diffusers' own switch (`set_attention_backend("_native_cudnn")`) allows cuDNN alone and fails there; its other backends
+need packages (flash-attn, kernels, sageattention) that the image does not have. Equal up to the order of sums.
+
+Imports torch and diffusers: import it inside functions. Covers neither tensor nor context parallelism, nor
+Qwen-Image-2.1, which has a rotary embedding of its own.
+"""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Angles = tuple[torch.Tensor, torch.Tensor]  # cos and sin, (tokens, 1, channels / 2)
+PROJECTIONS = {"picture": ("to_q", "to_k", "to_v"), "text": ("add_q_proj", "add_k_proj", "add_v_proj")}
+
+
+def use_real_rotary(transformer: torch.nn.Module) -> None:
+    """Have the transformer's blocks attend by `JointAttention`, with angles in real numbers."""
+    for block in transformer.transformer_blocks:
+        block.attn.set_processor(JointAttention())
+    transformer.pos_embed = RealRotary(transformer.pos_embed)
+
+
+class RealRotary(torch.nn.Module):
+    """Stands where the transformer's `pos_embed` stood; gives the angles of the picture and of the text as real."""
+
+    def __init__(self, stock: torch.nn.Module):
+        super().__init__()
+        self.stock = stock
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Angles, Angles]:
+        picture, text = self.stock(*args, **kwargs)
+        return real_angles(picture), real_angles(text)
+
+
+def real_angles(frequencies: torch.Tensor) -> Angles:
+    """(tokens, channels / 2), complex -> cos and sin, with a dimension for the heads."""
+    return frequencies.real.unsqueeze(1).contiguous(), frequencies.imag.unsqueeze(1).contiguous()
+
+
+def rotate(x: torch.Tensor, angles: Angles) -> torch.Tensor:
+    """(B, tokens, heads, channels) by its positions' angles; float32 inside, as stock."""
+    cos, sin = angles
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).type_as(x)
+
+
+class JointAttention(QwenDoubleStreamAttnProcessor2_0):
+    """Stock's processor but for the rotary embedding; diffusers sets attention backends on subclasses that it knows."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states_mask: torch.Tensor | None = None,
+        attention_mask: None = None,
+        image_rotary_emb: tuple[Angles, Angles] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, picture's tokens, dim) and (B, text's tokens, dim) -> the same, attended.
+
+        `encoder_hidden_states_mask`: True where a token of the text may be seen, (B, text's tokens). `attention_mask`
+        is the base class's, and never given.
+        """
+        angles = image_rotary_emb or (None, None)
+        picture = heads(attn, hidden_states, "picture", attn.norm_q, attn.norm_k, angles[0])
+        text = heads(attn, encoder_hidden_states, "text", attn.norm_added_q, attn.norm_added_k, angles[1])
+        mask = None
+        if encoder_hidden_states_mask is not None:
+            seen = encoder_hidden_states_mask.new_ones(hidden_states.shape[:2])
+            mask = torch.cat([encoder_hidden_states_mask, seen], dim=1)[:, None, None, :]
+        query, key, value = (torch.cat(pair, dim=1) for pair in zip(text, picture, strict=True))
+        attended = dispatch_attention_fn(
+            query, key, value, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+        attended = attended.flatten(2, 3).to(query.dtype)
+        tokens = encoder_hidden_states.shape[1]
+        # to_out[1] is a dropout, which does nothing here
+        return attn.to_out[0](attended[:, tokens:].contiguous()), attn.to_add_out(attended[:, :tokens].contiguous())
+
+
+def heads(
+    attn: Attention, x: torch.Tensor, stream: str, norm_q: Any, norm_k: Any, angles: Angles | None
+) -> list[torch.Tensor]:
+    """Query, key and value of one stream, (B, tokens, heads, channels); query and key normalized and rotated."""
+    channels = attn.inner_dim // attn.heads
+    query, key, value = (getattr(attn, name)(x).unflatten(-1, (-1, channels)) for name in PROJECTIONS[stream])
+    query, key = query if norm_q is None else norm_q(query), key if norm_k is None else norm_k(key)
+    return [query, key, value] if angles is None else [rotate(query, angles), rotate(key, angles), value]
+
+
+def cudnn_first() -> AbstractContextManager[None]:
+    """Within, cuDNN's attention kernel is asked first, torch's others after it."""
+    order = (
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    )
+    return sdpa_kernel(list(order), set_priority=True)

@@ -1,0 +1,1 @@
+"""Bytes on the disk to tensors in their place, and back."""

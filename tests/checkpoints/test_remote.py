@@ -1,0 +1,136 @@
+"""Checkpoints that are not here: refused before a byte is fetched, downloaded whole, and failures told apart."""
+
+import errno
+
+import pytest
+
+from qwen_worker.checkpoints import remote
+from qwen_worker.errors import LoadError
+
+from ..conftest import run
+from ..support.local_hub import LocalHub
+
+
+@pytest.fixture
+def hub_of(web, monkeypatch, tmp_path):
+    """hub_of(folder): a hub that holds it as Org/Name, and an empty cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def serve(folder):
+        served = LocalHub({"Org/Name": folder})
+        monkeypatch.setenv("HF_ENDPOINT", web(served))
+        return served
+
+    return serve
+
+
+def test_an_unknown_checkpoint_is_described_before_its_weights_are_fetched(hub_of, tiny):
+    served = hub_of(tiny / "generate")
+    found = remote.look_up("Org/Name")
+    assert (found.class_name, found.revision, found.folder) == ("QwenImagePipeline", served.commit("Org/Name"), None)
+    stored = sum(file.stat().st_size for file in (tiny / "generate/vae").glob("*.safetensors"))
+    assert found.parameters["vae"] == stored // 2
+    assert not any(path.endswith(".safetensors") for path in served.paths)
+
+
+def test_a_job_fetches_an_unknown_checkpoint_and_draws_with_it(hub_of, tiny, cold_worker, capsys):
+    served = hub_of(tiny / "generate")
+    worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
+    fields = {"prompt": "a", "width": 256, "height": 256, "num_inference_steps": 1}
+    facts = run(worker, fields)["output"]["metadata"]
+    assert (facts["backend"], facts["model"]) == ("qwen-image", "Org/Name")
+    assert facts["revision"] == served.commit("Org/Name")
+    assert f"Org/Name at {facts['revision']} loaded in" in capsys.readouterr().out
+    assert any(path.endswith(".safetensors") for path in served.paths)
+    served.paths.clear()
+    again = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
+    assert run(again, fields)["output"]["metadata"]["revision"] == served.commit("Org/Name")
+    assert served.paths == []  # the cache serves it
+
+
+def test_compiled_blocks_are_kept_below_hf_home_wherever_the_cache_is(hub_of, tmp_path, cold_worker, monkeypatch):
+    from huggingface_hub import constants
+
+    from qwen_worker.speed import compile_store
+
+    def stop(folder, *_):
+        raise LookupError(folder)
+
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(compile_store, "store_of_process", stop)
+    with pytest.raises(LookupError) as caught:
+        cold_worker(QWEN_SPEEDUPS="compile").pipelines.load("generate")
+    assert caught.value.args == (tmp_path / "home/qwen-image-compiled",)
+
+
+def test_another_class_is_refused_before_its_weights_are_fetched(hub_of, tmp_path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    hub_of(folder)
+    with pytest.raises(LoadError, match="Org/Name names the pipeline class StableDiffusionPipeline"):
+        remote.look_up("Org/Name")
+
+
+def test_a_repository_that_does_not_exist_is_no_passing_failure(hub_of, tiny):
+    hub_of(tiny / "generate")
+    with pytest.raises(LoadError, match="No/Such does not exist on the hub") as caught:
+        remote.look_up("No/Such")
+    assert not caught.value.passing
+
+
+@pytest.mark.parametrize(("status", "passing"), [(403, False), (429, True), (500, True), (503, True)])
+def test_what_the_hub_answers_decides_whether_to_try_again(hub_of, tiny, status, passing):
+    served = hub_of(tiny / "generate")
+    served.status = status
+    with pytest.raises(LoadError) as caught:
+        remote.look_up("Org/Name")
+    assert caught.value.passing is passing
+
+
+def test_a_disk_that_fills_up_is_no_passing_failure():
+    with pytest.raises(LoadError, match="m could not be fetched: the disk is full") as caught, remote.explained("m"):
+        raise OSError(errno.ENOSPC, "No space left on device", "/secret/path")
+    assert not caught.value.passing
+
+
+def test_without_a_network_the_failure_is_passing_and_names_no_path(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(LoadError) as caught:
+        remote.look_up("Org/Name")
+    assert caught.value.passing and "Org/Name" in caught.value.reason and "/root" not in caught.value.reason
+
+
+def test_a_passing_failure_is_tried_again_after_a_pause(hub_of, tiny, cold_worker):
+    served = hub_of(tiny / "generate")
+    served.status = 503
+    worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name", QWEN_LOAD_RETRY_SECONDS=3600)
+    fields = {"prompt": "a", "width": 256, "height": 256, "num_inference_steps": 1}
+    assert "the hub answered 503" in run(worker, fields)["output"]["metadata"]["fallback_reason"]
+    served.status, asked = 200, len(served.paths)
+    assert run(worker, fields)["output"]["metadata"]["backend"] == "pil-fallback"
+    assert len(served.paths) == asked  # within the pause nothing is tried
+    worker.loader.settings = worker.settings.model_copy(update={"QWEN_LOAD_RETRY_SECONDS": 0})
+    assert run(worker, fields)["output"]["metadata"]["backend"] == "qwen-image"
+    assert worker.loader.failures == {}
+
+
+def test_a_20b_model_is_refused_on_this_machine_without_asking_the_hub(hub_of, tiny, cold_worker):
+    served = hub_of(tiny / "generate")
+    worker = cold_worker(QWEN_IMAGE_MODEL="Qwen/Qwen-Image", QWEN_EDIT_MODEL="Qwen/Qwen-Image-Edit-2511")
+    for fields in ({"prompt": "a"}, {"prompt": "a"}):
+        facts = run(worker, fields)["output"]["metadata"]
+        assert facts["backend"] == "pil-fallback" and facts["model"] == "Qwen/Qwen-Image"
+        assert "needs a CUDA GPU (from 30.2 GB free in bfloat16)" in facts["fallback_reason"]
+    assert served.paths == []
+
+
+def test_a_full_disk_is_refused_before_the_download(hub_of, tiny, cold_worker, monkeypatch):
+    served = hub_of(tiny / "generate")
+    monkeypatch.setattr("qwen_worker.loading.pipelines.disk_free", lambda folder: 1000)
+    worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
+    reason = run(worker, {"prompt": "a"})["output"]["metadata"]["fallback_reason"]
+    assert "of disk; 0.0 GB are free" in reason
+    assert not any(path.endswith(".safetensors") for path in served.paths)

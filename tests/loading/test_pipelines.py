@@ -1,0 +1,248 @@
+"""Every pipeline class loads and draws; equal components are one in memory; diffusers takes what we send."""
+
+import asyncio
+import inspect
+import json
+import shutil
+
+import pytest
+
+from qwen_worker.checkpoints.checkpoint import PIPELINE_CLASSES
+from qwen_worker.drawing.inference import arguments
+from qwen_worker.errors import LoadError
+from qwen_worker.jobs.deadline import Paces
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.loading.catalogue import Catalogue
+from qwen_worker.loading.pipelines import Pipelines
+from qwen_worker.memory.machine import Gpu, Machine
+from qwen_worker.pictures.inputs import Canvas
+
+from ..conftest import as_text, picture_of, place_by, run
+
+SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 1, "seed": 1}
+
+
+@pytest.fixture
+def edit_plus(tiny, tmp_path):
+    """The tiny edit checkpoint as the class that takes several pictures: a change of name."""
+    folder = shutil.copytree(tiny / "edit", tmp_path / "edit-plus")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "QwenImageEditPlusPipeline"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_21(tmp_path_factory):
+    from ..support.random_21 import build
+
+    folder = tmp_path_factory.mktemp("qwen-image-2.1")
+    build(folder)
+    return folder
+
+
+def succeeded(worker, **fields):
+    body = run(worker, {**SMALL, **fields})
+    assert "error" not in body, body["error"]
+    facts = body["output"]["metadata"]
+    assert facts["backend"] == "qwen-image"
+    picture = picture_of(body["output"]["image"])
+    assert (picture.size, picture.mode) == ((256, 256), "RGB")
+    return facts
+
+
+def parameters(worker):
+    """Parameters in memory over all loaded pipelines, each tensor once."""
+    import torch
+
+    found = {}
+    for one in worker.pipelines.loaded.values():
+        for component in one.pipe.components.values():
+            if isinstance(component, torch.nn.Module):
+                found |= {id(parameter): parameter.numel() for parameter in component.parameters()}
+    return sum(found.values())
+
+
+def test_generate_and_edit_of_one_family_share_all_but_the_transformer(warm_worker, scene):
+    succeeded(warm_worker)
+    succeeded(warm_worker, image=as_text(scene))
+    generate, edit = (
+        warm_worker.pipelines.loaded[name]
+        for name in (warm_worker.settings.QWEN_IMAGE_MODEL, warm_worker.settings.QWEN_EDIT_MODEL)
+    )
+    sizes, parts = generate.checkpoint.parameters, generate.checkpoint.parts
+    kept = sum(sizes.values()) - parts["lm_head"] - parts["temporal"]
+    assert parameters(warm_worker) == kept + edit.checkpoint.parameters["transformer"]
+    assert generate.plan.weights == 4 * parameters(warm_worker)
+    assert generate.pipe.text_encoder is edit.pipe.text_encoder and generate.pipe.vae is edit.pipe.vae
+    assert generate.pipe.transformer is not edit.pipe.transformer
+
+
+def test_the_plan_is_what_was_loaded(warm_worker):
+    import torch
+
+    succeeded(warm_worker)
+    loaded = warm_worker.pipelines.loaded[warm_worker.settings.QWEN_IMAGE_MODEL]
+    assert (loaded.plan.device, loaded.plan.dtype) == ("cpu", "float32")
+    assert {parameter.dtype for parameter in loaded.pipe.transformer.parameters()} == {torch.float32}
+
+
+def test_edit_plus_takes_several_pictures(cold_worker, edit_plus, scene):
+    worker = cold_worker(QWEN_EDIT_MODEL=str(edit_plus))
+    facts = succeeded(worker, images=[as_text(scene), as_text(scene.rotate(90))])
+    assert facts["model"].endswith("/edit-plus")
+    assert type(worker.pipelines.loaded[str(edit_plus)].pipe).__name__ == "QwenImageEditPlusPipeline"
+    succeeded(worker, image=as_text(scene), strength=0.5, num_inference_steps=2)
+
+
+def test_the_edit_class_takes_one_picture(ask, scene):
+    error = ask(**SMALL, images=[as_text(scene)] * 2)["error"]
+    assert error == "invalid_input: images must hold at most 1 for this checkpoint, not 2"
+
+
+def test_one_2_1_checkpoint_serves_both_tasks_loaded_once(cold_worker, random_21, scene):
+    worker = cold_worker(QWEN_IMAGE_MODEL=str(random_21), QWEN_EDIT_MODEL=str(random_21))
+    succeeded(worker)
+    scene = scene.resize((256, 256))
+    succeeded(worker, image=as_text(scene))
+    succeeded(worker, image=as_text(scene), mask_image=as_text(scene.convert("L").point(lambda v: 255 * (v > 50))))
+    succeeded(worker, image=as_text(scene), strength=0.5, num_inference_steps=2)
+    assert len(worker.pipelines.loaded) == 1
+    assert "multiple of 32 for this checkpoint" in run(worker, SMALL | {"width": 272})["error"]
+
+
+def test_a_schedule_that_the_checkpoint_fixes_is_drawn_and_timed_whatever_a_job_asks(cold_worker, random_21, tmp_path):
+    folder = shutil.copytree(random_21, tmp_path / "turbo")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"sample_sigmas": [1.0, 0.7, 0.4]}))
+    worker = cold_worker(QWEN_IMAGE_MODEL=str(folder))
+
+    def answered(steps):
+        job = {"id": "a", "input": {**SMALL, "num_inference_steps": steps}, "policy": {"executionTimeout": 4_500_000}}
+        return asyncio.run(worker.answer(job))
+
+    first = answered(2)
+    assert first["metadata"]["steps"] == 3
+    (kind,) = worker.paces.steps
+    worker.paces = Paces()
+    worker.paces.record(kind, 1000.0, 1, 3, 3000.0)
+    # One step alone would be drawn without `shift_terminal`; these are three.
+    assert [answered(steps)["image"] for steps in (100, 1)] == [first["image"]] * 2
+    worker.paces = Paces()
+    worker.paces.record(kind, 2000.0, 1, 3, 6000.0)
+    assert "3 steps take about 6000.0 seconds" in answered(1)["error"]
+
+
+def test_a_checkpoint_is_asked_only_for_what_its_class_does(cold_worker, tiny):
+    worker = cold_worker(QWEN_IMAGE_MODEL=str(tiny / "edit"))
+    reason = run(worker, SMALL)["output"]["metadata"]["fallback_reason"]
+    assert reason.endswith("/edit is a QwenImageEditPipeline, which does not serve generate")
+
+
+@pytest.fixture
+def endpoint(settings):
+    """endpoint(card in GB, RAM in GB): the pipelines of an endpoint of the two 20B models, nothing of them here."""
+    GB = 1_000_000_000
+
+    def on(card, ram=200, **overrides):
+        gpu = Gpu("NVIDIA Test", (9, 0), card * GB, card * GB)
+        models = {"QWEN_IMAGE_MODEL": "Qwen/Qwen-Image", "QWEN_EDIT_MODEL": "Qwen/Qwen-Image-Edit"}
+        chosen = settings(**models | overrides)
+        machine = Machine(gpu, ram * GB, ram * GB)
+        return Pipelines(chosen, Catalogue(chosen), machine=lambda: machine)
+
+    return on
+
+
+def test_both_models_of_an_endpoint_are_placed_together(endpoint):
+    """The first must not take the room of the second: on 80 GB generate alone would leave out the table."""
+    pipelines = endpoint(80)
+    plan = pipelines.place("generate")
+    assert (
+        plan.table
+        and not plan.swapped
+        and [model.name for model in plan.models]
+        == [
+            "Qwen/Qwen-Image",
+            "Qwen/Qwen-Image-Edit",
+        ]
+    )
+    assert plan.models[1].shared == ("text_encoder", "vae")
+    assert pipelines.place("edit") is plan is pipelines.place("background_replacement")
+
+
+def test_a_model_that_only_fits_alone_is_placed_alone(endpoint, monkeypatch):
+    pipelines = endpoint(48, ram=20, QWEN_PRECISION="bf16", QWEN_SAVINGS="table,trim")
+    plan = pipelines.place("generate")
+    assert [model.name for model in plan.models] == ["Qwen/Qwen-Image"] and not plan.vision
+    with pytest.raises(LoadError, match="21.0 GB of RAM would be needed and 20.0 GB are free"):
+        endpoint(40, ram=20, QWEN_PRECISION="bf16").place("edit")
+
+
+def test_an_endpoint_whose_other_model_cannot_be_found_places_the_one(endpoint):
+    pipelines = endpoint(80, QWEN_EDIT_MODEL="/nowhere")
+    assert len(pipelines.place("generate").models) == 1
+    with pytest.raises(LoadError, match="nowhere is not a folder"):
+        pipelines.place("edit")
+
+
+@pytest.mark.parametrize("class_name", list(PIPELINE_CLASSES))
+def test_diffusers_accepts_every_argument_we_send(class_name):
+    import diffusers
+
+    pipeline_class = getattr(diffusers, class_name)
+    accepted = set(inspect.signature(pipeline_class.__call__).parameters)
+
+    class Bare:
+        __call__ = pipeline_class.__call__
+
+    sent = set()
+    for fields, sources in ((SMALL, []), ({**SMALL, "image": "aGk="}, ["picture"])):
+        request = parse(fields, "job")
+        if request.task in PIPELINE_CLASSES[class_name].tasks:
+            sent |= set(arguments(Bare(), request, Canvas(sources, None, (256, 256))))
+    sent |= {"generator", "callback_on_step_end", "latents", "sigmas"}
+    assert sent <= accepted
+    assert {"true_cfg_scale", "negative_prompt"} <= sent and "guidance_scale" not in sent
+
+
+@pytest.mark.parametrize("class_name", [name for name, one in PIPELINE_CLASSES.items() if "edit" in one.tasks])
+def test_diffusers_has_what_strength_and_masks_stand_on(class_name):
+    import diffusers
+
+    pipeline_class = getattr(diffusers, class_name)
+    assert list(inspect.signature(pipeline_class._pack_latents).parameters) == [
+        "latents", "batch_size", "num_channels_latents", "height", "width"
+    ]  # fmt: skip
+    assert {"image", "generator"} <= set(inspect.signature(pipeline_class._encode_vae_image).parameters)
+    assert "latents" in pipeline_class._callback_tensor_inputs
+
+
+def test_models_that_take_turns_draw_what_resident_ones_draw(cold_worker, ask, scene):
+    import dataclasses
+
+    worker = cold_worker()
+    plan = dataclasses.replace(worker.pipelines.place("generate"), swapped=True)
+    place_by(worker, plan)
+    fields = SMALL | {"num_inference_steps": 2}
+    jobs = [fields, fields | {"image": as_text(scene)}, fields]
+    swaps = []
+    for job in jobs:
+        output = run(worker, job)["output"]
+        assert output["image"] == ask(**job)["output"]["image"]
+        swaps.append("swap" in output["metadata"]["timings"])
+    assert swaps == [False, False, True]  # the edit model was loaded into its turn
+    assert set(worker.pipelines.builder.swap.modules) == set(worker.pipelines.loaded)
+
+
+def test_a_job_by_the_modulation_table_is_bit_equal_to_one_without(cold_worker):
+    import dataclasses
+
+    fields = SMALL | {"num_inference_steps": 3}
+    images = []
+    for table in (False, True):
+        worker = cold_worker(QWEN_PRECISION="bf16", QWEN_EDIT_MODEL="/none")
+        plan = dataclasses.replace(worker.pipelines.place("generate"), table=table)
+        place_by(worker, plan)
+        images.append(run(worker, fields)["output"]["image"])
+        assert (next(iter(worker.pipelines.loaded.values())).table is not None) == table
+    assert images[0] == images[1]

@@ -1,0 +1,329 @@
+"""A LoRA's file by its header: every trainer's names, and what is refused without being read any further."""
+
+import json
+import os
+import pickle
+import time
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save, save_file
+
+from qwen_worker.errors import InvalidInput, JobError
+from qwen_worker.lora import file as lora_file
+from qwen_worker.lora import names as lora_names
+from qwen_worker.lora.file import RECENT_SECONDS, LoraUse, require_layers, require_start
+from qwen_worker.lora.names import BLOCK_LAYERS, OTHER_LAYERS, NotALora
+
+from ..support.lora_files import FORMATS, write
+
+RANDOM = torch.Generator().manual_seed(0)
+EVERY = [f"transformer_blocks.{block}.{layer}" for block in (0, 9, 59) for layer in BLOCK_LAYERS] + list(OTHER_LAYERS)
+Q = "transformer_blocks.0.attn.to_q"
+
+
+def weights(layers=EVERY, rank=2, size=8):
+    return {layer: (torch.ones(rank, size), torch.ones(size, rank)) for layer in layers}
+
+
+def opened(path, key="key"):
+    return lora_file.opened(path, key, "loras[0]")
+
+
+def written(path, header, data=b""):
+    """A safetensors file of this header, a text or an object."""
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def refusal(path):
+    with pytest.raises(InvalidInput) as caught:
+        opened(path)
+    return caught.value.sentence
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_trainer_s_names_are_understood(tmp_path, form):
+    found = opened(write(tmp_path / "a.safetensors", weights(), form, alpha=4))
+    assert set(found.layers) == set(EVERY)
+    scaling = {layer.scaling for layer in found.layers.values()}
+    assert scaling == ({2.0} if FORMATS[form][4] else {1.0})
+    assert found.parameters == len(EVERY) * 2 * 16
+    assert all((layer.rank, layer.inputs, layer.outputs) == (2, 8, 8) for layer in found.layers.values())
+
+
+@pytest.mark.parametrize(
+    "form", ["lightning", "diffusers", "diffsynth", "ai-toolkit, ComfyUI", "ComfyUI", "kohya, musubi"]
+)
+def test_the_names_are_read_as_diffusers_reads_them(tmp_path, form):
+    """Where it does: the other layouts it drops without a word, or strips of one prefix too few."""
+    from diffusers import QwenImagePipeline
+
+    path = write(tmp_path / "a.safetensors", weights(), form, alpha=2)
+    theirs = QwenImagePipeline.lora_state_dict(str(path.parent), weight_name=path.name)
+    known = {name.removeprefix("transformer.").partition(".lora_A")[0] for name in theirs if ".lora_A" in name}
+    assert known == set(opened(path).layers)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "must be a safetensors file, and does not begin as one"),
+        (b"\x08", "must be a safetensors file"),
+        (pickle.dumps({"a": 1}), "must be a safetensors file"),
+        (b"PK\x03\x04" + bytes(40), "must be a safetensors file"),
+        ((2**63).to_bytes(8, "little") + b"{", "a header of at most 10,000,000 bytes, not 9,223,372,036,854,775,808"),
+        ((20).to_bytes(8, "little") + b"{", "is corrupt"),
+        ((2).to_bytes(8, "little") + b"{}", "holds no tensors"),
+        ((2).to_bytes(8, "little") + b"{]", "is corrupt"),
+        ((8).to_bytes(8, "little") + b'{"a":[]}', "is corrupt"),
+        (save({"a": torch.ones(2)})[:-1], "is corrupt: its header describes"),
+        (save({"a": torch.ones(2)}) + b"x", "is corrupt: its header describes"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_refused(tmp_path, data, words):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(data)
+    assert words in refusal(path)
+
+
+def entry(begin, end, shape=(1,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("[" * 100_000, "does not begin as one"),
+        ('{"a":' * 50_000 + "1" + "}" * 50_000, "its safetensors header cannot be read"),
+        ({"a": entry(0, 8) | {"shape": [float("inf")]}}, "its safetensors header cannot be read"),
+        ({"a": entry(0, 8) | {"shape": [1e400]}}, "its safetensors header cannot be read"),
+        ({"a": entry(0, 8) | {"shape": "12"}}, "its safetensors header cannot be read"),
+        ({"a": entry(0, 8, (-2, -1))}, "its safetensors header cannot be read"),
+        ({"a": entry(0, 8, (True, 2))}, "its safetensors header cannot be read"),
+        ({"a": entry(-8, 8)}, "its safetensors header cannot be read"),
+        ({"a": entry(8, 0)}, "its safetensors header cannot be read"),
+        ({"a": {"dtype": "F32"}}, "its safetensors header cannot be read"),
+        ({"a": entry(0, 8, (3,))}, "a tensor is given more or less room than it takes"),
+        ({"a": entry(0, 8, (10**30,))}, "a shape that no file of its size holds"),
+        ({"a": entry(0, 8, (1,) * 8 + (2,))}, "a shape that no file of its size holds"),
+        ({"a": entry(0, 8, (999_999_999,) * 80_000)}, "a shape that no file of its size holds"),
+        ({"a." * 250 + "b": entry(0, 8)}, "a tensor with a name of 501 characters"),
+        ({"a": entry(0, 8, (2,)), "b": entry(0, 8, (2,))}, "its tensors overlap, or leave gaps"),
+        ({"a": entry(4, 8)}, "its tensors overlap, or leave gaps"),
+        ({f"{Q}.lora_A.weight": entry(0, 4, (1, 1), ["F32"]), f"{Q}.lora_B.weight": entry(4, 8, (1, 1))},
+         "; F32, F16, BF16 are read"),
+    ],
+)  # fmt: skip
+def test_a_header_made_to_mislead_is_refused(tmp_path, header, words):
+    assert words in refusal(written(tmp_path / "a.safetensors", header, bytes(8)))
+
+
+def test_a_pickle_is_never_unpickled(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("was unpickled",))
+
+    path = tmp_path / "a.safetensors"
+    torch.save({"transformer_blocks.0.attn.to_q.lora_A.weight": Bomb()}, path)
+    assert "does not begin as one" in refusal(path)
+    path.write_bytes(pickle.dumps(Bomb()))
+    assert "does not begin as one" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({f"{Q}.lora_A.weight": (2, 8)}, f"lacks the up matrix of {Q}"),
+        ({f"{Q}.lora_up.weight": (8, 2)}, f"lacks the down matrix of {Q}"),
+        ({f"{Q}.alpha": (1,)}, f"lacks the down matrix of {Q}"),
+        ({f"{Q}.lora_A.weight": (2, 8), f"{Q}.lora_B.weight": (8, 3)}, "has matrices of 2x8 and 8x3"),
+        ({f"{Q}.lora_A.weight": (2, 8, 1), f"{Q}.lora_B.weight": (8, 2)}, "has matrices of 2x8x1 and 8x2"),
+        ({f"{Q}.lora_A.weight": (0, 8), f"{Q}.lora_B.weight": (8, 0)}, "has matrices of 0x8 and 8x0"),
+        ({f"{Q}.lora_A.weight": (8,), f"{Q}.lora_B.weight": ()}, "has matrices of 8 and a number"),
+        ({f"{Q}.lora_A.weight": (2, 8), f"{Q}.lora_B.weight": (8, 2), f"{Q}.alpha": (2,)}, "an alpha is one number"),
+        ({f"{Q}.lora_A.weight": (2, 8), f"transformer.{Q}.lora_A.weight": (2, 8)}, f"has two tensors for {Q}"),
+        ({f"{Q}.lora_A.a.weight": (2, 8), f"{Q}.lora_A.b.weight": (2, 8)}, f"has two tensors for {Q}"),
+        ({f"{Q}.weight": (8, 8)}, f"holds {Q}.weight, which belongs to no LoRA"),
+        ({f"{Q}.dora_scale": (8,)}, "is a DoRA"),
+        ({f"transformer.{Q}.lora_magnitude_vector": (8,)}, "is a DoRA"),
+        ({f"{Q}.lokr_w1": (2, 2)}, "is a LoKr"),
+        ({f"{Q}.hada_w1_a": (2, 2)}, "is a LoHa"),
+        ({f"{Q}.lora_B.bias": (8,)}, "is a LoRA with biases"),
+        ({f"diffusion_model.{Q}.diff": (8, 8)}, "is a LoRA with whole weights"),
+        ({"text_encoder.layers.0.q_proj.lora_A.weight": (2, 8)}, "has a part for the text encoder"),
+        ({"lora_te_layers_0_q_proj.lora_down.weight": (2, 8)}, "has a part for the text encoder"),
+        ({"a\x1b[31m\n.x": (1,)}, r"holds 'a\x1b[31m\n.x', which belongs to no LoRA"),
+    ],
+)
+def test_what_is_no_lora_is_refused_by_name(tmp_path, tensors, words):
+    path = tmp_path / "a.safetensors"
+    save_file({name: torch.ones(shape) for name, shape in tensors.items()}, path)
+    assert words in refusal(path)
+
+
+def test_a_dora_is_told_by_its_metadata_too(tmp_path):
+    path = write(tmp_path / "a.safetensors", weights(), metadata={"transformer.use_dora": True})
+    assert "is a DoRA by its metadata" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ["[]", "{", '{"transformer.lora_alpha": "x"}', '{"transformer.alpha_pattern": [1]}', "3", "[" * 9999,
+     '{"transformer.lora_alpha": 1' + "0" * 400 + "}"],
+)  # fmt: skip
+def test_metadata_that_make_no_sense_are_refused(tmp_path, metadata):
+    path = tmp_path / "a.safetensors"
+    tensors = {f"{Q}.lora_A.weight": torch.ones(2, 8), f"{Q}.lora_B.weight": torch.ones(8, 2)}
+    save_file(tensors, path, metadata={"lora_adapter_metadata": metadata})
+    assert "has lora_adapter_metadata that cannot be read" in refusal(path)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
+def test_an_alpha_that_is_no_number_is_refused(tmp_path, alpha):
+    assert f"has an alpha of {alpha}" in refusal(write(tmp_path / "a.safetensors", weights(), "lightning", alpha=alpha))
+    metadata = {"transformer.lora_alpha": alpha}
+    assert f"has an alpha of {alpha}" in refusal(write(tmp_path / "b.safetensors", weights(), metadata=metadata))
+
+
+def test_whole_numbers_are_no_lora(tmp_path):
+    path = write(tmp_path / "a.safetensors", weights(), dtype=torch.int8)
+    assert "as I8; F32, F16, BF16 are read" in refusal(path)
+
+
+def test_a_lora_for_another_model_is_refused_by_its_layers(tmp_path):
+    there = {layer: (8, 8) for layer in EVERY if ".9." not in layer}
+    there[Q] = (16, 16)
+    use = LoraUse(opened(write(tmp_path / "a.safetensors", weights())), 1.0, "loras[2]")
+    with pytest.raises(InvalidInput) as caught:
+        require_layers(use, there, "Qwen/Qwen-Image")
+    assert caught.value.sentence == (
+        "loras[2] is not made for Qwen/Qwen-Image; 15 of 48 layers do not match: transformer_blocks.0.attn.to_q is "
+        "16x16 there and 8x8 in the LoRA; transformer_blocks.9.attn.add_k_proj is none of its layers; "
+        "transformer_blocks.9.attn.add_q_proj is none of its layers; and 12 more"
+    )
+
+
+def test_a_file_is_read_after_it_is_deleted(tmp_path):
+    """Another job's or worker's eviction may come between a LoRA's opening and its use."""
+    path = write(tmp_path / "a.safetensors", weights())
+    found = opened(path)
+    path.unlink()
+    assert torch.equal(found.tensors.tensor(found.layers[Q].names.down), torch.ones(2, 8))
+
+
+@pytest.mark.parametrize("bits", [torch.float32, torch.float16, torch.bfloat16])
+def test_numbers_are_read_as_safetensors_reads_them(tmp_path, bits):
+    random = {layer: (torch.randn(2, 8), torch.randn(8, 2)) for layer in EVERY}
+    path = write(tmp_path / "a.safetensors", random, "lightning", dtype=bits)
+    with safe_open(path, "pt") as theirs:
+        ours = opened(path).tensors
+        assert set(ours.shapes) == set(theirs.keys())
+        assert all(torch.equal(ours.tensor(name), theirs.get_tensor(name)) for name in theirs.keys())  # noqa: SIM118
+
+
+def test_equal_keys_are_equal_contents(tmp_path):
+    """Also of files that are written anew within a tick of the clock, in place or not, of the same length."""
+    path = tmp_path / "a.safetensors"
+    write(path, weights())
+    key = opened(path, None).key
+    assert opened(path, None).key == key
+    data = path.read_bytes()
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(path, ns=times)
+    assert opened(path, None).key != key
+    path.write_bytes(data)
+    assert opened(path, None).key == key
+
+
+def test_a_file_that_has_long_been_there_is_not_read_for_its_key(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.safetensors", weights())
+    file = opened(path).tensors
+    later = time.time_ns() + (RECENT_SECONDS + 1) * 10**9
+    monkeypatch.setattr("qwen_worker.lora.file.time.time_ns", lambda: later)
+    monkeypatch.setattr("qwen_worker.lora.file.hashlib.file_digest", lambda *_: pytest.fail("was read"))
+    assert file.identity() == opened(path).tensors.identity()
+
+
+def test_a_file_cut_short_in_place_is_an_error_and_not_the_end_of_the_process(tmp_path):
+    """Mapped, it would be a SIGBUS."""
+    path = write(tmp_path / "a.safetensors", weights(size=4096))
+    found = opened(path, None)
+    assert not found.changed()
+    with path.open("r+b") as stream:
+        stream.truncate(20_000)
+    assert found.changed()
+    with pytest.raises(JobError) as caught:
+        found.tensors.tensor(found.layers[EVERY[-1]].names.up)
+    assert str(caught.value) == "lora_fetch_failed: loras[0] cannot be read on the worker's disk"
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path):
+    with pytest.raises(JobError) as caught:
+        opened(tmp_path / "gone.safetensors")
+    assert str(caught.value) == "lora_fetch_failed: loras[0] cannot be read on the worker's disk"
+
+
+def test_no_descriptor_is_left_open(tmp_path):
+    path = write(tmp_path / "a.safetensors", weights())
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        opened(path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+names = st.one_of(
+    st.text(max_size=40),
+    st.sampled_from(EVERY).flatmap(
+        lambda layer: st.tuples(
+            st.sampled_from(["", "transformer.", "lora_unet_", "diffusion_model.", "lora_te_", "base_model.model."]),
+            st.sampled_from([".lora_A.weight", ".lora_up.weight", ".alpha", ".lora_B.x.weight", ".bias", ""]),
+        ).map(lambda parts: f"{parts[0]}{layer}{parts[1]}")
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.dictionaries(names, st.lists(st.integers(0, 3), max_size=4), max_size=6), st.binary(max_size=30), st.booleans()
+)
+def test_any_header_is_a_lora_or_refused(tmp_path, shapes, tail, valid):
+    """Headers of every kind, true to the file's length or not."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = 4
+        for side in shape:
+            size *= side
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    body = bytes(end) if valid else tail
+    path = tmp_path / "any.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    try:
+        assert opened(path).layers
+    except InvalidInput as error:
+        assert error.sentence.startswith("loras[0]") and str(tmp_path) not in error.sentence
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.lists(names, max_size=6))
+def test_any_names_are_layers_or_refused(given_names):
+    try:
+        assert all(found.down and found.up for found in lora_names.layers(given_names).values())
+    except NotALora:
+        pass
+
+
+@given(st.binary(max_size=20))
+def test_any_start_is_a_safetensors_file_s_or_refused(start):
+    try:
+        require_start(start[:9], "x")
+        assert start[8:9] == b"{"
+    except InvalidInput:
+        pass

@@ -1,0 +1,426 @@
+"""A job's LoRAs from its fields to its picture: every trainer's file, every refusal, and a worker that lives on."""
+
+import asyncio
+import dataclasses
+import json
+import os
+import pickle
+import string
+import time
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from qwen_worker.errors import CODES
+
+from ..conftest import place_by, respond, run
+from ..drawing.test_batching import together
+from ..support.local_hub import LocalHub
+from ..support.lora_files import FORMATS, LAYERS, PLAIN, matrices, write
+from ..worker.test_hostile_inputs import FORBIDDEN, nasty, scalars, text, values
+
+SMALL = {"prompt": "a red circle on the left", "width": 256, "height": 256, "seed": 5, "num_inference_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def base(tiny):
+    from diffusers import QwenImageTransformer2DModel
+
+    return QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("loras")
+
+
+@pytest.fixture(scope="module")
+def worker(tiny, folder, tmp_path_factory):
+    """One that has a folder of LoRAs."""
+    import runpod_handler
+    from qwen_worker.settings import Settings
+
+    return runpod_handler.Worker(
+        Settings(
+            QWEN_IMAGE_MODEL=str(tiny / "generate"), QWEN_EDIT_MODEL=str(tiny / "edit"), QWEN_MODEL_ROOTS=(),
+            QWEN_LORA_ROOTS=str(folder), QWEN_LORA_MB=2000, QWEN_LORA_SECONDS=5,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def caches_here(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home/hub"))
+
+
+def drawn(worker, *loras, **fields):
+    body = run(worker, SMALL | {"loras": list(loras)} | fields)
+    assert "error" not in body, body["error"]
+    return body["output"]
+
+
+def refused(worker, *loras, **fields):
+    """The error of a job with these LoRAs, after which the worker draws as ever."""
+    body = run(worker, SMALL | {"loras": list(loras)} | fields)
+    assert "error" in body
+    assert run(worker, {})["output"]["status"] == "healthy"
+    return body["error"]
+
+
+@pytest.fixture(scope="module")
+def plain(worker):
+    return run(worker, SMALL)["output"]["image"]
+
+
+# Files of every kind
+
+
+def test_every_trainer_s_file_of_one_lora_draws_the_same_picture(worker, base, folder, plain):
+    weights = matrices(base, LAYERS, seed=3)
+    pictures = {}
+    for number, form in enumerate(FORMATS):
+        write(folder / f"form-{number}.safetensors", weights, form)
+        pictures[form] = drawn(worker, {"path": f"form-{number}.safetensors", "scale": 0.8})["image"]
+    assert len(set(pictures.values())) == 1 and plain not in pictures.values()
+
+
+def test_loras_add_up_by_their_scales_and_the_reply_names_them(worker, base, folder, plain):
+    for name in "ab":
+        write(folder / f"{name}.safetensors", matrices(base, PLAIN, seed=ord(name)))
+    a, b = {"path": "a.safetensors"}, {"path": "b.safetensors", "scale": -0.5}
+    both = drawn(worker, a, b)
+    assert both["metadata"]["loras"] == [a | {"scale": 1.0}, b] and both["metadata"]["preset"] == "quality"
+    assert len({both["image"], drawn(worker, a)["image"], drawn(worker, b)["image"], plain}) == 4
+    assert drawn(worker, a | {"scale": 0})["image"] == plain == run(worker, SMALL)["output"]["image"]
+    assert drawn(worker, b, a)["image"] != plain
+    assert "loras" not in run(worker, SMALL)["output"]["metadata"]
+
+
+def test_edits_and_several_pictures_take_loras(worker, base, folder, scene):
+    from ..conftest import as_text
+
+    write(folder / "c.safetensors", matrices(base, PLAIN, seed=9))
+    lora = {"path": "c.safetensors"}
+    edit = {"image": as_text(scene), "prompt": "make it green"}
+    assert drawn(worker, lora, **edit)["image"] != run(worker, SMALL | edit)["output"]["image"]
+    several = drawn(worker, lora, num_images=2)
+    assert several["images"][1] == drawn(worker, lora, seed=6)["image"]
+
+
+def test_a_url_s_lora_is_the_file_s_and_the_url_s_secrets_are_not_told(worker, base, folder, web):
+    path = write(folder / "d.safetensors", matrices(base, PLAIN, seed=4))
+    address = web(lambda handler: respond(handler, path.read_bytes(), ETag='"1"'))
+    host = address.removeprefix("http://")
+    output = drawn(worker, {"path": f"http://user:hush@{host}/d?signature=hush"})
+    assert output["image"] == drawn(worker, {"path": "d.safetensors"})["image"]
+    assert output["metadata"]["loras"] == [{"path": f"http://{host}/d", "scale": 1.0}]
+
+
+def test_the_hub_s_lora_is_the_file_s(worker, base, folder, web, monkeypatch, tmp_path):
+    path = write(tmp_path / "repo/style.safetensors", matrices(base, PLAIN, seed=4))
+    monkeypatch.setenv("HF_ENDPOINT", web(LocalHub({"Org/Style": tmp_path / "repo"})))
+    (folder / "e.safetensors").write_bytes(path.read_bytes())
+    assert drawn(worker, {"path": "Org/Style"})["image"] == drawn(worker, {"path": "e.safetensors"})["image"]
+
+
+# Refusals
+
+
+def test_a_lora_of_another_architecture_is_refused_by_its_layers(worker, folder, base):
+    write(folder / "wide.safetensors", {layer: (torch.ones(4, 3072), torch.ones(3072, 4)) for layer in PLAIN})
+    other = {"single_transformer_blocks.7.attn.to_q": (torch.ones(4, 128), torch.ones(128, 4))}
+    write(folder / "flux.safetensors", other)
+    error = refused(worker, {"path": "wide.safetensors"})
+    assert error.startswith("invalid_input: loras[0] is not made for tiny-qwen-image/generate; 24 of 24 layers do not")
+    assert "transformer_blocks.0.attn.add_k_proj is 128x128 there and 3072x3072 in the LoRA" in error
+    good = write(folder / "good.safetensors", matrices(base, PLAIN))
+    error = refused(worker, {"path": good.name}, {"path": "flux.safetensors"})
+    assert error.endswith("; 1 of 1 layers do not match: single_transformer_blocks.7.attn.to_q is none of its layers")
+
+
+@pytest.mark.parametrize("data", [pickle.dumps({"a": 1}), b"", b"PK\x03\x04", b"<html>"])
+def test_a_pickle_is_refused(worker, folder, data):
+    (folder / "pickle.safetensors").write_bytes(data)
+    assert "loras[0] must be a safetensors file" in refused(worker, {"path": "pickle.safetensors"})
+
+
+def test_five_gigabytes_and_an_endless_stream_are_refused(worker, web, monkeypatch):
+    address = web(lambda handler: respond(handler, b"x", Content_Length=str(5_000_000_000)))
+    assert refused(worker, {"path": address}) == "invalid_input: loras[0] must be at most 2000 MB, not 5000.0 MB"
+    start = (200).to_bytes(8, "little") + b"{"
+
+    def endless(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(start)
+        while True:
+            handler.wfile.write(bytes(1 << 16))
+
+    small = worker.settings.model_copy(update={"QWEN_LORA_MB": 3})
+    monkeypatch.setattr(worker.loras, "settings", small)
+    assert refused(worker, {"path": web(endless)}) == "invalid_input: loras[0] must be at most 3 MB, not more"
+
+
+@pytest.mark.parametrize("path", ["http://127.0.0.1:1/a", "https://10.0.0.1/a.safetensors", "http://localhost/a"])
+def test_a_private_address_is_refused(worker, path):
+    assert "leads to an address that may not be fetched" in refused(worker, {"path": path})
+
+
+def test_a_redirect_to_a_private_address_is_refused(worker, web, monkeypatch):
+    """The server counts as public here; where it sends on does not."""
+    from runpod.serverless.utils import rp_ssrf
+
+    there = "http://169.254.169.254/latest/meta-data/?token=hush"
+    address = web(lambda handler: respond(handler, b"", 302, Location=there))
+    monkeypatch.delenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS")
+    public = rp_ssrf.is_safe_address
+    monkeypatch.setattr(rp_ssrf, "is_safe_address", lambda ip: ip == "127.0.0.1" or public(ip))
+    assert refused(worker, {"path": f"{address}/a.safetensors?signature=hush"}) == (
+        "lora_fetch_failed: loras[0] leads to an address that may not be fetched: only public http(s) hosts are"
+    )
+
+
+def test_a_link_out_of_the_folder_is_not_followed(worker, folder, base, tmp_path):
+    outside = write(tmp_path / "outside.safetensors", matrices(base, PLAIN))
+    (folder / "link.safetensors").symlink_to(outside)
+    error = refused(worker, {"path": "link.safetensors"})
+    assert error == "invalid_input: loras[0] names no file in the endpoint's folders of LoRAs"
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd.safetensors", "../secret.safetensors", "missing.safetensors"])
+def test_a_file_outside_the_folder_is_not_told_from_one_that_is_not_there(worker, folder, path):
+    (folder.parent / "secret.safetensors").write_bytes(b"secret")
+    assert refused(worker, {"path": path}) == "invalid_input: loras[0] names no file in the endpoint's folders of LoRAs"
+
+
+def test_an_endpoint_may_take_none(cold_worker):
+    worker = cold_worker(QWEN_LORA_MB=0)
+    assert run(worker, SMALL | {"loras": [{"path": "Org/Name"}]})["error"] == (
+        "invalid_input: loras are not taken by this endpoint: its QWEN_LORA_MB is 0"
+    )
+
+
+def test_a_model_that_cannot_be_had_needs_no_lora(cold_worker):
+    """Nothing is fetched for a stand-in."""
+    worker = cold_worker(QWEN_IMAGE_MODEL="Qwen/Qwen-Image")
+    facts = run(worker, SMALL | {"loras": [{"path": "http://127.0.0.1:1/a"}]})["output"]["metadata"]
+    assert facts["backend"] == "pil-fallback"
+
+
+def test_a_lora_without_room_on_the_card_is_refused_before_anything_is_loaded(cold_worker, folder, base):
+    worker = cold_worker(QWEN_LORA_ROOTS=str(folder))
+    write(folder / "room.safetensors", matrices(base, PLAIN))
+    plan = worker.pipelines.place("generate")
+    tight = dataclasses.replace(plan, device="cuda")
+    tight = dataclasses.replace(tight, limit=tight.peak(256, 256, tiled=True))
+    place_by(worker, tight)
+    error = run(worker, SMALL | {"loras": [{"path": "room.safetensors"}]})["error"]
+    assert error.startswith("out_of_memory: 256x256 needs ") and not worker.pipelines.loaded
+
+
+# Stops
+
+
+def test_a_stop_while_a_lora_is_fetched_ends_the_job_at_once(worker, web, plain):
+    def drip(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b"\x00")
+            time.sleep(0.05)
+
+    path = web(drip)
+
+    async def both():
+        job = asyncio.create_task(worker.answer({"id": "slow", "input": SMALL | {"loras": [{"path": path}]}}))
+        await asyncio.sleep(0.4)
+        job.cancel()
+        started = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        return time.monotonic() - started
+
+    assert asyncio.run(both()) < 0.5
+    assert run(worker, SMALL)["output"]["image"] == plain
+
+
+def test_a_job_s_limit_counts_the_fetching_of_its_loras(worker, web):
+    path = web(lambda handler: time.sleep(3))
+    job = {"id": "late", "input": SMALL | {"loras": [{"path": path}]}, "policy": {"executionTimeout": 600}}
+    error = asyncio.run(worker.answer(job))["error"]
+    assert error == "deadline_exceeded: the job's 0.54 seconds ran out while its input was fetched and opened"
+
+
+# The endpoint's own
+
+
+def test_the_endpoint_s_own_loras_are_part_of_its_pictures(cold_worker, worker, base, folder, scene, capsys):
+    from ..conftest import as_text
+
+    path = write(folder / "own.safetensors", matrices(base, PLAIN, seed=7))
+    own = [{"path": str(path), "scale": 0.6, "task": "generate"}]
+    endpoint = cold_worker(QWEN_LORAS=json.dumps(own))
+    capsys.readouterr()
+    assert run(endpoint, SMALL)["output"]["image"] == drawn(worker, {"path": path.name, "scale": 0.6})["image"]
+    edit = SMALL | {"image": as_text(scene), "prompt": "make it green"}
+    assert run(endpoint, edit)["output"]["image"] == run(worker, edit)["output"]["image"]
+    assert "; LoRAs: QWEN_LORAS[0] at 0.6" in capsys.readouterr().out
+    models = run(endpoint, {"task": "health"})["output"]["models"]
+    assert [model["loras"] for model in models] == [[{"setting": "QWEN_LORAS[0]", "scale": 0.6}], []]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: None, "QWEN_LORAS[0] names no file"),
+        (
+            lambda folder: (folder / "own.safetensors").write_bytes(b"\x80\x04"),
+            "QWEN_LORAS[0] must be a safetensors file",
+        ),
+        (
+            lambda folder: write(folder / "own.safetensors", {PLAIN[0]: (torch.ones(1, 7), torch.ones(7, 1))}),
+            "QWEN_LORAS[0] is not made for tiny-qwen-image/generate; 1 of 1 layers do not match",
+        ),
+        (
+            lambda folder: write(
+                folder / "own.safetensors", {PLAIN[0]: (torch.full((1, 128), torch.nan), torch.ones(128, 1))}
+            ),
+            f"QWEN_LORAS[0] holds infinite numbers, or none, in transformer.{PLAIN[0]}.lora_A.weight",
+        ),
+    ],
+)
+def test_an_own_lora_that_cannot_be_applied_keeps_the_model_from_loading(cold_worker, tmp_path, make, words):
+    """Without it every picture would be another than the endpoint's owner asked for."""
+    make(tmp_path)
+    own = json.dumps([{"path": str(tmp_path / "own.safetensors")}])
+    worker = cold_worker(QWEN_LORAS=own, QWEN_FALLBACK="forbid")
+    assert f"model_unavailable: {words}" in run(worker, SMALL)["error"]
+
+
+# In company
+
+
+def test_jobs_of_other_loras_or_presets_share_no_call(cold_worker, folder, base):
+    for name in "xy":
+        write(folder / f"{name}.safetensors", matrices(base, PLAIN, seed=ord(name)))
+    worker = cold_worker(QWEN_BATCH=4, QWEN_LORA_ROOTS=str(folder))
+    run(worker, SMALL)
+    x, y = ({"loras": [{"path": f"{name}.safetensors"}]} for name in "xy")
+    half = {"loras": [{"path": "x.safetensors", "scale": 0.5}]}
+    jobs = [x, x, y, half, {}, {"preset": "balanced"}, {"loras": []}]
+    replies = together(worker, *(SMALL | {"seed": n} | more for n, more in enumerate(jobs)))
+    assert [reply["metadata"]["batch"] for reply in replies] == [2, 2, 1, 1, 2, 1, 2]
+
+
+def test_a_path_that_leads_elsewhere_by_now_shares_no_call(cold_worker, folder, base, monkeypatch):
+    """Of the same size and age too, as within a tick of the clock."""
+    from qwen_worker.lora import loras
+
+    worker = cold_worker(QWEN_BATCH=4, QWEN_LORA_ROOTS=str(folder))
+    path = folder / "moving.safetensors"
+    run(worker, SMALL)
+    opened, count = loras.Loras.open, iter(range(9))
+
+    def moving(self, *args):
+        other = write(folder / "other.safetensors", matrices(base, PLAIN, seed=next(count)))
+        os.utime(other, (1, 1))
+        other.rename(path)
+        return opened(self, *args)
+
+    monkeypatch.setattr(loras.Loras, "open", moving)
+    replies = together(worker, *[SMALL | {"loras": [{"path": path.name}]}] * 2)
+    assert [reply["metadata"]["batch"] for reply in replies] == [1, 1]
+    assert replies[0]["image"] != replies[1]["image"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:900]), "loras[0] cannot be read on the worker's disk"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()),
+            "loras[0] was written anew before it was read; send the job again",
+        ),
+    ],
+    ids=["cut short", "written in place"],
+)
+def test_a_file_that_is_written_while_its_job_waits_fails_that_job_alone(
+    worker, folder, base, plain, monkeypatch, spoil, error
+):
+    from qwen_worker.lora import loras
+
+    path = write(folder / "spoilt.safetensors", matrices(base, PLAIN, seed=12))
+    os.utime(path, (1, 1))
+    opened = loras.Loras.open
+
+    def spoilt(self, *args):
+        file = opened(self, *args)
+        spoil(path)
+        return file
+
+    monkeypatch.setattr(loras.Loras, "open", spoilt)
+    assert refused(worker, {"path": path.name}).endswith(error)
+    monkeypatch.undo()
+    assert run(worker, SMALL)["output"]["image"] == plain
+
+
+# Whatever is sent
+
+
+possible = st.sampled_from(["Org/Name", "x.safetensors", "/x.safetensors", "https://10.0.0.1/x", "http://[", "a/b@c"])
+paths = st.one_of(
+    possible, text, nasty,
+    st.text(string.ascii_letters + "/.@:-", max_size=40).map(lambda name: name + ".safetensors"),
+)  # fmt: skip
+entries = st.one_of(
+    values,
+    st.fixed_dictionaries({"path": paths}, optional={"scale": scalars, "weight": values}),
+    st.dictionaries(st.one_of(st.sampled_from(["path", "scale"]), text), values, max_size=3),
+)
+# Mostly right, with something wrong further on.
+plausible = st.lists(
+    st.fixed_dictionaries({"path": possible}, optional={"scale": st.floats(-4, 4)}), min_size=1, max_size=4
+)
+hostile_loras = st.one_of(plausible, plausible, values, st.lists(entries, max_size=6))
+hostile_presets = st.one_of(st.none(), st.none(), st.sampled_from(["quality", "balanced", "fast"]), values)
+
+
+def test_whatever_loras_are_sent_are_drawn_or_refused_and_tell_nothing(worker, capsys, plain):
+    from runpod.serverless.modules.rp_job import run_job
+
+    seen = []
+
+    @settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(hostile_loras, hostile_presets)
+    def hostile(loras, preset):
+        fields = SMALL | {"num_inference_steps": 1, "loras": loras, "preset": preset}
+        body = asyncio.run(run_job(worker.answer, {"id": f"job-{len(seen)}", "input": fields}))
+        posted = json.dumps(body, ensure_ascii=False).encode("utf-8").decode()
+        code = body.get("error", "ok").split(":")[0]
+        seen.append(code)
+        assert code in ("ok", "invalid_input", "lora_fetch_failed"), body["error"]
+        assert code in CODES or code == "ok"
+        if code != "ok":
+            assert not any(word in posted for word in FORBIDDEN if word not in repr(fields)) and len(posted) < 5000
+        capsys.readouterr()
+
+    hostile()
+    assert seen.count("invalid_input") > 150 and "ok" in seen and "lora_fetch_failed" in seen
+    assert run(worker, SMALL)["output"]["image"] == plain
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused(worker, folder, plain, number):
+    name = f"{PLAIN[0]}.lora_A.weight"
+    tensors = {name: torch.full((1, 128), number), f"{PLAIN[0]}.lora_B.weight": torch.ones(128, 1)}
+    save_file(tensors, folder / f"{number}.safetensors")
+    assert refused(worker, {"path": f"{number}.safetensors"}) == (
+        f"invalid_input: loras[0] holds infinite numbers, or none, in {name}"
+    )
+    assert run(worker, SMALL)["output"]["image"] == plain

@@ -1,0 +1,485 @@
+"""LoRA files on the disk: by content, bounded, whole after a kill, fetched once for all who ask at once."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from qwen_worker.errors import Cancelled, JobError
+from qwen_worker.jobs.sources import is_source
+from qwen_worker.lora import fetch as lora_fetch
+from qwen_worker.lora.fetch import CODE, LoraFetcher, below
+from qwen_worker.lora.store import ABANDONED_SECONDS, Known, LoraStore, Unwritable
+from qwen_worker.network import hub
+from qwen_worker.network.fetch import Wanted
+
+from ..conftest import ROOT, respond
+from ..support.local_hub import LocalHub, sha256
+
+FILE = save({"transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 8)})
+OTHER = save({"transformer_blocks.0.attn.to_k.lora_A.weight": torch.zeros(2, 8)})
+MB = 1_000_000
+
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LoraStore(tmp_path / "store", 10 * MB)
+
+
+@pytest.fixture
+def fetcher(store, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    return LoraFetcher(store, [tmp_path / "models"], 5)
+
+
+def find(fetcher, text, max_bytes=MB, roots=(), cancelled=None):
+    path, key = fetcher.find(text, Wanted("loras[0]", max_bytes, CODE), roots, cancelled)
+    return path.read_bytes(), key
+
+
+def refusal(fetcher, text, **more):
+    with pytest.raises(JobError) as caught:
+        find(fetcher, text, **more)
+    return str(caught.value)
+
+
+def put(store, data):
+    with store.incoming() as incoming:
+        incoming(data)
+    return incoming.sha256
+
+
+# What a path names
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Org/Name", "Org/Name/file.safetensors", "Org/Name@v1", "Org/Name@0123abc/sub/file.safetensors",
+     "file.safetensors", "styles/file.safetensors", "/loras/file.safetensors", "https://example.com/x?token=1"],
+)  # fmt: skip
+def test_these_paths_can_name_a_lora(text):
+    assert is_source(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "name", "/loras/file.bin", "Org/Name/file.bin", "Org//x", "../x", "Org/Name/sub", "a\0.safetensors", "é/ñ",
+     "a\n/b", "x" * 3000 + ".safetensors", "Org/Name@", "@/x",
+     # what the hub, or a disk, has no name for
+     "a--b/c", "a/b.git", "a/b..c", "a./b", "a/" + "x" * 100, "a/b@" + "x" * 300],
+)  # fmt: skip
+def test_these_cannot(text):
+    assert not is_source(text)
+
+
+def test_only_files_below_a_root_are_found(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside.safetensors"
+    (root / "sub").mkdir(parents=True)
+    inside = root / "sub/a.safetensors"
+    for file in (inside, outside):
+        file.write_bytes(FILE)
+    (root / "out.safetensors").symlink_to(outside)
+    (root / "in.safetensors").symlink_to(inside)
+    os.mkfifo(root / "pipe.safetensors")
+    roots = [tmp_path / "missing", root]
+    assert below(roots, "sub/a.safetensors") == below(roots, str(inside)) == below(roots, "in.safetensors") == inside
+    for text in ("../outside.safetensors", str(outside), "out.safetensors", "sub/../../outside.safetensors", "sub",
+                 "pipe.safetensors", "a" * 4000, "/dev/zero", "none.safetensors"):  # fmt: skip
+        assert below(roots, text) is None, text
+
+
+def test_a_file_here_is_used_where_it_lies(fetcher, tmp_path):
+    file = tmp_path / "root/a.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(FILE)
+    for text in ("a.safetensors", str(file)):
+        assert find(fetcher, text, roots=[file.parent]) == (FILE, None)
+    assert "must be at most 0 MB" in refusal(fetcher, "a.safetensors", roots=[file.parent], max_bytes=10)
+    missing = refusal(fetcher, "b.safetensors", roots=[file.parent])
+    assert missing == refusal(fetcher, "/etc/b.safetensors", roots=[file.parent])
+    assert missing == "invalid_input: loras[0] names no file in the endpoint's folders of LoRAs"
+
+
+def test_a_name_longer_than_any_file_s_is_refused(fetcher, tmp_path):
+    (tmp_path / "models/a/b").mkdir(parents=True)
+    for text in ("a/b/" + "x" * 300 + ".safetensors", "a--b/c/d.safetensors"):
+        assert refusal(fetcher, text).startswith("invalid_input: loras[0] names no file")
+
+
+# From a URL
+
+
+class Web:
+    """Serves one body, by its ETag where it has one."""
+
+    def __init__(self, body=FILE, etag='"1"', name="ETag"):
+        self.body, self.etag, self.name, self.asked, self.sent = body, etag, name, [], 0
+        self.pause = 0.0
+
+    def __call__(self, handler):
+        self.asked.append(handler.headers.get("If-None-Match"))
+        time.sleep(self.pause)
+        facts = {self.name: self.etag} if self.etag else {}
+        if self.etag and self.asked[-1] == self.etag:
+            return respond(handler, b"", 304, **facts)
+        self.sent += len(self.body)
+        respond(handler, self.body, **facts)
+
+
+def test_what_came_is_kept_by_content_and_asked_for_again_by_its_etag(fetcher, store, web, monkeypatch):
+    served = Web()
+    address = web(served)
+    assert find(fetcher, address + "/a?token=1") == (FILE, digest(FILE))
+    assert find(fetcher, address + "/a?token=1")[0] == FILE and len(served.asked) == 1  # just asked
+    assert find(fetcher, address + "/a?token=2")[0] == FILE and served.asked == [None, None]  # another name for it
+    assert [file.name for file in store.folder.glob("*.safetensors")] == [f"{digest(FILE)}.safetensors"]
+    monkeypatch.setattr(lora_fetch, "REASK_SECONDS", 0)
+    assert (
+        find(fetcher, address + "/a?token=1")[0] == FILE
+        and served.asked[2:] == ['"1"']
+        and served.sent == 2 * len(FILE)
+    )
+    served.body, served.etag = OTHER, '"2"'
+    assert find(fetcher, address + "/a?token=1") == (OTHER, digest(OTHER)) and served.asked[3:] == ['"1"']
+    assert find(LoraFetcher(store, [], 5), address + "/a?token=1")[0] == OTHER and served.asked[4:] == ['"2"']
+    assert not list(store.folder.glob("*.part"))
+
+
+def test_a_header_s_name_is_one_in_any_case(fetcher, web, monkeypatch):
+    served = Web(name="etag")
+    address = web(served)
+    monkeypatch.setattr(lora_fetch, "REASK_SECONDS", 0)
+    assert find(fetcher, address)[0] == FILE == find(fetcher, address)[0]
+    assert served.asked == [None, '"1"']
+
+
+def test_what_was_cut_short_on_its_way_is_not_kept(fetcher, store, web):
+    served = Web(FILE[:-4])
+    address = web(served)
+    assert "is corrupt" in refusal(fetcher, address)
+    served.body = FILE
+    assert find(fetcher, address) == (FILE, digest(FILE)) and served.asked == [None, None]
+
+
+def test_a_job_s_cap_holds_for_what_the_endpoint_has_fetched(fetcher, web):
+    address = web(Web())
+    assert find(fetcher, address)[0] == FILE
+    assert "must be at most 0 MB" in refusal(fetcher, address, max_bytes=10)
+
+
+def test_without_an_etag_it_is_fetched_again(fetcher, web, monkeypatch):
+    served = Web(etag=None)
+    address = web(served)
+    monkeypatch.setattr(lora_fetch, "REASK_SECONDS", 0)
+    assert find(fetcher, address)[0] == FILE == find(fetcher, address)[0]
+    assert served.asked == [None, None]
+
+
+def test_jobs_at_once_fetch_once(fetcher, web):
+    served = Web()
+    served.pause = 0.3
+    address = web(served)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: find(fetcher, address), range(8)))
+    assert found == [(FILE, digest(FILE))] * 8 and len(served.asked) == 1
+
+
+def test_a_failure_is_told_to_each_of_the_jobs_at_once(fetcher, web):
+    address = web(lambda handler: (time.sleep(0.1), respond(handler, b"", 404)))
+    with ThreadPoolExecutor(8) as threads:
+        told = set(threads.map(lambda _: refusal(fetcher, address), range(8)))
+    assert told == {"lora_fetch_failed: loras[0] was answered with HTTP status 404"}
+
+
+def test_who_waits_for_another_s_fetch_keeps_no_other_file_from_being_fetched(store, web):
+    release, cancelled, fetcher = threading.Event(), threading.Event(), LoraFetcher(store, [], 3)
+    slow, quick = web(lambda handler: release.wait(20)), web(Web())
+    stop_or_failure, started = [], time.monotonic()
+
+    def wait(stop):
+        try:
+            find(fetcher, slow, cancelled=stop)
+        except (Cancelled, JobError) as error:
+            stop_or_failure.append((type(error), str(error)))
+
+    with ThreadPoolExecutor(8) as threads:
+        waiting = [threads.submit(wait, cancelled if number else None) for number in range(8)]
+        time.sleep(0.5)
+        assert find(fetcher, quick) == (FILE, digest(FILE))
+        cancelled.set()
+        while len(stop_or_failure) < 7 and time.monotonic() < started + 2.5:
+            time.sleep(0.05)
+        assert stop_or_failure == [(Cancelled, "")] * 7
+        waiting[0].result()
+        assert stop_or_failure[7][1].endswith("loras[0] was not fetched within 3 seconds")
+        # Left behind, the first one's fetch is still that of the name: who follows is late too, and in its own time.
+        again = time.monotonic()
+        assert "was not fetched within 3 seconds" in refusal(fetcher, slow) and 2.9 < time.monotonic() - again < 4
+        release.set()
+
+
+def test_a_file_that_has_just_come_is_found_while_every_thread_waits_for_a_server(fetcher, web):
+    release = threading.Event()
+    slow, quick = web(lambda handler: release.wait(20)), web(Web())
+    assert find(fetcher, quick)[0] == FILE
+    with ThreadPoolExecutor(4) as threads:
+        waiting = [threads.submit(refusal, fetcher, f"{slow}/{number}") for number in range(4)]
+        time.sleep(0.5)
+        assert find(fetcher, quick)[0] == FILE
+        assert "4 servers are still being waited for" in refusal(fetcher, f"{slow}/4")
+        assert "4 servers are still being waited for" in refusal(fetcher, f"{slow}/4")  # at once: its turn is over
+        release.set()
+        assert all("could not be fetched" in one.result() for one in waiting)
+
+
+def test_two_workers_at_once_keep_one_whole_file(store, web, tmp_path):
+    served = Web()
+    served.pause = 0.2
+    address = web(served)
+    fetchers = [LoraFetcher(LoraStore(store.folder, store.max_bytes), [], 5) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda one: find(one, address), fetchers))
+    assert found == [(FILE, digest(FILE))] * 4 and len(served.asked) == 4
+    assert len(list(store.folder.glob("*.safetensors"))) == 1 and not list(store.folder.glob("*.part"))
+
+
+def test_five_gigabytes_are_refused_by_their_declaration(fetcher, web):
+    address = web(lambda handler: respond(handler, FILE, Content_Length=str(5_000_000_000)))
+    assert refusal(fetcher, address, max_bytes=2000 * MB) == (
+        "invalid_input: loras[0] must be at most 2000 MB, not 5000.0 MB"
+    )
+
+
+def test_an_endless_stream_is_refused_at_the_cap_and_leaves_nothing(fetcher, store, web):
+    sent = [0]
+
+    def endless(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(FILE)
+        while True:
+            handler.wfile.write(bytes(65536))
+            sent[0] += 65536
+
+    assert refusal(fetcher, web(endless), max_bytes=2 * MB) == "invalid_input: loras[0] must be at most 2 MB, not more"
+    assert list(store.folder.iterdir()) == [] and sent[0] < 20 * MB
+
+
+@pytest.mark.parametrize("body", [b"\x80\x04\x95" + bytes(5 * MB), b"PK\x03\x04" + bytes(5 * MB), b"", b"x", b"<html>"])
+def test_what_is_no_safetensors_file_is_refused_at_its_ninth_byte(fetcher, store, web, body):
+    address = web(lambda handler: respond(handler, body))
+    assert "loras[0] must be a safetensors file" in refusal(fetcher, address, max_bytes=10 * MB)
+    assert list(store.folder.iterdir()) == []
+
+
+def test_an_endless_pickle_is_left_at_its_ninth_byte(fetcher, store, web):
+    sent = [0]
+
+    def endless(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        while True:
+            handler.wfile.write(b"\x80\x04\x95" + bytes(65536))
+            sent[0] += 65536
+
+    assert "loras[0] must be a safetensors file" in refusal(fetcher, web(endless), max_bytes=100 * MB)
+    assert list(store.folder.iterdir()) == [] and sent[0] < 20 * MB
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://127.0.0.1/a", "may not be fetched"),
+        ("https://169.254.169.254/latest", "may not be fetched"),
+        ("http://[::1]/a.safetensors", "may not be fetched"),
+        ("http://2130706433/", "may not be fetched"),
+        ("ftp://example.com/a.safetensors", "must be an http or https URL"),
+        ("file:///etc/passwd", "must be an http or https URL"),
+        ("http://[oops/", "is not a valid URL"),
+        ("https://no-such-host.invalid/a?token=secret", "does not resolve"),
+    ],
+)
+def test_addresses_follow_the_rules_of_pictures(fetcher, url, words):
+    text = refusal(fetcher, url)
+    assert text.startswith("lora_fetch_failed: loras[0] ") and words in text
+    assert "secret" not in text and "169.254" not in text
+
+
+def test_a_slow_server_is_left_at_the_deadline_and_a_stop_at_once(store, web):
+    release = threading.Event()
+    address = web(lambda handler: release.wait(10))
+    assert "was not fetched within 0.3 seconds" in refusal(LoraFetcher(store, [], 0.3), address)
+    cancelled = threading.Event()
+    threading.Timer(0.2, cancelled.set).start()
+    started = time.monotonic()
+    with pytest.raises(Cancelled):
+        find(LoraFetcher(store, [], 10), address, cancelled=cancelled)
+    assert time.monotonic() - started < 1
+    release.set()
+
+
+def test_a_full_disk_is_told(fetcher, store, web, monkeypatch):
+    class Full:
+        def __init__(self, stream):
+            self.stream, self.sha256, self.bytes = stream, "", 0
+
+        def __call__(self, data):
+            raise Unwritable
+
+    monkeypatch.setattr("qwen_worker.lora.store.Incoming", Full)
+    assert refusal(fetcher, web(Web())) == "lora_fetch_failed: loras[0] has no room on the worker's disk"
+    assert list(store.folder.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_made_is_told(web, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    fetcher = LoraFetcher(LoraStore(tmp_path / "file/store", MB), [], 5)
+    assert "has no room on the worker's disk" in refusal(fetcher, web(Web()))
+
+
+# From the hub
+
+
+@pytest.fixture
+def served(web, monkeypatch, tmp_path):
+    """A hub that holds Org/One, with one LoRA, and Org/Many."""
+    for name, data in {"One/style.safetensors": FILE, "One/README.md": b"x", "Many/a.safetensors": FILE,
+                       "Many/b.safetensors": OTHER, "Many/sub/c.safetensors": OTHER}.items():  # fmt: skip
+        path = tmp_path / "repos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    hub_here = LocalHub({f"Org/{name}": tmp_path / "repos" / name for name in ("One", "Many")})
+    monkeypatch.setenv("HF_ENDPOINT", web(hub_here))
+    return hub_here
+
+
+def test_a_repository_s_only_lora_or_a_named_one_is_fetched_once(fetcher, served, store):
+    assert find(fetcher, "Org/One") == (FILE, digest(FILE))
+    assert find(fetcher, "Org/Many/sub/c.safetensors") == (OTHER, digest(OTHER))
+    assert find(fetcher, "Org/Many/a.safetensors")[0] == FILE  # the same content as the first: not sent again
+    assert served.sent == {digest(FILE): len(FILE), digest(OTHER): len(OTHER)}
+    assert sorted(file.suffix for file in store.folder.iterdir()) == [".json"] * 3 + [".safetensors"] * 2
+    assert find(fetcher, f"Org/One@{served.commit('Org/One')}")[0] == FILE
+    asked = len(served.paths)
+    assert find(fetcher, "Org/One")[0] == FILE and len(served.paths) == asked
+
+
+def test_what_the_hub_cannot_give_is_told(fetcher, served):
+    assert refusal(fetcher, "Org/Many") == (
+        "invalid_input: loras[0] must name a file of Org/Many, which holds 3: a.safetensors, b.safetensors, "
+        "sub/c.safetensors"
+    )
+    assert "names x.safetensors, which Org/One does not hold" in refusal(fetcher, "Org/One/x.safetensors")
+    assert "cannot be had: No/Such does not exist on the hub" in refusal(fetcher, "No/Such")
+    assert "must be at most 0 MB" in refusal(fetcher, "Org/One", max_bytes=50) and served.sent == {}
+
+
+def test_a_hub_that_cannot_be_reached_leaves_what_it_gave_last(fetcher, served, store, monkeypatch):
+    find(fetcher, "Org/One")
+    served.status = 503
+    again = LoraFetcher(store, [], 5)
+    assert find(again, "Org/One")[0] == FILE
+    assert "lora_fetch_failed: loras[0] cannot be had: Org/Many could not be fetched: the hub answered 503" in refusal(
+        again, "Org/Many/a.safetensors"
+    )
+
+
+def test_a_pickle_from_the_hub_is_refused_and_not_kept(fetcher, served, store, tmp_path):
+    (tmp_path / "repos/One/style.safetensors").write_bytes(b"\x80\x04" + bytes(100))
+    assert "must be a safetensors file" in refusal(fetcher, "Org/One")
+    assert list(store.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["models/Org/Name", "hub-cache/models--Org--Name/snapshots/0123abc"])
+def test_what_is_baked_or_cached_is_not_asked_of_the_hub(fetcher, tmp_path, place):
+    folder = tmp_path / place
+    folder.mkdir(parents=True)
+    (folder / "pytorch_lora_weights.safetensors").write_bytes(FILE)
+    (folder / "checkpoint-500.safetensors").write_bytes(OTHER)
+    assert find(fetcher, "Org/Name")[0] == FILE
+    assert find(fetcher, "Org/Name/checkpoint-500.safetensors")[0] == OTHER
+
+
+def test_the_listing_tells_sizes_and_hashes(served, tmp_path):
+    commit, files = hub.listing("Org/One", "")
+    file = tmp_path / "repos/One/style.safetensors"
+    assert commit == served.commit("Org/One")
+    assert next((one.size, one.sha256) for one in files if one.name == file.name) == (len(FILE), sha256(file))
+
+
+# The bound, and kills
+
+
+def test_the_longest_unused_goes_first(tmp_path):
+    store = LoraStore(tmp_path / "store", 2500)
+    bodies = [bytes([number]) * 1000 for number in range(4)]
+    for number, body in enumerate(bodies[:2]):
+        os.utime(store.path(put(store, body)), (number + 1, number + 1))
+    store.use("first", Known(digest(bodies[0]), ""))
+    put(store, bodies[2])
+    assert [store.has(digest(body)) for body in bodies] == [True, False, True, False]
+    assert store.known("first") == Known(digest(bodies[0]), "")
+    put(store, bytes(9000))
+    assert [file.stat().st_size for file in store.folder.glob("*.safetensors")] == [9000]
+    assert store.known("first") is None
+
+
+def test_what_killed_workers_left_is_cleared_in_time(store):
+    store.folder.mkdir()
+    parts = [store.folder / "old.part", store.folder / "new.part", store.folder / "folder.part"]
+    for part in parts[:2]:
+        part.write_bytes(b"x")
+    parts[2].mkdir()
+    (parts[2] / "half").write_bytes(b"x")
+    for part in (parts[0], parts[2]):
+        os.utime(part, (time.time() - ABANDONED_SECONDS - 60,) * 2)
+    put(store, FILE)
+    assert [part.exists() for part in parts] == [False, True, False]
+
+
+def test_the_names_that_are_remembered_are_bounded(store, monkeypatch):
+    monkeypatch.setattr("qwen_worker.lora.store.MAX_NAMES", 5)
+    for number in range(9):
+        store.use(f"name {number}", Known(put(store, FILE), ""))
+    put(store, OTHER)
+    assert len(list(store.folder.glob("*.json"))) == 5
+
+
+KILLED = """
+import sys, os, signal
+from pathlib import Path
+from qwen_worker.lora.store import LoraStore
+with LoraStore(Path(sys.argv[1]), 10**9).incoming() as incoming:
+    incoming(bytes(100_000))
+    incoming.stream.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_while_a_file_comes_leaves_no_file(store):
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(store.folder)], cwd=ROOT, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert [file.suffix for file in store.folder.iterdir()] == [".part"]
+    assert not store.has(digest(bytes(100_000)))
+    assert store.has(put(store, bytes(100_000)))
+
+
+def test_a_note_that_cannot_be_read_is_none(store):
+    put(store, FILE)
+    for text in ("", "[]", '{"sha256": "x"}', '{"sha256": 1, "validator": 2, "more": 3}', "{"):
+        store.note("name").write_text(text)
+        assert store.known("name") is None

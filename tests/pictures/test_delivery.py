@@ -1,0 +1,387 @@
+"""Pictures leave in the reply or by URL from a bucket, never above the limit, and no key leaks. Against moto's S3."""
+
+import base64
+import functools
+import io
+import json
+import re
+import threading
+import time
+
+import boto3
+import pytest
+import requests
+from PIL import Image, ImageOps
+
+from qwen_worker.errors import Cancelled, JobError
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.reply import posted_bytes
+from qwen_worker.network import bucket as buckets
+from qwen_worker.network.bucket import Misconfigured
+from qwen_worker.pictures.delivery import Terms, deliver, encodings, terms_of
+from qwen_worker.settings import Delivery, Settings
+
+from ..conftest import file_of, picture_of, respond, run
+from ..support.control_plane import ControlPlane, WorkerProcess, addresses
+
+SMALL = {"prompt": "a", "width": 256, "height": 256}
+KEY, SECRET = "AKIAOPERATOR", "very/secret+words"
+MB = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """The address of moto's S3 server with the bucket `pictures` in it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://127.0.0.1:{port}"
+    client = boto3.client(
+        "s3", endpoint_url=address, aws_access_key_id="x", aws_secret_access_key="x", region_name="us-east-1"
+    )
+    client.create_bucket(Bucket="pictures")
+    yield address
+    server.stop()
+
+
+@pytest.fixture
+def operator(s3):
+    """operator(**changes): settings with the bucket of the server."""
+    standard = {
+        "BUCKET_ENDPOINT_URL": s3, "BUCKET_NAME": "pictures", "BUCKET_ACCESS_KEY_ID": KEY,
+        "BUCKET_SECRET_ACCESS_KEY": SECRET, "QWEN_UPLOAD_SECONDS": 20,
+    }  # fmt: skip
+    return lambda **changes: {**standard, **changes}
+
+
+@functools.cache
+def noise(side):
+    return Image.merge("RGB", [Image.effect_noise((side, side), 80) for _ in range(3)])
+
+
+def sent(pictures, settings, fields=None, job=None, limit=10 * MB):
+    request = parse({**SMALL, **(fields or {})}, "job")
+    job = {"id": "job-1", **(job or {})}
+    terms = terms_of(job, request, settings, limit, buckets.bucket_from_settings(settings))
+    facts = {"backend": "qwen-image", "prompt": request.prompt}
+    return deliver(request, pictures, terms, lambda more: facts | more, {}, threading.Event())
+
+
+def test_the_size_is_that_of_the_body_which_the_sdk_posts(web, monkeypatch):
+    import asyncio
+
+    import aiohttp
+    from runpod.serverless.modules import rp_http
+
+    sizes = []
+    address = web(lambda handler: (sizes.append(int(handler.headers["Content-Length"])), respond(handler, b"{}")))
+    monkeypatch.setattr(rp_http, "JOB_DONE_URL", f"{address}/done/$ID?x=1")
+    reply = sent([noise(64), noise(32)], Settings(), {"prompt": 'ein "Würfel" 魚\n'})
+
+    async def post():
+        async with aiohttp.ClientSession() as session:
+            await rp_http.send_result(session, {"output": reply}, {"id": "a"})
+
+    asyncio.run(post())
+    assert sizes == [posted_bytes(reply)]
+
+
+@pytest.mark.parametrize("spare", [0, -1])
+def test_the_limit_holds_to_the_byte(spare):
+    size = posted_bytes(sent([noise(64)], Settings(), {"output_format": "png"}))
+    if spare == 0:
+        assert posted_bytes(sent([noise(64)], Settings(), limit=size)) == size
+    else:
+        with pytest.raises(JobError, match="result_too_large: the reply has 0.02 MB and at most 0.0"):
+            sent([noise(64)], Settings(), limit=size - 1)
+
+
+def test_a_result_of_25_mb_goes_to_the_bucket(operator):
+    pictures = [noise(1440), noise(1440)]
+    assert posted_bytes(sent(pictures, Settings(), limit=100 * MB)) > 24 * MB
+    reply = sent(pictures, Settings(**operator()))
+    assert posted_bytes(reply) < 5000 and "image" not in reply
+    assert reply["metadata"]["delivery"] == "url" and reply["image_url"] == reply["image_urls"][0]
+    for url, picture in zip(reply["image_urls"], pictures, strict=True):
+        answer = requests.get(url, timeout=10)
+        assert answer.headers["Content-Type"] == "image/png"
+        assert picture_of(base64.b64encode(answer.content)).tobytes() == picture.tobytes()
+
+
+def test_a_result_of_25_mb_without_a_bucket_goes_as_webp_where_the_job_allows_it():
+    reply = sent([noise(1440), noise(1440)], Settings(), {"output_format": "auto"})
+    assert picture_of(reply["image"]).format == "WEBP" and reply["metadata"]["output_format"] == "webp"
+    assert posted_bytes(reply) <= 10 * MB
+
+
+def test_a_result_of_25_mb_is_else_refused_with_both_figures():
+    with pytest.raises(JobError, match=r"result_too_large: the reply has 24\.\d\d MB and at most 10 MB are delivered"):
+        sent([noise(1440), noise(1440)], Settings())
+
+
+def test_a_result_of_25_mb_through_a_worker_process_is_never_dropped(environment, operator, web):
+    plane, file = ControlPlane(), file_of(noise(1440))
+    variables = {name: str(value) for name, value in operator(QWEN_FALLBACK="force").items()}
+    private = {"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true"}
+    large = {
+        "prompt": "invert it", "image_url": web(lambda handler: respond(handler, file)), "size": "1440x1440",
+        "num_images": 2,
+    }  # fmt: skip
+    with WorkerProcess(environment(**variables, **private, **addresses(web(plane)))) as worker:
+        plane.put("bucket", large)
+        plane.put("webp", large | {"delivery": "inline", "output_format": "auto"})
+        plane.put("refused", large | {"delivery": "inline"})
+        by_bucket, as_webp, refused = (plane.result(job_id) for job_id in ("bucket", "webp", "refused"))
+        assert worker.terminate()[0] == 0
+    for url in by_bucket["output"]["image_urls"]:
+        received = Image.open(io.BytesIO(requests.get(url, timeout=10).content))
+        assert received.tobytes() == ImageOps.invert(noise(1440)).tobytes()
+    assert as_webp["output"]["metadata"]["output_format"] == "webp"
+    assert [picture_of(text).size for text in as_webp["output"]["images"]] == [(1440, 1440)] * 2
+    assert re.fullmatch(
+        r"result_too_large: the reply has 24\.\d\d MB and at most 9\.5 MB are delivered; .*", refused["error"]
+    )
+    assert plane.refused == {}
+
+
+def test_auto_never_goes_below_the_quality_asked_for():
+    request = parse({**SMALL, "output_format": "auto", "output_quality": 90}, "job")
+    assert list(encodings(request)) == [("png", None), ("webp", None), ("webp", 95), ("webp", 90)]
+    with pytest.raises(JobError, match="result_too_large"):
+        sent([noise(512)], Settings(), {"output_format": "auto", "output_quality": 90}, limit=30_000)
+
+
+def test_a_small_result_stays_in_the_reply_unless_the_job_or_the_endpoint_wants_a_url(operator):
+    assert "image" in sent([noise(16)], Settings(**operator()))
+    assert "image_url" in sent([noise(16)], Settings(**operator()), {"delivery": "url"})
+    assert "image_url" in sent([noise(16)], Settings(**operator(QWEN_DELIVERY="url")))
+    assert "image" in sent([noise(16)], Settings(**operator(QWEN_DELIVERY="url")), {"delivery": "inline"})
+    with pytest.raises(JobError, match="result_too_large"):
+        sent([noise(64)], Settings(**operator()), {"delivery": "inline"}, limit=1000)
+    with pytest.raises(JobError, match="invalid_input: delivery 'url' needs a bucket"):
+        sent([noise(16)], Settings(), {"delivery": "url"})
+
+
+def test_keys_follow_from_the_job_and_a_second_delivery_overwrites(operator, s3):
+    settings = Settings(**operator(BUCKET_PREFIX="shop/", BUCKET_KEY="{task}/{job_id}-{index}.{extension}"))
+    urls = [sent([noise(16)], settings, {"delivery": "url", "output_format": "webp"})["image_url"] for _ in range(2)]
+    assert [url.split("?")[0] for url in urls] == [f"{s3}/pictures/shop/generate/job-1-0.webp"] * 2
+    strange = [sent([noise(16)], settings, {"delivery": "url"}, {"id": name})["image_url"] for name in ("../a", "..-a")]
+    assert "/.." not in "".join(strange) and len({url.split("?")[0] for url in strange}) == 2
+
+
+def test_a_public_address_replaces_the_presigned_url(operator):
+    settings = Settings(**operator(BUCKET_PUBLIC_URL="https://cdn.example.com/x/"))
+    assert sent([noise(16)], settings, {"delivery": "url"})["image_url"] == "https://cdn.example.com/x/job-1/0.png"
+
+
+def test_what_is_asked_of_the_bucket(operator, web):
+    seen = []
+
+    def answer(handler):
+        seen.append((handler.path, dict(handler.headers)))
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        respond(handler, b"", 200, ETag='"x"')
+
+    changes = {"BUCKET_ENDPOINT_URL": web(answer) + "/pictures", "BUCKET_NAME": None, "BUCKET_REGION": "eu-x"}
+    url = sent([noise(16)], Settings(**operator(**changes)), {"delivery": "url"})["image_url"]
+    path, headers = seen[0]
+    assert path == "/pictures/job-1/0.png" and headers["Content-Type"] == "image/png"
+    assert "/eu-x/s3/aws4_request" in headers["Authorization"] and "X-Amz-Expires=604800" in url
+    assert not [name for name in headers if "checksum" in name.lower() or "trailer" in name.lower()]
+
+
+# When the bucket fails
+
+
+def no_secret_in(text):
+    assert SECRET not in text and "Traceback" not in text
+
+
+def test_a_bucket_that_is_down_falls_back_to_the_reply_and_says_so(operator, capsys):
+    settings = Settings(**operator(BUCKET_ENDPOINT_URL="http://127.0.0.1:9"))
+    reply = sent([noise(16)], settings, {"delivery": "url"})
+    assert reply["metadata"]["delivery"] == "inline" and picture_of(reply["image"]).size == (16, 16)
+    assert reply["metadata"]["delivery_note"] == "the bucket did not take the pictures (EndpointConnectionError)"
+    with pytest.raises(
+        JobError, match=r"upload_failed: the bucket did not .* and the reply has 0.02 MB and at most"
+    ) as caught:
+        sent([noise(64)], settings, limit=10_000)
+    no_secret_in(json.dumps(reply) + str(caught.value) + "".join(capsys.readouterr()))
+
+
+def test_a_bucket_that_is_down_leaves_auto_its_smaller_encodings(operator):
+    settings = Settings(**operator(BUCKET_ENDPOINT_URL="http://127.0.0.1:9"))
+    reply = sent([noise(128)], settings, {"output_format": "auto"}, limit=40_000)
+    assert reply["metadata"]["output_format"] == "webp" and "did not take" in reply["metadata"]["delivery_note"]
+
+
+def test_a_bucket_that_refuses_is_named_by_its_code_alone(operator):
+    settings = Settings(**operator(BUCKET_NAME="no-such-bucket"))
+    assert sent([noise(16)], settings, {"delivery": "url"})["metadata"]["delivery_note"].endswith("(NoSuchBucket)")
+
+
+def test_a_bucket_that_does_not_answer_is_not_waited_for_longer_than_allowed(operator, web):
+    held = threading.Event()
+    settings = Settings(**operator(BUCKET_ENDPOINT_URL=silent(web, held), QWEN_UPLOAD_SECONDS=1))
+    started = time.monotonic()
+    reply = sent([noise(16)], settings, {"delivery": "url"})
+    held.set()
+    assert time.monotonic() - started < 3 and "not done within 1 seconds" in reply["metadata"]["delivery_note"]
+
+
+def silent(web, held):
+    """The address of a server that takes a connection and says nothing."""
+    import socket
+
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        connections = []
+        listener.settimeout(0.1)
+        while not held.is_set():
+            try:
+                connections.append(listener.accept()[0])
+            except TimeoutError:
+                continue
+        for one in (*connections, listener):
+            one.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_stop_during_an_upload_is_heard_at_once(operator, web):
+    held, cancelled = threading.Event(), threading.Event()
+    settings = Settings(**operator(BUCKET_ENDPOINT_URL=silent(web, held)))
+    request = parse({**SMALL, "delivery": "url"}, "job")
+    terms = Terms(Delivery.URL, buckets.bucket_from_settings(settings), 10 * MB, 20, "job-1")
+    threading.Timer(0.5, cancelled.set).start()
+    started = time.monotonic()
+    with pytest.raises(Cancelled):
+        deliver(request, [noise(16)], terms, lambda more: {"backend": "qwen-image", **more}, {}, cancelled)
+    held.set()
+    assert time.monotonic() - started < 1.5
+
+
+# A job's own bucket
+
+
+def config(address, **changes):
+    return {"s3Config": {
+        "accessId": "AKIAJOB", "accessSecret": SECRET, "bucketName": "pictures", "endpointUrl": address, **changes,
+    }}  # fmt: skip
+
+
+def test_a_job_s_own_bucket_gets_its_pictures(cold_worker, s3, monkeypatch, capsys):
+    monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
+    worker = cold_worker(QWEN_FALLBACK="force")
+    body = run_job(worker, config(s3, prefix="theirs/"))
+    url = body["output"]["image_url"]
+    assert (
+        url.startswith(f"{s3}/pictures/theirs/own-1/0.png?") and "AKIAJOB" in url
+    )  # a presigned URL names the key's id
+    assert requests.get(url, timeout=10).content[:4] == b"\x89PNG"
+    no_secret_in(json.dumps(body) + "".join(capsys.readouterr()))
+
+
+def run_job(worker, more, **fields):
+    import asyncio
+
+    from runpod.serverless.modules.rp_job import run_job as sdk_s
+
+    return asyncio.run(sdk_s(worker.answer, {"id": "own-1", "input": {**SMALL, **fields}, **more}))
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"), [(b"<Error>", {"Content_Length": "100"}), (b"no gzip", {"Content_Encoding": "gzip"})]
+)
+def test_a_job_s_own_bucket_that_breaks_off_its_answer_leaves_the_pictures_in_the_reply(web, body, headers):
+    asked = []
+
+    def answer(handler):
+        asked.append(handler.rfile.read(int(handler.headers["Content-Length"])))
+        respond(handler, body, **headers)
+
+    reply = sent([noise(16)], Settings(QWEN_UPLOAD_SECONDS=20), job=config(web(answer)))
+    assert picture_of(reply["image"]).size == (16, 16) and len(asked) == 3  # as often as one that is down
+    assert reply["metadata"]["delivery_note"] == "the bucket did not take the pictures (EndpointConnectionError)"
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:9", "http://169.254.169.254", "http://[::1]", "http://10.0.0.1"]
+)
+def test_a_job_s_own_bucket_is_reached_at_public_addresses_only(cold_worker, endpoint):
+    body = run_job(cold_worker(QWEN_FALLBACK="force"), config(endpoint))
+    assert body["error"] == "invalid_input: s3Config.endpointUrl must lead to a public address"
+
+
+def test_a_name_that_leads_elsewhere_after_it_was_checked_is_not_followed(cold_worker, s3, monkeypatch, capsys):
+    """The address rules hold for every connection: the check at the start is not the last."""
+    import qwen_worker.pictures.delivery as module
+
+    monkeypatch.setattr(module, "require_public", lambda *_: None)
+    body = run_job(cold_worker(QWEN_FALLBACK="force"), config(s3))
+    assert body["output"]["metadata"]["delivery_note"] == "the bucket did not take the pictures (SSRFError)"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "task=" in line]
+    assert line.startswith("WARN") and line.endswith("code=ok (the bucket did not take the pictures (SSRFError))")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"bucketName": "../x"}, "s3Config.bucketName must be 3 to 63 of a-z"),
+        ({"accessSecret": None}, "s3Config.accessSecret is required"),
+        ({"accessId": 7}, "s3Config.accessId must be a text"),
+        ({"prefix": "/a"}, "s3Config.prefix must be at most 200"),
+        ({"endpointUrl": "ftp://example.com"}, "s3Config.endpointUrl must be an http or https URL"),
+        ({"endpointUrl": f"https://x:{SECRET}@example.com"}, "s3Config.endpointUrl"),
+        ({"endpointUrl": "https://example.com:port"}, "s3Config.endpointUrl is not a valid URL"),
+        ({SECRET: 1}, "s3Config takes only accessId"),
+    ],
+)
+def test_an_s3_config_that_cannot_be_used_is_refused_by_the_field_alone(cold_worker, changes, sentence, capsys):
+    body = run_job(cold_worker(QWEN_FALLBACK="force"), config("https://example.com", **changes))
+    assert body["error"].startswith(f"invalid_input: {sentence}")
+    no_secret_in(json.dumps(body) + "".join(capsys.readouterr()))
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "found"),
+    [
+        (
+            "https://shop.s3.eu-central-1.amazonaws.com",
+            "",
+            ("https://s3.eu-central-1.amazonaws.com", "shop", "eu-central-1"),
+        ),
+        ("https://shop.s3.amazonaws.com", "", ("https://s3.amazonaws.com", "shop", "us-east-1")),
+        ("https://s3.us-west-2.amazonaws.com/shop", "", ("https://s3.us-west-2.amazonaws.com", "shop", "us-west-2")),
+        ("https://abc.r2.cloudflarestorage.com", "shop", ("https://abc.r2.cloudflarestorage.com", "shop", "auto")),
+        ("http://[2001:db8::1]:9000", "shop", ("http://[2001:db8::1]:9000", "shop", "us-east-1")),
+    ],
+)
+def test_endpoints_name_buckets_and_regions_in_several_ways(url, name, found):
+    assert buckets.split(url, name) == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"BUCKET_SECRET_ACCESS_KEY": None}, "BUCKET_SECRET_ACCESS_KEY"),
+        ({"BUCKET_NAME": None}, "BUCKET_NAME"),
+        ({"BUCKET_ENDPOINT_URL": f"https://x:{SECRET}@example.com"}, "BUCKET_ENDPOINT_URL"),
+        ({"BUCKET_ENDPOINT_URL": None, "QWEN_DELIVERY": "url"}, "QWEN_DELIVERY"),
+    ],
+)
+def test_settings_of_a_bucket_that_cannot_be_used_end_the_start_by_name(operator, changes, name):
+    with pytest.raises(Misconfigured, match=name) as caught:
+        buckets.bucket_from_settings(Settings(**operator(**changes)))
+    no_secret_in(str(caught.value))
+
+
+def test_keys_are_no_part_of_debug_or_of_what_is_printed(operator, cold_worker):
+    worker = cold_worker(**operator())
+    text = json.dumps(run(worker, {"task": "debug"})) + repr(worker.bucket) + repr(worker.settings)
+    assert SECRET not in text and KEY not in text

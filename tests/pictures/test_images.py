@@ -1,0 +1,278 @@
+"""Pictures as people send them come out upright, RGB and right; what is no picture is refused by what is wrong."""
+
+import base64
+import io
+import struct
+import zlib
+
+import pytest
+from PIL import Image, ImageChops
+
+from qwen_worker.errors import JobError
+from qwen_worker.pictures.images import decode, edit_size, encode, from_text
+from qwen_worker.pictures.masks import decode_mask, feathered, restore_outside
+
+from ..conftest import as_text, file_of, picture_of, text_of
+
+
+@pytest.fixture
+def photo():
+    """Four quarters of different colours, 64 x 32, so that orientation and channel order show."""
+    picture = Image.new("RGB", (64, 32), "red")
+    picture.paste("lime", (32, 0, 64, 16))
+    picture.paste("blue", (0, 16, 32, 32))
+    picture.paste("white", (32, 16, 64, 32))
+    return picture
+
+
+def near(a, b, tolerance=8):
+    return a.size == b.size and max(ImageChops.difference(a, b).tobytes()) <= tolerance
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_format_is_read(photo, format):
+    options = {"quality": 100, "subsampling": 0} if format == "JPEG" else {"lossless": True} if format == "WEBP" else {}
+    assert near(decode(file_of(photo, format, **options), "image"), photo)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F"])
+def test_every_mode_becomes_rgb(mode):
+    grey = Image.linear_gradient("L").resize((64, 64))
+    if mode in ("I", "F"):
+        picture, format = grey.convert(mode), "TIFF"
+    elif mode == "I;16":
+        wide = struct.pack("<4096H", *(value * 257 for value in grey.tobytes()))
+        picture, format = Image.frombytes("I;16", (64, 64), wide), "PNG"
+    else:
+        picture, format = grey.convert("RGB").convert(mode), "TIFF" if mode == "CMYK" else "PNG"
+    found = decode(file_of(picture, format), "image")
+    assert found.mode == "RGB"
+    if mode not in ("1", "P"):  # dithered, or matched to a palette of few greys
+        assert near(found.convert("L"), grey, tolerance=9)
+
+
+def test_exif_orientation_is_applied(photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate 90 degrees clockwise to see it upright
+    sideways = photo.transpose(Image.Transpose.ROTATE_90)
+    assert near(decode(file_of(sideways, "PNG", exif=exif), "image"), photo)
+
+
+def test_alpha_is_flattened_on_white(photo):
+    photo.putalpha(0)
+    assert decode(file_of(photo), "image").getextrema() == ((255, 255),) * 3
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([255, 0, 0])
+    assert decode(file_of(palette, transparency=0), "image").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_of_an_animation_the_first_frame_is_taken(photo):
+    other = Image.new("RGB", photo.size, "black")
+    assert near(decode(file_of(photo, "GIF", save_all=True, append_images=[other]), "image"), photo)
+
+
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda text: text,
+        lambda text: "\n".join(text[k : k + 76] for k in range(0, len(text), 76)),
+        lambda text: text.rstrip("="),
+        lambda text: text.replace("+", "-").replace("/", "_"),
+        lambda text: "data:image/png;base64," + text,
+        lambda text: "DATA:image/png;charset=utf-8;BASE64," + text,
+        lambda text: f"  {text}\r\n",
+    ],
+)
+def test_base64_is_read_in_every_dress(photo, dress):
+    data = file_of(photo.resize((63, 31)))
+    assert from_text(dress(text_of(data)), "image") == data
+
+
+@pytest.mark.parametrize("text", ["not base64!", "data:image/png,abc", "data:image/png;base64", "A", "ä" * 8])
+def test_what_is_no_base64_is_unreadable(text):
+    with pytest.raises(JobError, match="^image_unreadable: image is "):
+        decode(from_text(text, "image"), "image")
+
+
+def test_too_many_bytes_are_refused():
+    with pytest.raises(JobError, match="invalid_input: image must be at most 20 MB, not 20.0 MB"):
+        from_text(text_of(b"\0" * 20_000_001), "image")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "image is empty"),
+        (b"just some text, no picture", "image is not a PNG, JPEG, WEBP, GIF, BMP or TIFF picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image is not a PNG"),
+        (b"%PDF-1.7", "image is not a PNG"),
+    ],
+)
+def test_what_is_no_picture_is_unreadable(data, words):
+    with pytest.raises(JobError, match=f"^image_unreadable: {words}"):
+        decode(data, "image")
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_half_a_picture_is_unreadable(format):
+    data = file_of(Image.effect_noise((200, 200), 50).convert("RGB"), format)
+    with pytest.raises(JobError, match="^image_unreadable: image is "):
+        decode(data[: len(data) // 2], "image")
+
+
+def png_header(width, height):
+    """A PNG of this size whose pixels would be asked for: a small file, a huge picture."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ((40_000, 40_000), "image must have at most 50,000,000 pixels"),
+        ((10_000, 10_000), "image must have at most 50,000,000 pixels, not 10000x10000"),
+        ((1200, 1), "image must have an aspect of at most 8:1, not 1200x1"),
+        ((100, 801), "image must have an aspect of at most 8:1, not 100x801"),
+    ],
+)
+def test_a_picture_of_bad_shape_is_refused_before_it_is_decoded(size, words):
+    with pytest.raises(JobError, match=f"^invalid_input: {words}"):
+        decode(png_header(*size), "image")
+
+
+def tiff(*entries):
+    """A little-endian TIFF directory of (tag, type, value): 3 a short, 4 a long, 11 a float."""
+    layout = {3: "<HHIHxx", 4: "<HHII", 11: "<HHIf"}
+    body = b"".join(struct.pack(layout[kind], tag, kind, 1, value) for tag, kind, value in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4)
+
+
+def test_exif_that_cannot_be_written_again_still_turns_the_picture(photo):
+    exif = b"Exif\0\0" + tiff((0x0112, 3, 6), (0xC619, 11, float("nan")))
+    sideways = photo.transpose(Image.Transpose.ROTATE_90)
+    assert near(decode(file_of(sideways, "JPEG", exif=exif, quality=100, subsampling=0), "image"), photo)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\xff\xd8" + b"\xff\xda\x00\x02" * 101, "has 101 parts"),
+        (b"\xff\xd8" + b"\xff\xfe\x00\x02" * 20_001, "has 20,001 parts"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0IDAT\0\0\0\0" * 20_001, "has 20,001 parts"),
+    ],
+)
+def test_a_small_file_of_countless_parts_is_refused_before_it_is_decoded(data, words):
+    with pytest.raises(JobError, match=f"image_unreadable: image {words}, far more than pictures have"):
+        decode(data, "image")
+
+
+def test_a_tiff_with_a_tile_larger_than_any_picture_is_refused():
+    size = [(256, 4, 256), (257, 4, 256), (258, 3, 8), (259, 3, 1), (262, 3, 1)]
+    tile = [(322, 4, 46_000), (323, 4, 46_000), (324, 4, 8), (325, 4, 8)]
+    with pytest.raises(JobError, match="image_unreadable: image is a TIFF whose tiles are larger than any picture"):
+        decode(tiff(*size, *tile), "image")
+
+
+def test_any_damage_is_unreadable_or_a_picture():
+    """Every single byte of small files overwritten: never another exception."""
+    for format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+        data = file_of(Image.effect_noise((24, 24), 50).convert("RGB"), format)
+        for position in range(min(len(data), 700)):
+            damaged = data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :]
+            try:
+                assert decode(damaged, "image").mode == "RGB"
+            except JobError:
+                pass
+
+
+def test_a_mask_is_black_and_white_of_the_image_s_size():
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(200, (10, 10, 20, 20))
+    found = decode_mask(file_of(mask), "mask_image", (64, 64))
+    assert (found.mode, found.getbbox(), found.getextrema()) == ("L", (10, 10, 20, 20), (0, 255))
+    with pytest.raises(JobError, match="mask_image must have the size of the image, 32x64, not 64x64"):
+        decode_mask(file_of(mask), "mask_image", (32, 64))
+    with pytest.raises(JobError, match="has no white pixel"):
+        decode_mask(file_of(Image.new("L", (64, 64), 100)), "mask_image", (64, 64))
+
+
+def test_outside_the_mask_every_pixel_is_the_source_s_and_deep_inside_the_picture_s(photo):
+    source = Image.effect_noise((128, 128), 80).convert("RGB")
+    picture = Image.new("RGB", (128, 128), "lime")
+    mask = Image.new("L", (128, 128), 0)
+    mask.paste(255, (32, 32, 96, 96))
+    found = restore_outside(picture, source, mask)
+    changed = ImageChops.difference(found, source).convert("L").point(lambda value: 255 if value else 0)
+    assert ImageChops.multiply(changed, ImageChops.invert(mask)).getbbox() is None
+    assert near(found.crop((48, 48, 80, 80)), picture.crop((48, 48, 80, 80)), 0)
+
+
+@pytest.mark.parametrize(
+    "box", [(60, 0, 61, 128), (60, 0, 68, 128), (50, 50, 62, 62), (0, 0, 5, 5), (127, 127, 128, 128), (30, 30, 90, 90)]
+)
+def test_the_middle_of_a_mask_however_thin_is_repainted_whole(box):
+    mask = Image.new("L", (128, 128), 0)
+    mask.paste(255, box)
+    found = feathered(mask)
+    assert found.getbbox() == box and found.getextrema()[1] == 255
+    assert ImageChops.multiply(found, ImageChops.invert(mask)).getbbox() is None
+
+
+def test_a_mask_s_transparent_part_is_kept_and_its_white_part_repainted():
+    mask = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    mask.paste((255, 255, 255, 255), (10, 10, 30, 30))
+    assert decode_mask(file_of(mask), "mask_image", (64, 64)).getbbox() == (10, 10, 30, 30)
+
+
+def test_the_edge_fades_inside_the_mask():
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (20, 0, 64, 64))
+    found = restore_outside(Image.new("RGB", (64, 64), "white"), Image.new("RGB", (64, 64), "black"), mask)
+    ramp = [found.getpixel((column, 32))[0] for column in range(16, 36)]
+    assert ramp[:4] == [0] * 4 and ramp[-5:] == [255] * 5 and ramp == sorted(ramp) and len(set(ramp)) > 6
+
+
+@pytest.mark.parametrize(
+    ("source", "mask", "size"),
+    [
+        ((1024, 1024), False, (1024, 1024)),
+        ((4000, 3000), False, (1184, 896)),
+        ((300, 600), False, (736, 1440)),
+        ((768, 512), True, (768, 512)),
+        ((770, 512), True, (1248, 832)),
+        ((4096, 4096), True, (1024, 1024)),
+        ((800, 100), False, (2048, 256)),
+        ((100, 700), False, (288, 2048)),
+    ],
+)
+def test_an_edit_keeps_the_source_s_aspect(source, mask, size):
+    assert edit_size(source, mask, 32, 256, 2048) == size
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "jpeg"])
+def test_a_picture_is_encoded_in_the_format_asked_for(photo, format):
+    text = encode(photo, format)
+    found = picture_of(text)
+    assert found.format == format.upper() and found.size == photo.size
+    if format != "jpeg":
+        assert near(found, photo, 0)
+        assert encode(photo, format) == text
+    base64.b64decode(text, validate=True)
+
+
+def test_quality_changes_the_size():
+    noise = Image.effect_noise((256, 256), 80).convert("RGB")
+    for format in ("webp", "jpeg"):
+        assert len(encode(noise, format, 10)) < len(encode(noise, format, 90))
+    assert encode(noise, "png", 10) == encode(noise, "png", 90)
+
+
+def test_text_of_the_helpers_is_what_a_client_sends(photo):
+    assert near(decode(from_text(as_text(photo), "image"), "image"), photo, 0)
+    assert io.BytesIO(file_of(photo)).read(4) == b"\x89PNG"

@@ -1,0 +1,32 @@
+"""Which pictures a request brings, and what size follows from them."""
+
+from PIL import Image
+
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.pictures.inputs import open_images, output_size
+
+from ..conftest import as_text
+
+WIDE, TALL = Image.new("RGB", (600, 300), "red"), Image.new("RGB", (300, 600), "blue")
+
+
+def request(**fields):
+    return parse({"prompt": "a", **fields}, "job")
+
+
+def test_generate_brings_none():
+    assert open_images(request(), 1) == ([], None)
+
+
+def test_pictures_come_in_their_order_with_the_mask():
+    sources, mask = open_images(request(images=[as_text(WIDE), as_text(TALL)]), 1)
+    assert [source.size for source in sources] == [(600, 300), (300, 600)] and mask is None
+    sources, mask = open_images(request(image=as_text(WIDE), mask=as_text(Image.new("L", (600, 300), 255))), 1)
+    assert mask.size == sources[0].size and mask.mode == "L"
+
+
+def test_the_size_asked_for_wins_else_the_last_picture_s_aspect():
+    both = request(images=["aGk=", "aGk="])
+    assert output_size(both, [WIDE, TALL], None, 16) == (736, 1440)
+    assert output_size(both, [TALL, WIDE], None, 16) == (1440, 736)
+    assert output_size(request(image="aGk=", size="512x256"), [WIDE], None, 16) == (512, 256)

@@ -1,0 +1,84 @@
+"""A worker that cannot do its work says why at its start and takes no job; one that can may load before its first."""
+
+import tempfile
+import threading
+import time
+
+import pytest
+
+from qwen_worker.errors import LoadError
+from qwen_worker.serving.fitness import Unfit, checks
+from qwen_worker.settings import Settings
+
+from ..support.control_plane import ControlPlane, WorkerProcess, addresses
+
+SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 1}
+
+
+def examined(place=lambda task: None, preload=lambda task: None, **settings):
+    for check in checks(Settings(**settings), place, preload):
+        check()
+
+
+def test_a_fit_worker_passes_and_loads_what_it_is_told_to():
+    loaded = []
+    examined(preload=lambda task: loaded.append(task), QWEN_PRELOAD="edit, generate")
+    assert loaded == ["generate", "edit"]
+
+
+def test_a_folder_for_temporary_files_that_cannot_be_written_is_a_reason(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(Unfit, match="scratch: the folder for temporary files cannot be written") as caught:
+        examined()
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("missing", "settings", "unfit"),
+    [
+        ({"generate", "edit"}, {"QWEN_FALLBACK": "allow"}, False),
+        ({"generate", "edit"}, {"QWEN_FALLBACK": "forbid"}, True),
+        ({"edit"}, {"QWEN_FALLBACK": "forbid"}, False),
+        ({"edit"}, {"QWEN_FALLBACK": "forbid", "QWEN_PRELOAD": "edit"}, True),
+        ({"edit"}, {"QWEN_FALLBACK": "forbid", "QWEN_PRELOAD": "generate"}, False),
+    ],
+)
+def test_a_model_that_is_missing_is_a_reason_where_nothing_stands_in_for_it(missing, settings, unfit):
+    def place(task):
+        return LoadError("there is none") if task in missing else None
+
+    if unfit:
+        with pytest.raises(Unfit, match="(generate|edit): there is none"):
+            examined(place, **settings)
+    else:
+        examined(place, **settings)
+
+
+def test_a_card_that_fails_while_loading_is_a_reason_also_where_stand_ins_are_allowed():
+    def preload(task):
+        raise RuntimeError("CUDA error: an illegal memory access at /some/path")
+
+    with pytest.raises(Unfit) as caught:
+        examined(preload=preload, QWEN_PRELOAD="generate", QWEN_FALLBACK="allow")
+    assert str(caught.value) == "RuntimeError while loading; the worker's log has the rest"
+
+
+def test_a_preload_does_not_outlast_the_platform_s_patience(monkeypatch):
+    monkeypatch.setenv("RUNPOD_INIT_TIMEOUT", "0.5")
+    over, started = threading.Event(), time.monotonic()
+    examined(preload=lambda task: over.wait(20) and None, QWEN_PRELOAD="generate")
+    over.set()
+    assert time.monotonic() - started < 2
+
+
+def test_the_worker_process_loads_first_and_an_unfit_one_ends_with_its_reason(environment, web, tmp_path):
+    plane = ControlPlane()
+    env = environment(QWEN_PRELOAD="generate", **addresses(web(plane)))
+    with WorkerProcess(env) as worker:
+        plane.put("first", SMALL)
+        assert plane.result("first")["output"]["metadata"]["timings"]["load"] < 0.5
+        assert any("loaded in" in one["message"] for one in worker.messages())
+    unfit = {**env, "QWEN_FALLBACK": "forbid", "QWEN_IMAGE_MODEL": str(tmp_path)}
+    with WorkerProcess(unfit) as worker:
+        assert worker.process.wait(60) == 1
+    assert any("holds no model_index.json" in line for line in worker.lines)

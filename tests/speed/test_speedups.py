@@ -1,0 +1,535 @@
+"""Every speed-up against stock diffusers on the tiny checkpoint: passes of the transformer each, pictures together."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import traceback
+from contextlib import ExitStack
+
+import pytest
+import torch
+from diffusers import QwenImageTransformer2DModel
+from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
+from PIL import Image, ImageChops
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints.sharing import as_model
+from qwen_worker.drawing import inference
+from qwen_worker.drawing.prompt_cache import PromptCache
+from qwen_worker.jobs.job import Job
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.loading.components import load_component
+from qwen_worker.lora.adapters import Adapters
+from qwen_worker.memory import placement
+from qwen_worker.memory.machine import Gpu, Machine, read_machine
+from qwen_worker.settings import Precision, Saving, Settings, Speedup
+from qwen_worker.speed import (
+    attention,
+    compile_store,
+    compiled,
+    guidance,
+    speedups,
+    step_cache,
+)
+
+from ..conftest import ROOT, picture_of, posted
+from ..lora.test_adapters import use
+from ..memory.test_placement import GENERATE, card
+from ..model.test_savings import DTYPES, pipeline, plan_for
+from ..support.lora_files import matrices, write
+
+# What a pass reads: the picture, and in an edit the picture it starts from; text of two lengths.
+SHAPES = {"generate": [(1, 8, 6)], "edit": [(1, 8, 6), (1, 10, 10)]}
+# How far a pass may be from stock's. In bfloat16 stock's own is 0.010 from the exact one, so two that are as good as
+# each other can be twice that apart.
+TOLERANCE = {"fp32": 2e-6, "bf16": 0.02}
+CASES = pytest.mark.parametrize(("task", "precision", "batch"), list(itertools.product(SHAPES, DTYPES, (1, 2))))
+
+
+@functools.cache
+def transformer_of(task, precision):
+    """Stock's, to be left as it is."""
+    folder = ROOT / "models/tiny-qwen-image" / task / "transformer"
+    return QwenImageTransformer2DModel.from_pretrained(folder, dtype=DTYPES[precision])
+
+
+def pass_of(transformer, task, batch, tokens=9, seed=0, timestep=0.5, **changes):
+    """What the transformer makes of noise and of text of which one row ends early, if there are two."""
+    generator, shapes = torch.Generator().manual_seed(seed), SHAPES[task]
+    length = sum(frames * rows * columns for frames, rows, columns in shapes)
+    mask = torch.ones(batch, tokens, dtype=torch.long)
+    mask[1:, -3:] = 0
+    given = {
+        "hidden_states": torch.randn(batch, length, 64, generator=generator).to(transformer.dtype),
+        "encoder_hidden_states": torch.randn(batch, tokens, 128, generator=generator).to(transformer.dtype),
+        "encoder_hidden_states_mask": mask if batch > 1 else None,
+        "timestep": torch.full((batch,), timestep).to(transformer.dtype),
+        "img_shapes": [shapes] * batch,
+        "attention_kwargs": {},
+        "return_dict": False,
+    }
+    with torch.no_grad():
+        return transformer(**given | changes)[0].float()
+
+
+@pytest.fixture(scope="module")
+def built():
+    """built(task, precision, *asked): what the worker builds with these speed-ups, its pipeline and the speed-ups."""
+
+    @functools.cache
+    def build(task, precision, *asked, savings=frozenset(Saving), table=False):
+        folder = ROOT / "models/tiny-qwen-image" / task
+        pipe, rows = pipeline(Settings, folder, precision, savings, table=table)
+        plan = plan_for(folder, precision, savings, table=table)
+        speed = speedups.apply(pipe, plan, Settings(QWEN_SPEEDUPS=frozenset(asked)), read_machine(), rows)
+        assert all(speed.has(one) for one in asked), speed.states
+        return pipe, speed
+
+    return build
+
+
+def difference(transformer, task, precision, batch, **inputs):
+    """How far from stock's pass."""
+    theirs = pass_of(transformer_of(task, precision), task, batch, **inputs)
+    return apart(pass_of(transformer, task, batch, **inputs), theirs)
+
+
+def apart(ours, theirs):
+    """The Euclidean distance as a share of `theirs`; a largest difference varies with the kind of CPU."""
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+@CASES
+def test_the_real_rotary_embedding_is_bit_equal(built, task, precision, batch):
+    pipe, _ = built(task, precision, Speedup.ROTARY)
+    assert difference(pipe.transformer, task, precision, batch) == 0
+
+
+def test_the_real_rotary_embedding_turns_as_complex_numbers_do():
+    """A CPU contracts the last few products of a row to fused multiply-adds: a unit in the last place of float32."""
+    x = torch.randn(2, 7, 3, 8, generator=torch.Generator().manual_seed(0))
+    frequencies = torch.polar(torch.ones(7, 4), torch.arange(28.0).view(7, 4))
+    angles = attention.real_angles(frequencies)
+    for dtype, tolerance in ((torch.float32, 5e-7), (torch.bfloat16, 0)):
+        theirs = apply_rotary_emb_qwen(x.to(dtype), frequencies, use_real=False)
+        assert (attention.rotate(x.to(dtype), angles) - theirs).abs().max() <= tolerance
+    assert not any(one.is_complex() for one in angles)
+
+
+def start(folder, precision, batch):
+    """What a worker process says at its start with compiled blocks, its temporary folder empty."""
+    shutil.rmtree(folder / "tmp", ignore_errors=True)
+    (folder / "tmp").mkdir()
+    compiler = folder / "g++"
+    compiler.write_text('#!/bin/sh\nexec g++ "$@" -O0\n')  # kernels of these sizes: no gain
+    compiler.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR")}
+    environment |= {"CXX": str(compiler), "TMPDIR": str(folder / "tmp")}
+    command = [sys.executable, "-m", "tests.support.compiled_start", str(folder / "kept"), precision, str(batch)]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1]) | {"output": ended.stdout}
+
+
+@pytest.fixture(scope="module")
+def first_start(tmp_path_factory):
+    if not shutil.which("g++"):
+        pytest.skip("there is no C++ compiler, which torch.compile needs on a CPU")
+    folder = tmp_path_factory.mktemp("compiled")
+    return folder, start(folder, "fp32", 1)
+
+
+def test_compiled_blocks_agree_with_stock(first_start):
+    """One graph for both tasks and all sizes; a second for more than one picture."""
+    folder, first = first_start
+    assert first["speedups"] == {"generate": "compile, rotary", "edit": "compile, rotary"}
+    assert first["graphs"] == 1 and len(first["differences"]) == 4
+    assert max(first["differences"].values()) < TOLERANCE["fp32"]
+    in_bf16 = start(folder, "bf16", 2)
+    assert in_bf16["graphs"] == 2 and max(in_bf16["differences"].values()) < TOLERANCE["bf16"]
+
+
+def test_a_second_start_compiles_nothing(first_start):
+    folder, first = first_start
+    assert first["compiled"] == 1 and first["found"] == 0 and "MB of compiled blocks are in" in first["output"]
+    second = start(folder, "fp32", 1)
+    assert second["compiled"] == 0 and second["found"] == 1
+    assert "has blocks that an earlier start compiled" in second["output"]
+    assert second["differences"] == first["differences"] and "of compiled blocks are in" not in second["output"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """store(limit): that of a card, with what an earlier start has kept."""
+
+    def of(limit=compile_store.MB):
+        return compile_store.CompileStore(tmp_path / "kept", limit, "card")
+
+    of().keep(b"packed")
+    return of
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[:-1], "damaged"),
+        (lambda data: data[:-5] + b"wrong", "damaged"),
+        (lambda data: b"PK\x03\x04" + data, "no file of compiled blocks"),
+        (lambda data: b"", "no file of compiled blocks"),
+        (lambda data: data + bytes(2 * compile_store.MB), "larger than QWEN_COMPILED_MB"),
+        (lambda data: data, "torch cannot read it"),
+    ],
+)
+def test_a_file_that_is_not_as_it_was_written_is_ignored_and_replaced(store, capsys, caplog, damage, words):
+    file = store().file
+    file.write_bytes(damage(file.read_bytes()))
+    store().load()
+    assert words in capsys.readouterr().out
+    store().keep(b"anew")
+    assert compile_store.verified(file, compile_store.MB) == b"anew"
+
+
+def test_the_files_of_all_cards_stay_below_the_bound(store, capsys):
+    folder = store().file.parent
+    (folder / "older.compiled").write_bytes(bytes(800_000))
+    (folder / "newer.compiled").write_bytes(bytes(500_000))
+    os.utime(folder / "older.compiled", (1, 1))
+    store().keep(bytes(400_000))
+    assert {path.name for path in folder.iterdir()} == {"card.compiled", "newer.compiled"}
+    store().keep(bytes(2_000_000))
+    assert "2 MB are more than QWEN_COMPILED_MB" in capsys.readouterr().out
+    assert compile_store.verified(store().file, compile_store.MB) == bytes(400_000)
+    store(limit=0).load()
+    store(limit=0).save()
+    assert not capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(store, capsys):
+    file = store().file
+    file.unlink()
+    file.mkdir()  # which no file can take the place of
+    store().keep(b"packed")
+    assert "what was compiled is not kept" in capsys.readouterr().out
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def steps_of(transformer, task, batch, steps=3):
+    """What the pipelines' loop gets of the transformer: the passes of guidance over the same latents, step by step."""
+    generator, found = torch.Generator().manual_seed(3), []
+    texts = [torch.randn(batch, tokens, 128, generator=generator).to(transformer.dtype) for tokens in (12, 7)]
+    masks = [None, torch.ones(batch, 7, dtype=torch.long) if batch > 1 else None]
+    if batch > 1:
+        masks[1][1, -2:] = 0
+    length = sum(frames * rows * columns for frames, rows, columns in SHAPES[task])
+    for step in range(steps):
+        latents = torch.randn(batch, length, 64, generator=generator).to(transformer.dtype)
+        for text, mask in zip(texts, masks, strict=True):
+            found.append(
+                pass_of(
+                    transformer, task, batch, timestep=1 - step / 4, hidden_states=latents, guidance=None,
+                    encoder_hidden_states=text, encoder_hidden_states_mask=mask,
+                )
+            )  # fmt: skip
+    return torch.stack(found)
+
+
+@CASES
+def test_both_passes_of_guidance_in_one(built, task, precision, batch):
+    pipe, _ = built(task, precision)
+    theirs = steps_of(transformer_of(task, precision), task, batch)
+    with guidance.together(pipe.transformer) as pairs:
+        ours = steps_of(pipe.transformer, task, batch)
+    assert pairs.shared == 2  # the first step finds the second prompt
+    assert apart(ours, theirs) < TOLERANCE[precision.value]
+    assert torch.equal(steps_of(pipe.transformer, task, batch), theirs)  # nothing is left of it
+
+
+def test_a_large_picture_s_passes_stay_apart(built, monkeypatch):
+    monkeypatch.setattr(guidance, "FILLS", 48)  # what a pass of these tests has
+    pipe, _ = built("generate", Precision.FP32)
+    with guidance.together(pipe.transformer) as pairs:
+        ours = steps_of(pipe.transformer, "generate", 1)
+    assert pairs.shared == 0
+    assert torch.equal(ours, steps_of(transformer_of("generate", Precision.FP32), "generate", 1))
+
+
+def test_a_pass_that_is_not_the_expected_one_is_computed(built):
+    """Without guidance from here on, or with another prompt: nothing that was computed ahead is taken for it."""
+    pipe, _ = built("generate", Precision.FP32)
+    with guidance.together(pipe.transformer) as pairs:
+        steps_of(pipe.transformer, "generate", 1, steps=2)
+        assert pairs.shared == 1
+        pairs.answer = (torch.zeros(1), torch.zeros(1)), torch.full((1, 48, 64), torch.nan)
+        ours = [pass_of(pipe.transformer, "generate", 1, seed=seed, guidance=None) for seed in (5, 6)]
+    theirs = [pass_of(transformer_of("generate", Precision.FP32), "generate", 1, seed=seed) for seed in (5, 6)]
+    assert all(map(torch.equal, ours, theirs))
+
+
+def test_cudnn_s_attention_is_asked_first_and_the_others_stay(built):
+    before = torch._C._get_sdp_priority_order()
+    theirs = pass_of(transformer_of("generate", Precision.BF16), "generate", 2)
+    pipe, _ = built("generate", Precision.BF16)
+    with attention.cudnn_first():
+        assert torch._C._get_sdp_priority_order()[:4] == [3, 1, 2, 0]  # cuDNN, Flash, memory-efficient, plain
+        assert torch.equal(pass_of(pipe.transformer, "generate", 2), theirs)
+    assert torch._C._get_sdp_priority_order() == before
+
+
+class HostReads(TorchDispatchMode):
+    """Notes where the host waits for a number of the device: `.item()`, `bool()`, `.tolist()` of a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.stepping = [], False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.stepping and func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.found.append("".join(traceback.format_stack(limit=8)))
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_no_step_waits_for_the_device(tiny, cached):
+    pipe, table = pipeline(Settings, tiny / "generate", Precision.BF16, frozenset(Saving), table=True)
+    table.knows = lambda timestep: True  # as on a card: on a CPU it may look
+    with HostReads() as reads, table.watching(pipe.scheduler, torch.bfloat16), ExitStack() as stack:
+        if cached:
+            stack.enter_context(step_cache.predicting(pipe.transformer, 10))
+        else:
+            stack.enter_context(guidance.together(pipe.transformer))
+
+        def after_step(_pipe, step, _timestep, tensors):
+            reads.stepping = step < 9
+            return tensors
+
+        pipe("a red circle", negative_prompt=" ", true_cfg_scale=4.0, width=256, height=256, num_inference_steps=10,
+             output_type="latent", callback_on_step_end=after_step)  # fmt: skip
+    assert reads.found == []
+
+
+def on_card(capability, *asked, **changes):
+    """States of the speed-ups that are asked for, all by name if none is, on a card."""
+    gpu = Gpu("a card", capability, 80_000_000_000, 80_000_000_000)
+    found = placement.plan([as_model(checkpoint.known("Qwen/Qwen-Image"), [])], Machine(gpu, 200 * 10**9, 200 * 10**9))
+    plan = dataclasses.replace(found, **changes)
+    return speedups.decide(plan, frozenset(asked) if asked else None, capability)
+
+
+def test_a_card_has_by_itself_what_pays_and_a_cpu_nothing(settings, tiny):
+    states = on_card((9, 0))
+    auto = {one for one, state in states.items() if state == "on"}
+    assert auto == {Speedup.COMPILE, Speedup.ROTARY, Speedup.GUIDANCE, Speedup.ATTENTION}
+    assert "torch's own order" in on_card((8, 9))[Speedup.ATTENTION]
+    assert on_card((9, 0), Speedup.ROTARY)[Speedup.GUIDANCE] == "not in QWEN_SPEEDUPS"
+    on_cpu = speedups.decide(plan_for(tiny / "generate", Precision.FP32, frozenset(Saving)), None, None)
+    assert len(on_cpu) == len(Speedup) and all("bit-equal" in state for state in on_cpu.values())
+
+
+def test_jobs_say_so_and_draw_with_all_that_a_cpu_can_have(cold_worker, capsys):
+    """Without compiling, which has its own tests: a picture of each task, and the stock one's within a rounding."""
+    names = "rotary,guidance"
+    worker, plain = cold_worker(QWEN_SPEEDUPS=names, QWEN_PRECISION="fp32"), cold_worker(QWEN_PRECISION="fp32")
+    job = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 4, "seed": 3}
+    ours, theirs = (picture_of(posted(one, **job)["output"]["image"]) for one in (worker, plain))
+    furthest = max(high for _, high in ImageChops.difference(ours, theirs).getextrema())
+    assert furthest <= 1  # of 255
+    assert "speed-ups: rotary, guidance" in capsys.readouterr().out
+    (model,) = posted(worker, task="health")["output"]["models"]
+    assert model["speedups"]["guidance"] == "on" and model["speedups"]["compile"] == "not in QWEN_SPEEDUPS"
+
+
+def test_guidance_s_passes_stay_two_where_a_picture_is_decoded_in_tiles(cold_worker, monkeypatch):
+    """The room for both is what a picture is decoded in whole. So it is in the retry after a lack of memory."""
+    worker = cold_worker(QWEN_SPEEDUPS="guidance")
+    posted(worker, prompt="a red circle", width=256, height=256, num_inference_steps=1)
+    loaded, drawn = worker.pipelines.loaded[worker.settings.QWEN_IMAGE_MODEL], []
+
+    def draw_one(pipe, *arguments):
+        drawn.append("forward" in vars(pipe.transformer))
+        if drawn == [True]:
+            raise torch.OutOfMemoryError
+        return Image.new("RGB", (64, 64)), 1
+
+    def in_one(plan=loaded.plan, size=512, task="generate", **fields):
+        fields = {"task": task, "prompt": "a red circle", "width": size, "height": size} | fields
+        sources = [Image.new("RGB", (64, 64))] * (task == "edit")
+        there = dataclasses.replace(loaded, plan=plan)
+        inference.draw(there, Job("one", parse(fields, "one")), sources, None, (size, size), PromptCache(1))
+        return [drawn.pop(0) for _ in list(drawn)]
+
+    monkeypatch.setattr(inference, "draw_one", draw_one)
+    assert in_one() == [True, False]  # the second without memory for the first
+    drawn.append(True)
+    assert in_one()[1:] == [True]
+    plan = placement.plan([GENERATE], card(80))
+    tight = dataclasses.replace(plan, limit=plan.peak(512, 512))
+    assert in_one(tight, 768) == [False]
+    assert in_one(preset="balanced") == [False]
+    assert in_one(task="edit", image_url="https://example.com/a.png") == [False]
+
+
+def test_an_error_within_leaves_the_transformer_and_its_blocks_as_they_were(tiny, traced):
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    blocks, counts, _ = traced(transformer)
+    with pytest.raises(KeyError), guidance.together(transformer), blocks.paused():
+        raise KeyError
+    assert "forward" not in vars(transformer)
+    pass_of(transformer, "generate", 1)
+    assert counts["calls"] == len(transformer.transformer_blocks)
+
+
+def test_a_second_pass_with_other_latents_is_computed_as_it_comes(tiny):
+    transformer = transformer_of("generate", Precision.FP32)
+    generator = torch.Generator().manual_seed(0)
+    latents = [torch.randn(1, 48, 64, generator=generator) for _ in range(3)]
+    texts = [torch.randn(1, tokens, 128, generator=generator) for tokens in (9, 5)]
+
+    def passes():
+        calls = [(latents[0], texts[0]), (latents[0], texts[1]), (latents[1], texts[0]), (latents[2], texts[1])]
+        common = {"guidance": None, "encoder_hidden_states_mask": None}
+        return [
+            pass_of(transformer, "generate", 1, hidden_states=one, encoder_hidden_states=text, **common)
+            for one, text in calls
+        ]
+
+    theirs = passes()
+    with guidance.together(transformer):
+        ours = passes()
+    assert all(apart(one, other) < TOLERANCE["fp32"] for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """traced(transformer): its blocks compiled by torch's tracer alone, of which the kernels are its own; `.calls`."""
+    import torch._dynamo
+
+    from qwen_worker.speed import compiled
+
+    torch._dynamo.reset()
+    counts = {"graphs": 0, "calls": 0}
+
+    def backend(graph, inputs):
+        counts["graphs"] += 1
+
+        def call(*arguments):
+            counts["calls"] += 1
+            return graph(*arguments)
+
+        return call
+
+    def of(transformer, backend=backend, limit=compiled.GRAPHS):
+        def compile_block(kind):
+            return torch.compile(kind.forward, fullgraph=True, dynamic=True, backend=backend, recompile_limit=limit)
+
+        monkeypatch.setattr(compiled, "compiled", compile_block)
+        told = []
+        return compiled.CompiledBlocks(transformer, told.append), counts, told
+
+    yield of
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8, Precision.NF4])
+def test_quantized_blocks_are_one_graph(tiny, traced, precision):
+    plan = plan_for(tiny / "generate", precision, frozenset(Saving))
+    found = checkpoint.inspect(tiny / "generate")
+    transformer = load_component(found, "transformer", ["diffusers", "QwenImageTransformer2DModel"], plan)
+    theirs = [pass_of(transformer, "generate", 1, tokens=tokens) for tokens in (9, 14)]
+    blocks, counts, told = traced(transformer)
+    assert all(map(torch.equal, theirs, (pass_of(transformer, "generate", 1, tokens=tokens) for tokens in (9, 14))))
+    assert counts == {"graphs": 1, "calls": 2 * len(transformer.transformer_blocks)} and not told
+
+
+def test_graphs_are_kept_by_attention_s_order_and_int8_is_ready_for_short_texts(tiny, tmp_path, monkeypatch):
+    from torchao.kernel import intmm
+
+    seen = []
+
+    def warm(self, table, references, passes):
+        seen.append((torch.compiler.config.cache_key_tag, list(passes)))
+
+    monkeypatch.setattr(compiled.CompiledBlocks, "warm", warm)
+    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "")  # as it was again at the end
+    monkeypatch.setattr(intmm, "safe_int_mm", stock := intmm.safe_int_mm)
+    settings = Settings(QWEN_COMPILED_FOLDER=tmp_path, QWEN_COMPILED_MB=0)
+    pipes = {task: pipeline(Settings, tiny / task, Precision.BF16, frozenset())[0] for task in ("generate", "edit")}
+    for task, precision, *on in (
+        ("generate", Precision.BF16, Speedup.ATTENTION, Speedup.GUIDANCE),
+        ("generate", Precision.INT8),
+        ("edit", Precision.INT8, Speedup.GUIDANCE),
+    ):
+        assert intmm.safe_int_mm is stock or precision is Precision.INT8
+        speed = speedups.Speed(dict.fromkeys(on, speedups.ON), pipes[task].transformer)
+        speedups.compile_blocks(speed, pipes[task], settings, None, precision, None, task)
+    assert seen == [("cudnn first", [(1, 48), (2, 48)]), ("", [(1, 48), (1, 6)]), ("", [(1, 48)])]
+    assert intmm.safe_int_mm is not stock
+
+
+def test_what_does_not_compile_is_drawn_as_before(tiny, traced):
+    def broken(graph, inputs):
+        raise RuntimeError("no such instruction")
+
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    _, _, told = traced(transformer, broken)
+    for _ in range(2):
+        theirs = pass_of(transformer_of("generate", Precision.FP32), "generate", 1)
+        assert torch.equal(pass_of(transformer, "generate", 1), theirs)
+    assert len(told) == 1 and "no such instruction" in told[0]
+
+
+def test_more_graphs_than_are_kept_are_drawn_as_before(tiny, traced):
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    _, counts, told = traced(transformer, limit=1)
+    for batch in (1, 2, 1):
+        theirs = pass_of(transformer_of("generate", Precision.FP32), "generate", batch)
+        assert torch.equal(pass_of(transformer, "generate", batch), theirs)
+    assert counts["graphs"] == 1 and len(told) == 1
+
+
+def test_a_job_s_own_lora_is_drawn_uncompiled_and_the_endpoint_s_compiled(tiny, traced, tmp_path):
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    names = [f"transformer_blocks.{number}.attn.to_k" for number in range(len(transformer.transformer_blocks))]
+    write(tmp_path / "lora.safetensors", matrices(transformer, names))
+    adapters = Adapters(transformer, None, torch.float32, "cpu", "tiny")
+    blocks, counts, _ = traced(transformer)
+    speed, calls = speedups.Speed({}, transformer, blocks), []
+    drawn_by = {}
+    for own in (False, True, False):
+        lora = dataclasses.replace(use(tmp_path / "lora.safetensors"), own=own)
+        with adapters.applied([lora]), speed.drawing(compiled=own):
+            drawn_by[own] = pass_of(transformer, "generate", 1)
+        calls.append(counts["calls"])
+    assert calls == [0, len(names), len(names)] and counts["graphs"] == 1
+    assert torch.equal(drawn_by[True], drawn_by[False])
+    with speed.drawing():
+        plain = pass_of(transformer, "generate", 1)
+    assert counts == {"graphs": 2, "calls": 2 * len(names)}
+    assert torch.equal(plain, pass_of(transformer_of("generate", Precision.FP32), "generate", 1))
+
+
+def test_step_caches_skip_compiled_blocks_and_take_no_shared_passes(tiny, traced):
+    """Their histories are one for each of guidance's passes; what they compute, they compute compiled."""
+    pipe, _ = pipeline(Settings, tiny / "generate", Precision.FP32, frozenset(Saving))
+    call = {"prompt": "a red circle", "negative_prompt": " ", "true_cfg_scale": 4.0, "width": 256, "height": 256}
+    call |= {"num_inference_steps": 10, "output_type": "latent"}
+
+    def drawn_cached():
+        with step_cache.predicting(pipe.transformer, 10):
+            return pipe(**call, generator=torch.Generator().manual_seed(1)).images
+
+    theirs = drawn_cached()
+    blocks, counts, told = traced(pipe.transformer)
+    speed = speedups.Speed({Speedup.GUIDANCE: "on"}, pipe.transformer, blocks)
+    with speed.drawing(apart=True):
+        assert "forward" not in vars(pipe.transformer)
+        ours = drawn_cached()
+    assert (ours - theirs).abs().max() < 1e-4 and not told
+    assert 0 < counts["calls"] < 20 * len(pipe.transformer.transformer_blocks)
+    with speed.drawing():
+        assert "forward" in vars(pipe.transformer)

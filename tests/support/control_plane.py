@@ -1,0 +1,210 @@
+"""As much of the platform on loopback as the SDK's loop speaks to, and a worker process that speaks to it.
+
+Hands out jobs one by one or in batches, holds polls, hears results, progress, streamed chunks and pings, stops jobs,
+and refuses a body above the limit with a 400 as the platform does. Faults are set by the test.
+"""
+
+import itertools
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from urllib.parse import parse_qs, urlsplit
+
+from ..conftest import ROOT, respond
+
+PATIENCE = 120  # seconds; a process imports torch before its first picture
+LIMIT = 10_000_000  # bytes of a result
+
+
+class ControlPlane:
+    """`hold`: seconds that a poll is held. `fault(kind, number)` of the nth request of a kind: seconds to wait,
+    a status, 'drop' (unheard), 'lose' (heard, and the answer lost), or None."""
+
+    def __init__(self, hold=0.5, fault=lambda kind, number: None):
+        self.hold, self.fault = hold, fault
+        self.jobs, self.stops = queue.Queue(), queue.Queue()
+        self.taken, self.bodies, self.refused, self.pings = {}, {}, {}, []
+        self.log = []  # (kind, job id, body) as they came
+        self.counts: dict[str, int] = {}
+        self.changed = threading.Condition()
+        self.lost = threading.local()
+        self.numbers, self.cancelled = itertools.count(), set()
+
+    def __call__(self, handler):
+        address = urlsplit(handler.path)
+        parts, options = address.path.split("/")[2:], parse_qs(address.query)
+        length = int(handler.headers.get("Content-Length") or 0)
+        body = handler.rfile.read(length)
+        if not self.survives(parts[0], handler):
+            return None
+        self.lost.value = getattr(self.lost, "fault", None) == "lose"
+        if parts[0] == "job-take":
+            return self.hand_out(handler, self.held(self.jobs, 1), single=True)
+        if parts[0] == "job-take-batch":
+            return self.hand_out(handler, self.held(self.jobs, int(options["batch_size"][0])), single=False)
+        if parts[0] == "job-stop":
+            ids = self.held(self.stops, 10)
+            return answer(handler, {"jobsToStop": ids}) if ids else respond(handler, b"", 204)
+        if parts[0] == "client":
+            return answer(handler, self.serve_client(parts[1:], body))
+        if parts[0] in ("job-done", "job-stream"):
+            return self.hear(handler, parts[0], parts[2], body)
+        self.pings.append((time.monotonic(), options.get("job_id", [""])[0].split(",")))
+        return answer(handler, {})
+
+    def serve_client(self, parts, body):
+        """What a client of the endpoint `client` gets: run, status, cancel."""
+        if parts[0] == "run":
+            job_id = f"run-{next(self.numbers)}"
+            self.jobs.put({"id": job_id, **json.loads(body)})
+            return {"id": job_id, "status": "IN_QUEUE"}
+        job_id = parts[1]
+        if parts[0] == "cancel" and job_id not in self.bodies:
+            self.cancelled.add(job_id)
+            self.stops.put(job_id)
+        return {"id": job_id, **self.state(job_id)}
+
+    def state(self, job_id):
+        with self.changed:
+            if job_id in self.cancelled:
+                return {"status": "CANCELLED"}
+            for kind, one, data in reversed(self.log):
+                if one == job_id:
+                    state = "IN_PROGRESS" if kind == "progress" else "FAILED" if "error" in data else "COMPLETED"
+                    return {"status": state, **{name: data[name] for name in ("output", "error") if name in data}}
+            return {"status": "IN_PROGRESS" if job_id in self.taken else "IN_QUEUE"}
+
+    def survives(self, kind, handler):
+        with self.changed:
+            self.counts[kind] = number = self.counts.get(kind, 0) + 1
+        fault = self.fault(kind, number)
+        self.lost.fault = fault
+        if fault == "lose":
+            return True
+        if fault == "drop":
+            handler.close_connection = True
+            return False
+        if isinstance(fault, int):
+            respond(handler, b"", fault)
+            return False
+        if fault:
+            time.sleep(fault)
+        return True
+
+    def held(self, items, most):
+        try:
+            found = [items.get(timeout=self.hold)]
+        except queue.Empty:
+            return []
+        while len(found) < most and not items.empty():
+            found.append(items.get_nowait())
+        return found
+
+    def hand_out(self, handler, jobs, single):
+        if not jobs:
+            return respond(handler, b"", 204)
+        with self.changed:
+            for job in jobs:
+                self.taken.setdefault(job["id"], []).append(time.monotonic())
+            self.changed.notify_all()
+        try:
+            return answer(handler, jobs[0] if single else jobs)
+        except OSError:
+            for job in jobs:  # the worker is gone: the platform hands the job to another
+                self.jobs.put(job)
+            raise
+
+    def hear(self, handler, kind, job_id, body):
+        data = json.loads(body)
+        if len(body) > LIMIT:
+            self.refused[job_id] = len(body)
+            return respond(handler, b"", 400)
+        if kind == "job-stream":
+            kind = "chunk"
+        elif data.get("status") == "IN_PROGRESS":
+            kind = "progress"
+        else:
+            kind = "result"
+        with self.changed:
+            self.log.append((kind, job_id, data))
+            if kind == "result":
+                self.bodies.setdefault(job_id, []).append(data)
+            self.changed.notify_all()
+        if self.lost.value:
+            handler.close_connection = True
+            return None
+        return answer(handler, {})
+
+    def wait(self, true):
+        with self.changed:
+            assert self.changed.wait_for(true, PATIENCE), f"taken {list(self.taken)}, answered {list(self.bodies)}"
+
+    def result(self, job_id):
+        """The one body posted for the job."""
+        self.wait(lambda: job_id in self.bodies)
+        assert len(self.bodies[job_id]) == 1
+        return self.bodies[job_id][0]
+
+    def put(self, job_id, fields, **more):
+        self.jobs.put({"id": job_id, "input": fields, **more})
+
+    def kinds(self, job_id):
+        with self.changed:
+            return [kind for kind, one, _ in self.log if one == job_id]
+
+
+def answer(handler, data, status=200):
+    respond(handler, json.dumps(data).encode(), status, Content_Type="application/json")
+
+
+def addresses(address):
+    """The environment by which the SDK's loop finds the plane."""
+    return {
+        "RUNPOD_WEBHOOK_GET_JOB": f"{address}/v2/job-take/$ID?gpu=A40",
+        "RUNPOD_WEBHOOK_POST_OUTPUT": f"{address}/v2/job-done/$RUNPOD_POD_ID/$ID?gpu=A40",
+        "RUNPOD_WEBHOOK_POST_STREAM": f"{address}/v2/job-stream/$RUNPOD_POD_ID/$ID?gpu=A40",
+        "RUNPOD_WEBHOOK_PING": f"{address}/v2/ping/$RUNPOD_POD_ID?gpu=A40",
+        "RUNPOD_POD_ID": "pod", "RUNPOD_AI_API_KEY": "key", "RUNPOD_ENDPOINT_ID": "endpoint",
+        "RUNPOD_PING_INTERVAL": "1000", "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true",
+    }  # fmt: skip
+
+
+class WorkerProcess:
+    """`with WorkerProcess(environment): ...`: `runpod_handler.py` in the SDK's loop; `lines` is what it prints."""
+
+    def __init__(self, env, command=("runpod_handler.py",)):
+        self.env, self.command, self.lines = env, command, []
+
+    def __enter__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, *self.command], cwd=ROOT, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+        self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True)
+        self.reader.start()
+        return self
+
+    def terminate(self):
+        """SIGTERM; (the exit status, the seconds until it ended)."""
+        started = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE), time.monotonic() - started
+
+    def messages(self):
+        """The log's objects; two that were printed at once may share a line."""
+        pieces = (part for line in self.lines for part in line.replace("}{", "}\n{").splitlines())
+        return [json.loads(part) for part in pieces if part.startswith("{")]
+
+    def __exit__(self, *_):
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)  # the SDK's ping process outlives a worker that is killed
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+        self.reader.join(10)
+        self.process.stdout.close()

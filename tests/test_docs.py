@@ -1,0 +1,281 @@
+"""The documentation is held to the code: links, settings, fields, error codes, examples, patches."""
+
+import ast
+import functools
+import json
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from qwen_deploy import options, settings_page
+from qwen_worker.errors import CODES
+from qwen_worker.jobs.openai_images import call_of
+from qwen_worker.jobs.parsing import ALIASES, parse, public_fields, rule_of
+from qwen_worker.jobs.presets import Presets
+from qwen_worker.jobs.request import IMAGE_FIELDS, IMAGE_RULE, TASKS, Drawing, Edit, Lora
+from qwen_worker.network import bucket
+from qwen_worker.settings import Settings
+
+from .conftest import ROOT, run
+
+FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+JOBS, PATCHES, DEPLOYING = "docs/jobs.md", "docs/patches.md", "docs/deploying.md"
+GROUPS = {
+    "all": [task for task, model in TASKS.items() if issubclass(model, Drawing)],
+    "edits": [task for task, model in TASKS.items() if issubclass(model, Edit)],
+}
+# In replies: differs from one run to the next. What the pages cut short ends in dots.
+VOLATILE = ("processing_time", "timings", "worker_version", "created")
+MODELS = {"generate": "tiny-qwen-image/generate", "edit": "tiny-qwen-image/edit"}
+
+
+def pages():
+    """Every Markdown file of the working tree that git does not ignore, by its path from the root."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in sorted(set(found.stdout.split())) if (ROOT / name).is_file()]
+
+
+def read(page):
+    return (ROOT / page).read_text()
+
+
+def prose(page):
+    return FENCED.sub("", read(page))
+
+
+def anchors(page):
+    """The anchors that GitHub gives the page's headings."""
+    found = []
+    for title in HEADING.findall(prose(page)):
+        plain = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", title).lower()
+        anchor = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        before = sum(re.fullmatch(rf"{anchor}(-\d+)?", one) is not None for one in found)
+        found.append(f"{anchor}-{before}" if before else anchor)
+    return found
+
+
+def section(page, title):
+    """What stands below a heading, up to the next one of its level or above."""
+    level, rest = re.search(rf"^(#+) {title}\n(.*)", read(page), re.MULTILINE | re.DOTALL).groups()
+    return re.split(rf"^#{{1,{len(level)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def rows(text, *header):
+    """The rows of the table that has these first columns, as lists of cells."""
+    start = text.index("| " + " | ".join(header) + " |")
+    lines = text[start:].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def code(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def default_in(cell):
+    """The default that a cell names: a value as code, or a word."""
+    return code(cell)[0] if code(cell) else cell
+
+
+def default_of(field):
+    if field.is_required():
+        return "required"
+    return "none" if field.default in (None, (), "") else json.dumps(field.default)
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_link_leads_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(page))):
+        if re.match(r"\w+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{link} in {page}"
+        if anchor:
+            assert anchor in anchors(target.resolve().relative_to(ROOT)), f"{link} in {page}"
+
+
+def test_the_page_of_settings_is_what_its_command_writes():
+    written = settings_page.PAGE.read_text()
+    assert written == settings_page.page(), "python -m qwen_deploy.settings_page writes it anew"
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_setting_that_a_page_names_is_one(page):
+    named = set(re.findall(r"\b(?:QWEN|BUCKET)_[A-Z0-9_]*[A-Z0-9]\b(?!\.md)", read(page)))
+    assert named <= set(Settings.model_fields)
+
+
+def test_the_table_of_fields_has_every_field_with_its_limits_and_default():
+    documented = {}
+    for names, tasks, limits, default, _ in rows(read(JOBS), "field", "tasks", "limits", "default", "notes"):
+        for name in code(names):
+            for task in GROUPS.get(tasks) or code(tasks):
+                assert (task, name) not in documented
+                documented[task, name] = limits, default_in(default)
+    models = {}
+    for task in GROUPS["all"]:
+        for name in public_fields(TASKS[task]):
+            field = "images" if name in IMAGE_FIELDS else name
+            rule = IMAGE_RULE if name in ("image", "image_url") else rule_of(TASKS[task], (field,))
+            models[task, name] = rule, default_of(TASKS[task].model_fields[field])
+    assert documented == models
+
+
+@pytest.mark.parametrize(("title", "model"), [("LoRAs", Lora), ("Delivery", bucket.S3Config)])
+def test_the_tables_of_smaller_objects_have_every_field(title, model):
+    documented = {
+        name: (limits, default_in(default))
+        for names, limits, default in rows(section(JOBS, title), "field", "limits", "default")
+        for name in code(names)
+    }
+    fields = model.model_fields.items()
+    assert documented == {name: (field.description, default_of(field)) for name, field in fields}
+
+
+def test_the_table_of_other_names_has_every_alias():
+    documented = {
+        alias: code(name)[0] for names, name in rows(read(JOBS), "also called", "means") for alias in code(names)
+    }
+    assert documented == ALIASES
+
+
+def test_the_table_of_tasks_has_every_task():
+    assert [code(task)[0] for task, _ in rows(read(JOBS), "`task`", "what it does")] == list(TASKS)
+
+
+def test_the_table_of_errors_has_every_code():
+    assert [code(name)[0] for name, *_ in rows(section(JOBS, "Errors"), "code", "what it means")] == list(CODES)
+
+
+def command_lines(page):
+    """The arguments of each call of the deploy helper in the page's shell blocks; dots stand for more of them."""
+    shell = "\n".join(text for kind, text in FENCED.findall(read(page)) if kind == "bash").replace("\\\n", " ")
+    lines = re.findall(r"^ *python deploy_qwen\.py (.*)$", shell, re.MULTILINE)
+    return [[word for word in shlex.split(line, comments=True) if word != "..."] for line in lines]
+
+
+@pytest.mark.parametrize("page", ["README.md", DEPLOYING])
+def test_every_call_of_the_deploy_helper_is_understood(page):
+    calls = command_lines(page)
+    assert calls
+    for name, *arguments in calls:
+        known = name in options.COMMANDS
+        parser = options.command_parser(name) if known else options.parser("")
+        parser.parse_args(arguments if known else [name, *arguments])  # else it ends the process
+
+
+def test_every_option_of_the_deploy_helper_that_is_named_is_one():
+    parsers = [options.parser(""), *(options.command_parser(name) for name in options.COMMANDS if name != "deploy")]
+    offered = {option for one in parsers for option in re.findall(r"--[a-z][a-z-]+", one.format_help())}
+    named = {found[0] for span in code(prose(DEPLOYING)) for found in [re.match(r"--[a-z-]+", span)] if found}
+    assert named and named <= offered
+
+
+def examples(page):
+    """The JSON blocks of a page, in order."""
+    return [json.loads(text) for kind, text in FENCED.findall(read(page)) if kind == "json"]
+
+
+@pytest.mark.parametrize("page", ["README.md", JOBS])
+def test_every_job_of_the_examples_is_one(page):
+    lora = "ORG/NAME/FILE-8steps.safetensors"
+    settings = Settings(QWEN_IMAGE_FAST_LORA=lora, QWEN_EDIT_FAST_LORA=lora)
+    jobs = [one for one in examples(page) if "input" in one]
+    assert jobs
+    for job in jobs:
+        call = call_of(job["input"], MODELS)
+        if "num_inference_steps" in job["input"] and job["input"]["num_inference_steps"] > 100:
+            continue  # shown for its refusal, which is compared below
+        assert parse(call.fields() if call else job["input"], "job", Presets(settings))
+        if "s3Config" in job:
+            assert bucket.bucket_from_job(job["s3Config"], settings)
+
+
+def replies():
+    """Every job of the examples that a reply follows, with the reply; the README's job is a file."""
+    found = [(json.loads(read("test_input.json")), examples("README.md")[0])]
+    blocks = examples(JOBS)
+    for job, reply in zip(blocks, blocks[1:], strict=False):
+        if "input" in job and not {"input", "stage"} & set(reply):
+            found.append((job, reply))
+    return found
+
+
+@pytest.mark.parametrize(("job", "shown"), replies())
+def test_a_reply_of_the_examples_is_what_comes_back(warm_worker, job, shown):
+    posted = run(warm_worker, job["input"])
+    assert_shown(shown, {"error": posted["error"]} if "error" in posted else posted["output"])
+
+
+def assert_shown(shown, found):
+    """A reply as a page shows it: with the same fields, and the same values where these do not differ by themselves."""
+    if isinstance(shown, dict):
+        assert set(shown) == set(found)
+        for name in set(shown) - set(VOLATILE):
+            assert_shown(shown[name], found[name])
+        if "timings" in shown:
+            assert set(shown["timings"]) == set(found["timings"])
+    elif isinstance(shown, list):
+        assert len(shown) == len(found)
+        for one, other in zip(shown, found, strict=True):
+            assert_shown(one, other)
+    elif isinstance(shown, str) and shown.endswith("..."):
+        assert found.startswith(shown.removesuffix("..."))
+    else:
+        assert shown == found
+
+
+def sources():
+    return [*sorted((ROOT / "qwen_worker").rglob("*.py")), ROOT / "runpod_handler.py"]
+
+
+def private_names(tree):
+    """Names with one leading underscore that a module reads off others, imports, or sets in a class of theirs."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "os"):
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom):
+            yield from (node.module or "").split(".")
+        elif isinstance(node, ast.ClassDef):
+            yield from (one.id for part in node.body if isinstance(part, ast.Assign) for one in part.targets)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
+            yield getattr(node.args[1], "value", None)
+
+
+def is_private(name):
+    return isinstance(name, str) and re.fullmatch(r"_[A-Za-z]\w*", name) is not None
+
+
+def test_the_page_of_patches_names_every_private_name_that_is_used():
+    used = {name for file in sources() for name in private_names(ast.parse(file.read_text())) if is_private(name)}
+    named = set(re.findall(r"\b_[A-Za-z]\w*", read(PATCHES)))
+    assert used and used <= named
+
+
+def test_the_page_of_patches_names_nothing_that_is_gone():
+    patches = read(PATCHES).partition("## Facts")[0]
+    text = "\n".join(file.read_text() for file in sources())
+    named = {part for span in code(patches) for part in re.split(r"[.=()]", span) if is_private(part)}
+    assert named and {name for name in named if name not in text} == set()
+
+
+def test_the_page_of_patches_names_modules_that_are_there():
+    modules = set(re.findall(r"^\| `([a-z]+/\w+)` \|", read(PATCHES), re.MULTILINE))
+    assert modules and {name for name in modules if not (ROOT / f"qwen_worker/{name}.py").is_file()} == set()
+
+
+@functools.cache
+def names_of_tests():
+    """Of all tests, to compare pages with."""
+    trees = [ast.parse(file.read_text()) for file in (ROOT / "tests").rglob("test_*.py")]
+    functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return {function.name for function in functions}
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_test_that_a_page_names_is_there(page):
+    assert {span for span in code(prose(page)) if re.fullmatch(r"test_\w+", span)} <= names_of_tests()

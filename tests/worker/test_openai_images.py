@@ -1,0 +1,185 @@
+"""OpenAI's own client gets pictures, models and errors from the worker; what a call means is told without one."""
+
+import base64
+import io
+import json
+import threading
+
+import openai
+import pytest
+from PIL import Image
+
+from qwen_worker.errors import InvalidInput
+from qwen_worker.jobs.openai_images import EDITS, GENERATIONS, MODELS, Call
+from qwen_worker.jobs.reply import posted_bytes, success
+
+from ..conftest import as_text, run
+from ..support.control_plane import ControlPlane, WorkerProcess, addresses
+from ..support.openai_proxy import proxy
+
+NAMES = {"generate": "tiny-qwen-image/generate", "edit": "tiny-qwen-image/edit"}
+EXTRA = {"num_inference_steps": 2}
+
+
+@pytest.fixture
+def client(web):
+    """client(plane): the official client, whose calls become jobs of the plane."""
+    opened = []
+
+    def of(plane):
+        opened.append(openai.OpenAI(api_key="key", base_url=f"{web(proxy(plane))}/v1", max_retries=0))
+        return opened[-1]
+
+    yield of
+    for one in opened:
+        one.close()
+
+
+def opened(picture):
+    return Image.open(io.BytesIO(base64.b64decode(picture.b64_json)))
+
+
+@pytest.mark.parametrize(
+    ("stream", "fallback", "backend"), [("0", "forbid", "qwen-image"), ("1", "force", "pil-fallback")]
+)
+def test_the_official_client_against_the_worker_process(environment, web, client, scene, stream, fallback, backend):
+    plane = ControlPlane()
+    with WorkerProcess(environment(STREAM=stream, QWEN_FALLBACK=fallback, **addresses(web(plane)))) as worker:
+        ours = client(plane)
+        assert [one.id for one in ours.models.list()] == list(NAMES.values())
+        drawn = ours.images.generate(
+            prompt="a red circle", model=NAMES["generate"], n=2, size="256x256", quality="auto", user="me",
+            response_format="b64_json", output_format="webp", extra_body={**EXTRA, "seed": 5},
+        )  # fmt: skip
+        assert [opened(one).size for one in drawn.data] == [(256, 256)] * 2 and opened(drawn.data[0]).format == "WEBP"
+        assert drawn.created > 1_700_000_000
+        assert drawn.metadata["backend"] == backend and drawn.metadata["seeds"] == [5, 6]
+        plane.put("same", {"prompt": "a red circle", "size": "256x256", "seed": 6, "output_format": "webp", **EXTRA})
+        output = plane.result("same")["output"]
+        assert (output[-1] if stream == "1" else output)["image"] == drawn.data[1].b64_json
+        with pytest.raises(openai.BadRequestError) as caught:
+            ours.images.generate(prompt="a", size="257x256")
+        assert caught.value.code == "invalid_input" and caught.value.type == "invalid_request_error"
+        assert "invalid_input: width (sent as size) must be a whole number" in caught.value.message
+        edited = ours.post(
+            "/images/edits",
+            body={"prompt": "make it green", "images": [{"image_url": uri_of(scene)}], "size": "256x256", **EXTRA},
+            cast_to=openai.types.ImagesResponse,
+        )
+        assert opened(edited.data[0]).size == (256, 256) and edited.metadata["model"] == NAMES["edit"]
+        assert worker.terminate()[0] == 0
+
+
+def uri_of(picture):
+    return f"data:image/png;base64,{as_text(picture)}"
+
+
+def meant(route=GENERATIONS, **asked):
+    return Call({"openai_route": route, "openai_input": asked}, NAMES).fields()
+
+
+def test_what_a_call_means():
+    assert meant(prompt="a", model=NAMES["generate"], n=2, user="me", style=None, stream=False, size="auto") == {
+        "task": "generate", "prompt": "a", "n": 2,
+    }  # fmt: skip
+    assert meant(prompt="a", response_format="url", background="opaque", quality="hd") == {
+        "task": "generate", "prompt": "a", "delivery": "url", "preset": "quality",
+    }  # fmt: skip
+    for theirs, ours in {"low": "fast", "medium": "balanced", "high": "quality"}.items():
+        assert meant(prompt="a", quality=theirs) == {"task": "generate", "prompt": "a", "preset": ours}
+    assert "preset" not in meant(prompt="a", quality="auto")
+    loras = [{"path": "Org/Name"}]
+    assert meant(prompt="a", preset="fast", loras=loras)["loras"] == loras
+    for images in (["x", "y"], [{"image_url": "x"}, "y"]):
+        assert meant(EDITS, prompt="a", images=images) == {"task": "edit", "prompt": "a", "images": ["x", "y"]}
+    assert meant(EDITS, prompt="a", image=["x"])["images"] == ["x"]
+    assert meant(EDITS, prompt="a", image="x", strength=0.5) == {
+        "task": "edit", "prompt": "a", "image": "x", "strength": 0.5,
+    }  # fmt: skip
+    assert Call({"openai_route": MODELS}, NAMES).fields() == {"task": "health"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"openai_route": "/v1/chat/completions"}, "openai_route must be /v1/images/generations, /v1/images/edits or"),
+        ({"openai_route": ["x"]}, "openai_route must be .* not a list of 1"),
+        ({"openai_route": GENERATIONS}, "openai_input must be an object, not null"),
+        ({"openai_route": GENERATIONS, "openai_input": {}, "prompt": "a"}, '"prompt" is not a field of a job with'),
+        ({"openai_route": GENERATIONS, "openai_input": {"model": "dall-e-3"}}, "model must be .* not \"dall-e-3\""),
+        ({"openai_route": GENERATIONS, "openai_input": {"response_format": ""}}, "response_format must be 'b64_json'"),
+        ({"openai_route": EDITS, "openai_input": {"mask": "x"}}, "mask is not taken by /v1/images/edits; mask_image"),
+        ({"openai_route": EDITS, "openai_input": {"task": "debug"}}, "task is not taken by"),
+        ({"openai_route": EDITS, "openai_input": {"image": ["x"], "images": ["x"]}}, "images is given twice"),
+    ],
+)  # fmt: skip
+def test_a_call_that_cannot_be_meant_is_refused_by_its_field(given, words):
+    with pytest.raises(InvalidInput, match=words):
+        Call(given, NAMES).fields()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"quality": "low"}, "preset 'fast' is not served for generate here"),
+        ({"quality": "best"}, "quality must be 'low', 'medium', 'high' or 'hd', not \"best\""),
+        ({"quality": "high", "preset": "fast"}, "preset is given twice, as quality and as preset"),
+        ({"loras": [{"path": "x"}]}, "loras[0].path must be ORG/NAME"),
+        ({"stream": True}, '"stream" is not a field of generate'),
+        ({"partial_images": False}, '"partial_images" is not a field of generate'),
+        ({"output_compression": 0}, "output_quality (sent as output_compression) must be a whole number from 1 to 100"),
+        ({"n": 5}, "num_images (sent as n) must be a whole number from 1 to 4"),
+        ({"image": "aGk="}, "image is not taken by generate"),
+    ],
+)
+def test_the_limits_are_those_of_every_job_and_the_error_is_in_openai_s_shape(ask, asked, words):
+    body = ask(openai_route=GENERATIONS, openai_input={"prompt": "a", **asked})
+    error = json.loads(body["error"])
+    assert error["type"] == "invalid_request_error" and error["code"] == "invalid_input"
+    assert words in error["message"] and set(body) == {"error"}
+
+
+def test_a_fault_of_ours_is_a_server_error_and_asks_for_a_fresh_worker(cold_worker, monkeypatch):
+    worker = cold_worker(QWEN_FALLBACK="force")
+
+    def broken(*_):
+        raise RuntimeError("CUDA error: secret at /srv/weights")
+
+    monkeypatch.setattr("qwen_worker.pictures.fallback.draw", broken)
+    body = run(worker, {"openai_route": GENERATIONS, "openai_input": {"prompt": "a"}}, "job-9")
+    error = json.loads(body["error"])
+    assert error["type"] == "server_error" and error["message"] == "internal: job-9"
+    assert body["stopPod"] is True and "secret" not in json.dumps(body)
+
+
+def test_a_stand_in_says_so_here_too(cold_worker):
+    asked = {"prompt": "a", "size": "256x256"}
+    body = run(cold_worker(QWEN_FALLBACK="force"), {"openai_route": GENERATIONS, "openai_input": asked})
+    assert body["output"]["metadata"]["backend"] == "pil-fallback" and body["output"]["data"][0]["b64_json"]
+
+
+def test_the_answer_is_never_longer_than_the_reply_that_was_measured():
+    from qwen_worker.jobs.parsing import parse
+
+    request = parse({"task": "edit", "prompt": "a", "image": "aGk="}, "a")
+    for field in ("image", "image_url"):
+        for pictures in (["x"], ["x", "y"]):
+            reply = success(request, {"backend": "qwen-image"}, pictures, field)
+            answered = Call({"openai_route": EDITS}, NAMES).reply(reply)
+            assert posted_bytes(answered) <= posted_bytes(reply) and len(answered["data"]) == len(pictures)
+
+
+def test_two_calls_at_once_each_get_their_own(environment, web, client):
+    plane = ControlPlane()
+    with WorkerProcess(environment(QWEN_FALLBACK="force", QWEN_CONCURRENCY="2", **addresses(web(plane)))):
+        ours, found = client(plane), {}
+
+        def draw(side):
+            found[side] = opened(ours.images.generate(prompt="a", size=f"{side}x{side}").data[0]).size
+
+        threads = [threading.Thread(target=draw, args=(side,)) for side in (256, 512)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join(60)
+    assert found == {256: (256, 256), 512: (512, 512)}

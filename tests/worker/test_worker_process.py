@@ -1,0 +1,77 @@
+"""The worker as the platform starts it: a process of its own, in the SDK's loop, its local API and its test input."""
+
+import json
+import subprocess
+import sys
+import time
+
+import requests
+
+from ..conftest import ROOT, picture_of
+
+SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2}
+PATIENCE = 120  # seconds; a process imports torch before its first picture
+
+
+def run_worker(*arguments, env, file="runpod_handler.py"):
+    return subprocess.run(
+        [sys.executable, file, *arguments], cwd=ROOT, env=env, capture_output=True, text=True,
+        timeout=PATIENCE,
+    )  # fmt: skip
+
+
+def test_one_job_from_the_command_line(environment):
+    done = run_worker("--test_input", json.dumps({"input": SMALL}), env=environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "task=generate size=256x256 steps=2" in done.stdout and "backend=qwen-image code=ok" in done.stdout
+
+
+def test_the_repository_s_test_input_is_a_job(environment):
+    done = run_worker(env=environment(QWEN_FALLBACK="force"))
+    assert done.returncode == 0 and "backend=pil-fallback code=ok" in done.stdout
+
+
+def test_the_hub_s_handler_is_the_worker(environment):
+    done = run_worker(env=environment(QWEN_FALLBACK="force"), file=".runpod/handler.py")
+    assert done.returncode == 0 and "backend=pil-fallback code=ok" in done.stdout, done.stderr
+
+
+def test_a_failed_job_from_the_command_line_exits_1(environment):
+    done = run_worker("--test_input", '{"input": {"prompt": ""}}', env=environment())
+    assert done.returncode == 1 and "invalid_input: prompt must not be empty" in done.stdout
+
+
+def test_a_setting_that_cannot_be_used_ends_the_start_by_its_name(environment):
+    done = run_worker(env=environment(QWEN_FALLBACK="sometimes"))
+    assert done.returncode == 1 and "QWEN_FALLBACK" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_laptop_is_answered_in_moments_and_fetches_nothing(environment, tmp_path):
+    env = environment(QWEN_IMAGE_MODEL="Qwen/Qwen-Image", HF_HOME=str(tmp_path / "hub"), CUDA_VISIBLE_DEVICES="")
+    done = run_worker("--test_input", '{"input": {"prompt": "a cat"}}', env=env)
+    assert "needs a CUDA GPU (from 30.2 GB free" in done.stdout and "backend=pil-fallback code=ok" in done.stdout
+    assert not (tmp_path / "hub").exists()
+
+
+def test_the_local_api_serves_a_job(environment):
+    from examples.quickstart import free_port
+
+    port = free_port()
+    command = [sys.executable, "runpod_handler.py", "--rp_api_port", str(port)]
+    env = environment(SERVER_MODE="local", QWEN_FALLBACK="force")
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            body = posted_when_up(f"http://127.0.0.1:{port}/runsync", {"input": SMALL})
+        finally:
+            server.terminate()
+    assert body["status"] == "COMPLETED" and picture_of(body["output"]["image"]).size == (256, 256)
+
+
+def posted_when_up(url, body):
+    ends = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return requests.post(url, json=body, timeout=PATIENCE).json()
+        except requests.ConnectionError:
+            assert time.monotonic() < ends, "the local API did not come up"
+            time.sleep(0.2)
