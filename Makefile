@@ -11,8 +11,8 @@ run: .venv/run-installed
 test: .venv/test-installed
 	$(BIN)/python -m pytest
 
-# The long proofs, one after another, written to benchmarks/results/: about an hour on two idle cores. `make prove` again
-# goes on after the proofs that are over, which out/prove names; `rm -r out/prove` begins with the first again.
+# The long proofs, one after another, written to benchmarks/results/: about an hour (computed) on two idle cores. `make prove`
+# again goes on after the proofs that are over, which out/prove names; `rm -r out/prove` begins with the first again.
 PROOFS := $(addprefix out/prove/,costs handler throughput soak quality evaluate tests)
 .NOTPARALLEL:
 
