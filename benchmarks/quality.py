@@ -6,7 +6,6 @@ The tiny checkpoint's matrices are 128 wide, where a scale for each row has less
 models, and its shapes need few steps: the figures are for comparing, not a measure of the 20B model.
 """
 
-import importlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +54,8 @@ def presets(options) -> Iterator[dict]:
 
 
 def edits(options) -> Iterator[dict]:
-    evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
+    from qwen_tiny import evaluate
+
     tasks = evaluate.edit_tasks(options.edits, seed=23)
     if not tasks:
         return
@@ -101,8 +101,9 @@ def facts_of(task: str, preset: str, request) -> dict:
 
 def scored(pipe, options, steps: int, guidance: float) -> tuple[dict, list]:
     """What the judge finds right of the prompts, per cent, and their pictures."""
-    evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
-    judge = importlib.import_module("models.tiny-qwen-image.judge")
+    from qwen_tiny import evaluate
+    from qwen_tiny.world import judge
+
     tasks = evaluate.prompt_tasks(options.prompts, seed=23, size=(options.size, options.size))
     images = list(evaluate.pictures(pipe, tasks, steps, guidance))
     right = [judge.matches(judge.read(image), asked) for image, (_, asked, _) in zip(images, tasks, strict=True)]

@@ -2,21 +2,16 @@
 
 import copy
 import hashlib
-import importlib
-from pathlib import Path
 
+import diffusers
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
+from qwen_tiny import CHECKPOINT, architecture
+from qwen_tiny.stages import pools, vae
+from qwen_tiny.stages import text_encoder as text
+from qwen_tiny.stages import transformer as flow
 
-architecture = importlib.import_module("models.tiny-qwen-image.architecture")
-flow = importlib.import_module("models.tiny-qwen-image.flow")
-pools = importlib.import_module("models.tiny-qwen-image.pools")
-text = importlib.import_module("models.tiny-qwen-image.text")
-vae = importlib.import_module("models.tiny-qwen-image.vae")
-
-HERE = Path(architecture.__file__).parent
 MEGABYTE = 1_000_000
 
 
@@ -26,17 +21,17 @@ def digests(folder):
 
 @pytest.fixture(scope="module")
 def autoencoder():
-    return diffusers.AutoencoderKLQwenImage.from_pretrained(HERE / "generate" / "vae")
+    return diffusers.AutoencoderKLQwenImage.from_pretrained(CHECKPOINT / "generate" / "vae")
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "vae"])
 def test_both_folders_share_byte_for_byte(part):
-    shared = digests(HERE / "generate" / part)
-    assert shared and shared == digests(HERE / "edit" / part)
+    shared = digests(CHECKPOINT / "generate" / part)
+    assert shared and shared == digests(CHECKPOINT / "edit" / part)
 
 
 def test_the_whole_folder_is_small():
-    assert sum(p.stat().st_size for p in HERE.rglob("*") if p.suffix != ".pyc" and p.is_file()) <= 30 * MEGABYTE
+    assert sum(p.stat().st_size for p in CHECKPOINT.rglob("*") if p.is_file()) <= 30 * MEGABYTE
 
 
 @pytest.mark.parametrize(
@@ -44,25 +39,25 @@ def test_the_whole_folder_is_small():
     [("generate", "QwenImagePipeline"), ("edit", "QwenImageEditPipeline")],
 )
 def test_the_folder_names_its_pipeline(folder, name):
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(HERE / folder, dtype=torch.float32)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(CHECKPOINT / folder, dtype=torch.float32)
     assert type(pipeline).__name__ == name
     assert not pipeline.transformer.config.guidance_embeds
 
 
 def test_edit_plus_loads_by_class_change_only():
-    diffusers.QwenImageEditPlusPipeline.from_pretrained(HERE / "edit", dtype=torch.float32)
+    diffusers.QwenImageEditPlusPipeline.from_pretrained(CHECKPOINT / "edit", dtype=torch.float32)
 
 
 def test_template_tokens_are_those_the_pipelines_drop():
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(HERE / "generate" / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT / "generate" / "tokenizer")
     for folder, name, dropped in (
         ("generate", "QwenImagePipeline", 34),
         ("edit", "QwenImageEditPipeline", 64),
         ("edit", "QwenImageEditPlusPipeline", 64),
     ):
-        pipeline = getattr(diffusers, name).from_pretrained(HERE / folder, dtype=torch.float32)
+        pipeline = getattr(diffusers, name).from_pretrained(CHECKPOINT / folder, dtype=torch.float32)
         before = pipeline.prompt_template_encode.split("{}")[0].split("<|vision_start|>")[0]
         assert len(tokenizer(before).input_ids) == dropped, name
         assert pipeline.prompt_template_encode_start_idx == architecture.TEMPLATE_TOKENS[folder] == dropped, name
@@ -84,7 +79,7 @@ def test_single_frames_through_2d_convolutions_equal_the_video_path(autoencoder)
 
 
 def test_remembered_latents_are_those_of_this_vae_and_these_scenes(autoencoder, tmp_path):
-    edit = diffusers.DiffusionPipeline.from_pretrained(HERE / "edit", dtype=torch.float32)
+    edit = diffusers.DiffusionPipeline.from_pretrained(CHECKPOINT / "edit", dtype=torch.float32)
     reader = text.Embedder(edit.text_encoder, edit.processor)
     size = flow.Size(256, 256, 2, 1, 64, 1)
 

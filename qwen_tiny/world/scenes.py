@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .prompts import COLOURS, POSITIONS, SHAPES, SIZES
+from .wordings import COLOURS, POSITIONS, SHAPES, SIZES
 
 RGB = {
     "red": (220, 40, 40),

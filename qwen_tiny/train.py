@@ -1,4 +1,4 @@
-"""Makes the checkpoint from nothing: `python -m models.tiny-qwen-image.train`.
+"""Makes the checkpoint from nothing: `python -m qwen_tiny.train`.
 
 Six stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
 few-step LoRA (both start from the generate one), and the generate transformer once more, with captions of which some
@@ -13,12 +13,17 @@ from pathlib import Path
 import diffusers
 import torch
 
-from . import architecture, dataset, few_step, fitting, flow, forward, hints, pools, sheets, text, vae
+from . import CHECKPOINT, architecture
+from .stages import few_step, pools, sheets, vae
+from .stages import text_encoder as text
+from .stages import transformer as flow
+from .training import auxiliary as hints
+from .training import fitting, forward
+from .world import tasks as dataset
 
 STEPS = {"vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200}
 RATE = {"vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5}
 WAY = 0.7  # share of the last stage's change to the weights that is kept: with all of it the LoRA draws half as well
-HERE = Path(__file__).parent
 
 
 def main():
@@ -53,7 +58,7 @@ def round_as_saved(built):
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE, help="where the results go (default: this folder)")
+    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="where the results go (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("out/tiny-qwen-image"), help="checkpoints and sample sheets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--until", choices=STEPS, help="stop after this stage")

@@ -6,8 +6,9 @@ background never appear in its pictures or prompts. (The VAE learns from all of 
 
 from dataclasses import dataclass
 
-from . import prompts, world
-from .world import Scene
+from . import scenes as world
+from . import wordings as prompts
+from .scenes import Scene
 
 MISTAKEN = 0.35  # share of the last stage's prompts that belong to another picture
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 import torch
 from safetensors.torch import save_file
 
-from . import dataset, flow, forward, hints
+from ..training import auxiliary as hints
+from ..training import forward
+from ..world import tasks as dataset
+from . import transformer as flow
 
 LEVELS = (1.0, 0.9, 0.75, 0.5, 0.0)  # 4 even steps shifted by 3
 # The scheduler's settings for those levels, as Lightning sets them: base_shift and max_shift are ln 3.

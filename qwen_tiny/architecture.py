@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from . import prompts
+from .world import wordings as prompts
 
 # Latents have 1/16 of the picture's side and the transformer's patches 2 x 2 of them, so sides are multiples of 32:
 # the finest grid on which the edit pipeline's sides (rounded to 32) always fit.

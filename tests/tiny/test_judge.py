@@ -1,15 +1,14 @@
 """The judge names what drawn pictures show, and notices what is wrong with them."""
 
-import importlib
 import random
 
 import numpy as np
 import pytest
 from PIL import Image
 
-judge = importlib.import_module("models.tiny-qwen-image.judge")
-prompts = importlib.import_module("models.tiny-qwen-image.prompts")
-world = importlib.import_module("models.tiny-qwen-image.world")
+from qwen_tiny.world import judge
+from qwen_tiny.world import scenes as world
+from qwen_tiny.world import wordings as prompts
 
 SIZES = [(256, 256), (512, 512), (768, 512), (512, 768), (1024, 1024)]
 

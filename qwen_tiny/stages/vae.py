@@ -11,7 +11,7 @@ import random
 import torch
 import torch.nn.functional as F
 
-from . import world
+from ..world import scenes as world
 
 KL_WEIGHT = 3e-4  # against the mean absolute error of pixels in [-1, 1]
 

@@ -1,14 +1,13 @@
 """The tasks that training draws are what they claim, and never the held-out ones."""
 
-import importlib
 import random
 
 import numpy as np
 import pytest
 
-dataset = importlib.import_module("models.tiny-qwen-image.dataset")
-prompts = importlib.import_module("models.tiny-qwen-image.prompts")
-world = importlib.import_module("models.tiny-qwen-image.world")
+from qwen_tiny.world import scenes as world
+from qwen_tiny.world import tasks as dataset
+from qwen_tiny.world import wordings as prompts
 
 
 def test_training_never_sees_a_held_out_combination():

@@ -1,4 +1,4 @@
-"""Scores the checkpoint: `python -m models.tiny-qwen-image.evaluate`.
+"""Scores the checkpoint: `python -m qwen_tiny.evaluate`.
 
 Draws prompts from fresh noise and edits fresh pictures, through the stock pipelines, and lets the judge read what comes
 out. Every second prompt is a combination of colour, shape and background held out of training; edits meet them as they
@@ -14,9 +14,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from . import dataset, few_step, judge, world
+from . import CHECKPOINT
+from .stages import few_step
+from .world import judge
+from .world import scenes as world
+from .world import tasks as dataset
 
-HERE = Path(__file__).parent
 BREAKS = ("schedule", "statistics", "shuffled", "no-image")
 SIZES = (
     (256, 256), (512, 512), (384, 256), (256, 384), (768, 512), (256, 256), (512, 512), (1024, 1024),
@@ -49,7 +52,7 @@ def main():
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=HERE)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--edits", type=int, default=200)
     parser.add_argument("--steps", type=int, default=20)

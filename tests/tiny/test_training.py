@@ -3,19 +3,14 @@
 What whole training comes to is in the model card, for it takes two hours.
 """
 
-import importlib
 import sys
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-
-evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
-few_step = importlib.import_module("models.tiny-qwen-image.few_step")
-flow = importlib.import_module("models.tiny-qwen-image.flow")
-forward = importlib.import_module("models.tiny-qwen-image.forward")
-train = importlib.import_module("models.tiny-qwen-image.train")
+from qwen_tiny import evaluate, train
+from qwen_tiny.stages import few_step
+from qwen_tiny.stages import transformer as flow
+from qwen_tiny.training import forward
 
 STEPS = {"vae": 1, "text": 1, "generate": 2, "edit": 2, "few_step": 2, "mistaken": 2}
 BASE = "generate/transformer"

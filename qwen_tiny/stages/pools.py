@@ -10,7 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from . import dataset, fitting, hints, text, vae, world
+from ..training import auxiliary as hints
+from ..training import fitting
+from ..world import scenes as world
+from ..world import tasks as dataset
+from . import text_encoder as text
+from . import vae
 
 PIXELS_AT_ONCE = 1 << 20
 # Shares of prompts replaced by " ": without one the model should tell the shape from the noisy picture. Of the edits

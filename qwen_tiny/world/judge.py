@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .prompts import COLOURS
-from .world import RGB
+from .scenes import RGB
+from .wordings import COLOURS
 
 WORK_SIDE = 256  # pixels of the shorter side at which shapes are measured
 MIN_AREA = 0.004  # of the picture: less is no subject

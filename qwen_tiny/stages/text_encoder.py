@@ -10,7 +10,10 @@ import random
 import torch
 import torch.nn.functional as F
 
-from . import architecture, dataset, prompts, world
+from .. import architecture
+from ..world import scenes as world
+from ..world import tasks as dataset
+from ..world import wordings as prompts
 
 ANSWER_TOKENS = 5  # "<|im_end|>\n<|im_start|>assistant\n": the only ones that have seen the whole prompt
 LABELS = {

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from . import forward, hints
+from ..training import auxiliary as hints
+from ..training import forward
 
 SHIFT = math.exp(0.5)  # what the scheduler's dynamic shifting comes to at all of these sizes (base_shift 0.5)
 SUBJECT_WEIGHT = 3.0

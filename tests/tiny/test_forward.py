@@ -1,16 +1,13 @@
 """Training's forward pass is the transformer's own, and a choice of tokens stands for all of them."""
 
-import importlib
-
+import diffusers
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-
-architecture = importlib.import_module("models.tiny-qwen-image.architecture")
-flow = importlib.import_module("models.tiny-qwen-image.flow")
-few_step = importlib.import_module("models.tiny-qwen-image.few_step")
-forward = importlib.import_module("models.tiny-qwen-image.forward")
+from qwen_tiny import architecture
+from qwen_tiny.stages import few_step
+from qwen_tiny.stages import transformer as flow
+from qwen_tiny.training import forward
 
 SHAPES = [(1, 6, 4), (1, 6, 4)]
 

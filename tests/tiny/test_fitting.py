@@ -1,15 +1,11 @@
 """Training goes on where it was stopped, and its optimiser is the one that it says it is."""
 
 import contextlib
-import importlib
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-
-fitting = importlib.import_module("models.tiny-qwen-image.fitting")
-muon = importlib.import_module("models.tiny-qwen-image.muon")
+from qwen_tiny.training import fitting, muon
 
 STEPS = 8
 

@@ -3,18 +3,13 @@
 Small samples: the full figures are in the model card.
 """
 
-import importlib
 import math
-from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
+from qwen_tiny import CHECKPOINT, evaluate
 
-evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
-
-HERE = Path(evaluate.__file__).parent
 PROMPTS, STEPS = 48, 12
 EDITS, EDIT_STEPS = 2, 8  # of each kind
 LEAST = {"colour": 97, "background": 97, "position": 97, "size": 97, "shape": 95, "all": 92}  # per cent
@@ -29,7 +24,7 @@ def tasks():
 
 
 def score(tasks, guidance=4.0, broken=None):
-    pipeline = evaluate.load(HERE / "generate", broken=broken)
+    pipeline = evaluate.load(CHECKPOINT / "generate", broken=broken)
     return evaluate.shares(evaluate.draw(pipeline, tasks, STEPS, guidance, shuffled=broken == "shuffled"))
 
 
@@ -61,7 +56,7 @@ def edits(broken=None):
         for operation in evaluate.dataset.prompts.OPERATIONS
         for one in [task for task in tasks if task.operation == operation][:EDITS]
     ]
-    pipeline = evaluate.load(HERE / "edit", broken=broken)
+    pipeline = evaluate.load(CHECKPOINT / "edit", broken=broken)
     return evaluate.shares(evaluate.redraw(pipeline, few, EDIT_STEPS, 4.0))
 
 
@@ -75,7 +70,7 @@ def test_edits_without_their_picture_are_noticed():
 
 def levels(broken=None):
     """The noise levels that a picture of 256 x 256 is drawn at in four steps."""
-    pipeline = evaluate.load(HERE / "generate", broken=broken)
+    pipeline = evaluate.load(CHECKPOINT / "generate", broken=broken)
     list(evaluate.pictures(pipeline, [("a red circle", {}, (256, 256))], 4, 1.0))
     return pipeline.scheduler.sigmas
 

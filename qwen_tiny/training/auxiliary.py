@@ -12,7 +12,9 @@ from dataclasses import replace
 
 import torch
 
-from . import forward, prompts, world
+from ..world import scenes as world
+from ..world import wordings as prompts
+from . import forward
 
 TAPS = (1, 3)  # the blocks after which places and scenes are asked for
 PLACE, SCENE = 4, 17  # numbers asked of a token

@@ -5,7 +5,10 @@ import random
 import torch
 from PIL import Image
 
-from . import dataset, judge, vae, world
+from ..world import judge
+from ..world import scenes as world
+from ..world import tasks as dataset
+from . import vae
 
 SIDE = 256
 PROMPTS = 8
