@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from qwen_tiny.training import fitting, muon
+from qwen_tiny.training import fitting
 
 STEPS = 8
 
@@ -68,7 +68,7 @@ def test_orthogonal_matrices_keep_their_singular_vectors(shape):
     a, b, c = 3.4445, -4.7750, 2.0315
     for _ in range(5):
         values = a * values + b * values**3 + c * values**5
-    torch.testing.assert_close(muon.orthogonal(matrices), left @ values.diag_embed() @ right, rtol=0, atol=1e-12)
+    torch.testing.assert_close(fitting.orthogonal(matrices), left @ values.diag_embed() @ right, rtol=0, atol=1e-12)
 
 
 def test_muon_is_that_of_torch():
@@ -80,7 +80,7 @@ def test_muon_is_that_of_torch():
     start = [torch.randn(shape, generator=draw) for shape in ((1, 12), (12, 1)) for _ in range(3)]
     ours, theirs = ([torch.nn.Parameter(one.clone()) for one in start] for _ in range(2))
     options = {"lr": 0.1, "weight_decay": 0.1}
-    optimisers = (muon.Muon(ours, **options), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options))
+    optimisers = (fitting.Muon(ours, **options), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options))
     for _ in range(3):
         for one, other in zip(ours, theirs, strict=True):
             one.grad = torch.randn(one.shape, generator=draw)
