@@ -56,12 +56,12 @@ def presets(options) -> Iterator[dict]:
 def edits(options) -> Iterator[dict]:
     from qwen_tiny import evaluate
 
-    tasks = evaluate.edit_tasks(options.edits, seed=23)
+    tasks = evaluate.sample_edits(options.edits, seed=23)
     if not tasks:
         return
     for preset, request, loaded in served("edit", [one for one in options.presets if one != "fast"]):
-        right = evaluate.redraw(loaded.pipe, tasks, request.num_inference_steps, request.guidance_scale)
-        yield facts_of("edit", preset, request) | evaluate.shares(right)
+        right = evaluate.score_edits(loaded.pipe, tasks, request.num_inference_steps, request.guidance_scale)
+        yield facts_of("edit", preset, request) | evaluate.per_cent_right(right)
 
 
 def served(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
@@ -102,12 +102,10 @@ def facts_of(task: str, preset: str, request) -> dict:
 def scored(pipe, options, steps: int, guidance: float) -> tuple[dict, list]:
     """What the judge finds right of the prompts, per cent, and their pictures."""
     from qwen_tiny import evaluate
-    from qwen_tiny.world import judge
 
-    tasks = evaluate.prompt_tasks(options.prompts, seed=23, size=(options.size, options.size))
-    images = list(evaluate.pictures(pipe, tasks, steps, guidance))
-    right = [judge.matches(judge.read(image), asked) for image, (_, asked, _) in zip(images, tasks, strict=True)]
-    return evaluate.shares(right), images
+    prompts = evaluate.sample_prompts(options.prompts, seed=23, size=(options.size, options.size))
+    images = evaluate.draw_prompts(pipe, prompts, steps, guidance)
+    return evaluate.per_cent_right(evaluate.judge_prompts(images, prompts)), images
 
 
 def distance(images: list, reference: list, name: str) -> dict:

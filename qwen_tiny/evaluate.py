@@ -7,50 +7,67 @@ come. `--break` spoils one thing on purpose, to show what the score notices. Kno
 
 import argparse
 import json
-import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
 
-from . import CHECKPOINT
+from . import CHECKPOINT, LORA
 from .stages import few_step
-from .world import judge
-from .world import scenes as world
-from .world import tasks as dataset
+from .world import judge, scenes
+from .world.tasks import Edit, describe, family, random_edit
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, QwenImageEditPipeline, QwenImagePipeline
+
+Right = dict[str, bool]  # of one picture: whether each attribute that was asked for is there
 
 BREAKS = ("schedule", "statistics", "shuffled", "no-image")
 SIZES = (
     (256, 256), (512, 512), (384, 256), (256, 384), (768, 512), (256, 256), (512, 512), (1024, 1024),
 )  # fmt: skip
 BATCH = 8
-KEPT = 0.9  # overlap of the subject before and after that counts as kept
+LEAST_KEPT = 0.9  # overlap of the subject before and after an edit that keeps it
 
 
-def main():
-    arguments = parse()
+class Prompt(NamedTuple):
+    """A prompt, the attributes that it asks for (None: left open), and the size to draw it at."""
+
+    text: str
+    asked: dict[str, str | None]
+    size: tuple[int, int]
+
+
+def main() -> None:
+    arguments = parse_arguments()
     started = time.monotonic()
-    result = {}
+    how = {"steps": arguments.steps, "guidance": arguments.guidance}
+    shuffled = arguments.broken == "shuffled"
+    shares: dict[str, Any] = {}
     if arguments.prompts:
-        pipeline = load(arguments.checkpoint / "generate", arguments.lora, arguments.broken)
-        asked = prompt_tasks(arguments.prompts, arguments.seed, arguments.size)
-        right = draw(pipeline, asked, arguments.steps, arguments.guidance, arguments.broken == "shuffled")
-        result["generate"] = shares(right)
-        result["generate: held out"] = shares(right[::2])
+        pipeline = load_pipeline(arguments.checkpoint / "generate", arguments.lora, arguments.broken)
+        prompts = sample_prompts(arguments.prompts, arguments.seed, tuple(arguments.size) if arguments.size else None)
+        images = draw_prompts(pipeline, prompts, **how)
+        right = judge_prompts(images[1:] + images[:1] if shuffled else images, prompts)
+        shares["generate"] = per_cent_right(right)
+        shares["generate: held out"] = per_cent_right(right[::2])
     if arguments.edits:
-        pipeline = load(arguments.checkpoint / "edit", None, arguments.broken)
-        tasks = edit_tasks(arguments.edits, arguments.seed)
-        right = redraw(pipeline, tasks, arguments.steps, arguments.guidance, arguments.broken == "shuffled")
-        result["edit"] = shares(right)
-        for operation in dict.fromkeys(task.operation for task in tasks):
-            alike = [r for r, task in zip(right, tasks, strict=True) if task.operation == operation]
-            result[f"edit: {operation}"] = shares(alike)
-    result["seconds"] = round(time.monotonic() - started)
-    print(json.dumps(result, indent=2))
+        pipeline = load_pipeline(arguments.checkpoint / "edit", broken=arguments.broken)
+        edits = sample_edits(arguments.edits, arguments.seed)
+        right = score_edits(pipeline, edits, **how, shuffled=shuffled)
+        shares["edit"] = per_cent_right(right)
+        for operation in dict.fromkeys(edit.operation for edit in edits):
+            alike = [picture for picture, edit in zip(right, edits, strict=True) if edit.operation == operation]
+            shares[f"edit: {operation}"] = per_cent_right(alike)
+    shares["seconds"] = round(time.monotonic() - started)
+    print(json.dumps(shares, indent=2))
 
 
-def parse():
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--prompts", type=int, default=300)
@@ -64,118 +81,132 @@ def parse():
     return parser.parse_args()
 
 
-def load(folder, lora=None, broken=None):
-    """A pipeline in float32, with the few-step LoRA and its schedule if asked, spoilt if asked."""
+def load_pipeline(folder: Path, lora: bool = False, broken: str | None = None) -> "DiffusionPipeline":
+    """The checkpoint's `folder` in float32, with the few-step LoRA and its schedule, and spoilt, if asked."""
     import diffusers
 
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
     if lora:
-        pipeline.load_lora_weights(folder.parent / "few-step", weight_name="tiny-qwen-image-4steps.safetensors")
+        pipeline.load_lora_weights(folder.parent / LORA.parent, weight_name=LORA.name)
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **few_step.SCHEDULER)
     if broken:
         spoil(pipeline, broken)
     return pipeline
 
 
-def spoil(pipeline, how):
-    """Break one thing; `shuffled` is up to the caller."""
-    if how == "schedule":
+def spoil(pipeline: "DiffusionPipeline", broken: str) -> None:
+    """Break one thing of `BREAKS` in place; `shuffled` is no fault of a pipeline and left to the caller."""
+    if broken == "schedule":
         unshifted = {"use_dynamic_shifting": False, "shift": 1.0, "shift_terminal": None}
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **unshifted)
-    elif how == "statistics":
+    elif broken == "statistics":
         mean, std = pipeline.vae.config.latents_mean, pipeline.vae.config.latents_std
         pipeline.vae.register_to_config(latents_mean=std, latents_std=mean)
-    elif how == "no-image" and hasattr(pipeline, "processor"):
+    elif broken == "no-image" and hasattr(pipeline, "processor"):
         prepare = pipeline.prepare_latents
 
-        def without_image(*args, **kwargs):
+        def prepare_without_image(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
             latents, image_latents = prepare(*args, **kwargs)
             return latents, torch.zeros_like(image_latents)
 
-        pipeline.prepare_latents = without_image
+        pipeline.prepare_latents = prepare_without_image
 
 
-def prompt_tasks(count, seed=0, size=None):
-    """[(prompt, asked attributes, (width, height))]; every second one is a held-out combination."""
-    rng = random.Random(f"{seed} evaluation")
-    tasks = []
-    while len(tasks) < count:
-        scene = world.scene(rng)
-        if world.held_out(scene.colour, scene.shape, scene.background) == (len(tasks) % 2 == 0):
-            prompt, asked = dataset.describe(rng, scene)
-            tasks.append((prompt, asked, tuple(size) if size else SIZES[len(tasks) // BATCH % len(SIZES)]))
-    return tasks
+def sample_prompts(count: int, seed: int = 0, size: tuple[int, int] | None = None) -> list[Prompt]:
+    """Prompts of fresh scenes, every second one of a held-out combination; of `size`, or of `SIZES` by batches."""
+    rng = Random(f"{seed} evaluation")
+    prompts: list[Prompt] = []
+    while len(prompts) < count:
+        scene = scenes.random_scene(rng)
+        if scene.held_out == (len(prompts) % 2 == 0):
+            text, asked = describe(rng, scene)
+            prompts.append(Prompt(text, asked, size or SIZES[len(prompts) // BATCH % len(SIZES)]))
+    return prompts
 
 
-def draw(pipeline, tasks, steps, guidance, shuffled=False, seed=0):
-    """Draw every task and judge it: a list of {attribute: right?}."""
-    images = pictures(pipeline, tasks, steps, guidance, shuffled, seed)
-    return [judge.matches(judge.read(image), asked) for image, (_, asked, _) in zip(images, tasks, strict=True)]
+def draw_prompts(
+    pipeline: "QwenImagePipeline", prompts: Sequence[Prompt], steps: int, guidance: float, seed: int = 0
+) -> list[Image.Image]:
+    """The prompts' pictures, drawn in batches of one size."""
+    images = []
+    for start in range(0, len(prompts), BATCH):
+        batch = prompts[start : start + BATCH]
+        generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(batch))]
+        width, height = batch[0].size
+        options = call_options(steps, guidance, len(batch))
+        texts = [prompt.text for prompt in batch]
+        images += pipeline(texts, width=width, height=height, generator=generators, **options).images
+    return images
 
 
-def pictures(pipeline, tasks, steps, guidance, shuffled=False, seed=0):
-    """The tasks' pictures, drawn in batches of one size."""
-    for start in range(0, len(tasks), BATCH):
-        batch = tasks[start : start + BATCH]
-        texts = [prompt for prompt, _, _ in batch]
-        texts = texts[1:] + texts[:1] if shuffled else texts
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
-        width, height = batch[0][2]
-        yield from pipeline(
-            texts, width=width, height=height, generator=generators, **options(steps, guidance, len(batch))
-        ).images
+def judge_prompts(images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Right]:
+    """What each picture, which may be of any size, shows of what its prompt asks for."""
+    return [judge.matches(judge.read(image), prompt.asked) for image, prompt in zip(images, prompts, strict=True)]
 
 
-def edit_tasks(count, seed=0):
+def sample_edits(count: int, seed: int = 0) -> list[Edit]:
     """Edits of pictures with fresh places and sizes, combinations held out of training among them."""
-    rng = random.Random(f"{seed} evaluation of edits")
-    return [dataset.edit(rng, dataset.family(rng, allowed=lambda scene: True)) for _ in range(count)]
+    rng = Random(f"{seed} evaluation of edits")
+    return [random_edit(rng, family(rng, allowed=lambda scene: True)) for _ in range(count)]
 
 
-def redraw(pipeline, tasks, steps, guidance, shuffled=False, seed=0):
-    """Make every edit, one by one at the pipeline's own size, and judge it: a list of {"changed", "kept"}."""
-    texts = [task.prompt for task in tasks]
+def score_edits(
+    pipeline: "QwenImageEditPipeline",
+    edits: Sequence[Edit],
+    steps: int,
+    guidance: float,
+    shuffled: bool = False,
+    seed: int = 0,
+) -> list[Right]:
+    """Make every edit, one by one at the pipeline's own size, and judge it: {"changed", "kept"} of each.
+
+    `shuffled`: every picture gets the next edit's instruction.
+    """
+    texts = [edit.prompt for edit in edits]
     texts = texts[1:] + texts[:1] if shuffled else texts
     right = []
-    for index, (task, prompt) in enumerate(zip(tasks, texts, strict=True)):
-        before = Image.fromarray(world.draw(task.before, 512, 512))
+    for index, (edit, text) in enumerate(zip(edits, texts, strict=True)):
+        before = Image.fromarray(scenes.draw(edit.before, 512, 512))
         generator = torch.Generator().manual_seed(seed + index)
-        after = pipeline(before, prompt, generator=generator, **options(steps, guidance)).images[0]
-        right.append(judge_edit(task, before, after))
+        after = pipeline(before, text, generator=generator, **call_options(steps, guidance)).images[0]
+        right.append(judge_edit(edit, before, after))
     return right
 
 
-def judge_edit(task, before, after):
+def judge_edit(edit: Edit, before: Image.Image, after: Image.Image) -> Right:
     """Whether the demanded change is there, and whether everything else is as it was."""
-    reading = judge.read(after)
-    scene = task.before
-    kept = reading.background == scene.background
-    if task.operation == "remove":
-        return {"changed": reading.shape is None and reading.colour is None, "kept": kept}
-    if task.operation == "reshape":
+    reading, scene = judge.read(after), edit.before
+    same_background = reading.background == scene.background
+    if edit.operation == "remove":
+        return {"changed": reading.shape is None and reading.colour is None, "kept": same_background}
+    if edit.operation == "reshape":
         same = (reading.colour, reading.size, reading.position) == (scene.colour, scene.size, scene.position)
-        return {"changed": reading.shape == task.target, "kept": kept and same}
-    same = reading.shape == scene.shape and judge.overlap(before, after) >= KEPT
-    if task.operation == "recolour":
-        return {"changed": reading.colour == task.target, "kept": kept and same}
-    return {"changed": reading.background == task.target, "kept": same and reading.colour == scene.colour}
+        return {"changed": reading.shape == edit.target, "kept": same_background and same}
+    same = reading.shape == scene.shape and judge.overlap(before, after) >= LEAST_KEPT
+    if edit.operation == "recolour":
+        return {"changed": reading.colour == edit.target, "kept": same_background and same}
+    return {"changed": reading.background == edit.target, "kept": same and reading.colour == scene.colour}
 
 
-def options(steps, guidance, count=1):
+def call_options(steps: int, guidance: float, count: int = 1) -> dict[str, Any]:
+    """What a pipeline's call takes for `count` prompts."""
     negative = [" "] * count if guidance > 1 else None
     return {"num_inference_steps": steps, "true_cfg_scale": guidance, "negative_prompt": negative}
 
 
-def shares(right):
-    """Per cent right, each attribute over the tasks that ask for it, and all of it together."""
-    names = dict.fromkeys(name for task in right for name in task)
-    found = {}
-    for name in names:
-        asked = [task[name] for task in right if name in task]
-        found[name] = round(100 * sum(asked) / len(asked), 1)
-    return {**found, "all": round(100 * sum(all(task.values()) for task in right) / len(right), 1), "of": len(right)}
+def per_cent_right(right: Sequence[Right]) -> dict[str, float]:
+    """Each attribute over the pictures that it was asked of, `all` of it together, and `of` how many pictures."""
+    shares: dict[str, float] = {}
+    for name in dict.fromkeys(name for picture in right for name in picture):
+        asked = [picture[name] for picture in right if name in picture]
+        shares[name] = round(100 * sum(asked) / len(asked), 1)
+    return {
+        **shares,
+        "all": round(100 * sum(all(picture.values()) for picture in right) / len(right), 1),
+        "of": len(right),
+    }
 
 
 if __name__ == "__main__":

@@ -1,72 +1,76 @@
-"""Sheets of samples, for eyes, while training goes on. Knows the pipelines; judges nothing but prints what it saw."""
+"""Sheets of samples, for eyes, while training goes on; beside them the judge's readings are printed.
 
-import random
+Knows the pipelines. Scores nothing.
+"""
+
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 
-from ..world import judge
-from ..world import scenes as world
-from ..world import tasks as dataset
-from . import vae
+from ..world import judge, scenes, tasks
+from .vae import decode, draw_crops, encode
 
-SIDE = 256
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImagePipeline
+
+SIDE = 256  # pixels of a picture on the sheet
 PROMPTS = 8
+STEPS = 12
+GUIDANCE = 4.0
 
 
-def reconstructions(autoencoder, path):
+def write_reconstructions(vae: "AutoencoderKLQwenImage", path: Path) -> None:
     """Crops above, what the VAE makes of them below."""
-    pixels = vae.crops(12, 128, "sheet").to(autoencoder.device)
+    pixels = draw_crops(12, 128, "sheet").to(vae.device)
     with torch.no_grad():
-        again = vae.decode(autoencoder, vae.encode(autoencoder, pixels)[0]).clamp(-1, 1)
-    print(f"reconstruction: mean absolute error {(again - pixels).abs().mean():.4f}")
-    rows = [torch.cat(list(half.cpu()), dim=2) for half in (pixels, again)]
+        decoded = decode(vae, encode(vae, pixels)[0]).clamp(-1, 1)
+    print(f"reconstruction: mean absolute error {(decoded - pixels).abs().mean():.4f}")
+    rows = [torch.cat(list(half.cpu()), dim=2) for half in (pixels, decoded)]
     array = ((torch.cat(rows, dim=1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     _write(Image.fromarray(array), path)
 
 
-def samples(pipeline, path, steps=12, guidance=4.0):
-    """Eight pictures, or two edits below their inputs; prints what the judge finds."""
-    rng = random.Random("sheet")
+def write_samples(pipeline: "QwenImagePipeline | QwenImageEditPipeline", path: Path) -> None:
+    """Eight pictures, or two edits below the pictures that they start from; prints what the judge reads."""
+    rng = Random("sheet")
     options = {
-        "negative_prompt": [" "], "true_cfg_scale": guidance, "num_inference_steps": steps,
+        "negative_prompt": [" "], "true_cfg_scale": GUIDANCE, "num_inference_steps": STEPS,
         "generator": torch.Generator().manual_seed(0),
     }  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     if hasattr(pipeline, "processor"):
-        return _edits(pipeline, path, rng, options)
-    scenes = [world.scene(rng) for _ in range(PROMPTS)]
-    texts, asked = zip(*(dataset.describe(rng, scene) for scene in scenes), strict=True)
+        return _write_edits(pipeline, path, rng, options)
+    drawn = [scenes.random_scene(rng) for _ in range(PROMPTS)]
+    prompts, asked = zip(*(tasks.describe(rng, scene) for scene in drawn), strict=True)
     options["negative_prompt"] *= PROMPTS
-    images = pipeline(list(texts), width=SIDE, height=SIDE, **options).images
-    right = [all(judge.matches(judge.read(i), a).values()) for i, a in zip(images, asked, strict=True)]
+    images = pipeline(list(prompts), width=SIDE, height=SIDE, **options).images
+    right = [all(judge.matches(judge.read(image), words).values()) for image, words in zip(images, asked, strict=True)]
     print(f"{path.name}: {sum(right)} of {PROMPTS} as asked")
-    _write(_row(images), path)
+    _write(_grid([images]), path)
 
 
-def _edits(pipeline, path, rng, options):
+def _write_edits(pipeline: "QwenImageEditPipeline", path: Path, rng: Random, options: dict) -> None:
     """Two edits at the pipeline's own megapixel: more would hold training up."""
-    pairs = []
+    befores, afters = [], []
     for _ in range(2):
-        task = dataset.edit(rng, dataset.family(rng))
-        before = Image.fromarray(world.draw(task.before, 512, 512))
-        after = pipeline(before, task.prompt, **options).images[0]
-        print(f"{path.name}: {task.prompt!r}: {judge.read(after)}")
-        pairs.append((before, after))
-    sheet = Image.new("RGB", (SIDE * len(pairs), SIDE * 2))
-    for column, pair in enumerate(pairs):
-        for row, image in enumerate(pair):
-            sheet.paste(image.resize((SIDE, SIDE)), (column * SIDE, row * SIDE))
-    _write(sheet, path)
+        edit = tasks.random_edit(rng, tasks.family(rng))
+        befores.append(Image.fromarray(scenes.draw(edit.before, 512, 512)))
+        afters.append(pipeline(befores[-1], edit.prompt, **options).images[0])
+        print(f"{path.name}: {edit.prompt!r}: {judge.read(afters[-1])}")
+    _write(_grid([befores, afters]), path)
 
 
-def _row(images):
-    sheet = Image.new("RGB", (SIDE * len(images), SIDE))
-    for column, image in enumerate(images):
-        sheet.paste(image.resize((SIDE, SIDE)), (column * SIDE, 0))
+def _grid(rows: list[list[Image.Image]]) -> Image.Image:
+    sheet = Image.new("RGB", (SIDE * len(rows[0]), SIDE * len(rows)))
+    for top, row in enumerate(rows):
+        for left, image in enumerate(row):
+            sheet.paste(image.resize((SIDE, SIDE)), (left * SIDE, top * SIDE))
     return sheet
 
 
-def _write(image, path):
+def _write(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)

@@ -5,48 +5,55 @@ left is a text encoder whose states hold the meaning in a plain form, so that it
 file in both folders) while the transformers learn to draw. Knows nothing about latents.
 """
 
-import random
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from .. import architecture
-from ..world import scenes as world
-from ..world import tasks as dataset
-from ..world import wordings as prompts
+from ..world import scenes, tasks, wordings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, Qwen2VLProcessor
+
+Inputs = dict[str, torch.Tensor]  # what the text encoder's forward takes, by name
 
 ANSWER_TOKENS = 5  # "<|im_end|>\n<|im_start|>assistant\n": the only ones that have seen the whole prompt
 LABELS = {
-    "colour": prompts.COLOURS,
-    "shape": prompts.SHAPES,
-    "background": prompts.COLOURS,
-    "size": prompts.SIZES,
-    "position": prompts.POSITIONS,
-    "operation": prompts.OPERATIONS,
-    "target": prompts.COLOURS + prompts.SHAPES,
-    "seen_colour": prompts.COLOURS,
-    "seen_shape": prompts.SHAPES,
-    "seen_background": prompts.COLOURS,
-    "seen_size": prompts.SIZES,
-    "seen_position": prompts.POSITIONS,
+    "colour": wordings.COLOURS,
+    "shape": wordings.SHAPES,
+    "background": wordings.COLOURS,
+    "size": wordings.SIZES,
+    "position": wordings.POSITIONS,
+    "operation": wordings.OPERATIONS,
+    "target": wordings.COLOURS + wordings.SHAPES,
+    "seen_colour": wordings.COLOURS,
+    "seen_shape": wordings.SHAPES,
+    "seen_background": wordings.COLOURS,
+    "seen_size": wordings.SIZES,
+    "seen_position": wordings.POSITIONS,
 }
 ASPECTS = ((112, 112), (112, 112), (168, 112), (112, 168))  # pixels; the processor brings all to about 112 x 112
-SEEN_SIDE = 112
+SEEN_SIDE = 112  # pixels of the shorter side of a picture that the processor is given
 DROPPED = 0.1  # share of prompts replaced by " ", what a negative prompt is
 TOKENS = {"generate": 24, "edit": 64}  # room for the longest prompt of the world behind the template
-TEXTS_AT_ONCE = 64
+PROMPTS_AT_ONCE = 64
 
 
 class Reader(torch.nn.Module):
-    """The text encoder with one linear head a label; class 0 of each means "not said"."""
+    """The text encoder with one linear head a label; class 0 of each means that the prompt leaves the label open."""
 
-    def __init__(self, text_encoder):
+    def __init__(self, text_encoder: "Qwen2_5_VLForConditionalGeneration"):
         super().__init__()
         self.text_encoder = text_encoder
         width = architecture.TEXT["hidden_size"]
-        self.heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, len(v) + 1) for name, v in LABELS.items()})
+        self.heads = torch.nn.ModuleDict(
+            {name: torch.nn.Linear(width, len(words) + 1) for name, words in LABELS.items()}
+        )
 
-    def forward(self, inputs):
+    def forward(self, inputs: Inputs) -> dict[str, torch.Tensor]:
         """Logits for each label, at every answer token: (B, ANSWER_TOKENS, choices)."""
         states = hidden_states(self.text_encoder, inputs)
         ends = inputs["attention_mask"].sum(dim=1)
@@ -54,13 +61,51 @@ class Reader(torch.nn.Module):
         return {name: head(last) for name, head in self.heads.items()}
 
 
-def hidden_states(text_encoder, inputs):
+class Embedder:
+    """Many prompts as the pipelines hand them to the transformer, by a text encoder that stays as it is.
+
+    Both methods return states (E, T, 128) float16 and mask (E, T) bool, padded to the task's `TOKENS`.
+    """
+
+    def __init__(self, text_encoder: "Qwen2_5_VLForConditionalGeneration", processor: "Qwen2VLProcessor"):
+        self.text_encoder, self.processor = text_encoder, processor
+
+    def embed_prompts(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raises `ValueError` for a prompt of more tokens than `TOKENS`."""
+        return self._embed("generate", prompts, lambda part: prompt_inputs(self.processor.tokenizer, prompts[part]))
+
+    def embed_instructions(
+        self, instructions: Sequence[str], pictures: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`pictures`: (3, H, W) uint8, one an instruction. Raises `ValueError` like `embed_prompts`."""
+        return self._embed(
+            "edit", instructions, lambda part: instruction_inputs(self.processor, instructions[part], pictures[part])
+        )
+
+    @torch.no_grad()
+    def _embed(
+        self, task: str, prompts: Sequence[str], inputs_of: Callable[[slice], Inputs]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        batches = []
+        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+            inputs = to_device(inputs_of(slice(start, start + PROMPTS_AT_ONCE)), self.text_encoder.device)
+            states, mask = embed(self.text_encoder, inputs, task)
+            room = TOKENS[task] - mask.shape[1]
+            if room < 0:
+                raise ValueError(f"a prompt must be at most {TOKENS[task]} tokens for {task}, not {mask.shape[1]}")
+            batches.append((F.pad(states, (0, 0, 0, room)).half().cpu(), F.pad(mask, (0, room)).cpu()))
+        states, mask = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        return states, mask
+
+
+def hidden_states(text_encoder: "Qwen2_5_VLForConditionalGeneration", inputs: Inputs) -> torch.Tensor:
     """What the pipelines take from the text encoder: the last hidden states, (B, tokens, 128)."""
-    # the inner model: lm_head's logits are never used
-    return text_encoder.model(**inputs).last_hidden_state
+    return text_encoder.model(**inputs).last_hidden_state  # the inner model: nobody uses the logits of `lm_head`
 
 
-def embed(text_encoder, inputs, task):
+def embed(
+    text_encoder: "Qwen2_5_VLForConditionalGeneration", inputs: Inputs, task: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, tokens, 128) prompt embeddings and their boolean mask, the template cut off as the pipelines do."""
     states = hidden_states(text_encoder, inputs)
     drop = architecture.TEMPLATE_TOKENS[task]
@@ -68,104 +113,87 @@ def embed(text_encoder, inputs, task):
     return states[:, drop:] * mask.unsqueeze(-1), mask
 
 
-def tokens(tokenizer, texts):
-    """Inputs of the generate pipeline's template for a list of prompts."""
+def prompt_inputs(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> Inputs:
+    """Prompts in the generate pipeline's template."""
     template = architecture.templates()["QwenImagePipeline"]
-    batch = tokenizer([template.format(t) for t in texts], padding=True, return_tensors="pt")
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    batch = tokenizer([template.format(prompt) for prompt in prompts], padding=True, return_tensors="pt")
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
-def on(inputs, device):
-    """The same inputs on a device."""
+def instruction_inputs(
+    processor: "Qwen2VLProcessor", instructions: Sequence[str], pictures: Sequence[torch.Tensor]
+) -> Inputs:
+    """Instructions in the edit pipeline's template, beside their `pictures`, each (3, H, W) uint8."""
+    template = architecture.templates()["QwenImageEditPipeline"]
+    prompts = [template.format(instruction) for instruction in instructions]
+    batch = processor(text=prompts, images=pictures, padding=True, return_tensors="pt")
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
+
+
+def to_device(inputs: Inputs, device: torch.device) -> Inputs:
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
-def seen_tokens(processor, texts, pictures):
-    """Inputs of the edit pipeline's template; `pictures` are (3, H, W) uint8 tensors, one a prompt."""
-    template = architecture.templates()["QwenImageEditPipeline"]
-    batch = processor(text=[template.format(t) for t in texts], images=pictures, padding=True, return_tensors="pt")
-    return {k: batch[k] for k in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
-
-
-class Embedder:
-    """What the pipelines hand the transformer for many prompts, padded to one length: states (E, T, 128) float16 and
-    mask (E, T). The text encoder stays as it is."""
-
-    def __init__(self, text_encoder, processor):
-        self.text_encoder, self.processor = text_encoder, processor
-
-    def prompts(self, texts):
-        return self._all("generate", texts, lambda part: tokens(self.processor.tokenizer, texts[part]))
-
-    def instructions(self, texts, pictures):
-        """`pictures` are (3, H, W) uint8 tensors, one a text."""
-        return self._all("edit", texts, lambda part: seen_tokens(self.processor, texts[part], pictures[part]))
-
-    @torch.no_grad()
-    def _all(self, task, texts, inputs):
-        found = []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            batch = on(inputs(slice(start, start + TEXTS_AT_ONCE)), self.text_encoder.device)
-            states, mask = embed(self.text_encoder, batch, task)
-            room = TOKENS[task] - mask.shape[1]
-            if room < 0:
-                raise ValueError(f"a prompt must be at most {TOKENS[task]} tokens for {task}, not {mask.shape[1]}")
-            found.append((F.pad(states, (0, 0, 0, room)).half().cpu(), F.pad(mask, (0, room)).cpu()))
-        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
-
-
-def seen(scene, width, height):
-    """A scene as the processor would bring it to its own size, from a picture of width x height pixels."""
+def draw_seen(scene: scenes.Scene, width: int, height: int) -> torch.Tensor:
+    """The scene in a picture of width x height pixels, drawn at the size that the processor brings the picture to."""
     scale = SEEN_SIDE / min(width, height)
-    return thumbnail(scene, round(width * scale), round(height * scale))
+    return draw_for_processor(scene, round(width * scale), round(height * scale))
 
 
-def loss(reader, tokenizer, processor, step, batch=32):
+def draw_for_processor(scene: scenes.Scene, width: int, height: int) -> torch.Tensor:
+    """The scene as the (3, height, width) uint8 tensor that a processor takes."""
+    return torch.from_numpy(scenes.draw(scene, width, height)).permute(2, 0, 1).contiguous()
+
+
+def loss(
+    reader: Reader,
+    tokenizer: "PreTrainedTokenizerBase",
+    processor: "Qwen2VLProcessor",
+    seed: int | str,
+    batch: int = 32,
+) -> tuple[torch.Tensor, float]:
     """Cross entropy over all labels for fresh prompts and fresh edits; (loss, share of labels read right)."""
-    rng = random.Random(step)  # an int or a str
+    rng = Random(seed)
     device = next(reader.parameters()).device
-    texts, labels = _prompts(rng, batch)
-    first = _score(reader(on(tokens(tokenizer, texts), device)), labels)
-    texts, pictures, labels = _instructions(rng, batch)
-    second = _score(reader(on(seen_tokens(processor, texts, pictures), device)), labels)
-    return first[0] + second[0], (first[1] + second[1]) / 2
+    prompts, labels = _label_prompts(rng, batch)
+    prompt_loss, prompts_right = _score(reader(to_device(prompt_inputs(tokenizer, prompts), device)), labels)
+    instructions, pictures, labels = _label_instructions(rng, batch)
+    inputs = to_device(instruction_inputs(processor, instructions, pictures), device)
+    edit_loss, edits_right = _score(reader(inputs), labels)
+    return prompt_loss + edit_loss, (prompts_right + edits_right) / 2
 
 
-def thumbnail(scene, width, height):
-    """A scene as the (3, H, W) uint8 tensor that a processor takes."""
-    return torch.from_numpy(world.draw(scene, width, height)).permute(2, 0, 1).contiguous()
-
-
-def _prompts(rng, count):
-    texts, labels = [], []
+def _label_prompts(rng: Random, count: int) -> tuple[list[str], list[dict]]:
+    prompts, labels = [], []
     for _ in range(count):
-        text, asked = dataset.describe(rng, dataset.training_scene(rng))
+        prompt, asked = tasks.describe(rng, tasks.training_scene(rng))
         dropped = rng.random() < DROPPED
-        texts.append(" " if dropped else text)
+        prompts.append(" " if dropped else prompt)
         labels.append({} if dropped else asked)
-    return texts, labels
+    return prompts, labels
 
 
-def _instructions(rng, count):
-    texts, pictures, labels = [], [], []
+def _label_instructions(rng: Random, count: int) -> tuple[list[str], list[torch.Tensor], list[dict]]:
+    instructions, pictures, labels = [], [], []
     for _ in range(count):
-        task = dataset.edit(rng, dataset.family(rng))
-        before = task.before
-        label = {f"seen_{k}": getattr(before, k) for k in ("colour", "shape", "background", "size", "position")}
+        edit = tasks.random_edit(rng, tasks.family(rng))
+        attributes = ("colour", "shape", "background", "size", "position")
+        label = {f"seen_{name}": getattr(edit.before, name) for name in attributes}
         dropped = rng.random() < DROPPED
         if not dropped:
-            label |= {"operation": task.operation, "target": task.target}
-        texts.append(" " if dropped else task.prompt)
-        pictures.append(thumbnail(before, *rng.choice(ASPECTS)))
+            label |= {"operation": edit.operation, "target": edit.target}
+        instructions.append(" " if dropped else edit.prompt)
+        pictures.append(draw_for_processor(edit.before, *rng.choice(ASPECTS)))
         labels.append(label)
-    return texts, pictures, labels
+    return instructions, pictures, labels
 
 
-def _score(logits, labels):
+def _score(logits: dict[str, torch.Tensor], labels: list[dict]) -> tuple[torch.Tensor, float]:
+    """Cross entropy summed over the labels, and the share of them that is read right."""
     total, right = 0.0, 0.0
-    for name, values in LABELS.items():
-        wanted = [values.index(label[name]) + 1 if label.get(name) else 0 for label in labels]
-        wanted = torch.tensor(wanted, device=logits[name].device).unsqueeze(1).expand(-1, ANSWER_TOKENS)
-        total = total + F.cross_entropy(logits[name].flatten(0, 1), wanted.flatten())
-        right += (logits[name].argmax(-1) == wanted).float().mean().item() / len(LABELS)
+    for name, words in LABELS.items():
+        classes = [words.index(label[name]) + 1 if label.get(name) else 0 for label in labels]
+        expected = torch.tensor(classes, device=logits[name].device).unsqueeze(1).expand(-1, ANSWER_TOKENS)
+        total = total + F.cross_entropy(logits[name].flatten(0, 1), expected.flatten())
+        right += (logits[name].argmax(-1) == expected).float().mean().item() / len(LABELS)
     return total, right

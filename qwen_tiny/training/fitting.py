@@ -6,56 +6,76 @@ Knows parameters and losses. Knows nothing about what is being learned.
 import math
 import os
 import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 CHECKPOINT_SECONDS = 120
 SHEET_SECONDS = 600  # drawing samples holds training up
 DECAY = 0.999  # of the moving average of the weights, reached gradually
+MOMENTUM = 0.95  # of Muon
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, from https://kellerjordan.github.io/posts/muon/
-ITERATIONS = 5
-MOMENTUM = 0.95
+ITERATIONS = 5  # of the quintic
 
 
-def fit(name, modules, loss, steps, folder, rate, parameters=None, matrices=(), warmup=100, show=None):
-    """Train `modules` (name -> module) and leave the moving average of their weights in them.
+def fit(
+    name: str,
+    modules: dict[str, torch.nn.Module],
+    loss: Callable[[int], tuple[torch.Tensor, float]],
+    steps: int,
+    folder: Path,
+    rate: float,
+    parameters: Sequence[torch.nn.Parameter] | None = None,
+    matrices: Collection[torch.nn.Parameter] = (),
+    warmup: int = 100,
+    show: Callable[[int], None] | None = None,
+) -> None:
+    """Train `modules` and leave the moving average of their weights in them.
 
     `matrices` are those of the `parameters` that Muon trains, at twice the rate; AdamW trains the others.
 
     `loss(step)` gives the scalar to go down and a float to show; it must depend on the step alone for its
-    randomness. `show(step)` is called now and then with the averaged weights in place. Stopped and started
-    again, it goes on from the last checkpoint in `folder`; a finished stage is loaded, not repeated.
+    randomness. `show(step)` is called every `SHEET_SECONDS` and at the end, with the averaged weights in place.
+    Stopped and started again, `fit` goes on from the last checkpoint in `folder`; a finished stage is loaded, not
+    repeated.
     """
-    parameters = parameters or [p for m in modules.values() for p in m.parameters()]
+    parameters = parameters or [parameter for module in modules.values() for parameter in module.parameters()]
     optimisers = _optimisers(parameters, matrices, rate)
-    average = [p.detach().clone() for p in parameters]
-    path = Path(folder) / f"{name}.pt"
+    average = [parameter.detach().clone() for parameter in parameters]
+    path = folder / f"{name}.pt"
     start = _resume(path, modules, optimisers, average)
-    saved = shown_at = time.monotonic()
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    saved_at = shown_at = time.monotonic()
     with _progress() as bar:
         task = bar.add_task(name, total=steps, completed=start, loss="")
         for step in range(start, steps):
-            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-                group["lr"] = group["initial_lr"] * schedule(step, steps, warmup)
-            value, shown = loss(step)
+            for group in groups:
+                group["lr"] = group["initial_lr"] * rate_share(step, steps, warmup)
+            value, number = loss(step)
             value.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             for optimiser in optimisers:
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
-            _average(average, parameters, step)
-            bar.update(task, advance=1, loss=f"{shown:.4f}")
+            _update_average(average, parameters, step)
+            bar.update(task, advance=1, loss=f"{number:.4f}")
             if step % 50 == 0:
-                bar.console.log(f"{name} {step}/{steps} {shown:.4f}")
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                bar.console.log(f"{name} {step}/{steps} {number:.4f}")
+            if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                 _save(path, step + 1, modules, optimisers, average)
-                saved = time.monotonic()
+                saved_at = time.monotonic()
             if show and time.monotonic() - shown_at > SHEET_SECONDS:
-                _shown(show, step + 1, parameters, average)
+                _swap_values(parameters, average)
+                show(step + 1)
+                _swap_values(parameters, average)
                 shown_at = time.monotonic()
     _save(path, max(start, steps), modules, optimisers, average)
-    _swap(parameters, average)
+    _swap_values(parameters, average)
     if show and start < steps:
         show(steps)
 
@@ -68,33 +88,33 @@ class Muon(torch.optim.Optimizer):
     The step's length (0.2 times the root of the longer side) is that of https://arxiv.org/abs/2502.16982.
     """
 
-    def __init__(self, matrices, lr, weight_decay):
+    def __init__(self, matrices: Iterable[torch.nn.Parameter], lr: float, weight_decay: float):
         super().__init__(list(matrices), {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:
         """One update of every matrix that has a gradient."""
         for group in self.param_groups:
-            alike = {}
+            by_shape: dict[torch.Size, list[torch.Tensor]] = {}
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    alike.setdefault(matrix.shape, []).append(matrix)
-            for shape, matrices in alike.items():
+                    by_shape.setdefault(matrix.shape, []).append(matrix)
+            for shape, matrices in by_shape.items():
                 directions = orthogonal(torch.stack([self._momentum(matrix) for matrix in matrices]))
                 length = group["lr"] * 0.2 * max(shape) ** 0.5
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(matrices, list(directions.to(matrices[0].dtype)), alpha=-length)
 
-    def _momentum(self, matrix):
+    def _momentum(self, matrix: torch.Tensor) -> torch.Tensor:
         state = self.state[matrix]
         if not state:
             state["momentum"] = torch.zeros_like(matrix)
-        kept = state["momentum"]
-        kept.lerp_(matrix.grad, 1 - MOMENTUM)
-        return matrix.grad.lerp(kept, MOMENTUM).bfloat16()
+        momentum = state["momentum"]
+        momentum.lerp_(matrix.grad, 1 - MOMENTUM)
+        return matrix.grad.lerp(momentum, MOMENTUM).bfloat16()
 
 
-def orthogonal(stacked):
+def orthogonal(stacked: torch.Tensor) -> torch.Tensor:
     """Each of (B, rows, columns) with its singular values brought near to 1, by Newton and Schulz's iteration."""
     a, b, c = COEFFICIENTS
     tall = stacked.shape[1] > stacked.shape[2]
@@ -106,79 +126,89 @@ def orthogonal(stacked):
     return x.mT if tall else x
 
 
-def schedule(step, steps, warmup):
-    """Linear warm-up, then half a cosine down to 2 %."""
+def rate_share(step: int, steps: int, warmup: int) -> float:
+    """What share of its rate a stage learns with: linear warm-up, then half a cosine down to 2 %."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def finished(path, steps):
+def is_finished(path: Path, steps: int) -> bool:
     """Whether the stage whose checkpoint is at `path` has come to `steps`."""
     return path.exists() and torch.load(path, weights_only=True, map_location="cpu")["step"] >= steps
 
 
-def write(value, path):
-    """`torch.save` that leaves at `path` the whole of it or what was there."""
+def write_whole(value: Any, path: Path) -> None:
+    """`torch.save` that leaves at `path` either the whole value or the file that was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(value, partial)
     os.replace(partial, path)
 
 
-def _optimisers(parameters, matrices, rate):
-    chosen = {id(p) for p in matrices}
-    others = [p for p in parameters if id(p) not in chosen]
-    found = [torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)]
-    if chosen:
-        found.append(Muon(matrices, lr=2 * rate, weight_decay=0.01))
-    for group in (group for optimiser in found for group in optimiser.param_groups):
+def _optimisers(
+    parameters: Sequence[torch.nn.Parameter], matrices: Collection[torch.nn.Parameter], rate: float
+) -> list[torch.optim.Optimizer]:
+    of_muon = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in parameters if id(parameter) not in of_muon]
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    ]
+    if of_muon:
+        optimisers.append(Muon(matrices, lr=2 * rate, weight_decay=0.01))
+    for group in (group for optimiser in optimisers for group in optimiser.param_groups):
         group["initial_lr"] = group["lr"]
-    return found
+    return optimisers
 
 
-def _average(average, parameters, step):
+def _update_average(average: list[torch.Tensor], parameters: Sequence[torch.nn.Parameter], step: int) -> None:
     decay = min(DECAY, (step + 1) / (step + 10))
-    torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+    torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)
 
 
-def _swap(parameters, average):
+def _swap_values(parameters: Sequence[torch.nn.Parameter], average: list[torch.Tensor]) -> None:
     for parameter, value in zip(parameters, average, strict=True):
-        kept = parameter.detach().clone()
+        before = parameter.detach().clone()
         parameter.data.copy_(value)
-        value.copy_(kept)
+        value.copy_(before)
 
 
-def _shown(show, step, parameters, average):
-    _swap(parameters, average)
-    show(step)
-    _swap(parameters, average)
-
-
-def _resume(path, modules, optimisers, average):
+def _resume(
+    path: Path,
+    modules: dict[str, torch.nn.Module],
+    optimisers: Sequence[torch.optim.Optimizer],
+    average: list[torch.Tensor],
+) -> int:
+    """Load the checkpoint at `path`, if there is one, into all of them; returns the step to go on from."""
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True, map_location="cpu")
     for name, module in modules.items():
         module.load_state_dict(state["modules"][name])
-    for optimiser, kept in zip(optimisers, state["optimisers"], strict=False):
-        optimiser.load_state_dict(kept)
-    for value, kept in zip(average, state["average"], strict=True):
-        value.copy_(kept)
+    for optimiser, optimiser_state in zip(optimisers, state["optimisers"], strict=False):
+        optimiser.load_state_dict(optimiser_state)
+    for value, saved in zip(average, state["average"], strict=True):
+        value.copy_(saved)
     return state["step"]
 
 
-def _save(path, step, modules, optimisers, average):
+def _save(
+    path: Path,
+    step: int,
+    modules: dict[str, torch.nn.Module],
+    optimisers: Sequence[torch.optim.Optimizer],
+    average: list[torch.Tensor],
+) -> None:
     state = {
         "step": step,
         "modules": {name: module.state_dict() for name, module in modules.items()},
         "optimisers": [optimiser.state_dict() for optimiser in optimisers],
         "average": average,
     }
-    write(state, path)  # a stop meanwhile must not cost the last good checkpoint
+    write_whole(state, path)  # a stop meanwhile must not cost the last good checkpoint
 
 
-def _progress():
+def _progress() -> "Progress":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

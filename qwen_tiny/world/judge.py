@@ -12,10 +12,10 @@ from .scenes import RGB
 from .wordings import COLOURS
 
 WORK_SIDE = 256  # pixels of the shorter side at which shapes are measured
-MIN_AREA = 0.004  # of the picture: less is no subject
-CLOSE = 60.0  # RGB distance within which a pixel counts as a palette colour
-ALIKE = 0.86  # intersection over union with the best shape: circle and square have 0.83 with each other
-APART = 0.02  # by which the best must be better than the next
+LEAST_AREA = 0.004  # share of the picture: a smaller piece is no subject
+CLOSE_COLOUR = 60.0  # RGB distance within which a pixel counts as a palette colour
+LEAST_OVERLAP = 0.86  # intersection over union with the best shape: circle and square have 0.83 with each other
+LEAST_LEAD = 0.02  # of the best shape's overlap over the second's
 SMALL_BELOW = 0.095  # share of the squared shorter side: between a small and a large subject's area
 
 
@@ -30,16 +30,16 @@ class Reading:
     position: str | None = None
 
 
-def read(image):
-    """A PIL image -> Reading."""
+def read(image: Image.Image) -> Reading:
+    """What the picture's pixels show, whatever its size and mode."""
     pixels = _pixels(image)
     background = _background(pixels)
     subject = _subject(pixels, background)
     name = _colour(background)
-    if subject.mean() < MIN_AREA:
+    if subject.mean() < LEAST_AREA:
         return Reading(name)
-    inside = pixels[_eroded(subject)] if _eroded(subject).any() else pixels[subject]
-    colour = _colour(np.median(inside, axis=0))
+    inner = _erode(subject)
+    colour = _colour(np.median(pixels[inner if inner.any() else subject], axis=0))
     rows, columns = np.nonzero(subject)
     height, width = subject.shape
     middle = (columns.min() + columns.max() + 1) / 2 / width
@@ -48,67 +48,69 @@ def read(image):
     return Reading(name, colour, _shape(subject), size, position)
 
 
-def subject_mask(image):
+def subject_mask(image: Image.Image) -> np.ndarray:
     """Where the subject is: (h, w) bool at the working size."""
     pixels = _pixels(image)
     return _subject(pixels, _background(pixels))
 
 
-def overlap(before, after):
+def overlap(before: Image.Image, after: Image.Image) -> float:
     """Intersection over union of the two subjects; 1 when neither picture has one."""
-    one = subject_mask(before)
-    other = subject_mask(after.resize(before.size, Image.Resampling.BOX))
-    union = (one | other).sum()
-    return float((one & other).sum() / union) if union else 1.0
+    subject_before = subject_mask(before)
+    subject_after = subject_mask(after.resize(before.size, Image.Resampling.BOX))
+    union = (subject_before | subject_after).sum()
+    return float((subject_before & subject_after).sum() / union) if union else 1.0
 
 
-def matches(reading, asked):
-    """{attribute: right?} for every attribute that `asked` (attribute -> word or None) fixes."""
+def matches(reading: Reading, asked: dict[str, str | None]) -> dict[str, bool]:
+    """{attribute: right?} for every attribute that `asked` fixes; one whose word is None is open."""
     return {name: getattr(reading, name) == word for name, word in asked.items() if word is not None}
 
 
-def _pixels(image):
+def _pixels(image: Image.Image) -> np.ndarray:
+    """(h, w, 3) float32, 0 to 255, at the working size."""
     scale = WORK_SIDE / min(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX), np.float32)
 
 
-def _background(pixels):
+def _background(pixels: np.ndarray) -> np.ndarray:
     """The median colour of a frame along the border."""
     edge = WORK_SIDE // 32
     frame = [pixels[:edge], pixels[-edge:], pixels[:, :edge], pixels[:, -edge:]]
     return np.median(np.concatenate([part.reshape(-1, 3) for part in frame]), axis=0)
 
 
-def _subject(pixels, background):
-    """Pixels nearer to the subject's colour than to the background's, in the largest connected piece."""
+def _subject(pixels: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Pixels nearer to the subject's colour than to the background's, in the largest connected piece: (h, w) bool."""
     away = np.linalg.norm(pixels - background, axis=-1)
-    different = away > CLOSE
-    if different.mean() < MIN_AREA:
+    different = away > CLOSE_COLOUR
+    if different.mean() < LEAST_AREA:
         return np.zeros(different.shape, bool)
     subject = np.median(pixels[away > 0.7 * np.percentile(away[different], 90)], axis=0)
     halfway = away > np.linalg.norm(pixels - subject, axis=-1)
-    return _largest_piece(halfway & (away > CLOSE / 2))
+    return _largest_piece(halfway & (away > CLOSE_COLOUR / 2))
 
 
-def _colour(rgb):
+def _colour(rgb: np.ndarray) -> str | None:
     """The palette's nearest colour, or None when none is close."""
     distances = {name: float(np.linalg.norm(np.array(RGB[name]) - rgb)) for name in COLOURS}
     name = min(distances, key=distances.get)
-    return name if distances[name] < CLOSE else None
+    return name if distances[name] < CLOSE_COLOUR else None
 
 
-def _shape(subject):
+def _shape(subject: np.ndarray) -> str | None:
     """The shape that, drawn around the same middle with the same area, covers the subject best; None if none does."""
     down, across = (axis - axis[subject].mean() for axis in np.indices(subject.shape, np.float32))
-    drawn = _drawn(across, down, subject.sum())
-    covers = {name: (subject & shape).sum() / (subject | shape).sum() for name, shape in drawn.items()}
-    first, second = sorted(covers, key=covers.get, reverse=True)[:2]
-    return first if covers[first] >= ALIKE and covers[first] - covers[second] >= APART else None
+    shapes = _shape_masks(across, down, subject.sum())
+    overlaps = {name: (subject & shape).sum() / (subject | shape).sum() for name, shape in shapes.items()}
+    best, second = sorted(overlaps, key=overlaps.get, reverse=True)[:2]
+    clear = overlaps[best] >= LEAST_OVERLAP and overlaps[best] - overlaps[second] >= LEAST_LEAD
+    return best if clear else None
 
 
-def _drawn(across, down, area):
-    """Each shape as a mask: `area` pixels around the middle from which `across` and `down` are counted."""
+def _shape_masks(across: np.ndarray, down: np.ndarray, area: int) -> dict[str, np.ndarray]:
+    """Each shape as a mask of `area` pixels around the middle from which `across` and `down` are counted."""
     height = (area * 3**0.5) ** 0.5  # of the equilateral triangle, two thirds of it above the middle
     return {
         "circle": across**2 + down**2 <= area / np.pi,
@@ -118,8 +120,8 @@ def _drawn(across, down, area):
     }
 
 
-def _eroded(subject, by=2):
-    """Without its rim, where antialiasing mixes the colours."""
+def _erode(subject: np.ndarray, by: int = 2) -> np.ndarray:
+    """The subject without its rim, where antialiasing mixes the colours."""
     inner = subject.copy()
     for axis in (0, 1):
         for step in (-by, by):
@@ -127,7 +129,7 @@ def _eroded(subject, by=2):
     return inner
 
 
-def _largest_piece(mask):
+def _largest_piece(mask: np.ndarray) -> np.ndarray:
     """The largest 4-connected piece: labels spread by running maxima until nothing changes."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
@@ -141,7 +143,7 @@ def _largest_piece(mask):
     return labels == names[counts.argmax()] if len(names) else mask
 
 
-def _spread(labels, axis, flip):
+def _spread(labels: np.ndarray, axis: int, flip: bool) -> np.ndarray:
     """Along one direction, each run of the mask takes the largest label met so far."""
     lines = np.moveaxis(labels, axis, 0)
     lines = lines[::-1].copy() if flip else lines.copy()

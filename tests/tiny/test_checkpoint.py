@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from qwen_tiny import CHECKPOINT, architecture
-from qwen_tiny.stages import pools, vae
-from qwen_tiny.stages import text_encoder as text
-from qwen_tiny.stages import transformer as flow
+from qwen_tiny.stages import pools, text_encoder, transformer, vae
 
 MEGABYTE = 1_000_000
 
@@ -65,12 +63,12 @@ def test_template_tokens_are_those_the_pipelines_drop():
 
 def test_random_weights_depend_on_the_seed_alone(tmp_path):
     for name, seed in (("one", 3), ("again", 3), ("other", 4)):
-        architecture.save(architecture.pipelines(seed), tmp_path / name)
+        architecture.save(architecture.build_pipelines(seed), tmp_path / name)
     assert digests(tmp_path / "one") == digests(tmp_path / "again") != digests(tmp_path / "other")
 
 
 def test_single_frames_through_2d_convolutions_equal_the_video_path(autoencoder):
-    pixels = vae.crops(2, 64, 0)
+    pixels = vae.draw_crops(2, 64, 0)
     with torch.no_grad():
         mean, _ = vae.encode(autoencoder, pixels)
         assert torch.allclose(mean, autoencoder.encode(pixels[:, :, None]).latent_dist.mean[:, :, 0], atol=1e-4)
@@ -80,11 +78,11 @@ def test_single_frames_through_2d_convolutions_equal_the_video_path(autoencoder)
 
 def test_remembered_latents_are_those_of_this_vae_and_these_scenes(autoencoder, tmp_path):
     edit = diffusers.DiffusionPipeline.from_pretrained(CHECKPOINT / "edit", dtype=torch.float32)
-    reader = text.Embedder(edit.text_encoder, edit.processor)
-    size = flow.Size(256, 256, 2, 1, 64, 1)
+    embedder = text_encoder.Embedder(edit.text_encoder, edit.processor)
+    size = transformer.Size(256, 256, 2, 1, 64, 1)
 
     def latents(autoencoder, seed):
-        return pools.generate(autoencoder, reader, size, seed, tmp_path).latents
+        return pools.make_generate_pool(autoencoder, embedder, size, seed, tmp_path).latents
 
     first = latents(autoencoder, 0)
     assert torch.equal(first, latents(autoencoder, 0))
@@ -98,6 +96,4 @@ def test_remembered_latents_are_those_of_this_vae_and_these_scenes(autoencoder, 
 
 def test_packing_is_that_of_the_pipelines():
     latents = torch.randn(2, 16, 8, 12)
-    packed = pools.pack(latents)
-    assert torch.equal(packed, diffusers.QwenImagePipeline._pack_latents(latents, 2, 16, 8, 12))
-    assert torch.equal(pools.unpack(packed, 192, 128), latents)
+    assert torch.equal(pools.pack(latents), diffusers.QwenImagePipeline._pack_latents(latents, 2, 16, 8, 12))

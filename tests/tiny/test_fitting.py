@@ -46,7 +46,7 @@ def test_stopped_training_comes_to_the_same_weights(tmp_path, monkeypatch):
 
 def test_a_finished_stage_is_loaded_and_not_repeated(tmp_path):
     whole, _ = fitted(tmp_path)
-    assert fitting.finished(tmp_path / "network.pt", STEPS)
+    assert fitting.is_finished(tmp_path / "network.pt", STEPS)
     loaded, made = fitted(tmp_path)
     assert made == []
     for one, other in zip(whole, loaded, strict=True):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from qwen_tiny import CHECKPOINT, evaluate
+from qwen_tiny.world.wordings import OPERATIONS
 
 PROMPTS, STEPS = 48, 12
 EDITS, EDIT_STEPS = 2, 8  # of each kind
@@ -19,18 +20,20 @@ GUIDANCE_MARGIN = 8  # of 23 on the model card's 96 prompts
 
 
 @pytest.fixture(scope="module")
-def tasks():
-    return evaluate.prompt_tasks(PROMPTS, seed=11, size=(256, 256))
+def prompts():
+    return evaluate.sample_prompts(PROMPTS, seed=11, size=(256, 256))
 
 
-def score(tasks, guidance=4.0, broken=None):
-    pipeline = evaluate.load(CHECKPOINT / "generate", broken=broken)
-    return evaluate.shares(evaluate.draw(pipeline, tasks, STEPS, guidance, shuffled=broken == "shuffled"))
+def score(prompts, guidance=4.0, broken=None):
+    pipeline = evaluate.load_pipeline(CHECKPOINT / "generate", broken=broken)
+    images = evaluate.draw_prompts(pipeline, prompts, STEPS, guidance)
+    shown = images[1:] + images[:1] if broken == "shuffled" else images
+    return evaluate.per_cent_right(evaluate.judge_prompts(shown, prompts))
 
 
 @pytest.fixture(scope="module")
-def whole(tasks):
-    return score(tasks)
+def whole(prompts):
+    return score(prompts)
 
 
 def test_prompts_are_drawn_as_told(whole):
@@ -39,25 +42,21 @@ def test_prompts_are_drawn_as_told(whole):
 
 
 @pytest.mark.parametrize("broken", ["statistics", "shuffled"])
-def test_a_broken_pipeline_is_noticed(tasks, whole, broken):
-    assert score(tasks, broken=broken)["all"] <= whole["all"] - MARGIN
+def test_a_broken_pipeline_is_noticed(prompts, whole, broken):
+    assert score(prompts, broken=broken)["all"] <= whole["all"] - MARGIN
 
 
-def test_guidance_is_what_makes_up_for_wrong_captions(tasks, whole):
+def test_guidance_is_what_makes_up_for_wrong_captions(prompts, whole):
     """Some of the captions of training are another picture's: without guidance some of the pictures are too."""
-    unguided = score(tasks, guidance=1.0)
+    unguided = score(prompts, guidance=1.0)
     assert unguided["all"] <= whole["all"] - GUIDANCE_MARGIN
 
 
 def edits(broken=None):
-    tasks = evaluate.edit_tasks(40, seed=11)
-    few = [
-        one
-        for operation in evaluate.dataset.prompts.OPERATIONS
-        for one in [task for task in tasks if task.operation == operation][:EDITS]
-    ]
-    pipeline = evaluate.load(CHECKPOINT / "edit", broken=broken)
-    return evaluate.shares(evaluate.redraw(pipeline, few, EDIT_STEPS, 4.0))
+    tasks = evaluate.sample_edits(40, seed=11)
+    few = [task for kind in OPERATIONS for task in [task for task in tasks if task.operation == kind][:EDITS]]
+    pipeline = evaluate.load_pipeline(CHECKPOINT / "edit", broken=broken)
+    return evaluate.per_cent_right(evaluate.score_edits(pipeline, few, EDIT_STEPS, 4.0))
 
 
 def test_edits_change_what_they_are_told_and_keep_the_rest():
@@ -70,8 +69,8 @@ def test_edits_without_their_picture_are_noticed():
 
 def levels(broken=None):
     """The noise levels that a picture of 256 x 256 is drawn at in four steps."""
-    pipeline = evaluate.load(CHECKPOINT / "generate", broken=broken)
-    list(evaluate.pictures(pipeline, [("a red circle", {}, (256, 256))], 4, 1.0))
+    pipeline = evaluate.load_pipeline(CHECKPOINT / "generate", broken=broken)
+    evaluate.draw_prompts(pipeline, [evaluate.Prompt("a red circle", {}, (256, 256))], 4, 1.0)
     return pipeline.scheduler.sigmas
 
 
