@@ -130,23 +130,26 @@ def _erode(subject: np.ndarray, by: int = 2) -> np.ndarray:
 
 
 def _largest_piece(mask: np.ndarray) -> np.ndarray:
-    """The largest 4-connected piece: labels spread by running maxima until nothing changes."""
-    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
-    while True:
-        before = labels.copy()
-        for axis in (0, 1):
-            for flip in (False, True):
-                labels = _spread(labels, axis, flip)
-        if np.array_equal(before, labels):
-            break
+    """The largest 4-connected piece: labels spread along rows and columns until none changes."""
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
+        return mask
+    box = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
+    labels = np.where(mask[box], np.arange(1, mask[box].size + 1).reshape(mask[box].shape), 0)
+    before = np.zeros_like(labels)
+    while not np.array_equal(before, labels):
+        before = labels
+        labels = _spread(_spread(labels, axis=0), axis=1)
     names, counts = np.unique(labels[labels > 0], return_counts=True)
-    return labels == names[counts.argmax()] if len(names) else mask
+    piece = np.zeros_like(mask)
+    piece[box] = labels == names[counts.argmax()]
+    return piece
 
 
-def _spread(labels: np.ndarray, axis: int, flip: bool) -> np.ndarray:
-    """Along one direction, each run of the mask takes the largest label met so far."""
-    lines = np.moveaxis(labels, axis, 0)
-    lines = lines[::-1].copy() if flip else lines.copy()
-    for i in range(1, len(lines)):
-        np.copyto(lines[i], np.maximum(lines[i], lines[i - 1]), where=(lines[i] > 0) & (lines[i - 1] > 0))
-    return np.moveaxis(lines[::-1] if flip else lines, 0, axis)
+def _spread(labels: np.ndarray, axis: int) -> np.ndarray:
+    """Along an axis, each run of pixels that have a label takes the run's largest label."""
+    for _ in ("forwards", "backwards"):
+        run_base = (labels == 0).cumsum(axis) * (labels.max() + 1)  # a later run's labels are above all earlier ones
+        labels = np.where(labels > 0, np.maximum.accumulate(labels + run_base, axis) - run_base, 0)
+        labels = np.flip(labels, axis)
+    return labels
