@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImagePipeline
 
 SIDE = 256  # pixels of a picture on the sheet
-PROMPTS = 8
+PROMPTS, EDITS = 8, 2  # edits are drawn at the pipeline's own megapixel: more would hold training up
 STEPS = 12
 GUIDANCE = 4.0
 
@@ -34,7 +34,7 @@ def write_reconstructions(vae: "AutoencoderKLQwenImage", path: Path) -> None:
 
 
 def write_samples(pipeline: "QwenImagePipeline | QwenImageEditPipeline", path: Path) -> None:
-    """Eight pictures, or two edits below the pictures that they start from; prints what the judge reads."""
+    """`PROMPTS` pictures, or `EDITS` below the pictures that they start from; prints what the judge reads."""
     rng = Random("sheet")
     options = {
         "negative_prompt": [" "], "true_cfg_scale": GUIDANCE, "num_inference_steps": STEPS,
@@ -53,9 +53,8 @@ def write_samples(pipeline: "QwenImagePipeline | QwenImageEditPipeline", path: P
 
 
 def _write_edits(pipeline: "QwenImageEditPipeline", path: Path, rng: Random, options: dict) -> None:
-    """Two edits at the pipeline's own megapixel: more would hold training up."""
     befores, afters = [], []
-    for _ in range(2):
+    for _ in range(EDITS):
         edit = tasks.random_edit(rng, tasks.family(rng))
         befores.append(Image.fromarray(scenes.draw(edit.before, 512, 512)))
         afters.append(pipeline(befores[-1], edit.prompt, **options).images[0])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
 
 KL_WEIGHT = 3e-4  # against the mean absolute error of pixels in [-1, 1]
+MEASURED = 64  # pictures of which the latents' mean and deviation are taken
 
 
 def encode(vae: "AutoencoderKLQwenImage", pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,13 +75,13 @@ def trained_parameters(vae: "AutoencoderKLQwenImage") -> list[torch.nn.Parameter
     return [p for name, p in vae.named_parameters() if "attentions" not in name and "time_conv" not in name]
 
 
-def measure_latents(vae: "AutoencoderKLQwenImage", seed: int, count: int = 64) -> None:
-    """Write mean and deviation of the raw latents of `count` drawn pictures of 256 x 256 into the VAE's config.
+def measure_latents(vae: "AutoencoderKLQwenImage", seed: int) -> None:
+    """Write mean and deviation of the raw latents of `MEASURED` drawn pictures of 256 x 256 into the VAE's config.
 
     A channel that the VAE hardly uses keeps a small normalised deviation instead of being blown up to one.
     """
     rng = Random(f"{seed} statistics")
-    pixels = draw_pixels([scenes.random_scene(rng) for _ in range(count)], 256, 256)
+    pixels = draw_pixels([scenes.random_scene(rng) for _ in range(MEASURED)], 256, 256)
     with torch.no_grad():
         latents = encode(vae, pixels.to(next(vae.parameters()).device))[0]
     std = latents.std(dim=(0, 2, 3))

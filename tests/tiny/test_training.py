@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from qwen_tiny import evaluate, train
-from qwen_tiny.stages import few_step
-from qwen_tiny.stages.transformer import Size
+from qwen_tiny.stages import few_step, sheets, transformer, vae
 from qwen_tiny.training import forward
 
 STEPS = {"vae": 1, "text": 1, "generate": 2, "edit": 2, "few_step": 2, "mistaken": 2}
@@ -19,9 +18,15 @@ BASE = "generate/transformer"
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     """Runs the command, until the named stage; gives the weights it leaves, path -> bytes."""
-    monkeypatch.setattr(train, "GENERATE_SIZES", (Size(256, 256, 6, 4, 64, 1),))
-    monkeypatch.setattr(train, "EDIT_SIZES", (Size(1024, 1024, 2, 4, 192, 1),))
+    few = {"pictures": 2, "wordings": 4, "tokens": 32, "share": 1}
+    monkeypatch.setattr(train, "GENERATE_SIZES", (transformer.Size(256, 256, **few),))
+    monkeypatch.setattr(train, "EDIT_SIZES", (transformer.Size(256, 256, **few),))
     monkeypatch.setattr(few_step, "PATHS", 1)
+    monkeypatch.setattr(few_step, "TOKENS_AT_ONCE", 128)
+    monkeypatch.setitem(transformer.TOKENS_AT_ONCE, "cpu", 128)
+    monkeypatch.setattr(vae, "MEASURED", 2)
+    for name, count in {"PROMPTS": 1, "EDITS": 1, "STEPS": 2}.items():
+        monkeypatch.setattr(sheets, name, count)
     monkeypatch.setattr(forward, "compiled", lambda function: function)  # to compile takes longer than these steps
 
     def run(until):
