@@ -2,13 +2,19 @@
 
 Draws prompts from fresh noise and edits fresh pictures, through the stock pipelines, and lets the judge read what comes
 out. Every second prompt is a combination of colour, shape and background held out of training; edits meet them as they
-come. `--break` spoils one thing on purpose, to show what the score notices. Knows nothing about training.
+come. `--break` spoils one thing on purpose, to show what the score notices. `--proof` measures the rows of the model
+card and three spoilt pipelines, and fails where a score is out of its bounds. Knows nothing about training.
 """
 
 import argparse
 import json
+import platform
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,6 +38,7 @@ SIZES = (
 )  # fmt: skip
 BATCH = 8
 LEAST_KEPT = 0.9  # overlap of the subject before and after an edit that keeps it
+PACKAGES = ("torch", "diffusers", "transformers", "pillow")
 
 
 class Prompt(NamedTuple):
@@ -42,29 +49,50 @@ class Prompt(NamedTuple):
     size: tuple[int, int]
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Measurement:
+    """What is drawn and how, and between which bounds the per cent of wholly right pictures must lie."""
+
+    name: str
+    count: int  # prompts, or edits
+    steps: int
+    edits: bool = False
+    guidance: float = 4.0
+    size: tuple[int, int] | None = None  # of every picture instead of a mixture; edits are drawn at the pipeline's own
+    lora: bool = False
+    broken: str | None = None
+    least: float = 0.0
+    most: float = 100.0
+
+
+SMALL = (256, 256)
+PROOF = (
+    Measurement("prompts of all sizes", 300, 20, least=98),
+    Measurement("prompts", 96, 20, size=SMALL, least=97),
+    Measurement("prompts at guidance 1", 96, 20, guidance=1.0, size=SMALL, most=90),
+    Measurement("prompts by the LoRA", 96, 4, guidance=1.0, size=SMALL, lora=True, least=97),
+    Measurement("prompts, statistics swapped", 96, 20, size=SMALL, broken="statistics", most=70),
+    Measurement("prompts, shuffled", 96, 20, size=SMALL, broken="shuffled", most=70),
+    Measurement("edits", 200, 12, edits=True, least=97),
+    Measurement("edits without their picture", 24, 12, edits=True, broken="no-image", most=70),
+)
+
+
+def main() -> int:
+    """Prints the rows; 1 if one of them is out of its bounds."""
     arguments = parse_arguments()
-    started = time.monotonic()
-    how = {"steps": arguments.steps, "guidance": arguments.guidance}
-    shuffled = arguments.broken == "shuffled"
-    shares: dict[str, Any] = {}
-    if arguments.prompts:
-        pipeline = load_pipeline(arguments.checkpoint / "generate", arguments.lora, arguments.broken)
-        prompts = sample_prompts(arguments.prompts, arguments.seed, tuple(arguments.size) if arguments.size else None)
-        images = draw_prompts(pipeline, prompts, **how)
-        right = judge_prompts(images[1:] + images[:1] if shuffled else images, prompts)
-        shares["generate"] = per_cent_right(right)
-        shares["generate: held out"] = per_cent_right(right[::2])
-    if arguments.edits:
-        pipeline = load_pipeline(arguments.checkpoint / "edit", broken=arguments.broken)
-        edits = sample_edits(arguments.edits, arguments.seed)
-        right = score_edits(pipeline, edits, **how, shuffled=shuffled)
-        shares["edit"] = per_cent_right(right)
-        for operation in dict.fromkeys(edit.operation for edit in edits):
-            alike = [picture for picture, edit in zip(right, edits, strict=True) if edit.operation == operation]
-            shares[f"edit: {operation}"] = per_cent_right(alike)
-    shares["seconds"] = round(time.monotonic() - started)
-    print(json.dumps(shares, indent=2))
+    rows: list[dict] = []
+    for measurement in PROOF if arguments.proof else asked_measurements(arguments):
+        measured = measure(measurement, arguments.checkpoint, arguments.seed)
+        print(*(json.dumps(row) for row in measured), sep="\n", flush=True)
+        rows += measured
+    if arguments.output:
+        write_report(rows, arguments.output)
+    missed = [row for row in rows if not row.get("least", 0) <= row["all"] <= row.get("most", 100)]
+    for row in missed:
+        bounds = f"{row['least']} to {row['most']}"
+        print(f"{row['measure']}: {row['all']} per cent of {row['of']} are right, not {bounds}", file=sys.stderr)
+    return 1 if missed else 0
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -78,7 +106,54 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lora", action="store_true", help="the few-step LoRA (give --steps 4 --guidance 1 too)")
     parser.add_argument("--break", dest="broken", choices=BREAKS)
+    parser.add_argument("--proof", action="store_true", help="the model card's rows, whatever else is asked for")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the rows there too, as JSON")
     return parser.parse_args()
+
+
+def asked_measurements(arguments: argparse.Namespace) -> Iterator[Measurement]:
+    how = {"steps": arguments.steps, "guidance": arguments.guidance, "broken": arguments.broken}
+    if arguments.prompts:
+        size = tuple(arguments.size) if arguments.size else None
+        yield Measurement("prompts", arguments.prompts, size=size, lora=arguments.lora, **how)
+    if arguments.edits:
+        yield Measurement("edits", arguments.edits, edits=True, **how)
+
+
+def measure(measurement: Measurement, checkpoint: Path, seed: int) -> list[dict]:
+    """A row of what is right, per cent, with the measurement's bounds; behind it rows of parts of the same pictures."""
+    started = time.monotonic()
+    steps, guidance, shuffled = measurement.steps, measurement.guidance, measurement.broken == "shuffled"
+    folder = checkpoint / ("edit" if measurement.edits else "generate")
+    pipeline = load_pipeline(folder, measurement.lora, measurement.broken)
+    parts: dict[str, list[Right]]
+    if measurement.edits:
+        edits = sample_edits(measurement.count, seed)
+        right = score_edits(pipeline, edits, steps, guidance, shuffled)
+        parts = {edit.operation: [] for edit in edits}
+        for edit, picture in zip(edits, right, strict=True):
+            parts[edit.operation].append(picture)
+    else:
+        prompts = sample_prompts(measurement.count, seed, measurement.size)
+        images = draw_prompts(pipeline, prompts, steps, guidance)
+        right = judge_prompts(images[1:] + images[:1] if shuffled else images, prompts)
+        parts = {"held out": right[::2]}
+    facts = {"steps": steps, "guidance": guidance, "seconds": round(time.monotonic() - started)}
+    bounds = {"least": measurement.least, "most": measurement.most}
+    whole = {"measure": measurement.name} | facts | per_cent_right(right) | bounds
+    return [whole, *({"measure": f"{measurement.name}: {part}"} | per_cent_right(of) for part, of in parts.items())]
+
+
+def write_report(rows: Sequence[dict], path: Path) -> None:
+    report = {
+        "benchmark": "tiny",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {"processor": platform.machine(), "python": platform.python_version()},
+        "versions": {package: metadata.version(package) for package in PACKAGES},
+        "rows": rows,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def load_pipeline(folder: Path, lora: bool = False, broken: str | None = None) -> "DiffusionPipeline":
@@ -210,4 +285,4 @@ def per_cent_right(right: Sequence[Right]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
