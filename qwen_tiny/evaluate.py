@@ -71,10 +71,10 @@ PROOF = (
     Measurement("prompts", 96, 20, size=SMALL, least=97),
     Measurement("prompts at guidance 1", 96, 20, guidance=1.0, size=SMALL, most=90),
     Measurement("prompts by the LoRA", 96, 4, guidance=1.0, size=SMALL, lora=True, least=97),
-    Measurement("prompts, statistics swapped", 96, 20, size=SMALL, broken="statistics", most=70),
-    Measurement("prompts, shuffled", 96, 20, size=SMALL, broken="shuffled", most=70),
+    Measurement("prompts, statistics swapped", 48, 20, size=SMALL, broken="statistics", most=70),
+    Measurement("prompts, shuffled", 48, 20, size=SMALL, broken="shuffled", most=70),
     Measurement("edits", 200, 12, edits=True, least=97),
-    Measurement("edits without their picture", 24, 12, edits=True, broken="no-image", most=70),
+    Measurement("edits without their picture", 8, 12, edits=True, broken="no-image", most=70),
 )
 
 
@@ -86,8 +86,8 @@ def main() -> int:
         measured = measure(measurement, arguments.checkpoint, arguments.seed)
         print(*(json.dumps(row) for row in measured), sep="\n", flush=True)
         rows += measured
-    if arguments.output:
-        write_report(rows, arguments.output)
+        if arguments.output:  # row by row: the whole proof takes hours
+            write_report(rows, arguments.output)
     missed = [row for row in rows if not row.get("least", 0) <= row["all"] <= row.get("most", 100)]
     for row in missed:
         bounds = f"{row['least']} to {row['most']}"
