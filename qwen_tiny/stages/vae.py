@@ -172,7 +172,7 @@ def _head(half: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 def _random_colour(rng: Random) -> torch.Tensor:
     """A colour of the world, or, for pictures from elsewhere, any colour; (3,) in [-1, 1]."""
     if rng.random() < 0.6:
-        rgb = scenes.RGB[rng.choice(list(scenes.RGB))]
+        rgb: Sequence[float] = scenes.RGB[rng.choice(list(scenes.RGB))]
     else:
         rgb = [rng.uniform(0, 255) for _ in range(3)]
     return torch.tensor(rgb) / 127.5 - 1

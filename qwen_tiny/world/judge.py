@@ -95,7 +95,7 @@ def _subject(pixels: np.ndarray, background: np.ndarray) -> np.ndarray:
 def _colour(rgb: np.ndarray) -> str | None:
     """The palette's nearest colour, or None when none is close."""
     distances = {name: float(np.linalg.norm(np.array(RGB[name]) - rgb)) for name in COLOURS}
-    name = min(distances, key=distances.get)
+    name = min(distances, key=distances.__getitem__)
     return name if distances[name] < CLOSE_COLOUR else None
 
 
@@ -104,7 +104,7 @@ def _shape(subject: np.ndarray) -> str | None:
     down, across = (axis - axis[subject].mean() for axis in np.indices(subject.shape, np.float32))
     shapes = _shape_masks(across, down, subject.sum())
     overlaps = {name: (subject & shape).sum() / (subject | shape).sum() for name, shape in shapes.items()}
-    best, second = sorted(overlaps, key=overlaps.get, reverse=True)[:2]
+    best, second = sorted(overlaps, key=overlaps.__getitem__, reverse=True)[:2]
     clear = overlaps[best] >= LEAST_OVERLAP and overlaps[best] - overlaps[second] >= LEAST_LEAD
     return best if clear else None
 

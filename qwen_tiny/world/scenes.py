@@ -4,10 +4,10 @@ Knows scenes and pixels (numpy). Knows nothing about words, models or training.
 Lengths are fractions of the picture's shorter side, places fractions of width and height.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from .wordings import COLOURS, POSITIONS, SHAPES, SIZES
 if TYPE_CHECKING:
     import torch
 
-    Array = np.ndarray | torch.Tensor
+Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 RGB = {
     "red": (220, 40, 40),
@@ -51,9 +51,6 @@ class Scene:
         """Whether its combination is kept for evaluation: one in eight, some of every colour, shape and background."""
         colour, background = COLOURS.index(self.colour), COLOURS.index(self.background)
         return (colour + 3 * SHAPES.index(self.shape) + 5 * background) % 8 == 0
-
-    def edited(self, **changes) -> "Scene":
-        return replace(self, **changes)
 
 
 def random_scene(rng: Random, **fixed: str) -> Scene:
@@ -91,7 +88,7 @@ def coverage(scene: Scene, width: int, height: int) -> np.ndarray:
     return np.clip(0.5 - outline_distance(scene.shape, dx, dy, scene.radius * side, np), 0, 1)
 
 
-def outline_distance(shape: str, dx: "Array", dy: "Array", radius: float, library: ModuleType) -> "Array":
+def outline_distance(shape: str, dx: Array, dy: Array, radius: float, library: ModuleType) -> Array:
     """Signed distance from a point to the shape's outline, negative inside, in the unit of `radius`.
 
     `dx`, `dy`: the point's place from the shape's middle, arrays of `library`, which is numpy or torch. The four shapes

@@ -5,7 +5,7 @@ background never appear in its pictures or prompts. (The VAE learns from all of 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from . import wordings
@@ -81,9 +81,9 @@ def random_edit(rng: Random, versions: dict[str | None, Scene], shares: tuple[fl
 def _change(rng: Random, scene: Scene, operation: str) -> Scene:
     other_colours = [colour for colour in wordings.COLOURS if colour not in (scene.colour, scene.background)]
     if operation == "background":
-        return scene.edited(background=rng.choice(other_colours))
+        return replace(scene, background=rng.choice(other_colours))
     if operation == "recolour":
-        return scene.edited(colour=rng.choice(other_colours))
+        return replace(scene, colour=rng.choice(other_colours))
     if operation == "reshape":
-        return scene.edited(shape=rng.choice([shape for shape in wordings.SHAPES if shape != scene.shape]))
-    return scene.edited(shape=None)
+        return replace(scene, shape=rng.choice([shape for shape in wordings.SHAPES if shape != scene.shape]))
+    return replace(scene, shape=None)
