@@ -7,7 +7,6 @@ models, and its shapes need few steps: the figures are for comparing, not a meas
 """
 
 import argparse
-import importlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -58,14 +57,15 @@ def presets(options: argparse.Namespace) -> Iterator[dict]:
 
 def edits(options: argparse.Namespace) -> Iterator[dict]:
     """A row for each preset but `fast`, of edits; none where no edits are asked for."""
-    evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
-    tasks = evaluate.edit_tasks(options.edits, seed=23)
+    from qwen_tiny import evaluate
+
+    tasks = evaluate.sample_edits(options.edits, seed=23)
     if not tasks:
         return
     slow = [preset for preset in options.presets if preset != "fast"]
     for preset, request, loaded in configured_pipelines("edit", slow):
-        right = evaluate.redraw(loaded.pipe, tasks, request.num_inference_steps, request.guidance_scale)
-        yield facts_of("edit", preset, request) | evaluate.shares(right)
+        right = evaluate.score_edits(loaded.pipe, tasks, request.num_inference_steps, request.guidance_scale)
+        yield facts_of("edit", preset, request) | evaluate.per_cent_right(right)
 
 
 def configured_pipelines(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
@@ -107,12 +107,11 @@ def facts_of(task: str, preset: str, request: Any) -> dict:
 
 def scored(pipe: Any, options: argparse.Namespace, steps: int, guidance: float) -> tuple[dict, list]:
     """What the judge reads right of the prompts, per cent, and their pictures."""
-    evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
-    judge = importlib.import_module("models.tiny-qwen-image.judge")
-    tasks = evaluate.prompt_tasks(options.prompts, seed=23, size=(options.size, options.size))
-    images = list(evaluate.pictures(pipe, tasks, steps, guidance))
-    right = [judge.matches(judge.read(image), asked) for image, (_, asked, _) in zip(images, tasks, strict=True)]
-    return evaluate.shares(right), images
+    from qwen_tiny import evaluate
+
+    prompts = evaluate.sample_prompts(options.prompts, seed=23, size=(options.size, options.size))
+    images = evaluate.draw_prompts(pipe, prompts, steps, guidance)
+    return evaluate.per_cent_right(evaluate.judge_prompts(images, prompts)), images
 
 
 def distance(images: list, reference: list, name: str) -> dict:

@@ -5,7 +5,7 @@ training needs and the pipelines do not have:
 
 - Any of a picture's tokens may be left out. Each token that stays carries the log of how many it stands for, which is
   added to attention's logits at its key: the softmax over the chosen tokens then estimates the one over all of them.
-- What the blocks hand on can be tapped, for losses of its own.
+- The image states between the blocks are returned on request, for losses of their own.
 - One block is compiled, where there is a compiler: 1.7 times the steps a second on two CPU cores, because most of the
   stock time at this width goes into small elementwise operations. Each new shape costs half a minute to compile.
 
@@ -15,10 +15,17 @@ Knows the layers of the class, peft's adapters on them, and nothing about what i
 import functools
 import math
 import shutil
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from diffusers import QwenImageTransformer2DModel
+
+Shape = tuple[int, int, int]  # frames, rows and columns of a picture's tokens
 
 LINEARS = (
     "img_mod.1", "txt_mod.1", "attn.to_q", "attn.to_k", "attn.to_v", "attn.add_q_proj", "attn.add_k_proj",
@@ -27,24 +34,33 @@ LINEARS = (
 )  # fmt: skip
 NORMS = ("attn.norm_q", "attn.norm_k", "attn.norm_added_q", "attn.norm_added_k")
 EPSILON = 1e-6  # of every norm of the class
-WRITTEN_OUT = 520  # tokens up to which attention written out is faster than the fused kernel's two passes on a CPU
+WRITTEN_OUT_TOKENS = 520  # up to which attention written out is faster than the fused kernel's two passes on a CPU
 
 
-def velocity(transformer, latents, sigma, states, mask, places, taps=()):
-    """The predicted velocity (B, S, 64), and the image states (B, S, dim) that the blocks in `taps` hand on.
+def velocity(
+    transformer: "QwenImageTransformer2DModel",
+    latents: torch.Tensor,
+    sigma: torch.Tensor,
+    states: torch.Tensor,
+    mask: torch.Tensor,
+    places: "TokenPlaces",
+    taps: Collection[int] = (),
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The predicted velocity (B, S, 64), and the image states (B, S, dim) after each of the blocks in `taps`.
 
     `latents` (B, S, 64): the chosen tokens of all joined pictures. `sigma` (B,) in [0, 1]. `states` (B, T, 128) and
-    `mask` (B, T) bool: the prompt. `places`: the `Places` of both.
+    `mask` (B, T) bool: the prompt. `places`: those of the prompt's tokens and of the chosen ones.
     """
     image = _linear(transformer.img_in, latents).float()
     text = _linear(transformer.txt_in, _rms(states, transformer.txt_norm.weight)).float()
     condition = F.silu(_timestep(transformer, sigma))
-    bias = torch.cat([torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -1e4), places.counts], dim=1)
+    ignored = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -1e4)
+    bias = torch.cat([ignored, places.log_counts], dim=1)[:, None, None]
     heads = transformer.config.num_attention_heads
     tapped = []
     for index, block in enumerate(transformer.transformer_blocks):
-        image, text = faster(_block)(
-            weights(block), image, text, condition, bias[:, None, None], places.cosine, places.sine, heads
+        image, text = compiled(_block)(
+            block_tensors(block), image, text, condition, bias, places.cosine, places.sine, heads
         )
         if index in taps:
             tapped.append(image)
@@ -53,42 +69,51 @@ def velocity(transformer, latents, sigma, states, mask, places, taps=()):
 
 
 @dataclass(frozen=True)
-class Places:
+class TokenPlaces:
     """Where a batch's tokens of prompt and pictures lie, and how many tokens of the whole pictures each stands for."""
 
     cosine: torch.Tensor  # (B, T + S, head dim / 2) of the rotary angles
     sine: torch.Tensor
-    counts: torch.Tensor  # (B, S), as logs
+    log_counts: torch.Tensor  # (B, S)
 
     @classmethod
-    def of(cls, transformer, shapes, text_tokens, chosen, counts):
-        """`shapes`: (frames, rows, columns) of the joined pictures; `chosen` (B, S): indices into all their tokens."""
-        image, text = rotary(transformer, tuple(shapes), text_tokens)
+    def build(
+        cls,
+        transformer: "QwenImageTransformer2DModel",
+        shapes: Sequence[Shape],
+        text_tokens: int,
+        chosen: torch.Tensor,
+        log_counts: torch.Tensor,
+    ) -> "TokenPlaces":
+        """`shapes`: those of the joined pictures. `chosen` (B, S): indices into all their tokens."""
+        image, text = rotary_table(transformer, tuple(shapes), text_tokens)
         angles = torch.cat([text.expand(len(chosen), -1, -1), image[chosen]], dim=1)
-        return cls(angles.real.contiguous(), angles.imag.contiguous(), counts)
+        return cls(angles.real.contiguous(), angles.imag.contiguous(), log_counts)
 
-    def to(self, device):
-        return Places(self.cosine.to(device), self.sine.to(device), self.counts.to(device))
+    def to(self, device: torch.device) -> "TokenPlaces":
+        return TokenPlaces(self.cosine.to(device), self.sine.to(device), self.log_counts.to(device))
 
 
 @functools.lru_cache(maxsize=256)
-def rotary(transformer, shapes, text_tokens):
+def rotary_table(
+    transformer: "QwenImageTransformer2DModel", shapes: tuple[Shape, ...], text_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The class's own rotary table: unit complex numbers (image tokens, 16) and (text tokens, 16)."""
     return transformer.pos_embed([list(shapes)], max_txt_seq_len=text_tokens, device=torch.device("cpu"))
 
 
-def weights(block):
-    """The block's tensors in the order in which `_block` takes them, adapters added in."""
-    found = [tensor for name in LINEARS for tensor in _adapted(block.get_submodule(name))]
-    return found + [block.get_submodule(name).weight for name in NORMS]
+def block_tensors(block: torch.nn.Module) -> list[torch.Tensor]:
+    """The block's weights in the order in which `_block` takes them, adapters added in."""
+    linears = [tensor for name in LINEARS for tensor in _weight_and_bias(block.get_submodule(name))]
+    return linears + [block.get_submodule(name).weight for name in NORMS]
 
 
-def layer_norm(x):
+def layer_norm(x: torch.Tensor) -> torch.Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=EPSILON)
 
 
 @functools.cache
-def faster(function):
+def compiled(function: Callable) -> Callable:
     """The function compiled, where there is a C++ compiler; otherwise as it is."""
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         return function
@@ -96,8 +121,20 @@ def faster(function):
     return torch.compile(function, dynamic=False)
 
 
-def _block(tensors, image, text, condition, bias, cosine, sine, heads):
-    """One `QwenImageTransformerBlock`. `bias` (B, 1, 1, T + S) is added to attention's logits."""
+def _block(
+    tensors: list[torch.Tensor],
+    image: torch.Tensor,
+    text: torch.Tensor,
+    condition: torch.Tensor,
+    bias: torch.Tensor,
+    cosine: torch.Tensor,
+    sine: torch.Tensor,
+    heads: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One `QwenImageTransformerBlock`: `image` (B, S, dim) and `text` (B, T, dim) as they leave it.
+
+    `bias` (B, 1, 1, T + S) is added to attention's logits.
+    """
     end = 2 * len(LINEARS)
     layer = dict(zip(LINEARS, zip(tensors[:end:2], tensors[1:end:2], strict=True), strict=True))
     norms = tensors[end:]
@@ -105,12 +142,12 @@ def _block(tensors, image, text, condition, bias, cosine, sine, heads):
         F.linear(condition, *layer[name]).float().unsqueeze(1).chunk(6, dim=-1) for name in ("img_mod.1", "txt_mod.1")
     ]
     image_in, text_in = (layer_norm(x) * (1 + m[1]) + m[0] for x, m in zip((image, text), shifts, strict=True))
-    ours = _together(layer, image_in, heads, "attn.to_q", "attn.to_k", "attn.to_v")
-    theirs = _together(layer, text_in, heads, "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
-    query = torch.cat([_rms(theirs[0], norms[2]), _rms(ours[0], norms[0])], dim=1)
-    key = torch.cat([_rms(theirs[1], norms[3]), _rms(ours[1], norms[1])], dim=1)
-    value = torch.cat([theirs[2], ours[2]], dim=1)
-    query, key = (_rotated(x, cosine, sine).to(value.dtype) for x in (query, key))
+    of_image = _project(layer, image_in, heads, "attn.to_q", "attn.to_k", "attn.to_v")
+    of_text = _project(layer, text_in, heads, "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+    query = torch.cat([_rms(of_text[0], norms[2]), _rms(of_image[0], norms[0])], dim=1)
+    key = torch.cat([_rms(of_text[1], norms[3]), _rms(of_image[1], norms[1])], dim=1)
+    value = torch.cat([of_text[2], of_image[2]], dim=1)
+    query, key = (_rotate(x, cosine, sine).to(value.dtype) for x in (query, key))
     mixed = _attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), bias)
     count = text.shape[1]
     image = image + shifts[0][2] * F.linear(mixed[:, count:], *layer["attn.to_out.0"])
@@ -120,15 +157,17 @@ def _block(tensors, image, text, condition, bias, cosine, sine, heads):
     return image, text
 
 
-def _together(layer, x, heads, *names):
+def _project(
+    layer: dict[str, tuple[torch.Tensor, torch.Tensor]], x: torch.Tensor, heads: int, *names: str
+) -> list[torch.Tensor]:
     """Several projections of the same input as one matrix product: each (B, tokens, heads, head dim)."""
     weight, bias = (torch.cat(parts) for parts in zip(*(layer[name] for name in names), strict=True))
     return [part.unflatten(-1, (heads, -1)) for part in F.linear(x, weight, bias).chunk(len(names), dim=-1)]
 
 
-def _attention(query, key, value, bias):
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """(B, heads, tokens, head dim) -> (B, tokens, dim)."""
-    if query.shape[2] <= WRITTEN_OUT:
+    if query.shape[2] <= WRITTEN_OUT_TOKENS:
         logits = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5 + bias
         mixed = torch.softmax(logits, dim=-1).to(value.dtype) @ value
     else:
@@ -136,40 +175,37 @@ def _attention(query, key, value, bias):
     return mixed.transpose(1, 2).flatten(2)
 
 
-def _mlp(layer, name, x):
+def _mlp(layer: dict[str, tuple[torch.Tensor, torch.Tensor]], name: str, x: torch.Tensor) -> torch.Tensor:
     hidden = F.gelu(F.linear(x, *layer[f"{name}.net.0.proj"]), approximate="tanh")
     return F.linear(hidden, *layer[f"{name}.net.2"])
 
 
-def _rotated(x, cosine, sine):
+def _rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
     """Each pair of (B, tokens, heads, head dim) turned by its angle."""
     real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
     cosine, sine = cosine.unsqueeze(2), sine.unsqueeze(2)
     return torch.stack([real * cosine - imaginary * sine, real * sine + imaginary * cosine], dim=-1).flatten(-2)
 
 
-def _rms(x, weight):
+def _rms(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     x = x.float()
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + EPSILON) * weight
 
 
-def _timestep(transformer, sigma):
+def _timestep(transformer: "QwenImageTransformer2DModel", sigma: torch.Tensor) -> torch.Tensor:
     half = 128
-    angles = 1000 * sigma.float().unsqueeze(1) * _frequencies(half, sigma.device)
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=sigma.device) / half)
+    angles = 1000 * sigma.float().unsqueeze(1) * frequencies
     embed = transformer.time_text_embed.timestep_embedder
     hidden = F.silu(_linear(embed.linear_1, torch.cat([angles.cos(), angles.sin()], dim=-1)))
     return _linear(embed.linear_2, hidden).float()
 
 
-def _frequencies(half, device):
-    return torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=device) / half)
-
-
-def _linear(layer, x):
+def _linear(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return F.linear(x, layer.weight, layer.bias)
 
 
-def _adapted(linear):
+def _weight_and_bias(linear: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight and bias of a linear layer; of one with peft adapters, what its active ones make of it."""
     if not hasattr(linear, "base_layer"):
         return linear.weight, linear.bias

@@ -4,11 +4,19 @@ Knows scenes and pixels (numpy). Knows nothing about words, models or training.
 Lengths are fractions of the picture's shorter side, places fractions of width and height.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from random import Random
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from .prompts import COLOURS, POSITIONS, SHAPES, SIZES
+from .wordings import COLOURS, POSITIONS, SHAPES, SIZES
+
+if TYPE_CHECKING:
+    import torch
+
+Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 RGB = {
     "red": (220, 40, 40),
@@ -22,7 +30,7 @@ RGB = {
 }
 RADIUS = {"small": 0.13, "large": 0.23}
 CENTER = {"left": 0.25, "center": 0.5, "right": 0.75}
-JITTER = 0.008  # how far a picture may be from the nominal place and size, so that seeds differ
+JITTER = 0.008  # how far a scene may be from its nominal place and size: two scenes of the same words differ
 
 
 @dataclass(frozen=True)
@@ -38,12 +46,15 @@ class Scene:
     y: float = 0.5
     radius: float = 0.2
 
-    def edited(self, **changes):
-        return replace(self, **changes)
+    @property
+    def held_out(self) -> bool:
+        """Whether its combination is kept for evaluation: one in eight, some of every colour, shape and background."""
+        colour, background = COLOURS.index(self.colour), COLOURS.index(self.background)
+        return (colour + 3 * SHAPES.index(self.shape) + 5 * background) % 8 == 0
 
 
-def scene(rng, **fixed):
-    """A random scene; `fixed` pins attributes. `rng` is a `random.Random`."""
+def random_scene(rng: Random, **fixed: str) -> Scene:
+    """A random scene; `fixed` pins attributes."""
     background = fixed.get("background") or rng.choice([c for c in COLOURS if c != fixed.get("colour")])
     colour = fixed.get("colour") or rng.choice([c for c in COLOURS if c != background])
     size = fixed.get("size") or rng.choice(SIZES)
@@ -60,42 +71,36 @@ def scene(rng, **fixed):
     )
 
 
-def held_out(colour, shape, background):
-    """Whether the combination is kept for evaluation: one in eight, some of every colour, shape and background."""
-    number = COLOURS.index(colour) + 3 * SHAPES.index(shape) + 5 * COLOURS.index(background)
-    return number % 8 == 0
-
-
-def draw(scene, width, height):
+def draw(scene: Scene, width: int, height: int) -> np.ndarray:
     """The scene as (height, width, 3) uint8."""
-    coverage = mask(scene, width, height)[..., None]
     back = np.array(RGB[scene.background], np.float32)
     front = np.array(RGB[scene.colour], np.float32)
-    return np.rint(back + coverage * (front - back)).astype(np.uint8)
+    return np.rint(back + coverage(scene, width, height)[..., None] * (front - back)).astype(np.uint8)
 
 
-def mask(scene, width, height):
+def coverage(scene: Scene, width: int, height: int) -> np.ndarray:
     """How much of each pixel the subject covers: (height, width) float32 in [0, 1]."""
     if scene.shape is None:
         return np.zeros((height, width), np.float32)
     side = min(width, height)
     dx = np.arange(width, dtype=np.float32)[None] + 0.5 - scene.x * width
     dy = np.arange(height, dtype=np.float32)[:, None] + 0.5 - scene.y * height
-    return np.clip(0.5 - distance(scene.shape, dx, dy, scene.radius * side, np), 0, 1)
+    return np.clip(0.5 - outline_distance(scene.shape, dx, dy, scene.radius * side, np), 0, 1)
 
 
-def distance(shape, dx, dy, radius, lib):
-    """Signed distance in pixels to the outline, negative inside; `lib` is numpy or torch.
+def outline_distance(shape: str, dx: Array, dy: Array, radius: float, library: ModuleType) -> Array:
+    """Signed distance from a point to the shape's outline, negative inside, in the unit of `radius`.
 
-    The four shapes have about the same area for a radius. At corners the distance is that to the nearer side, which
-    is all that antialiasing needs.
+    `dx`, `dy`: the point's place from the shape's middle, arrays of `library`, which is numpy or torch. The four shapes
+    have about the same area for a radius. At corners the distance is that to the nearer side, which is all that
+    antialiasing needs.
     """
     if shape == "circle":
         return (dx * dx + dy * dy) ** 0.5 - radius
     if shape == "square":
-        return lib.maximum(abs(dx), abs(dy)) - 0.88 * radius
+        return library.maximum(abs(dx), abs(dy)) - 0.88 * radius
     if shape == "diamond":
         return (abs(dx) + abs(dy)) * 0.5**0.5 - 0.88 * radius
     # an equilateral triangle, point up, its bounding box centred on the place
     slanted = (abs(dx) * 3**0.5 - dy) * 0.5
-    return lib.maximum(slanted - 0.58 * radius, dy - 1.16 * radius)
+    return library.maximum(slanted - 0.58 * radius, dy - 1.16 * radius)

@@ -1,17 +1,23 @@
 """Builds the tiny checkpoint with random weights: every component of the two pipelines, from a seed.
 
-Says how large everything is and writes the two diffusers folders. Knows nothing about training.
+Knows how large everything is and how the two diffusers folders are written. Knows nothing about training.
 The classes are those of Qwen/Qwen-Image and Qwen/Qwen-Image-Edit; only the sizes differ.
 """
 
 import functools
+import inspect
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from . import prompts
+from .world import wordings
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, Qwen2VLProcessor
 
 # Latents have 1/16 of the picture's side and the transformer's patches 2 x 2 of them, so sides are multiples of 32:
 # the finest grid on which the edit pipeline's sides (rounded to 32) always fit.
@@ -76,7 +82,7 @@ SPECIAL_TOKENS = (
 TEMPLATE_TOKENS = {"generate": 34, "edit": 64}  # what the pipelines drop before the user's words
 
 
-def pipelines(seed=0):
+def build_pipelines(seed: int = 0) -> "dict[str, DiffusionPipeline]":
     """Both pipelines with random weights, as `{"generate": ..., "edit": ...}`; they share all but the transformer."""
     import diffusers
 
@@ -95,11 +101,11 @@ def pipelines(seed=0):
     return {"generate": generate, "edit": edit}
 
 
-def save(built, folder, dtype=torch.bfloat16):
-    """Write `folder/generate` and `folder/edit`, weights in `dtype`; the same weights give the same bytes."""
-    for name, pipeline in built.items():
-        target = Path(folder) / name
-        pipeline.to(dtype=dtype)
+def save(pipelines: "dict[str, DiffusionPipeline]", folder: Path) -> None:
+    """Write each pipeline to `folder/<name>`, weights in bfloat16; the same weights give the same bytes."""
+    for name, pipeline in pipelines.items():
+        target = folder / name
+        pipeline.to(dtype=torch.bfloat16)
         pipeline.tokenizer.backend_tokenizer.no_truncation()  # drawing samples leaves its own length behind
         pipeline.save_pretrained(target, safe_serialization=True)
         for path in target.rglob("*.json"):  # libraries stamp where they loaded from: not part of the checkpoint
@@ -108,11 +114,11 @@ def save(built, folder, dtype=torch.bfloat16):
                 path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def build_text_encoder(tokenizer):
+def build_text_encoder(tokenizer: "PreTrainedTokenizerBase") -> "Qwen2_5_VLForConditionalGeneration":
     """Qwen2.5-VL in small: (batch, tokens) ids and (patches, 1176) pixels -> (batch, tokens, 128) states."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    def token(name):
+    def token(name: str) -> int:
         return tokenizer.convert_tokens_to_ids(f"<|{name}|>")
 
     text = {
@@ -134,7 +140,7 @@ def build_text_encoder(tokenizer):
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-def build_processor(tokenizer):
+def build_processor(tokenizer: "PreTrainedTokenizerBase") -> "Qwen2VLProcessor":
     """The edit pipeline's processor: the tokenizer beside an image processor that keeps to 16 tokens a picture."""
     from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
@@ -146,7 +152,7 @@ def build_processor(tokenizer):
     )
 
 
-def build_tokenizer():
+def build_tokenizer() -> "PreTrainedTokenizerBase":
     """A byte-level BPE with Qwen2's splitting, in which every word of the templates and of the world is one token.
 
     The pipelines drop a fixed 34 or 64 template tokens, counts that hold for any vocabulary with whole words.
@@ -158,7 +164,7 @@ def build_tokenizer():
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(_regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -169,7 +175,7 @@ def build_tokenizer():
     )
     bpe.train_from_iterator(_training_text(), trainer)
     model = json.loads(bpe.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
+    return Qwen2Tokenizer(
         vocab=model["vocab"],
         merges=[tuple(merge) for merge in model["merges"]],
         additional_special_tokens=list(SPECIAL_TOKENS[1:]),
@@ -178,35 +184,23 @@ def build_tokenizer():
         model_max_length=4096,
         padding_side="right",
     )
-    return tokenizer
 
 
 @functools.cache
-def templates():
-    """The prompt templates of the three pipelines, read from diffusers; `{}` is the user's prompt."""
+def templates() -> dict[str, str]:
+    """The prompt templates of the three pipelines, by class name, read from diffusers; `{}` is the user's prompt."""
     import diffusers
 
-    found = {}
+    prompt_templates = {}
     for name in ("QwenImagePipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"):
-        bare = getattr(diffusers, name)(**_nothing(getattr(diffusers, name)))
-        found[name] = bare.prompt_template_encode
-    return found
+        pipeline_class = getattr(diffusers, name)
+        parts = list(inspect.signature(pipeline_class.__init__).parameters)[1:]  # less `self`
+        prompt_templates[name] = pipeline_class(**dict.fromkeys(parts)).prompt_template_encode
+    return prompt_templates
 
 
-def _training_text():
+def _training_text() -> list[str]:
     lines = [template.format("") for template in templates().values()]
     for token in SPECIAL_TOKENS:  # the tokenizer cuts these out before the BPE sees the text
         lines = [part for line in lines for part in line.split(token)]
-    return [*lines, "Picture 1: 2: 3:", *prompts.corpus()]
-
-
-def _nothing(pipeline_class):
-    import inspect
-
-    return {name: None for name in list(inspect.signature(pipeline_class.__init__).parameters)[1:]}
-
-
-def _regex(pattern):
-    from tokenizers import Regex
-
-    return Regex(pattern)
+    return [*lines, "Picture 1: 2: 3:", *wordings.corpus()]

@@ -3,6 +3,8 @@
 Pure text: knows nothing about pixels, tensors or models. A wording leaves out what the scene leaves open (`None`).
 """
 
+from random import Random
+
 from qwen_worker.jobs.request import BACKGROUND_INSTRUCTION
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
@@ -54,17 +56,19 @@ REMOVE_WORDINGS = (
 )  # fmt: skip
 
 
-def scene_prompt(rng, colour, shape, background, size=None, position=None):
-    """One way of asking for a scene. `rng` is a `random.Random`; `size` and `position` may be left open."""
+def scene_prompt(
+    rng: Random, colour: str, shape: str, background: str, size: str | None = None, position: str | None = None
+) -> str:
+    """One way of asking for a scene. `size` and `position` may be left open."""
     words = [rng.choice(SIZE_WORDS[size])] if size else []
     subject = " ".join([*words, colour, shape])
     place = rng.choice(POSITION_WORDS[position]) if position else ""
     text = rng.choice(SCENE_WORDINGS).format(subject=subject, place=place, bg=background)
-    return _vary(rng, _tidy(text))
+    return _vary(rng, " ".join(text.split()).replace(" ,", ","))  # an empty place leaves two spaces
 
 
-def edit_prompt(rng, operation, target, shape):
-    """One way of asking for an edit: `target` is a colour or a shape, `shape` names the subject that is there."""
+def edit_prompt(rng: Random, operation: str, target: str | None, shape: str) -> str:
+    """One way of asking for an edit: `target` is the new colour or shape, `shape` names the subject that is there."""
     subject = rng.choice((f"the {shape}", f"the {shape}", *SUBJECT_WORDS, "it"))
     if operation == "background":
         if rng.random() < 0.4:
@@ -79,22 +83,20 @@ def edit_prompt(rng, operation, target, shape):
     return _vary(rng, text)
 
 
-def corpus():
-    """Every wording once per word it can hold, for the tokenizer: so that each word becomes one token."""
+def corpus() -> list[str]:
+    """Every wording once, and every word: trained on these lines, the tokenizer makes one token of each word."""
     words = [*COLOURS, *SHAPES, "the", "it", "a", "an", "and", "image", "picture"]
-    words += [w for group in (*SIZE_WORDS.values(), *POSITION_WORDS.values(), SUBJECT_WORDS) for w in group]
+    words += [word for group in (*SIZE_WORDS.values(), *POSITION_WORDS.values(), SUBJECT_WORDS) for word in group]
     wordings = [*SCENE_WORDINGS, *BACKGROUND_WORDINGS, *RECOLOUR_WORDINGS, *RESHAPE_WORDINGS, *REMOVE_WORDINGS]
     blank = {"subject": "red circle", "place": "on the left", "bg": "blue", "c": "red", "s": "it", "shape": "square"}
-    lines = [w.format(**blank) for w in wordings] + [p.format(c="red") for p in BACKGROUND_PHRASES]
+    lines = [wording.format(**blank) for wording in wordings] + [
+        phrase.format(c="red") for phrase in BACKGROUND_PHRASES
+    ]
     lines += words + [f"x {word}" for word in words] + [BACKGROUND_INSTRUCTION.format(prompt="green")]
     return lines + [line[0].upper() + line[1:] + "." for line in lines]
 
 
-def _tidy(text):
-    return " ".join(text.split()).replace(" ,", ",")
-
-
-def _vary(rng, text):
+def _vary(rng: Random, text: str) -> str:
     """Sometimes a capital, sometimes a full stop, as people write."""
     if rng.random() < 0.3:
         text = text[0].upper() + text[1:]

@@ -1,16 +1,13 @@
 """Training's forward pass is the transformer's own, and a choice of tokens stands for all of them."""
 
-import importlib
-
+import diffusers
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-
-architecture = importlib.import_module("models.tiny-qwen-image.architecture")
-flow = importlib.import_module("models.tiny-qwen-image.flow")
-few_step = importlib.import_module("models.tiny-qwen-image.few_step")
-forward = importlib.import_module("models.tiny-qwen-image.forward")
+from qwen_tiny import architecture
+from qwen_tiny.stages import few_step
+from qwen_tiny.stages.transformer import choose_tokens, gather_tokens
+from qwen_tiny.training import forward
 
 SHAPES = [(1, 6, 4), (1, 6, 4)]
 
@@ -18,7 +15,7 @@ SHAPES = [(1, 6, 4), (1, 6, 4)]
 @pytest.fixture(autouse=True)
 def as_it_is(monkeypatch):
     """Not compiled: that takes half a minute a shape."""
-    monkeypatch.setattr(forward, "faster", lambda function: function)
+    monkeypatch.setattr(forward, "compiled", lambda function: function)
 
 
 @pytest.fixture
@@ -53,8 +50,8 @@ def stock(transformer, latents, sigma, states, mask):
 def ours(transformer, latents, sigma, states, mask, chosen=None, counts=None):
     chosen = torch.arange(48).expand(len(latents), -1) if chosen is None else chosen
     counts = torch.zeros(chosen.shape) if counts is None else counts
-    places = forward.Places.of(transformer, SHAPES, states.shape[1], chosen, counts)
-    return forward.velocity(transformer, flow.take(latents, chosen), sigma, states, mask, places)[0]
+    places = forward.TokenPlaces.build(transformer, SHAPES, states.shape[1], chosen, counts)
+    return forward.velocity(transformer, gather_tokens(latents, chosen), sigma, states, mask, places)[0]
 
 
 @torch.no_grad()
@@ -86,15 +83,15 @@ def test_tokens_that_stand_for_their_likes_stand_for_all(transformer):
         still.expand(48, 16),
         still.expand(max_txt_seq_len, 16),
     )
-    forward.rotary.cache_clear()
+    forward.rotary_table.cache_clear()
     whole = ours(transformer, latents, *rest)
-    assert torch.allclose(ours(transformer, latents, *rest, few, counts), flow.take(whole, few), atol=1e-5)
+    assert torch.allclose(ours(transformer, latents, *rest, few, counts), gather_tokens(whole, few), atol=1e-5)
 
 
 def test_a_choice_holds_the_outline_and_some_of_the_rest():
     near = torch.zeros(2, 400, dtype=torch.bool)
     near[0, 100:130] = near[1, :390] = True
-    chosen, counts = flow.choose(near, 64, torch.Generator().manual_seed(0))
+    chosen, counts = choose_tokens(near, 64, torch.Generator().manual_seed(0))
     assert all(len(set(row.tolist())) == 64 for row in chosen)
     taken = near.gather(1, chosen)
     assert taken.sum(dim=1).tolist() == [30, 64 - 10]
@@ -103,5 +100,5 @@ def test_a_choice_holds_the_outline_and_some_of_the_rest():
 
 
 def test_a_choice_of_all_is_all_in_order():
-    chosen, counts = flow.choose(torch.zeros(2, 64, dtype=torch.bool), 64, None)
+    chosen, counts = choose_tokens(torch.zeros(2, 64, dtype=torch.bool), 64, None)
     assert torch.equal(chosen, torch.arange(64).expand(2, -1)) and not counts.any()

@@ -1,15 +1,11 @@
 """Training goes on where it was stopped, and its optimiser is the one that it says it is."""
 
 import contextlib
-import importlib
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-
-fitting = importlib.import_module("models.tiny-qwen-image.fitting")
-muon = importlib.import_module("models.tiny-qwen-image.muon")
+from qwen_tiny.training import fitting
 
 STEPS = 8
 
@@ -50,7 +46,7 @@ def test_stopped_training_comes_to_the_same_weights(tmp_path, monkeypatch):
 
 def test_a_finished_stage_is_loaded_and_not_repeated(tmp_path):
     whole, _ = fitted(tmp_path)
-    assert fitting.finished(tmp_path / "network.pt", STEPS)
+    assert fitting.is_finished(tmp_path / "network.pt", STEPS)
     loaded, made = fitted(tmp_path)
     assert made == []
     for one, other in zip(whole, loaded, strict=True):
@@ -72,7 +68,7 @@ def test_orthogonal_matrices_keep_their_singular_vectors(shape):
     a, b, c = 3.4445, -4.7750, 2.0315
     for _ in range(5):
         values = a * values + b * values**3 + c * values**5
-    torch.testing.assert_close(muon.orthogonal(matrices), left @ values.diag_embed() @ right, rtol=0, atol=1e-12)
+    torch.testing.assert_close(fitting.orthogonal(matrices), left @ values.diag_embed() @ right, rtol=0, atol=1e-12)
 
 
 def test_muon_is_that_of_torch():
@@ -84,7 +80,7 @@ def test_muon_is_that_of_torch():
     start = [torch.randn(shape, generator=draw) for shape in ((1, 12), (12, 1)) for _ in range(3)]
     ours, theirs = ([torch.nn.Parameter(one.clone()) for one in start] for _ in range(2))
     options = {"lr": 0.1, "weight_decay": 0.1}
-    optimisers = (muon.Muon(ours, **options), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options))
+    optimisers = (fitting.Muon(ours, **options), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options))
     for _ in range(3):
         for one, other in zip(ours, theirs, strict=True):
             one.grad = torch.randn(one.shape, generator=draw)

@@ -3,19 +3,13 @@
 What whole training comes to is in the model card, for it takes two hours.
 """
 
-import importlib
 import sys
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-
-evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
-few_step = importlib.import_module("models.tiny-qwen-image.few_step")
-flow = importlib.import_module("models.tiny-qwen-image.flow")
-forward = importlib.import_module("models.tiny-qwen-image.forward")
-train = importlib.import_module("models.tiny-qwen-image.train")
+from qwen_tiny import evaluate, train
+from qwen_tiny.stages import few_step, sheets, transformer, vae
+from qwen_tiny.training import forward
 
 STEPS = {"vae": 1, "text": 1, "generate": 2, "edit": 2, "few_step": 2, "mistaken": 2}
 BASE = "generate/transformer"
@@ -24,10 +18,16 @@ BASE = "generate/transformer"
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     """Runs the command, until the named stage; gives the weights it leaves, path -> bytes."""
-    monkeypatch.setattr(flow, "GENERATE_SIZES", (flow.Size(256, 256, 6, 4, 64, 1),))
-    monkeypatch.setattr(flow, "EDIT_SIZES", (flow.Size(1024, 1024, 2, 4, 192, 1),))
+    few = {"pictures": 2, "wordings": 4, "tokens": 32, "share": 1}
+    monkeypatch.setattr(train, "GENERATE_SIZES", (transformer.Size(256, 256, **few),))
+    monkeypatch.setattr(train, "EDIT_SIZES", (transformer.Size(256, 256, **few),))
     monkeypatch.setattr(few_step, "PATHS", 1)
-    monkeypatch.setattr(forward, "faster", lambda function: function)  # to compile takes longer than these steps
+    monkeypatch.setattr(few_step, "TOKENS_AT_ONCE", 128)
+    monkeypatch.setitem(transformer.TOKENS_AT_ONCE, "cpu", 128)
+    monkeypatch.setattr(vae, "MEASURED", 2)
+    for name, count in {"PROMPTS": 1, "EDITS": 1, "STEPS": 2}.items():
+        monkeypatch.setattr(sheets, name, count)
+    monkeypatch.setattr(forward, "compiled", lambda function: function)  # to compile takes longer than these steps
 
     def run(until):
         steps = [word for name, count in STEPS.items() for word in (f"--{name.replace('_', '-')}", str(count))]
@@ -52,7 +52,7 @@ def test_the_one_command_goes_through_its_stages_and_on_where_it_was_stopped(tra
     again = trained("mistaken")
     assert again == whole, "a finished run is loaded, not repeated"
     assert trained("vae") == whole, "a run that stops early does not write what it has not trained"
-    monkeypatch.setattr(train, "WAY", 0.0)
+    monkeypatch.setattr(train, "KEPT_CHANGE", 0.0)
     assert trained("mistaken") == until_the_lora, "the mistaken captions are mixed into the weights before them"
-    pipeline = evaluate.load(tmp_path / "out" / "generate", lora=True)
-    assert len(evaluate.draw(pipeline, evaluate.prompt_tasks(1, size=(256, 256)), 1, 1.0)) == 1
+    pipeline = evaluate.load_pipeline(tmp_path / "out" / "generate", lora=True)
+    assert len(evaluate.draw_prompts(pipeline, evaluate.sample_prompts(1, size=(256, 256)), 1, 1.0)) == 1
