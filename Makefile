@@ -9,7 +9,7 @@ run: .venv/run-installed
 	$(BIN)/python examples/quickstart.py
 
 test: .venv/test-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/test-installed
 	$(BIN)/ruff check .
