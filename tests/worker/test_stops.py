@@ -180,7 +180,7 @@ def test_a_job_past_its_limit_says_how_far_it_came_and_draws_no_more(warm_worker
         warm_worker.inference_thread.submit(lambda: None).result()
     finally:
         hook.remove()
-    assert reply["error"] == "deadline_exceeded: the job's 1.8 seconds ran out after 1 of 100 steps"
+    assert reply["error"] == "deadline_exceeded: the job's 1.8 seconds ran out after 2 of 100 steps"
     assert len(passes) == 4
 
 
