@@ -8,7 +8,7 @@ from ..conftest import environment_of, file_of, picture_of, respond, serve
 from ..support.control_plane import ControlPlane, WorkerProcess, addresses
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2}
-LONG = {**SMALL, "num_inference_steps": 100, "width": 1024, "height": 1024}
+LONG = {**SMALL, "num_inference_steps": 100, "width": 512, "height": 512}
 
 
 def test_jobs_are_taken_one_is_stopped_and_sigterm_ends_an_idle_worker_at_once(environment, web):
