@@ -109,15 +109,15 @@ def test_without_a_network_the_failure_is_passing_and_names_no_path(monkeypatch)
 def test_a_passing_failure_is_tried_again_after_a_pause(hub_of, tiny, cold_worker):
     served = hub_of(tiny / "generate")
     served.status = 503
-    worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name", QWEN_LOAD_RETRY_SECONDS=3600)
+    patient, eager = (cold_worker(QWEN_IMAGE_MODEL="Org/Name", QWEN_LOAD_RETRY_SECONDS=pause) for pause in (3600, 0))
     fields = {"prompt": "a", "width": 256, "height": 256, "num_inference_steps": 1}
-    assert "the hub answered 503" in run(worker, fields)["output"]["metadata"]["fallback_reason"]
+    for worker in (patient, eager):
+        assert "the hub answered 503" in run(worker, fields)["output"]["metadata"]["fallback_reason"]
     served.status, asked = 200, len(served.paths)
-    assert run(worker, fields)["output"]["metadata"]["backend"] == "pil-fallback"
+    assert run(patient, fields)["output"]["metadata"]["backend"] == "pil-fallback"
     assert len(served.paths) == asked  # within the pause nothing is tried
-    worker.loader.settings = worker.settings.model_copy(update={"QWEN_LOAD_RETRY_SECONDS": 0})
-    assert run(worker, fields)["output"]["metadata"]["backend"] == "qwen-image"
-    assert worker.loader.failures == {}
+    assert run(eager, fields)["output"]["metadata"]["backend"] == "qwen-image"
+    assert run(eager, {})["output"]["fallback"]["reasons"] == {}
 
 
 def test_a_20b_model_is_refused_on_this_machine_without_asking_the_hub(hub_of, tiny, cold_worker):

