@@ -115,7 +115,7 @@ class Worker:
             raise
         except Exception as error:  # noqa: BLE001  the SDK would post the traceback, with its paths, to the caller
             log_line(job_id, "ERROR", traceback.format_exc())
-            reply = JobError("internal", job_id, refresh_worker=cuda.spoils_the_worker(error)).reply()
+            reply = JobError("internal", job_id, refresh_worker=cuda.is_cuda_failure(error)).reply()
         finally:
             if self.jobs.get(job_id) is asyncio.current_task():  # a job handed out twice is here twice
                 del self.jobs[job_id]

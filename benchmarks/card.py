@@ -21,7 +21,7 @@ class Card:
         gpu = read_gpu()
         self.device = "cuda" if gpu else "cpu"
         self.cap = round(cap_gb * GB) if gpu and cap_gb else None
-        self.used_before = gpu.total - gpu.free if gpu else 0
+        self.used_before = gpu.total_bytes - gpu.free_bytes if gpu else 0
         self.full_before = 0
 
     def open(self) -> float:
@@ -60,7 +60,7 @@ class Card:
         if self.device == "cpu" or gpu is None:
             return {}
         reserved = torch.cuda.max_memory_reserved()
-        context = gpu.total - gpu.free - self.used_before - torch.cuda.memory_reserved()
+        context = gpu.total_bytes - gpu.free_bytes - self.used_before - torch.cuda.memory_reserved()
         return {
             "allocated peak GB": gb(torch.cuda.max_memory_allocated()),
             "reserved peak GB": gb(reserved),

@@ -116,10 +116,10 @@ def beside_prediction(row: dict) -> dict:
 def predicted(plan: Plan, side: int, task: str) -> dict:
     """What the plan that is served says ahead."""
     images = int(task == "edit")
-    known = {"plan": str(plan), "predicted weights GB": round(plan.weights / GB, 6)}
+    known = {"plan": str(plan), "predicted weights GB": round(plan.weight_bytes / GB, 6)}
     if plan.device == "cpu":
         return known
-    return known | {"predicted peak GB": gb(plan.peak(side, side, images, plan.tiles(side, side, images)))}
+    return known | {"predicted peak GB": gb(plan.peak_bytes(side, side, images, plan.needs_tiles(side, side, images)))}
 
 
 def fail(send: Send, rows: list[dict], why: str) -> None:

@@ -126,8 +126,8 @@ def stock_for(ours: Ours, folder: Path, task: str, side: int, device: str) -> tu
 def way_beside(plan: Plan, task: str, side: int) -> str:
     """The fastest way of stock that fits the room that our plan leaves, less what it can share with it."""
     (model,) = cases.models_of((task,))
-    shared = 0 if plan.precision in LOSSY else plan.transformer(model)
-    shared += plan.text(model) if plan.text_encoder == "resident" else 0
-    room, peaks = read_gpu().free, cases.stock_peaks(task, side)
+    shared = 0 if plan.precision in LOSSY else plan.transformer_bytes(model)
+    shared += plan.text_encoder_bytes(model) if plan.text_encoder == "resident" else 0
+    room, peaks = read_gpu().free_bytes, cases.stock_peaks(task, side)
     peaks[stock.RESIDENT] -= shared
     return next((way for way, peak in peaks.items() if peak <= room), stock.BY_LAYER)

@@ -28,7 +28,7 @@ from .checkpoints.sharing import SHAREABLE, as_model, digest_of
 from .errors import LoadError
 from .loading import libraries, prepared
 from .memory.footprint import GB, LOSSY, TIMESTEPS, Plan
-from .memory.machine import disk_free, read_machine
+from .memory.machine import free_disk_bytes, read_machine
 from .settings import Precision, Saving, read_settings
 
 
@@ -99,7 +99,7 @@ def prepare(found: Checkpoint, plan: Plan, output: Path) -> Path:
         raise LoadError("--output lies in its own folder, and what is written there would change it")
     (model,) = plan.models
     rows = model.parts["modulation_outputs"] * 2 * TIMESTEPS if plan.table else 0
-    require_disk(plan.transformer(model) + plan.text(model) + plan.vae(model) + rows, output)
+    require_disk(plan.transformer_bytes(model) + plan.text_encoder_bytes(model) + plan.vae_bytes(model) + rows, output)
     libraries.import_all()
     layout = prepared.layout_of(plan)
     target = output / f"{found.name.replace('/', '--')}.{name_of(layout)}"
@@ -171,21 +171,21 @@ def write(found: Checkpoint, plan: Plan, target: Path) -> dict:
 
 
 def require_disk(needed: int, output: Path) -> None:
-    free_bytes = disk_free(output)
+    free_bytes = free_disk_bytes(output)
     if needed > free_bytes:
         raise LoadError(f"It needs {needed / GB:.1f} GB of disk and {free_bytes / GB:.1f} GB are free")
 
 
 def write_transformer(found: Checkpoint, plan: Plan, target: Path) -> None:
     from .loading.components import tabulate
-    from .memory.cuda import forget
+    from .memory.cuda import release_unused
     from .weights import modulation_rows
 
     model = write_component(found, "transformer", plan, target)
     if table := tabulate(model, found, plan):
         modulation_rows.write(table, target)
     del model, table
-    forget(plan.device)
+    release_unused(plan.device)
 
 
 def write_component(found: Checkpoint, name: str, plan: Plan, target: Path) -> Any:

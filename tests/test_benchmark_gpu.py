@@ -54,15 +54,15 @@ def test_a_larger_card_stands_in_for_a_smaller_one_of_the_architecture_that_is_a
         case = Case("ours", 24, ("generate",))
         seen = cases.machine_for(case, machine(), asked)
         plan, refused = cases.plan_for(case, seen)
-        assert not refused and plan.precision.value == precision and plan.limit == 24 * GB
+        assert not refused and plan.precision.value == precision and plan.limit_bytes == 24 * GB
         assert "as a card of 24 GB" in seen.gpu.name
-    assert cases.machine_for(Case("ours", 80), machine(ram=128), ram_gb=20).ram_available == 20 * GB
+    assert cases.machine_for(Case("ours", 80), machine(ram=128), ram_gb=20).ram_available_bytes == 20 * GB
 
 
 def test_our_worker_plans_for_the_card_that_it_is_told_of():
     ours = Ours(full_size.TINY, cases.TASKS, lambda: machine(gb=24), QWEN_VRAM_GB=16)
     plan = ours.worker.pipelines.place("generate")
-    assert plan.device == "cuda" and plan.limit == 16 * GB
+    assert plan.device == "cuda" and plan.limit_bytes == 16 * GB
 
 
 def reason(case, real, architecture=None, installed=lambda name: True):
@@ -190,7 +190,7 @@ def test_preset_fast_is_timed_with_a_lora_of_every_layer_that_the_published_ones
 
 
 def test_the_full_size_checkpoint_asks_for_its_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(full_size, "disk_free", lambda folder: 20 * GB)
+    monkeypatch.setattr(full_size, "free_disk_bytes", lambda folder: 20 * GB)
     monkeypatch.setattr(full_size, "write", lambda *_: pytest.fail("it was written"))
     with pytest.raises(LoadError, match="the full-size checkpoint needs 57.7 GB of disk; 20.0 GB are free"):
         full_size.ready([tmp_path])

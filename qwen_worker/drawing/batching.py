@@ -66,7 +66,7 @@ class Batches:
         if not may_share(request) or loaded.checkpoint.class_name != "QwenImagePipeline":
             return 1
         plan = inference.plan_for(entry, loaded.plan)
-        return plan.at_once(request.width, request.height, self.most, self.pixels)
+        return plan.pictures_per_call(request.width, request.height, self.most, self.pixels)
 
     def gather(
         self, loaded: Loaded, leader: DrawingJob, prompts: PromptCache, room: int, joined: list[DrawingJob]

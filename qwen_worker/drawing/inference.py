@@ -16,7 +16,7 @@ from ..jobs.job import Job
 from ..jobs.reply import Drawn
 from ..jobs.request import Drawing, Edit, require_tokens
 from ..loading.loaded import Loaded
-from ..memory.cuda import allocated, peak_vram_gb
+from ..memory.cuda import allocated_bytes, peak_vram_gb
 from ..memory.footprint import Plan
 from ..pictures.images import to_rgb
 from ..pictures.inputs import Canvas
@@ -52,8 +52,8 @@ def draw(loaded: Loaded, entry: DrawingJob, prompts: PromptCache, previewer: Pre
     import torch
 
     job, canvas, device = entry.job, entry.canvas, loaded.plan.device
-    before = allocated(device)
-    tiled = plan_for(entry, loaded.plan).tiles(*canvas.size, len(canvas.sources))
+    before = allocated_bytes(device)
+    tiled = plan_for(entry, loaded.plan).needs_tiles(*canvas.size, len(canvas.sources))
     # Out of memory, the VAE's tiles are the smaller way that is left; the seeds make the picture the same.
     for tiles in (False, True)[tiled:]:
         pictures, steps = [], 0
@@ -76,7 +76,7 @@ def draw(loaded: Loaded, entry: DrawingJob, prompts: PromptCache, previewer: Pre
     what = "{}x{}".format(*canvas.size)
     if len(canvas.sources) > 1:
         what += f" with {len(canvas.sources)} input images"
-    leaked = allocated(device) - before
+    leaked = allocated_bytes(device) - before
     raise JobError(
         "out_of_memory",
         f"{what} did not fit beside {loaded.checkpoint.name} ({loaded.plan})",

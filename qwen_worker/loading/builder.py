@@ -58,7 +58,7 @@ class Builder:
         index = read_json(source.folder, "model_index.json")
         names = [name for name in index if name not in shared and not name.startswith("_")]
         reading = Reading(self.threads, self.stopwatch)
-        room = read_machine().ram_available - plan.ram if self.threads else 0
+        room = read_machine().ram_available_bytes - plan.pinned_bytes if self.threads else 0
         with self.stopwatch("import"), reading_ahead(weight_files(source.folder, names), round(room * AHEAD_SHARE)):
             libraries.import_all()
         import diffusers
@@ -82,7 +82,7 @@ class Builder:
             require_tokenizer(checkpoint, pipe)
         pipe.set_progress_bar_config(disable=True)
         if plan.device == "cuda":
-            cuda.release_buffers()
+            cuda.release_pinned_buffers()
         return pipe, table
 
     def claim_card(self, plan: Plan, beside: bool) -> None:
@@ -90,18 +90,18 @@ class Builder:
         from ..model.residency import Swap
 
         if plan.device == "cuda":
-            cuda.cap_memory(plan.limit, beside)
+            cuda.cap_memory(plan.limit_bytes, beside)
             cuda.pin_exactly()
         if plan.swapped:
             self.swap = self.swap or Swap(plan.device)
             self.swap.clear()
-            cuda.forget(plan.device)
+            cuda.release_unused(plan.device)
 
     def forget(self, model: str, plan: Plan) -> None:
         """Give back what a build that failed has left."""
         if self.swap:
             self.swap.drop(model)
-        cuda.forget(plan.device)
+        cuda.release_unused(plan.device)
 
 
 def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:

@@ -8,7 +8,7 @@ from ..checkpoints import remote
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import label_of
 from ..errors import LoadError
-from ..memory.machine import disk_free
+from ..memory.machine import free_disk_bytes
 from ..memory.placement import require_disk
 from ..network.hub import cache_folder
 from ..settings import Role, Settings
@@ -56,6 +56,6 @@ class Catalogue:
         checkpoint = self.locate(task)
         needed = sum(checkpoint.parameters.values()) * 2  # the released checkpoints are bfloat16
         missing = max(0, needed - remote.fetched_bytes(checkpoint))
-        require_disk(checkpoint.name, missing, disk_free(cache_folder()))
+        require_disk(checkpoint.name, missing, free_disk_bytes(cache_folder()))
         self.checkpoints[self.model_for(task)] = checkpoint = remote.download(checkpoint)
         return checkpoint

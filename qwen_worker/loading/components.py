@@ -87,7 +87,7 @@ def load_component(found: Checkpoint, name: str, value: list[str], plan: Plan, h
     if name not in WEIGHTS:
         with how.stages("other"):
             return kind.from_pretrained(found.folder / name, local_files_only=True)
-    if name == "transformer" and plan.table and plan.plain is Precision.BF16:
+    if name == "transformer" and plan.table and plan.base_precision is Precision.BF16:
         from ..model.modulation import TabledTransformer as kind
     if not how.threads:
         with how.stages("read"):

@@ -42,7 +42,7 @@ class Loaded:
             "device": self.plan.device,
             "precision": self.plan.precision.value,
             "plan": str(self.plan),
-            "weights_gb": round(self.plan.weights / GB, 3),
+            "weights_gb": round(self.plan.weight_bytes / GB, 3),
             "speedups": {name.value: state for name, state in self.speed.states.items()},
             "loras": [{"setting": use.label, "scale": use.scale} for use in self.adapters.own],
             "shared": list(self.shared),

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import LoadError
 from ..log import log_line
-from ..memory.cuda import spoils_the_worker
+from ..memory.cuda import is_cuda_failure
 from ..memory.footprint import Plan
 from ..settings import Fallback, Role, Settings
 from .loaded import Loaded
@@ -89,7 +89,7 @@ class Loader:
             failure = error
         except Exception as error:  # noqa: BLE001  whatever keeps a model from loading means: it cannot be had
             log_line(None, "ERROR", traceback.format_exc())
-            if spoils_the_worker(error):
+            if is_cuda_failure(error):
                 raise
             part = f"{role}/{self.pipelines.builder.busy_with}".rstrip("/")
             passing = type(error).__name__ == "OutOfMemoryError"  # what else holds the card's memory may give it back

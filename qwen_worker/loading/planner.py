@@ -51,7 +51,7 @@ class Planner:
 
     def plan(self, together: Collection[Checkpoint], loaded: Collection[Loaded]) -> Plan:
         cap = self.settings.QWEN_VRAM_GB
-        resident = sum(one.plan.weights for one in loaded)
+        resident = sum(one.plan.weight_bytes for one in loaded)
         models, before = [], [one.checkpoint for one in loaded]
         for checkpoint in sorted(together, key=lambda one: one.pipeline_class.max_images):
             models.append(as_model(checkpoint, before))

@@ -41,7 +41,7 @@ class Layout:
 
 
 def layout_of(plan: Plan) -> Layout:
-    text = plan.precision if plan.text_encoder == "quantized" else plan.plain
+    text = plan.precision if plan.text_encoder == "quantized" else plan.base_precision
     trimmed = Saving.TRIM in plan.savings
     return Layout(plan.precision.value, plan.table, text.value, not trimmed, plan.vision)
 

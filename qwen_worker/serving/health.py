@@ -87,14 +87,14 @@ def health(
     gpu = machine.gpu
     memory = {
         "rss_gb": round(resident_bytes() / GB, 3),
-        "ram_total_gb": round(machine.ram_total / GB, 3),
-        "ram_available_gb": round(machine.ram_available / GB, 3),
+        "ram_total_gb": round(machine.ram_total_bytes / GB, 3),
+        "ram_available_gb": round(machine.ram_available_bytes / GB, 3),
     }
     if gpu:
         memory |= {
             "gpu": gpu.name,
-            "vram_total_gb": round(gpu.total / GB, 3),
-            "vram_used_gb": round((gpu.total - gpu.free) / GB, 3),
+            "vram_total_gb": round(gpu.total_bytes / GB, 3),
+            "vram_used_gb": round((gpu.total_bytes - gpu.free_bytes) / GB, 3),
         }
     return {
         "status": "healthy",

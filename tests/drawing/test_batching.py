@@ -292,7 +292,7 @@ def test_a_call_takes_what_the_checkpoint_s_class_and_the_plan_allow(worker):
     newer = dataclasses.replace(loaded.checkpoint, class_name="QwenImage21Pipeline")
     assert worker.batches.room(dataclasses.replace(loaded, checkpoint=newer), job) == 1
     tight = dataclasses.replace(loaded.plan, device="cuda")
-    tight = dataclasses.replace(tight, limit=tight.peak(512, 1024))
+    tight = dataclasses.replace(tight, limit_bytes=tight.peak_bytes(512, 1024))
     assert worker.batches.room(dataclasses.replace(loaded, plan=tight), job) == 2
     file = LoraFile("key", {"layer": Layer(Names(), 64, 1 << 20, 1 << 20, 1.0)}, None)
     job.loras = (LoraUse(file, 1.0, "loras[0]"),)

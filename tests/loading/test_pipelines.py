@@ -72,7 +72,7 @@ def test_generate_and_edit_of_one_family_share_all_but_the_transformer(warm_work
     sizes, parts = generate.checkpoint.parameters, generate.checkpoint.parts
     kept = sum(sizes.values()) - parts["lm_head"] - parts["temporal"]
     assert parameters(warm_worker) == kept + edit.checkpoint.parameters["transformer"]
-    assert generate.plan.weights == 4 * parameters(warm_worker)
+    assert generate.plan.weight_bytes == 4 * parameters(warm_worker)
     assert generate.pipe.text_encoder is edit.pipe.text_encoder and generate.pipe.vae is edit.pipe.vae
     assert generate.pipe.transformer is not edit.pipe.transformer
 

@@ -334,7 +334,7 @@ def test_what_cannot_be_prepared_is_refused(tiny, tmp_path, monkeypatch):
     prepare.copy(tiny / "edit", inside)
     with pytest.raises(SystemExit, match="--output lies in its own folder"):
         prepare.main([str(inside), "--output", str(inside)])
-    monkeypatch.setattr(prepare, "disk_free", lambda folder: 1_000_000)
+    monkeypatch.setattr(prepare, "free_disk_bytes", lambda folder: 1_000_000)
     with pytest.raises(SystemExit, match=r"It needs 0\.\d GB of disk and 0.0 GB are free"):
         prepare.main([str(tiny / "edit"), "--output", str(tmp_path)])
     assert not (tmp_path / "prepared").exists()

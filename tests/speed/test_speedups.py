@@ -368,7 +368,7 @@ def test_guidance_s_passes_stay_two_where_a_picture_is_decoded_in_tiles(cold_wor
     drawn.append(True)
     assert in_one()[1:] == [True]
     plan = placement.plan([GENERATE], card(80))
-    tight = dataclasses.replace(plan, limit=plan.peak(512, 512))
+    tight = dataclasses.replace(plan, limit_bytes=plan.peak_bytes(512, 512))
     assert in_one(tight, 768) == [False]
     assert in_one(preset="balanced") == [False]
     assert in_one(task="edit", image_url="https://example.com/a.png") == [False]

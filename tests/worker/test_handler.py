@@ -365,7 +365,7 @@ def test_a_size_without_room_is_refused_before_anything_is_loaded(cold_worker, m
 
     worker = cold_worker()
     plan = worker.pipelines.place("generate")
-    small = dataclasses.replace(plan, device="cuda", limit=2_000_000_000)
+    small = dataclasses.replace(plan, device="cuda", limit_bytes=2_000_000_000)
     monkeypatch.setitem(worker.pipelines.planner.plans, worker.settings.QWEN_IMAGE_MODEL, small)
     assert run(worker, SMALL | {"width": 2048, "height": 2048})["error"] == (
         "out_of_memory: 2048x2048 needs 2.6 GB with tiny-qwen-image/generate and 2.0 GB may be used; "
