@@ -13,7 +13,7 @@ import torch
 from qwen_worker.drawing.preview import SHARE, Previewer
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
-from qwen_worker.serving.progress import Progress, report
+from qwen_worker.serving.progress import Progress, message_of
 from qwen_worker.serving.stream import CHUNK_BYTES, stream
 
 from ..conftest import picture_of
@@ -30,11 +30,11 @@ def a_job(**fields):
 
 def test_a_report_tells_step_total_percent_and_seconds_left():
     job = a_job(num_images=2)
-    assert report(job) == {"stage": "drawing", "step": 0, "total": 20, "percent": 0}
+    assert message_of(job) == {"stage": "drawing", "step": 0, "total": 20, "percent": 0}
     for step in (1, 2, 3):
         job.step_ends(step, 10)
         time.sleep(0.05)
-    told = report(job)
+    told = message_of(job)
     assert (told["step"], told["percent"]) == (3, 15) and 0.7 < told["seconds_left"] < 2
 
 

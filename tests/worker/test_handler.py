@@ -355,7 +355,7 @@ def test_memory_that_does_not_come_back_asks_for_a_fresh_worker(ask, planted, mo
 
     planted(torch.OutOfMemoryError("CUDA out of memory"))
     held = iter((0, 2_000_000_000))
-    monkeypatch.setattr("qwen_worker.drawing.inference.allocated", lambda device: next(held))
+    monkeypatch.setattr("qwen_worker.drawing.inference.allocated_bytes", lambda device: next(held))
     body = ask(**SMALL)
     assert body["error"].startswith("out_of_memory") and body["stopPod"] is True  # the SDK's word for refresh_worker
 
