@@ -81,7 +81,7 @@ class Worker:
         # The one thread that touches torch: the event loop stays free to hear the platform's stop.
         self.inference_thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self.side_threads = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")  # pictures in and out
-        self.presets = Presets(settings, checkpoints.known, is_missing)
+        self.presets = Presets(settings, checkpoints.released, is_missing)
         self.loras, self.catalogue = Loras(settings), Catalogue(settings)
         self.pipelines = Pipelines(settings, self.catalogue, self.loras.of_endpoint)
         self.loader = Loader(settings, self.pipelines, self.inference_thread)

@@ -24,7 +24,7 @@ from typing import Any
 from .checkpoints import checkpoint as checkpoints
 from .checkpoints.checkpoint import WEIGHTS, Checkpoint
 from .checkpoints.files import read_json
-from .checkpoints.sharing import SHAREABLE, as_model, digest_of
+from .checkpoints.sharing import SHAREABLE, as_model, component_digest
 from .errors import LoadError
 from .loading import libraries, prepared
 from .memory.footprint import GB, LOSSY, TIMESTEPS, Plan
@@ -147,7 +147,7 @@ def replaced(found: Checkpoint, plan: Plan, target: Path) -> Path:
 
 def write(found: Checkpoint, plan: Plan, target: Path) -> dict:
     """Write everything but the manifest, which is returned."""
-    digests = {name: digest_of(found.folder / name) for name in SHAREABLE if (found.folder / name).is_dir()}
+    digests = {name: component_digest(found.folder / name) for name in SHAREABLE if (found.folder / name).is_dir()}
     source = {key: value for key, value in asdict(replace(found, digests=digests)).items() if key != "folder"}
     sample = prepared.sample_of(found.folder)
     for name in ("model_index.json", *found.pipeline_class.components):

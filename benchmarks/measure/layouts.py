@@ -71,7 +71,7 @@ def layout_of(plan: str) -> str:
 
 def models_of(tasks: tuple[str, ...]) -> list[Model]:
     """The released models, as placement counts them."""
-    checkpoints = [checkpoint.known(RELEASED[task]) for task in tasks]
+    checkpoints = [checkpoint.released(RELEASED[task]) for task in tasks]
     return [as_model(held, checkpoints[:number]) for number, held in enumerate(checkpoints)]
 
 

@@ -45,7 +45,7 @@ class Catalogue:
         if model not in self.checkpoints:
             roots = self.settings.QWEN_MODEL_ROOTS
             here = checkpoints.find(model, roots) or prepared.describe(model, roots)
-            self.checkpoints[model] = here or checkpoints.known(model) or remote.look_up(model)
+            self.checkpoints[model] = here or checkpoints.released(model) or remote.look_up(model)
         checkpoint = self.checkpoints[model]
         if task not in checkpoint.pipeline_class.tasks:
             raise LoadError(f"{checkpoint.name} is a {checkpoint.class_name}, which does not serve {task}")

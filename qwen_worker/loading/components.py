@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.checkpoint import PART_NAMES, WEIGHTS, Checkpoint
+from ..checkpoints.checkpoint import PART_PATTERNS, WEIGHTS, Checkpoint
 from ..errors import LoadError
 from ..memory.footprint import LOSSY, Plan
 from ..settings import LOAD_THREADS, Precision, Saving
@@ -124,7 +124,7 @@ def read(kind: Any, library: str, folder: Path, plan: Plan, how: Reading) -> Any
 def dropped(class_name: str, plan: Plan) -> Callable[[str], bool]:
     """Whether a weight of the text encoder is one that `trim` will drop."""
     parts = [] if not trims(class_name, plan) else ["lm_head"] if plan.vision else ["lm_head", "vision"]
-    return lambda name: any(re.search(PART_NAMES[part][1], name) for part in parts)
+    return lambda name: any(re.search(PART_PATTERNS[part][1], name) for part in parts)
 
 
 def trims(class_name: str, plan: Plan) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.sharing import in_common
+from ..checkpoints.sharing import shared_components
 from ..errors import JobError, LoadError
 from ..lora.file import LoraUse
 from ..memory.footprint import Plan
@@ -124,7 +124,7 @@ class Pipelines:
         """Components of pipelines already loaded that equal this checkpoint's, by name."""
         shared: dict[str, Any] = {}
         for other in self.loaded.values():
-            for name in in_common(checkpoint, other.checkpoint):
+            for name in shared_components(checkpoint, other.checkpoint):
                 # a model placed alone may have left out the vision that this one needs
                 if name != "text_encoder" or other.plan.vision or not checkpoint.pipeline_class.max_images:
                     shared.setdefault(name, other.pipe.components[name])

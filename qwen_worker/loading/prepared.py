@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.checkpoint import WEIGHTS, Checkpoint
-from ..checkpoints.files import is_folder, read_json, readable, shards
+from ..checkpoints.files import explain_read_errors, is_folder, read_json, shards
 from ..errors import LoadError
 from ..memory.footprint import Plan
 from ..memory.machine import Gpu
@@ -134,7 +134,7 @@ def facts_of(folder: Path) -> dict[str, dict]:
 
 
 def digest_of_file(file: Path, label: str) -> str:
-    with readable(label), file.open("rb") as stream:
+    with explain_read_errors(label), file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -142,7 +142,7 @@ def sample_of(folder: Path) -> str:
     """A digest of samples all over a checkpoint's weights: weights saved anew in the same folder are others."""
     digest = hashlib.sha256()
     for file in (file for name in WEIGHTS for file in shards(folder, name)):
-        with readable(f"{file.parent.name}/{file.name}"), file.open("rb", buffering=0) as stream:
+        with explain_read_errors(f"{file.parent.name}/{file.name}"), file.open("rb", buffering=0) as stream:
             size = stream.seek(0, 2)
             for number in range(SAMPLES):
                 stream.seek(size * number // SAMPLES)

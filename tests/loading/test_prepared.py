@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from qwen_worker import prepare
 from qwen_worker.checkpoints.checkpoint import find, inspect
-from qwen_worker.checkpoints.files import in_file
+from qwen_worker.checkpoints.files import tensors_in
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
 from qwen_worker.loading import prepared
@@ -251,7 +251,7 @@ WEIGHTS = [f"{name}/weights-00001.safetensors" for name in ("transformer", "text
 def test_damaged_weights_draw_nothing_and_the_source_is_loaded(cold_worker, one, name):
     settings = {"QWEN_PRECISION": "bf16", "QWEN_EDIT_MODEL": "/none"}
     right = drawn(with_table(cold_worker(**settings)))
-    damaged(one / name, next(tensor.start for tensor in in_file(one / name, name) if "visual" not in tensor.name))
+    damaged(one / name, next(tensor.start for tensor in tensors_in(one / name, name) if "visual" not in tensor.name))
     worker = with_table(cold_worker(**settings, QWEN_MODEL_ROOTS=(one.parents[1],)))
     assert drawn(worker) == right
     (model,) = run(worker, {"task": "health"})["output"]["models"]

@@ -316,7 +316,9 @@ def test_no_step_waits_for_the_device(tiny, cached):
 def on_card(capability, *asked, **changes):
     """States of the speed-ups that are asked for, all by name if none is, on a card."""
     gpu = Gpu("a card", capability, 80_000_000_000, 80_000_000_000)
-    found = placement.plan([as_model(checkpoint.known("Qwen/Qwen-Image"), [])], Machine(gpu, 200 * 10**9, 200 * 10**9))
+    found = placement.plan(
+        [as_model(checkpoint.released("Qwen/Qwen-Image"), [])], Machine(gpu, 200 * 10**9, 200 * 10**9)
+    )
     plan = dataclasses.replace(found, **changes)
     return speedups.decide(plan, frozenset(asked) if asked else None, capability)
 
