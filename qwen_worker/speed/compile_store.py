@@ -14,14 +14,11 @@ import hashlib
 import os
 import platform
 import tempfile
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..log import log_line
-
-if TYPE_CHECKING:
-    from torch.compiler._cache import CacheInfo
 
 MAGIC = b"qwen-image compiled 2\n"
 SUFFIX = ".compiled"
@@ -52,7 +49,7 @@ class CompileStore:
         if info is None:
             log_line(None, "WARN", f"{self.file} is ignored: torch cannot read it; blocks are compiled anew")
             return
-        self.kept = keys_of(info)
+        self.kept = keys_of(info.artifacts)
         log_line(None, "INFO", f"{self.file} has blocks that an earlier start compiled")
 
     def save(self) -> None:
@@ -65,9 +62,9 @@ class CompileStore:
             return
         self.graphs = graphs
         packed = torch.compiler.save_cache_artifacts()
-        if packed is None or keys_of(packed[1]) <= self.kept:
+        if packed is None or keys_of(packed[1].artifacts) <= self.kept:
             return
-        self.kept = keys_of(packed[1])
+        self.kept = keys_of(packed[1].artifacts)
         self.keep(packed[0])
 
     def keep(self, data: bytes) -> None:
@@ -110,9 +107,9 @@ def store_of_process(folder: Path, limit: int, card: str | None) -> CompileStore
     return store
 
 
-def keys_of(info: "CacheInfo") -> set[tuple[str, str]]:
+def keys_of(artifacts: Mapping[str, list[str]]) -> set[tuple[str, str]]:
     """(type, key) of every part that torch has packed."""
-    return {(kind, key) for kind, keys in info.artifacts.items() for key in keys}
+    return {(kind, key) for kind, keys in artifacts.items() for key in keys}
 
 
 def verified(file: Path, limit: int) -> bytes:
