@@ -148,7 +148,7 @@ class Worker:
             self.require_time(job, canvas)
 
             outcome = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, failure)
-            drawn = await job.outcome_of(outcome, functools.partial(self.queue.draws_for_nobody, job))
+            drawn = await job.outcome_of(outcome, functools.partial(self.queue.has_abandoned_call, job))
             job.enter(Stage.DELIVERING)
             label = self.catalogue.label_for(request.task)
             metadata = replies.metadata_of(request, canvas.size, drawn, label, self.settings)
@@ -203,7 +203,7 @@ class Worker:
         if drawn.batch == 1:  # in company a step takes longer and says nothing of how fast it could be
             kind, count = kind_of(job.request, canvas.size, len(canvas.sources)), len(drawn.pictures)
             self.paces.record(kind, job.step_seconds, count, drawn.steps, job.stage_seconds())
-        loaded.stages.setdefault("first_job", round(job.stage_seconds(), 3))
+        loaded.stage_seconds.setdefault("first_job", round(job.stage_seconds(), 3))
         return drawn
 
     def require_room(self, entry: DrawingJob, plan: Plan) -> None:

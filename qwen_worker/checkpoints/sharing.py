@@ -44,13 +44,13 @@ def is_shared(name: str, checkpoint: Checkpoint, other: Checkpoint) -> bool:
         a, b = checkpoint.folder / name, other.folder / name
         return a.is_dir() and b.is_dir() and same_component(a, b)
     if checkpoint.digests or other.digests:  # of a prepared checkpoint whose source is not on this machine
-        digest, other_digest = known_digest(name, checkpoint), known_digest(name, other)
+        digest, other_digest = find_digest(name, checkpoint), find_digest(name, other)
         if digest and other_digest:
             return digest == other_digest
     return name in checkpoint.parameters and checkpoint.parameters[name] == other.parameters.get(name)
 
 
-def known_digest(name: str, checkpoint: Checkpoint) -> str | None:
+def find_digest(name: str, checkpoint: Checkpoint) -> str | None:
     """The digest of a component's content; None where neither its files nor its digest are on this machine."""
     folder = checkpoint.folder / name if checkpoint.folder else None
     return component_digest(folder) if folder and folder.is_dir() else checkpoint.digests.get(name)

@@ -15,7 +15,7 @@ from ..log import log_line
 from ..memory.cuda import is_cuda_failure
 from ..memory.footprint import Plan
 from ..settings import Fallback, Role, Settings
-from .loaded import Loaded
+from .loaded import LoadedPipeline
 from .pipelines import Pipelines
 
 Result = TypeVar("Result")
@@ -42,7 +42,7 @@ class Loader:
         """Where the task's model goes on this machine; loads nothing."""
         return self.attempt(self.pipelines.place, task)
 
-    def load(self, task: str, require_room: Callable[[Plan], None] = lambda plan: None) -> Loaded | LoadError:
+    def load(self, task: str, require_room: Callable[[Plan], None] = lambda plan: None) -> LoadedPipeline | LoadError:
         """The task's pipeline. `require_room` sees the plan before anything is loaded, and may raise."""
         plan = self.place(task)
         if isinstance(plan, LoadError):
@@ -60,17 +60,17 @@ class Loader:
         loaded = self.inference_thread.submit(self.load, task).result()
         return loaded if isinstance(loaded, LoadError) else None
 
-    def load_and_log(self, task: str) -> Loaded:
+    def load_and_log(self, task: str) -> LoadedPipeline:
         """The task's pipeline; the first time, its plan and its seconds go to the log."""
         before = self.pipelines.get(task)
         loaded = self.pipelines.load(task)
         if not before:
-            name, seconds = loaded.checkpoint.name, loaded.seconds
-            stages = ", ".join(f"{stage} {spent:.2f}" for stage, spent in loaded.stages.items())
+            name = loaded.checkpoint.name
+            stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in loaded.stage_seconds.items())
             loras = ", ".join(f"{use.label} at {use.scale:g}" for use in loaded.adapters.own)
             facts = f"{loaded.plan}; speed-ups: {loaded.speed}" + (f"; LoRAs: {loras}" if loras else "")
             at = f" at {revision}" if (revision := loaded.checkpoint.revision) else ""
-            log_line(None, "INFO", f"{name}{at} loaded in {seconds:.1f} s: {facts}")
+            log_line(None, "INFO", f"{name}{at} loaded in {loaded.load_seconds:.1f} s: {facts}")
             log_line(None, "INFO", f"{name} seconds: {stages}; prepared: {loaded.prepared}")
         return loaded
 
@@ -94,7 +94,7 @@ class Loader:
             log_line(None, "ERROR", traceback.format_exc())
             if is_cuda_failure(error):
                 raise
-            part = f"{role}/{self.pipelines.builder.busy_with}".rstrip("/")
+            part = f"{role}/{self.pipelines.builder.part}".rstrip("/")
             passing = type(error).__name__ == "OutOfMemoryError"  # what else holds the card's memory may give it back
             failure = LoadError(f"{type(error).__name__} while loading {part}; the worker's log has the rest", passing)
         else:

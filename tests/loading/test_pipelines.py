@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from qwen_worker.checkpoints.checkpoint import PIPELINE_CLASSES
-from qwen_worker.drawing.inference import arguments
+from qwen_worker.drawing.inference import call_arguments
 from qwen_worker.errors import LoadError
 from qwen_worker.jobs.deadline import Paces
 from qwen_worker.jobs.parsing import parse
@@ -199,7 +199,7 @@ def test_diffusers_accepts_every_argument_we_send(class_name):
     for fields, sources in ((SMALL, []), ({**SMALL, "image": "aGk="}, ["picture"])):
         request = parse(fields, "job")
         if request.task in PIPELINE_CLASSES[class_name].tasks:
-            sent |= set(arguments(Bare(), request, Canvas(sources, None, (256, 256))))
+            sent |= set(call_arguments(Bare(), request, Canvas(sources, None, (256, 256))))
     sent |= {"generator", "callback_on_step_end", "latents", "sigmas"}
     assert sent <= accepted
     assert {"true_cfg_scale", "negative_prompt"} <= sent and "guidance_scale" not in sent

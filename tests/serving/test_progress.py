@@ -184,9 +184,9 @@ def test_the_estimate_is_the_finished_picture_where_the_path_is_straight(pipe):
     pipe.scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=0.8)
     pipe._num_timesteps = 400  # as many as afford a preview at once
     at = [(1 - sigma) * packed[0] + sigma * packed[1] for sigma in pipe.scheduler.sigmas]
-    preview = Previewer().of_picture(pipe, (side, side))
+    preview = Previewer().start(pipe, (side, side))
     assert preview.after_step(0, at[1]) is None  # nothing to compare it with yet
-    preview.next_from(at[1])
+    preview.remember(at[1])
     preview.started -= 100
     shown = preview.after_step(1, at[2])
     direct = picture_of(preview.thumbnail(packed[0]))
@@ -196,7 +196,7 @@ def test_the_estimate_is_the_finished_picture_where_the_path_is_straight(pipe):
 
 def test_previews_are_small_pictures_and_take_at_most_their_share(warm_worker):
     for attempt in range(2):  # the first on a worker goes by a guess of what one costs
-        told, warm_worker.previewer.cost = [], warm_worker.previewer.cost if attempt else None
+        told, warm_worker.previewer.cost_seconds = [], warm_worker.previewer.cost_seconds if attempt else None
 
         async def tell(message, told=told):
             told.append(message)
@@ -205,7 +205,7 @@ def test_previews_are_small_pictures_and_take_at_most_their_share(warm_worker):
         reply = asyncio.run(warm_worker.answer({"id": "look", "input": fields}, tell))
     previews = [message["preview"] for message in told if "preview" in message]
     seconds = reply["metadata"]["timings"]["inference"]
-    assert len(previews) * warm_worker.previewer.cost <= SHARE * seconds * 1.5
+    assert len(previews) * warm_worker.previewer.cost_seconds <= SHARE * seconds * 1.5
     for preview in previews:
         assert picture_of(preview).format == "JPEG" and len(preview) < 100_000
     plain = asyncio.run(warm_worker.answer({"id": "look", "input": {**fields, "preview": False}}))
@@ -218,7 +218,7 @@ def test_previews_are_sent_where_they_are_cheap(warm_worker):
     async def tell(message):
         told.append(message)
 
-    warm_worker.previewer.cost = 0.0
+    warm_worker.previewer.cost_seconds = 0.0
     fields = {**SMALL, "width": 512, "height": 512, "num_inference_steps": 100, "preview": True}
     assert asyncio.run(warm_worker.answer({"id": "look", "input": fields}, tell))["success"]
     assert any("preview" in message for message in told)
@@ -294,7 +294,7 @@ def test_an_endpoint_that_streams_answers_with_a_list_and_hears_a_stop(environme
 
 
 def test_base64_of_a_preview_is_a_whole_jpeg(pipe):
-    preview = Previewer().of_picture(pipe, (512, 256))
+    preview = Previewer().start(pipe, (512, 256))
     shape = (1, 1, pipe.vae.config.z_dim, 256 // pipe.vae_scale_factor, 512 // pipe.vae_scale_factor)
     shown = preview.thumbnail(pipe._pack_latents(torch.zeros(shape), 1, shape[2], *shape[3:]))
     assert base64.b64decode(shown)[-2:] == b"\xff\xd9" and picture_of(shown).width == 2 * picture_of(shown).height

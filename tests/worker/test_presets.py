@@ -421,8 +421,7 @@ def test_cached_edits_and_partial_ones_are_drawn(cold_worker, scene):
 @pytest.mark.parametrize(("steps", "strength", "drawn"), [(30, 0.5, 15), (30, 0.3, 9), (7, 1.0, 7), (4, 0.01, 1)])
 def test_the_cache_knows_the_steps_that_are_drawn(cold_worker, monkeypatch, steps, strength, drawn):
     """And so computes the last one."""
-    from qwen_worker.drawing import configured
-    from qwen_worker.jobs.job import Job
+    from qwen_worker.drawing.configured import configured
     from qwen_worker.jobs.parsing import parse
     from qwen_worker.speed import step_cache
 
@@ -432,7 +431,7 @@ def test_the_cache_knows_the_steps_that_are_drawn(cold_worker, monkeypatch, step
     predicting = step_cache.predicting
     monkeypatch.setattr(step_cache, "predicting", lambda model, count: told.append(count) or predicting(model, count))
     fields = {"prompt": "a", "image_url": "https://a.b/c", "strength": strength, "num_inference_steps": steps}
-    with configured.regime(loaded, Job("one", parse(fields | {"preset": "balanced"}, "one"))):
+    with configured(loaded, parse(fields | {"preset": "balanced"}, "one"), ()):
         assert told == [drawn]
 
 
