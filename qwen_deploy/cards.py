@@ -100,9 +100,9 @@ def models_to_load(settings: Settings, tasks: Sequence[str]) -> list[Model]:
     checkpoints: list[checkpoint.Checkpoint] = []
     for task in tasks:
         name = getattr(settings, MODEL_SETTINGS[task])
-        released = checkpoint.known(name)
+        released = checkpoint.released(name)
         if released is None:
-            names = ", ".join(checkpoint.KNOWN)
+            names = ", ".join(checkpoint.RELEASED)
             raise UsageError(
                 f"{MODEL_SETTINGS[task]} is {name}, whose size is not known here (known: {names}): name the "
                 "pools with --gpu and give --no-fit-check."

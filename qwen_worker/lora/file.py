@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.files import METADATA, place_of, read_header, shape_of
+from ..checkpoints.files import METADATA, read_header, shape_of, span_of
 from ..errors import InvalidInput, JobError, LoadError
 from .names import Names, NotALora, layers, shown
 
@@ -62,7 +62,7 @@ class TensorFile:
             raise InvalidInput(error.reason) from None
         self.metadata = header.pop(METADATA, None)
         self.shapes = {name: shape_of(entry) for name, entry in header.items()}
-        self.places = {name: place_of(entry) for name, entry in header.items()}
+        self.places = {name: span_of(entry) for name, entry in header.items()}
         self.dtypes = {name: str(entry.get("dtype")) for name, entry in header.items()}
         self.require_ordinary()
         self.require_places()

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.files import Stored, stored
+from ..checkpoints.files import StoredTensor, stored_tensors
 from ..errors import LoadError
 from ..stopwatch import Stopwatch
 from . import quantized as quantized_weights
@@ -36,7 +36,7 @@ class Target:
     pinned: bool = False
     stages: Stopwatch = field(default_factory=Stopwatch)
 
-    def reader(self, wanted: list[Stored]) -> WeightReader:
+    def reader(self, wanted: list[StoredTensor]) -> WeightReader:
         return WeightReader(wanted, self.device, self.threads, self.pinned)
 
     def wait(self) -> None:
@@ -55,7 +55,7 @@ def diffusers_model(
     """
     with target.stages("build"), without_memory(target.dtype):
         model = kind.from_config(kind.load_config(folder, local_files_only=True))
-    tensors, quantized = stored(folder.parent, folder.name), quantized_weights.entries(folder)
+    tensors, quantized = stored_tensors(folder.parent, folder.name), quantized_weights.entries(folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     require(folder.name, shapes, tensors, quantized)
     parts = {part for entry in quantized.values() for part in entry["tensors"]}
@@ -95,7 +95,7 @@ def transformers_model(
     }
     parts = {part for entry in quantized.values() for part in entry["tensors"]}
     # In the order in which the library asks for them.
-    wanted = sorted(stored(folder.parent, folder.name).values(), key=lambda one: natural(one.name))
+    wanted = sorted(stored_tensors(folder.parent, folder.name).values(), key=lambda one: natural(one.name))
     wanted = [one for one in wanted if not dropped(one.name)]
     options = {"quantization_config": quantization_config} if quantization_config else {}
     with target.reader(wanted) as reader:
@@ -115,7 +115,7 @@ def transformers_model(
 class Awaited:
     """Stands in a state dict for a tensor that is read when the library slices it, as it slices safetensors files."""
 
-    def __init__(self, reader: WeightReader, one: Stored, stages: Stopwatch):
+    def __init__(self, reader: WeightReader, one: StoredTensor, stages: Stopwatch):
         self.reader, self.name, self.stages = reader, one.name, stages
 
     def __getitem__(self, index: Any) -> torch.Tensor:
@@ -124,7 +124,10 @@ class Awaited:
 
 
 def require(
-    component: str, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Stored], quantized: Mapping[str, dict]
+    component: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, StoredTensor],
+    quantized: Mapping[str, dict],
 ) -> None:
     """Refuse what lacks a tensor of the class or has one of another shape."""
     missing = sorted(name for name in shapes if name not in tensors and name not in quantized)
@@ -151,7 +154,7 @@ def without_memory(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def reserve(wanted: list[Stored], device: str) -> None:
+def reserve(wanted: list[StoredTensor], device: str) -> None:
     """Have the card's allocator take the room of all at once: a call to the driver for each is slow."""
     if device == "cuda":
         torch.empty(sum(-(-one.size // BLOCK) * BLOCK for one in wanted), dtype=torch.uint8, device=device)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import QwenImageTransformer2DModel
 
-from ..checkpoints.files import in_file, stored
+from ..checkpoints.files import stored_tensors, tensors_in
 from ..errors import LoadError
 from ..model.modulation import STREAMS, StoredRows, Table, embedding, every_timestep, parameters_of, shape_of_rows
 from ..settings import LOAD_THREADS
@@ -35,7 +35,7 @@ def build(
     device, dtype = transformer.device, torch.bfloat16
     embed = embedding(transformer)
     conditions = [torch.nn.functional.silu(embed(value.to(device).view(1))) for value in every_timestep()]
-    there = stored(folder, "transformer")
+    there = stored_tensors(folder, "transformer")
     layers = [(block, number) for block in range(len(transformer.transformer_blocks)) for number in range(len(STREAMS))]
     names = {layer: parameters_of(*layer) for layer in layers}
     if missing := [name for pair in names.values() for name in pair if name not in there]:
@@ -68,7 +68,7 @@ def write(table: Table, folder: Path) -> None:
 
 def read(transformer: QwenImageTransformer2DModel, folder: Path, threads: int) -> Table:
     """The table, its rows in host memory from where a card fetches."""
-    tensors = in_file(folder / FILE, FILE)
+    tensors = tensors_in(folder / FILE, FILE)
     shapes, wanted = [one.shape for one in tensors], shape_of_rows(transformer)
     if shapes != [wanted]:
         raise LoadError(f"{FILE} holds the shapes {shapes} where the transformer asks for {wanted}")

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from ..checkpoints.files import Stored
+from ..checkpoints.files import StoredTensor
 from ..errors import LoadError
 from .staging import Arriving, Lane, Piece, checksum_of
 
@@ -39,7 +39,12 @@ class WeightReader:
     """
 
     def __init__(
-        self, wanted: Iterable[Stored], device: str, threads: int, pinned: bool = False, staged: bool | None = None
+        self,
+        wanted: Iterable[StoredTensor],
+        device: str,
+        threads: int,
+        pinned: bool = False,
+        staged: bool | None = None,
     ):
         self.device, self.pinned = torch.device(device), pinned
         self.staged = self.device.type == "cuda" if staged is None else staged
@@ -51,7 +56,7 @@ class WeightReader:
         self.ahead = AHEAD_ON_CARD if self.device.type == "cuda" else AHEAD
         self.untaken = 0  # bytes that are claimed or there, and not taken
         self.failure: BaseException | None = None
-        self.checksums: list[tuple[Stored, torch.Tensor]] = []  # of what was taken and has one in its file
+        self.checksums: list[tuple[StoredTensor, torch.Tensor]] = []  # of what was taken and has one in its file
         self.stopped = False
         self.began = self.ended = 0.0  # by the clock: the first read, and the last
         count = max(1, min(threads, len(self.reads)))
@@ -161,7 +166,7 @@ def reads(tensors: Iterable[Arriving]) -> Iterator[list[Piece]]:
         yield pieces
 
 
-def dtype_of(stored: Stored) -> torch.dtype:
+def dtype_of(stored: StoredTensor) -> torch.dtype:
     """Its dtype. Raises `LoadError` where the header contradicts itself."""
     label = f"{stored.file.parent.name}/{stored.file.name}"
     if stored.dtype not in DTYPES:

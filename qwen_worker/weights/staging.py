@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.files import Stored, readable
+from ..checkpoints.files import StoredTensor, explain_read_errors
 from ..errors import LoadError
 
 SUM_BLOCK = 4096  # bytes
@@ -21,7 +21,7 @@ SUM_BLOCK = 4096  # bytes
 class Arriving:
     """A tensor on its way. `missing` and `unclaimed` are bytes, kept by the reader."""
 
-    def __init__(self, stored: Stored, dtype: torch.dtype):
+    def __init__(self, stored: StoredTensor, dtype: torch.dtype):
         self.stored, self.dtype = stored, dtype
         self.missing = self.unclaimed = stored.size
         self.tensor: torch.Tensor | None = None
@@ -122,7 +122,7 @@ class Lane:
         file, offset = first.tensor.stored.file, first.tensor.stored.start + first.start
         label = f"{file.parent.name}/{file.name}"
         while views:
-            with readable(label):
+            with explain_read_errors(label):
                 if file not in self.files:
                     self.files[file] = os.open(file, os.O_RDONLY)
                 count = os.preadv(self.files[file], views, offset)

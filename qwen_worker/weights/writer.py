@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..checkpoints.files import SUMS
+from ..checkpoints.files import CHECKSUMS
 from . import quantized as quantized_weights
 from .staging import checksum_of
 
@@ -57,7 +57,7 @@ def save(tensors: dict[str, torch.Tensor], file: Path) -> None:
     """Write a safetensors file to the disk itself, with the sum of every tensor."""
     sums = {name: int(checksum_of(tensor)) for name, tensor in tensors.items()}
     try:
-        save_file(tensors, file, {SUMS: json.dumps(sums)})
+        save_file(tensors, file, {CHECKSUMS: json.dumps(sums)})
     except SafetensorError as error:
         raise OSError(errno.EIO, f"{file.name} cannot be written: {error}") from None
     with file.open("rb") as stream:

@@ -132,7 +132,7 @@ def test_a_20b_model_is_refused_on_this_machine_without_asking_the_hub(hub_of, t
 
 def test_a_full_disk_is_refused_before_the_download(hub_of, tiny, cold_worker, monkeypatch):
     served = hub_of(tiny / "generate")
-    monkeypatch.setattr("qwen_worker.loading.pipelines.disk_free", lambda folder: 1000)
+    monkeypatch.setattr("qwen_worker.loading.catalogue.free_disk_bytes", lambda folder: 1000)
     worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
     reason = run(worker, {"prompt": "a"})["output"]["metadata"]["fallback_reason"]
     assert "of disk; 0.0 GB are free" in reason

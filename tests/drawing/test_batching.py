@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from qwen_worker.drawing.batching import alike, may_share
+from qwen_worker.drawing.batching import are_alike, may_share
 from qwen_worker.drawing.queue import DrawingJob, WaitingQueue
 from qwen_worker.errors import Cancelled
 from qwen_worker.jobs.job import Job, Stage
@@ -171,7 +171,7 @@ def test_pictures_of_one_job_share_calls_and_are_those_of_their_seeds(worker, wa
 
 
 def test_more_pictures_than_a_call_takes_are_several_calls(worker, warm_worker, calls, monkeypatch):
-    monkeypatch.setattr(worker.batches, "most", 2)
+    monkeypatch.setattr(worker.batches, "max_pictures", 2)
     reply = run(worker, {**SMALL, "seed": 7, "num_images": 3})["output"]
     assert calls == [2, 2] * 3 + [1, 1] * 3 and reply["metadata"]["batch"] == 2
     assert_close(images([reply]), alone(warm_worker, *({**SMALL, "seed": seed} for seed in (7, 8, 9))))
@@ -223,13 +223,13 @@ def test_off_by_default_every_picture_has_a_call_of_its_own(warm_worker):
 )
 def test_only_what_differs_from_picture_to_picture_may_differ(other, shared):
     one, other = parse(SMALL, "a"), parse(SMALL | other, "b")
-    assert (may_share(other) and alike(one, other)) is shared and alike(one, one)
+    assert (may_share(other) and are_alike(one, other)) is shared and are_alike(one, one)
 
 
 def test_a_field_that_nobody_thought_of_keeps_jobs_apart():
     one = parse(SMALL, "a")
-    assert not alike(one, type("Other", (type(one),), {"__annotations__": {}})(**SMALL))
-    assert not alike(one, one.model_copy(update={"preset": "fast"}))
+    assert not are_alike(one, type("Other", (type(one),), {"__annotations__": {}})(**SMALL))
+    assert not are_alike(one, one.model_copy(update={"preset": "fast"}))
 
 
 def test_large_pictures_and_those_with_previews_are_drawn_alone(worker, calls):
@@ -280,15 +280,15 @@ def test_who_comes_while_another_is_encoded_is_in_time(worker, calls, pipe, gate
 
 def test_a_call_takes_what_the_checkpoint_s_class_and_the_plan_allow(worker):
     loaded, job = worker.pipelines.load("generate"), waiting("a", width=512, height=512)
-    assert worker.batches.room(loaded, job) == 4
+    assert worker.batches.pictures_per_call(loaded, job) == 4
     newer = dataclasses.replace(loaded.checkpoint, class_name="QwenImage21Pipeline")
-    assert worker.batches.room(dataclasses.replace(loaded, checkpoint=newer), job) == 1
+    assert worker.batches.pictures_per_call(dataclasses.replace(loaded, checkpoint=newer), job) == 1
     tight = dataclasses.replace(loaded.plan, device="cuda")
-    tight = dataclasses.replace(tight, limit=tight.peak(512, 1024))
-    assert worker.batches.room(dataclasses.replace(loaded, plan=tight), job) == 2
+    tight = dataclasses.replace(tight, limit_bytes=tight.peak_bytes(512, 1024))
+    assert worker.batches.pictures_per_call(dataclasses.replace(loaded, plan=tight), job) == 2
     file = LoraFile("key", {"layer": Layer(Names(), 64, 1 << 20, 1 << 20, 1.0)}, None)
     job.loras = (LoraUse(file, 1.0, "loras[0]"),)
-    assert worker.batches.room(dataclasses.replace(loaded, plan=tight), job) == 1
+    assert worker.batches.pictures_per_call(dataclasses.replace(loaded, plan=tight), job) == 1
 
 
 # A failure of one
@@ -355,7 +355,7 @@ def test_out_of_memory_each_is_drawn_alone_and_later_calls_are_smaller(worker, w
         return forward(*args, hidden_states=hidden_states, **more)
 
     monkeypatch.setattr(pipe.transformer, "forward", full)
-    monkeypatch.setattr(worker.batches, "pixels", 4 * 256 * 256)
+    monkeypatch.setattr(worker.batches, "max_pixels", 4 * 256 * 256)
     assert images(together(worker, *FOUR)) == alone(warm_worker, *FOUR)
     assert calls == [4] + [1, 1] * 3 * 4
     calls.clear()
@@ -489,7 +489,7 @@ def test_what_a_call_of_several_takes_says_nothing_of_how_fast_one_could_be(work
     assert kind in worker.paces.step_seconds
     several = parse({**SMALL, "num_images": 3}, "a")
     assert worker.batches.fewest_calls(several) == 1
-    monkeypatch.setattr(worker.batches, "most", 2)
+    monkeypatch.setattr(worker.batches, "max_pictures", 2)
     assert worker.batches.fewest_calls(several) == 2
     assert worker.batches.fewest_calls(several.model_copy(update={"preview": True})) == 3
     assert worker.batches.fewest_calls(several.model_copy(update={"width": 2048, "height": 2048})) == 3

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qwen_worker.drawing.prompt_cache import PromptCache, Unknown, digest
+from qwen_worker.drawing.prompt_cache import NoDigest, PromptCache, digest
 
 from ..conftest import as_text, run
 
@@ -64,7 +64,7 @@ def test_what_is_kept_is_bounded_and_what_was_not_used_for_longest_goes_first():
             return (torch.zeros(100),)  # 400 bytes
 
     pipe, cache = Pipe(), PromptCache(1000)
-    with cache.around(pipe, lambda: None):
+    with cache.caching(pipe, lambda: None):
         for prompt in ("a", "b", "a", "c", "a", "b"):
             pipe.encode_prompt(prompt)
     assert cache.bytes == 800 and (cache.hits, cache.misses) == (2, 4)  # b went for c, and c for b
@@ -77,7 +77,7 @@ def test_what_the_pipeline_does_to_a_result_does_not_reach_the_cache():
 
     pipe, cache = Pipe(), PromptCache(1000)
     for _ in range(3):
-        with cache.around(pipe, lambda: None):
+        with cache.caching(pipe, lambda: None):
             found, mask = pipe.encode_prompt("a")
         assert found.tolist() == [1, 1, 1] and mask is None
         found.zero_()
@@ -95,7 +95,7 @@ def test_a_pipeline_never_gets_what_another_encoded():
     cache = PromptCache(1000)
     for value in (1.0, 2.0):
         pipe = Pipe(value)
-        with cache.around(pipe, lambda: None):
+        with cache.caching(pipe, lambda: None):
             assert pipe.encode_prompt(prompt="a")[0].tolist() == [value, value]
         del pipe
 
@@ -104,5 +104,5 @@ def test_digests_tell_apart_what_differs():
     ones = torch.ones(4)
     values = [ones, ones.bfloat16(), ones.view(2, 2), torch.zeros(4), [ones], None, "a", ["a"], 1, torch.device("cpu")]
     assert len({digest(value) for value in values}) == len(values)
-    with pytest.raises(Unknown):
+    with pytest.raises(NoDigest):
         digest(object())

@@ -19,7 +19,7 @@ FIELDS = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """Three files of 10 reads each."""
-    monkeypatch.setattr(page_cache, "CHUNK", 1000)
+    monkeypatch.setattr(page_cache, "CHUNK_BYTES", 1000)
     found = [tmp_path / str(number) for number in range(3)]
     for file in found:
         file.write_bytes(bytes(10_000))
@@ -27,14 +27,14 @@ def files(tmp_path, monkeypatch):
 
 
 def reads_of(monkeypatch, pause=0.0):
-    seen, real = [], page_cache.read
+    seen, real = [], page_cache.read_chunk
 
     def counted(file, scratch, offset):
         time.sleep(pause)
         seen.append((file.name, offset))
         return real(file, scratch, offset)
 
-    monkeypatch.setattr(page_cache, "read", counted)
+    monkeypatch.setattr(page_cache, "read_chunk", counted)
     return seen
 
 
@@ -77,7 +77,7 @@ def test_weights_are_read_ahead_while_the_libraries_are_imported(cold_worker, mo
         real()
 
     monkeypatch.setattr(libraries, "import_all", slowly)
-    monkeypatch.setattr(page_cache, "read", lambda file, *_: read.append(f"{file.parent.name}/{file.name}") or 1)
+    monkeypatch.setattr(page_cache, "read_chunk", lambda file, *_: read.append(f"{file.parent.name}/{file.name}") or 1)
     run(cold_worker(QWEN_EDIT_MODEL="/none"), FIELDS)
     model = "diffusion_pytorch_model.safetensors"
     assert read == ["text_encoder/model.safetensors", f"transformer/{model}", f"vae/{model}"]

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from qwen_worker.checkpoints.checkpoint import PIPELINE_CLASSES
-from qwen_worker.drawing.inference import arguments
+from qwen_worker.drawing.inference import call_arguments
 from qwen_worker.errors import LoadError
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.loading.catalogue import Catalogue
@@ -71,7 +71,7 @@ def test_generate_and_edit_of_one_family_share_all_but_the_transformer(warm_work
     sizes, parts = generate.checkpoint.parameters, generate.checkpoint.parts
     kept = sum(sizes.values()) - parts["lm_head"] - parts["temporal"]
     assert parameters(warm_worker) == kept + edit.checkpoint.parameters["transformer"]
-    assert generate.plan.weights == 4 * parameters(warm_worker)
+    assert generate.plan.weight_bytes == 4 * parameters(warm_worker)
     assert generate.pipe.text_encoder is edit.pipe.text_encoder and generate.pipe.vae is edit.pipe.vae
     assert generate.pipe.transformer is not edit.pipe.transformer
 
@@ -199,7 +199,7 @@ def test_diffusers_accepts_every_argument_we_send(class_name):
     for fields, sources in ((SMALL, []), ({**SMALL, "image": "aGk="}, ["picture"])):
         request = parse(fields, "job")
         if request.task in PIPELINE_CLASSES[class_name].tasks:
-            sent |= set(arguments(Bare(), request, Canvas(sources, None, (256, 256))))
+            sent |= set(call_arguments(Bare(), request, Canvas(sources, None, (256, 256))))
     sent |= {"generator", "callback_on_step_end", "latents", "sigmas"}
     assert sent <= accepted
     assert {"true_cfg_scale", "negative_prompt"} <= sent and "guidance_scale" not in sent

@@ -249,10 +249,12 @@ def test_the_sets_that_are_kept_are_bounded(base, ours, tmp_path):
 def test_the_room_of_loras_is_part_of_the_plan():
     from qwen_worker.memory.footprint import GB, Model, Plan
 
-    plan = Plan("cuda", BF16, (Model("m", False, {"transformer": 10**9}),), limit=round(10 * GB), loras=10**9)
-    bare = dataclasses.replace(plan, loras=0)
-    assert plan.peak(1024, 1024) - bare.peak(1024, 1024) == plan.ram - bare.ram == 10**9
-    assert plan.with_loras(500_000_000).peak(1024, 1024) - plan.peak(1024, 1024) == 10**9
+    plan = Plan(
+        "cuda", BF16, (Model("m", False, {"transformer": 10**9}),), limit_bytes=round(10 * GB), lora_bytes=10**9
+    )
+    bare = dataclasses.replace(plan, lora_bytes=0)
+    assert plan.peak_bytes(1024, 1024) - bare.peak_bytes(1024, 1024) == plan.pinned_bytes - bare.pinned_bytes == 10**9
+    assert plan.with_loras(500_000_000).peak_bytes(1024, 1024) - plan.peak_bytes(1024, 1024) == 10**9
 
 
 @pytest.mark.parametrize("table", [True, False])

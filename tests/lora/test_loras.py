@@ -217,7 +217,7 @@ def test_a_lora_without_room_on_the_card_is_refused_before_anything_is_loaded(co
     write(folder / "room.safetensors", matrices(base, PLAIN))
     plan = worker.pipelines.place("generate")
     tight = dataclasses.replace(plan, device="cuda")
-    tight = dataclasses.replace(tight, limit=tight.peak(256, 256, tiled=True))
+    tight = dataclasses.replace(tight, limit_bytes=tight.peak_bytes(256, 256, tiled=True))
     place_by(worker, tight)
     error = run(worker, SMALL | {"loras": [{"path": "room.safetensors"}]})["error"]
     assert error.startswith("out_of_memory: 256x256 needs ") and not worker.pipelines.loaded

@@ -91,7 +91,7 @@ def test_the_parameters_fall_by_what_the_plan_says(settings, tiny):
         assert all(parts[part] > 0 for part in gone)
         assert count(theirs) - count(ours) == sum(parts[part] for part in gone)
         plan = plan_for(folder, Precision.BF16, frozenset(Saving), table=True)
-        assert plan.weights == 2 * count(ours)
+        assert plan.weight_bytes == 2 * count(ours)
 
 
 def test_two_dimensional_convolutions_agree_to_a_millionth(tiny):
@@ -265,8 +265,8 @@ def test_torch_may_have_what_the_plan_counts_beside_what_it_holds(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 50_000_000_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 25_000_000_000)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
-    cuda.cap_memory(20_000_000_000, beside=False)
-    cuda.cap_memory(20_000_000_000, beside=True)
+    cuda.cap_memory(20_000_000_000, beside_others=False)
+    cuda.cap_memory(20_000_000_000, beside_others=True)
     context = footprint.CONTEXT_BYTES
     assert shares == [(20_000_000_000 - context) / 50_000_000_000, (45_000_000_000 - context) / 50_000_000_000]
 

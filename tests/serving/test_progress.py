@@ -12,7 +12,7 @@ import torch
 from qwen_worker.drawing.preview import SHARE, Preview, Previewer
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
-from qwen_worker.serving.progress import Progress, report
+from qwen_worker.serving.progress import Progress, message_of
 from qwen_worker.serving.stream import CHUNK_BYTES, stream
 
 from ..conftest import picture_of
@@ -32,10 +32,10 @@ def test_a_report_tells_step_total_percent_and_seconds_left(monkeypatch):
     seconds = iter(range(100))
     monkeypatch.setattr("qwen_worker.jobs.job.time.monotonic", lambda: next(seconds) / 10)
     job = a_job(num_images=2)
-    assert report(job) == {"stage": "drawing", "step": 0, "total": 20, "percent": 0}
+    assert message_of(job) == {"stage": "drawing", "step": 0, "total": 20, "percent": 0}
     for step in (1, 2, 3):
         job.end_step(step, 10)
-    assert report(job) == {"stage": "drawing", "step": 3, "total": 20, "percent": 15, "seconds_left": 1.7}
+    assert message_of(job) == {"stage": "drawing", "step": 3, "total": 20, "percent": 15, "seconds_left": 1.7}
 
 
 def test_progress_never_comes_after_the_result_in_1000_runs():
@@ -180,9 +180,9 @@ def test_the_estimate_is_the_finished_picture_where_the_path_is_straight(pipe):
     pipe.scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=0.8)
     pipe._num_timesteps = 400  # as many as afford a preview at once
     at = [(1 - sigma) * packed[0] + sigma * packed[1] for sigma in pipe.scheduler.sigmas]
-    preview = Previewer().of_picture(pipe, (side, side))
+    preview = Previewer().start(pipe, (side, side))
     assert preview.after_step(0, at[1]) is None  # nothing to compare it with yet
-    preview.next_from(at[1])
+    preview.remember(at[1])
     preview.started -= 100
     shown = preview.after_step(1, at[2])
     direct = picture_of(preview.thumbnail(packed[0]))
@@ -209,12 +209,12 @@ def test_previews_take_at_most_their_share_of_the_drawing(monkeypatch, before, c
     steps = 100
     pipe = SimpleNamespace(num_timesteps=steps, scheduler=SimpleNamespace(sigmas=torch.linspace(1, 0, steps + 1)))
     previewer = Previewer()
-    previewer.cost = {"known": cost, "guessed": None}[before]
-    preview, shown = previewer.of_picture(pipe, (256, 256)), []
+    previewer.cost_seconds = {"known": cost, "guessed": None}[before]
+    preview, shown = previewer.start(pipe, (256, 256)), []
     for step in range(steps):
         now += 1.0
         shown.append(preview.after_step(step, torch.zeros(1)))
-        preview.next_from(torch.zeros(1))
+        preview.remember(torch.zeros(1))
     assert shown.count("a picture") == count[before] and (count[before] * cost <= SHARE * steps or count[before] == 1)
 
 
@@ -224,7 +224,7 @@ def test_previews_are_small_pictures_where_they_are_cheap_and_change_nothing(col
     async def tell(message):
         told.append(message)
 
-    worker.previewer.cost = 0.0
+    worker.previewer.cost_seconds = 0.0
     fields = {**SMALL, "num_inference_steps": 20, "preview": True}
     reply = asyncio.run(worker.answer({"id": "look", "input": fields}, tell))
     previews = [message["preview"] for message in told if "preview" in message]
@@ -302,7 +302,7 @@ def test_an_endpoint_that_streams_answers_with_a_list_and_hears_a_stop(environme
 
 
 def test_base64_of_a_preview_is_a_whole_jpeg(pipe):
-    preview = Previewer().of_picture(pipe, (512, 256))
+    preview = Previewer().start(pipe, (512, 256))
     shape = (1, 1, pipe.vae.config.z_dim, 256 // pipe.vae_scale_factor, 512 // pipe.vae_scale_factor)
     shown = preview.thumbnail(pipe._pack_latents(torch.zeros(shape), 1, shape[2], *shape[3:]))
     assert base64.b64decode(shown)[-2:] == b"\xff\xd9" and picture_of(shown).width == 2 * picture_of(shown).height

@@ -20,13 +20,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qwen_worker.checkpoints import checkpoint
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.drawing import inference
+from qwen_worker.drawing.preview import Previewer
 from qwen_worker.drawing.prompt_cache import PromptCache
+from qwen_worker.drawing.queue import DrawingJob
 from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.loading.components import load_component
 from qwen_worker.lora.adapters import Adapters
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import Gpu, Machine, read_machine
+from qwen_worker.pictures.inputs import Canvas
 from qwen_worker.settings import Precision, Saving, Settings, Speedup
 from qwen_worker.speed import (
     attention,
@@ -320,7 +323,9 @@ def test_no_step_waits_for_the_device(tiny, cached):
 def on_card(capability, *asked, **changes):
     """States of the speed-ups that are asked for, all by name if none is, on a card."""
     gpu = Gpu("a card", capability, 80_000_000_000, 80_000_000_000)
-    found = placement.plan([as_model(checkpoint.known("Qwen/Qwen-Image"), [])], Machine(gpu, 200 * 10**9, 200 * 10**9))
+    found = placement.plan(
+        [as_model(checkpoint.released("Qwen/Qwen-Image"), [])], Machine(gpu, 200 * 10**9, 200 * 10**9)
+    )
     plan = dataclasses.replace(found, **changes)
     return speedups.decide(plan, frozenset(asked) if asked else None, capability)
 
@@ -354,7 +359,7 @@ def test_guidance_s_passes_stay_two_where_a_picture_is_decoded_in_tiles(cold_wor
     posted(worker, prompt="a red circle", width=256, height=256, num_inference_steps=1)
     loaded, drawn = worker.pipelines.loaded[worker.settings.QWEN_IMAGE_MODEL], []
 
-    def draw_one(pipe, *arguments):
+    def draw_picture(pipe, *arguments):
         drawn.append("forward" in vars(pipe.transformer))
         if drawn == [True]:
             raise torch.OutOfMemoryError
@@ -363,16 +368,17 @@ def test_guidance_s_passes_stay_two_where_a_picture_is_decoded_in_tiles(cold_wor
     def in_one(plan=loaded.plan, size=512, task="generate", **fields):
         fields = {"task": task, "prompt": "a red circle", "width": size, "height": size} | fields
         sources = [Image.new("RGB", (64, 64))] * (task == "edit")
-        there = dataclasses.replace(loaded, plan=plan)
-        inference.draw(there, Job("one", parse(fields, "one")), sources, None, (size, size), PromptCache(1))
+        planned = dataclasses.replace(loaded, plan=plan)
+        entry = DrawingJob(Job("one", parse(fields, "one")), Canvas(sources, None, (size, size)))
+        inference.draw(planned, entry, PromptCache(1), Previewer())
         return [drawn.pop(0) for _ in list(drawn)]
 
-    monkeypatch.setattr(inference, "draw_one", draw_one)
+    monkeypatch.setattr(inference, "draw_picture", draw_picture)
     assert in_one() == [True, False]  # the second without memory for the first
     drawn.append(True)
     assert in_one()[1:] == [True]
     plan = placement.plan([GENERATE], card(80))
-    tight = dataclasses.replace(plan, limit=plan.peak(512, 512))
+    tight = dataclasses.replace(plan, limit_bytes=plan.peak_bytes(512, 512))
     assert in_one(tight, 768) == [False]
     assert in_one(preset="balanced") == [False]
     assert in_one(task="edit", image_url="https://example.com/a.png") == [False]

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from qwen_worker.checkpoints.checkpoint import known
+from qwen_worker.checkpoints.checkpoint import released
 from qwen_worker.checkpoints.files import is_missing
 from qwen_worker.errors import InvalidInput
 from qwen_worker.jobs.parsing import parse
@@ -29,7 +29,7 @@ def few_step(tiny):
 
 
 def presets(**settings):
-    return Presets(Settings(**settings), known, is_missing)
+    return Presets(Settings(**settings), released, is_missing)
 
 
 def parsed(fields, **settings):
