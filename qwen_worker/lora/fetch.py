@@ -5,11 +5,15 @@ Jobs that want the same file at once fetch it once. What came from the hub or a 
 `REASK_SECONDS`, by its commit or its ETag, and fetched again where it has changed. Knows nothing of what is in it.
 """
 
+import contextlib
+import hashlib
+import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from ..checkpoints.checkpoint import candidates
 from ..errors import InvalidInput, LoadError
@@ -18,25 +22,43 @@ from ..network import hub
 from ..network.fetch import Wanted, download, require_url, told
 from ..network.side_threads import SideThreads, acquire
 from .file import START_BYTES, TensorFile, require_start
-from .store import Incoming, Known, LoraStore, Unwritable
+from .hub_cache import HubCache
+from .notes import Fetched, Notes
+from .store import Incoming, LoraStore, Unwritable
 
 MAX_FETCHES = 4
 REASK_SECONDS = 300
 REMEMBERED = 256  # names of which is known when they were last asked for
 CODE = "lora_fetch_failed"
-Found = tuple[Path, str | None]  # a file, and its hash where it is one of the store's, which never change
+HUB_CACHE = "hub"  # below the folder of fetched LoRAs
+
+
+class LocalFile(NamedTuple):
+    """A file on this disk. `key`: equal for equal contents only, of a file that was fetched: nobody writes to those."""
+
+    path: Path
+    key: str | None = None
 
 
 class LoraFetcher:
-    """For any thread. `hub_roots`: folders where files of the hub may already lie."""
+    """For any thread.
 
-    def __init__(self, store: LoraStore, hub_roots: Sequence[Path], seconds: float):
-        self.store, self.hub_roots, self.seconds = store, hub_roots, seconds
+    `folder`: where fetched files are kept; `max_bytes`: of those from URLs, and of those from the hub; `hub_roots`:
+    folders where files of the hub may already lie; `seconds`: for one fetch.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, hub_roots: Sequence[Path], seconds: float):
+        self.folder, self.hub_roots, self.seconds = folder, hub_roots, seconds
+        self.store, self.hub_cache = LoraStore(folder, max_bytes), HubCache(folder / HUB_CACHE, max_bytes)
+        self.notes = Notes(folder)
         self.threads = SideThreads(MAX_FETCHES)
-        self.guard, self.locks = threading.Lock(), {}
-        self.asked: dict[str, tuple[float, Known]] = {}  # by name: when it was last asked for, and what it led to
+        self.guard = threading.Lock()
+        self.locks: dict[str, threading.Lock] = {}  # by name: held while it is fetched
+        self.asked: dict[str, tuple[float, Fetched]] = {}  # by name: when it was last asked for, and what it led to
 
-    def find(self, text: str, wanted: Wanted, roots: Sequence[Path], cancelled: threading.Event | None = None) -> Found:
+    def find(
+        self, text: str, wanted: Wanted, roots: Sequence[Path], cancelled: threading.Event | None = None
+    ) -> LocalFile:
         """The file that a LoRA's path names; `roots`: where it may lie on this disk.
 
         Raises `invalid_input` or `lora_fetch_failed`, or `Cancelled` within a moment once `cancelled` is set.
@@ -45,90 +67,94 @@ class LoraFetcher:
             return local(file, wanted)
         if is_url(text):
             require_url(text, wanted)
-            return self.fetched(text, lambda: self.from_url(text, wanted), wanted, cancelled)
+            return self.fetch(text, lambda: self.from_url(text, wanted), wanted, cancelled)
         named = hub_file(text)
         if named is None:
             where = "in the endpoint's folders of LoRAs" if roots else "on this worker"
             raise InvalidInput(f"{wanted.label} names no file {where}")
         if file := in_cache(named, (*self.hub_roots, hub.cache_folder())):
             return local(file, wanted)
-        return self.fetched(text, lambda: self.from_hub(text, named, wanted), wanted, cancelled)
+        return self.fetch(text, lambda: self.from_hub(text, named, wanted), wanted, cancelled)
 
-    def fetched(
-        self, name: str, fetch: Callable[[], Known], wanted: Wanted, cancelled: threading.Event | None
-    ) -> Found:
+    def fetch(
+        self, name: str, fetch: Callable[[], Fetched], wanted: Wanted, cancelled: threading.Event | None
+    ) -> LocalFile:
+        """What the name leads to now, which is no longer the longest unused of its kind."""
         try:
             with told(wanted, self.seconds, self.threads):
-                known = self.once(name, fetch, cancelled)
+                fetched = self.once(name, fetch, cancelled)
         except Unwritable:
             raise wanted.failed("has no room on the worker's disk") from None
-        file, _ = local(self.store.use(name, known), wanted)  # the endpoint's own may be larger than a job's
-        return file, known.sha256
+        path = self.folder / fetched.file
+        with contextlib.suppress(OSError):  # another worker's eviction, or a disk that may only be read
+            os.utime(path)
+        return local(path, wanted, fetched.key)  # the endpoint's own may be larger than a job's
 
-    def once(self, name: str, fetch: Callable[[], Known], cancelled: threading.Event | None) -> Known:
+    def once(self, name: str, fetch: Callable[[], Fetched], cancelled: threading.Event | None) -> Fetched:
         """What `fetch` brings, on a side thread; one at a time for each name, whose followers find it there.
 
         Who follows waits here: on a thread of its own it would keep another name from being fetched.
         """
 
-        def work() -> Known:
-            known = fetch()
-            self.asked[name] = time.monotonic(), known
-            return known
+        def work() -> Fetched:
+            fetched = fetch()
+            with contextlib.suppress(OSError):
+                if self.notes.read(name) != fetched:
+                    self.notes.write(name, fetched)
+            self.asked[name] = time.monotonic(), fetched
+            return fetched
 
         ends, lock = time.monotonic() + self.seconds, self.lock_of(name)
         acquire(lock, ends, cancelled)
         with ExitStack() as turn:
             turn.callback(lock.release)
-            if known := self.fresh(name):
-                return known
+            if fetched := self.fresh(name):
+                return fetched
             release = turn.pop_all().close  # by the fetch's own end, also where it is left behind
         return self.threads.within(ends - time.monotonic(), work, cancelled, after=release)
 
-    def fresh(self, name: str) -> Known | None:
+    def fresh(self, name: str) -> Fetched | None:
         """What the name led to when it was last asked for, if that is not long ago and still here."""
-        when, known = self.asked.get(name, (0.0, None))
-        return known if known and time.monotonic() - when < REASK_SECONDS and self.store.has(known.sha256) else None
+        when, fetched = self.asked.get(name, (0.0, None))
+        is_fresh = fetched and time.monotonic() - when < REASK_SECONDS and (self.folder / fetched.file).is_file()
+        return fetched if is_fresh else None
 
     def lock_of(self, name: str) -> threading.Lock:
         with self.guard:
             if len(self.locks) > REMEMBERED:
                 self.locks = {one: lock for one, lock in self.locks.items() if lock.locked()}
-                self.asked = {one: known for one, known in self.asked.items() if one in self.locks}
+                self.asked = {one: fetched for one, fetched in self.asked.items() if one in self.locks}
             return self.locks.setdefault(name, threading.Lock())
 
-    def from_url(self, url: str, wanted: Wanted) -> Known:
-        known = self.store.known(url)
-        headers = {"If-None-Match": known.validator} if known and known.validator else {}
+    def from_url(self, url: str, wanted: Wanted) -> Fetched:
+        before = self.notes.read(url)
+        headers = {"If-None-Match": before.etag} if before and before.etag else {}
         ends = time.monotonic() + self.seconds
         with self.store.incoming() as incoming:
             checked = Checked(incoming, wanted.label)
             answer = download(url, wanted, ends, checked, headers)
-            if answer is None:
-                return known
+            if answer is None and before:
+                return before
             checked.end()
             incoming.stream.flush()
             TensorFile(Path(incoming.stream.name), wanted.label)  # one that was cut short is not kept, nor its ETag
-        return Known(incoming.sha256, answer.get("ETag", ""))
+        return Fetched(incoming.file, incoming.sha256, answer.get("ETag", "") if answer else "")
 
-    def from_hub(self, name: str, named: HubFile, wanted: Wanted) -> Known:
+    def from_hub(self, name: str, named: HubFile, wanted: Wanted) -> Fetched:
         """By the listing's sizes before anything is fetched; what it led to last where the hub cannot be reached."""
         try:
-            commit, files = hub.listing(named.hub_id, named.revision)
-            file = chosen(named, {one.name: one for one in files}, wanted)
-            if file.size > wanted.max_bytes:
-                raise wanted.too_large(f"{file.size / 1e6:.1f} MB")
-            if file.sha256 and self.store.has(file.sha256):
-                return Known(file.sha256, commit)
-            with self.store.scratch() as folder:
-                path = hub.download_file(named.hub_id, file.name, commit, folder)
-                with path.open("rb") as stream:
-                    require_start(stream.read(START_BYTES), wanted.label)
-                return Known(self.store.adopt(path), commit)
+            commit, sizes = hub.listing(named.hub_id, named.revision)
+            file = chosen(named, sizes, wanted)
+            if sizes[file] > wanted.max_bytes:
+                raise wanted.too_large(f"{sizes[file] / 1e6:.1f} MB")
+            path = self.hub_cache.fetch(named.hub_id, file, commit, wanted.label)
         except LoadError as error:
-            if error.passing and (known := self.store.known(name)):
-                return known
+            if error.passing and (before := self.notes.read(name)):
+                return before
             raise wanted.failed(f"cannot be had: {error.reason}") from None
+        # The library's file is a link to one that is named by the hub's hash of it.
+        key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
+        return Fetched(str(path.relative_to(self.folder)), key)
 
 
 class Checked:
@@ -148,14 +174,15 @@ class Checked:
         require_start(self.start, self.label)
 
 
-def local(file: Path, wanted: Wanted) -> Found:
+def local(path: Path, wanted: Wanted, key: str | None = None) -> LocalFile:
+    """Raises `invalid_input` for a file that is too large, `lora_fetch_failed` for one that has just gone."""
     try:
-        size = file.stat().st_size
-    except OSError:  # it has just gone
+        size = path.stat().st_size
+    except OSError:
         raise wanted.failed("cannot be read on the worker's disk") from None
     if size > wanted.max_bytes:
         raise wanted.too_large(f"{size / 1e6:.1f} MB")
-    return file, None
+    return LocalFile(path, key)
 
 
 def in_cache(named: HubFile, roots: Iterable[Path]) -> Path | None:
@@ -169,18 +196,18 @@ def in_cache(named: HubFile, roots: Iterable[Path]) -> Path | None:
     return None
 
 
-def chosen(named: HubFile, files: dict[str, hub.Listed], wanted: Wanted) -> hub.Listed:
+def chosen(named: HubFile, sizes: Mapping[str, int], wanted: Wanted) -> str:
     """The file that is meant of a repository's. Raises `InvalidInput` where that is not clear."""
     if named.file:
-        if named.file not in files:
+        if named.file not in sizes:
             raise InvalidInput(f"{wanted.label} names {named.file}, which {named.hub_id} does not hold")
-        return files[named.file]
-    name = only_lora(files)
+        return named.file
+    name = only_lora(sizes)
     if name is None:
-        held = [one for one in files if one.endswith(".safetensors")]
+        held = [one for one in sizes if one.endswith(".safetensors")]
         which = ": " + ", ".join(held[:5]) if held else ""
         raise InvalidInput(f"{wanted.label} must name a file of {named.hub_id}, which holds {len(held)}{which}")
-    return files[name]
+    return name
 
 
 def below(roots: Iterable[Path], text: str) -> Path | None:

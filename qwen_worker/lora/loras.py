@@ -18,7 +18,6 @@ from ..settings import Role, Settings, hub_home
 from ..stopwatch import timed
 from .fetch import CODE, LoraFetcher, local, only_lora
 from .file import LoraFile, LoraUse, opened
-from .store import LoraStore
 
 OWN_BYTES = 20_000_000_000  # of a LoRA that the endpoint's settings name
 FOLDER = "qwen-image-loras"  # below HF_HOME
@@ -29,8 +28,12 @@ class Loras:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        store = LoraStore(hub_home() / FOLDER, round(settings.QWEN_LORA_CACHE_GB * GB))
-        self.fetcher = LoraFetcher(store, settings.QWEN_MODEL_ROOTS, settings.QWEN_LORA_SECONDS)
+        self.fetcher = LoraFetcher(
+            hub_home() / FOLDER,
+            round(settings.QWEN_LORA_CACHE_GB * GB),
+            settings.QWEN_MODEL_ROOTS,
+            settings.QWEN_LORA_SECONDS,
+        )
         self.own: dict[str, LoraFile] = {}  # by its text in the settings: opened once, and held
 
     def of_job(self, job: Job, checkpoint: Checkpoint | None) -> tuple[LoraUse, ...]:

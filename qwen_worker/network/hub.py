@@ -7,7 +7,6 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LoadError
@@ -57,28 +56,18 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-@dataclass(frozen=True)
-class Listed:
-    """One file of a repository. `sha256` is None where the hub does not tell it."""
-
-    name: str
-    size: int
-    sha256: str | None
-
-
-def listing(hub_id: str, revision: str) -> tuple[str, list[Listed]]:
-    """The commit of a revision (the main branch where it is empty), and its files."""
+def listing(hub_id: str, revision: str) -> tuple[str, dict[str, int]]:
+    """The commit of a revision (the main branch where it is empty), and the sizes of its files in bytes, by name."""
     from huggingface_hub import HfApi
 
     with explained(hub_id):
         facts = HfApi(endpoint=endpoint()).model_info(hub_id, revision=revision or None, files_metadata=True)
-    files = [Listed(one.rfilename, one.size or 0, one.lfs and one.lfs.sha256) for one in facts.siblings or []]
-    return facts.sha, files
+    return facts.sha, {file.rfilename: file.size or 0 for file in facts.siblings or []}
 
 
-def download_file(hub_id: str, name: str, commit: str, folder: Path) -> Path:
-    """One file of a repository, below the folder and not in the hub's cache."""
+def download_file(hub_id: str, name: str, commit: str, cache: Path) -> Path:
+    """One file of a repository at a commit, in a cache of the hub's library: fetched unless it is there."""
     from huggingface_hub import hf_hub_download
 
     with explained(hub_id):
-        return Path(hf_hub_download(hub_id, name, revision=commit, local_dir=folder, endpoint=endpoint()))
+        return Path(hf_hub_download(hub_id, name, revision=commit, cache_dir=cache, endpoint=endpoint()))
