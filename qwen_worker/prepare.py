@@ -198,7 +198,7 @@ def write_component(found: Checkpoint, name: str, plan: Plan, target: Path) -> A
     model = load_component(found, name, read_json(found.folder, "model_index.json")[name], plan)
     if name == "text_encoder":
         trim(model, name, plan)
-    weight_writer.write(model, target / name)
+    weight_writer.write_model(model, target / name)
     return model
 
 

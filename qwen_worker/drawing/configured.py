@@ -28,10 +28,10 @@ def configured(loaded: Loaded, request: Drawing, loras: Sequence[LoraUse], tiles
         changes["shift_terminal"] = None
     cached = request.preset == Preset.BALANCED and loaded.checkpoint.adaptable
     with (
-        loaded.adapters.applied(loras),
+        loaded.adapters.apply(loras),
         loaded.speed.drawing(
             compiled=all(use.own for use in loras),  # a job's own would each compile anew
-            apart=cached or tiles or isinstance(request, Edit),
+            separate_passes=cached or tiles or isinstance(request, Edit),
             cached_steps=drawn if cached else 0,
         ),
         schedule_of(loaded, changes),
@@ -50,7 +50,7 @@ def schedule_of(loaded: Loaded, changes: dict) -> Iterator[None]:
         pipe.scheduler = type(scheduler).from_config(scheduler.config, **changes)
     dtype = getattr(torch, loaded.plan.dtype)
     try:
-        with loaded.table.watching(pipe.scheduler, dtype) if loaded.table else nullcontext():
+        with loaded.table.following_schedules(pipe.scheduler, dtype) if loaded.table else nullcontext():
             yield
     finally:
         pipe.scheduler = scheduler

@@ -36,9 +36,9 @@ def trim(component: Any, name: str, plan: Plan) -> None:
         from ..model import vae as single_frame
 
         if Saving.SINGLE_FRAME in plan.savings:
-            single_frame.without_cache(component)
+            single_frame.skip_feature_cache(component)
         if Saving.CONV2D in plan.savings:
-            single_frame.as_2d(component)
+            single_frame.use_2d_convolutions(component)
     if name == "text_encoder":
         from ..model import residency
 
@@ -65,7 +65,7 @@ def tabulate(transformer: Any, found: Checkpoint, plan: Plan, how: Reading | Non
     how = how or Reading()
     with how.stages("table"):
         if not isinstance(transformer, modulation.TabledTransformer):
-            return modulation.compute(transformer)
+            return modulation.computed_table(transformer)
         if modulation_rows.exists(found.folder):
             return modulation_rows.read(transformer, found.folder, how.threads)
         return modulation_rows.build(transformer, found.folder, threads=max(1, how.threads))
@@ -106,7 +106,7 @@ def read(kind: Any, library: str, folder: Path, plan: Plan, how: Reading) -> Any
     name, device = folder.name, home(folder.name, plan)
     pinned = plan.device == "cuda" and device == "cpu"
     target = assembly.Target(device, getattr(torch, plan.dtype), how.threads, pinned, how.stages)
-    quantized = quantizes(name, plan) and not quantized_weights.entries(folder)
+    quantized = quantizes(name, plan) and not quantized_weights.read_entries(folder)
     if library != "transformers":
         quantize = quantization.weight_quantizer(name, plan.precision, plan.device) if quantized else None
         return assembly.diffusers_model(kind, folder, target, quantize)
@@ -117,7 +117,7 @@ def read(kind: Any, library: str, folder: Path, plan: Plan, how: Reading) -> Any
     require_weights(name, report)
     if quantized and in_place(plan):
         with how.stages("quantize"):
-            quantization.nf4_in_place(model, name)
+            quantization.quantize_model_to_nf4(model, name)
     return model
 
 
@@ -156,7 +156,7 @@ def load_by_library(kind: Any, library: str, folder: Path, plan: Plan) -> Any:
     else:
         model = kind.from_pretrained(folder, **options)
     if quantized and in_place(plan):
-        quantization.nf4_in_place(model, name)
+        quantization.quantize_model_to_nf4(model, name)
     return model
 
 

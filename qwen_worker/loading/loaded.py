@@ -10,7 +10,7 @@ from ..speed.speedups import Speed
 
 if TYPE_CHECKING:
     from ..lora.adapters import Adapters
-    from ..model.modulation import Table
+    from ..model.modulation import ModulationTable
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Loaded:
     checkpoint: Checkpoint
     plan: Plan
     pipe: Any = field(repr=False)  # a diffusers pipeline of the checkpoint's own class
-    table: "Table | None" = field(repr=False)  # stands for the transformer's modulation layers
+    table: "ModulationTable | None" = field(repr=False)  # stands for the transformer's modulation layers
     adapters: "Adapters" = field(repr=False)  # of its transformer
     shared: tuple[str, ...]  # components that it has in common with a pipeline loaded before
     seconds: float

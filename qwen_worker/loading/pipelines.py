@@ -26,7 +26,7 @@ from .planner import Planner
 
 if TYPE_CHECKING:
     from ..lora.adapters import Adapters
-    from ..model.modulation import Table
+    from ..model.modulation import ModulationTable
 
 
 class Pipelines:
@@ -99,7 +99,7 @@ class Pipelines:
         shared: dict[str, Any],
         folder: Path | None,
         note: str,
-    ) -> "tuple[Any, Table | None, str]":
+    ) -> "tuple[Any, ModulationTable | None, str]":
         """The pipeline, its table, and which prepared checkpoint they are from or why from none.
 
         A prepared checkpoint in `folder` may prove damaged only as its weights are read: its source is loaded then.
@@ -132,7 +132,7 @@ class Pipelines:
 
 
 def adapters_of(
-    checkpoint: Checkpoint, plan: Plan, pipe: Any, table: "Table | None", own: Sequence[LoraUse]
+    checkpoint: Checkpoint, plan: Plan, pipe: Any, table: "ModulationTable | None", own: Sequence[LoraUse]
 ) -> "Adapters":
     """What applies LoRAs to the pipeline's transformer. Raises `LoadError` where the endpoint's own do not fit it."""
     import torch
@@ -143,7 +143,7 @@ def adapters_of(
     try:
         made.require_fits(own)
         for use in own:
-            made.held(use)
+            made.weights_for(use)
     except JobError as error:
         raise LoadError(error.sentence) from None
     return made

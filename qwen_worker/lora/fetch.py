@@ -1,8 +1,8 @@
-"""A LoRA file on this worker's disk, from wherever its path says that it is: below a folder, in the hub's cache, on the
-hub, behind a URL.
+"""A LoRA file on this worker's disk, from wherever its path leads: below a folder, in the cache of models, on the hub,
+behind a URL.
 
-Jobs that want the same file at once fetch it once. What came from the hub or a URL is asked for again after
-`REASK_SECONDS`, by its commit or its ETag, and fetched again where it has changed. Knows nothing of what is in it.
+Jobs that want the same file at once fetch it once. After `REASK_SECONDS` the hub is asked again for the file's commit,
+and a URL by the file's ETag; a file that has changed is fetched again. Knows nothing of a file's content but its start.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ from .store import Incoming, LoraStore, Unwritable
 
 MAX_FETCHES = 4
 REASK_SECONDS = 300
-REMEMBERED = 256  # names of which is known when they were last asked for
-CODE = "lora_fetch_failed"
+MAX_ASKED = 256  # names of which the worker remembers when they were last asked for
+FETCH_FAILED = "lora_fetch_failed"
 HUB_CACHE = "hub"  # below the folder of fetched LoRAs
 
 
@@ -43,8 +43,8 @@ class LocalFile(NamedTuple):
 class LoraFetcher:
     """For any thread.
 
-    `folder`: where fetched files are kept; `max_bytes`: of those from URLs, and of those from the hub; `hub_roots`:
-    folders where files of the hub may already lie; `seconds`: for one fetch.
+    `folder`: of fetched files; `max_bytes`: of those from URLs, and as much of those from the hub; `hub_roots`: folders
+    where files of the hub may lie already; `seconds`: for one fetch.
     """
 
     def __init__(self, folder: Path, max_bytes: int, hub_roots: Sequence[Path], seconds: float):
@@ -52,48 +52,53 @@ class LoraFetcher:
         self.store, self.hub_cache = LoraStore(folder, max_bytes), HubCache(folder / HUB_CACHE, max_bytes)
         self.notes = Notes(folder)
         self.threads = SideThreads(MAX_FETCHES)
-        self.guard = threading.Lock()
-        self.locks: dict[str, threading.Lock] = {}  # by name: held while it is fetched
-        self.asked: dict[str, tuple[float, Fetched]] = {}  # by name: when it was last asked for, and what it led to
+        self.locks_guard = threading.Lock()
+        self.locks: dict[str, threading.Lock] = {}  # by name, held while it is fetched
+        self.asked: dict[str, tuple[float, Fetched]] = {}  # by name: when it was last asked for, and its file
 
     def find(
         self, text: str, wanted: Wanted, roots: Sequence[Path], cancelled: threading.Event | None = None
     ) -> LocalFile:
-        """The file that a LoRA's path names; `roots`: where it may lie on this disk.
+        """The file that a LoRA's path names; `roots`: the folders of this disk that it may name a file of.
 
         Raises `invalid_input` or `lora_fetch_failed`, or `Cancelled` within a moment once `cancelled` is set.
         """
-        if file := below(roots, text):
-            return local(file, wanted)
+        if file := find_below(roots, text):
+            return local_file(file, wanted)
         if is_url(text):
             require_url(text, wanted)
-            return self.fetch(text, lambda: self.from_url(text, wanted), wanted, cancelled)
-        named = hub_file(text)
-        if named is None:
+            return self.fetch(text, lambda: self.fetch_url(text, wanted), wanted, cancelled)
+        source = hub_file(text)
+        if source is None:
             where = "in the endpoint's folders of LoRAs" if roots else "on this worker"
             raise InvalidInput(f"{wanted.label} names no file {where}")
-        if file := in_cache(named, (*self.hub_roots, hub.cache_folder())):
-            return local(file, wanted)
-        return self.fetch(text, lambda: self.from_hub(text, named, wanted), wanted, cancelled)
+        if file := find_in_caches(source, (*self.hub_roots, hub.cache_folder())):
+            return local_file(file, wanted)
+        return self.fetch(text, lambda: self.fetch_from_hub(text, source, wanted), wanted, cancelled)
 
     def fetch(
         self, name: str, fetch: Callable[[], Fetched], wanted: Wanted, cancelled: threading.Event | None
     ) -> LocalFile:
-        """What the name leads to now, which is no longer the longest unused of its kind."""
+        """The file that the name leads to now; it is the last that an eviction would delete.
+
+        Raises what `find` raises.
+        """
         try:
             with told(wanted, self.seconds, self.threads):
-                fetched = self.once(name, fetch, cancelled)
+                fetched = self.fetch_once(name, fetch, cancelled)
         except Unwritable:
             raise wanted.failed("has no room on the worker's disk") from None
         path = self.folder / fetched.file
         with contextlib.suppress(OSError):  # another worker's eviction, or a disk that may only be read
             os.utime(path)
-        return local(path, wanted, fetched.key)  # the endpoint's own may be larger than a job's
+        # Checked again, because the endpoint's own LoRA may be larger than a job's, and behind the same name.
+        return local_file(path, wanted, fetched.key)
 
-    def once(self, name: str, fetch: Callable[[], Fetched], cancelled: threading.Event | None) -> Fetched:
-        """What `fetch` brings, on a side thread; one at a time for each name, whose followers find it there.
+    def fetch_once(self, name: str, fetch: Callable[[], Fetched], cancelled: threading.Event | None) -> Fetched:
+        """What `fetch` brings, called on a side thread by the first of the jobs that want the name at once.
 
-        Who follows waits here: on a thread of its own it would keep another name from being fetched.
+        The others wait in their own threads for its result: on side threads they would keep other names from being
+        fetched. Raises `Late`, `Busy`, `Cancelled`, or what `fetch` raises.
         """
 
         def work() -> Fetched:
@@ -104,61 +109,65 @@ class LoraFetcher:
             self.asked[name] = time.monotonic(), fetched
             return fetched
 
-        ends, lock = time.monotonic() + self.seconds, self.lock_of(name)
+        ends, lock = time.monotonic() + self.seconds, self.name_lock(name)
         acquire(lock, ends, cancelled)
-        with ExitStack() as turn:
-            turn.callback(lock.release)
-            if fetched := self.fresh(name):
+        with ExitStack() as stack:
+            stack.callback(lock.release)
+            if fetched := self.recent_answer(name):
                 return fetched
-            release = turn.pop_all().close  # by the fetch's own end, also where it is left behind
+            release = stack.pop_all().close  # from here on the end of the fetch releases, also of one that is left
         return self.threads.within(ends - time.monotonic(), work, cancelled, after=release)
 
-    def fresh(self, name: str) -> Fetched | None:
-        """What the name led to when it was last asked for, if that is not long ago and still here."""
-        when, fetched = self.asked.get(name, (0.0, None))
-        is_fresh = fetched and time.monotonic() - when < REASK_SECONDS and (self.folder / fetched.file).is_file()
-        return fetched if is_fresh else None
+    def recent_answer(self, name: str) -> Fetched | None:
+        """What the name led to when it was last asked for, if that is not long ago and the file still here."""
+        asked_at, fetched = self.asked.get(name, (0.0, None))
+        is_recent = time.monotonic() - asked_at < REASK_SECONDS
+        return fetched if fetched and is_recent and (self.folder / fetched.file).is_file() else None
 
-    def lock_of(self, name: str) -> threading.Lock:
-        with self.guard:
-            if len(self.locks) > REMEMBERED:
-                self.locks = {one: lock for one, lock in self.locks.items() if lock.locked()}
-                self.asked = {one: fetched for one, fetched in self.asked.items() if one in self.locks}
+    def name_lock(self, name: str) -> threading.Lock:
+        with self.locks_guard:
+            if len(self.locks) > MAX_ASKED:
+                self.locks = {name: lock for name, lock in self.locks.items() if lock.locked()}
+                self.asked = {name: answer for name, answer in self.asked.items() if name in self.locks}
             return self.locks.setdefault(name, threading.Lock())
 
-    def from_url(self, url: str, wanted: Wanted) -> Fetched:
+    def fetch_url(self, url: str, wanted: Wanted) -> Fetched:
+        """What lies behind the URL now, in the store. Raises `JobError` or `Unwritable`."""
         before = self.notes.read(url)
         headers = {"If-None-Match": before.etag} if before and before.etag else {}
         ends = time.monotonic() + self.seconds
         with self.store.incoming() as incoming:
-            checked = Checked(incoming, wanted.label)
-            answer = download(url, wanted, ends, checked, headers)
+            check = StartCheck(incoming, wanted.label)
+            answer = download(url, wanted, ends, check, headers)
             if answer is None and before:
                 return before
-            checked.end()
+            check.end()
             incoming.stream.flush()
-            TensorFile(Path(incoming.stream.name), wanted.label)  # one that was cut short is not kept, nor its ETag
+            TensorFile(Path(incoming.stream.name), wanted.label)  # a file that was cut short is not kept, nor its ETag
         return Fetched(incoming.file, incoming.sha256, answer.get("ETag", "") if answer else "")
 
-    def from_hub(self, name: str, named: HubFile, wanted: Wanted) -> Fetched:
-        """By the listing's sizes before anything is fetched; what it led to last where the hub cannot be reached."""
+    def fetch_from_hub(self, name: str, source: HubFile, wanted: Wanted) -> Fetched:
+        """What the hub has now, in its library's cache; if it cannot be reached, what the name led to last.
+
+        The hub's listing gives the size, so that nothing too large is fetched. Raises `JobError` or `Unwritable`.
+        """
         try:
-            commit, sizes = hub.listing(named.hub_id, named.revision)
-            file = chosen(named, sizes, wanted)
+            commit, sizes = hub.listing(source.hub_id, source.revision)
+            file = choose_file(source, sizes, wanted)
             if sizes[file] > wanted.max_bytes:
                 raise wanted.too_large(f"{sizes[file] / 1e6:.1f} MB")
-            path = self.hub_cache.fetch(named.hub_id, file, commit, wanted.label)
+            path = self.hub_cache.fetch(source.hub_id, file, commit, wanted.label)
         except LoadError as error:
             if error.passing and (before := self.notes.read(name)):
                 return before
             raise wanted.failed(f"cannot be had: {error.reason}") from None
-        # The library's file is a link to one that is named by the hub's hash of it.
+        # The path is a link to a file that the library names by the hub's hash of it.
         key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
         return Fetched(str(path.relative_to(self.folder)), key)
 
 
-class Checked:
-    """Passes a file's bytes on, and refuses it at the ninth where it is no safetensors file."""
+class StartCheck:
+    """Passes a file's bytes on, and raises `InvalidInput` at the ninth byte of a file that is no safetensors file."""
 
     def __init__(self, receive: Incoming, label: str):
         self.receive, self.label, self.start = receive, label, b""
@@ -171,10 +180,11 @@ class Checked:
         self.receive(data)
 
     def end(self) -> None:
+        """Call it when all bytes have come: a shorter file is none either."""
         require_start(self.start, self.label)
 
 
-def local(path: Path, wanted: Wanted, key: str | None = None) -> LocalFile:
+def local_file(path: Path, wanted: Wanted, key: str | None = None) -> LocalFile:
     """Raises `invalid_input` for a file that is too large, `lora_fetch_failed` for one that has just gone."""
     try:
         size = path.stat().st_size
@@ -185,44 +195,44 @@ def local(path: Path, wanted: Wanted, key: str | None = None) -> LocalFile:
     return LocalFile(path, key)
 
 
-def in_cache(named: HubFile, roots: Iterable[Path]) -> Path | None:
-    """The hub's file in the folders where such may lie, in order."""
+def find_in_caches(source: HubFile, roots: Iterable[Path]) -> Path | None:
+    """The hub's file in the first of the folders that has it; they are laid out as the hub's cache or as ORG/NAME."""
     for root in roots:
-        for folder, _ in candidates(root, named.hub_id, named.revision):
+        for folder, _ in candidates(root, source.hub_id, source.revision):
             if folder.is_dir():
-                name = named.file or only_lora(one.name for one in folder.iterdir())
+                name = source.file or default_lora(file.name for file in folder.iterdir())
                 if name and (folder / name).is_file():
                     return folder / name
     return None
 
 
-def chosen(named: HubFile, sizes: Mapping[str, int], wanted: Wanted) -> str:
-    """The file that is meant of a repository's. Raises `InvalidInput` where that is not clear."""
-    if named.file:
-        if named.file not in sizes:
-            raise InvalidInput(f"{wanted.label} names {named.file}, which {named.hub_id} does not hold")
-        return named.file
-    name = only_lora(sizes)
+def choose_file(source: HubFile, sizes: Mapping[str, int], wanted: Wanted) -> str:
+    """The name of the file that is meant, of a repository's. Raises `InvalidInput` where that is not clear."""
+    if source.file:
+        if source.file not in sizes:
+            raise InvalidInput(f"{wanted.label} names {source.file}, which {source.hub_id} does not hold")
+        return source.file
+    name = default_lora(sizes)
     if name is None:
-        held = [one for one in sizes if one.endswith(".safetensors")]
-        which = ": " + ", ".join(held[:5]) if held else ""
-        raise InvalidInput(f"{wanted.label} must name a file of {named.hub_id}, which holds {len(held)}{which}")
+        loras = [name for name in sizes if name.endswith(SUFFIX)]
+        listed = ": " + ", ".join(loras[:5]) if loras else ""
+        raise InvalidInput(f"{wanted.label} must name a file of {source.hub_id}, which holds {len(loras)}{listed}")
     return name
 
 
-def below(roots: Iterable[Path], text: str) -> Path | None:
-    """The file of that name below one of the roots, also by its absolute path; links must stay below too."""
+def find_below(roots: Iterable[Path], text: str) -> Path | None:
+    """The file that a relative or absolute path names below one of the roots; a link must not lead out of it."""
     for root in roots:
         try:
             file = (root / text).resolve()
             if file.is_relative_to(root.resolve()) and file.is_file():
                 return file
-        except (OSError, ValueError, RuntimeError):  # a name that no file can have
+        except (OSError, ValueError, RuntimeError):  # no file can have this name
             continue
     return None
 
 
-def only_lora(names: Iterable[str]) -> str | None:
-    """Of a repository's or a folder's files the one that is meant where none is named."""
+def default_lora(names: Iterable[str]) -> str | None:
+    """The file that is meant where a path names a repository or a folder alone, of the files in it; None if unclear."""
     loras = [name for name in names if name.endswith(SUFFIX) and "/" not in name]
     return loras[0] if len(loras) == 1 else STANDARD_NAME if STANDARD_NAME in loras else None

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save
 
 from qwen_worker.errors import JobError
-from qwen_worker.lora.fetch import CODE, LoraFetcher
+from qwen_worker.lora.fetch import FETCH_FAILED, LoraFetcher
 from qwen_worker.lora.store import LoraStore
 from qwen_worker.network.fetch import Wanted
 
@@ -41,7 +41,7 @@ def fetcher(fetching):
 
 def find(fetcher, text, max_bytes=MB, roots=(), cancelled=None):
     """The file's bytes, and its key."""
-    file = fetcher.find(text, Wanted("loras[0]", max_bytes, CODE), roots, cancelled)
+    file = fetcher.find(text, Wanted("loras[0]", max_bytes, FETCH_FAILED), roots, cancelled)
     return file.path.read_bytes(), file.key
 
 

@@ -242,7 +242,7 @@ def test_a_file_that_is_open_is_read_to_its_end_after_its_eviction(served, store
     tensors = TensorFile(path, "loras[0]")
     find(fetcher, "Org/Many/b.safetensors")
     assert cached() == ["Many/b.safetensors"] and not path.exists()
-    assert tensors.tensor("transformer_blocks.0.attn.to_q.lora_A.weight").sum() == 16
+    assert tensors.read_tensor("transformer_blocks.0.attn.to_q.lora_A.weight").sum() == 16
 
 
 def test_a_repository_that_is_being_fetched_from_is_not_taken_away(shelf, store, cached):
