@@ -83,7 +83,7 @@ class Worker:
         self.side_threads = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")  # pictures in and out
         self.presets = Presets(settings, checkpoints.released, is_missing)
         self.loras, self.catalogue = Loras(settings), Catalogue(settings)
-        self.pipelines = Pipelines(settings, self.catalogue, self.loras.of_endpoint)
+        self.pipelines = Pipelines(settings, self.catalogue, self.loras.open_for_endpoint)
         self.loader = Loader(settings, self.pipelines, self.inference_thread)
         self.queue = WaitingQueue(self.inference_thread)
         self.batches = Batches(self.queue, settings.QWEN_BATCH)
@@ -142,7 +142,7 @@ class Worker:
             sources, mask = await job.run_on(self.side_threads, self.open_pictures, job, terms)
             checkpoint, failure = await self.locate(job)
             require_served_by(checkpoint, request)
-            loras = () if failure else await job.run_on(self.side_threads, self.loras.of_job, job, checkpoint)
+            loras = () if failure else await job.run_on(self.side_threads, self.loras.open_for_job, job, checkpoint)
             multiple = checkpoint.size_multiple if checkpoint else SIDE_MULTIPLE
             canvas = Canvas(sources, mask, output_size(request, sources, mask, multiple))
             self.require_time(job, canvas)

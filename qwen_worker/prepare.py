@@ -213,7 +213,7 @@ def write_component(checkpoint: Checkpoint, name: str, plan: Plan, target: Path)
     model = load_component(checkpoint, name, read_json(folder, "model_index.json")[name], plan)
     if name == "text_encoder":
         trim(model, name, plan)
-    weight_writer.write(model, target / name)
+    weight_writer.write_model(model, target / name)
     return model
 
 

@@ -81,7 +81,9 @@ class PresetSettings(BaseSettings):
         default=2000, ge=0, description="The largest LoRA that a job may bring, in MB. 0 refuses all."
     )
     QWEN_LORA_CACHE_GB: float = Field(
-        default=10, gt=0, description="The most disk that fetched LoRAs may take, in GB (1e9 bytes)."
+        default=10,
+        gt=0,
+        description="The most disk for LoRAs from the hub, and as much again for those from URLs, in GB (1e9 bytes).",
     )
     QWEN_LORA_SECONDS: float = Field(default=120, gt=0, description="How long fetching one LoRA may take, in seconds.")
 

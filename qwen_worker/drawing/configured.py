@@ -32,10 +32,10 @@ def configured(
         changes["shift_terminal"] = None
     cached = request.preset == Preset.BALANCED and loaded.checkpoint.adaptable
     with (
-        loaded.adapters.applied(loras),
+        loaded.adapters.apply(loras),
         loaded.speed.drawing(
-            compiled=all(use.own for use in loras),  # each LoRA of a job's own would have the blocks compiled anew
-            apart=cached or tiles or isinstance(request, Edit),
+            compiled=all(use.own for use in loras),  # a job's own would each compile anew
+            separate_passes=cached or tiles or isinstance(request, Edit),
             cached_steps=drawn if cached else 0,
         ),
         configured_scheduler(loaded, changes),
@@ -54,7 +54,7 @@ def configured_scheduler(loaded: LoadedPipeline, changes: Mapping[str, Any]) -> 
         pipe.scheduler = type(scheduler).from_config(scheduler.config, **changes)
     dtype = getattr(torch, loaded.plan.dtype)
     try:
-        with loaded.table.watching(pipe.scheduler, dtype) if loaded.table else nullcontext():
+        with loaded.table.following_schedules(pipe.scheduler, dtype) if loaded.table else nullcontext():
             yield
     finally:
         pipe.scheduler = scheduler

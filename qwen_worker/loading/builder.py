@@ -20,7 +20,7 @@ from .components import Reading, is_component, load_component, require_tokenizer
 from .page_cache import reading_ahead
 
 if TYPE_CHECKING:
-    from ..model.modulation import Table
+    from ..model.modulation import ModulationTable
     from ..model.residency import Swap
 
 AHEAD_SHARE = 0.8  # of the RAM that a plan leaves, for weights that are read while the libraries are imported
@@ -47,7 +47,7 @@ class Builder:
         shared: Mapping[str, Any],
         folder: Path | None = None,
         beside_others: bool = False,
-    ) -> "tuple[Any, Table | None]":
+    ) -> "tuple[Any, ModulationTable | None]":
         """The pipeline of the checkpoint's own class, and its modulation table where the plan has one.
 
         `model`: the name under which its transformer is swapped; `shared`: components that are loaded already;

@@ -17,7 +17,7 @@ from ..settings import LOAD_THREADS, Precision, Saving
 from ..stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from ..model.modulation import Table
+    from ..model.modulation import ModulationTable
 
 LIBRARIES = ("diffusers", "transformers")
 
@@ -39,9 +39,9 @@ def trim(component: Any, name: str, plan: Plan) -> None:
         from ..model import vae as single_frame
 
         if Saving.SINGLE_FRAME in plan.savings:
-            single_frame.without_cache(component)
+            single_frame.skip_feature_cache(component)
         if Saving.CONV2D in plan.savings:
-            single_frame.as_2d(component)
+            single_frame.use_2d_convolutions(component)
     if name == "text_encoder":
         from ..model import residency
 
@@ -58,7 +58,7 @@ def trim(component: Any, name: str, plan: Plan) -> None:
             residency.stream(component, plan.device)
 
 
-def tabulate(transformer: Any, folder: Path, plan: Plan, reading: Reading | None = None) -> "Table | None":
+def tabulate(transformer: Any, folder: Path, plan: Plan, reading: Reading | None = None) -> "ModulationTable | None":
     """The modulation table of the transformer in the checkpoint folder; None where the plan has none."""
     if not plan.table:
         return None
@@ -68,7 +68,7 @@ def tabulate(transformer: Any, folder: Path, plan: Plan, reading: Reading | None
     reading = reading or Reading()
     with reading.stopwatch("table"):
         if not isinstance(transformer, modulation.TabledTransformer):
-            return modulation.compute(transformer)
+            return modulation.computed_table(transformer)
         if modulation_rows.exists(folder):
             return modulation_rows.read(transformer, folder, reading.threads)
         return modulation_rows.build(transformer, folder, threads=max(1, reading.threads))
@@ -114,7 +114,7 @@ def read_component(component_class: Any, library: str, folder: Path, plan: Plan,
     name, device = folder.name, home_device(folder.name, plan)
     pinned = plan.device == "cuda" and device == "cpu"
     target = assembly.Target(device, getattr(torch, plan.dtype), reading.threads, pinned, reading.stopwatch)
-    quantize = is_quantized(name, plan) and not quantized_weights.entries(folder)
+    quantize = is_quantized(name, plan) and not quantized_weights.read_entries(folder)
     if library != "transformers":
         quantizer = quantization.weight_quantizer(name, plan.precision, plan.device) if quantize else None
         return assembly.diffusers_model(component_class, folder, target, quantizer)
@@ -126,7 +126,7 @@ def read_component(component_class: Any, library: str, folder: Path, plan: Plan,
     require_weights(name, report)
     if quantize and is_quantized_in_place(plan):
         with reading.stopwatch("quantize"):
-            quantization.nf4_in_place(model, name)
+            quantization.quantize_model_to_nf4(model, name)
     return model
 
 
@@ -165,7 +165,7 @@ def load_by_library(component_class: Any, library: str, folder: Path, plan: Plan
     else:
         model = component_class.from_pretrained(folder, **options)
     if quantize and is_quantized_in_place(plan):
-        quantization.nf4_in_place(model, name)
+        quantization.quantize_model_to_nf4(model, name)
     return model
 
 

@@ -13,7 +13,7 @@ from ..speed.speedups import Speed
 
 if TYPE_CHECKING:
     from ..lora.adapters import Adapters
-    from ..model.modulation import Table
+    from ..model.modulation import ModulationTable
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LoadedPipeline:
     checkpoint: Checkpoint
     plan: Plan
     pipe: Any = field(repr=False)  # a diffusers pipeline of the checkpoint's own class
-    table: "Table | None" = field(repr=False)  # stands for the transformer's modulation layers
+    table: "ModulationTable | None" = field(repr=False)  # stands for the transformer's modulation layers
     adapters: "Adapters" = field(repr=False)  # apply LoRAs to its transformer
     shared: tuple[str, ...]  # components that it has in common with a pipeline loaded before
     load_seconds: float

@@ -26,7 +26,7 @@ from .planner import Planner
 
 if TYPE_CHECKING:
     from ..lora.adapters import Adapters
-    from ..model.modulation import Table
+    from ..model.modulation import ModulationTable
 
 
 class Pipelines:
@@ -99,7 +99,7 @@ class Pipelines:
         shared: dict[str, Any],
         folder: Path | None,
         note: str,
-    ) -> "tuple[Any, Table | None, str]":
+    ) -> "tuple[Any, ModulationTable | None, str]":
         """The pipeline, its table, and the note which prepared checkpoint they are from, or why they are from none.
 
         A prepared checkpoint in `folder` may prove damaged only as its weights are read: its source is loaded then.
@@ -132,7 +132,7 @@ class Pipelines:
 
 
 def adapters_of(
-    checkpoint: Checkpoint, plan: Plan, pipe: Any, table: "Table | None", loras: Sequence[LoraUse]
+    checkpoint: Checkpoint, plan: Plan, pipe: Any, table: "ModulationTable | None", loras: Sequence[LoraUse]
 ) -> "Adapters":
     """What applies LoRAs to the pipeline's transformer. `loras`: the endpoint's own.
 
@@ -146,7 +146,7 @@ def adapters_of(
     try:
         adapters.require_fits(loras)
         for use in loras:
-            adapters.held(use)
+            adapters.weights_for(use)
     except JobError as error:
         raise LoadError(error.sentence) from None
     return adapters

@@ -8,7 +8,6 @@ import errno
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -60,31 +59,19 @@ def hub_cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-@dataclass(frozen=True)
-class RepositoryFile:
-    """One file of a repository. `size`: bytes. `sha256`: None where the hub does not tell it."""
-
-    name: str
-    size: int
-    sha256: str | None
-
-
-def list_files(hub_id: str, revision: str) -> tuple[str, list[RepositoryFile]]:
-    """The commit of a revision (of the main branch where it is empty), and its files. Raises `LoadError`."""
+def listing(hub_id: str, revision: str) -> tuple[str, dict[str, int]]:
+    """The commit of a revision (the main branch where it is empty), and the sizes of its files in bytes, by name."""
     from huggingface_hub import HfApi
 
     with explain_errors(hub_id):
-        info = HfApi(endpoint=hub_endpoint()).model_info(hub_id, revision=revision or None, files_metadata=True)
-    files = [
-        RepositoryFile(sibling.rfilename, sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else None)
-        for sibling in info.siblings or []
-    ]
-    return cast("str", info.sha), files  # None only in lists of many models, which name no commits
+        facts = HfApi(endpoint=hub_endpoint()).model_info(hub_id, revision=revision or None, files_metadata=True)
+    # None only in lists of many models, which name no commits.
+    return cast("str", facts.sha), {file.rfilename: file.size or 0 for file in facts.siblings or []}
 
 
-def download_file(hub_id: str, name: str, commit: str, folder: Path) -> Path:
-    """Fetch one file of a repository into the folder, past the hub's cache. Raises `LoadError`."""
+def download_file(hub_id: str, name: str, commit: str, cache: Path) -> Path:
+    """One file of a repository at a commit, in a cache of the hub's library: fetched unless it is there."""
     from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]  an option is any dict
 
     with explain_errors(hub_id):
-        return Path(hf_hub_download(hub_id, name, revision=commit, local_dir=folder, endpoint=hub_endpoint()))
+        return Path(hf_hub_download(hub_id, name, revision=commit, cache_dir=cache, endpoint=hub_endpoint()))

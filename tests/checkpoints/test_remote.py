@@ -59,7 +59,7 @@ def test_compiled_blocks_are_kept_below_hf_home_wherever_the_cache_is(hub_of, tm
         raise LookupError(folder)
 
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(compile_store, "store_of_process", stop)
+    monkeypatch.setattr(compile_store, "process_store", stop)
     with pytest.raises(LookupError) as caught:
         cold_worker(QWEN_SPEEDUPS="compile").pipelines.load("generate")
     assert caught.value.args == (tmp_path / "home/qwen-image-compiled",)

@@ -103,7 +103,7 @@ def test_rows_that_are_added_change_nothing_and_few_rows_are_one_graph_more():
         return rows.to(torch.int32) @ matrix.to(torch.int32)
 
     graphs = CompileCounter()
-    compiled = torch.compile(quantization.padded(product), backend=graphs, fullgraph=True, dynamic=True)
+    compiled = torch.compile(quantization.padded_product(product), backend=graphs, fullgraph=True, dynamic=True)
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randint(-128, 128, (24, 8), dtype=torch.int8, generator=generator)
     for count in (40, 30, 6, 11, 17, 16):

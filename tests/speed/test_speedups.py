@@ -29,6 +29,7 @@ from qwen_worker.loading.components import load_component
 from qwen_worker.lora.adapters import Adapters
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import Gpu, Machine, read_machine
+from qwen_worker.model import modulation
 from qwen_worker.pictures.inputs import Canvas
 from qwen_worker.settings import Precision, Saving, Settings, Speedup
 from qwen_worker.speed import (
@@ -199,7 +200,7 @@ def test_a_file_that_is_not_as_it_was_written_is_ignored_and_replaced(store, cap
     store().load()
     assert words in capsys.readouterr().out
     store().keep(b"anew")
-    assert compile_store.verified(file, compile_store.MB) == b"anew"
+    assert compile_store.read_verified(file, compile_store.MB) == b"anew"
 
 
 def test_the_files_of_all_cards_stay_below_the_bound(store, capsys):
@@ -211,7 +212,7 @@ def test_the_files_of_all_cards_stay_below_the_bound(store, capsys):
     assert {path.name for path in folder.iterdir()} == {"card.compiled", "newer.compiled"}
     store().keep(bytes(2_000_000))
     assert "2 MB are more than QWEN_COMPILED_MB" in capsys.readouterr().out
-    assert compile_store.verified(store().file, compile_store.MB) == bytes(400_000)
+    assert compile_store.read_verified(store().file, compile_store.MB) == bytes(400_000)
     store(limit=0).load()
     store(limit=0).save()
     assert not capsys.readouterr().out
@@ -250,29 +251,29 @@ def steps_of(transformer, task, batch, steps=3):
 def test_both_passes_of_guidance_in_one(built, task, precision, batch):
     pipe, _ = built(task, precision)
     theirs = steps_of(transformer_of(task, precision), task, batch)
-    with guidance.together(pipe.transformer) as pairs:
+    with guidance.share_passes(pipe.transformer) as sharing:
         ours = steps_of(pipe.transformer, task, batch)
-    assert pairs.shared == 2  # the first step finds the second prompt
+    assert sharing.shared == 2  # the first step finds the second prompt
     assert apart(ours, theirs) < TOLERANCE[precision.value]
     assert torch.equal(steps_of(pipe.transformer, task, batch), theirs)  # nothing is left of it
 
 
 def test_a_large_picture_s_passes_stay_apart(built, monkeypatch):
-    monkeypatch.setattr(guidance, "FILLS", 48)  # what a pass of these tests has
+    monkeypatch.setattr(guidance, "FULL_PASS_TOKENS", 48)  # what a pass of these tests has
     pipe, _ = built("generate", Precision.FP32)
-    with guidance.together(pipe.transformer) as pairs:
+    with guidance.share_passes(pipe.transformer) as sharing:
         ours = steps_of(pipe.transformer, "generate", 1)
-    assert pairs.shared == 0
+    assert sharing.shared == 0
     assert torch.equal(ours, steps_of(transformer_of("generate", Precision.FP32), "generate", 1))
 
 
 def test_a_pass_that_is_not_the_expected_one_is_computed(built):
     """Without guidance from here on, or with another prompt: nothing that was computed ahead is taken for it."""
     pipe, _ = built("generate", Precision.FP32)
-    with guidance.together(pipe.transformer) as pairs:
+    with guidance.share_passes(pipe.transformer) as sharing:
         steps_of(pipe.transformer, "generate", 1, steps=2)
-        assert pairs.shared == 1
-        pairs.answer = (torch.zeros(1), torch.zeros(1)), torch.full((1, 48, 64), torch.nan)
+        assert sharing.shared == 1
+        sharing.answer = torch.zeros(1), torch.zeros(1), torch.full((1, 48, 64), torch.nan)
         ours = [pass_of(pipe.transformer, "generate", 1, seed=seed, guidance=None) for seed in (5, 6)]
     theirs = [pass_of(transformer_of("generate", Precision.FP32), "generate", 1, seed=seed) for seed in (5, 6)]
     assert all(map(torch.equal, ours, theirs))
@@ -282,7 +283,7 @@ def test_cudnn_s_attention_is_asked_first_and_the_others_stay(built):
     before = torch._C._get_sdp_priority_order()
     theirs = pass_of(transformer_of("generate", Precision.BF16), "generate", 2)
     pipe, _ = built("generate", Precision.BF16)
-    with attention.cudnn_first():
+    with attention.prefer_cudnn():
         assert torch._C._get_sdp_priority_order()[:4] == [3, 1, 2, 0]  # cuDNN, Flash, memory-efficient, plain
         assert torch.equal(pass_of(pipe.transformer, "generate", 2), theirs)
     assert torch._C._get_sdp_priority_order() == before
@@ -302,14 +303,15 @@ class HostReads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_no_step_waits_for_the_device(tiny, cached):
+def test_no_step_waits_for_the_device(tiny, cached, monkeypatch):
     pipe, table = pipeline(Settings, tiny / "generate", Precision.BF16, frozenset(Saving), table=True)
-    table.knows = lambda timestep: True  # as on a card: on a CPU it may look
-    with HostReads() as reads, table.watching(pipe.scheduler, torch.bfloat16), ExitStack() as stack:
+    # As on a card, where a look at the timesteps would make the host wait.
+    monkeypatch.setattr(modulation.ScheduleRows, "covers", lambda rows, timesteps: True)
+    with HostReads() as reads, table.following_schedules(pipe.scheduler, torch.bfloat16), ExitStack() as stack:
         if cached:
-            stack.enter_context(step_cache.predicting(pipe.transformer, 10))
+            stack.enter_context(step_cache.predict_steps(pipe.transformer, 10))
         else:
-            stack.enter_context(guidance.together(pipe.transformer))
+            stack.enter_context(guidance.share_passes(pipe.transformer))
 
         def after_step(_pipe, step, _timestep, tensors):
             reads.stepping = step < 9
@@ -387,7 +389,7 @@ def test_guidance_s_passes_stay_two_where_a_picture_is_decoded_in_tiles(cold_wor
 def test_an_error_within_leaves_the_transformer_and_its_blocks_as_they_were(tiny, traced):
     transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
     blocks, counts, _ = traced(transformer)
-    with pytest.raises(KeyError), guidance.together(transformer), blocks.paused():
+    with pytest.raises(KeyError), guidance.share_passes(transformer), blocks.pause():
         raise KeyError
     assert "forward" not in vars(transformer)
     pass_of(transformer, "generate", 1)
@@ -409,7 +411,7 @@ def test_a_second_pass_with_other_latents_is_computed_as_it_comes(tiny):
         ]
 
     theirs = passes()
-    with guidance.together(transformer):
+    with guidance.share_passes(transformer):
         ours = passes()
     assert all(apart(one, other) < TOLERANCE["fp32"] for one, other in zip(ours, theirs, strict=True))
 
@@ -433,11 +435,11 @@ def traced(monkeypatch):
 
         return call
 
-    def of(transformer, backend=backend, limit=compiled.GRAPHS):
+    def of(transformer, backend=backend, limit=compiled.MAX_GRAPHS):
         def compile_block(kind):
             return torch.compile(kind.forward, fullgraph=True, dynamic=True, backend=backend, recompile_limit=limit)
 
-        monkeypatch.setattr(compiled, "compiled", compile_block)
+        monkeypatch.setattr(compiled, "compiled_forward", compile_block)
         told = []
         return compiled.CompiledBlocks(transformer, told.append), counts, told
 
@@ -512,7 +514,7 @@ def test_a_job_s_own_lora_is_drawn_uncompiled_and_the_endpoint_s_compiled(tiny, 
     drawn_by = {}
     for own in (False, True, False):
         lora = dataclasses.replace(use(tmp_path / "lora.safetensors"), own=own)
-        with adapters.applied([lora]), speed.drawing(compiled=own):
+        with adapters.apply([lora]), speed.drawing(compiled=own):
             drawn_by[own] = pass_of(transformer, "generate", 1)
         calls.append(counts["calls"])
     assert calls == [0, len(names), len(names)] and counts["graphs"] == 1
@@ -530,13 +532,13 @@ def test_step_caches_skip_compiled_blocks_and_take_no_shared_passes(tiny, traced
     call |= {"num_inference_steps": 10, "output_type": "latent"}
 
     def drawn_cached():
-        with step_cache.predicting(pipe.transformer, 10):
+        with step_cache.predict_steps(pipe.transformer, 10):
             return pipe(**call, generator=torch.Generator().manual_seed(1)).images
 
     theirs = drawn_cached()
     blocks, counts, told = traced(pipe.transformer)
     speed = speedups.Speed({Speedup.GUIDANCE: "on"}, pipe.transformer, blocks)
-    with speed.drawing(apart=True):
+    with speed.drawing(separate_passes=True):
         assert "forward" not in vars(pipe.transformer)
         ours = drawn_cached()
     assert (ours - theirs).abs().max() < 1e-4 and not told

@@ -45,7 +45,7 @@ def same(a, b):
 @pytest.fixture(params=[1 << 25, 1000])
 def chunk(monkeypatch, request):
     """Reads that hold many tensors each, and reads of which a tensor needs several."""
-    monkeypatch.setattr(weight_reader, "CHUNK", request.param)
+    monkeypatch.setattr(weight_reader, "READ_BYTES", request.param)
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -55,7 +55,7 @@ def test_every_tensor_arrives_bit_for_bit(shards, chunk, threads, staged):
     wanted = [one for file in files for one in tensors_in(file, file.name)]
     with WeightReader(wanted, "cpu", threads, staged=staged) as reader:
         for name in tensors:  # not the order of the files
-            assert same(reader.take(name), tensors[name]), name
+            assert same(reader.pop(name), tensors[name]), name
     assert reader.bytes == sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -67,23 +67,23 @@ def test_only_what_is_wanted_is_read(shards, monkeypatch):
         os, "preadv", lambda fd, views, at, real=os.preadv: seen.append(real(fd, views, at)) or seen[-1]
     )
     with WeightReader(wanted, "cpu", 2) as reader:
-        assert all(same(reader.take(one.name), tensors[one.name]) for one in wanted)
+        assert all(same(reader.pop(one.name), tensors[one.name]) for one in wanted)
     assert sum(seen) == reader.bytes < files[0].stat().st_size / 4
 
 
 def test_what_is_not_taken_stays_bounded_and_any_order_ends(shards, monkeypatch):
     files, tensors = shards
-    monkeypatch.setattr(weight_reader, "CHUNK", 1000)
-    monkeypatch.setattr(weight_reader, "AHEAD", 3000)
+    monkeypatch.setattr(weight_reader, "READ_BYTES", 1000)
+    monkeypatch.setattr(weight_reader, "MAX_BYTES_AHEAD", 3000)
     wanted = tensors_in(files[0], "x")
     with WeightReader(wanted, "cpu", 2) as reader:
         reader.start()
-        wait_until(lambda: reader.untaken >= 3000)
+        wait_until(lambda: reader.bytes_ahead >= 3000)
         time.sleep(0.1)
-        assert 3000 <= reader.untaken <= 3000 + 2 * 1000
+        assert 3000 <= reader.bytes_ahead <= 3000 + 2 * 1000
         for one in reversed(wanted):  # the last first: the limit gives way to who waits
-            assert same(reader.take(one.name), tensors[one.name])
-        assert reader.untaken == 0
+            assert same(reader.pop(one.name), tensors[one.name])
+        assert reader.bytes_ahead == 0
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_said_to_be_corrupt(shards):
@@ -93,7 +93,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_said_to_be_corrupt(shards):
     with WeightReader(wanted, "cpu", 4) as reader:
         with pytest.raises(LoadError, match=r"/model-0.safetensors is corrupt: it ends before its last tensor does"):
             for one in wanted:
-                reader.take(one.name)
+                reader.pop(one.name)
 
 
 @pytest.mark.parametrize("call", ["open", "preadv"])
@@ -105,7 +105,7 @@ def test_a_read_that_fails_names_the_file_and_may_be_tried_again(shards, monkeyp
 
     monkeypatch.setattr(os, call, fails)
     with pytest.raises(LoadError) as caught, WeightReader(wanted, "cpu", 4) as reader:
-        reader.take(wanted[0].name)
+        reader.pop(wanted[0].name)
     assert caught.value.reason == f"{tmp_path.name}/model-0.safetensors cannot be read: Input/output error"
     assert caught.value.transient
 
@@ -139,7 +139,7 @@ def test_what_is_not_what_was_written_is_refused_by_the_tensor_s_name(shards, tm
     save(tensors, tmp_path / "ours.safetensors")
     wanted = tensors_in(tmp_path / "ours.safetensors", "x")
     with WeightReader(wanted, "cpu", 4) as reader:
-        assert all(same(reader.take(one.name), tensors[one.name]) for one in wanted)
+        assert all(same(reader.pop(one.name), tensors[one.name]) for one in wanted)
         reader.verify()
     changed = next(one for one in wanted if one.size > 100)
     with (tmp_path / "ours.safetensors").open("r+b") as file:
@@ -149,7 +149,7 @@ def test_what_is_not_what_was_written_is_refused_by_the_tensor_s_name(shards, tm
         file.write(bytes([byte ^ 1]))
     with WeightReader(wanted, "cpu", 4) as reader:
         for one in wanted:
-            reader.take(one.name)
+            reader.pop(one.name)
         with pytest.raises(LoadError) as caught:
             reader.verify()
     label = f"{tmp_path.name}/ours.safetensors"
@@ -157,15 +157,15 @@ def test_what_is_not_what_was_written_is_refused_by_the_tensor_s_name(shards, tm
 
 
 def test_a_reader_that_is_left_early_leaves_no_thread(shards, monkeypatch):
-    monkeypatch.setattr(weight_reader, "CHUNK", 1000)
-    monkeypatch.setattr(weight_reader, "AHEAD", 1000)
+    monkeypatch.setattr(weight_reader, "READ_BYTES", 1000)
+    monkeypatch.setattr(weight_reader, "MAX_BYTES_AHEAD", 1000)
     wanted = tensors_in(shards[0][0], "x")
     with pytest.raises(ZeroDivisionError), WeightReader(wanted, "cpu", 4) as reader:
-        reader.take(wanted[0].name)
+        reader.pop(wanted[0].name)
         raise ZeroDivisionError
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-")]
     with pytest.raises(RuntimeError, match="asked of a reader that is closed"):
-        reader.take(wanted[-1].name)
+        reader.pop(wanted[-1].name)
 
 
 @pytest.mark.parametrize(

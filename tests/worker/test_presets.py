@@ -428,8 +428,10 @@ def test_the_cache_knows_the_steps_that_are_drawn(cold_worker, monkeypatch, step
     worker, told = cold_worker(), []
     run(worker, SMALL | {"num_inference_steps": 1})
     loaded = next(iter(worker.pipelines.loaded.values()))
-    predicting = step_cache.predicting
-    monkeypatch.setattr(step_cache, "predicting", lambda model, count: told.append(count) or predicting(model, count))
+    predict_steps = step_cache.predict_steps
+    monkeypatch.setattr(
+        step_cache, "predict_steps", lambda model, count: told.append(count) or predict_steps(model, count)
+    )
     fields = {"prompt": "a", "image_url": "https://a.b/c", "strength": strength, "num_inference_steps": steps}
     with configured.configured(loaded, parse(fields | {"preset": "balanced"}, "one"), ()):
         assert told == [drawn]
