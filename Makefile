@@ -40,6 +40,7 @@ out/prove:
 lint: .venv/test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/hadolint Dockerfile .runpod/Dockerfile
 
 integration: .venv/run-installed
