@@ -10,7 +10,6 @@ import functools
 import os
 import sys
 import time
-import traceback
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -38,7 +37,7 @@ from qwen_worker.jobs.request import SIDE_MULTIPLE, Drawing, Edit, Health, Reque
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.loader import Loader
 from qwen_worker.loading.pipelines import Pipelines
-from qwen_worker.log import log_line
+from qwen_worker.log import log_exception, log_line
 from qwen_worker.lora.loras import Loras
 from qwen_worker.memory import cuda
 from qwen_worker.memory.footprint import Plan
@@ -116,7 +115,7 @@ class Worker:
             self.counters.record(job_id, task, {"error": "cancelled"}, time.perf_counter() - started)
             raise
         except Exception as error:  # noqa: BLE001  the SDK would post the traceback, with its paths, to the caller
-            log_line(job_id, "ERROR", traceback.format_exc())
+            log_exception(job_id)
             reply = JobError("internal", job_id, refresh_worker=cuda.is_cuda_failure(error)).reply()
         finally:
             if self.jobs.get(job_id) is answering:  # the platform may hand a job out twice: the second has its id then

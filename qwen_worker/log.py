@@ -2,6 +2,7 @@
 
 import json
 import os
+import traceback
 
 LEVELS = ("DEBUG", "INFO", "WARN", "ERROR")
 
@@ -19,3 +20,8 @@ def log_line(job_id: str | None, level: str, message: str) -> None:
     else:
         line = f"{level:<7}| {job_id + ' | ' if job_id else ''}{message}"
     print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
+
+
+def log_exception(job_id: str | None) -> None:
+    """Print the traceback of the exception that is being handled: the log is the one place that shows it whole."""
+    log_line(job_id, "ERROR", traceback.format_exc())

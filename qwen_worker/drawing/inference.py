@@ -142,13 +142,17 @@ def cleaning_up(pipe: Any) -> Generator[None]:
     """Within, a call that ends by an exception does what the pipeline does at its end only: reset caches, offload."""
     import torch
 
+    returned = False
     try:
         yield
-    except BaseException as error:
-        if isinstance(error, Cancelled) and torch.cuda.is_initialized():
+        returned = True
+    except Cancelled:
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # the kernels that were launched end before the job does
-        pipe.maybe_free_model_hooks()
         raise
+    finally:
+        if not returned:
+            pipe.maybe_free_model_hooks()
 
 
 def call_arguments(pipe: Any, request: Drawing, canvas: Canvas) -> dict[str, Any]:

@@ -5,13 +5,12 @@ from a failure: a stand-in or an error.
 """
 
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from ..errors import LoadError
-from ..log import log_line
+from ..log import log_exception, log_line
 from ..memory.cuda import is_cuda_failure
 from ..memory.footprint import Plan
 from ..settings import Fallback, Role, Settings
@@ -91,7 +90,7 @@ class Loader:
         except LoadError as error:
             failure = error
         except Exception as error:  # noqa: BLE001  whatever keeps a model from loading means: it cannot be had
-            log_line(None, "ERROR", traceback.format_exc())
+            log_exception(None)
             if is_cuda_failure(error):
                 raise
             part = f"{role}/{self.pipelines.builder.part}".rstrip("/")
