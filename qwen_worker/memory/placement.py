@@ -29,14 +29,17 @@ def plan(
     vram_cap_bytes: int | None = None,
     savings: frozenset[Saving] = frozenset(Saving),
     own_loras: int = 0,
+    without: frozenset[Precision] = frozenset(),
 ) -> Plan:
     """The first layout that fits, exact ones first.
 
-    `vram_cap_bytes`: that may be used of the card; `own_loras`: how many the endpoint has of its own. Raises
+    `vram_cap_bytes`: that may be used of the card; `own_loras`: how many the endpoint has of its own; `without`:
+    precisions that failed on this machine, for which others are taken, also where one of them is asked for. Raises
     `LoadError`, before anything is allocated, that says what is needed and what is there.
     """
     if precision in LOSSY and not are_savable(models):
         raise LoadError(f"QWEN_PRECISION={precision.value} is for the 20B architecture, not for {names_of(models)}")
+    precision = Precision.AUTO if precision in without else precision
     gpu = machine.gpu
     if gpu is None:
         return plan_on_cpu(models, machine, precision, savings)
@@ -45,15 +48,18 @@ def plan(
     if vram_cap_bytes is not None:
         limit_bytes = min(limit_bytes, vram_cap_bytes)
     pinnable_bytes = round(machine.ram_available_bytes * RAM_SHARE)
+    possible = [candidate for candidate in precisions(models, gpu, precision) if candidate not in without]
     candidates = [
         replace(layout, limit_bytes=limit_bytes, lora_bytes=own_loras * LORA_BYTES)
-        for layout in layouts(models, precisions(models, gpu, precision), savings)
+        for layout in layouts(models, possible, savings)
     ]
     images = int(any(model.edits for model in models))
     for tiled in (False, True):
         for layout in candidates:
             if layout.peak_bytes(1024, 1024, images, tiled) <= limit_bytes and layout.pinned_bytes <= pinnable_bytes:
                 return layout
+    if not candidates:
+        raise LoadError(f"{names_of(models)} fits {describe(gpu)} in no precision that works here")
     raise LoadError(refusal(candidates, images, gpu, machine.ram_available_bytes, vram_cap_bytes))
 
 
