@@ -87,7 +87,7 @@ def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, p
 
 def plan_for(entry: DrawingJob, plan: Plan) -> Plan:
     """The plan with the room that the job's own LoRAs take."""
-    return plan.with_loras(sum(use.file.parameters for use in entry.loras if not use.own))
+    return plan.with_loras(sum(use.file.parameters for use in entry.loras if not use.from_settings))
 
 
 @contextmanager

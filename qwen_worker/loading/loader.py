@@ -66,7 +66,7 @@ class Loader:
         if not before:
             name = loaded.checkpoint.name
             stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in loaded.stage_seconds.items())
-            loras = ", ".join(f"{use.label} at {use.scale:g}" for use in loaded.adapters.own)
+            loras = ", ".join(f"{use.label} at {use.scale:g}" for use in loaded.adapters.always_applied)
             facts = f"{loaded.plan}; speed-ups: {loaded.speed}" + (f"; LoRAs: {loras}" if loras else "")
             at = f" at {revision}" if (revision := loaded.checkpoint.revision) else ""
             log_line(None, "INFO", f"{name}{at} loaded in {loaded.load_seconds:.1f} s: {facts}")

@@ -179,12 +179,15 @@ class LoraFile:
 
 @dataclass(frozen=True)
 class LoraUse:
-    """A LoRA as one job uses it. `label`: its name in the errors; `own`: the endpoint's, with room in the plan."""
+    """A LoRA as one job uses it. `label`: its name in the errors.
+
+    `from_settings`: the endpoint names it and not the job; the plan has room for it.
+    """
 
     file: LoraFile
     scale: float
     label: str
-    own: bool = False
+    from_settings: bool = False
 
 
 def open_lora(path: Path, key: str | None, label: str) -> LoraFile:

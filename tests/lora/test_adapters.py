@@ -214,7 +214,7 @@ def test_what_is_longest_unused_is_let_go(base, ours, tmp_path, monkeypatch):
     pipe, _ = ours(FP32, False)
     files = [write(tmp_path / f"{n}.safetensors", matrices(base, PLAIN, seed=n)) for n in range(4)]
     uses = [use(file) for file in files]
-    adapters = Adapters(pipe.transformer, None, torch.float32, "cpu", own=uses[:1])
+    adapters = Adapters(pipe.transformer, None, torch.float32, "cpu", always_applied=uses[:1])
     monkeypatch.setattr("qwen_worker.lora.adapters.KEPT_BYTES", 2.5 * uses[0].file.parameters * 4)
     for one in (uses[1], uses[2], uses[1], uses[3]):
         with adapters.apply([one]):
