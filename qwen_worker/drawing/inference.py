@@ -40,7 +40,7 @@ def require_drawable(loaded: LoadedPipeline, entry: DrawingJob) -> None:
     tokenizer = getattr(loaded.pipe, "tokenizer", None) or loaded.pipe.processor.tokenizer
     for name, text in (("prompt", request.instruction), ("negative_prompt", request.negative_prompt or "")):
         require_tokens(name, len(tokenizer(text).input_ids))
-    loaded.adapters.require_fits(entry.loras)
+    loaded.adapters.require_made_for_model(entry.loras)
 
 
 def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, previewer: Previewer) -> DrawingResult:

@@ -71,7 +71,7 @@ class Adapters:
         self.layers: OrderedDict[tuple[str, ...], dict[str, PeftLayer]] = OrderedDict()
         self.shapes: dict[str, tuple[int, int]] = {}
 
-    def require_fits(self, uses: Sequence[LoraUse]) -> None:
+    def require_made_for_model(self, uses: Sequence[LoraUse]) -> None:
         """Raises `InvalidInput` for a LoRA that is made for another model, or that this plan cannot apply."""
         self.shapes = self.shapes or linear_shapes(self.transformer)
         for use in uses:

@@ -71,7 +71,7 @@ def test_pictures_are_stock_s_and_afterwards_the_base_s(base, ours, theirs, tmp_
     pipe, adapters = ours(precision, table)
     before, modules = drawn(pipe), dict(pipe.transformer.named_modules())
     uses = [use(one, 0.7), use(two, -0.5, "loras[1]")]
-    adapters.require_fits(uses)
+    adapters.require_made_for_model(uses)
     with adapters.apply(uses):
         with_loras = drawn(pipe)
     with adapters.apply(uses[:1]):
@@ -169,7 +169,7 @@ def test_quantized_layers_take_loras_and_stay_what_they_are(base, tiny, tmp_path
     adapters = Adapters(transformer, None, torch.bfloat16, "cpu")
     weights = matrices(base, PLAIN)
     uses = [use(write(tmp_path / "one.safetensors", weights), 0.5)]
-    adapters.require_fits(uses)
+    adapters.require_made_for_model(uses)
     random = torch.Generator().manual_seed(0)
     for name, (down, up) in weights.items():
         layer = transformer.get_submodule(name)
@@ -187,9 +187,9 @@ def test_a_lora_of_the_timestep_embedder_needs_its_modulation(base, ours, tmp_pa
     name = "time_text_embed.timestep_embedder.linear_1"
     uses = [use(write(tmp_path / "one.safetensors", matrices(base, [name])))]
     with pytest.raises(InvalidInput, match=r"loras\[0\] changes time_text_embed.*QWEN_SAVINGS without table"):
-        ours(BF16, True)[1].require_fits(uses)
+        ours(BF16, True)[1].require_made_for_model(uses)
     pipe, adapters = ours(BF16, False)
-    adapters.require_fits(uses)
+    adapters.require_made_for_model(uses)
     before = drawn(pipe)
     with adapters.apply(uses):
         assert not torch.equal(drawn(pipe), before)
