@@ -1,7 +1,8 @@
 """Each task's model as a job can have it: loaded on first need, or the reason why it cannot be, remembered.
 
 Every step returns what was asked for, or the `LoadError` that says why it cannot be had. Knows nothing of what follows
-from a failure: a stand-in or an error.
+from a failure, a stand-in or an error: for a job `Worker.fall_back` of the handler decides that, at the start
+`serving/fitness.py`.
 """
 
 import time
