@@ -149,6 +149,7 @@ class Worker:
             canvas = Canvas(sources, mask, output_size(request, sources, mask, multiple))
             self.require_time(job, canvas)
 
+            job.enter(Stage.WAITING)
             outcome = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, failure)
             drawn = await job.wait_for(outcome, functools.partial(self.queue.has_abandoned_call, job))
             job.enter(Stage.DELIVERING)

@@ -36,7 +36,7 @@ def configured(
     with (
         loaded.adapters.apply(loras),
         loaded.speed.drawing(
-            compiled=all(use.own for use in loras),  # a job's own would each compile anew
+            compiled=all(use.from_settings for use in loras),  # a job's own would each compile anew
             separate_passes=apart or tiles or not shares_passes(loaded, request),
             cached_steps=drawn if cached else 0,
         ),

@@ -43,7 +43,7 @@ def require_drawable(loaded: LoadedPipeline, entry: DrawingJob) -> None:
     tokenizer = getattr(loaded.pipe, "tokenizer", None) or loaded.pipe.processor.tokenizer
     for name, text in (("prompt", request.instruction), ("negative_prompt", request.negative_prompt or "")):
         require_tokens(name, len(tokenizer(text).input_ids))
-    loaded.adapters.require_fits(entry.loras)
+    loaded.adapters.require_made_for_model(entry.loras)
 
 
 class Attempt(NamedTuple):
@@ -131,7 +131,7 @@ def draw_within_memory(
 
 def plan_for(entry: DrawingJob, plan: Plan) -> Plan:
     """The plan with the room that the job's own LoRAs take."""
-    return plan.with_loras(sum(use.file.parameters for use in entry.loras if not use.own))
+    return plan.with_loras(sum(use.file.parameters for use in entry.loras if not use.from_settings))
 
 
 @contextmanager

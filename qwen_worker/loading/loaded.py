@@ -66,7 +66,7 @@ class LoadedPipeline:
             "weights_gb": round(self.plan.weight_bytes / GB, 3),
             "speedups": {name.value: state for name, state in self.speed.states.items()},
             "stood_down": self.stood_down,
-            "loras": [{"setting": use.label, "scale": use.scale} for use in self.adapters.own],
+            "loras": [{"setting": use.label, "scale": use.scale} for use in self.adapters.always_applied],
             "shared": list(self.shared),
             "prepared": self.prepared,
             "load_seconds": round(self.load_seconds, 3),

@@ -1,7 +1,8 @@
 """Each task's model as a job can have it: loaded on first need, or the reason why it cannot be, remembered.
 
 Every step returns what was asked for, or the `LoadError` that says why it cannot be had. Knows nothing of what follows
-from a failure: a stand-in or an error.
+from a failure, a stand-in or an error: for a job `Worker.fall_back` of the handler decides that, at the start
+`serving/fitness.py`.
 """
 
 import time
@@ -80,7 +81,7 @@ class Loader:
         if not before:
             name = loaded.checkpoint.name
             stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in loaded.stage_seconds.items())
-            loras = ", ".join(f"{use.label} at {use.scale:g}" for use in loaded.adapters.own)
+            loras = ", ".join(f"{use.label} at {use.scale:g}" for use in loaded.adapters.always_applied)
             facts = f"{loaded.plan}; speed-ups: {loaded.speed}" + (f"; LoRAs: {loras}" if loras else "")
             at = f" at {revision}" if (revision := loaded.checkpoint.revision) else ""
             log_line(None, "INFO", f"{name}{at} loaded in {loaded.load_seconds:.1f} s: {facts}")

@@ -266,7 +266,7 @@ def adapters_of(
 
     adapters = Adapters(pipe.transformer, table, getattr(torch, plan.dtype), plan.device, checkpoint.name, loras)
     try:
-        adapters.require_fits(loras)
+        adapters.require_made_for_model(loras)
         for use in loras:
             adapters.weights_for(use)
     except JobError as error:
