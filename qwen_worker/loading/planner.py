@@ -5,11 +5,12 @@ Loads and allocates nothing. Knows nothing of how a plan is carried out.
 
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import replace
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.sharing import as_model
 from ..errors import LoadError
-from ..memory import placement
+from ..memory import card, cuda, placement
 from ..memory.footprint import GB, Plan
 from ..memory.machine import Machine
 from ..settings import Role, Settings
@@ -29,9 +30,13 @@ class Planner:
 
         Planned for all models of the endpoint together, so that the first does not take the room of the second; for
         this model alone where together they do not fit or the other cannot be found. Raises `LoadError`, before
-        anything is fetched or allocated, where it fits nowhere.
+        anything is fetched or allocated, where it fits nowhere. A plan whose room something else has taken since is
+        made anew.
         """
         model, checkpoint = self.catalogue.model_for(task), self.catalogue.locate(task)
+        outdated = self.plans.get(model)
+        if outdated and not self.has_room(outdated, loaded):
+            self.plans = {other: plan for other, plan in self.plans.items() if plan is not outdated}
         if model not in self.plans:
             checkpoints = {model: checkpoint} | self.others(model)
             try:
@@ -41,6 +46,13 @@ class Planner:
                 plan = self.plan(checkpoints.values(), loaded)
             self.plans |= dict.fromkeys(checkpoints, plan)
         return self.plans[model]
+
+    def has_room(self, plan: Plan, loaded: Collection[LoadedPipeline]) -> bool:
+        """Whether the card still has what was planned with, as far as can be seen; no question once it is in use."""
+        if plan.device != "cuda" or any(pipeline.plan is plan for pipeline in loaded):
+            return True
+        room_bytes = card.room_bytes(beside_others=bool(loaded))
+        return room_bytes is None or room_bytes >= plan.limit_bytes
 
     def others(self, model: str) -> dict[str, Checkpoint]:
         """By setting, the endpoint's other model, if it can be found and nothing has been planned without it."""
@@ -60,11 +72,17 @@ class Planner:
         for checkpoint in sorted(checkpoints, key=lambda checkpoint: checkpoint.pipeline_class.max_images):
             models.append(as_model(checkpoint, before))
             before.append(checkpoint)
+        machine = self.machine()
+        room_bytes = card.room_bytes(beside_others=bool(loaded))
+        if machine.gpu and room_bytes is not None:  # torch sees limits and processes that NVML may not
+            gpu = replace(machine.gpu, free_bytes=min(machine.gpu.free_bytes, room_bytes))
+            machine = replace(machine, gpu=gpu)
         return placement.plan(
             models,
-            self.machine(),
+            machine,
             self.settings.QWEN_PRECISION,
             round(cap_gb * GB) - resident_bytes if cap_gb else None,
             self.settings.QWEN_SAVINGS,
             self.settings.own_lora_count,
+            cuda.pinned_cost() if machine.gpu else 1,
         )
