@@ -179,7 +179,7 @@ def test_the_card_is_the_one_that_cuda_uses(cards, monkeypatch, shown, visible, 
         ((A100,), "GPU-dddd"),
         ((A100,), "1"),
         ((A100,), "MIG-GPU-aaaa-1/1/0"),  # an old form
-        ((DIVIDED,), "1"),
+        ((DIVIDED, DIVIDED), "1"),  # CUDA numbers the parts of the first before those of the second
         ((("GPU-cccc-3", "NVIDIA H100", (9, 0), 80, ()),), None),  # divided, without a part for this process
         ((), None),
     ],
