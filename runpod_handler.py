@@ -39,7 +39,7 @@ from qwen_worker.loading.loader import Loader
 from qwen_worker.loading.pipelines import Pipelines
 from qwen_worker.log import log_exception, log_line
 from qwen_worker.lora.loras import Loras
-from qwen_worker.memory import cuda
+from qwen_worker.memory import card, cuda
 from qwen_worker.memory.footprint import Plan
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.network.bucket import bucket_from_settings
@@ -125,6 +125,10 @@ class Worker:
                 del self.jobs[job_id]
         self.counters.record(job_id, task, reply, time.perf_counter() - started)
         return call.reply(reply) if call else reply
+
+    def try_card(self) -> None:
+        """Compute on the card. Raises `LoadError` with what fails."""
+        self.inference_thread.submit(card.try_out).result()
 
     def report(self, request: Request) -> Reply:
         """The reply of health or debug; loads nothing."""
@@ -247,7 +251,8 @@ def main() -> None:
 
     if settings.SERVER_MODE is ServerMode.LOCAL and "--rp_serve_api" not in sys.argv:
         sys.argv.append("--rp_serve_api")
-    for check in fitness.checks(settings, worker().loader.why_not_placed, worker().loader.why_not_loaded):
+    loader = worker().loader
+    for check in fitness.checks(settings, loader.why_not_placed, loader.why_not_loaded, worker().try_card):
         runpod.serverless.register_fitness_check(check)  # pyright: ignore[reportUnknownMemberType]  not annotated
     slots = settings.QWEN_CONCURRENCY * settings.QWEN_BATCH
     loop = JobLoop(worker().jobs, slots, settings.QWEN_SHUTDOWN_SECONDS, settings.QWEN_STUCK_SECONDS)

@@ -298,6 +298,19 @@ def test_the_page_of_patches_names_nothing_that_is_gone():
     assert named and {name for name in named if name not in text} == set()
 
 
+def test_what_holds_the_patches_runs_on_the_oldest_releases_too():
+    """The patches of torch and what stands on it; the other libraries have one release, which is pinned."""
+    named = set(re.findall(r"`(test_\w+)`", read(PATCHES).partition("## RunPod")[0]))
+    text = re.search(r"OLDEST_TESTS := (.*?)\n\n", read("Makefile"), re.DOTALL)[1].replace("\\", "")
+    for place in text.split():
+        path, _, only = place.partition("::")
+        files = (ROOT / path).rglob("test_*.py") if (ROOT / path).is_dir() else [ROOT / path]
+        defined = {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
+        assert not only or only in defined, place
+        named -= {only} if only else defined
+    assert named == set()
+
+
 def test_the_page_of_patches_names_modules_that_are_there():
     modules = set(re.findall(r"^\| `([a-z]+/\w+)` \|", read(PATCHES), re.MULTILINE))
     assert modules and {name for name in modules if not (ROOT / f"qwen_worker/{name}.py").is_file()} == set()

@@ -17,6 +17,7 @@ picture. Imports torch: import it inside functions. Knows nothing of where compi
 
 import contextlib
 import functools
+import inspect
 import math
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -95,10 +96,19 @@ class CompiledBlocks:
 @functools.cache
 def compiled_forward(block_class: Any) -> Callable[..., Any]:
     """The class's `forward`, compiled when it is called: transformers with blocks of one class share its graphs."""
-    # The overloads by which torch annotates `compile` lack `recompile_limit`.
-    options: dict[str, Any] = {"recompile_limit": MAX_GRAPHS}
     # fullgraph: a break in the graph would cost what compiling gains, and nothing would say so.
-    return torch.compile(block_class.forward, fullgraph=True, dynamic=True, **options)
+    return torch.compile(block_class.forward, fullgraph=True, dynamic=True, **keep_graphs(MAX_GRAPHS))
+
+
+def keep_graphs(limit: int) -> dict[str, Any]:
+    """What `torch.compile` is to be given to keep so many graphs of one function.
+
+    torch 2.11 takes no such option: its setting for the whole process is set instead.
+    """
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        return {"recompile_limit": limit}
+    torch._dynamo.config.recompile_limit = limit
+    return {}
 
 
 def copy_view(value: Any) -> Any:

@@ -437,13 +437,15 @@ def traced(monkeypatch):
 
     def of(transformer, backend=backend, limit=compiled.MAX_GRAPHS):
         def compile_block(kind):
-            return torch.compile(kind.forward, fullgraph=True, dynamic=True, backend=backend, recompile_limit=limit)
+            options = compiled.keep_graphs(limit)
+            return torch.compile(kind.forward, fullgraph=True, dynamic=True, backend=backend, **options)
 
         monkeypatch.setattr(compiled, "compiled_forward", compile_block)
         told = []
         return compiled.CompiledBlocks(transformer, told.append), counts, told
 
-    yield of
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):  # is as it was again
+        yield of
     torch._dynamo.reset()
 
 
@@ -493,6 +495,12 @@ def test_what_does_not_compile_is_drawn_as_before(tiny, traced):
         theirs = pass_of(transformer_of("generate", Precision.FP32), "generate", 1)
         assert torch.equal(pass_of(transformer, "generate", 1), theirs)
     assert len(told) == 1 and "no such instruction" in told[0]
+
+
+def test_torch_without_the_option_keeps_as_many_graphs_by_its_setting(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, *, fullgraph=False, dynamic=None, backend=None: None)
+    with torch._dynamo.config.patch(recompile_limit=8):
+        assert compiled.keep_graphs(16) == {} and torch._dynamo.config.recompile_limit == 16
 
 
 def test_more_graphs_than_are_kept_are_drawn_as_before(tiny, traced):
