@@ -14,6 +14,7 @@ from ..speed.speedups import Speed
 if TYPE_CHECKING:
     from ..lora.adapters import Adapters
     from ..model.modulation import ModulationTable
+    from .self_check import Finding
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class LoadedPipeline:
     stage_seconds: dict[str, float]  # of the load, by stage; `first_job` is added when that has been drawn
     prepared: str  # the name of the prepared checkpoint that it was loaded from, or why there is none
     speed: Speed  # what it is drawn faster by
+    findings: "tuple[Finding, ...]" = ()  # of its self-check, none where it had none
 
     @property
     def drawing_model(self) -> DrawingModel:
@@ -47,6 +49,7 @@ class LoadedPipeline:
             "plan": str(self.plan),
             "weights_gb": round(self.plan.weight_bytes / GB, 3),
             "speedups": {name.value: state for name, state in self.speed.states.items()},
+            "self_check": [finding.report() for finding in self.findings],
             "loras": [{"setting": use.label, "scale": use.scale} for use in self.adapters.own],
             "shared": list(self.shared),
             "prepared": self.prepared,

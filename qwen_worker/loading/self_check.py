@@ -52,11 +52,9 @@ class Finding:
 
     def report(self) -> dict[str, Any]:
         """As JSON, which has no NaN: null stands for it."""
-        finite = {name: value if math.isfinite(value) else None for name, value in self.figures().items()}
-        return {"name": self.name, "passed": self.passed, **finite, "reason": self.reason}
-
-    def figures(self) -> dict[str, float]:
-        return {"distance": self.distance, "tolerance": self.tolerance, "seconds": round(self.seconds, 3)}
+        distance = self.distance if math.isfinite(self.distance) else None
+        figures = {"distance": distance, "tolerance": self.tolerance, "seconds": round(self.seconds, 3)}
+        return {"name": self.name, "passed": self.passed, **figures, "words": str(self)}
 
     def __str__(self) -> str:
         if self.reason:

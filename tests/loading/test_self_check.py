@@ -362,6 +362,19 @@ def test_a_disk_that_takes_nothing_is_no_failure(kept, tmp_path, monkeypatch, ca
 def test_a_finding_is_json_without_nan():
     finding = Finding("compile", math.nan, 0.02, 0.12345)
     assert json.loads(json.dumps(finding.report(), allow_nan=False)) == {
-        "name": "compile", "passed": False, "distance": None, "tolerance": 0.02, "seconds": 0.123, "reason": "",
+        "name": "compile", "passed": False, "distance": None, "tolerance": 0.02, "seconds": 0.123,
+        "words": "compile gives NaN",
     }  # fmt: skip
     assert str(Finding("table", 0.031, 0.005, 1.0)) == "table is 0.031 from the plain way, where 0.005 may be"
+
+
+def test_health_tells_of_the_findings(cold_worker):
+    from ..conftest import posted
+
+    worker = cold_worker()
+    posted(worker, prompt="a red circle", width=256, height=256, num_inference_steps=1)
+    ((setting, loaded),) = worker.pipelines.loaded.items()
+    assert loaded.report()["self_check"] == []  # a CPU has none by itself
+    worker.pipelines.loaded[setting] = dataclasses.replace(loaded, findings=(Finding("table", 0.001, 0.005, 0.1),))
+    (model,) = posted(worker, task="health")["output"]["models"]
+    assert [(finding["name"], finding["passed"]) for finding in model["self_check"]] == [("table", True)]
