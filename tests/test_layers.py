@@ -19,7 +19,7 @@ LAYERS = (
     ("lora", "weights"),
     ("loading",),
     ("drawing",),
-    ("prepare",),
+    ("prepare", "check_card"),
 )
 LAYER = {place: number for number, places in enumerate(LAYERS) for place in places}
 
@@ -33,7 +33,7 @@ HUB_CALLS = {"HfApi", "hf_hub_download", "snapshot_download"}
 OPENS_SOCKETS = {"network", "checkpoints.remote", "serving.progress"}
 
 TENSORS = {"torch", "diffusers", "transformers", "accelerate", "peft", "torchao", "bitsandbytes"}
-TOUCHES_TENSORS = {"model", "speed", "lora", "weights", "loading", "drawing", "memory.cuda", "prepare"}
+TOUCHES_TENSORS = {"model", "speed", "lora", "weights", "loading", "drawing", "memory.cuda", "prepare", "check_card"}
 
 
 def modules(package: str) -> dict[str, Path]:

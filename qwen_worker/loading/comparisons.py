@@ -27,13 +27,14 @@ from ..model.quantization import is_matrix
 from ..settings import Precision, Speedup
 from ..speed import guidance
 from ..speed.attention import RealRotary
-from ..speed.compiled import SHORT_TEXT, WARM_TEXT
+from ..speed.compiled import SHORT_TEXT
 from .subject import FEATURES, Subject
 from .tolerances import COPY, MATRIX, ROW, distance, pass_tolerance
 
 PICTURE_TOKENS, SIDE = 64, 8  # a pass's picture: 128 x 128 pixels by a VAE that compresses eightfold
 SAMPLED = 4096  # numbers of a tensor that are compared, at its beginning and at its end
 TIMESTEPS = (0.0, 1.0, 20.0, 137.0, 250.0, 500.0, 712.0, 1000.0)  # whose rows are compared, the table's ends among them
+TEXT_TOKENS = 20  # more than the few rows for which INT8 has code of its own
 RANK = 4
 
 Inputs = dict[str, Any]
@@ -75,7 +76,7 @@ def require_listed(timesteps: torch.Tensor) -> None:
         raise ValueError("the timesteps of the self-check are none of bfloat16's")
 
 
-def pass_inputs(subject: Subject, rows: int = 1, tokens: int = WARM_TEXT, seed: int = 0) -> Inputs:
+def pass_inputs(subject: Subject, rows: int = 1, tokens: int = TEXT_TOKENS, seed: int = 0) -> Inputs:
     """What a pass gets: noise, and text of `tokens` tokens, of which all rows but the first end early."""
     config = subject.transformer.config
     half = (1, SIDE, SIDE // 2)
@@ -95,36 +96,38 @@ def pass_inputs(subject: Subject, rows: int = 1, tokens: int = WARM_TEXT, seed: 
 
 
 @contextmanager
-def one_plain_block(subject: Subject) -> Iterator[Any]:
-    """Within, the transformer has its first block alone, uncompiled, and the table's rows are there. Yields the block.
+def blocks_replaced(subject: Subject, *blocks: torch.nn.Module) -> Iterator[None]:
+    """Within, the transformer has these blocks in place of its own, uncompiled, and the table's rows are there.
 
     The table's rows stay those of the timestep that `pass_inputs` names until the next schedule.
     """
-    transformer, blocks = subject.transformer, subject.transformer.transformer_blocks
+    transformer, own = subject.transformer, subject.transformer.transformer_blocks
     if subject.table:
         subject.table.prepare(pass_inputs(subject)["timestep"])
-    transformer.transformer_blocks = torch.nn.ModuleList(blocks[:1])
+    transformer.transformer_blocks = torch.nn.ModuleList(blocks)
     try:
         with subject.speed.blocks.pause() if subject.speed.blocks else nullcontext():
-            yield blocks[0]
+            yield
     finally:
-        transformer.transformer_blocks = blocks
+        transformer.transformer_blocks = own
 
 
-def block_inputs(subject: Subject, rows: int = 1, tokens: int = WARM_TEXT) -> Inputs:
+class Recorder(torch.nn.Module):
+    """Stands where a block stood: keeps what it gets, and passes it on as it came."""
+
+    def forward(self, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.inputs = inputs
+        return inputs["encoder_hidden_states"], inputs["hidden_states"]
+
+
+def block_inputs(subject: Subject, rows: int = 1, tokens: int = TEXT_TOKENS) -> Inputs:
     """What the first block gets in a pass."""
-    seen: Inputs = {}
-
-    def keep(_block: torch.nn.Module, _args: tuple[Any, ...], inputs: Inputs) -> None:
-        seen.update(inputs)
-
-    with one_plain_block(subject) as block:
-        hook = block.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
-            subject.transformer(**pass_inputs(subject, rows, tokens))
-        finally:
-            hook.remove()
-    return seen
+    recorder = Recorder()
+    with blocks_replaced(subject, recorder):
+        subject.transformer(**pass_inputs(subject, rows, tokens))
+    if subject.table:
+        return subject.table.replace_temb(0, recorder, (), recorder.inputs)[1]
+    return recorder.inputs
 
 
 def joined(results: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -140,8 +143,8 @@ def furthest(distances: Iterable[float]) -> float:
 def passes(subject: Subject) -> list[tuple[int, int]]:
     """(rows, tokens of text) of the passes that jobs are drawn by: alone, sharing a pass, with a short prompt."""
     short = [(1, SHORT_TEXT)] if subject.plan.precision is Precision.INT8 and not subject.edits else []
-    shared = [(2, WARM_TEXT)] if subject.speed.has(Speedup.GUIDANCE) and not subject.edits else []
-    return [(1, WARM_TEXT), *shared, *short]
+    shared = [(2, TEXT_TOKENS)] if subject.speed.has(Speedup.GUIDANCE) and not subject.edits else []
+    return [(1, TEXT_TOKENS), *shared, *short]
 
 
 def compare_compiled(subject: Subject) -> Result | None:
@@ -168,14 +171,11 @@ def compare_rotary(subject: Subject) -> Result:
     """Our attention processor beside stock's, which multiplies complex numbers."""
     attention = subject.transformer.transformer_blocks[0].attn
     rotary, stock = cast(RealRotary, subject.transformer.pos_embed), QwenDoubleStreamAttnProcessor2_0()
-    apart: list[float] = []
-    for rows in (1, 2):
-        given = attention_inputs(block_inputs(subject, rows))
-        shapes = pass_inputs(subject, rows)["img_shapes"]
-        angles = rotary.stock(shapes, max_txt_seq_len=WARM_TEXT, device=torch.device(subject.plan.device))
-        ours = joined(attention.processor(attention, **given))
-        apart.append(distance(ours, joined(stock(attention, **given | {"image_rotary_emb": angles}))))
-    return Result(furthest(apart), pass_tolerance(subject.plan))
+    given, shapes = attention_inputs(block_inputs(subject, 2)), pass_inputs(subject, 2)["img_shapes"]
+    angles = rotary.stock(shapes, max_txt_seq_len=TEXT_TOKENS, device=torch.device(subject.plan.device))
+    ours = joined(attention.processor(attention, **given))
+    plain = joined(stock(attention, **given | {"image_rotary_emb": angles}))
+    return Result(distance(ours, plain), pass_tolerance(subject.plan))
 
 
 def compare_attention(subject: Subject) -> Result:
@@ -194,19 +194,20 @@ def compare_guidance(subject: Subject) -> Result | None:
     """Guidance's two passes in one call beside two calls, in the second step, where they are first shared."""
     if subject.edits:
         return None  # whose passes are never shared
-    texts = [pass_inputs(subject, tokens=tokens, seed=tokens) for tokens in (WARM_TEXT, SHORT_TEXT)]
+    texts = [pass_inputs(subject, tokens=tokens, seed=tokens) for tokens in (TEXT_TOKENS, SHORT_TEXT)]
 
-    def second_step() -> torch.Tensor:
-        results: list[torch.Tensor] = []
-        for step in range(2):
-            latents = pass_inputs(subject, seed=step)["hidden_states"]
-            results += [subject.transformer(**text | {"hidden_states": latents})[0] for text in texts]
-        return joined(results[len(texts) :])
+    def step(number: int) -> torch.Tensor:
+        latents = pass_inputs(subject, seed=number)["hidden_states"]
+        return joined(subject.transformer(**text | {"hidden_states": latents})[0] for text in texts)
 
-    with one_plain_block(subject):
-        plain = second_step()
-        with guidance.share_passes(subject.transformer) as sharing:
-            ours = second_step()
+    block = subject.transformer.transformer_blocks[0]
+    with blocks_replaced(subject, block):
+        plain = step(2)
+    with guidance.share_passes(subject.transformer) as sharing:
+        with blocks_replaced(subject):  # the first step shows the two prompts, and need not be computed
+            step(1)
+        with blocks_replaced(subject, block):
+            ours = step(2)
     if sharing.shared != 1:
         raise RuntimeError("guidance's passes were not shared")
     return Result(distance(ours, plain), pass_tolerance(subject.plan))

@@ -159,6 +159,13 @@ def test_compiled_blocks_agree_with_stock(starts):
     assert in_bf16["graphs"] == 2 and max(in_bf16["differences"].values()) < TOLERANCE[Precision.BF16]
 
 
+def test_the_self_check_passes_compiled_blocks_and_compiles_no_other_graph(starts):
+    (loads, _), (more, _) = starts
+    passed = {"compile": True, "rotary": True, "lora": True}
+    assert [load["checks"] for load in (*loads, *more)] == 3 * [{"generate": passed, "edit": passed}]
+    assert [load["graphs"] for load in (*loads, *more)] == [1, 1, 2]
+
+
 def test_a_second_start_compiles_nothing(starts):
     ((first,), said), ((second, _), said_again) = starts
     assert first["compiled"] == 1 and first["found"] == 0 and first["kept"]
