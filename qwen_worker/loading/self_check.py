@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..log import log_exception, log_line
-from ..memory.cuda import is_cuda_failure
+from ..memory import cuda
 from ..memory.footprint import LOSSY
 from ..settings import Saving, SelfCheck, Settings, Speedup, hub_home
 from .subject import Subject
@@ -89,6 +89,9 @@ def compare_all(subject: Subject) -> list[Finding]:
 
     with torch.no_grad():
         found = [make(name, comparison, subject) for name, comparison in comparisons_of(subject).items()]
+    cuda.release_unused(subject.plan.device)
+    if subject.plan.device == "cuda":
+        cuda.release_pinned_buffers()
     return [finding for finding in found if finding]
 
 
@@ -122,7 +125,7 @@ def make(name: str, comparison: Comparison, subject: Subject) -> Finding | None:
     try:
         result = comparison(subject)
     except Exception as error:  # noqa: BLE001  whatever an optimisation raises here, it would raise in a job
-        if is_cuda_failure(error):
+        if cuda.is_cuda_failure(error):
             error.add_note(f"in the self-check of {name}")
             raise
         log_exception(None)
