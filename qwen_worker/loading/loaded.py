@@ -14,6 +14,7 @@ from ..speed.speedups import Speed
 if TYPE_CHECKING:
     from ..lora.adapters import Adapters
     from ..model.modulation import ModulationTable
+    from .self_check import Finding
 
 
 Size = tuple[int, int, int]  # width and height in pixels, input pictures
@@ -41,6 +42,7 @@ class LoadedPipeline:
     speed: Speed  # what it is drawn faster by
     loaded_without: dict[str, str]  # what of the worker's own failed when it was loaded, and why
     shortages: dict[Size, Shortage] = field(default_factory=dict[Size, "Shortage"])
+    findings: "tuple[Finding, ...]" = ()  # of its self-check, none where it had none
 
     @property
     def drawing_model(self) -> DrawingModel:
@@ -66,6 +68,7 @@ class LoadedPipeline:
             "weights_gb": round(self.plan.weight_bytes / GB, 3),
             "speedups": {name.value: state for name, state in self.speed.states.items()},
             "stood_down": self.stood_down,
+            "self_check": [finding.report() for finding in self.findings],
             "loras": [{"setting": use.label, "scale": use.scale} for use in self.adapters.always_applied],
             "shared": list(self.shared),
             "prepared": self.prepared,
