@@ -18,6 +18,7 @@ from ..log import log_line
 from . import card
 from .footprint import CONTEXT_BYTES, GB
 
+OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, which torch raises as `AcceleratorError` for host memory
 CUDA_FAILED = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")  # in torch's words, and compiled kernels'
 # By default torch rounds every pinned block up to a power of two: the modulation table's 5.5 GB take 8.6, a matrix of
 # 75 MB takes 134. A plan counts what is asked for. What diffusers pins goes by this setting too.
@@ -105,6 +106,13 @@ def release_unused(device: str) -> None:
         torch.cuda.empty_cache()
 
 
+def free_bytes() -> int:
+    """The card's memory that is free, by CUDA's own figure."""
+    import torch
+
+    return torch.cuda.mem_get_info()[0]
+
+
 def allocated_bytes(device: str) -> int:
     """The card's memory that torch's tensors hold; 0 for a CPU."""
     import torch
@@ -123,6 +131,29 @@ def peak_vram_gb(reset: bool = False) -> float | None:
     return round(peak, 3)
 
 
-def is_cuda_failure(error: Exception) -> bool:
-    """Whether CUDA itself has failed: every later call in this process would as well."""
-    return type(error).__name__ == "AcceleratorError" or any(words in str(error) for words in CUDA_FAILED)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short: of the card, or of the host where it is pinned for the card."""
+    if isinstance(error, MemoryError):
+        return True
+    return type(error).__name__ == "OutOfMemoryError" or getattr(error, "error_code", None) == OUT_OF_MEMORY
+
+
+def has_spoiled(error: BaseException) -> bool:
+    """Whether the error has spoiled CUDA's context: every later call in this process would fail as well.
+
+    Most of CUDA's errors spoil nothing: host memory that cannot be pinned, a kernel that the card cannot run, one that
+    asks for too much. An error that does comes back from every later call, so the next call tells.
+    """
+    is_cudas = type(error).__name__ == "AcceleratorError" or any(words in str(error) for words in CUDA_FAILED)
+    if not is_cudas or is_out_of_memory(error):
+        return False
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+        torch.empty(1, device="cuda").cpu()
+    except RuntimeError:
+        return True
+    return False

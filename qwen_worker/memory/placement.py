@@ -31,16 +31,19 @@ def plan(
     vram_cap_bytes: int | None = None,
     savings: frozenset[Saving] = frozenset(Saving),
     own_loras: int = 0,
+    without: frozenset[Precision] = frozenset(),
     pinned_cost: int = 1,
 ) -> Plan:
     """The first layout that fits, exact ones first.
 
-    `vram_cap_bytes`: that may be used of the card; `own_loras`: how many the endpoint has of its own; `pinned_cost`:
-    bytes of RAM that a pinned byte takes. Raises `LoadError`, before anything is allocated, that says what is needed
-    and what is there.
+    `vram_cap_bytes`: that may be used of the card; `own_loras`: how many the endpoint has of its own; `without`:
+    precisions that failed on this machine, for which others are taken, also where one of them is asked for;
+    `pinned_cost`: bytes of RAM that a pinned byte takes. Raises `LoadError`, before anything is allocated, that says
+    what is needed and what is there.
     """
-    if precision in LOSSY and not are_savable(models):
+    if precision in LOSSY and not savings_apply_to_all(models):
         raise LoadError(f"QWEN_PRECISION={precision.value} is for the 20B architecture, not for {names_of(models)}")
+    precision = Precision.AUTO if precision in without else precision
     gpu = machine.gpu
     if gpu is None:
         return plan_on_cpu(models, machine, precision, savings)
@@ -49,15 +52,18 @@ def plan(
     if vram_cap_bytes is not None:
         limit_bytes = min(limit_bytes, vram_cap_bytes)
     pinnable_bytes = pinnable(machine) // pinned_cost
+    possible = [candidate for candidate in precisions(models, gpu, precision) if candidate not in without]
     candidates = [
         replace(layout, limit_bytes=limit_bytes, lora_bytes=own_loras * LORA_BYTES)
-        for layout in layouts(models, precisions(models, gpu, precision), savings)
+        for layout in layouts(models, possible, savings)
     ]
     images = int(any(model.edits for model in models))
     for tiled in (False, True):
         for layout in candidates:
             if layout.peak_bytes(1024, 1024, images, tiled) <= limit_bytes and layout.pinned_bytes <= pinnable_bytes:
                 return layout
+    if not candidates:
+        raise LoadError(f"{names_of(models)} fits {describe(gpu)} in no precision that works here")
     raise LoadError(refusal(candidates, images, gpu, pinnable_bytes, vram_cap_bytes))
 
 
@@ -68,7 +74,7 @@ def pinnable(machine: Machine) -> int:
 
 def layouts(models: Sequence[Model], precisions: Sequence[Precision], savings: frozenset[Saving]) -> Iterator[Plan]:
     """Everything worth trying, best first: exact before lossy, resident before streamed, streamed before swapped."""
-    possible = savings if are_savable(models) else NO_SAVINGS
+    possible = savings if savings_apply_to_all(models) else NO_SAVINGS
     for precision in precisions:
         # In float32 timesteps are too many to list: the modulation's weights would stay.
         table = Saving.TABLE in possible and precision is not Precision.FP32
@@ -85,7 +91,7 @@ def precisions(models: Sequence[Model], gpu: Gpu, asked: Precision) -> list[Prec
     """Those worth trying on the card, best first; the one that is asked for alone, unless that is AUTO."""
     if asked is not Precision.AUTO:
         return [asked]
-    if not are_savable(models):
+    if not savings_apply_to_all(models):
         return [Precision.BF16]  # which layers bear quantizing is measured for the 20B architecture only
     fast = Precision.FP8 if gpu.capability >= FP8_CAPABILITY else Precision.INT8
     return [Precision.BF16, fast, Precision.NF4]
@@ -127,7 +133,7 @@ def refusal(candidates: Sequence[Plan], images: int, gpu: Gpu, pinnable_bytes: i
 def plan_on_cpu(models: Sequence[Model], machine: Machine, precision: Precision, savings: frozenset[Saving]) -> Plan:
     """The one layout of a machine without a GPU, for small models only. Raises `LoadError`."""
     precision = Precision.FP32 if precision is Precision.AUTO else precision
-    possible = (savings if are_savable(models) else NO_SAVINGS) - {Saving.TABLE}
+    possible = (savings if savings_apply_to_all(models) else NO_SAVINGS) - {Saving.TABLE}
     layout = Plan("cpu", precision, tuple(models), possible)
     count = sum(model.parameters_of(component) for model in models for component in model.parameters)
     if count > CPU_MAX_PARAMETERS or layout.weight_bytes > machine.ram_available_bytes:
@@ -148,7 +154,7 @@ def require_disk(name: str, needed_bytes: int, free_bytes: int) -> None:
         raise LoadError(f"{name} needs {needed_bytes / GB:.1f} GB of disk; {free_bytes / GB:.1f} GB are free")
 
 
-def are_savable(models: Sequence[Model]) -> bool:
+def savings_apply_to_all(models: Sequence[Model]) -> bool:
     """Whether the savings and quantization know all of them: parts are counted of the 20B architecture only."""
     return all(model.parts for model in models)
 

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+from ..errors import describe_error
 from ..model.modulation import ModulationTable
 
 MAX_GRAPHS = 16  # of one block in its lifetime: for batches, masks, references and sets of LoRAs
@@ -55,7 +56,7 @@ class CompiledBlocks:
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             self.is_off = True
             cause = getattr(error, "inner_exception", error)  # what a backend raised
-            self.report_failure(f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0][:200]}")
+            self.report_failure(describe_error(cause))
             return self.stock(block, **inputs)
 
     @contextlib.contextmanager

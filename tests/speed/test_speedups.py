@@ -521,7 +521,7 @@ def test_a_job_s_own_lora_is_drawn_uncompiled_and_the_endpoint_s_compiled(tiny, 
     speed, calls = speedups.Speed({}, transformer, blocks), []
     drawn_by = {}
     for own in (False, True, False):
-        lora = dataclasses.replace(use(tmp_path / "lora.safetensors"), own=own)
+        lora = dataclasses.replace(use(tmp_path / "lora.safetensors"), from_settings=own)
         with adapters.apply([lora]), speed.drawing(compiled=own):
             drawn_by[own] = pass_of(transformer, "generate", 1)
         calls.append(counts["calls"])
