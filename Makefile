@@ -15,7 +15,7 @@ test: .venv/test-installed
 # environment of its own. OLDEST_INDEX: another index to look for torch in, as https://download.pytorch.org/whl/cpu.
 OLDEST_TESTS := tests/memory tests/model tests/speed tests/weights tests/lora/test_adapters.py tests/loading \
 	tests/drawing tests/worker/test_presets.py tests/serving/test_progress.py::test_the_estimate_is_the_finished_picture_where_the_path_is_straight \
-	tests/worker/test_handler.py::test_a_cuda_error_asks_for_a_fresh_worker
+	tests/worker/test_handler.py::test_a_spoiled_card_asks_for_a_fresh_worker_once
 
 test-versions: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest -n auto --dist worksteal $(OLDEST_TESTS)

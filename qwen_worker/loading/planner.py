@@ -38,8 +38,8 @@ class Planner:
         made anew.
         """
         model, checkpoint = self.catalogue.model_for(task), self.catalogue.locate(task)
-        outdated = self.plans.get(model)
-        if outdated and not self.has_room(outdated, loaded):
+        if self.is_outdated(model, loaded):
+            outdated = self.plans[model]
             self.plans = {other: plan for other, plan in self.plans.items() if plan is not outdated}
         if model not in self.plans:
             checkpoints = {model: checkpoint} | self.others(model)
@@ -55,12 +55,13 @@ class Planner:
         """Where the model was planned to go, "cpu" if it has no plan."""
         return self.plans[model].device if model in self.plans else "cpu"
 
-    def has_room(self, plan: Plan, loaded: Collection[LoadedPipeline]) -> bool:
-        """Whether the card still has what was planned with, as far as can be seen; no question once it is in use."""
-        if plan.device != "cuda" or any(pipeline.plan is plan for pipeline in loaded):
-            return True
+    def is_outdated(self, model: str, loaded: Collection[LoadedPipeline]) -> bool:
+        """Whether something else has taken of what the model was planned with; never once the plan is in use."""
+        plan = self.plans.get(model)
+        if plan is None or plan.device != "cuda" or any(pipeline.plan is plan for pipeline in loaded):
+            return False
         room_bytes = card.room_bytes(beside_others=bool(loaded))
-        return room_bytes is None or room_bytes >= plan.limit_bytes
+        return room_bytes is not None and room_bytes < plan.limit_bytes
 
     def others(self, model: str) -> dict[str, Checkpoint]:
         """By setting, the endpoint's other model, if it can be found and nothing has been planned without it."""
