@@ -33,7 +33,9 @@ HUB_CALLS = {"HfApi", "hf_hub_download", "snapshot_download"}
 OPENS_SOCKETS = {"network", "checkpoints.remote", "serving.progress"}
 
 TENSORS = {"torch", "diffusers", "transformers", "accelerate", "peft", "torchao", "bitsandbytes"}
-TOUCHES_TENSORS = {"model", "speed", "lora", "weights", "loading", "drawing", "memory.cuda", "prepare", "check_card"}
+TOUCHES_TENSORS = {
+    "model", "speed", "lora", "weights", "loading", "drawing", "memory.card", "memory.cuda", "prepare", "check_card",
+}  # fmt: skip
 
 
 def modules(package: str) -> dict[str, Path]:

@@ -16,10 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..log import log_exception, log_line
+from ..errors import CudaSpoiledError, JobError, LoadError, describe_error
+from ..log import log_line
 from ..memory import cuda
+from ..memory.failures import Failure, attempt
 from ..memory.footprint import LOSSY
-from ..settings import Saving, SelfCheck, Settings, Speedup, hub_home
+from ..settings import Saving, SelfCheck, Settings, Speedup
+from ..speed import compile_store
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
 
 SUFFIX = ".checked.json"
 MAX_KEPT = 50  # subjects in a file, the latest
-REASON_CHARACTERS = 200
 
 Comparison = Callable[[Subject], "Result | None"]  # None where there is nothing to compare with
 
@@ -67,7 +69,7 @@ class Finding:
 def check(subject: Subject, settings: Settings, card: str | None) -> list[Finding]:
     """The findings on a loaded pipeline, kept ones where an earlier start has made them; none where it is turned off.
 
-    `card`: its name, None for a CPU. Raises an error of CUDA itself, after which nothing can be compared.
+    `card`: its name, None for a CPU. Raises `CudaSpoiledError`, with a note of what was compared.
     """
     wanted = settings.QWEN_SELF_CHECK
     if wanted is SelfCheck.OFF or wanted is SelfCheck.AUTO and subject.plan.device == "cpu":
@@ -84,7 +86,7 @@ def check(subject: Subject, settings: Settings, card: str | None) -> list[Findin
 
 
 def compare_all(subject: Subject) -> list[Finding]:
-    """Every comparison that the plan and the speed-ups call for. Raises an error of CUDA itself."""
+    """Every comparison that the plan and the speed-ups call for. Raises `CudaSpoiledError`."""
     import torch
 
     with torch.no_grad():
@@ -120,18 +122,19 @@ def comparisons_of(subject: Subject) -> dict[str, Comparison]:
 
 
 def make(name: str, comparison: Comparison, subject: Subject) -> Finding | None:
-    """The finding of one comparison; None where there is nothing to compare with. Raises an error of CUDA itself."""
+    """The finding of one comparison; None where there is nothing to compare with. Raises `CudaSpoiledError`."""
     started = time.perf_counter()
     try:
-        result = comparison(subject)
-    except Exception as error:  # noqa: BLE001  whatever an optimisation raises here, it would raise in a job
-        if cuda.is_cuda_failure(error):
-            error.add_note(f"in the self-check of {name}")
-            raise
-        log_exception(None)
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:REASON_CHARACTERS]
-        return Finding(name, math.nan, 0.0, time.perf_counter() - started, reason)
-    return result and Finding(name, *result, time.perf_counter() - started)
+        result = attempt(lambda: comparison(subject))
+    except (JobError, LoadError) as error:
+        result = Failure(describe_error(error))
+    except CudaSpoiledError as error:
+        error.add_note(f"in the self-check of {name}")
+        raise
+    seconds = time.perf_counter() - started
+    if isinstance(result, Failure):
+        return Finding(name, math.nan, 0.0, seconds, result.reason)
+    return result and Finding(name, *result, seconds)
 
 
 def log_findings(name: str, findings: list[Finding]) -> None:
@@ -146,10 +149,7 @@ def log_findings(name: str, findings: list[Finding]) -> None:
 
 def kept_file(settings: Settings, card: str | None) -> Path:
     """Where the findings of this kind of machine are kept."""
-    from ..speed.compile_store import machine_kind
-
-    folder = settings.QWEN_COMPILED_FOLDER or hub_home() / "qwen-image-compiled"
-    return folder / f"{machine_kind(card)}{SUFFIX}"
+    return compile_store.folder(settings) / f"{compile_store.machine_kind(card)}{SUFFIX}"
 
 
 def read_kept(file: Path) -> dict[str, list[dict[str, Any]]]:

@@ -11,10 +11,12 @@ import torch
 from diffusers import AutoencoderKLQwenImage
 
 from qwen_worker.checkpoints.checkpoint import inspect
+from qwen_worker.errors import CudaSpoiledError, LoadError
 from qwen_worker.loading import self_check
 from qwen_worker.loading.self_check import Finding
 from qwen_worker.loading.subject import Subject
 from qwen_worker.lora.adapters import Adapters
+from qwen_worker.memory import cuda
 from qwen_worker.model import residency
 from qwen_worker.model import vae as single_frame
 from qwen_worker.settings import Precision, Saving, SelfCheck, Settings, Speedup
@@ -279,12 +281,22 @@ def test_an_optimisation_that_raises_did_not_pass_and_says_why(subject, monkeypa
     assert findings["lora"].passed
 
 
+def test_a_file_that_cannot_be_read_is_a_finding_too(subject, monkeypatch):
+    def fail(*_):
+        raise LoadError("transformer/ cannot be read: Input/output error")
+
+    monkeypatch.setattr(Subject, "read_first_rows", fail)
+    (finding,) = [one for one in self_check.compare_all(subject(table=True)) if not one.passed]
+    assert finding.name == "table" and finding.reason.endswith("transformer/ cannot be read: Input/output error")
+
+
 def test_an_error_of_cuda_itself_is_raised_with_the_name_of_what_was_compared(subject, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(attention.JointAttention, "__call__", fail)
-    with pytest.raises(RuntimeError, match="CUDA error") as caught:
+    monkeypatch.setattr(cuda, "has_spoiled", lambda error: "CUDA error" in str(error))  # as the card's next call tells
+    with pytest.raises(CudaSpoiledError, match="CUDA error") as caught:
         self_check.compare_all(subject(on=[Speedup.ROTARY]))
     assert caught.value.__notes__ == ["in the self-check of rotary"]
 

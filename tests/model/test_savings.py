@@ -13,7 +13,7 @@ from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.loading import components
 from qwen_worker.loading.builder import Builder
 from qwen_worker.loading.tolerances import PICTURE, distance
-from qwen_worker.memory import cuda, footprint, placement
+from qwen_worker.memory import placement
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.model import modulation
 from qwen_worker.model import vae as single_frame
@@ -260,33 +260,6 @@ def test_quantized_transformers_take_turns_from_homes_of_their_own(tiny):
     assert weight.qdata.is_meta and weight.scale.is_meta
     turns.clear()
     assert torch.equal(weight.dequantize(), before)
-
-
-def test_torch_may_have_what_the_plan_counts_beside_what_it_holds(monkeypatch):
-    shares = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 50_000_000_000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 25_000_000_000)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
-    cuda.cap_memory(20_000_000_000, beside_others=False)
-    cuda.cap_memory(20_000_000_000, beside_others=True)
-    context = footprint.CONTEXT_BYTES
-    assert shares == [(20_000_000_000 - context) / 50_000_000_000, (45_000_000_000 - context) / 50_000_000_000]
-
-
-def test_host_memory_is_pinned_to_the_byte_and_what_else_is_set_of_torch_s_allocators_stays():
-    before = torch._C._accelerator_getAllocatorSettings()
-    try:
-        for set_before, wanted in (
-            ("max_split_size_mb:64", "max_split_size_mb:64,pinned_max_round_threshold_mb:1"),
-            ("pinned_max_round_threshold_mb:8", "pinned_max_round_threshold_mb:8"),
-        ):
-            torch._C._accelerator_setAllocatorSettings(set_before)
-            cuda.pin_exactly()
-            cuda.pin_exactly()
-            assert torch._C._accelerator_getAllocatorSettings() == wanted
-    finally:
-        torch._C._accelerator_setAllocatorSettings(before)
 
 
 def test_a_dropped_module_leaves_nothing_behind(tiny):

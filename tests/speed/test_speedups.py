@@ -439,13 +439,15 @@ def traced(monkeypatch):
 
     def of(transformer, backend=backend, limit=compiled.MAX_GRAPHS):
         def compile_block(kind):
-            return torch.compile(kind.forward, fullgraph=True, dynamic=True, backend=backend, recompile_limit=limit)
+            options = compiled.keep_graphs(limit)
+            return torch.compile(kind.forward, fullgraph=True, dynamic=True, backend=backend, **options)
 
         monkeypatch.setattr(compiled, "compiled_forward", compile_block)
         told = []
         return compiled.CompiledBlocks(transformer, told.append), counts, told
 
-    yield of
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):  # is as it was again
+        yield of
     torch._dynamo.reset()
 
 
@@ -497,6 +499,12 @@ def test_what_does_not_compile_is_drawn_as_before(tiny, traced):
     assert len(told) == 1 and "no such instruction" in told[0]
 
 
+def test_torch_without_the_option_keeps_as_many_graphs_by_its_setting(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, *, fullgraph=False, dynamic=None, backend=None: None)
+    with torch._dynamo.config.patch(recompile_limit=8):
+        assert compiled.keep_graphs(16) == {} and torch._dynamo.config.recompile_limit == 16
+
+
 def test_more_graphs_than_are_kept_are_drawn_as_before(tiny, traced):
     transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
     _, counts, told = traced(transformer, limit=1)
@@ -515,7 +523,7 @@ def test_a_job_s_own_lora_is_drawn_uncompiled_and_the_endpoint_s_compiled(tiny, 
     speed, calls = speedups.Speed({}, transformer, blocks), []
     drawn_by = {}
     for own in (False, True, False):
-        lora = dataclasses.replace(use(tmp_path / "lora.safetensors"), own=own)
+        lora = dataclasses.replace(use(tmp_path / "lora.safetensors"), from_settings=own)
         with adapters.apply([lora]), speed.drawing(compiled=own):
             drawn_by[own] = pass_of(transformer, "generate", 1)
         calls.append(counts["calls"])
