@@ -1,4 +1,4 @@
-"""Notes for the next start about CUDA errors that ended this one's use of the card, one file for each kind of machine.
+"""Notes for the next start about what CUDA failed at or computed wrong, one file for each kind of machine.
 
 A fresh worker that met the same error would load for minutes, fail and be replaced again, and all of it is paid for.
 The note names what of the worker's own was at work then; the next start leaves that out. It lies beside what torch has
@@ -38,9 +38,12 @@ class CrashNotes:
         return self.folder / f"{self.kind()}{SUFFIX}"
 
     def read(self) -> Note:
-        """What earlier starts have met on this kind of machine; the file is read once."""
+        """What earlier starts have met on this kind of machine; the file is read once.
+
+        Its kind is asked for only where there is any note: that imports torch, and plans are made without.
+        """
         if self.note is None:
-            self.note = read_note(self.file)
+            self.note = read_note(self.file) if any(self.folder.glob(f"*{SUFFIX}")) else Note()
         return self.note
 
     def blame(self, reason: str, at_work: Sequence[str]) -> CudaSpoiledError:
@@ -56,6 +59,11 @@ class CrashNotes:
         names = ", ".join(at_work)
         log_line(None, "ERROR", f"CUDA is spoiled: {reason}. The next start leaves out: {names or 'nothing'}")
         return CudaSpoiledError(reason, is_news)
+
+    def remember(self, name: str, reason: str) -> None:
+        """Have the next start leave out what has computed wrong numbers here."""
+        note = self.read()
+        self.write(Note(**{**note, "reasons": {**note.get("reasons", {}), name: reason}}))
 
     def clear_unexplained(self) -> None:
         """A picture was drawn: an error that nothing explained was that one card's, or has passed."""

@@ -23,13 +23,15 @@ from ..memory.machine import Machine, read_machine
 from ..settings import Role, Saving, Settings, Speedup
 from ..speed import compile_store, speedups
 from ..stopwatch import Stopwatch
-from . import prepared
+from . import prepared, self_check
 from .builder import Builder
 from .catalogue import Catalogue
 from .crash_notes import CrashNotes
 from .loaded import LoadedPipeline
 from .planner import Planner
-from .stand_down import PINNING, READER, ROOM, SPEEDUPS, find_culprits
+from .self_check import Finding
+from .stand_down import PINNING, READER, ROOM, SELF_CHECK, SPEEDUPS, find_culprits
+from .subject import Subject
 
 if TYPE_CHECKING:
     from ..lora.adapters import Adapters
@@ -70,6 +72,7 @@ class Pipelines:
 
     def place(self, task: str) -> Plan:
         """Where the task's model goes. Raises `LoadError`, before anything is fetched or allocated, where it cannot."""
+        self.heed_notes(self.catalogue.model_for(task))
         return self.planner.place(task, self.loaded.values())
 
     def load(self, task: str) -> LoadedPipeline:
@@ -79,7 +82,6 @@ class Pipelines:
         anything is fetched where it can, and `CudaSpoiledError`.
         """
         model = self.catalogue.model_for(task)
-        self.heed_notes(model)
         while model not in self.loaded:
             try:
                 outcome = attempt(lambda: self.load_once(model, task))
@@ -132,11 +134,33 @@ class Pipelines:
         with stopwatch("compile"):
             machine = self.planner.machine()
             speed = speedups.apply(pipe, plan, self.settings, machine, table, checkpoint.name, off.reasons)
+        findings = self.check(Subject(model, checkpoint, plan, pipe, table, speed, self.builder.swap, tuple(shared)))
         self.builder.part = ""
         seconds = time.perf_counter() - started
         without = dict(off.reasons) | ({PINNING: pinning.refusal} if pinning.refusal else {})
         facts = plan, pipe, table, adapters, tuple(shared), seconds, stopwatch.report(), note, speed, without
-        return LoadedPipeline(model, checkpoint, *facts)
+        return LoadedPipeline(model, checkpoint, *facts, findings=findings)
+
+    def check(self, subject: Subject) -> tuple[Finding, ...]:
+        """The findings of the self-check. What has failed in it stands down, at the next start too.
+
+        A speed-up does so at once. Raises `ArithmeticError` for what the model has to be loaded again without; one that
+        could not be compared, as for want of memory, is no reason for that.
+        """
+        self.builder.part = "self-check"
+        with self.builder.stopwatch("check"):
+            gpu = self.planner.machine().gpu if subject.plan.device == "cuda" else None
+            findings = self_check.check(subject, self.settings, gpu and gpu.name)
+        failed = {finding.name: finding for finding in findings if not finding.passed}
+        for speedup in Speedup:
+            if speedup.value in failed and subject.speed.has(speedup):
+                subject.speed.stand_down(speedup, str(failed[speedup.value]))
+        for name, finding in failed.items():
+            if not finding.reason and name not in (*Speedup, "lora"):
+                self.notes.remember(name, str(finding))
+                self.builder.part = SELF_CHECK + name
+                raise ArithmeticError(str(finding))
+        return tuple(findings)
 
     def place_again(self, task: str) -> Plan:
         """The task's plan, alone on the card if after a failure there is no room for it beside what is loaded."""

@@ -98,6 +98,6 @@ class Planner:
             round(cap_gb * GB) - resident_bytes if cap_gb else None,
             off.savings(self.settings.QWEN_SAVINGS),
             self.settings.own_lora_count,
-            off.precisions(),
+            off.layouts(),
             cuda.pinned_cost() if machine.gpu else 1,
         )

@@ -18,6 +18,8 @@ ROOM = "room"  # the layout was too large for what the card really had
 PINNING = "pinning"  # of host memory, which is pageable then
 # Parts of a build, beside the components whose weights are read.
 MODULATION, SPEEDUPS, TRIM = "modulation", "speed-ups", "/savings"
+SELF_CHECK = "self-check of "  # before the name of what it found wrong
+LAYOUTS = ("streamed", "swapped")  # names of layouts that the self-check may find wrong
 TRIMS = {"vae": (Saving.SINGLE_FRAME, Saving.CONV2D), "text_encoder": (Saving.TRIM,)}
 
 
@@ -32,9 +34,10 @@ class StoodDown:
         """Those of the savings that are left."""
         return frozenset(saving for saving in asked if saving.value not in self.reasons)
 
-    def precisions(self) -> frozenset[Precision]:
-        """The precisions that are off."""
-        return frozenset(precision for precision in Precision if precision.value in self.reasons)
+    def layouts(self) -> frozenset[str]:
+        """The precisions that are off, and `LAYOUTS`."""
+        names = {*LAYOUTS, *(precision.value for precision in Precision)}
+        return frozenset(names & self.reasons.keys())
 
     def explain(self, error: LoadError) -> LoadError:
         """The error that ends a load, with all that was tried without before; such a load is tried again later."""
@@ -63,7 +66,7 @@ def find_culprits(part: str, plan: Plan, off: Mapping[str, str]) -> list[str]:
     `part`: a component, or one of the parts above. `off`: what was off already.
     """
     component = part.removesuffix(TRIM)
-    suspects: list[str] = []
+    suspects: list[str] = [part.removeprefix(SELF_CHECK)] if part.startswith(SELF_CHECK) else []
     if part == SPEEDUPS:
         suspects = [speedup.value for speedup in Speedup]
     elif part == MODULATION:

@@ -6,10 +6,14 @@ Knows nothing of models or jobs.
 
 import functools
 import sys
+from typing import TYPE_CHECKING
 
 from ..errors import LoadError
 from .footprint import CONTEXT_BYTES
 from .nvml import Gpu, Unreadable, driver_cuda, driver_version, read_card
+
+if TYPE_CHECKING:
+    import torch
 
 NEWER_BUILD = "--build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130"  # with kernels for Blackwell cards
 OLDER_BUILD = "--build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126"  # for drivers from 525
@@ -18,7 +22,10 @@ PINNED_BYTES = 1_000_000
 
 
 def try_out() -> None:
-    """Compute one product in bfloat16, pin a megabyte, and copy back through it. Raises `LoadError` with what fails."""
+    """Compute one product in bfloat16, and copy it back through pinned memory. Raises `LoadError` with what fails.
+
+    Memory that cannot be pinned is no failure: the worker goes on without, as it says then.
+    """
     import torch
 
     start()
@@ -28,15 +35,26 @@ def try_out() -> None:
         ones = torch.ones(SIDE, SIDE, dtype=torch.bfloat16, device="cuda")
         product = ones @ ones
         torch.cuda.synchronize()
-        step = "pinning a megabyte of RAM"
-        pinned = torch.empty(PINNED_BYTES, dtype=torch.uint8, pin_memory=True)
         step = "a copy from the card"
-        copied = pinned[: product.nbytes].view(torch.bfloat16).copy_(product.flatten())
+        host = host_memory()
+        copied = host[: product.nbytes].view(torch.bfloat16).copy_(product.flatten())
         right = bool((copied == SIDE).all())
     except RuntimeError as error:
         raise LoadError(f"{name()} cannot be used: {step} fails: {first_words(error)}") from None
     if not right:
         raise LoadError(f"{name()} cannot be used: a product in bfloat16 is wrong")
+
+
+def host_memory() -> "torch.Tensor":
+    """Bytes for a copy from the card, pinned where that can be had."""
+    import torch
+
+    try:
+        return torch.empty(PINNED_BYTES, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError as error:
+        if getattr(error, "error_code", None) != 2:  # cudaErrorMemoryAllocation
+            raise
+        return torch.empty(PINNED_BYTES, dtype=torch.uint8)
 
 
 def start() -> None:

@@ -31,19 +31,20 @@ def plan(
     vram_cap_bytes: int | None = None,
     savings: frozenset[Saving] = frozenset(Saving),
     own_loras: int = 0,
-    without: frozenset[Precision] = frozenset(),
+    without: frozenset[str] = frozenset(),
     pinned_cost: int = 1,
 ) -> Plan:
     """The first layout that fits, exact ones first.
 
     `vram_cap_bytes`: that may be used of the card; `own_loras`: how many the endpoint has of its own; `without`:
-    precisions that failed on this machine, for which others are taken, also where one of them is asked for;
+    precisions that failed on this machine, for which others are taken, also where one of them is asked for, and
+    "streamed" and "swapped";
     `pinned_cost`: bytes of RAM that a pinned byte takes. Raises `LoadError`, before anything is allocated, that says
     what is needed and what is there.
     """
     if precision in LOSSY and not savings_apply_to_all(models):
         raise LoadError(f"QWEN_PRECISION={precision.value} is for the 20B architecture, not for {names_of(models)}")
-    precision = Precision.AUTO if precision in without else precision
+    precision = Precision.AUTO if precision.value in without else precision
     gpu = machine.gpu
     if gpu is None:
         return plan_on_cpu(models, machine, precision, savings)
@@ -52,10 +53,11 @@ def plan(
     if vram_cap_bytes is not None:
         limit_bytes = min(limit_bytes, vram_cap_bytes)
     pinnable_bytes = pinnable(machine) // pinned_cost
-    possible = [candidate for candidate in precisions(models, gpu, precision) if candidate not in without]
+    possible = [candidate for candidate in precisions(models, gpu, precision) if candidate.value not in without]
     candidates = [
         replace(layout, limit_bytes=limit_bytes, lora_bytes=own_loras * LORA_BYTES)
         for layout in layouts(models, possible, savings)
+        if layout.text_encoder not in without and not (layout.swapped and "swapped" in without)
     ]
     images = int(any(model.edits for model in models))
     for tiled in (False, True):
@@ -63,7 +65,7 @@ def plan(
             if layout.peak_bytes(1024, 1024, images, tiled) <= limit_bytes and layout.pinned_bytes <= pinnable_bytes:
                 return layout
     if not candidates:
-        raise LoadError(f"{names_of(models)} fits {describe(gpu)} in no precision that works here")
+        raise LoadError(f"{names_of(models)} fits {describe(gpu)} in no layout that works here")
     raise LoadError(refusal(candidates, images, gpu, pinnable_bytes, vram_cap_bytes))
 
 

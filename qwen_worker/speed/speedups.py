@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .compiled import CompiledBlocks
 
 ON = "on"
+COMPILED_IN = (Speedup.ROTARY, Speedup.ATTENTION)  # which a graph of compiled blocks was traced with
 # Major compute capabilities of the cards whose fastest attention is cuDNN's: Hopper, data-centre Blackwell.
 CUDNN_CAPABILITIES = (9, 10)
 
@@ -48,18 +49,20 @@ class Speed:
         return self.states.get(speedup) == ON
 
     def stand_down(self, speedup: Speedup, reason: str) -> None:
-        """Have one that was on or was to be on off for good."""
+        """Draw without one from now on, and without compiled blocks if they have it in them."""
+        if speedup in COMPILED_IN and self.has(Speedup.COMPILE):
+            self.stand_down(Speedup.COMPILE, reason)
+        if speedup is Speedup.COMPILE and self.blocks:
+            self.blocks.is_off = True
+        if speedup is Speedup.ROTARY and self.has(speedup):
+            from . import attention
+
+            attention.use_stock_rotary(self.transformer)
         self.states[speedup] = self.failures[speedup.value] = reason
 
     def stand_all_down(self, reason: str) -> list[str]:
         """Draw as the libraries do from now on; the names of those that were on."""
         names = [speedup for speedup in self.states if self.has(speedup)]
-        if self.blocks:
-            self.blocks.is_off = True
-        if self.has(Speedup.ROTARY):
-            from . import attention
-
-            attention.use_stock_rotary(self.transformer)
         for speedup in names:
             self.stand_down(speedup, reason)
         return [speedup.value for speedup in names]
@@ -140,7 +143,7 @@ def apply(
     speed = Speed(states, transformer=pipe.transformer)
     for speedup in Speedup:
         if speed.has(speedup) and off and speedup.value in off:
-            speed.stand_down(speedup, off[speedup.value])
+            speed.states[speedup] = speed.failures[speedup.value] = off[speedup.value]
     if speed.has(Speedup.ROTARY):
         from . import attention
 

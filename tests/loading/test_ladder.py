@@ -157,7 +157,7 @@ def test_placement_leaves_out_precisions_that_failed():
     without = placement.plan([GENERATE], card(24, (8, 9)), without=frozenset({Precision.FP8}))
     assert without.precision is Precision.NF4
     everything = frozenset(Precision)
-    with pytest.raises(LoadError, match="in no precision that works here"):
+    with pytest.raises(LoadError, match="in no layout that works here"):
         placement.plan([GENERATE], card(24, (8, 9)), without=everything)
 
 
@@ -355,6 +355,62 @@ def test_short_of_memory_passes_are_parted_first_and_tiles_come_second(faster, m
     assert tried == [(True, False)] and not loaded.pipe.vae.use_tiling
 
 
+# The self-check
+
+
+@pytest.fixture
+def finding(monkeypatch):
+    """finding(name, distance, reason): what the self-check says, where the subject has what it names."""
+    from qwen_worker.loading import self_check
+
+    def plant(name, distance=1.0, reason=""):
+        def check(subject, settings, card_name):
+            there = name in ("lora", "compile", "rotary", "guidance") or name == "table" and subject.table
+            there = there or name in subject.plan.savings or name == subject.plan.precision.value
+            return [self_check.Finding(name, distance, 0.01, 0.0, reason)] if there else []
+
+        monkeypatch.setattr(self_check, "check", check)
+
+    return plant
+
+
+@pytest.mark.parametrize("name", ["table", "conv2d", "bf16"])
+@pytest.mark.parametrize("distance", [0.5, float("nan")])
+def test_what_the_self_check_finds_wrong_stands_down_and_stays_so_at_the_next_start(
+    cold_worker, finding, name, distance
+):
+    worker = cold_worker(QWEN_PRECISION="bf16")
+    place_by(worker, dataclasses.replace(worker.pipelines.place("generate"), table=True))
+    finding(name, distance)
+    assert drawn(worker)["metadata"]["stood_down"] == [name]
+    assert "ArithmeticError: " + name in stood_down(worker)[name]
+    again = cold_worker(QWEN_PRECISION="bf16")
+    assert drawn(again)["metadata"]["stood_down"] == [name]
+    assert stood_down(again)[name].startswith("an earlier start met ")
+
+
+@pytest.mark.parametrize(("name", "off"), [("guidance", ["guidance"]), ("rotary", ["compile", "rotary"])])
+@pytest.mark.parametrize("reason", ["", "RuntimeError: no valid execution plans"])
+def test_a_speed_up_that_the_self_check_finds_wrong_is_off_at_once(
+    faster, finding, monkeypatch, plain, name, off, reason
+):
+    monkeypatch.setattr(compiled.CompiledBlocks, "warm", lambda *_: None)
+    monkeypatch.setattr(compiled, "compiled_forward", lambda block_class: block_class.forward)
+    finding(name, 0.5, reason)
+    worker = faster()
+    assert sorted(drawn(worker)["metadata"]["stood_down"]) == off
+    (model,) = run(worker, {"task": "health"})["output"]["models"]
+    assert model["self_check"][0]["name"] == name and not model["self_check"][0]["passed"]
+
+
+def test_a_lora_that_the_self_check_finds_wrong_is_said_and_the_model_stays(cold_worker, finding):
+    finding("lora")
+    worker = cold_worker()
+    assert "stood_down" not in drawn(worker)["metadata"]
+    (model,) = run(worker, {"task": "health"})["output"]["models"]
+    assert [each["passed"] for each in model["self_check"]] == [False]
+
+
 # Notes for the next start
 
 
@@ -368,6 +424,7 @@ def spoiled(monkeypatch):
     def spoil():
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
         monkeypatch.setattr(torch.cuda, "synchronize", fail)
+        monkeypatch.setattr("qwen_worker.memory.card.room_bytes", lambda beside_others: None)
 
     return spoil
 
@@ -548,5 +605,5 @@ def test_what_several_models_do_without_is_what_one_of_them_does(tmp_path):
 
     both = union([StoodDown({"table": "a"}, 5), StoodDown({"fp8": "b"}), StoodDown({}, 3)])
     assert both.savings(frozenset(Saving)) == frozenset(Saving) - {Saving.TABLE}
-    assert both.precisions() == {Precision.FP8} and both.max_bytes == 3
+    assert both.layouts() == {"fp8"} and both.max_bytes == 3
     assert Speedup.COMPILE.value not in both.reasons

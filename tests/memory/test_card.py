@@ -177,8 +177,8 @@ def tried(on_card, monkeypatch):
     def fake_ones(*size, dtype, device):
         return broken["product"]() if "product" in broken else ones(*size, dtype=dtype)
 
-    def fake_empty(size, dtype, pin_memory):
-        return broken["pin"]() if "pin" in broken else empty(size, dtype=dtype)
+    def fake_empty(size, dtype, pin_memory=False):
+        return broken["pin"]() if "pin" in broken and pin_memory else empty(size, dtype=dtype)
 
     monkeypatch.setattr(torch, "ones", fake_ones)
     monkeypatch.setattr(torch, "empty", fake_empty)
@@ -202,8 +202,8 @@ def test_a_card_that_computes_passes(tried):
         ("product", fail("CUDA error: no kernel image"), "a product in bfloat16 fails: CUDA error: no kernel image"),
         (
             "pin",
-            fail("CUDA error: out of memory\nadvice"),
-            "pinning a megabyte of RAM fails: CUDA error: out of memory",
+            fail("CUDA error: an illegal memory access\nadvice"),
+            "a copy from the card fails: CUDA error: an illegal memory access",
         ),
         ("pin", lambda: torch.zeros(3, dtype=torch.uint8), "a copy from the card fails: "),
         ("product", lambda: torch.eye(card.SIDE, dtype=torch.bfloat16), "a product in bfloat16 is wrong"),
@@ -213,6 +213,16 @@ def test_what_a_card_cannot_do_is_named(tried, part, broken, words):
     tried[part] = broken
     reason = refusal(card.try_out).reason
     assert reason.startswith("NVIDIA Test cannot be used: ") and words in reason and "advice" not in reason
+
+
+def test_memory_that_cannot_be_pinned_does_not_end_a_worker(tried):
+    def refuse():
+        error = RuntimeError("CUDA error: out of memory")
+        error.error_code = 2
+        raise error
+
+    tried["pin"] = refuse
+    card.try_out()
 
 
 # What others hold of the card.

@@ -292,6 +292,7 @@ def spoiled_card(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    monkeypatch.setattr("qwen_worker.memory.card.room_bytes", lambda beside_others: None)
 
 
 WORDS = ["CUDA error: an illegal", "CUDA driver error: an illegal", "Triton Error [CUDA]: an"]
