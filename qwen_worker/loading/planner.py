@@ -83,11 +83,11 @@ class Planner:
         checkpoints, off = by_model.values(), union([self.stood_down[model] for model in by_model])
         cap_gb, machine = self.settings.QWEN_VRAM_GB, self.machine()
         resident_bytes = sum(pipeline.plan.weight_bytes for pipeline in loaded)
-        # torch sees limits and processes that NVML may not, and a load that lacked memory has shown what there is.
-        limits = [card.room_bytes(beside_others=bool(loaded)), off.max_bytes]
-        if machine.gpu and (found := [limit for limit in limits if limit is not None]):
-            gpu = replace(machine.gpu, free_bytes=min(machine.gpu.free_bytes, *found))
-            machine = replace(machine, gpu=gpu)
+        if machine.gpu:
+            # torch sees limits and processes that NVML may not, and a load that lacked memory has shown what there is.
+            limits = machine.gpu.free_bytes, card.room_bytes(beside_others=bool(loaded)), off.max_bytes
+            free_bytes = min(limit for limit in limits if limit is not None)
+            machine = replace(machine, gpu=replace(machine.gpu, free_bytes=free_bytes))
         models, before = [], [pipeline.checkpoint for pipeline in loaded]
         for checkpoint in sorted(checkpoints, key=lambda checkpoint: checkpoint.pipeline_class.max_images):
             models.append(as_model(checkpoint, before))
