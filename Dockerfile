@@ -115,7 +115,7 @@ RUN --mount=type=bind,from=bake,source=/bake,target=/bake /bake/step link
 
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app
-# 26 MB beside 6 GB: with it a new endpoint, and the Hub's tests, are proved on the card before 58 GB are loaded.
+# 24 MB beside 6 GB: with it a new endpoint, and the Hub's tests, are proved on the card before 58 GB are loaded.
 COPY models/tiny-qwen-image models/tiny-qwen-image
 COPY runpod_handler.py test_input.json ./
 COPY qwen_worker qwen_worker

@@ -3,13 +3,39 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: run test lint integration image-test hub-files clean
+.PHONY: run test prove lint integration image-test hub-files clean
 
 run: .venv/run-installed
 	$(BIN)/python examples/quickstart.py
 
 test: .venv/test-installed
 	$(BIN)/python -m pytest
+
+# The long proofs, one after another, written to benchmarks/results/: about an hour (computed) on two idle cores. `make prove`
+# again goes on after the proofs that are over, which out/prove names; `rm -r out/prove` begins with the first again.
+PROOFS := $(addprefix out/prove/,costs handler throughput soak quality evaluate tests)
+.NOTPARALLEL:
+
+prove: $(PROOFS)
+	@rm -r out/prove
+
+out/prove/throughput: OPTIONS := --jobs 16 --steps 3
+out/prove/quality: OPTIONS := --prompts 96
+out/prove/%: .venv/test-installed | out/prove
+	$(BIN)/python -m benchmarks $* $(OPTIONS)
+	@touch $@
+
+out/prove/evaluate: .venv/test-installed | out/prove
+	$(BIN)/python -m qwen_tiny.evaluate >$@.json
+	mv $@.json benchmarks/results/evaluate.json
+	@touch $@
+
+out/prove/tests: .venv/test-installed | out/prove
+	$(BIN)/python -m pytest --prove
+	@touch $@
+
+out/prove:
+	@mkdir -p $@
 
 lint: .venv/test-installed
 	$(BIN)/ruff check .

@@ -28,20 +28,22 @@ def main() -> None:
     for name, purpose in BENCHMARKS.items():
         command = commands.add_parser(name, help=purpose, formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_argument("--output", type=Path, default=RESULTS / f"{name}.json", help="the JSON file to write")
-        if name in sys.argv[1:2]:  # the others' modules and what they import are not needed
+        if name in sys.argv[1:2]:  # the modules of the other commands and what they import are not needed
             module = import_module(f".{name}", __package__)
             command.description = module.__doc__
             module.add_options(command)
     options = parser.parse_args()
     rows, facts = module.run(options)
-    if facts is not None:  # else it has written row by row
+    if facts is not None:  # `fit` and `speed` have written their files row by row
         write(options, rows, facts)
     if rows:
         show(rows)
     print(f"Written to {options.output}")
+    if wrong := (facts or {}).get("wrong"):
+        raise SystemExit(f"{wrong} jobs ended wrongly")
 
 
-def write(options, rows: list[dict], facts: dict) -> None:
+def write(options: argparse.Namespace, rows: list[dict], facts: dict) -> None:
     report = {
         "benchmark": options.name,
         "date": datetime.now(UTC).date().isoformat(),

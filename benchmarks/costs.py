@@ -1,12 +1,13 @@
 """The page of cards: seconds and dollars a picture and an edit on each of RunPod's pools, from what has been recorded.
 
-Three kinds of figures, each marked. Measured: `fit` or `speed` ran on that card. Scaled: they ran on another card,
-under this one's memory where `fit` has it, and the seconds are those times the two cards' dense bfloat16 rates. Not
-measured: computed from the share of its rate that diffusers reaches on an H100 (18.5 s a picture, measured by
-cache-dit's authors). Loads and idle seconds are left out. With live prices and the seconds of an endpoint's own jobs:
-`python deploy_qwen.py cost`.
+There are three kinds of figures, and each is marked. Measured: `fit` or `speed` ran on that card. Scaled: they ran on
+another card, under this one's memory where `fit` has it, and the seconds are multiplied by the ratio of the two cards'
+dense bfloat16 rates. Computed: from the share of its rate that diffusers reaches on an H100 (18.5 s a picture, measured
+by cache-dit's authors). Loads and idle seconds are left out. `python deploy_qwen.py cost` takes live prices and the
+seconds of an endpoint's own jobs.
 """
 
+import argparse
 import json
 import re
 from collections.abc import Iterable
@@ -14,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import cards_page
-from .record import MEASURED
-from .stopwatch import job_seconds
+from .measure.stage_times import job_seconds
+from .report.rows import FULL_STEPS, MEASURED
 
-PASSES = 2 * 50
+PASSES = 2 * FULL_STEPS
 TFLOP_A_PASS = 70  # linear layers 57, attention 13: 4,096 latents and about a hundred tokens
 H100_SECONDS, H100_RATE = 18.5, 989
 SHARE = PASSES * TFLOP_A_PASS / H100_SECONDS / H100_RATE
-EDIT = 51.5 / 20.0  # an edit sees the input's latents too: vLLM-Omni's seconds of both on an H200
-SIZE, QUALITY, QUALITY_STEPS = 1024, "quality", 50
-MAX_STEPS = 100  # of a job
-SCALED, COMPUTED = "scaled", "not measured"
+EDIT = 51.5 / 20.0  # an edit's latents are twice as many: vLLM-Omni's seconds of an edit and a picture on an H200
+SIZE, QUALITY = 1024, "quality"
+MAX_STEPS = 100  # that a job may ask for
+SCALED, COMPUTED = "scaled", "computed"
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/cards.md"
 
@@ -56,21 +57,21 @@ CARDS = [
 
 @dataclass(frozen=True)
 class Figure:
-    """A job's seconds on a card, what a step of it takes, and how that is known."""
+    """A job's seconds on a card, and seconds a step. `basis`: measured, computed, or scaled from another card."""
 
     seconds: float
-    step: float
+    step_seconds: float
     basis: str
 
 
-def add_options(parser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     results = Path(__file__).parent / "results"
     parser.add_argument("--fit", type=Path, default=results / "fit.json", help="what fit has recorded")
     parser.add_argument("--speed", type=Path, default=results / "speed.json", help="what speed has recorded")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page to write (default: docs/cards.md)")
 
 
-def run(options) -> tuple[list[dict], dict]:
+def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
     fit, speed = recorded(options.fit), recorded(options.speed)
     rows = [row_of(card, preset, fit, speed) for preset in presets(speed) for card in CARDS]
     options.page.write_text(cards_page.page(rows, fit, speed))
@@ -78,7 +79,7 @@ def run(options) -> tuple[list[dict], dict]:
 
 
 def recorded(path: Path) -> list[dict]:
-    """The rows of a record, each with the device it is of; None for what nobody has measured."""
+    """The rows of a record, each with its device: None where the row is not measured."""
     if not path.exists():
         return []
     report = json.loads(path.read_text())
@@ -86,7 +87,8 @@ def recorded(path: Path) -> list[dict]:
 
 
 def presets(speed: Iterable[dict]) -> list[str]:
-    return list(dict.fromkeys([QUALITY, *(row["preset"] for row in speed)]))
+    """`quality`, and the others that were measured with the real architecture: the passes of their jobs are known."""
+    return list(dict.fromkeys([QUALITY, *(row["preset"] for row in speed if is_real(row))]))
 
 
 def row_of(card: Card, preset: str, fit: list[dict], speed: list[dict]) -> dict:
@@ -97,53 +99,57 @@ def row_of(card: Card, preset: str, fit: list[dict], speed: list[dict]) -> dict:
             f"{name} s": round(figure.seconds, 1),
             f"$ {name}": f"{card.price / 3600 * figure.seconds:.3f}",
             f"{name} is": figure.basis,
-            f"{name} steps in {cards_page.LIMIT} s": min(MAX_STEPS, int(cards_page.LIMIT / figure.step)),
+            f"{name} steps in {cards_page.LIMIT} s": min(MAX_STEPS, int(cards_page.LIMIT / figure.step_seconds)),
         }
     return row
 
 
 def figure_of(card: Card, task: str, preset: str, fit: list[dict], speed: list[dict]) -> Figure:
-    """The best that is known: measured on the card, scaled from another, or computed."""
-    of_task = [row for row in speed if usable(row, task) and row["preset"] == preset and not row["settings"]]
-    caps = [row for row in fit if usable(row, task) and row["cap GB"] == card.memory] if preset == QUALITY else []
-    # A whole job before one by its steps, an endpoint's layout for both tasks before one of a task alone.
-    of_task.sort(key=lambda row: not row["whole"])
-    caps.sort(key=lambda row: not row["part"].endswith("-both"))
-    for row in of_task + caps:
+    """The figure of the best basis that the records have: measured on the card, scaled from another, or computed."""
+    jobs = [row for row in speed if usable(row, task) and row["preset"] == preset and not row["settings"]]
+    capped = [row for row in fit if usable(row, task) and row["cap GB"] == card.memory] if preset == QUALITY else []
+    # A whole job counts before one of some steps, an endpoint's layout for both tasks before that of one task.
+    jobs.sort(key=lambda row: not row["whole"])
+    capped.sort(key=lambda row: not row["part"].endswith("-both"))
+    for row in jobs + capped:
         if is_card(row["device"], card):
             return Figure(seconds_of(row), seconds_of(row) / steps_of(row), MEASURED)
-    for row in caps + of_task:
-        if other := next((one for one in CARDS if is_card(row["device"], one)), None):
+    for row in capped + jobs:
+        if other := next((candidate for candidate in CARDS if is_card(row["device"], candidate)), None):
             seconds = seconds_of(row) * other.rate / card.rate
             return Figure(seconds, seconds / steps_of(row), f"{SCALED} from {other.name}")
-    passes, steps = passes_of(preset, task, speed)
+    passes, steps = passes_of(preset, speed)
     seconds = passes * TFLOP_A_PASS / (card.rate * SHARE) * (EDIT if task == "edit" else 1)
     return Figure(seconds, seconds / steps, COMPUTED)
 
 
 def usable(row: dict, task: str) -> bool:
-    """Whether it is a measured job of ours at the page's size, of the real architecture."""
+    """Whether the row is a measured job of ours at the page's size, of the real architecture."""
     ours = row.get("contender", row.get("part", "").partition("-")[0]) == "ours"
-    real = row["checkpoint"] != "tiny" and row["measured"] == MEASURED
-    return ours and real and row["task"] == task and row["size"] == SIZE
+    return ours and is_real(row) and row["task"] == task and row["size"] == SIZE
+
+
+def is_real(row: dict) -> bool:
+    return row["checkpoint"] != "tiny" and row["measured"] == MEASURED
 
 
 def seconds_of(row: dict) -> float:
-    """Of a job as the preset has it; where only some steps were timed, by the stages."""
-    return row["job s"] if row.get("whole") else job_seconds(row, QUALITY_STEPS)
+    """Seconds of a job as the preset has it; where only some steps were timed, by the stages."""
+    return row["job s"] if row.get("whole") else job_seconds(row, FULL_STEPS)
 
 
 def steps_of(row: dict) -> int:
-    return row["steps"] if row.get("whole") else QUALITY_STEPS
+    return row["steps"] if row.get("whole") else FULL_STEPS
 
 
-def passes_of(preset: str, task: str, speed: list[dict]) -> tuple[int, int]:
-    """(passes through the transformer, steps) of a preset's job, as any device has shown them."""
+def passes_of(preset: str, speed: list[dict]) -> tuple[int, int]:
+    """(passes through the transformer, steps) of a preset's job, as any device has shown them for either task."""
     for row in speed:
-        if row["preset"] == preset != QUALITY and row["task"] == task and row["measured"] == MEASURED:
+        if row["preset"] == preset != QUALITY and is_real(row):
             return row["passes"], row["steps"]
-    return PASSES, QUALITY_STEPS
+    return PASSES, FULL_STEPS
 
 
 def is_card(device: str | None, card: Card) -> bool:
+    """Whether the card's name is a word of the device's: A40 is none of "RTX A4000"."""
     return device is not None and re.search(rf"\b{re.escape(card.name)}\b", device) is not None

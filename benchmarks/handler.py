@@ -1,9 +1,10 @@
 """What the worker adds to the bare pipeline call: parsing, seeds, encoding, the reply; on the tiny checkpoint.
 
-The time inside the pipeline's own `__call__` is taken out of each job's, so the model's speed does not matter. The
+The seconds inside the pipeline's own `__call__` are taken out of each job's, so the model's speed does not matter. The
 alternative is the same job with the picture encoded as `PNG optimize=True`, as many workers do.
 """
 
+import argparse
 import asyncio
 import base64
 import inspect
@@ -11,20 +12,20 @@ import io
 import os
 import statistics
 import time
-from pathlib import Path
+from typing import Any
 
-TINY = Path(__file__).parents[1] / "models/tiny-qwen-image"
+from .measure.full_size import TINY
 
 
-def add_options(parser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=1024, help="side in pixels (default: %(default)s)")
     parser.add_argument(
-        "--steps", type=int, default=8, help="few give noise, which encodes slower (default: %(default)s)"
+        "--steps", type=int, default=8, help="few steps draw noise, which encodes slower (default: %(default)s)"
     )
     parser.add_argument("--repeats", type=int, default=7, help="jobs after a warm-up (default: %(default)s)")
 
 
-def run(options) -> tuple[list[dict], dict]:
+def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
     from qwen_worker.settings import Settings
     from runpod_handler import Worker
 
@@ -55,12 +56,12 @@ def run(options) -> tuple[list[dict], dict]:
     return rows, {"size": options.size, "steps": options.steps, "repeats": options.repeats}
 
 
-def timed_calls(pipe) -> list[float]:
-    """Seconds of each call of the pipeline, appended as they happen."""
+def timed_calls(pipe: Any) -> list[float]:
+    """Time every call of the pipeline from here on: the seconds, which grow by one entry a call."""
     seconds: list[float] = []
     stock = type(pipe)
 
-    def call(self, *args, **kwargs):
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
         result = stock.__call__(self, *args, **kwargs)
         seconds.append(time.perf_counter() - started)

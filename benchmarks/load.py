@@ -1,13 +1,14 @@
 """Bytes a second into a model: our reader beside the libraries' own loading and a plain parallel read.
 
-A transformer of the released architecture, of as many blocks as fit `--gb`, with random weights; all three read the
-same file, each time from the disk (its pages are dropped from the cache before) and once more from memory, in turns and
-in processes of their own. `--folder` says which disk. The share is of the plain read's rate in the same round. On a
-machine with a GPU the weights go there; on one without into new RAM, the plain read's bytes too:
+The file is a transformer of the released architecture with random weights, of as many blocks as fit `--gb`. All three
+read it in turns and in processes of their own, from the disk (its pages are dropped from the cache before) and once
+more from memory. `--folder` says which disk. A share is that of the plain read's rate in the same round. On a machine
+with a GPU the weights go there; on one without they go into new RAM, and so do the plain read's bytes:
 
     python -m benchmarks load --gb 20 --folder /runpod-volume/tmp
 """
 
+import argparse
 import json
 import mmap
 import multiprocessing
@@ -17,19 +18,21 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from qwen_worker.loading import libraries
 from qwen_worker.memory.machine import read_gpu
 
-from . import full_size, reading
+from .measure import full_size, raw_read
 
-BLOCK_BYTES = 2 * 340_000_000  # of one of the 60 blocks in bfloat16
-CHUNK = 16 << 20
+BLOCK_BYTES = 2 * 340_000_000  # in bfloat16; the released model has 60 blocks
+CHUNK = 16 << 20  # bytes of one read
 WAYS = ("plain parallel read", "ours", "diffusers from_pretrained")
 
 
-def add_options(parser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gb", type=float, default=3, help="size of the file, about (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to write the file (default: the temporary folder)")
     parser.add_argument("--threads", type=int, default=8, help="of ours and the plain read (default: %(default)s)")
@@ -37,7 +40,7 @@ def add_options(parser) -> None:
     parser.add_argument("--pause", type=float, default=0, help="seconds before each read, for disks that are rationed")
 
 
-def run(options) -> tuple[list[dict], dict]:
+def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
     gpu = read_gpu()
     device = "cuda" if gpu else "cpu"
     libraries.import_all()
@@ -48,7 +51,7 @@ def run(options) -> tuple[list[dict], dict]:
         for _ in range(options.rounds):
             for way, cached in measured:
                 time.sleep(options.pause)
-                reading.drop_from_cache([file])
+                raw_read.drop_from_cache([file])
                 if cached:
                     plain_read(file, options.threads, keep=False)
                 measured[way, cached].append(size / in_own_process(way, file, device, options.threads) / 1e9)
@@ -73,7 +76,10 @@ def run(options) -> tuple[list[dict], dict]:
 
 
 def write(folder: Path, blocks: int, **sizes: int) -> Path:
-    """`folder`/transformer with a config and random weights of that many blocks. `sizes`: others than the released."""
+    """Write `folder`/transformer, a config and random weights of that many blocks; the file of the weights.
+
+    `sizes`: entries of the config that differ from the released one's.
+    """
     from accelerate import init_empty_weights
     from diffusers import QwenImageTransformer2DModel
 
@@ -88,6 +94,7 @@ def write(folder: Path, blocks: int, **sizes: int) -> Path:
 
 
 def in_own_process(way: str, file: Path, device: str, threads: int) -> float:
+    """The seconds that the way takes in a process of its own."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=measure, args=(sender, way, file, device, threads))
@@ -98,8 +105,8 @@ def in_own_process(way: str, file: Path, device: str, threads: int) -> float:
     return seconds
 
 
-def measure(sender, way: str, file: Path, device: str, threads: int) -> None:
-    """Send the seconds from the first call to the last byte in its place; imports and the context do not count."""
+def measure(sender: Connection, way: str, file: Path, device: str, threads: int) -> None:
+    """Send the seconds from the first call to the last byte in its place, without imports and the CUDA context."""
     import torch
 
     libraries.import_all()
@@ -116,7 +123,8 @@ def measure(sender, way: str, file: Path, device: str, threads: int) -> None:
     sender.send(time.perf_counter() - started)
 
 
-def load(way: str, folder: Path, device: str, threads: int):
+def load(way: str, folder: Path, device: str, threads: int) -> Any:
+    """The transformer in the folder, loaded by us or by the library."""
     import torch
     from diffusers import QwenImageTransformer2DModel
 
@@ -125,17 +133,17 @@ def load(way: str, folder: Path, device: str, threads: int):
 
         return diffusers_model(QwenImageTransformer2DModel, folder, Target(device, torch.bfloat16, threads))
     model = QwenImageTransformer2DModel.from_pretrained(folder, dtype=torch.bfloat16, device_map=device)
-    # On a CPU the parameters are still pages of the file that nobody has read.
-    return model if device == "cuda" else model.apply(touched)
+    # On a CPU the library's parameters are pages of the file, which are read when they are used: here, by a copy.
+    return model if device == "cuda" else model.apply(copy_parameters)
 
 
-def touched(module) -> None:
+def copy_parameters(module: Any) -> None:
     for parameter in module.parameters(recurse=False):
         parameter.data = parameter.data.clone()
 
 
 def plain_read(file: Path, threads: int, keep: bool) -> None:
-    """The file's bytes, into buffers that are used over and over or, to `keep` them, into memory of their size."""
+    """Read the file into buffers that are used over and over or, to `keep` its bytes, into memory of its size."""
     size, local = file.stat().st_size, threading.local()
     kept = mmap.mmap(-1, size) if keep else None
     descriptor = os.open(file, os.O_RDONLY)

@@ -1,27 +1,26 @@
 """What each precision and each preset does to the pictures: the tiny checkpoint's judge, and the distance to others.
 
-The same prompts and seeds everywhere, drawn by the worker's own pipelines: in every precision with as many steps, then
-by every preset as it comes, in float32. PSNR in dB over 8-bit RGB, to the pictures of the first precision or preset.
+The worker's own pipelines draw the same prompts and seeds everywhere: in every precision with as many steps, then by
+every preset as it comes, in float32. PSNR is in dB over 8-bit RGB, to the pictures of the first precision or preset.
 The tiny checkpoint's matrices are 128 wide, where a scale for each row has less to even out than in the released
 models, and its shapes need few steps: the figures are for comparing, not a measure of the 20B model.
 """
 
-import importlib
+import argparse
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-TINY = Path(__file__).parents[1] / "models/tiny-qwen-image"
-FEW_STEP = TINY / "few-step/tiny-qwen-image-4steps.safetensors"
+from .measure.full_size import TINY, lora_for
+
 PRECISIONS = ("bf16", "fp8", "int8", "nf4")
 PRESETS = ("quality", "balanced", "fast")
 GUIDANCE = 4.0
 
 
-def add_options(parser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, default=48, help="prompts of each row (default: %(default)s)")
     parser.add_argument("--edits", type=int, default=0, help="edits of each preset but fast (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps of precisions (default: %(default)s)")
@@ -30,13 +29,14 @@ def add_options(parser) -> None:
     parser.add_argument("--presets", nargs="*", choices=PRESETS, default=list(PRESETS))
 
 
-def run(options) -> tuple[list[dict], dict]:
+def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
     rows = [*precisions(options), *presets(options), *edits(options)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name, "-") for name in columns} for row in rows], {"size": options.size}
 
 
-def precisions(options) -> Iterator[dict]:
+def precisions(options: argparse.Namespace) -> Iterator[dict]:
+    """A row for each precision."""
     reference = None
     for precision in options.precisions:
         pipe = load("generate", QWEN_PRECISION=precision).pipe
@@ -46,26 +46,30 @@ def precisions(options) -> Iterator[dict]:
         yield facts | {"guidance": GUIDANCE} | shares | distance(images, reference, options.precisions[0])
 
 
-def presets(options) -> Iterator[dict]:
+def presets(options: argparse.Namespace) -> Iterator[dict]:
+    """A row for each preset, of generated pictures."""
     reference = None
-    for preset, request, loaded in served("generate", options.presets):
+    for preset, request, loaded in configured_pipelines("generate", options.presets):
         shares, images = scored(loaded.pipe, options, request.num_inference_steps, request.guidance_scale)
         reference = reference or images
         yield facts_of("generate", preset, request) | shares | distance(images, reference, options.presets[0])
 
 
-def edits(options) -> Iterator[dict]:
-    evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
-    tasks = evaluate.edit_tasks(options.edits, seed=23)
+def edits(options: argparse.Namespace) -> Iterator[dict]:
+    """A row for each preset but `fast`, of edits; none where no edits are asked for."""
+    from qwen_tiny import evaluate
+
+    tasks = evaluate.sample_edits(options.edits, seed=23)
     if not tasks:
         return
-    for preset, request, loaded in served("edit", [one for one in options.presets if one != "fast"]):
-        right = evaluate.redraw(loaded.pipe, tasks, request.num_inference_steps, request.guidance_scale)
-        yield facts_of("edit", preset, request) | evaluate.shares(right)
+    slow = [preset for preset in options.presets if preset != "fast"]
+    for preset, request, loaded in configured_pipelines("edit", slow):
+        right = evaluate.score_edits(loaded.pipe, tasks, request.num_inference_steps, request.guidance_scale)
+        yield facts_of("edit", preset, request) | evaluate.per_cent_right(right)
 
 
-def served(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
-    """By preset: what its jobs ask for and the loaded pipeline, which draws by it until the next one's turn."""
+def configured_pipelines(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
+    """(preset, a request of it, the loaded pipeline): the pipeline draws by the preset until the next is asked for."""
     from qwen_worker.drawing.configured import configured
     from qwen_worker.jobs.job import Job
     from qwen_worker.jobs.parsing import parse
@@ -73,7 +77,7 @@ def served(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
     from qwen_worker.lora.loras import Loras
 
     loaded = load(task)
-    settings = settings_for(QWEN_IMAGE_FAST_LORA=str(FEW_STEP))
+    settings = settings_for(QWEN_IMAGE_FAST_LORA=str(lora_for(TINY)))
     for preset in wanted:
         fields = {"task": task, "prompt": "-", "preset": preset} | ({"image": "-"} if task == "edit" else {})
         job = Job("benchmark", parse(fields, "benchmark", Presets(settings)))
@@ -81,7 +85,8 @@ def served(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
             yield preset, job.request, loaded
 
 
-def load(task: str, **settings):
+def load(task: str, **settings: str) -> Any:
+    """The task's loaded pipeline of the tiny checkpoint."""
     from qwen_worker.loading.catalogue import Catalogue
     from qwen_worker.loading.pipelines import Pipelines
 
@@ -89,36 +94,35 @@ def load(task: str, **settings):
     return Pipelines(chosen, Catalogue(chosen)).load(task)
 
 
-def settings_for(**more):
+def settings_for(**more: str) -> Any:
     from qwen_worker.settings import Settings
 
     return Settings(**{"QWEN_IMAGE_MODEL": str(TINY / "generate"), "QWEN_EDIT_MODEL": str(TINY / "edit")} | more)
 
 
-def facts_of(task: str, preset: str, request) -> dict:
+def facts_of(task: str, preset: str, request: Any) -> dict:
     steps, guidance = request.num_inference_steps, request.guidance_scale
     return {"task": task, "precision": "fp32", "preset": preset, "steps": steps, "guidance": guidance}
 
 
-def scored(pipe, options, steps: int, guidance: float) -> tuple[dict, list]:
-    """What the judge finds right of the prompts, per cent, and their pictures."""
-    evaluate = importlib.import_module("models.tiny-qwen-image.evaluate")
-    judge = importlib.import_module("models.tiny-qwen-image.judge")
-    tasks = evaluate.prompt_tasks(options.prompts, seed=23, size=(options.size, options.size))
-    images = list(evaluate.pictures(pipe, tasks, steps, guidance))
-    right = [judge.matches(judge.read(image), asked) for image, (_, asked, _) in zip(images, tasks, strict=True)]
-    return evaluate.shares(right), images
+def scored(pipe: Any, options: argparse.Namespace, steps: int, guidance: float) -> tuple[dict, list]:
+    """What the judge reads right of the prompts, per cent, and their pictures."""
+    from qwen_tiny import evaluate
+
+    prompts = evaluate.sample_prompts(options.prompts, seed=23, size=(options.size, options.size))
+    images = evaluate.draw_prompts(pipe, prompts, steps, guidance)
+    return evaluate.per_cent_right(evaluate.judge_prompts(images, prompts)), images
 
 
 def distance(images: list, reference: list, name: str) -> dict:
-    """The median PSNR and the least."""
+    """The median PSNR to the reference's pictures and the least, for a row. `name`: the reference's."""
     if images is reference:
         return {"PSNR": "-", "least PSNR": "-", "to": "-"}
-    found = [psnr(image, other) for image, other in zip(images, reference, strict=True)]
-    return {"PSNR": round(float(np.median(found)), 1), "least PSNR": round(min(found), 1), "to": name}
+    ratios = [psnr(image, other) for image, other in zip(images, reference, strict=True)]
+    return {"PSNR": round(float(np.median(ratios)), 1), "least PSNR": round(min(ratios), 1), "to": name}
 
 
-def psnr(image, other) -> float:
+def psnr(image: Any, other: Any) -> float:
     """Peak signal-to-noise ratio in dB, infinite for equal pictures."""
     error = np.square(np.asarray(image, np.float64) - np.asarray(other, np.float64)).mean()
     return 10 * math.log10(255**2 / error) if error else math.inf

@@ -1,10 +1,11 @@
 """Many mixed jobs through the real worker process and the SDK's loop, under faults: each ends once, and rightly.
 
-The control plane of the tests drops, delays and refuses connections, hands jobs out twice, cancels some; a bucket is
-down for a while; one worker is killed by SIGKILL, one ended by SIGTERM. What a dead worker left is handed out again, as
-the platform does it.
+The control plane of the tests drops, delays and refuses connections, hands jobs out twice and cancels some; a bucket is
+down for a while; one worker is killed by SIGKILL, one ended by SIGTERM. Jobs that a dead worker had taken are handed
+out again, as the platform does it.
 """
 
+import argparse
 import base64
 import io
 import logging
@@ -15,38 +16,43 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import HTTPServer
+from typing import Any
 
 import psutil
 
-TINY = Path(__file__).parents[1] / "models/tiny-qwen-image"
+from .measure.full_size import TINY
+
 SMALL = {"width": 256, "height": 256, "num_inference_steps": 3}
-REDELIVER_SECONDS = 8  # a job that no worker speaks of any more for so long is handed out again
-PATIENCE = 300  # seconds without any answer: the run has stuck
+REDELIVER_SECONDS = 8  # a job that no ping has named for so long is handed out again
+PATIENCE = 300  # seconds without any answer, after which the run counts as stuck
 
 
-def add_options(parser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=200, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the mix and the faults (default: %(default)s)")
     parser.add_argument("--stand-ins", action="store_true", help="no model: the serving alone, faster")
 
 
-def run(options) -> tuple[list[dict], dict]:
+def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
     started = time.monotonic()
     with ExitStack() as stack:
         soak = Soak(options, stack)
-        soak.go()
-    rows, facts = soak.judged()
+        soak.run_workers()
+    rows, facts = soak.results()
     return rows, {"jobs": options.jobs, "seed": options.seed, "seconds": round(time.monotonic() - started), **facts}
 
 
 class Soak:
-    def __init__(self, options, stack: ExitStack):
+    """One run: the control plane, the bucket, the jobs, and how each ended. `stack` closes what it opens."""
+
+    def __init__(self, options: argparse.Namespace, stack: ExitStack):
         from moto.server import ThreadedMotoServer
 
         from tests.conftest import respond, serve
-        from tests.control_plane import ControlPlane
+        from tests.support.control_plane import ControlPlane
 
         self.options, self.stack, self.rng = options, stack, random.Random(options.seed)
         self.plane = ControlPlane(hold=0.3, fault=self.fault)
@@ -63,7 +69,8 @@ class Soak:
         self.stopped, self.memory, self.restarts = set(), [], Counter()
         self.bucket_down = False
 
-    def fault(self, kind: str, number: int):
+    def fault(self, kind: str, number: int) -> Any:
+        """What the control plane does wrong with this request, if anything: its word, a status, or seconds to wait."""
         draw = self.rng.random()
         if kind == "job-done":
             faults = ((0.05, 500), (0.07, "lose"), (0.09, "drop"), (0.2, draw))
@@ -71,7 +78,7 @@ class Soak:
         return "drop" if draw < 0.02 else draw * 5 if draw < 0.1 and kind == "job-stop" else None
 
     def job(self, picture: bytes) -> tuple[str, dict]:
-        """(what must become of it, its input)."""
+        """(the kind of the job, by which its end is judged, and its input)."""
         kind = self.rng.choices(
             ("generate", "url", "edit", "background", "health", "bad", "stop"), (40, 15, 10, 10, 10, 5, 10)
         )[0]
@@ -95,32 +102,24 @@ class Soak:
         boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self.bucket_port}", **keys).create_bucket(Bucket="pictures")
 
     def environment(self) -> dict[str, str]:
-        from tests.control_plane import addresses
-
-        steering = ("RUNPOD_", "QWEN_", "SERVER_", "BUCKET_", "STREAM")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
-        return {
-            **kept,
-            **addresses(f"http://127.0.0.1:{self.port}"),
-            "QWEN_IMAGE_MODEL": str(TINY / "generate"), "QWEN_EDIT_MODEL": str(TINY / "edit"),
+        home = self.stack.enter_context(tempfile.TemporaryDirectory())
+        return worker_environment(self.port, home) | {
             "QWEN_FALLBACK": "force" if self.options.stand_ins else "forbid",
             "QWEN_CONCURRENCY": "2", "QWEN_PROGRESS_SECONDS": "0.2", "QWEN_SHUTDOWN_SECONDS": "5",
             "BUCKET_ENDPOINT_URL": f"http://127.0.0.1:{self.bucket_port}", "BUCKET_NAME": "pictures",
             "BUCKET_ACCESS_KEY_ID": "x", "BUCKET_SECRET_ACCESS_KEY": "secret-of-the-soak",
-            "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true", "RUNPOD_DEBUG_LEVEL": "ERROR",
-            "HOME": self.stack.enter_context(tempfile.TemporaryDirectory()), "NO_PROXY": "*",
         }  # fmt: skip
 
-    def go(self) -> None:
-        """Three workers after one another; the first is killed, the second ended, each after a third of the jobs."""
-        from tests.control_plane import WorkerProcess
+    def run_workers(self) -> None:
+        """Run three workers in turn: the first is killed, the second ended, each after a third of the jobs."""
+        from tests.support.control_plane import WorkerProcess
 
         for job_id, (_, fields) in self.jobs.items():
             for _ in range(2 if self.rng.random() < 0.03 else 1):
                 self.plane.put(job_id, fields)
         self.answered_at = time.monotonic()
         over = threading.Event()
-        platform = threading.Thread(target=self.platform, args=(over,), daemon=True)
+        platform = threading.Thread(target=self.play_platform, args=(over,), daemon=True)
         platform.start()
         for third in (1, 2, 3):
             with WorkerProcess(self.environment()) as worker:
@@ -135,13 +134,14 @@ class Soak:
         over.set()
         platform.join()
 
-    def watch(self, worker, count: int) -> None:
+    def watch(self, worker: Any, count: int) -> None:
+        """Wait until so many jobs have ended, and note the worker's memory meanwhile."""
         process = psutil.Process(worker.process.pid)
-        while len(self.over()) < count:
+        while len(self.ended_jobs()) < count:
             assert worker.process.poll() is None, f"the worker ended by itself: {worker.lines[-20:]}"
-            assert time.monotonic() - self.answered_at < PATIENCE, f"stuck: {set(self.jobs) - self.over()}"
+            assert time.monotonic() - self.answered_at < PATIENCE, f"stuck: {set(self.jobs) - self.ended_jobs()}"
             self.memory.append((worker.process.pid, time.monotonic(), process.memory_info().rss))
-            if self.bucket_down and len(self.over()) >= self.options.jobs // 2:
+            if self.bucket_down and len(self.ended_jobs()) >= self.options.jobs // 2:
                 self.raise_bucket()
             time.sleep(0.25)
 
@@ -152,18 +152,19 @@ class Soak:
         self.bucket.start()
         self.make_bucket()
 
-    def over(self) -> set[str]:
+    def ended_jobs(self) -> set[str]:
         with self.plane.changed:
             return set(self.plane.bodies) | self.stopped
 
-    def platform(self, over: threading.Event) -> None:
-        """Stops jobs that are to be stopped once they are taken, and hands out again what no worker speaks of."""
+    def play_platform(self, over: threading.Event) -> None:
+        """Stop jobs that are to be stopped once they are taken, and hand out again those that no ping names."""
         seen, due, again = 0, {}, Counter()
         while not over.wait(0.2):
             now = time.monotonic()
             with self.plane.changed:
                 taken, bodies = dict(self.plane.taken), set(self.plane.bodies)
-                spoken_of = {one for at, ids in self.plane.pings[-10:] if now - at < REDELIVER_SECONDS for one in ids}
+                recent = [ids for at, ids in self.plane.pings[-10:] if now - at < REDELIVER_SECONDS]
+            pinged = {job_id for ids in recent for job_id in ids}
             if len(bodies | self.stopped) > seen:
                 seen, self.answered_at = len(bodies | self.stopped), now
             for job_id, times in taken.items():
@@ -172,26 +173,25 @@ class Soak:
                 if now > due.get(job_id, now) and job_id not in self.stopped:
                     self.stopped.add(job_id)
                     self.plane.stops.put(job_id)
-                quiet = now - times[-1] > REDELIVER_SECONDS and job_id not in spoken_of
+                quiet = now - times[-1] > REDELIVER_SECONDS and job_id not in pinged
                 if quiet and len(times) > again[job_id] and job_id not in bodies and job_id not in self.stopped:
                     again[job_id] = len(times)  # once, until it is taken again
                     self.plane.put(job_id, self.jobs[job_id][1])
                     self.restarts["handed out again"] += 1
 
-    def judged(self) -> tuple[list[dict], dict]:
+    def results(self) -> tuple[list[dict], dict]:
+        """The rows, how many jobs of a kind ended how, and the facts of the run."""
         ends = Counter()
         for job_id, (kind, _) in self.jobs.items():
             bodies = self.plane.bodies.get(job_id, [])
             ends[kind, judge(kind, bodies)] += 1
         rows = [{"job": kind, "end": end, "count": count} for (kind, end), count in sorted(ends.items())]
-        order = Counter(
-            late for job_id in self.plane.bodies for late in [progress_is_late(self.plane.kinds(job_id))] if late
-        )
+        late = sum(progress_is_late(self.plane.kinds(job_id)) for job_id in self.plane.bodies)
         return rows, {
-            "wrong": sum(row["count"] for row in rows if row["end"].startswith("WRONG")) + sum(order.values()),
+            "wrong": sum(row["count"] for row in rows if row["end"].startswith("WRONG")) + late,
             "memory growth MB": growth(self.memory),
             "posted more than once": sum(len(bodies) > 1 for bodies in self.plane.bodies.values()),
-            **{name: count for name, count in self.restarts.items()},
+            **self.restarts,
             "requests": dict(self.plane.counts),
         }
 
@@ -220,19 +220,38 @@ def judge(kind: str, bodies: list[dict]) -> str:
 
 
 def progress_is_late(kinds: list[str]) -> bool:
-    """Whether progress came after a result, other than of a second delivery."""
+    """Whether progress came after the only result: of a job that was handed out twice it may."""
     return kinds.count("result") == 1 and kinds[-1] != "result"
 
 
 def growth(samples: list[tuple[int, float, int]]) -> float:
-    """Of the worker that lived longest: the last quarter's median memory less the second quarter's, in MB."""
+    """MB by which the memory of the worker that lived longest grew from its second quarter to its last, by medians.
+
+    `samples`: process, time and bytes.
+    """
     longest = Counter(pid for pid, _, _ in samples).most_common(1)[0][0]
     sizes = [size for pid, _, size in samples if pid == longest]
     quarter = max(1, len(sizes) // 4)
     return round((statistics.median(sizes[-quarter:]) - statistics.median(sizes[quarter : 2 * quarter])) / 1e6, 1)
 
 
+def worker_environment(port: int, home: str) -> dict[str, str]:
+    """The shell's variables, less those that steer the worker or the SDK, for a worker of the tiny checkpoint.
+
+    `port`: the control plane's. `home`: an empty folder, since the SDK prefers the credentials in ~/.runpod.
+    """
+    from tests.support.control_plane import addresses
+
+    steering = ("RUNPOD_", "QWEN_", "SERVER_", "BUCKET_", "STREAM")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
+    return kept | addresses(f"http://127.0.0.1:{port}") | {
+        "QWEN_IMAGE_MODEL": str(TINY / "generate"), "QWEN_EDIT_MODEL": str(TINY / "edit"),
+        "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true", "RUNPOD_DEBUG_LEVEL": "ERROR", "HOME": home, "NO_PROXY": "*",
+    }  # fmt: skip
+
+
 def scene() -> bytes:
+    """A red disc on blue as a PNG file, an edit's input."""
     from PIL import Image, ImageDraw
 
     picture, buffer = Image.new("RGB", (256, 256), "blue"), io.BytesIO()
@@ -241,15 +260,11 @@ def scene() -> bytes:
     return buffer.getvalue()
 
 
-class closing_server:
-    """The port of a server, closed at the end."""
-
-    def __init__(self, server):
-        self.server = server
-
-    def __enter__(self) -> int:
-        return self.server.server_port
-
-    def __exit__(self, *_) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+@contextmanager
+def closing_server(server: HTTPServer) -> Iterator[int]:
+    """The port of a server, which is closed at the end."""
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,18 +1,19 @@
 """Where a picture's seconds go: our worker and stock diffusers in turns in one process, against the floor.
 
-Each part is a task with one set of our settings. Ours is planned for both tasks, as on an endpoint, and stock is put
-beside it around the same weights, so that both fit one card; they take turns job by job, so that a card that slows down
-slows both. Stages are medians. The floor is the FLOPs of the transformer's passes, as they were called, over the rate
-of a large matrix product measured in the same process. Every preset of the job contract has its rows: `quality` by a
-few of its steps and, at `--whole-size`, by a whole job, the others whole, `fast` by a LoRA that takes its time and
-draws nothing of use. `--set NAME=VALUE` makes parts of their own, with our worker so set; `--speedups` makes one of
-each speed-up alone, of those that work together, of none and of all, by a few steps of `quality`. For a GPU, ended in
-nine minutes and gone on with by the next call:
+Each part is a task with one set of our settings. Our worker is planned for both tasks, as on an endpoint, and stock is
+put beside it around the same weights, so that both fit one card; they take turns job by job, so that a card that slows
+down slows both. Stages are medians. The floor is the FLOPs of the transformer's passes, as they were called, over the
+rate of a large matrix product measured in the same process. Every preset of the job contract has its rows: `quality` by
+a few of its steps and, at `--whole-size`, by a whole job; the others whole; `fast` with a random LoRA, which costs what
+a published one does and draws nothing of use. `--set NAME=VALUE` makes parts of their own with our worker so set;
+`--speedups` makes one of each speed-up alone, of those that work together, of none and of all, by a few steps of
+`quality`. For a GPU, ended in nine minutes and gone on with by the next call:
 
     python -m benchmarks speed --full-size /tmp/full-size --seconds 540
     python -m benchmarks speed --full-size /tmp/full-size --seconds 540 --speedups --sizes 1024 512
 """
 
+import argparse
 import itertools
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from qwen_worker.memory.machine import Machine, read_machine
 from qwen_worker.preset_settings import Preset
 from qwen_worker.settings import Settings, Speedup
 
-from . import cases, full_size, parts, plots, turns
-from .record import NOT_MEASURED, Record, surroundings
+from .measure import full_size, interleaved, layouts
+from .report import plots, resumable
+from .report.rows import FULL_STEPS, NOT_MEASURED, Record, surroundings
 
 KEY = ("checkpoint", "task", "size", "contender", "preset", "settings", "whole", "steps asked")
 COLUMNS = (
@@ -29,17 +31,14 @@ COLUMNS = (
     "steps", "text s", "encode s", "step s", "decode s", "rest s",
     "job s", "floor step s", "of floor", "of stock", "measured",
 )  # fmt: skip
-QUALITY, QUALITY_STEPS = "quality", 50
-PART_NEEDS = 180  # seconds
-# Measured by `--speedups`: of none, each alone, those that pay only together, all.
-SETS = (
-    "none", *(one.value for one in Speedup), "compile,rotary", "compile,rotary,qkv",
-    ",".join(Speedup),
-)  # fmt: skip
+QUALITY = "quality"
+PART_NEEDS = 180  # seconds a part is likely to take
+# What `--speedups` measures: none, each alone, those that pay only together, all.
+SETS = ("none", *(speedup.value for speedup in Speedup), "compile,rotary", ",".join(Speedup))
 
 
-def add_options(parser) -> None:
-    parser.add_argument("--tasks", nargs="+", choices=cases.TASKS, default=list(cases.TASKS))
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tasks", nargs="+", choices=layouts.TASKS, default=list(layouts.TASKS))
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[1024, 512, 768, 1328], help="sides, in order (default: %(default)s)"
     )
@@ -49,30 +48,33 @@ def add_options(parser) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="our settings, as a further part")
     parser.add_argument("--speedups", action="store_true", help="parts of each speed-up alone and of all, instead")
     full_size.add_options(parser)
-    parts.add_options(parser)
+    resumable.add_options(parser)
 
 
-def run(options) -> tuple[list[dict], None]:
-    end = parts.end_of(options)
+def run(options: argparse.Namespace) -> tuple[list[dict], None]:
+    end = resumable.end_of(options)
     record = Record(options.output, "speed", KEY, surroundings() | {"repeats": options.repeats})
-    parts.run(parts_of(options, read_machine()), record, options, end)
+    resumable.run(parts_of(options, read_machine()), record, options, end)
     plots.speed(record, options.output.with_suffix(".png"))
     shown = [row for row in record.rows if not row["measured"].startswith(NOT_MEASURED)]
     return [{name: row.get(name, "") for name in COLUMNS} for row in shown], None
 
 
-def parts_of(options, real: Machine) -> list[parts.Part]:
-    """The full-size checkpoint's parts; without a GPU those are not measured, and the tiny one's are, on the CPU."""
-    folder, missing = full_size.folder_for(options, real)
+def parts_of(options: argparse.Namespace, real: Machine) -> list[resumable.Part]:
+    """The full-size checkpoint's parts and, without a GPU, the tiny one's: those alone are measured then."""
+    folder, obstacle = full_size.folder_for(options, real)
     settings = settings_of(options.set)
     chosen = [settings | {"QWEN_SPEEDUPS": words} for words in SETS] if options.speedups else [settings]
     wanted = list(itertools.product(options.tasks, chosen))
-    found = [part_of(task, one, folder, options, real, missing) for task, one in wanted]
-    tiny = [part_of(task, one, full_size.TINY, options, real, "") for task, one in wanted]
-    return found + (tiny if real.gpu is None else [])
+    parts = [part_of(task, changed, folder, options, real, obstacle) for task, changed in wanted]
+    tiny = [part_of(task, changed, full_size.TINY, options, real, "") for task, changed in wanted]
+    return parts + (tiny if real.gpu is None else [])
 
 
-def part_of(task: str, settings: dict, folder: Path | None, options, real: Machine, missing: str) -> parts.Part:
+def part_of(
+    task: str, settings: dict, folder: Path | None, options: argparse.Namespace, real: Machine, obstacle: str
+) -> resumable.Part:
+    """The part of the task with our worker so set. `obstacle`: why the folder's checkpoints are not there, if so."""
     tiny = folder == full_size.TINY
     words = " ".join(f"{name}={value}" for name, value in settings.items())
     common = {"checkpoint": "tiny" if tiny else full_size.NAME, "task": task, "settings": words}
@@ -83,13 +85,15 @@ def part_of(task: str, settings: dict, folder: Path | None, options, real: Machi
         if options.speedups:
             continue
         if size == options.whole_size:
-            whole = {"whole": True, "steps asked": QUALITY_STEPS}
+            whole = {"whole": True, "steps asked": FULL_STEPS}
             rows += [quality | whole | {"contender": contender} for contender in ("ours", "stock")]
-        own = {"contender": "ours", "whole": True, "steps asked": None}  # a preset's own number
+        own = {"contender": "ours", "whole": True, "steps asked": None}  # as many steps as the preset has
         rows += [quality | own | {"preset": preset} for preset in presets() if preset != QUALITY]
     arguments = {"folder": folder, "task": task, "settings": settings, "repeats": options.repeats}
     name = " ".join(filter(None, (task, words, "tiny" if tiny else "")))
-    return parts.Part(name, tuple(rows), turns.take, arguments, PART_NEEDS if real.gpu else 0, missing)
+    return resumable.Part(
+        name, tuple(rows), interleaved.measure_in_turns, arguments, PART_NEEDS if real.gpu else 0, obstacle
+    )
 
 
 def presets() -> list[str]:
@@ -98,7 +102,7 @@ def presets() -> list[str]:
 
 
 def settings_of(words: list[str]) -> dict[str, str]:
-    """NAME=VALUE as our worker's settings. Ends the program where there is no such setting."""
+    """Words of NAME=VALUE as our worker's settings. Ends the program where there is no such setting."""
     settings = dict(word.partition("=")[::2] for word in words)
     if unknown := sorted(set(settings) - set(Settings.model_fields)):
         raise SystemExit(f"The worker has no setting {', '.join(unknown)}")

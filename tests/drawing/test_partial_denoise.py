@@ -1,11 +1,10 @@
 """`strength` and `mask_image`: the schedule's tail, the noise of a full run, the pixels outside the mask."""
 
-import importlib
-
 import pytest
 import torch
 from PIL import Image, ImageChops, ImageStat
 
+from qwen_tiny.world import judge, scenes
 from qwen_worker.drawing.partial_denoise import PartialDenoise, tail
 from qwen_worker.jobs.parsing import parse
 
@@ -144,27 +143,21 @@ def test_a_mask_of_another_size_is_refused(warm_worker, square):
 
 @pytest.fixture(scope="module")
 def circle():
-    world = importlib.import_module("models.tiny-qwen-image.world")
-    scene = world.Scene("red", "circle", "blue", "large", "left", x=0.25, radius=0.23)
-    return Image.fromarray(world.draw(scene, 1024, 1024))
-
-
-@pytest.fixture(scope="module")
-def judge():
-    return importlib.import_module("models.tiny-qwen-image.judge")
+    scene = scenes.Scene("red", "circle", "blue", "large", "left", x=0.25, radius=0.23)
+    return Image.fromarray(scenes.draw(scene, 1024, 1024))
 
 
 GREEN = {"prompt": "make the background green", "num_inference_steps": 8, "seed": 3}
 
 
-def test_strength_decides_how_far_the_instruction_is_followed(draw, circle, judge):
+def test_strength_decides_how_far_the_instruction_is_followed(draw, circle):
     low, full = (draw(**GREEN, image=as_text(circle), strength=value)[0] for value in (0.2, 1.0))
     assert judge.read(low).background == "blue" and judge.read(full).background == "green"
     for picture in (low, full):
         assert judge.read(picture).colour == "red" and judge.overlap(circle, picture) > 0.8
 
 
-def test_a_mask_decides_where_the_instruction_is_followed(draw, circle, judge):
+def test_a_mask_decides_where_the_instruction_is_followed(draw, circle):
     mask, box = Image.new("L", circle.size, 0), (0, 224, 544, 800)  # the circle and some room around it
     mask.paste(255, box)
     yellow = {**GREEN, "prompt": "paint the circle yellow", "image": as_text(circle)}

@@ -1,7 +1,5 @@
 """A tiny Qwen-Image-2.1 with random weights: no trained one is small enough to keep, and the code path needs one."""
 
-import importlib
-
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
@@ -14,8 +12,10 @@ def build(folder):
     import torch
     import transformers
 
+    from qwen_tiny import architecture
+
     torch.manual_seed(0)
-    tokenizer = importlib.import_module("models.tiny-qwen-image.architecture").build_tokenizer()
+    tokenizer = architecture.build_tokenizer()
     processor = transformers.Qwen3VLProcessor(
         # Not to shrink pictures: the transformer expects one vision token for every 32 x 32 pixels.
         image_processor=transformers.Qwen2VLImageProcessor(

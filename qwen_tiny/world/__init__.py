@@ -1,0 +1,1 @@
+"""What can be drawn, how it is asked for, and what a finished picture shows."""

@@ -1,0 +1,1 @@
+"""What the benchmarks are made of, tried on a CPU with the tiny checkpoint."""

@@ -1,0 +1,54 @@
+"""The benchmark commands: their help, what they write, and how they end."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import soak
+from benchmarks.__main__ import main
+
+from ..conftest import ROOT
+
+HELP = """
+import contextlib, io, sys
+from benchmarks.__main__ import BENCHMARKS, main
+for name in BENCHMARKS:
+    sys.argv = ["benchmarks", name, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        main()
+    assert sys.modules[f"benchmarks.{name}"].__doc__.splitlines()[0] in text.getvalue(), name
+    print(name, *{"torch", "diffusers", "transformers"} & sys.modules.keys())
+"""
+
+
+def test_no_help_imports_torch():
+    done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["handler", "throughput", "soak", "fit", "speed", "load", "costs", "quality"]
+
+
+def test_the_handler_s_share_is_measured(benchmark):
+    report = benchmark("handler", "--size", "256", "--steps", "2", "--repeats", "1")
+    assert report["benchmark"] == "handler" and report["versions"]["diffusers"]
+    ours, other = report["rows"]
+    assert ours["ratio"] == 1 and ours["added ms (median)"] > 0 and other["added ms (median)"] > 0
+
+
+def test_a_benchmark_with_wrong_jobs_ends_with_an_error_and_its_file_is_written(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "result.json"
+    monkeypatch.setattr(soak, "run", lambda options: ([{"job": "url", "end": "WRONG: lost", "count": 2}], {"wrong": 2}))
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "soak", "--output", str(output)])
+    with pytest.raises(SystemExit, match="2 jobs ended wrongly"):
+        main()
+    assert json.loads(output.read_text())["wrong"] == 2 and "WRONG: lost" in capsys.readouterr().out
+
+
+def test_a_short_soak_ends_every_job_rightly(benchmark):
+    """With this seed the 20 jobs are of every kind, and one by URL falls into the time without a bucket."""
+    report = benchmark("soak", "--jobs", "20", "--seed", "3", "--stand-ins")
+    assert report["wrong"] == 0 and sum(row["count"] for row in report["rows"]) == 20
+    kinds = {"generate", "url", "edit", "background", "health", "bad", "stop"}
+    assert {row["job"] for row in report["rows"]} == kinds
+    assert report["SIGKILL"] == 1 and report["SIGTERM, exit 0"] == 1

@@ -1,0 +1,58 @@
+"""The one command goes through its stages and goes on where it was stopped: a few steps of each, on few pictures.
+
+What whole training comes to is in the model card, for it takes two hours.
+"""
+
+import sys
+
+import pytest
+
+from qwen_tiny import evaluate, train
+from qwen_tiny.stages import few_step, sheets, transformer, vae
+from qwen_tiny.training import forward
+
+STEPS = {"vae": 1, "text": 1, "generate": 2, "edit": 2, "few_step": 2, "mistaken": 2}
+BASE = "generate/transformer"
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Runs the command, until the named stage; gives the weights it leaves, path -> bytes."""
+    few = {"pictures": 2, "wordings": 4, "tokens": 32, "share": 1}
+    monkeypatch.setattr(train, "GENERATE_SIZES", (transformer.Size(256, 256, **few),))
+    monkeypatch.setattr(train, "EDIT_SIZES", (transformer.Size(256, 256, **few),))
+    monkeypatch.setattr(few_step, "PATHS", 1)
+    monkeypatch.setattr(few_step, "TOKENS_AT_ONCE", 128)
+    monkeypatch.setitem(transformer.TOKENS_AT_ONCE, "cpu", 128)
+    monkeypatch.setattr(vae, "MEASURED", 2)
+    for name, count in {"PROMPTS": 1, "EDITS": 1, "STEPS": 2}.items():
+        monkeypatch.setattr(sheets, name, count)
+    monkeypatch.setattr(forward, "compiled", lambda function: function)  # to compile takes longer than these steps
+
+    def run(until):
+        steps = [word for name, count in STEPS.items() for word in (f"--{name.replace('_', '-')}", str(count))]
+        command = ["train", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--until", until, *steps]
+        monkeypatch.setattr(sys, "argv", command)
+        train.main()
+        weights = (tmp_path / "out").rglob("*.safetensors")
+        return {str(path.parent.relative_to(tmp_path / "out")): path.read_bytes() for path in weights}
+
+    return run
+
+
+def test_the_one_command_goes_through_its_stages_and_on_where_it_was_stopped(trained, tmp_path, monkeypatch):
+    until_the_lora = trained("few_step")
+    assert {path.stem for path in (tmp_path / "work").glob("*.pt")} == set(STEPS) - {"mistaken"}
+    whole = trained("mistaken")
+    assert {path.stem for path in (tmp_path / "work").glob("*.pt")} == set(STEPS)
+    changed = {name for name, weights in whole.items() if weights != until_the_lora[name]}
+    assert changed == {BASE}, "mistaken captions are learnt by the generate transformer alone"
+    for part in ("text_encoder", "vae"):
+        assert whole[f"generate/{part}"] == whole[f"edit/{part}"]
+    again = trained("mistaken")
+    assert again == whole, "a finished run is loaded, not repeated"
+    assert trained("vae") == whole, "a run that stops early does not write what it has not trained"
+    monkeypatch.setattr(train, "KEPT_CHANGE", 0.0)
+    assert trained("mistaken") == until_the_lora, "the mistaken captions are mixed into the weights before them"
+    pipeline = evaluate.load_pipeline(tmp_path / "out" / "generate", lora=True)
+    assert len(evaluate.draw_prompts(pipeline, evaluate.sample_prompts(1, size=(256, 256)), 1, 1.0)) == 1
