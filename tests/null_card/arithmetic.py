@@ -19,7 +19,7 @@ out: cuDNN's workspaces, and what an operator on small tensors takes beside its 
 
 import ctypes
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -33,7 +33,6 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 COPIES = (aten._to_copy.default, aten.copy_.default)  # operators that may take tensors of two devices
 INDEXING = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)
 EMPTY = (aten.empty.memory_format, aten.empty_strided.default, aten.new_empty.default, aten.new_empty_strided.default)
-SIZED = (aten.new_zeros.default, aten.new_ones.default, aten.new_full.default)  # by their second argument
 # Indices have that tag too, and are seen to above. A single value is read by habit as well, as to be printed.
 SHAPED_BY_VALUES = (
     aten.nonzero.default, aten._unique2.default, aten.unique_consecutive.default, aten.masked_select.default,
@@ -85,13 +84,16 @@ def is_small(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
             return False
         here = here or tensor.is_cuda
         elsewhere = elsewhere or bool(not tensor.is_cuda and tensor.dim())
-    if func in EMPTY or func in SIZED and math.prod(args[1]) > SMALL:
+    if func in EMPTY or any(math.prod(size) > SMALL for size in args[:2] if is_size(size)):
         return False
-    if room == SMALL and not any(True for _ in tensors_of(args)):
-        return is_for_card(kwargs) and func(*args, **kwargs | {"device": "meta"}).nbytes <= SMALL
-    if func in COPIES:
+    if func in COPIES or not here and not elsewhere:
         return here or is_for_card(kwargs)
     return here and not elsewhere
+
+
+def is_size(value: Any) -> bool:
+    """Whether an argument is the size of what an operator is to make."""
+    return isinstance(value, list | tuple) and all(type(one) is int for one in value)
 
 
 def tensors_of(values: Iterable[Any]) -> Iterator[torch.Tensor]:
@@ -127,10 +129,16 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return given[id(value)]
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda").copy_(value)
 
-    args, kwargs = tree_map(seen, (args, kwargs))
+    args = replaced(args, seen)
+    kwargs = {name: replaced(value, seen) for name, value in kwargs.items()}
     if kwargs.get("device") is not None:
         kwargs["device"] = torch.device("cpu")
-    return tree_map(returned, func(*args, **kwargs))
+    return replaced(func(*args, **kwargs), returned)
+
+
+def replaced(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The value, changed; of a list or a tuple each one."""
+    return type(value)(replaced(one, change) for one in value) if type(value) in (list, tuple) else change(value)
 
 
 def host_view(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,12 +6,14 @@ here: the host's memory, of which the null card pins only address space, and rea
 
 import asyncio
 import base64
+import functools
 import gc
 import io
 import os
+import resource
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -26,6 +28,7 @@ from qwen_worker.settings import Settings
 from . import arithmetic, fields, sparse
 from .card import Card
 
+NOWHERE = "/nowhere"  # in place of a model that the endpoint does not have
 SPEEDUPS = "rotary,guidance,attention"  # all but compiling, which takes a minute
 STEPS = 2
 
@@ -34,30 +37,34 @@ STEPS = 2
 class Figures:
     """What one job took, in bytes. `allocated`, `reserved`: the most by torch's allocator, with the context set aside.
 
-    `pinned`: the host's, between jobs.
+    `pinned`: the host's, between jobs; `tiled`: planned so; `out_of_memory`: how often torch found no room.
     """
 
+    plan: str
+    limit: int
     predicted: int
     allocated: int
     reserved: int
-    limit: int
     pinned_planned: int
     pinned: int
     tiled: bool
+    out_of_memory: int
 
 
 class Served:
-    """One worker, for one call of a test. `settings`: as the environment would have them."""
+    """One worker, for one call of a test. `generate`, `edit`: checkpoints of `sparse`; `settings`: as in the environment."""
 
-    def __init__(self, card: Card, checkpoints: Path, edit: str = "edit", **settings: Any):
+    def __init__(self, card: Card, generate: str | None = None, edit: str | None = None, **settings: Any):
         tell_host_memory(round(card.ram * 1e9))
         sparse.skip_holes()
-        os.environ.setdefault("RUNPOD_DEBUG_LEVEL", "INFO")
+        # Nothing has drawn the pictures: they are full of numbers that no colour has.
+        warnings.filterwarnings("ignore", "(overflow|invalid value) encountered", RuntimeWarning)
+        checkpoints = sparse.folder()
         own = {
-            "QWEN_IMAGE_MODEL": str(checkpoints / "generate"),
-            "QWEN_EDIT_MODEL": str(checkpoints / edit),
-            "QWEN_MODEL_ROOTS": "",
-            "QWEN_LORA_ROOTS": str(checkpoints),
+            "QWEN_IMAGE_MODEL": checkpoints / generate if generate else NOWHERE,
+            "QWEN_EDIT_MODEL": checkpoints / edit if edit else NOWHERE,
+            "QWEN_MODEL_ROOTS": NOWHERE,
+            "QWEN_LORA_ROOTS": checkpoints,
             "QWEN_SPEEDUPS": SPEEDUPS,
             "QWEN_FALLBACK": "forbid",
         }
@@ -71,46 +78,59 @@ class Served:
         """What the work returns, once everything that was submitted before is over."""
         return self.worker.inference_thread.submit(work).result()
 
-    def ask(self, **job: Any) -> dict[str, Any]:
-        """The reply to a job."""
-        self.jobs += 1
-        return asyncio.run(self.worker.answer({"id": f"job-{self.jobs}", "input": job}))
-
     def plan(self, task: str) -> Plan:
-        """The plan of the task's model, made and not loaded."""
-        return self.on_inference_thread(lambda: self.worker.pipelines.place(task))
+        """The plan of the task's model, made and not loaded. Raises `LoadError`."""
+        return self.on_inference_thread(functools.partial(self.worker.pipelines.place, task))
 
-    def loaded(self, task: str) -> Loaded | None:
-        return self.worker.pipelines.get(task)
+    def loaded(self, task: str) -> Loaded:
+        """The task's pipeline; raises `AssertionError` where it is not loaded."""
+        found = self.worker.pipelines.get(task)
+        assert found is not None, f"{task} is not loaded"
+        return found
 
-    def draw(self, **job: Any) -> tuple[dict[str, Any], Figures]:
-        """The reply to a job whose model is loaded, and what it took."""
-        fields.reset_peaks()
+    def ask(self, task: str, width: int, height: int, references: int = 0, **more: Any) -> dict[str, Any]:
+        """The reply to a job."""
+        return asyncio.run(self.answer(job(task, width, height, references, **more)))
+
+    async def answer(self, fields_of_job: dict[str, Any]) -> dict[str, Any]:
+        self.jobs += 1
+        return await self.worker.answer({"id": f"job-{self.jobs}", "input": fields_of_job})
+
+    def draw(
+        self, task: str, width: int, height: int, references: int = 0, **more: Any
+    ) -> tuple[dict[str, Any], Figures]:
+        """The reply to a job, its model loaded before, and what it took."""
+        if failure := self.worker.loader.why_not_loaded(task):
+            raise failure
         torch.cuda.reset_peak_memory_stats()
-        reply = self.ask(**job)
-        plan = self.loaded(job["task"]).plan
-        wanted = job["width"], job["height"], len(job.get("images", ()))
-        tiled = plan.tiles(*wanted)
-        taken = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        figures = Figures(
-            plan.peak(*wanted, tiled),
-            *(CONTEXT_BYTES + most for most in taken),
-            plan.limit,
-            plan.ram,
-            fields.read("pinned"),
-            tiled,
+        before = torch.cuda.memory_stats()["num_ooms"]
+        reply = self.ask(task, width, height, references, **more)
+        plan = self.loaded(task).plan
+        tiled = plan.tiles(width, height, references)
+        return reply, Figures(
+            plan=str(plan),
+            limit=plan.limit,
+            predicted=plan.peak(width, height, references, tiled),
+            allocated=CONTEXT_BYTES + torch.cuda.max_memory_allocated(),
+            reserved=CONTEXT_BYTES + torch.cuda.max_memory_reserved(),
+            pinned_planned=plan.ram,
+            pinned=fields.read("pinned"),
+            tiled=tiled,
+            out_of_memory=torch.cuda.memory_stats()["num_ooms"] - before,
         )
-        return reply, figures
 
-    def stop_inside(self, block: int, **job: Any) -> bool:
-        """Stop a job while the transformer's block computes; whether it has ended as stopped."""
-        transformer = self.loaded(job["task"]).pipe.transformer
+    def stop_inside(self, block: int, task: str, width: int, height: int, references: int = 0) -> bool:
+        """Stop a job while a block of the transformer computes; whether it has ended as stopped."""
+        blocks = self.loaded(task).pipe.transformer.transformer_blocks
 
         async def stopped() -> bool:
-            loop, running = asyncio.get_running_loop(), asyncio.create_task(self.answer(job))
-            hook = transformer.transformer_blocks[block].register_forward_pre_hook(
-                lambda *_: loop.call_soon_threadsafe(running.cancel) and None
-            )
+            loop = asyncio.get_running_loop()
+            running = asyncio.create_task(self.answer(job(task, width, height, references)))
+
+            def stop(*_: Any) -> None:
+                loop.call_soon_threadsafe(running.cancel)
+
+            hook = blocks[block].register_forward_pre_hook(stop)
             try:
                 await running
             except asyncio.CancelledError:
@@ -120,19 +140,18 @@ class Served:
             return False
 
         found = asyncio.run(stopped())
-        self.on_inference_thread(lambda: None)
+        self.on_inference_thread(gc.collect)
         return found
-
-    async def answer(self, job: dict[str, Any]) -> dict[str, Any]:
-        self.jobs += 1
-        return await self.worker.answer({"id": f"job-{self.jobs}", "input": job})
 
     def held(self) -> dict[str, int]:
         """What is held between jobs: bytes of tensors on the card, bytes pinned, streams and events."""
-        gc.collect()
-        return {"allocated": torch.cuda.memory_allocated()} | {
-            name: fields.read(name) for name in ("pinned", "streams", "events")
-        }
+        self.on_inference_thread(gc.collect)
+        counted = {name: fields.read(name) for name in ("pinned", "streams", "events")}
+        return {"allocated": torch.cuda.memory_allocated()} | counted
+
+    def resident(self) -> int:
+        """The most of the host's memory that this process has really taken, in bytes."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def tell_host_memory(size: int) -> None:
@@ -147,13 +166,13 @@ def tell_host_memory(size: int) -> None:
 
 
 def job(task: str, width: int, height: int, references: int = 0, **more: Any) -> dict[str, Any]:
-    """A job's input."""
+    """A job's input. `references`: how many pictures of a megapixel an edit is given."""
     made = {"task": task, "prompt": "a fox in the snow", "num_inference_steps": STEPS, "seed": 1}
-    if references:
-        made["images"] = [reference()] * references
-    return made | {"width": width, "height": height} | more
+    pictures = {"images": [reference()] * references} if references else {}
+    return made | pictures | {"width": width, "height": height} | more
 
 
+@functools.cache
 def reference() -> str:
     """A picture of a megapixel, as a job brings it."""
     from PIL import Image

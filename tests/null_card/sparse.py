@@ -6,6 +6,7 @@ zeros. Imports torch inside functions. Knows nothing of the worker.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ READ_BYTES = 1 << 16  # a read of so many is one of weights, and no header's
 
 def folder() -> Path:
     """The folder of the checkpoints, written where it is missing."""
-    from benchmarks import full_size
+    from benchmarks.measure import full_size
 
     versions = [f"{name} {metadata.version(name)}" for name in LIBRARIES]
     sources = [Path(full_size.__file__).read_text(), Path(__file__).read_text()]
@@ -42,15 +43,15 @@ def folder() -> Path:
 
 def write(folder: Path) -> None:
     """What `folder()` has; the full-size benchmarks' own writer, its bytes left out."""
-    from benchmarks import full_size
+    from benchmarks.measure import full_size
 
     folder.mkdir()
-    models = full_size.architecture()
+    models = full_size.empty_models()
     with (
         mock.patch.object(full_size, "write_shard", lambda path, tensors, pool: write_hole(path, shapes_of(tensors))),
         mock.patch.object(full_size, "random_pool", lambda: None),
     ):
-        full_size.write(folder, models)
+        full_size.write_checkpoints(folder, models)
     shutil.copytree(folder / "edit", folder / "edit_plus", copy_function=os.link)
     index = folder / "edit_plus/model_index.json"
     text = json.dumps(json.loads(index.read_text()) | {"_class_name": PLUS})
@@ -77,20 +78,13 @@ def write_hole(path: Path, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> Non
     """A safetensors file in bfloat16 with these tensors: its header, and a hole in place of the rest."""
     header, end = {}, 0
     for name, shape in shapes:
-        start, end = end, end + 2 * product(shape)
+        start, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as stream:
         stream.write(len(encoded).to_bytes(8, "little") + encoded)
         stream.truncate(8 + len(encoded) + end)
-
-
-def product(numbers: Iterable[int]) -> int:
-    result = 1
-    for number in numbers:
-        result *= number
-    return result
 
 
 def skip_holes() -> None:
