@@ -46,7 +46,7 @@ class SmallByCpu(TorchDispatchMode):
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Whether torch.compile may compile while the mode is on: what it compiles has no small tensors' values in it."""
+        """Whether torch.compile may compile while the mode is on: no shape of what it compiles is in small tensors."""
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

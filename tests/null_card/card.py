@@ -10,6 +10,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -120,23 +121,21 @@ class Processes:
     def __enter__(self) -> "Processes":
         self.folder = Path(tempfile.mkdtemp(prefix="null-card-"))
         command = [sys.executable, "-m", "tests.null_card.child"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": (self.folder / "log").open("w")}
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment(), text=True, start_new_session=True, **pipes
-        )
+        with (self.folder / "log").open("w") as log:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment(), start_new_session=True, **pipes)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.kill()
         self.process.stdin.close()
-        self.end()
+        self.process.stdout.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def end(self) -> None:
-        """End the process, and what it has forked."""
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, 9)
+    def kill(self) -> None:
+        """End the process and what it has forked."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def call(self, function: Callable[..., Any], card: Card, *arguments: Any, seconds: float = SECONDS) -> Any:
@@ -159,7 +158,7 @@ class Processes:
         status = self.process.stdout.readline().strip() if ready else "too long"
         if status != "0" or not result.exists():
             if not ready:
-                self.end()
+                self.kill()
             texts = [file.read_text(errors="replace") for file in (self.folder / "log", log) if file.exists()]
             raise CallFailed(f"{function.__name__} on {card} ended with {status}:\n{''.join(texts)[-LOG_CHARACTERS:]}")
         return json.loads(result.read_text())

@@ -3,7 +3,7 @@
 Sizes are what CUDA tells of such cards, in 1e9 bytes. Pure. Knows nothing of torch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .card import Card
 
@@ -13,19 +13,20 @@ GENERATE, EDIT, EDIT_PLUS = "generate", "edit", "edit_plus"  # checkpoints; the 
 
 @dataclass(frozen=True)
 class Case:
-    """A card, and the checkpoints of its endpoint."""
+    """A card, the checkpoints of its endpoint, and whether their blocks are compiled, as they are by default."""
 
     card: Card
     models: tuple[str, ...]
+    compiled: bool = False
 
     @property
     def name(self) -> str:
         card, (major, minor) = self.card, self.card.capability
-        return f"{card.gigabytes:g} GB {major}.{minor}, RAM {card.ram:g}: {' + '.join(self.models)}"
+        return f"{card.gigabytes:g} GB {major}.{minor}, RAM {card.ram:g}: {' + '.join(self.models)}{', compiled' * self.compiled}"
 
 
 BOTH, BOTH_PLUS = (GENERATE, EDIT), (GENERATE, EDIT_PLUS)
-CASES = tuple(
+UNCOMPILED = tuple(
     Case(Card(gigabytes, capability, ram), models)
     for gigabytes, capability, ram, models in (
         (16, ADA, 64, (GENERATE,)),
@@ -54,4 +55,7 @@ CASES = tuple(
         (141, HOPPER, 64, BOTH),
         (141, HOPPER, 64, BOTH_PLUS),
     )
+)
+CASES = tuple(
+    found for case in UNCOMPILED for found in ([case, replace(case, compiled=True)] if len(case.models) > 1 else [case])
 )

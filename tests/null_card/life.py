@@ -16,54 +16,59 @@ TASK = {"generate": "generate", "edit": "edit", "edit_plus": "edit"}
 MOST_REFERENCES = {"generate": 0, "edit": 1, "edit_plus": 3}
 
 
-def live(card: Card, models: list[str], jobs: int = 0, brief: bool = False) -> dict[str, Any]:
-    """The rows of the jobs of one worker, and what it has come to.
+def live(card: Card, models: list[str], compiled: bool = False, jobs: int = 0) -> dict[str, Any]:
+    """The rows of one worker's jobs, and what else it has come to.
 
-    `jobs`: how many more are drawn in the end, to see whether anything stays behind; `brief`: each task at one size.
+    `jobs`: how many more are drawn in the end, to see whether anything stays behind.
     """
     from .served import Served
 
-    served = Served(card, **{TASK[model]: model for model in models})
+    settings = {"QWEN_SPEEDUPS": "auto"} if compiled else {}
+    served = Served(card, **{TASK[model]: model for model in models}, **settings)
     tasks = {TASK[model]: MOST_REFERENCES[model] for model in models}
-    rows = [draw(served, what, *wanted) for what, *wanted in wanted_jobs(served, tasks, brief)]
-    first = next(iter(tasks))
-    wanted = (first, SIDE, SIDE, min(1, tasks[first]))
-    after_lora = draw(served, "with a LoRA", *wanted, loras=[{"path": "lora.safetensors"}])
-    stopped = served.stop_inside(STOPPED_IN, *wanted)
-    after_stop = draw(served, "after a stop", *wanted)
-    short = without_room(served, first, *largest(served.plan(first), wanted[-1]), wanted[-1])
-    after_short = draw(served, "after others took the card", *wanted)
-    held = served.held()
-    after = [draw(served, "again", task, SIDE, SIDE, min(1, most)) for task, most in list(tasks.items()) * (jobs // 2)]
-    return {
-        "rows": [*rows, after_lora, after_stop, after_short],
-        "after": [row["code"] for row in after],
-        "refused": refused(served, tasks),
-        "stopped": stopped,
-        "short": short,
-        "held": [held, served.held()],
-        "resident": served.resident(),
-    }
-
-
-def wanted_jobs(served: Any, tasks: dict[str, int], brief: bool) -> list[tuple[str, str, int, int, int]]:
-    """(what it is, task, width, height, references) of the jobs that the plan has room for."""
-    found = []
+    first, loading, rows = next(iter(tasks)), {}, []
     for task, most in tasks.items():
-        counts = range(1, most + 1) if most else [0]
-        found += [("a megapixel", task, SIDE, SIDE, count) for count in counts]
-        if not brief:
-            sizes = {count: largest(served.plan(task), count) for count in {min(1, most), most}}
-            found += [("the largest", task, *size, count) for count, size in sizes.items()]
-    first, *others = tasks
-    return [*found, *(("swapped back", first, SIDE, SIDE, min(1, tasks[first])) for _ in others)]
+        loading[task] = served.load(task)
+        rows += [draw(served, what, task, *wanted) for what, *wanted in sizes(served.plan(task), most)]
+    wanted = first, SIDE, SIDE, min(1, tasks[first])
+    found = {"rows": rows, "loading": loading, "refused": refused(served, tasks), **facts_of(served, first)}
+    if len(tasks) > 1:
+        rows.append(draw(served, "the other model again", *wanted))
+    rows.append(draw(served, "with a LoRA", *wanted, loras=[{"path": "lora.safetensors"}]))
+    found["stopped"] = served.stop_inside(STOPPED_IN, *wanted)
+    rows.append(draw(served, "after a stop", *wanted))
+    found["without room"] = without_room(served, first, *largest(served.plan(first), wanted[-1]), wanted[-1])
+    rows.append(draw(served, "after others held the card", *wanted))
+    before = served.held()
+    after = [draw(served, "again", task, SIDE, SIDE, min(1, tasks[task]))["code"] for task in turns(tasks, jobs)]
+    return found | {"after": after, "held": [before, served.held()], "resident": served.resident()}
 
 
-def largest(plan: Any, references: int) -> tuple[int, int]:
-    """The largest square that the plan has room for."""
+def turns(tasks: dict[str, int], jobs: int) -> list[str]:
+    """The tasks of so many jobs, one after the other."""
+    return (list(tasks) * jobs)[:jobs]
+
+
+def sizes(plan: Any, most: int) -> list[tuple[str, int, int, int]]:
+    """(what it is, width, height, references) of the jobs that one task is tried with."""
+    counts = range(1, most + 1) if most else [0]
+    found = [("a megapixel", SIDE, SIDE, count) for count in counts]
+    for count in sorted({min(1, most), most}):
+        if size := largest(plan, count):
+            found.append(("the largest", *size, count))
+    return found
+
+
+def largest(plan: Any, references: int) -> tuple[int, int] | None:
+    """The largest square that the plan has room for; None where it has room for none."""
     if plan.fits(LARGEST, LARGEST, references):
         return LARGEST, LARGEST
     return plan.largest(LARGEST, LARGEST, MULTIPLE, references)
+
+
+def facts_of(served: Any, task: str) -> dict[str, Any]:
+    plan = served.plan(task)
+    return {"plan": str(plan), "limit": plan.limit, "weights": plan.weights, "pinned": plan.ram}
 
 
 def draw(served: Any, what: str, task: str, width: int, height: int, references: int, **more: Any) -> dict[str, Any]:

@@ -26,10 +26,10 @@ from qwen_worker.memory.footprint import CONTEXT_BYTES, Plan
 from qwen_worker.settings import Settings
 
 from . import arithmetic, fields, sparse
-from .card import Card
+from .card import Card, cache_folder
 
 NOWHERE = "/nowhere"  # in place of a model that the endpoint does not have
-SPEEDUPS = "rotary,guidance,attention"  # all but compiling, which takes a minute
+UNCOMPILED = "rotary,guidance,attention"  # all speed-ups but compiling, which takes a minute
 STEPS = 2
 
 
@@ -37,22 +37,24 @@ STEPS = 2
 class Figures:
     """What one job took, in bytes. `allocated`, `reserved`: the most by torch's allocator, with the context set aside.
 
-    `pinned`: the host's, between jobs; `tiled`: planned so; `out_of_memory`: how often torch found no room.
+    `pinned`: the host's, between jobs; `fits`, `tiled`: by plan; `out_of_memory`: how often torch found no room.
     """
 
-    plan: str
-    limit: int
     predicted: int
     allocated: int
     reserved: int
-    pinned_planned: int
     pinned: int
+    fits: bool
     tiled: bool
     out_of_memory: int
 
 
 class Served:
-    """One worker, for one call of a test. `generate`, `edit`: checkpoints of `sparse`; `settings`: as in the environment."""
+    """One worker, for one call of a test.
+
+    `generate`, `edit`: checkpoints of `sparse`, None for a model that the endpoint does not have; `settings`: of the
+    worker, as the environment would have them.
+    """
 
     def __init__(self, card: Card, generate: str | None = None, edit: str | None = None, **settings: Any):
         tell_host_memory(round(card.ram * 1e9))
@@ -65,7 +67,8 @@ class Served:
             "QWEN_EDIT_MODEL": checkpoints / edit if edit else NOWHERE,
             "QWEN_MODEL_ROOTS": NOWHERE,
             "QWEN_LORA_ROOTS": checkpoints,
-            "QWEN_SPEEDUPS": SPEEDUPS,
+            "QWEN_SPEEDUPS": UNCOMPILED,
+            "QWEN_COMPILED_FOLDER": cache_folder() / "compiled",
             "QWEN_FALLBACK": "forbid",
         }
         os.environ.update({name: str(value) for name, value in (own | settings).items()})
@@ -96,25 +99,35 @@ class Served:
         self.jobs += 1
         return await self.worker.answer({"id": f"job-{self.jobs}", "input": fields_of_job})
 
+    def load(self, task: str) -> dict[str, int]:
+        """Load the task's model if it is not; the most that was taken meanwhile, in bytes. Raises `LoadError`."""
+        fields.reset_peaks()
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+        if failure := self.worker.loader.why_not_loaded(task):
+            raise failure
+        return {
+            "allocated": CONTEXT_BYTES + torch.cuda.max_memory_allocated(),
+            "reserved": CONTEXT_BYTES + torch.cuda.max_memory_reserved(),
+            "pinned": fields.read("pinned_peak"),
+        }
+
     def draw(
         self, task: str, width: int, height: int, references: int = 0, **more: Any
     ) -> tuple[dict[str, Any], Figures]:
-        """The reply to a job, its model loaded before, and what it took."""
-        if failure := self.worker.loader.why_not_loaded(task):
-            raise failure
+        """The reply to a job, its model loaded before, and what it took. Raises `LoadError`."""
+        self.load(task)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_stats()["num_ooms"]
         reply = self.ask(task, width, height, references, **more)
         plan = self.loaded(task).plan
         tiled = plan.tiles(width, height, references)
         return reply, Figures(
-            plan=str(plan),
-            limit=plan.limit,
             predicted=plan.peak(width, height, references, tiled),
             allocated=CONTEXT_BYTES + torch.cuda.max_memory_allocated(),
             reserved=CONTEXT_BYTES + torch.cuda.max_memory_reserved(),
-            pinned_planned=plan.ram,
             pinned=fields.read("pinned"),
+            fits=plan.fits(width, height, references),
             tiled=tiled,
             out_of_memory=torch.cuda.memory_stats()["num_ooms"] - before,
         )

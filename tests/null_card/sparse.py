@@ -1,4 +1,4 @@
-"""Checkpoints of the released architecture whose weight files are holes: true headers, no bytes, a megabyte on the disk.
+"""Checkpoints of the released architecture whose weight files are holes: true headers, no bytes, a megabyte of disk.
 
 `generate/`, `edit/` (one reference) and `edit_plus/` (up to three) are of full size, as is the LoRA; weights read as
 zeros. Imports torch inside functions. Knows nothing of the worker.

@@ -66,7 +66,7 @@ long long null_card_free(void);
 /* What a call of the runtime gives back: `error`, or what has spoiled the context. Remembers it as the thread's last. */
 int null_card_answer(int error);
 
-/* The error of a launch, counted as one; 0 where it goes well. */
+/* The error of a launch, which is counted; 0 where it goes well. */
 int null_card_launch(void);
 
 /* Whether launches fail at present. */

@@ -130,18 +130,18 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEve
 /* A kernel, as code compiled for CUDA before 13 calls it. */
 cudaError_t cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared,
                              cudaStream_t stream) {
-    return null_card_launch();
+    return null_card_answer(null_card_launch());
 }
 
 /* A kernel, as code compiled for CUDA 13 calls it. */
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void **arguments, size_t shared,
                                cudaStream_t stream) {
-    return null_card_launch();
+    return null_card_answer(null_card_launch());
 }
 
 /* A kernel with attributes, such as clusters. */
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *configuration, const void *function, void **arguments) {
-    return null_card_launch();
+    return null_card_answer(null_card_launch());
 }
 
 /* The kernel of a function: whatever is no null pointer will do. */
@@ -150,12 +150,20 @@ cudaError_t __cudaGetKernel(cudaKernel_t *kernel, const void *function) {
     return null_card_answer(cudaSuccess);
 }
 
+/* The newest architecture that torch brings kernels for and the card runs, as torch's own libraries look for one. */
+static int architecture(void) {
+    static const int built[] = {120, 100, 90, 86, 80};
+    for (size_t i = 0; i < sizeof built / sizeof *built; i++)
+        if (built[i] <= null_card.capability) return built[i];
+    return 75;
+}
+
 /* What a kernel takes of the card. Where launches fail because the card has no code, there is none to be asked of. */
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *found, const void *function) {
     memset(found, 0, sizeof *found);
     found->maxThreadsPerBlock = 1024;
     found->numRegs = 32;
-    found->ptxVersion = found->binaryVersion = (int)null_card.capability;
+    found->ptxVersion = found->binaryVersion = architecture();
     found->maxDynamicSharedSizeBytes = 232448;
     int none = null_card_launches_fail() && null_card.launch_error == cudaErrorNoKernelImageForDevice;
     return null_card_answer(none ? cudaErrorNoKernelImageForDevice : cudaSuccess);

@@ -101,7 +101,7 @@ int null_card_launch(void) {
     int fails = null_card_launches_fail();
     null_card.launches++;
     if (fails && spoils((int)null_card.launch_error)) null_card.spoiled = (long long)null_card.launch_error;
-    return null_card_answer(fails ? (int)null_card.launch_error : cudaSuccess);
+    return fails ? (int)null_card.launch_error : (int)null_card.spoiled;
 }
 
 void *null_card_handle(void) {
