@@ -21,7 +21,19 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "torchao", "bits
 JOBS = 50  # that are drawn after all others, to see whether anything stays behind
 SECONDS = 3600  # what a case may take
 GB = 1e9
-HEADER = ("job", "size", "predicted GB", "allocated", "ratio", "reserved", "ratio", "pinned", "result")
+HEADER = (
+    "job",
+    "size",
+    "predicted GB",
+    "allocated",
+    "ratio",
+    "reserved",
+    "ratio",
+    "room",
+    "used of it",
+    "pinned",
+    "result",
+)
 
 
 def main() -> int:
@@ -92,6 +104,8 @@ def cells_of(row: dict[str, Any], found: dict[str, Any]) -> list[str]:
         f"{row['allocated'] / predicted:.2f}",
         f"{row['reserved'] / GB:.2f}",
         f"{row['reserved'] / predicted:.2f}",
+        f"{row['room'] / GB:.2f}",
+        f"{row['worked'] / row['room']:.2f}",
         f"{row['pinned'] / GB:.2f} of {found['pinned'] / GB:.2f}",
         result_of(row),
     ]

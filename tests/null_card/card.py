@@ -120,29 +120,33 @@ class Processes:
 
     def __enter__(self) -> "Processes":
         self.folder = Path(tempfile.mkdtemp(prefix="null-card-"))
-        command = [sys.executable, "-m", "tests.null_card.child"]
-        with (self.folder / "log").open("w") as log:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment(), start_new_session=True, **pipes)
+        self.process: subprocess.Popen[str] | None = None
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        self.process.stdin.close()
-        self.process.stdout.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def start(self) -> "subprocess.Popen[str]":
+        """The process that calls are forked from."""
+        command = [sys.executable, "-m", "tests.null_card.child"]
+        with (self.folder / "log").open("w") as log:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
+            return subprocess.Popen(command, cwd=ROOT, env=environment(), start_new_session=True, **pipes)
+
     def kill(self) -> None:
-        """End the process and what it has forked."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        """End the process, and with it what it has forked."""
+        if self.process is not None:
+            with self.process:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process = None
 
     def call(self, function: Callable[..., Any], card: Card, *arguments: Any, seconds: float = SECONDS) -> Any:
         """What `function(card, *arguments)` returns in a process with this card; arguments and result are JSON's.
 
         Raises `CallFailed` where it raises, ends its process or takes longer than `seconds`.
         """
+        self.process = self.process or self.start()
         result, log = self.folder / "result.json", self.folder / "call.log"
         result.unlink(missing_ok=True)
         order = {
@@ -155,10 +159,11 @@ class Processes:
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         ready, _, _ = select.select([self.process.stdout], [], [], seconds)
-        status = self.process.stdout.readline().strip() if ready else "too long"
-        if status != "0" or not result.exists():
-            if not ready:
-                self.kill()
-            texts = [file.read_text(errors="replace") for file in (self.folder / "log", log) if file.exists()]
-            raise CallFailed(f"{function.__name__} on {card} ended with {status}:\n{''.join(texts)[-LOG_CHARACTERS:]}")
-        return json.loads(result.read_text())
+        status = self.process.stdout.readline().strip() if ready else f"nothing in {seconds:g} s"
+        if status == "0":
+            return json.loads(result.read_text())
+        if not status.lstrip("-").isdigit():
+            self.kill()
+        texts = [file.read_text(errors="replace") for file in (self.folder / "log", log) if file.exists()]
+        words = "".join(texts)[-LOG_CHARACTERS:]
+        raise CallFailed(f"{function.__name__} on {card} ended with {status or 'no status'}:\n{words}")

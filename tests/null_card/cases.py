@@ -22,7 +22,8 @@ class Case:
     @property
     def name(self) -> str:
         card, (major, minor) = self.card, self.card.capability
-        return f"{card.gigabytes:g} GB {major}.{minor}, RAM {card.ram:g}: {' + '.join(self.models)}{', compiled' * self.compiled}"
+        words = f"{card.gigabytes:g} GB {major}.{minor}, RAM {card.ram:g}: {' + '.join(self.models)}"
+        return words + ", compiled" * self.compiled
 
 
 BOTH, BOTH_PLUS = (GENERATE, EDIT), (GENERATE, EDIT_PLUS)

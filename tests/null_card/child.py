@@ -3,9 +3,11 @@
 Started by `card.Processes`, an order a line on its standard input. Imports torch: no test process does by it.
 """
 
+import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from functools import reduce
@@ -15,8 +17,11 @@ from typing import Any
 from . import fields
 from .card import Card
 
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
 
 def main() -> None:
+    end_with_parent()
     import_libraries()
     for line in sys.stdin:
         order = json.loads(line)
@@ -25,6 +30,11 @@ def main() -> None:
             obey(order)
         _, status = os.waitpid(process, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def end_with_parent() -> None:
+    """Have this process end when the one that started it does, however that ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def import_libraries() -> None:
@@ -45,6 +55,7 @@ def import_libraries() -> None:
 
 def obey(order: dict[str, Any]) -> None:
     """Call the function that was asked for, and end the process."""
+    end_with_parent()
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -16,20 +16,16 @@ TASK = {"generate": "generate", "edit": "edit", "edit_plus": "edit"}
 MOST_REFERENCES = {"generate": 0, "edit": 1, "edit_plus": 3}
 
 
-def live(card: Card, models: list[str], compiled: bool = False, jobs: int = 0) -> dict[str, Any]:
+def live(card: Card, models: list[str], compiled: bool = False, jobs: int = 0, brief: bool = False) -> dict[str, Any]:
     """The rows of one worker's jobs, and what else it has come to.
 
-    `jobs`: how many more are drawn in the end, to see whether anything stays behind.
+    `jobs`: how many more are drawn in the end, to see whether anything stays behind; `brief`: each task at one size.
     """
-    from .served import Served
-
-    settings = {"QWEN_SPEEDUPS": "auto"} if compiled else {}
-    served = Served(card, **{TASK[model]: model for model in models}, **settings)
-    tasks = {TASK[model]: MOST_REFERENCES[model] for model in models}
+    served, tasks = served_for(card, models, compiled)
     first, loading, rows = next(iter(tasks)), {}, []
     for task, most in tasks.items():
         loading[task] = served.load(task)
-        rows += [draw(served, what, task, *wanted) for what, *wanted in sizes(served.plan(task), most)]
+        rows += [draw(served, what, task, *wanted) for what, *wanted in sizes(served.plan(task), most, brief)]
     wanted = first, SIDE, SIDE, min(1, tasks[first])
     found = {"rows": rows, "loading": loading, "refused": refused(served, tasks), **facts_of(served, first)}
     if len(tasks) > 1:
@@ -44,14 +40,34 @@ def live(card: Card, models: list[str], compiled: bool = False, jobs: int = 0) -
     return found | {"after": after, "held": [before, served.held()], "resident": served.resident()}
 
 
+def served_for(card: Card, models: list[str], compiled: bool = False) -> tuple[Any, dict[str, int]]:
+    """A worker of these checkpoints, and the most references of each of its tasks."""
+    from .served import Served
+
+    names = {model: model.rpartition("/")[2] for model in models}
+    settings = {"QWEN_SPEEDUPS": "auto"} if compiled else {}
+    served = Served(card, **{TASK[name]: model for model, name in names.items()}, **settings)
+    return served, {TASK[name]: MOST_REFERENCES[name] for name in names.values()}
+
+
+def draw_first(card: Card, models: list[str], *wanted: Any) -> dict[str, Any]:
+    """The row of a worker's first job, (task, width, height, references); all its models are loaded."""
+    served, tasks = served_for(card, models)
+    for task in tasks:
+        served.load(task)
+    return draw(served, "the first", *wanted)
+
+
 def turns(tasks: dict[str, int], jobs: int) -> list[str]:
     """The tasks of so many jobs, one after the other."""
     return (list(tasks) * jobs)[:jobs]
 
 
-def sizes(plan: Any, most: int) -> list[tuple[str, int, int, int]]:
+def sizes(plan: Any, most: int, brief: bool) -> list[tuple[str, int, int, int]]:
     """(what it is, width, height, references) of the jobs that one task is tried with."""
     counts = range(1, most + 1) if most else [0]
+    if brief:
+        return [("a megapixel", SIDE, SIDE, most)]
     found = [("a megapixel", SIDE, SIDE, count) for count in counts]
     for count in sorted({min(1, most), most}):
         if size := largest(plan, count):

@@ -37,12 +37,15 @@ STEPS = 2
 class Figures:
     """What one job took, in bytes. `allocated`, `reserved`: the most by torch's allocator, with the context set aside.
 
+    `room`: what is planned for it beside the weights, `worked`: what was allocated beside all that was held before;
     `pinned`: the host's, between jobs; `fits`, `tiled`: by plan; `out_of_memory`: how often torch found no room.
     """
 
     predicted: int
     allocated: int
     reserved: int
+    room: int
+    worked: int
     pinned: int
     fits: bool
     tiled: bool
@@ -118,14 +121,17 @@ class Served:
         """The reply to a job, its model loaded before, and what it took. Raises `LoadError`."""
         self.load(task)
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_stats()["num_ooms"]
+        before, held = torch.cuda.memory_stats()["num_ooms"], torch.cuda.memory_allocated()
         reply = self.ask(task, width, height, references, **more)
         plan = self.loaded(task).plan
         tiled = plan.tiles(width, height, references)
+        predicted = plan.peak(width, height, references, tiled)
         return reply, Figures(
-            predicted=plan.peak(width, height, references, tiled),
+            predicted=predicted,
             allocated=CONTEXT_BYTES + torch.cuda.max_memory_allocated(),
             reserved=CONTEXT_BYTES + torch.cuda.max_memory_reserved(),
+            room=predicted - CONTEXT_BYTES - plan.weights,
+            worked=torch.cuda.max_memory_allocated() - held,
             pinned=fields.read("pinned"),
             fits=plan.fits(width, height, references),
             tiled=tiled,

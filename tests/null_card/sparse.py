@@ -1,7 +1,8 @@
 """Checkpoints of the released architecture whose weight files are holes: true headers, no bytes, a megabyte of disk.
 
 `generate/`, `edit/` (one reference) and `edit_plus/` (up to three) are of full size, as is the LoRA; weights read as
-zeros. Imports torch inside functions. Knows nothing of the worker.
+zeros. The same three in `tabled/` hold the rows of the modulation too, as a prepared checkpoint does: they are read then,
+and not computed. Imports torch inside functions. Knows nothing of the worker.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ LIBRARIES = ("diffusers", "transformers")  # whose classes name the tensors
 RANK = 16
 LORA = "lora.safetensors"
 PLUS = "QwenImageEditPlusPipeline"
+TIMESTEPS, STREAMS = 1249, 2  # of the modulation's rows: those that bfloat16 can tell apart, and the layers of a block
 READ_BYTES = 1 << 16  # a read of so many is one of weights, and no header's
 
 
@@ -57,6 +59,10 @@ def write(folder: Path) -> None:
     text = json.dumps(json.loads(index.read_text()) | {"_class_name": PLUS})
     index.unlink()  # a link to the other's
     index.write_text(text)
+    rows = TIMESTEPS, len(models["transformer"].transformer_blocks), STREAMS, 6 * models["transformer"].inner_dim
+    for name in ("generate", "edit", "edit_plus"):
+        shutil.copytree(folder / name, folder / "tabled" / name, copy_function=os.link)
+        write_hole(folder / "tabled" / name / "modulation.safetensors", [("rows", rows)])
     write_hole(folder / LORA, lora_shapes(models["transformer"]))
 
 

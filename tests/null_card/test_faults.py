@@ -72,7 +72,7 @@ def see_memory(card):
     seen["given back"] = fields.read("used")
     torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     held = taken(6 * GB)
-    seen["expandable"] = fields.read("used"), raised(lambda: taken(6 * GB))
+    seen["expandable"] = fields.read("used"), raised(lambda: taken(6 * GB)), held.nbytes
     return seen
 
 
