@@ -1,7 +1,7 @@
 """Checkpoints of the released architecture whose weight files are holes: true headers, no bytes, a megabyte of disk.
 
 `generate/`, `edit/` (one reference) and `edit_plus/` (up to three) are of full size, as is the LoRA; weights read as
-zeros. The same three in `tabled/` hold the rows of the modulation too, as a prepared checkpoint does: they are read then,
+zeros. The same three in `tabled/` hold the rows of the modulation too, as a prepared checkpoint does: those are read,
 and not computed. Imports torch inside functions. Knows nothing of the worker.
 """
 

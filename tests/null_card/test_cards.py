@@ -1,65 +1,107 @@
 """The real worker on cards that have no arithmetic: every layout loads, draws, and takes what its plan says.
 
-A few cards here; the whole table behind the option for long proofs. What is not so today is marked with the audit's
-words, and strictly: mending it turns the mark into a failure.
+A few cards here, the whole table where the long proofs are asked for. What is not so today is marked with the audit's
+words, and strictly: once it is mended its mark is a failure, and goes.
 """
 
 import pytest
 
-from tests.memory import test_placement
+from tests.memory.test_placement import PLANS
 
 from . import life
-from .cases import ADA, AMPERE_PRO, BLACKWELL, CASES, HOPPER, Case
 from .card import Card
+from .cases import ADA, AMPERE_PRO, BLACKWELL, CASES, HOPPER, Case
 from .conftest import proves
 
-ROWS_READ = "tabled/generate", "tabled/edit"  # the modulation's rows lie beside the weights: seconds less to load
-MARGIN = 0.10  # of what is predicted, that a job's peak may be above it
-PINNED_MARGIN = 0.01  # of what is planned, that is pinned more or less
-OVERHEAD = 3_000_000_000  # bytes of the host's memory that a process of the null card may really take
+SIDE = 1024
+READ = ("tabled/generate", "tabled/edit")  # the modulation's rows lie beside the weights: loaded seconds sooner
+READ_PLUS = ("tabled/generate", "tabled/edit_plus")
+MARGIN = 0.10  # of what is predicted, that a job's peak may be off
+PINNED_MARGIN = 0.01  # of what is planned, that pinned memory may be off
+SETTLES = 8 << 20  # bytes that the card may hold more after many jobs: what is fetched ahead of a streamed text encoder
+PROCESS = 3_000_000_000  # bytes of the host's memory that such a process may really take
 SAMPLE = (
-    Case(Card(80, HOPPER, 64), ("generate", "edit")),
-    Case(Card(32, BLACKWELL, 128), ROWS_READ),  # transformers swapped, the text encoder streamed
+    (Case(Card(80, HOPPER, 64), ("generate", "edit")), False),
+    (Case(Card(32, BLACKWELL, 128), READ), True),  # transformers swapped, the text encoder streamed
 )
-FINDING_2 = (
-    "48 GB cards (A40, L40, L40S): the plan leaves 0.4 GB, the allocator needs more; fp8, both resident: every edit fails "
-    "out_of_memory"
+FP8_ON_48 = Card(47.7, ADA, 62)
+finding_2 = pytest.mark.xfail(
+    strict=True,
+    reason="48 GB cards (A40, L40, L40S): the plan leaves 0.4 GB, the allocator needs more; in fp8 every edit fails",
 )
-FINDING_8 = "Quantized activations are not in the plan when a pass is not compiled: eager fp8 needs 2.4, int8 1.8 times"
+finding_8 = pytest.mark.xfail(
+    strict=True,
+    reason="quantized activations are not in the plan when a pass is not compiled: fp8 needs 2.4, int8 1.8 times",
+)
+only_proved = pytest.mark.skipif(not proves(), reason="a long proof, which was not asked for")
 
 
-def require_life(found, brief=False):
+def require_life(found):
     """What must be so on every card."""
     for row in found["rows"]:
         where = row["what"], row["task"], row["size"], row["references"]
         assert row["code"] == ("ok" if row["fits"] else "out_of_memory"), (*where, row["words"])
         assert row["reserved"] <= found["limit"], where
+    assert all(taken["reserved"] <= found["limit"] for taken in found["loading"].values())
     assert found["stopped"] and found["without room"] == "out_of_memory"
     assert all(words.startswith("out_of_memory") and "may be used" in words for words in found["refused"])
     assert set(found["after"]) <= {"ok"}
+    assert found["resident"] < PROCESS
     before, after = found["held"]
-    assert before == after, "something stays behind"
-    assert found["resident"] < OVERHEAD
+    assert after["allocated"] - before["allocated"] < SETTLES
+    assert {**before, "allocated": 0} == {**after, "allocated": 0}
 
 
 def require_figures(found):
-    """Peaks as predicted, pinned memory as planned; LoRAs, which jobs bring, are pinned beside the plan."""
-    for row in found["rows"]:
-        ratio = row["allocated"] / row["predicted"]
-        assert 1 - 3 * MARGIN < ratio < 1 + MARGIN or row["what"] == "the first", (row, ratio)
-    last = [row for row in found["rows"] if row["what"] != "with a LoRA"]
-    pinned = max(row["pinned"] for row in last if row["what"].startswith(("a mega", "the la")))
-    assert pinned == pytest.approx(found["pinned"], rel=PINNED_MARGIN)
+    """Peaks as predicted, and pinned memory as planned, once all models are loaded.
+
+    A job's LoRA is pinned beside the plan, and stays for the next job that brings it.
+    """
+    *_, again, lora, _, _ = found["rows"]
+    assert lora["what"] == "with a LoRA" and again["what"] == "the other model again"
+    assert again["pinned"] == pytest.approx(found["pinned"], rel=PINNED_MARGIN)
+    last = [row for row in found["rows"] if row["fits"] and row["pinned"] >= again["pinned"]]
+    assert last
+    for row in last:
+        assert row["allocated"] == pytest.approx(row["predicted"], rel=MARGIN), row
 
 
-@pytest.mark.parametrize("case", SAMPLE, ids=lambda case: case.name)
-def test_a_worker_lives_on_the_card_as_planned(on_card, case):
-    found = on_card(life.live, case.card, case.models, False, 2, case.models == ROWS_READ)
+@pytest.mark.parametrize(("case", "brief"), SAMPLE, ids=lambda one: getattr(one, "name", ""))
+def test_a_worker_lives_on_the_card_as_planned(on_card, case, brief):
+    found = on_card(life.live, case.card, case.models, case.compiled, 2, brief)
     require_life(found)
     require_figures(found)
 
 
-def test_the_cases_have_every_layout_that_placement_is_tested_for():
-    """Of the precision, table, text encoder and turns that `test_placement` expects of cards."""
-    assert {case.card.capability for case in CASES} >= {AMPERE_PRO, ADA, HOPPER, BLACKWELL}
-    assert {round(case.card.gigabytes) for case in CASES} == {gigabytes for (gigabytes, _), *_ in test_placement.PLANS}
+@only_proved
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_card_and_task_of_the_table(on_card, case):
+    found = on_card(life.live, case.card, case.models, case.compiled, 50, seconds=3600)
+    require_life(found)
+    if len(case.models) > 1:
+        require_figures(found)
+
+
+def test_the_table_has_every_size_of_card_that_placement_is_tested_for():
+    planned = {gigabytes for (gigabytes, _), *_ in PLANS}
+    assert {round(case.card.gigabytes) for case in CASES} == planned
+    assert {case.card.capability for case in CASES} >= {capability for (_, capability), *_ in PLANS}
+
+
+@finding_2
+@pytest.mark.parametrize(
+    "card", [FP8_ON_48, pytest.param(Card(47.7, AMPERE_PRO, 62), marks=only_proved)], ids=["fp8", "int8"]
+)
+def test_an_edit_fits_a_card_of_48_gb_in_eight_bits_at_once(on_card, card):
+    row = on_card(life.draw_first, card, READ, "edit", SIDE, SIDE, 1)
+    assert (row["code"], row["out_of_memory"]) == ("ok", 0), row["words"]
+
+
+@finding_8
+@pytest.mark.parametrize(
+    "card", [Card(24, ADA, 64), pytest.param(Card(24, AMPERE_PRO, 64), marks=only_proved)], ids=["fp8", "int8"]
+)
+def test_an_edit_in_eight_bits_takes_the_room_that_is_planned_for_it(on_card, card):
+    row = on_card(life.draw_first, card, READ_PLUS, "edit", SIDE, SIDE, 3)
+    assert row["code"] == "ok"
+    assert row["worked"] <= row["room"] * (1 + MARGIN), row
