@@ -9,7 +9,7 @@ run: .venv/run-installed
 	$(BIN)/python examples/quickstart.py
 
 test: .venv/test-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # The long proofs, one after another, written to benchmarks/results/: about an hour (computed) on two idle cores. `make prove`
 # again goes on after the proofs that are over, which out/prove names; `rm -r out/prove` begins with the first again.
@@ -40,6 +40,7 @@ out/prove:
 lint: .venv/test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/hadolint Dockerfile .runpod/Dockerfile
 
 integration: .venv/run-installed

@@ -233,7 +233,7 @@ def in_time(run: Run):
 
 
 def stable_memory(run: Run):
-    from qwen_worker.memory.machine import memory_in_use, read_machine
+    from qwen_worker.memory.machine import bytes_in_use, read_machine
 
     name = "memory stays stable"
     used = []
@@ -241,7 +241,7 @@ def stable_memory(run: Run):
         _, facts = run.job(f"repeat-{k}", prompt="a small red square on the right, on a white background", seed=k)
         if "error" in facts or facts["backend"] != "qwen-image":
             return False, name, facts.get("error") or facts["fallback_reason"]
-        used.append(memory_in_use(read_machine()) / 1e9)
+        used.append(bytes_in_use(read_machine()) / 1e9)
     first, last = used[min(1, len(used) - 1)], used[-1]
     growth = last - first
     passed = growth <= max(MEMORY_GROWTH * first, MEMORY_SLACK_MB / 1e3)

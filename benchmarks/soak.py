@@ -125,7 +125,7 @@ class Soak:
             with WorkerProcess(self.environment()) as worker:
                 self.watch(worker, self.options.jobs * third // 3)
                 if third == 2:
-                    self.restarts[f"SIGTERM, exit {worker.terminate()[0]}"] += 1
+                    self.restarts[f"SIGTERM, exit {worker.terminate()}"] += 1
                 if third == 1:
                     self.restarts["SIGKILL"] += 1
             if third == 1:

@@ -17,7 +17,7 @@ class Blob:
     """
 
     digest: str
-    size: int
+    size: int  # bytes
     hub_id: str
     commit: str
     path: str
@@ -25,12 +25,12 @@ class Blob:
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint at the commit that `revision` meant when the contents were settled; digests by path."""
+    """A checkpoint at the commit that `revision` meant when the contents were settled."""
 
     hub_id: str
     revision: str
     commit: str
-    files: Mapping[str, str]
+    files: Mapping[str, str]  # digests by path
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,22 @@ class Contents:
     layers: Sequence[Sequence[str]]  # of digests
 
     def layer_of(self, digest: str) -> int:
-        return next(number for number, held in enumerate(self.layers) if digest in held)
+        """The number of the layer that holds the blob."""
+        return next(number for number, digests in enumerate(self.layers) if digest in digests)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
 
 
 def from_json(text: str) -> Contents:
-    held = json.loads(text)
-    blobs = {digest: Blob(**blob) for digest, blob in held["blobs"].items()}
-    return Contents(held["optional"], [Model(**model) for model in held["models"]], blobs, held["layers"])
+    """The contents that `to_json` wrote."""
+    fields = json.loads(text)
+    blobs = {digest: Blob(**blob) for digest, blob in fields["blobs"].items()}
+    return Contents(fields["optional"], [Model(**model) for model in fields["models"]], blobs, fields["layers"])
 
 
 class TooLarge(Exception):
-    """What does not fit into the layers, with the figures."""
+    """The files do not fit into the layers; the message has the figures."""
 
 
 def settle(optional: bool, models: Sequence[Model], blobs: Mapping[str, Blob], count: int) -> Contents:
@@ -72,10 +74,10 @@ def settle(optional: bool, models: Sequence[Model], blobs: Mapping[str, Blob], c
 def into_layers(sizes: Mapping[str, int], limit: int = LAYER_BYTES) -> list[list[str]]:
     """Names in as few layers as first-fit-decreasing finds; the same whatever the order of `sizes`.
 
-    Raises `TooLarge` for one that no layer holds.
+    `sizes`: bytes by name; `limit`: bytes of a layer. Raises `TooLarge` for a name that no layer holds.
     """
     layers: list[list[str]] = []
-    room: list[int] = []
+    room: list[int] = []  # bytes that each layer has left
     for name, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
         if size > limit:
             raise TooLarge(f"{name} has {size / GB:.1f} GB; a layer takes at most {limit / GB:g} GB.")

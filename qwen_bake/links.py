@@ -1,6 +1,6 @@
 """Snapshots made of links to the blobs, in the layout of the hub's cache, where the worker looks for checkpoints.
 
-Relative and symbolic: a hard link would not survive between two layers of an image.
+The links are relative and symbolic: a hard link would not survive between two layers of an image. Knows no hub.
 """
 
 import os
@@ -12,20 +12,18 @@ MODELS, WEIGHTS = "models", "weights"  # below the root: snapshots of links; a f
 
 
 def layer_folder(root: Path, number: int) -> Path:
+    """The folder of the blobs of one layer."""
     return root / WEIGHTS / f"{number:02}"
 
 
 def missing(contents: Contents, model: Model, root: Path) -> list[str]:
     """The model's files whose blobs are not there in full."""
-    return [
-        path
-        for path, digest in model.files.items()
-        if not has_size(layer_folder(root, contents.layer_of(digest)) / digest, contents.blobs[digest].size)
-    ]
 
+    def is_whole(digest: str) -> bool:
+        blob = layer_folder(root, contents.layer_of(digest)) / digest
+        return blob.is_file() and blob.stat().st_size == contents.blobs[digest].size
 
-def has_size(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
+    return [path for path, digest in model.files.items() if not is_whole(digest)]
 
 
 def link(contents: Contents, model: Model, root: Path) -> None:

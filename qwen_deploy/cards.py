@@ -100,9 +100,9 @@ def models_to_load(settings: Settings, tasks: Sequence[str]) -> list[Model]:
     checkpoints: list[checkpoint.Checkpoint] = []
     for task in tasks:
         name = getattr(settings, MODEL_SETTINGS[task])
-        released = checkpoint.known(name)
+        released = checkpoint.released(name)
         if released is None:
-            names = ", ".join(checkpoint.KNOWN)
+            names = ", ".join(checkpoint.RELEASED)
             raise UsageError(
                 f"{MODEL_SETTINGS[task]} is {name}, whose size is not known here (known: {names}): name the "
                 "pools with --gpu and give --no-fit-check."
@@ -130,7 +130,9 @@ def fit(pool: Pool, settings: Settings, tasks: Sequence[str], ram_gb: float, cud
     cap = round(settings.QWEN_VRAM_GB * GB) if settings.QWEN_VRAM_GB else None
     try:
         models = models_to_load(settings, tasks)
-        plan = placement.plan(models, machine, settings.QWEN_PRECISION, cap, settings.QWEN_SAVINGS, settings.own_loras)
+        plan = placement.plan(
+            models, machine, settings.QWEN_PRECISION, cap, settings.QWEN_SAVINGS, settings.own_lora_count
+        )
     except LoadError as error:
         return Fit(pool, None, f"too small: {error.reason}")
     return Fit(pool, plan)

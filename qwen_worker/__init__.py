@@ -1,6 +1,6 @@
-"""The parts of the Qwen-Image worker.
+"""The packages of the Qwen-Image worker; `QWEN_IMPLEMENTATION.md` draws their layers.
 
-The story they serve is told in `runpod_handler.py`, which nothing here imports.
+`runpod_handler.py` is the caller of these packages, and none of them imports it.
 """
 
 __version__ = "0.1.0"

@@ -1,8 +1,10 @@
 """What a caller is told when a job cannot be done: a stable code and one sentence.
 
-Knows nothing of where errors arise. Every code that a reply can carry is in `CODES`. A `LoadError` is not a job's
-failure: the handler decides whether it becomes a fallback or `model_unavailable`.
+Every code that a reply can carry is in `CODES`. A `LoadError` does not end a job by itself: the handler decides whether
+it becomes a stand-in or `model_unavailable`. Knows nothing of where errors arise.
 """
+
+from typing import Any
 
 CODES = {
     "invalid_input": "a field is missing, unknown, of the wrong type or outside its limits",
@@ -19,7 +21,10 @@ CODES = {
 
 
 class JobError(Exception):
-    """Ends a job with a failure that its caller may read: no path, traceback or secret belongs in `sentence`."""
+    """Ends a job with a failure that its caller may read: no path, traceback or secret belongs in `sentence`.
+
+    Raises `KeyError` for a code that is not in `CODES`.
+    """
 
     def __init__(self, code: str, sentence: str, refresh_worker: bool = False):
         if code not in CODES:
@@ -28,7 +33,7 @@ class JobError(Exception):
         self.code, self.sentence = code, sentence
         self.refresh_worker = refresh_worker
 
-    def reply(self) -> dict:
+    def reply(self) -> dict[str, Any]:
         """The reply for this failure; the SDK turns a truthy `error` into the state FAILED.
 
         `refresh_worker` asks the platform for a fresh worker after this job.
@@ -44,13 +49,13 @@ class InvalidInput(JobError):
 
 
 class LoadError(Exception):
-    """Why a model cannot be loaded, in words that a caller may read. `passing`: worth another try after a pause."""
+    """A model cannot be loaded, for a reason that a caller may read. `transient`: a later try may succeed."""
 
-    def __init__(self, reason: str, passing: bool = False):
+    def __init__(self, reason: str, transient: bool = False):
         super().__init__(reason)
         self.reason = reason
-        self.passing = passing
+        self.transient = transient
 
 
 class Cancelled(Exception):
-    """Raised inside a running job at the first step after the platform's stop."""
+    """The platform has stopped the job; raised where the job next looks, in the drawing at the next step."""

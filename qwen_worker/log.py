@@ -1,13 +1,17 @@
-"""The log's form: one line a fact on stdout, as the SDK and the platform read it. Knows nothing of what is told."""
+"""The log: one line for each event on stdout, in the form that the platform reads. Knows nothing of the events."""
 
 import json
 import os
+import traceback
 
 LEVELS = ("DEBUG", "INFO", "WARN", "ERROR")
 
 
 def log_line(job_id: str | None, level: str, message: str) -> None:
-    """One line on stdout at the SDK's log level: the platform's JSON where there is an endpoint, else plain text."""
+    """Print the message unless the SDK's log level hides it: on an endpoint as the platform's JSON, else as plain text.
+
+    `level`: one of `LEVELS`. `job_id`: None for what concerns no single job.
+    """
     threshold = os.environ.get("RUNPOD_LOG_LEVEL", os.environ.get("RUNPOD_DEBUG_LEVEL", "INFO")).upper()
     if threshold in LEVELS and LEVELS.index(level) < LEVELS.index(threshold):
         return
@@ -16,3 +20,8 @@ def log_line(job_id: str | None, level: str, message: str) -> None:
     else:
         line = f"{level:<7}| {job_id + ' | ' if job_id else ''}{message}"
     print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
+
+
+def log_exception(job_id: str | None) -> None:
+    """Print the traceback of the exception that is being handled: the log is the one place that shows it whole."""
+    log_line(job_id, "ERROR", traceback.format_exc())

@@ -10,15 +10,50 @@ import os
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
+# Read by torch when it is imported, here and in every process that a test starts. Threads for these sizes gain nothing,
+# and on a machine that is busy otherwise they spin for one another: OpenMP's took four times the processor's seconds.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 # Read by the SDK and the hub when they are imported: no test reaches the network.
 os.environ.setdefault("RUNPOD_DEBUG_LEVEL", "INFO")
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing listens there
 
 ROOT = Path(__file__).parents[1]
+PROCESS_BYTES = 3_000_000_000  # of a process of tests with torch, and of a worker process that it starts
 job_numbers = itertools.count()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--prove", action="store_true", help="the long proofs whole, of which there is else a sample")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """`-n auto`: a process for each processor, as far as there is memory for them."""
+    return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // PROCESS_BYTES))
+
+
+@pytest.fixture(scope="session")
+def sample(pytestconfig):
+    """sample(quick, whole): the size of a proof, `whole` with --prove alone."""
+    return lambda quick, whole: whole if pytestconfig.getoption("--prove") else quick
+
+
+@pytest.fixture
+def gate():
+    """gate(): an event that a fake may wait for without a limit: at the test's end it is set."""
+    gates = []
+
+    def new():
+        gates.append(threading.Event())
+        return gates[-1]
+
+    yield new
+    for one in gates:
+        one.set()
 
 
 @pytest.fixture(autouse=True)
@@ -67,14 +102,19 @@ def warm_worker(tiny):
     )
 
 
-@pytest.fixture
-def environment(tiny, tmp_path):
-    """environment(**variables): the shell's, less what would steer the worker or the SDK."""
+def environment_of(tiny, home, **variables):
+    """A worker process's: the shell's, less what would steer the worker or the SDK."""
     steering = ("RUNPOD_", "QWEN_", "SERVER_", "BUCKET_", "STREAM")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
     models = {"QWEN_IMAGE_MODEL": str(tiny / "generate"), "QWEN_EDIT_MODEL": str(tiny / "edit")}
     # An empty home: the SDK prefers the credentials in ~/.runpod to the environment's.
-    return lambda **variables: {**kept, **models, "HOME": str(tmp_path), "NO_PROXY": "*", **variables}
+    return {**kept, **models, "HOME": str(home), "NO_PROXY": "*", **variables}
+
+
+@pytest.fixture
+def environment(tiny, tmp_path):
+    """environment(**variables): `environment_of` the test's own home."""
+    return functools.partial(environment_of, tiny, tmp_path)
 
 
 def run(worker, fields, job_id=None):

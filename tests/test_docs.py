@@ -1,6 +1,7 @@
 """The documentation is held to the code: links, settings, fields, error codes, examples, patches."""
 
 import ast
+import fnmatch
 import functools
 import json
 import re
@@ -32,11 +33,16 @@ VOLATILE = ("processing_time", "timings", "worker_version", "created")
 MODELS = {"generate": "tiny-qwen-image/generate", "edit": "tiny-qwen-image/edit"}
 
 
+def tracked():
+    """Every file that git knows or would take, by its path from the root."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in found.stdout.splitlines() if (ROOT / name).is_file()]
+
+
 def pages():
     """Every Markdown file of the working tree that git does not ignore, by its path from the root."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return [name for name in sorted(set(found.stdout.split())) if (ROOT / name).is_file()]
+    return sorted(name for name in tracked() if name.endswith(".md"))
 
 
 def read(page):
@@ -84,6 +90,33 @@ def default_of(field):
     if field.is_required():
         return "required"
     return "none" if field.default in (None, (), "") else json.dumps(field.default)
+
+
+def tree():
+    """The paths of the README's tree, folders with a slash at their end; the prose begins after two spaces."""
+    (block,) = (text for _, text in FENCED.findall(read("README.md")) if text.startswith("runpod_handler.py"))
+    folder = ""
+    for line in block.splitlines():
+        indent, names = re.match(r"( *)(.+?)(?:   ?\s*\S.*)?$", line).groups()
+        for name in names.split(", "):
+            path = folder + name if indent else name
+            yield path
+            folder = name if not indent and name.endswith("/") else folder
+
+
+def test_the_tree_of_the_readme_has_every_folder_and_no_other_name():
+    names = list(tree())
+    for name in names:
+        assert list(ROOT.glob(name.rstrip("/"))), name
+    files = tracked()
+    tops = {name.partition("/")[0] + "/" * ("/" in name) for name in files}
+    named = {name.partition("/")[0] + "/" * ("/" in name) for name in names}
+    for top in tops - {"README.md"}:
+        assert any(fnmatch.fnmatch(top, name) for name in named), top
+    packages = {
+        "/".join(name.split("/")[:2]) + "/" for name in files if re.fullmatch(r"qwen_\w+/\w+/__init__.py", name)
+    }
+    assert packages <= set(names)
 
 
 @pytest.mark.parametrize("page", pages())

@@ -5,6 +5,7 @@ Reads the imports of every module as text, those inside functions and those for 
 
 import ast
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ LAYERS = (
     ("prepare",),
 )
 LAYER = {place: number for number, places in enumerate(LAYERS) for place in places}
+
+# A module: one idea. A face, which holds a docstring alone, may be shorter.
+FEWEST_LINES, MOST_LINES = 30, 350
+GROUND = LAYERS[0]
 
 SOCKETS = {"socket", "http", "requests", "aiohttp", "boto3", "botocore", "urllib3", "httpx", "httpx2", "runpod"}
 HUB_CALLS = {"HfApi", "hf_hub_download", "snapshot_download"}
@@ -74,6 +79,14 @@ def test_every_package_has_its_layer():
     assert {name.partition(".")[0] for name in WORKER} - {""} == set(LAYER)
 
 
+def test_the_drawing_of_the_packages_is_these_layers():
+    """Names stand between a layer's number and what they are for, which begins after two spaces or more."""
+    page = (ROOT / "QWEN_IMPLEMENTATION.md").read_text()
+    drawn = {int(number): set(names.split()) for number, names in re.findall(r"^(\d)  ((?:\w+ )*\w+)  ", page, re.M)}
+    assert drawn == {number: set(names) - {"preset_settings"} for number, names in enumerate(LAYERS, 1)}
+    assert "`preset_settings.py` is a part of `settings`" in page
+
+
 @pytest.mark.parametrize("name", sorted(set(WORKER) - {""}))
 def test_a_module_imports_from_its_own_package_and_from_lower_layers(name):
     own = name.partition(".")[0]
@@ -119,6 +132,14 @@ def test_the_packages_know_nothing_of_the_handler():
             firsts = {one.partition(".")[0] for one in imports(package, name, file)}
             assert "runpod_handler" not in firsts, f"{package}.{name}"
             assert package != "qwen_worker" or not firsts & {"qwen_deploy", "qwen_bake"}, name
+
+
+@pytest.mark.parametrize("package", ["qwen_worker", "qwen_deploy", "qwen_bake", "qwen_tiny", "benchmarks"])
+def test_a_module_has_the_length_of_one_idea(package):
+    for name, file in modules(package).items():
+        lines = len(file.read_text().splitlines())
+        assert lines <= MOST_LINES, f"{name}: {lines}"
+        assert lines >= FEWEST_LINES or file.name == "__init__.py" or name in GROUND, f"{name}: {lines}"
 
 
 def test_every_module_says_what_it_is_for():

@@ -24,7 +24,7 @@ class Card:
         gpu = read_gpu()
         self.device = "cuda" if gpu else "cpu"
         self.cap_bytes = round(cap_gb * GB) if gpu and cap_gb else None
-        self.bytes_before = gpu.total - gpu.free if gpu else 0
+        self.bytes_before = gpu.total_bytes - gpu.free_bytes if gpu else 0
         self.times_full_before = 0
 
     def open_context(self) -> float:
@@ -64,7 +64,7 @@ class Card:
         if self.device == "cpu" or gpu is None:
             return {}
         reserved = torch.cuda.max_memory_reserved()
-        context = gpu.total - gpu.free - self.bytes_before - torch.cuda.memory_reserved()
+        context = gpu.total_bytes - gpu.free_bytes - self.bytes_before - torch.cuda.memory_reserved()
         return {
             "allocated peak GB": gb(torch.cuda.max_memory_allocated()),
             "reserved peak GB": gb(reserved),

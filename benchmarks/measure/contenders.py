@@ -52,7 +52,7 @@ class Ours:
         """Load the task's pipeline; the seconds of the load. Raises `LoadError`."""
         if failure := self.worker.loader.why_not_loaded(task):
             raise failure
-        return self.loaded(task).seconds
+        return self.loaded(task).load_seconds
 
     def loaded(self, task: str) -> Any:
         return self.worker.pipelines.get(task)

@@ -18,7 +18,7 @@ from typing import Any
 from qwen_worker.errors import LoadError
 from qwen_worker.lora.names import BLOCK_LAYERS
 from qwen_worker.memory import placement
-from qwen_worker.memory.machine import Machine, disk_free
+from qwen_worker.memory.machine import Machine, free_disk_bytes
 
 TINY = Path(__file__).parents[2] / "models/tiny-qwen-image"
 NAME = "full size, random weights"
@@ -77,7 +77,7 @@ def ready_folder(folders: list[Path]) -> Path:
     for folder in folders:
         held = sum(file.stat().st_size for file in folder.rglob("generate/*/*.safetensors"))
         try:
-            placement.require_disk("the full-size checkpoint", max(0, needed - held), disk_free(folder))
+            placement.require_disk("the full-size checkpoint", max(0, needed - held), free_disk_bytes(folder))
         except LoadError as refused:
             refusals.append(refused.reason)
             continue

@@ -135,8 +135,8 @@ def stock_for(ours: Ours, folder: Path, task: str, side: int, device: str) -> tu
 def way_beside(plan: Plan, task: str, side: int) -> str:
     """The fastest way of stock that fits what our plan leaves of the card; weights that both share are free."""
     (model,) = layouts.models_of((task,))
-    shared = 0 if plan.precision in LOSSY else plan.transformer(model)
-    shared += plan.text(model) if plan.text_encoder == "resident" else 0
-    room, peaks = read_gpu().free, layouts.stock_peaks(task, side)
+    shared = 0 if plan.precision in LOSSY else plan.transformer_bytes(model)
+    shared += plan.text_encoder_bytes(model) if plan.text_encoder == "resident" else 0
+    room, peaks = read_gpu().free_bytes, layouts.stock_peaks(task, side)
     peaks[stock.RESIDENT] -= shared
     return next((way for way, peak in peaks.items() if peak <= room), stock.BY_LAYER)

@@ -118,10 +118,10 @@ def with_ratio(row: dict) -> dict:
 def prediction(plan: Plan, side: int, task: str) -> dict:
     """What the plan says ahead of a job, for a row: its memory, of which a CPU has the weights alone."""
     images = int(task == "edit")
-    facts = {"plan": str(plan), "predicted weights GB": round(plan.weights / GB, 6)}
+    facts = {"plan": str(plan), "predicted weights GB": round(plan.weight_bytes / GB, 6)}
     if plan.device == "cpu":
         return facts
-    return facts | {"predicted peak GB": gb(plan.peak(side, side, images, plan.tiles(side, side, images)))}
+    return facts | {"predicted peak GB": gb(plan.peak_bytes(side, side, images, plan.needs_tiles(side, side, images)))}
 
 
 def send_failures(send: Send, rows: list[dict], why: str) -> None:

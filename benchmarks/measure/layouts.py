@@ -71,7 +71,7 @@ def layout_of(plan: str) -> str:
 
 def models_of(tasks: tuple[str, ...]) -> list[Model]:
     """The released models, as placement counts them."""
-    checkpoints = [checkpoint.known(RELEASED[task]) for task in tasks]
+    checkpoints = [checkpoint.released(RELEASED[task]) for task in tasks]
     return [as_model(held, checkpoints[:number]) for number, held in enumerate(checkpoints)]
 
 
@@ -87,12 +87,14 @@ def machine_for(case: Case, real: Machine, architecture: str | None = None, ram_
     """
     if case.cap is None:
         return real
-    ram = round(ram_gb * GB) if ram_gb else real.ram_available if real.gpu else round(USUAL_RAM)
+    ram = round(ram_gb * GB) if ram_gb else real.ram_available_bytes if real.gpu else round(USUAL_RAM)
     size = round(case.cap * GB)
     capability = ARCHITECTURES[architecture_of(case, architecture)]
     gpu = real.gpu or Gpu("no card", capability, size, size)
     name = f"{gpu.name} as a card of {case.cap:g} GB"
-    return Machine(replace(gpu, name=name, capability=capability), max(ram, real.ram_total if real.gpu else 0), ram)
+    return Machine(
+        replace(gpu, name=name, capability=capability), max(ram, real.ram_total_bytes if real.gpu else 0), ram
+    )
 
 
 def plan_for(case: Case, machine: Machine, precision: str = "auto") -> tuple[Plan | None, str]:
@@ -124,8 +126,8 @@ def obstacle(case: Case, real: Gpu | None, plan: Plan | None, installed: Callabl
         return ""
     if real is None:
         return "there is no GPU here"
-    if case.cap * GB > real.total:
-        return f"{real.name} has {real.total / GB:.1f} GB"
+    if case.cap * GB > real.total_bytes:
+        return f"{real.name} has {real.total_bytes / GB:.1f} GB"
     if real.capability < placement.MIN_CAPABILITY:
         return f"{real.name} does not compute in bfloat16"
     if plan is None:

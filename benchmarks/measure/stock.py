@@ -28,7 +28,7 @@ def peaks(model: Model, side: int, images: int) -> dict[str, int]:
     by_model = max(sizes["transformer"] + denoise * GIB, sizes["vae"] + vae * GIB, sizes["text_encoder"])
     largest_layer = 2 * model.parts.get("embedding", 0)
     return {
-        RESIDENT: whole.peak(side, side, images),
+        RESIDENT: whole.peak_bytes(side, side, images),
         BY_MODEL: round(CONTEXT_BYTES + by_model),
         BY_LAYER: round(CONTEXT_BYTES + max(largest_layer, max(denoise, vae) * GIB)),
     }

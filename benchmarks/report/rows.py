@@ -103,7 +103,7 @@ def surroundings() -> dict:
     machine = read_machine()
     return {
         "device": machine.gpu.name if machine.gpu else "CPU",
-        "device GB": round((machine.gpu.total if machine.gpu else machine.ram_total) / GB, 1),
+        "device GB": round((machine.gpu.total_bytes if machine.gpu else machine.ram_total_bytes) / GB, 1),
         "driver": driver() if machine.gpu else None,
         "processor": f"{platform.machine()}, {psutil.cpu_count()} cores",
         "python": platform.python_version(),

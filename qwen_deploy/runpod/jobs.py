@@ -94,15 +94,15 @@ class Queue:
         `on_status` is called with each status; whatever it raises ends the wait. A job that is not answered is
         cancelled; where that fails too, `note` takes a sentence. Raises `NotServing` when patience ends.
         """
-        job_id = None
+        job_id, answer = None, None
         try:
             with hold_interrupts():  # nobody could cancel a job whose id is lost
                 job_id = self.send(fields, limit, repeat)
-            return self.wait(job_id, patience, on_status)
-        except BaseException:  # Ctrl-C too must not leave a job that runs and is paid for
-            if job_id and not self.cancel(job_id):
+            answer = self.wait(job_id, patience, on_status)
+            return answer
+        finally:  # Ctrl-C too must not leave a job that runs and is paid for
+            if job_id and not answer and not self.cancel(job_id):
                 note(f"Job {job_id} could not be cancelled and may still run.")
-            raise
 
     def wait(self, job_id: str, patience: float, on_status: Callable[[JobStatus], None]) -> Answer:
         deadline = self.clock.now() + patience

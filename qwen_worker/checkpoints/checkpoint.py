@@ -1,6 +1,6 @@
 """A Qwen-Image checkpoint before it is loaded: where it lies, what it is, how large, and whether its files are whole.
 
-Reads names, configs and safetensors headers, never weights. Knows nothing of torch, diffusers or the network.
+Reads names, configs and safetensors headers, never weights. Knows nothing of torch and diffusers, and opens no socket.
 """
 
 import hashlib
@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 from ..errors import LoadError
-from ..network.hub import cache_folder
-from .files import is_folder, label_of, read_json, shards, tensors
+from ..network.hub import hub_cache_folder
+from .files import Json, is_folder, label_of, read_json, shards, tensor_shapes
 
 WEIGHTS = ("transformer", "text_encoder", "vae")  # components that hold parameters
 
@@ -28,7 +29,7 @@ class PipelineClass:
     adaptable: bool = True  # its transformer is the 20B one's, which LoRAs, few-step presets and the step cache know
 
 
-# Of each component that holds no parameters: any one of these sets of files makes it complete.
+# Any one of these sets of files makes a component complete that holds no parameters.
 NEEDED_FILES = {
     "scheduler": (("scheduler_config.json",),),
     "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
@@ -42,8 +43,8 @@ PIPELINE_CLASSES = {
     "QwenImage21Pipeline": PipelineClass(EDITS | {"generate"}, 3, ("scheduler", "processor"), False),
 }
 
-# What the exact savings and quantization act on, by the names of the weights: (component, pattern).
-PART_NAMES = {
+# The parts of a component that the exact savings and quantization act on: (component, pattern of the weights' names).
+PART_PATTERNS = {
     "modulation": ("transformer", r"^transformer_blocks\.\d+\.(img|txt)_mod\."),
     "modulation_outputs": ("transformer", r"^transformer_blocks\.\d+\.(img|txt)_mod\..*\.bias$"),
     "matrices": ("transformer", r"^transformer_blocks\.\d+\.(attn\.(to|add)_|(img|txt)_mlp\.).*\.weight$"),
@@ -58,7 +59,8 @@ PARTS_20B = {
     "modulation": 6_796_984_320, "modulation_outputs": 2_211_840, "matrices": 13_589_544_960,
     "lm_head": 544_997_376, "vision": 676_550_144, "embedding": 544_997_376, "temporal": 82_292_928,
 }  # fmt: skip
-KNOWN = {
+# By hub id: the pipeline class, and the parameters by component.
+RELEASED = {
     "Qwen/Qwen-Image": ("QwenImagePipeline", SIZE_20B),
     "Qwen/Qwen-Image-2512": ("QwenImagePipeline", SIZE_20B),
     "Qwen/Qwen-Image-Edit": ("QwenImageEditPipeline", SIZE_20B),
@@ -71,7 +73,7 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint. `folder` is None while it is known by name only and would have to be downloaded."""
+    """One checkpoint. `folder` is None as long as its files are not on this machine."""
 
     name: str  # as a caller may see it: the hub id, or a folder's last two names
     class_name: str
@@ -80,8 +82,8 @@ class Checkpoint:
     folder: Path | None = None
     hub_id: str | None = None
     revision: str | None = None  # a commit, a branch, or a digest of a plain folder
-    parts: dict[str, int] = field(default_factory=dict, hash=False)  # parameters that can be saved on; see PART_NAMES
-    digests: dict[str, str] = field(default_factory=dict, hash=False)  # of components' content, where it is known
+    parts: dict[str, int] = field(default_factory=dict[str, int], hash=False)  # parameters; see PART_PATTERNS
+    digests: dict[str, str] = field(default_factory=dict[str, str], hash=False)  # of components' content, if taken
 
     @property
     def pipeline_class(self) -> PipelineClass:
@@ -91,35 +93,41 @@ class Checkpoint:
     def adaptable(self) -> bool:
         return self.pipeline_class.adaptable
 
+    @property
+    def local_folder(self) -> Path:
+        """The folder of its files. Raises `LoadError` where they are not on this machine."""
+        if self.folder is None:
+            raise LoadError(f"the files of {self.name} are not on this machine")
+        return self.folder
+
 
 def find(model: str, roots: Iterable[Path]) -> Checkpoint | None:
     """The checkpoint on this machine: `model` as a folder, else its hub id below the roots, then in the hub's cache.
 
-    None where it is not here. Raises `LoadError` where a folder is there and is not a checkpoint that we serve.
+    None where it is not here. Raises `LoadError` where a folder is there and is not a checkpoint that can be served.
     """
     if is_folder(model):
         return inspect(Path(model).expanduser())
     hub_id, _, revision = model.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         raise LoadError(f"{label_of(model)} is neither a folder here nor a hub id such as Qwen/Qwen-Image")
-    for root in (*roots, cache_folder()):
+    for root in (*roots, hub_cache_folder()):
         for folder, commit in candidates(root, hub_id, revision):
             if is_complete(folder):
-                found = inspect(folder)
-                return replace(found, name=hub_id, hub_id=hub_id, revision=commit or found.revision)
+                checkpoint = inspect(folder)
+                return replace(checkpoint, name=hub_id, hub_id=hub_id, revision=commit or checkpoint.revision)
     return None
 
 
-def known(model: str) -> Checkpoint | None:
-    """The checkpoint by name alone, from the table of released ones."""
+def released(model: str) -> Checkpoint | None:
+    """The checkpoint by its hub id alone, from the table of released ones; None where it is not among them."""
     hub_id, _, revision = model.partition("@")
-    if hub_id not in KNOWN:
+    if hub_id not in RELEASED:
         return None
-    class_name, parameters = KNOWN[hub_id]
+    class_name, parameters = RELEASED[hub_id]
+    multiple = size_multiple_of(class_name)
     parts = PARTS_20B if parameters is SIZE_20B else {}
-    return Checkpoint(
-        hub_id, class_name, parameters, size_multiple_of(class_name), None, hub_id, revision or None, parts
-    )
+    return Checkpoint(hub_id, class_name, parameters, multiple, None, hub_id, revision or None, parts)
 
 
 def candidates(root: Path, hub_id: str, revision: str) -> list[tuple[Path, str | None]]:
@@ -130,12 +138,12 @@ def candidates(root: Path, hub_id: str, revision: str) -> list[tuple[Path, str |
     if reference.is_file():
         commit = reference.read_text().strip()
         return [(snapshots / commit, commit)]
-    present = sorted(snapshots.iterdir()) if snapshots.is_dir() else []
+    folders = sorted(snapshots.iterdir()) if snapshots.is_dir() else []
     if revision:
-        return [(folder, folder.name) for folder in present if folder.name.startswith(revision)]
-    # Without a ref, one snapshot is unambiguous; several are not ours to choose from.
-    if len(present) == 1:
-        return [(present[0], present[0].name)]
+        return [(folder, folder.name) for folder in folders if folder.name.startswith(revision)]
+    # Without a ref, a single snapshot is unambiguous; among several nothing says which is meant.
+    if len(folders) == 1:
+        return [(folders[0], folders[0].name)]
     return [(root / hub_id, None)]
 
 
@@ -148,55 +156,57 @@ def inspect(folder: Path) -> Checkpoint:
         raise LoadError(f"{name} is a prepared checkpoint: name the model that it was made of, which will find it")
     if not (folder / "model_index.json").is_file():
         raise LoadError(f"{name} holds no model_index.json: it is not a diffusers checkpoint")
-    class_name = read_json(folder, "model_index.json").get("_class_name")
-    require_class(name, class_name)
+    class_name = require_class(name, read_json(folder, "model_index.json").get("_class_name"))
     require_files(folder, class_name)
     if read_json(folder, "transformer/config.json").get("guidance_embeds"):
         raise LoadError(f"{name} is guidance-distilled (guidance_embeds), which diffusers' {class_name} cannot run")
-    held = {component: tensors(folder, component) for component in WEIGHTS}
-    parameters = {component: sum(map(math.prod, shapes.values())) for component, shapes in held.items()}
+    shapes = {component: tensor_shapes(folder, component) for component in WEIGHTS}
+    parameters = {component: sum(map(math.prod, shapes[component].values())) for component in WEIGHTS}
     multiple = size_multiple_of(class_name, read_json(folder, "vae/config.json"))
-    parts = count_parts(held) if can_save(folder, class_name) else {}
+    parts = count_parts(shapes) if is_savable(folder, class_name) else {}
     return Checkpoint(name, class_name, parameters, multiple, folder, revision=folder_digest(folder), parts=parts)
 
 
-def can_save(folder: Path, class_name: str) -> bool:
+def is_savable(folder: Path, class_name: str) -> bool:
     """Whether the savings know the architecture: 2.1 has another, and a layered model's modulation another input."""
     config = read_json(folder, "transformer/config.json")
     return class_name != "QwenImage21Pipeline" and not config.get("use_additional_t_cond")
 
 
-def count_parts(held: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, int]:
-    """Parameters by part, from the names and shapes of each component's tensors.
+def count_parts(shapes: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, int]:
+    """Parameters by part, from the shapes of each component's tensors by name.
 
     `temporal` is what single frames never touch of the VAE: of a causal 3-D kernel all slices in time but the last,
     and the convolutions between frames.
     """
     parts = {
-        part: sum(math.prod(shape) for name, shape in held[component].items() if re.search(pattern, name))
-        for part, (component, pattern) in PART_NAMES.items()
+        part: sum(math.prod(shape) for name, shape in shapes[component].items() if re.search(pattern, name))
+        for part, (component, pattern) in PART_PATTERNS.items()
     }
     parts["temporal"] = sum(
         math.prod(shape) if ".time_conv." in name else math.prod(shape) - math.prod(shape) // shape[2]
-        for name, shape in held["vae"].items()
+        for name, shape in shapes["vae"].items()
         if len(shape) == 5 or ".time_conv." in name
     )
     return parts
 
 
-def require_class(name: str, class_name: object) -> None:
+def require_class(name: str, class_name: object) -> str:
+    """The class that a model_index.json names. Raises `LoadError` for one that is not served."""
     if not isinstance(class_name, str) or class_name not in PIPELINE_CLASSES:
         raise LoadError(
             f"{name} names the pipeline class {str(class_name)[:80]}; served are {', '.join(PIPELINE_CLASSES)}"
         )
+    return class_name
 
 
 def require_files(folder: Path, class_name: str) -> None:
     """Refuse a folder that lacks what the class loads: libraries make do with less, and draw nonsense or fail late."""
     index = read_json(folder, "model_index.json")
     for component in (*WEIGHTS, *PIPELINE_CLASSES[class_name].components):
-        entry = index.get(component)
-        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
+        entry: Any = index.get(component)
+        parts = cast("list[Any]", entry) if isinstance(entry, list) else []
+        if not (len(parts) == 2 and all(isinstance(part, str) for part in parts)):
             raise LoadError(f"model_index.json names no library and class for {component}")
     for component in WEIGHTS:
         read_json(folder, f"{component}/config.json")
@@ -204,15 +214,15 @@ def require_files(folder: Path, class_name: str) -> None:
     for component in PIPELINE_CLASSES[class_name].components:
         choices = NEEDED_FILES[component]
         if not any(all((folder / component / name).is_file() for name in names) for names in choices):
-            wanted = " or ".join(" and ".join(names) for names in choices)
-            raise LoadError(f"{label_of(str(folder))} holds no {wanted} in {component}/")
+            needed = " or ".join(" and ".join(names) for names in choices)
+            raise LoadError(f"{label_of(str(folder))} holds no {needed} in {component}/")
 
 
 def is_complete(folder: Path) -> bool:
     """Whether every file is there that a load will read; an interrupted download leaves some out."""
     try:
         class_name = read_json(folder, "model_index.json").get("_class_name")
-        # Another model's checkpoint is not incomplete: `inspect` says what it is.
+        # The checkpoint of another class is not incomplete: `inspect` refuses it by its class.
         if isinstance(class_name, str) and class_name in PIPELINE_CLASSES:
             require_files(folder, class_name)
         return True
@@ -220,17 +230,18 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
-def size_multiple_of(class_name: str, vae_config: dict | None = None) -> int:
+def size_multiple_of(class_name: str, vae_config: Json | None = None) -> int:
+    """What a picture's sides must be multiples of, in pixels. Raises `LoadError` for a config that cannot be read."""
     if class_name == "QwenImage21Pipeline":
         return 32  # the pipeline fixes a compression of 16
-    halvings = (vae_config or {}).get("temperal_downsample", [False, True, True])
+    halvings: Any = (vae_config or {}).get("temperal_downsample", [False, True, True])
     if not isinstance(halvings, list):
         raise LoadError("vae/config.json is corrupt: temperal_downsample is not a list")
-    return 2 * 2 ** len(halvings)
+    return 2 * 2 ** len(cast("list[Any]", halvings))  # each entry halves the sides once more
 
 
 def folder_digest(folder: Path) -> str:
-    """A plain folder has no commit: a digest of its configs and of its weight files' headers and sizes stands in."""
+    """The revision of a plain folder, which has no commit: of its configs, and its weight files' headers and sizes."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.suffix not in (".json", ".safetensors", ".txt") or not file.is_file():

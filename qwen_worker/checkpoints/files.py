@@ -1,26 +1,29 @@
 """The files of a checkpoint folder: JSON, and the safetensors of a component by their headers. Reads no weights.
 
-Every failure is a `LoadError` that names the file below the folder, never the folder's path.
+Every failure is a `LoadError` that names the file below the folder, never the folder's path. Knows nothing of which
+files a checkpoint needs.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from ..errors import LoadError
 
-SUMS = "qwen_worker.sums"  # in a file's metadata: a sum for each tensor that we wrote, as JSON
+CHECKSUMS = "qwen_worker.sums"  # the key in a file's metadata, where this worker wrote the file: checksums by tensor
 HEADER_LIMIT = 100_000_000  # bytes; the format's own cap on a header
 METADATA = "__metadata__"  # what a safetensors header holds beside tensors
 
+Json = dict[str, Any]  # a JSON object
+
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """Where a tensor's bytes lie."""
 
     name: str
@@ -29,10 +32,11 @@ class Stored:
     size: int  # in bytes
     dtype: str  # as safetensors calls it: BF16, F32, ...
     shape: tuple[int, ...]
-    checksum: int | None = None  # as `checksum.py` takes it, where we wrote the file
+    checksum: int | None = None  # as `weights/staging.py` takes it, where this worker wrote the file
 
 
 def is_folder(model: str) -> bool:
+    """Whether a model setting names a folder and not a hub id."""
     return model.startswith(("/", ".", "~")) or os.path.isdir(model)
 
 
@@ -46,7 +50,8 @@ def label_of(model: str) -> str:
     return "/".join(Path(model).absolute().parts[-2:])[-200:] if is_folder(model) else model.partition("@")[0][:200]
 
 
-def read_json(folder: Path, relative: str) -> dict:
+def read_json(folder: Path, relative: str) -> Json:
+    """The JSON object in a file. Raises `LoadError` where it is not readable or holds something else."""
     try:
         value = json.loads((folder / relative).read_text())
     except OSError:
@@ -55,7 +60,7 @@ def read_json(folder: Path, relative: str) -> dict:
         raise LoadError(f"{relative} is corrupt: not JSON") from None
     if not isinstance(value, dict):
         raise LoadError(f"{relative} is corrupt: not a JSON object")
-    return value
+    return cast(Json, value)  # the keys of JSON are strings
 
 
 def shards(folder: Path, component: str) -> list[Path]:
@@ -63,10 +68,7 @@ def shards(folder: Path, component: str) -> list[Path]:
     indexes = sorted((folder / component).glob("*.safetensors.index.json"))
     if indexes:
         relative = f"{component}/{indexes[0].name}"
-        weight_map = read_json(folder, relative).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise LoadError(f"{relative} is corrupt: its weight_map names no files")
-        names = sorted(set(weight_map.values()))
+        names = indexed_names(read_json(folder, relative).get("weight_map"), relative)
     else:
         names = sorted(file.name for file in (folder / component).glob("*.safetensors"))
         # A download cut short may have brought a shard and not yet the index.
@@ -80,79 +82,92 @@ def shards(folder: Path, component: str) -> list[Path]:
     return [folder / component / name for name in names]
 
 
-def tensors(folder: Path, component: str) -> dict[str, tuple[int, ...]]:
-    """The component's tensors by name: their shapes, from the headers."""
-    return {name: one.shape for name, one in stored(folder, component).items()}
+def indexed_names(weight_map: object, relative: str) -> list[str]:
+    """The files that an index names. `weight_map`: by tensor, its file. Raises `LoadError` where it is none."""
+    names = list(cast(Json, weight_map).values()) if isinstance(weight_map, dict) else [None]
+    if not all(isinstance(name, str) for name in names):
+        raise LoadError(f"{relative} is corrupt: its weight_map names no files")
+    return sorted(set(map(str, names)))
 
 
-def stored(folder: Path, component: str) -> dict[str, Stored]:
+def tensor_shapes(folder: Path, component: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the component's tensors by name, from the files' headers."""
+    return {name: tensor.shape for name, tensor in stored_tensors(folder, component).items()}
+
+
+def stored_tensors(folder: Path, component: str) -> dict[str, StoredTensor]:
     """The component's tensors by name, file after file in the order of their bytes."""
-    return {one.name: one for file in shards(folder, component) for one in in_file(file, f"{component}/{file.name}")}
+    files = shards(folder, component)
+    return {tensor.name: tensor for file in files for tensor in tensors_in(file, f"{component}/{file.name}")}
 
 
-def in_file(file: Path, label: str) -> list[Stored]:
-    """The tensors of a safetensors file, from its header, in the order of their bytes."""
-    with readable(label), file.open("rb") as stream:
-        header, data = read_header(stream, file.stat().st_size, label)
+def tensors_in(file: Path, label: str) -> list[StoredTensor]:
+    """The tensors of a safetensors file, from its header, in the order of their bytes. `label`: its name in errors."""
+    with explain_read_errors(label), file.open("rb") as stream:
+        header, data_start = read_header(stream, file.stat().st_size, label)
     try:
-        sums = json.loads(header.pop(METADATA, {}).get(SUMS, "{}"))
-        found = [entry_of(name, file, data, entry, sums.get(name)) for name, entry in header.items()]
+        checksums = json.loads(header.pop(METADATA, {}).get(CHECKSUMS, "{}"))
+        tensors = [stored_tensor(name, file, data_start, entry, checksums.get(name)) for name, entry in header.items()]
     except (ValueError, KeyError, AttributeError):
         raise LoadError(f"{label} is corrupt: its safetensors header cannot be read") from None
-    return sorted(found, key=lambda one: one.start)
+    return sorted(tensors, key=lambda tensor: tensor.start)
 
 
 @contextmanager
-def readable(label: str) -> Iterator[None]:
-    """Within, a file that cannot be read is a `LoadError` that says what the system says: a volume may come back."""
+def explain_read_errors(label: str) -> Generator[None]:
+    """Raise what the system says of a file that cannot be read as a passing `LoadError`: a volume may come back."""
     try:
         yield
     except OSError as error:
-        raise LoadError(f"{label} cannot be read: {error.strerror or type(error).__name__}", passing=True) from None
+        raise LoadError(f"{label} cannot be read: {error.strerror or type(error).__name__}", transient=True) from None
 
 
-def entry_of(name: str, file: Path, data: int, entry: dict, checksum: int | None = None) -> Stored:
-    """`data`: where the tensors' bytes begin in the file."""
-    begin, end = place_of(entry)
-    return Stored(name, file, data + begin, end - begin, str(entry["dtype"]), shape_of(entry), checksum)
+def stored_tensor(name: str, file: Path, data_start: int, entry: Json, checksum: int | None = None) -> StoredTensor:
+    """A tensor by its entry in the header; `data_start`: where the tensors' bytes begin in the file."""
+    begin, end = span_of(entry)
+    return StoredTensor(name, file, data_start + begin, end - begin, str(entry["dtype"]), shape_of(entry), checksum)
 
 
-def read_header(stream: BinaryIO, size: int, label: str) -> tuple[dict, int]:
-    """The header of a safetensors file of `size` bytes, which must be what it says, and where the data begins.
+def read_header(stream: BinaryIO, size: int, label: str) -> tuple[Json, int]:
+    """The header of a safetensors file of `size` bytes, and where the data begins.
 
     Layout: an 8-byte little-endian length, a JSON header of that length, then the tensors' bytes
-    (https://huggingface.co/docs/safetensors, "Format").
+    (https://huggingface.co/docs/safetensors, "Format"). Raises `LoadError` where the file is not what its header says.
     """
     length = int.from_bytes(stream.read(8), "little")
     if not 2 <= length <= min(HEADER_LIMIT, size):
         raise LoadError(f"{label} is corrupt: it does not begin with a safetensors header")
-    ends = 0
+    data_bytes = 0
     try:
-        header = json.loads(stream.read(length))
+        header: Json = json.loads(stream.read(length))
         for name, entry in header.items():
             if name != METADATA:
                 shape_of(entry)
-                ends = max(ends, place_of(entry)[1])
+                data_bytes = max(data_bytes, span_of(entry)[1])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise LoadError(f"{label} is corrupt: its safetensors header cannot be read") from None
-    if size != 8 + length + ends:
-        raise LoadError(f"{label} is corrupt: its header describes {8 + length + ends:,} bytes and it has {size:,}")
+    file_bytes = 8 + length + data_bytes
+    if size != file_bytes:
+        raise LoadError(f"{label} is corrupt: its header describes {file_bytes:,} bytes and it has {size:,}")
     return header, 8 + length
 
 
-def shape_of(entry: dict) -> tuple[int, ...]:
-    return counts(entry["shape"])
+def shape_of(entry: Json) -> tuple[int, ...]:
+    """The shape in a tensor's entry of a header. Raises `KeyError`, `ValueError`."""
+    return whole_numbers(entry["shape"])
 
 
-def place_of(entry: dict) -> tuple[int, int]:
-    """Where a tensor begins and ends, from the beginning of the data."""
-    begin, end = counts(entry["data_offsets"])
+def span_of(entry: Json) -> tuple[int, int]:
+    """Where a tensor begins and ends, from the beginning of the data. Raises `KeyError`, `ValueError`."""
+    begin, end = whole_numbers(entry["data_offsets"])
     if begin > end:
         raise ValueError("ends before it begins")
     return begin, end
 
 
-def counts(values: list) -> tuple[int, ...]:
-    if not isinstance(values, list) or any(type(value) is not int or value < 0 for value in values):
+def whole_numbers(values: object) -> tuple[int, ...]:
+    """A JSON list of sizes or places. Raises `ValueError` for anything else; true and false are no numbers."""
+    numbers = cast("list[int]", values) if isinstance(values, list) else None  # of what else, the next line refuses
+    if numbers is None or any(type(number) is not int or number < 0 for number in numbers):
         raise ValueError("no whole numbers")
-    return tuple(values)
+    return tuple(numbers)

@@ -8,50 +8,52 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..memory.footprint import WORKING, WORKING_2_1, Model
 from .checkpoint import Checkpoint
-from .files import read_json
+from .files import Json, read_json
 
 SHAREABLE = ("text_encoder", "vae", "tokenizer")  # each edit or fine-tune has a transformer of its own
 # Written by the saving library and without effect on what is loaded.
 PROVENANCE = {"_name_or_path", "_diffusers_version", "transformers_version"}
 
 
-def in_common(found: Checkpoint, other: Checkpoint) -> list[str]:
-    """What two checkpoints have in common: by content, or by size while that is not known."""
-    return [name for name in SHAREABLE if same(name, found, other)]
+def shared_components(checkpoint: Checkpoint, other: Checkpoint) -> list[str]:
+    """The components that two checkpoints have in common: by content, or by size where a content is not known."""
+    return [name for name in SHAREABLE if is_shared(name, checkpoint, other)]
 
 
-def as_model(found: Checkpoint, before: list[Checkpoint]) -> Model:
-    """The checkpoint as placement counts it, without what models before it bring."""
-    shared = {name for other in before for name in in_common(found, other)}
+def as_model(checkpoint: Checkpoint, before: Sequence[Checkpoint]) -> Model:
+    """The checkpoint as placement counts it, without what the checkpoints `before` it bring."""
+    shared = {name for other in before for name in shared_components(checkpoint, other)}
     return Model(
-        found.name,
-        found.pipeline_class.max_images > 0,
-        found.parameters,
-        found.parts,
+        checkpoint.name,
+        checkpoint.pipeline_class.max_images > 0,
+        checkpoint.parameters,
+        checkpoint.parts,
         tuple(sorted(shared)),
-        WORKING_2_1 if found.class_name == "QwenImage21Pipeline" else WORKING,
+        WORKING_2_1 if checkpoint.class_name == "QwenImage21Pipeline" else WORKING,
     )
 
 
-def same(name: str, found: Checkpoint, other: Checkpoint) -> bool:
-    ours, theirs = (one.folder / name if one.folder else None for one in (found, other))
-    if ours and theirs:
-        return ours.is_dir() and theirs.is_dir() and same_component(ours, theirs)
-    if found.digests or other.digests:  # of a prepared checkpoint whose source is not here
-        first, second = content(name, found), content(name, other)
-        if first and second:
-            return first == second
-    return name in found.parameters and found.parameters[name] == other.parameters.get(name)
+def is_shared(name: str, checkpoint: Checkpoint, other: Checkpoint) -> bool:
+    """Whether the component of this name is the same in both."""
+    if checkpoint.folder and other.folder:
+        a, b = checkpoint.folder / name, other.folder / name
+        return a.is_dir() and b.is_dir() and same_component(a, b)
+    if checkpoint.digests or other.digests:  # of a prepared checkpoint whose source is not on this machine
+        digest, other_digest = find_digest(name, checkpoint), find_digest(name, other)
+        if digest and other_digest:
+            return digest == other_digest
+    return name in checkpoint.parameters and checkpoint.parameters[name] == other.parameters.get(name)
 
 
-def content(name: str, found: Checkpoint) -> str | None:
-    """The digest of a component, None where there is nothing to take it of."""
-    folder = found.folder / name if found.folder else None
-    return digest_of(folder) if folder and folder.is_dir() else found.digests.get(name)
+def find_digest(name: str, checkpoint: Checkpoint) -> str | None:
+    """The digest of a component's content; None where neither its files nor its digest are on this machine."""
+    folder = checkpoint.folder / name if checkpoint.folder else None
+    return component_digest(folder) if folder and folder.is_dir() else checkpoint.digests.get(name)
 
 
 def same_component(a: Path, b: Path) -> bool:
@@ -63,6 +65,7 @@ def same_component(a: Path, b: Path) -> bool:
 
 
 def content_names(folder: Path) -> set[str]:
+    """The files of a component that count: no hidden ones, no READMEs."""
     return {file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith((".", "README"))}
 
 
@@ -72,7 +75,7 @@ def same_file(a: Path, b: Path) -> bool:
     if os.path.samefile(real_a, real_b):
         return True
     if a.name == "config.json":
-        return meaning(a) == meaning(b)
+        return effective_config(a) == effective_config(b)
     if real_a.stat().st_size != real_b.stat().st_size:
         return False
     if is_blob(real_a) and is_blob(real_b):
@@ -85,22 +88,24 @@ def is_blob(file: Path) -> bool:
     return file.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", file.name) is not None
 
 
-def meaning(config: Path) -> dict:
-    return {key: value for key, value in read_json(config.parent, config.name).items() if key not in PROVENANCE}
+def effective_config(file: Path) -> Json:
+    """What of a config.json has an effect on what is loaded."""
+    return {key: value for key, value in read_json(file.parent, file.name).items() if key not in PROVENANCE}
 
 
-def digest_of(component: Path) -> str:
+def component_digest(folder: Path) -> str:
     """Equal for two component folders exactly where `same_component` holds."""
     digest = hashlib.sha256()
-    for name in sorted(content_names(component)):
-        digest.update(f"{name}\0{digest_of_file(component / name)}\0".encode())
+    for name in sorted(content_names(folder)):
+        digest.update(f"{name}\0{content_digest(folder / name)}\0".encode())
     return digest.hexdigest()
 
 
-def digest_of_file(file: Path) -> str:
+def content_digest(file: Path) -> str:
+    """Equal for two files of a component exactly where `same_file` holds."""
     real = file.resolve()
     if file.name == "config.json":
-        return hashlib.sha256(json.dumps(meaning(file), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(effective_config(file), sort_keys=True).encode()).hexdigest()
     if is_blob(real):
         return real.name
     with real.open("rb") as stream:

@@ -1,47 +1,51 @@
 """What a job changes of the pipeline while it is drawn: the scheduler, the LoRAs, the step cache, the speed-ups.
 
-All of it is undone at its end, also where that is an error or a stop. Imports torch inside functions.
+All of it is undone at its end, also where that is an error or a stop. Imports torch inside functions. Knows nothing of
+how pictures are drawn.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from ..jobs.presets import FEW_STEP_SCHEDULER
 from ..jobs.request import Drawing, Edit
-from ..loading.loaded import Loaded
+from ..loading.loaded import LoadedPipeline
 from ..lora.file import LoraUse
 from ..preset_settings import Preset
 from .partial_denoise import drawn_steps, fixed_steps
 
 
 @contextmanager
-def configured(loaded: Loaded, request: Drawing, loras: Sequence[LoraUse], tiles: bool = False) -> Iterator[None]:
-    """The pipeline as the request asks for it. `tiles`: its pictures are decoded in tiles.
+def configured(
+    loaded: LoadedPipeline, request: Drawing, loras: Sequence[LoraUse], tiles: bool = False
+) -> Generator[None]:
+    """Within, the pipeline is as the request asks for it. `tiles`: its pictures are decoded in tiles.
 
-    Guidance's passes are one call where the room for decoding a picture whole is there for both.
+    The two passes of guidance are one call only where a picture is decoded whole: the memory for that holds both.
     """
     steps = fixed_steps(loaded.pipe) or request.num_inference_steps
     drawn = drawn_steps(steps, request.strength) if isinstance(request, Edit) else steps
-    changes = dict(FEW_STEP_SCHEDULER) if request.preset == Preset.FAST else {}
+    changes: dict[str, Any] = dict(FEW_STEP_SCHEDULER) if request.preset == Preset.FAST else {}
     # One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.
     if steps == 1:
         changes["shift_terminal"] = None
     cached = request.preset == Preset.BALANCED and loaded.checkpoint.adaptable
     with (
-        loaded.adapters.applied(loras),
+        loaded.adapters.apply(loras),
         loaded.speed.drawing(
             compiled=all(use.own for use in loras),  # a job's own would each compile anew
-            apart=cached or tiles or isinstance(request, Edit),
+            separate_passes=cached or tiles or isinstance(request, Edit),
             cached_steps=drawn if cached else 0,
         ),
-        schedule_of(loaded, changes),
+        configured_scheduler(loaded, changes),
     ):
         yield
 
 
 @contextmanager
-def schedule_of(loaded: Loaded, changes: dict) -> Iterator[None]:
-    """The scheduler with another configuration, watched by the modulation table."""
+def configured_scheduler(loaded: LoadedPipeline, changes: Mapping[str, Any]) -> Generator[None]:
+    """Within, the scheduler has these values in its configuration, and the modulation table learns its timesteps."""
     import torch
 
     pipe = loaded.pipe
@@ -50,7 +54,7 @@ def schedule_of(loaded: Loaded, changes: dict) -> Iterator[None]:
         pipe.scheduler = type(scheduler).from_config(scheduler.config, **changes)
     dtype = getattr(torch, loaded.plan.dtype)
     try:
-        with loaded.table.watching(pipe.scheduler, dtype) if loaded.table else nullcontext():
+        with loaded.table.following_schedules(pipe.scheduler, dtype) if loaded.table else nullcontext():
             yield
     finally:
         pipe.scheduler = scheduler

@@ -1,11 +1,11 @@
 """One job's pictures from a loaded pipeline, one seed at a time.
 
 One picture a call and not a batch: a batch rounds differently, and each seed must give the same bytes alone. Where an
-endpoint gives that up for speed, `batching.py` comes first. Knows nothing of how a job arrived or its result leaves.
+endpoint gives this up for speed, `batching.py` comes first. Knows nothing of how a job arrived or its result leaves.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +13,10 @@ from PIL import Image
 
 from ..errors import Cancelled, JobError
 from ..jobs.job import Job
-from ..jobs.reply import Drawn
+from ..jobs.reply import DrawingResult
 from ..jobs.request import Drawing, Edit, require_tokens
-from ..loading.loaded import Loaded
-from ..memory.cuda import allocated, peak_vram_gb
+from ..loading.loaded import LoadedPipeline
+from ..memory.cuda import allocated_bytes, peak_vram_gb
 from ..memory.footprint import Plan
 from ..pictures.images import to_rgb
 from ..pictures.inputs import Canvas
@@ -31,7 +31,7 @@ LEAK_BYTES = 1_000_000_000  # memory that does not come back after a failed job:
 MAX_SEQUENCE_LENGTH = 1024  # always passed: diffusers cuts at 512 tokens in silence
 
 
-def require_drawable(loaded: Loaded, entry: DrawingJob) -> None:
+def require_drawable(loaded: LoadedPipeline, entry: DrawingJob) -> None:
     """Refuse a prompt of more tokens than the pipeline keeps, and LoRAs that are made for another model.
 
     The pipeline would drop the rest of the prompt in silence. Raises `InvalidInput`, or `JobError` model_unavailable.
@@ -43,44 +43,45 @@ def require_drawable(loaded: Loaded, entry: DrawingJob) -> None:
     loaded.adapters.require_fits(entry.loras)
 
 
-def draw(loaded: Loaded, entry: DrawingJob, prompts: PromptCache, previewer: Previewer) -> Drawn:
+def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, previewer: Previewer) -> DrawingResult:
     """The pictures of the job's seeds, RGB of its canvas' size.
 
-    Raises `Cancelled` within a step once the job is stopped, `JobError` out_of_memory when CUDA has no more even in
-    tiles.
+    Raises `Cancelled` within a step once the job is stopped, and `JobError` out_of_memory where CUDA has too little
+    memory even for decoding in tiles.
     """
     import torch
 
     job, canvas, device = entry.job, entry.canvas, loaded.plan.device
-    before = allocated(device)
-    tiled = plan_for(entry, loaded.plan).tiles(*canvas.size, len(canvas.sources))
-    # Out of memory, the VAE's tiles are the smaller way that is left; the seeds make the picture the same.
+    bytes_before = allocated_bytes(device)
+    tiled = plan_for(entry, loaded.plan).needs_tiles(*canvas.size, len(canvas.sources))
+    # After a lack of memory the picture is drawn again with the VAE in tiles, which takes less. Its seed is the same.
     for tiles in (False, True)[tiled:]:
-        pictures, steps = [], 0
+        pictures: list[Image.Image] = []
+        steps = 0
         try:
             with (
                 configured(loaded, job.request, entry.loras, tiles),
                 vae_tiles(loaded.pipe.vae, tiles),
-                prompts.around(loaded.pipe, job.require_running),
+                prompt_cache.caching(loaded.pipe, job.require_running),
             ):
                 for number in range(job.request.num_images):
-                    picture, steps = draw_one(loaded.pipe, job, canvas, number, previewer)
+                    picture, steps = draw_picture(loaded.pipe, job, canvas, number, previewer)
                     pictures.append(picture)
                     job.require_running()
-            return Drawn(pictures, steps, loaded.drawer, peak_vram_gb=peak_vram_gb())
+            return DrawingResult(pictures, steps, loaded.drawing_model, peak_vram_gb=peak_vram_gb())
         except torch.OutOfMemoryError:
             pass
         # Outside the handler, where the traceback no longer holds the tensors that filled the card.
         if device == "cuda":
             torch.cuda.empty_cache()
-    what = "{}x{}".format(*canvas.size)
+    size = "{}x{}".format(*canvas.size)
     if len(canvas.sources) > 1:
-        what += f" with {len(canvas.sources)} input images"
-    leaked = allocated(device) - before
+        size += f" with {len(canvas.sources)} input images"
+    leaked_bytes = allocated_bytes(device) - bytes_before
     raise JobError(
         "out_of_memory",
-        f"{what} did not fit beside {loaded.checkpoint.name} ({loaded.plan})",
-        refresh_worker=leaked > LEAK_BYTES,
+        f"{size} did not fit beside {loaded.checkpoint.name} ({loaded.plan})",
+        refresh_worker=leaked_bytes > LEAK_BYTES,
     )
 
 
@@ -90,8 +91,8 @@ def plan_for(entry: DrawingJob, plan: Plan) -> Plan:
 
 
 @contextmanager
-def vae_tiles(vae: Any, tiles: bool) -> Iterator[None]:
-    """Within, the VAE works tile by tile: a quarter of a gigabyte whatever the size, and faint seams."""
+def vae_tiles(vae: Any, tiles: bool) -> Generator[None]:
+    """Within, the VAE works tile by tile if `tiles`: a quarter of a gigabyte whatever the size, and faint seams."""
     if not tiles:
         yield
         return
@@ -102,58 +103,62 @@ def vae_tiles(vae: Any, tiles: bool) -> Iterator[None]:
         vae.disable_tiling()
 
 
-def draw_one(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Previewer) -> tuple[Image.Image, int]:
-    """Picture `number` of the job, counted from 0, and the steps it took."""
+def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Previewer) -> tuple[Image.Image, int]:
+    """Picture `number` of the job, counted from 0, and the steps that it took."""
     import torch
 
     request, (sources, mask, size) = job.request, canvas.parts
     # A CPU generator draws the same noise whatever the card.
     generator = torch.Generator("cpu").manual_seed(request.seeds[number])
-    call = arguments(pipe, request, canvas)
+    call = call_arguments(pipe, request, canvas)
     partial = None
     if isinstance(request, Edit) and (mask is not None or request.strength < 1):
         partial = PartialDenoise(pipe, sources[0], mask, size, request, generator)
         call |= {"latents": partial.latents, "sigmas": partial.sigmas}
     steps = 0
 
-    def after_step(_pipe, step: int, _timestep, tensors: dict) -> dict:
+    def after_step(_pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         nonlocal steps
         steps = step + 1
-        job.step_ends(steps, pipe.num_timesteps)
+        job.end_step(steps, pipe.num_timesteps)
         job.require_running()
-        if preview and (shown := preview.after_step(step, tensors["latents"])):
-            job.preview = shown
+        if preview and (thumbnail := preview.after_step(step, tensors["latents"])):
+            job.preview = thumbnail
         tensors = partial.after_step(step, tensors) if partial else tensors
         if preview:
-            preview.next_from(tensors["latents"])
+            preview.remember(tensors["latents"])
         return tensors
 
     job.begin_drawing(number)
-    preview = previewer.of_picture(pipe, size) if request.preview else None
-    with left_clean(pipe):
+    preview = previewer.start(pipe, size) if request.preview else None
+    with cleaning_up(pipe):
         picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
     picture = to_rgb(picture)
     return restore_outside(picture, sources[0], mask) if mask is not None else picture, steps
 
 
 @contextmanager
-def left_clean(pipe: Any) -> Iterator[None]:
-    """A call that ends by an exception skips what the pipeline does at its end: caches reset, hooks offloaded."""
+def cleaning_up(pipe: Any) -> Generator[None]:
+    """Within, a call that ends by an exception does what the pipeline does at its end only: reset caches, offload."""
     import torch
 
+    returned = False
     try:
         yield
-    except BaseException as error:
-        if isinstance(error, Cancelled) and torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # what was launched is over before the job is
-        pipe.maybe_free_model_hooks()
+        returned = True
+    except Cancelled:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # the kernels that were launched end before the job does
         raise
+    finally:
+        if not returned:
+            pipe.maybe_free_model_hooks()
 
 
-def arguments(pipe: Any, request: Drawing, canvas: Canvas) -> dict[str, Any]:
+def call_arguments(pipe: Any, request: Drawing, canvas: Canvas) -> dict[str, Any]:
     """The call's arguments that follow from the request and its pictures alone."""
     sources, _, (width, height) = canvas.parts
-    call = {
+    call: dict[str, Any] = {
         "prompt": request.instruction,
         "true_cfg_scale": request.guidance_scale,
         "width": width,

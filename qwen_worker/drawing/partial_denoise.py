@@ -7,20 +7,31 @@ checkpoint's own pipeline class does the rest, so its prompt template and condit
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ..jobs.request import Edit
 
+if TYPE_CHECKING:
+    import torch
+
 
 class PartialDenoise:
-    """The start latents, the sigmas and the per-step blend of one picture.
+    """The start latents, the sigmas and the per-step blend of one picture of `size` pixels.
 
     latents: (1, tokens, channels), packed as the pipeline packs them. sigmas: before the scheduler's shift.
     """
 
-    def __init__(self, pipe: Any, source: Image.Image, mask: Image.Image | None, size, request: Edit, generator):
+    def __init__(
+        self,
+        pipe: Any,
+        source: Image.Image,
+        mask: Image.Image | None,
+        size: tuple[int, int],
+        request: Edit,
+        generator: "torch.Generator",
+    ):
         import torch
         from diffusers.utils.torch_utils import randn_tensor
 
@@ -32,29 +43,25 @@ class PartialDenoise:
         noise = randn_tensor((1, 1, self.channels, rows, columns), generator=generator, device=device, dtype=dtype)
         self.noise = pipe._pack_latents(noise, 1, self.channels, rows, columns)
         self.clean = self.encode(source.resize(size, Image.Resampling.LANCZOS) if source.size != size else source)
-        self.repaint = None
-        if mask is not None:
-            self.repaint = self.pack_mask(mask, rows, columns).to(device)
+        self.repaint = None if mask is None else self.pack_mask(mask, rows, columns).to(device)
         self.sigmas = tail(pipe, request)
         self.shifted = self.shift(self.sigmas)
         with torch.no_grad():
             self.latents = self.noised(self.shifted[0])
 
-    def encode(self, source: Image.Image):
+    def encode(self, source: Image.Image) -> "torch.Tensor":
         """The source as packed latents, normalized as the pipeline normalizes them."""
         import torch
 
-        source = source.convert(
-            "RGBA" if self.pipe.vae.config.get("in_channels") == 4 else "RGB"
-        )  # 2.1's VAE keeps alpha
+        # The VAE of 2.1 takes four channels: it keeps alpha.
+        source = source.convert("RGBA" if self.pipe.vae.config.get("in_channels") == 4 else "RGB")
         pixels = self.pipe.image_processor.preprocess(source, self.height, self.width).unsqueeze(2)
         with torch.no_grad():
-            latents = self.pipe._encode_vae_image(pixels.to(self.noise.device, self.pipe.vae.dtype), generator=None).to(
-                self.noise.dtype
-            )
+            latents = self.pipe._encode_vae_image(pixels.to(self.noise.device, self.pipe.vae.dtype), generator=None)
+        latents = latents.to(self.noise.dtype)
         return self.pipe._pack_latents(latents, 1, self.channels, *latents.shape[3:])
 
-    def pack_mask(self, mask: Image.Image, rows: int, columns: int):
+    def pack_mask(self, mask: Image.Image, rows: int, columns: int) -> "torch.Tensor":
         """1 for every latent that the mask touches, in the layout of the packed latents."""
         import torch
 
@@ -64,8 +71,8 @@ class PartialDenoise:
         full = touched.expand(1, self.channels, rows, columns).contiguous()
         return self.pipe._pack_latents(full, 1, self.channels, rows, columns)
 
-    def shift(self, sigmas: list[float]):
-        """The sigmas as the scheduler will shift them for this size, with the final 0."""
+    def shift(self, sigmas: list[float]) -> "torch.Tensor":
+        """The sigmas as the scheduler will shift them for this size, with the final 0: (steps + 1,)."""
         from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 
         scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
@@ -80,11 +87,12 @@ class PartialDenoise:
         scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self.noise.device)
         return scheduler.sigmas
 
-    def noised(self, sigma):
+    def noised(self, sigma: "torch.Tensor") -> "torch.Tensor":
+        """The source's latents at a level of noise."""
         return ((1 - sigma) * self.clean.float() + sigma * self.noise.float()).to(self.noise.dtype)
 
-    def after_step(self, step: int, tensors: dict) -> dict:
-        """Outside the mask the source, noised to the level that the step has reached."""
+    def after_step(self, step: int, tensors: dict[str, Any]) -> dict[str, Any]:
+        """The step callback's tensors, outside the mask those of the source, noised to the level of step `step`."""
         if self.repaint is not None:
             tensors["latents"] = tensors["latents"].where(self.repaint, self.noised(self.shifted[step + 1]))
         return tensors
@@ -105,5 +113,5 @@ def fixed_steps(pipe: Any) -> int:
 
 
 def drawn_steps(schedule: int, strength: float) -> int:
-    """How many steps of a schedule are drawn, the last ones."""
+    """How many steps, the last ones, are drawn of a schedule of so many."""
     return max(1, math.ceil(schedule * strength - 1e-9))

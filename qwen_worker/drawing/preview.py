@@ -1,8 +1,8 @@
 """A small look at the picture while it is drawn: what the present latents are heading for, decoded at a fraction.
 
 Two successive latents give the velocity, v = (x_t - x_s) / (t - s), and that the estimate of the finished picture,
-x_0 = x_t - t v. Pooled to a thumbnail before it is decoded, and left out where it would take more than its share of the
-job's time. Knows nothing of where it is sent.
+x_0 = x_t - t v. The estimate is pooled to a thumbnail before it is decoded, and left out where it would take more than
+its share of the job's time. Knows nothing of where a preview is sent.
 """
 
 import base64
@@ -12,7 +12,7 @@ from typing import Any
 
 SHARE = 0.02  # of the drawing's time, at most
 LATENT_SIDE = 32  # latents a side, at most, that are decoded
-GUESS_STEPS = 0.25  # what the first one is taken to cost, in steps: a thumbnail decodes in far less than a step
+GUESS_STEPS = 0.25  # what the first preview is taken to cost, in steps: a thumbnail decodes in far less than a step
 JPEG_QUALITY = 70
 
 
@@ -20,44 +20,49 @@ class Previewer:
     """Remembers what a preview costs on this worker. For the one inference thread."""
 
     def __init__(self):
-        self.cost: float | None = None  # seconds, of the last one
+        self.cost_seconds: float | None = None  # of the last preview
 
-    def of_picture(self, pipe: Any, size: tuple[int, int]) -> "Preview":
+    def start(self, pipe: Any, size: tuple[int, int]) -> "Preview":
+        """The previews of one picture; `size`: its pixels."""
         return Preview(self, pipe, size)
 
 
 class Preview:
-    """The previews of one picture."""
+    """The previews of one picture. Latents are packed as the pipeline packs them, (1, tokens, channels)."""
 
     def __init__(self, previewer: Previewer, pipe: Any, size: tuple[int, int]):
         self.previewer, self.pipe, self.size = previewer, pipe, size
-        self.before, self.spent, self.started = None, 0.0, time.monotonic()
+        self.earlier: Any = None  # the latents that the present step starts from
+        self.spent_seconds, self.started = 0.0, time.monotonic()
 
-    def next_from(self, latents: Any) -> None:
-        """What the next step starts from."""
-        self.before = latents
+    def remember(self, latents: Any) -> None:
+        """The latents that the next step starts from."""
+        self.earlier = latents
 
     def after_step(self, step: int, latents: Any) -> str | None:
         """A JPEG in base64 after step `step` (from 0), or None where there is nothing to show or no time for it."""
         steps = self.pipe.num_timesteps
-        if self.before is None or step + 1 >= steps or not self.affordable(step, steps):
+        if self.earlier is None or step + 1 >= steps or not self.has_time(step, steps):
             return None
         started = time.monotonic()
         sigmas = self.pipe.scheduler.sigmas
-        here, earlier = float(sigmas[step + 1]), float(sigmas[step])
-        velocity = (latents.float() - self.before.float()) / (here - earlier)
-        shown = self.thumbnail(latents.float() - here * velocity)
-        self.previewer.cost = time.monotonic() - started
-        self.spent += self.previewer.cost
-        return shown
+        sigma, earlier_sigma = float(sigmas[step + 1]), float(sigmas[step])
+        velocity = (latents.float() - self.earlier.float()) / (sigma - earlier_sigma)
+        preview = self.thumbnail(latents.float() - sigma * velocity)
+        self.previewer.cost_seconds = time.monotonic() - started
+        self.spent_seconds += self.previewer.cost_seconds
+        return preview
 
-    def affordable(self, step: int, steps: int) -> bool:
-        """Whether one more stays within the share of the time that the drawing will take at the present pace."""
-        a_step = (time.monotonic() - self.started - self.spent) / (step + 1)
-        cost = GUESS_STEPS * a_step if self.previewer.cost is None else self.previewer.cost
-        return self.spent + cost <= SHARE * a_step * steps
+    def has_time(self, step: int, steps: int) -> bool:
+        """Whether one more preview stays within its share of the time that the drawing takes at the present pace."""
+        step_seconds = (time.monotonic() - self.started - self.spent_seconds) / (step + 1)
+        cost_seconds = self.previewer.cost_seconds
+        if cost_seconds is None:
+            cost_seconds = GUESS_STEPS * step_seconds
+        return self.spent_seconds + cost_seconds <= SHARE * step_seconds * steps
 
     def thumbnail(self, packed: Any) -> str:
+        """Packed latents as a JPEG in base64, of at most `LATENT_SIDE` latents a side."""
         import torch
 
         pipe, vae = self.pipe, self.pipe.vae

@@ -1,4 +1,4 @@
-"""The text encoder's output for prompts (and the pictures that go with them) seen before, kept in RAM up to a bound.
+"""The text encoder's output for prompts (and the pictures that go with them) encoded before, kept in RAM up to a bound.
 
 Exact: what is returned equals what the encoder would compute. Knows nothing of jobs.
 """
@@ -8,15 +8,15 @@ import inspect
 import itertools
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
 
 
-class Unknown(Exception):
-    """An argument that has no digest: the call is not cached."""
+class NoDigest(Exception):
+    """An argument has no digest: the call is not cached."""
 
 
 class PromptCache:
@@ -25,22 +25,22 @@ class PromptCache:
     def __init__(self, max_bytes: int):
         self.max_bytes, self.bytes = max_bytes, 0
         self.hits = self.misses = 0
-        self.entries: OrderedDict[tuple, tuple] = OrderedDict()
-        # Pipelines by number: what one computed is no other's, also when a later one lies at the same address.
+        self.entries: OrderedDict[tuple[Any, ...], tuple[Any, ...]] = OrderedDict()
+        # The keys hold a pipeline's number, not its address: a later pipeline may lie at the same address.
         self.numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.counter = itertools.count()
 
     @contextmanager
-    def around(self, pipe: Any, after: Callable[[], None]) -> Iterator[None]:
-        """Within it the pipeline's `encode_prompt` asks here first, and calls `after` at its end, which may raise."""
+    def caching(self, pipe: Any, after: Callable[[], None]) -> Generator[None]:
+        """Within, the pipeline's `encode_prompt` asks the cache first and calls `after` at its end, which may raise."""
         before = vars(pipe).get("encode_prompt")
         encode = pipe.encode_prompt
         signature = inspect.signature(encode)
 
-        def cached(*args, **kwargs):
-            found = self.encoded(pipe, encode, signature.bind(*args, **kwargs))
+        def cached(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+            encoded = self.encode(pipe, encode, signature.bind(*args, **kwargs))
             after()
-            return found
+            return encoded
 
         pipe.encode_prompt = cached
         try:
@@ -50,40 +50,44 @@ class PromptCache:
             if before is not None:
                 pipe.encode_prompt = before
 
-    def encoded(self, pipe: Any, encode: Callable, call: inspect.BoundArguments) -> tuple:
+    def encode(
+        self, pipe: Any, encode: Callable[..., tuple[Any, ...]], call: inspect.BoundArguments
+    ) -> tuple[Any, ...]:
+        """What `encode` returns for the call, from an equal call before where there was one."""
         number = self.numbers.get(pipe)
         if number is None:
             number = self.numbers[pipe] = next(self.counter)
         try:
             key = (number, *((name, digest(value)) for name, value in call.arguments.items()))
-        except Unknown:
+        except NoDigest:
             return encode(*call.args, **call.kwargs)
         if key in self.entries:
             self.hits += 1
             self.entries.move_to_end(key)
-            return tuple(restored(part) for part in self.entries[key])
+            return tuple(from_ram(part) for part in self.entries[key])
         self.misses += 1
-        result = encode(*call.args, **call.kwargs)
-        self.keep(key, tuple(kept(part) for part in result))
-        return result
+        encoded = encode(*call.args, **call.kwargs)
+        self.keep(key, tuple(to_ram(part) for part in encoded))
+        return encoded
 
-    def keep(self, key: tuple, parts: tuple) -> None:
-        size = sum(size_of(part) for part in parts)
+    def keep(self, key: tuple[Any, ...], parts: tuple[Any, ...]) -> None:
+        """Keep an encoding, and drop the least recently used beyond the bound."""
+        size = sum(map(size_of, parts))
         if size > self.max_bytes:
             return
         self.entries[key] = parts
         self.bytes += size
         while self.bytes > self.max_bytes:
             _, oldest = self.entries.popitem(last=False)
-            self.bytes -= sum(size_of(part) for part in oldest)
+            self.bytes -= sum(map(size_of, oldest))
 
 
 def digest(value: Any) -> Any:
-    """Equal for equal values only, up to SHA-256. Raises `Unknown`."""
+    """Equal for equal values only, up to SHA-256. Raises `NoDigest`."""
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if isinstance(value, (list, tuple)):
-        return tuple(digest(one) for one in value)
+        return tuple(map(digest, value))
     if isinstance(value, Image.Image):
         return value.mode, value.size, hashlib.sha256(value.tobytes()).digest()
     import torch
@@ -92,18 +96,19 @@ def digest(value: Any) -> Any:
         return str(value)
     if isinstance(value, torch.Tensor):
         data = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        return str(value.dtype), str(value.device), tuple(value.shape), hashlib.sha256(data).digest()
-    raise Unknown
+        return str(value.dtype), str(value.device), tuple(value.shape), hashlib.sha256(data.data).digest()
+    raise NoDigest
 
 
-def kept(part: Any) -> Any:
+def to_ram(part: Any) -> Any:
     """A tensor as (its device, a copy in RAM); anything else as it is."""
     if not hasattr(part, "detach"):
         return part
     return part.device, part.detach().to("cpu", copy=True)
 
 
-def restored(part: Any) -> Any:
+def from_ram(part: Any) -> Any:
+    """The inverse of `to_ram`: a tensor as a copy on its device."""
     if not isinstance(part, tuple):
         return part
     device, tensor = part
@@ -111,4 +116,5 @@ def restored(part: Any) -> Any:
 
 
 def size_of(part: Any) -> int:
+    """The bytes of what `to_ram` returned; 0 for what is no tensor."""
     return part[1].nbytes if isinstance(part, tuple) else 0

@@ -1,7 +1,7 @@
 """The jobs that wait for the inference thread, in the order in which they came, and those that it is drawing.
 
-Each turn is the oldest job's, so no job waits for more turns than there are older jobs. A job that an older one takes
-along leaves the queue at that one's end, before its own turn comes. Knows nothing of how a picture is drawn.
+Each turn is the oldest job's, so no job waits for more turns than there are older jobs. A job that shares the call of
+an older one leaves the queue when that call ends, before its own turn. Knows nothing of how a picture is drawn.
 """
 
 import functools
@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import Cancelled
 from ..jobs.job import Job, Stage
-from ..jobs.reply import Drawn
+from ..jobs.reply import DrawingResult
 from ..lora.file import LoraUse
 from ..pictures.inputs import Canvas
 
@@ -25,27 +25,29 @@ class DrawingJob:
     job: Job
     canvas: Canvas
     loras: tuple[LoraUse, ...] = ()
-    alone: bool = False  # a call that it shared has failed: it is drawn by itself
-    outcome: "Future[Drawn]" = field(default_factory=Future)
+    alone: bool = False  # a call that it shared has failed: its pictures share no call any more
+    outcome: "Future[DrawingResult]" = field(default_factory=Future)
 
 
 class WaitingQueue:
-    """`thread`: an executor of one thread, which others may use beside."""
+    """`thread`: an executor of one thread, to which others may submit work too."""
 
     def __init__(self, thread: Executor):
         self.thread, self.lock = thread, threading.Lock()
         self.waiting: list[DrawingJob] = []
         self.in_call: list[DrawingJob] = []  # whose pictures the pipeline is drawing
 
-    def submit(self, entry: DrawingJob, work: Callable[..., Drawn], *arguments: Any) -> "Future[Drawn]":
-        """`work(entry, *arguments)` once it is the entry's turn; what comes of it, or of an older job's call."""
+    def submit(self, entry: DrawingJob, work: Callable[..., DrawingResult], *arguments: Any) -> "Future[DrawingResult]":
+        """The outcome of `work(entry, *arguments)` once it is the entry's turn, or of an older job's call."""
         with self.lock:
             self.waiting.append(entry)
-        done = self.thread.submit(self.take_turn, entry, work, arguments)
-        done.add_done_callback(functools.partial(pass_on, entry))
+        turn = self.thread.submit(self.run_turn, entry, work, arguments)
+        turn.add_done_callback(functools.partial(set_outcome, entry))
         return entry.outcome
 
-    def take_turn(self, entry: DrawingJob, work: Callable[..., Drawn], arguments: tuple) -> Drawn | None:
+    def run_turn(
+        self, entry: DrawingJob, work: Callable[..., DrawingResult], arguments: tuple[Any, ...]
+    ) -> DrawingResult | None:
         """On the thread: the work, unless its job has left the queue or has been stopped."""
         if not self.remove(entry) or not entry.outcome.set_running_or_notify_cancel():
             return None
@@ -64,23 +66,23 @@ class WaitingQueue:
         with self.lock:
             self.in_call = [other for other in self.in_call if other is not entry]
 
-    def draws_for_nobody(self, job: Job) -> bool:
-        """Whether the pipeline is at the job's pictures and has no other job's that still runs.
+    def has_abandoned_call(self, job: Job) -> bool:
+        """Whether the pipeline is drawing the job's pictures in a call whose jobs have all been stopped.
 
-        A stopped job waits for that call's end, so that no other drawing runs beside it; a call that draws for others
-        too goes on for them.
+        A stopped job waits for the end of such a call, so that no other drawing runs beside it; a call that still draws
+        for other jobs is not waited for.
         """
         with self.lock:
             jobs = [entry.job for entry in self.in_call]
         return job in jobs and all(other.cancelled.is_set() for other in jobs)
 
-    def oldest(self, wanted: Callable[[DrawingJob], bool]) -> DrawingJob | None:
-        """Of those that wait, the oldest that is wanted."""
+    def oldest(self, is_wanted: Callable[[DrawingJob], bool]) -> DrawingJob | None:
+        """The oldest waiting entry that is wanted."""
         with self.lock:
-            return next((entry for entry in self.waiting if wanted(entry)), None)
+            return next((entry for entry in self.waiting if is_wanted(entry)), None)
 
-    def finish(self, entry: DrawingJob, drawn: Drawn | None) -> None:
-        """End the wait of a job before its own turn: it has been drawn in another's call, or stopped."""
+    def finish(self, entry: DrawingJob, drawn: DrawingResult | None) -> None:
+        """End the wait of a job before its own turn: it has been drawn in an older job's call, or stopped."""
         if not self.remove(entry) or not entry.outcome.set_running_or_notify_cancel():
             return
         if entry.job.cancelled.is_set() or drawn is None:
@@ -89,7 +91,7 @@ class WaitingQueue:
             entry.outcome.set_result(drawn)
 
     def remove(self, entry: DrawingJob) -> bool:
-        """Whether it was still there."""
+        """Whether the entry was still waiting."""
         with self.lock:
             waits = entry in self.waiting
             if waits:
@@ -97,11 +99,11 @@ class WaitingQueue:
             return waits
 
 
-def pass_on(entry: DrawingJob, done: "Future[Drawn | None]") -> None:
-    """What came of the entry's own turn, to whom waits for it."""
+def set_outcome(entry: DrawingJob, turn: "Future[DrawingResult | None]") -> None:
+    """Give the outcome of the entry's own turn to whom waits for the entry's."""
     if entry.outcome.done():
         return
-    if error := done.exception():
+    if error := turn.exception():
         entry.outcome.set_exception(error)
-    elif drawn := done.result():
+    elif drawn := turn.result():
         entry.outcome.set_result(drawn)

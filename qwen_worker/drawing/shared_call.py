@@ -1,20 +1,20 @@
 """One call of the text-to-image pipeline for the pictures of several jobs.
 
 Each picture is what it is alone up to rounding: its noise comes from its own seed, prompts are encoded one by one, and
-the shorter ones are padded with tokens that the attention masks and that move no other's position. The modulation table
-gives every row of a call what it gives one alone. Imports torch inside functions. Which jobs those are is decided in
-`batching.py`.
+the shorter ones are padded with tokens that the attention masks and that move no other token's position. The modulation
+table gives every row of a call the rows that it gives a picture alone. Imports torch inside functions. Knows nothing of
+which jobs share a call: `batching.py` decides that.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
 from ..errors import Cancelled
-from ..jobs.reply import Drawn
-from ..loading.loaded import Loaded
+from ..jobs.reply import DrawingResult
+from ..loading.loaded import LoadedPipeline
 from ..memory.cuda import peak_vram_gb
 from ..pictures.images import to_rgb
 from . import inference
@@ -22,70 +22,73 @@ from .configured import configured
 from .prompt_cache import PromptCache
 from .queue import DrawingJob
 
-Encoded = dict[str, tuple[Any, Any]]  # of prompt and negative_prompt: embeddings (1, tokens, dim), mask (1, tokens)
 PROMPTS = ("prompt", "negative_prompt")
+Encoding = tuple[Any, Any]  # of one prompt: embeddings (1, tokens, dim), and mask (1, tokens) or None
+EncodedPrompts = dict[str, Encoding]  # by the names in `PROMPTS`
 
 
-def encode(loaded: Loaded, entry: DrawingJob, prompts: PromptCache) -> Encoded:
+def encode(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache) -> EncodedPrompts:
     """The job's prompts as the pipeline encodes them for it alone; no negative one without guidance.
 
     Raises `Cancelled` at the end of the call in which the job is stopped.
     """
     import torch
 
-    pipe, call = loaded.pipe, inference.arguments(loaded.pipe, entry.job.request, entry.canvas)
-    # The pipeline's own arguments to the letter: what was encoded for a job drawn alone is found in the cache.
+    pipe, call = loaded.pipe, inference.call_arguments(loaded.pipe, entry.job.request, entry.canvas)
+    # The pipeline's own arguments to the letter, so that the cache has what was encoded for a job drawn alone.
     common = {"prompt_embeds": None, "prompt_embeds_mask": None, "device": pipe._execution_device}
     common |= {"num_images_per_prompt": 1, "max_sequence_length": call["max_sequence_length"]}
-    with torch.no_grad(), prompts.around(pipe, entry.job.require_running):
+    with torch.no_grad(), prompt_cache.caching(pipe, entry.job.require_running):
         return {name: pipe.encode_prompt(prompt=call[name], **common) for name in PROMPTS if name in call}
 
 
-def draw_together(loaded: Loaded, encoded: dict[DrawingJob, Encoded], room: int) -> dict[DrawingJob, Drawn]:
-    """Every job's pictures, `room` of them a call. Raises `Cancelled` within a step once all jobs are stopped."""
-    wanted = [(entry, number) for entry in encoded for number in range(entry.job.request.num_images)]
-    calls = [wanted[start : start + room] for start in range(0, len(wanted), room)]
+def draw_together(
+    loaded: LoadedPipeline, encoded: Mapping[DrawingJob, EncodedPrompts], pictures_per_call: int
+) -> dict[DrawingJob, DrawingResult]:
+    """Every job's pictures, so many of them in a call. Raises `Cancelled` within a step once all jobs are stopped."""
+    numbers = [(entry, number) for entry in encoded for number in range(entry.job.request.num_images)]
+    calls = [numbers[start : start + pictures_per_call] for start in range(0, len(numbers), pictures_per_call)]
     pictures: dict[DrawingJob, list[Image.Image]] = {entry: [] for entry in encoded}
-    steps, leader = 0, wanted[0][0]
+    steps, leader = 0, numbers[0][0]
     with configured(loaded, leader.job.request, leader.loras):
         for call in calls:
             images, steps = draw_call(loaded, encoded, call)
             for (entry, _), image in zip(call, images, strict=True):
                 pictures[entry].append(to_rgb(image))
             require_any_running(encoded)
-    peak = peak_vram_gb()
-    return {entry: Drawn(found, steps, loaded.drawer, None, peak, len(calls[0])) for entry, found in pictures.items()}
+    facts = steps, loaded.drawing_model, None, peak_vram_gb(), len(calls[0])
+    return {entry: DrawingResult(entry_pictures, *facts) for entry, entry_pictures in pictures.items()}
 
 
 def draw_call(
-    loaded: Loaded, encoded: dict[DrawingJob, Encoded], call: list[tuple[DrawingJob, int]]
+    loaded: LoadedPipeline, encoded: Mapping[DrawingJob, EncodedPrompts], call: Sequence[tuple[DrawingJob, int]]
 ) -> tuple[list[Image.Image], int]:
-    """The pictures of one call, each given by its job and its number there from 0, and the steps that it took.
+    """The pictures of one call, and the steps that it took. `call`: each picture's job, and its number there from 0.
 
-    The rows of a job that is stopped meanwhile stay in: without them the others' would round differently.
+    The rows of a job that is stopped meanwhile stay in the call: without them the others' would round differently.
     """
     import torch
 
     pipe, leader = loaded.pipe, call[0][0]
-    given = inference.arguments(pipe, leader.job.request, leader.canvas)
+    arguments = inference.call_arguments(pipe, leader.job.request, leader.canvas)
     for name in PROMPTS:
-        if given.pop(name, None) is not None:
-            embeddings, mask = padded([encoded[entry][name] for entry, _ in call])
-            given |= {f"{name}_embeds": embeddings, f"{name}_embeds_mask": mask}
+        if arguments.pop(name, None) is not None:
+            embeddings, mask = pad([encoded[entry][name] for entry, _ in call])
+            arguments |= {f"{name}_embeds": embeddings, f"{name}_embeds_mask": mask}
     # A CPU generator draws the same noise whatever the card.
     generators = [torch.Generator("cpu").manual_seed(entry.job.request.seeds[number]) for entry, number in call]
     first, counts = dict(reversed(call)), Counter(entry for entry, _ in call)
 
-    def after_step(_pipe: Any, step: int, _timestep: Any, tensors: dict) -> dict:
+    def after_step(_pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         for entry in counts:
-            entry.job.step_ends(step + 1, pipe.num_timesteps)
+            entry.job.end_step(step + 1, pipe.num_timesteps)
         require_any_running(encoded)
         return tensors
 
     for entry, count in counts.items():
         entry.job.begin_drawing(first[entry], count)
-    with inference.left_clean(pipe):
-        images = pipe(**given, generator=generators, callback_on_step_end=after_step).images
+    with inference.cleaning_up(pipe):
+        images = pipe(**arguments, generator=generators, callback_on_step_end=after_step).images
     return images, pipe.num_timesteps
 
 
@@ -95,13 +98,14 @@ def require_any_running(entries: Iterable[DrawingJob]) -> None:
         raise Cancelled
 
 
-def padded(parts: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+def pad(encodings: Sequence[Encoding]) -> tuple[Any, Any]:
     """Encoded prompts, one a row: (rows, tokens, dim) with zeros after the shorter ones; the mask, (rows, tokens)."""
     import torch
 
-    longest = max(embeddings.shape[1] for embeddings, _ in parts)
-    rows, masks = [], []
-    for embeddings, mask in parts:
+    longest = max(embeddings.shape[1] for embeddings, _ in encodings)
+    rows: list[torch.Tensor] = []
+    masks: list[torch.Tensor] = []
+    for embeddings, mask in encodings:
         tokens = embeddings.shape[1]
         if mask is None:  # none of its tokens is padding
             mask = torch.ones(1, tokens, dtype=torch.long, device=embeddings.device)

@@ -1,63 +1,85 @@
-"""How long a job may take, and whether it can make it: by the steps that this worker has timed. Pure.
+"""How long a job may take, and whether it can finish in that time, by the steps that this worker has timed. Pure.
 
 Knows nothing of how a job is ended (`job.py`).
 """
 
 import math
 from collections import defaultdict, deque
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import JobError
 from .request import Drawing
 
-# The platform ends a job at its limit without a word: the worker's own end comes this much before, to say why.
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+# The platform ends a job at its limit without a word. The worker ends it this much earlier, so that it can say why.
 MARGIN_SECONDS, MARGIN_SHARE = 2.0, 0.1
-KEPT = 8  # timings of one kind of job
-CLEARLY = 1.1  # a job is refused when even this much faster it would not make it
+TIMINGS_KEPT = 8  # of each kind of job
+TOLERANCE = 1.1  # a job is refused where it needs more than this many times the seconds that are left
 
 
-def limit_of(job: dict, standard: float | None) -> float | None:
-    """Seconds that the job may take: its `policy.executionTimeout` (milliseconds), less a margin, else the standard."""
+class Kind(NamedTuple):
+    """What jobs have in common whose steps take the same time."""
+
+    task: str
+    size: tuple[int, int]  # width and height in pixels
+    images: int  # input pictures
+    guided: bool
+    preset: str | None
+
+
+def limit_of(job: "Mapping[str, JsonValue]", default: float | None) -> float | None:
+    """The seconds that the job may take: its `policy.executionTimeout` (milliseconds) less a margin, else the default.
+
+    `job`: as the SDK hands it out. None: the job may take as long as it likes.
+    """
     policy = job.get("policy")
     timeout = policy.get("executionTimeout") if isinstance(policy, dict) else None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
-        return standard
+        return default
     seconds = timeout / 1000
     return round(seconds - min(MARGIN_SECONDS, MARGIN_SHARE * seconds), 3)
 
 
-def kind_of(request: Drawing, size: tuple[int, int], images: int) -> tuple:
-    """What jobs have in common that take the same time a step; `images`: their input pictures."""
-    return request.task, size, images, request.guidance_scale > 1, request.preset
+def kind_of(request: Drawing, size: tuple[int, int], images: int) -> Kind:
+    """The kind of a job that draws in `size` from so many input pictures."""
+    return Kind(request.task, size, images, request.guidance_scale > 1, request.preset)
 
 
 class Paces:
-    """Seconds a step and seconds beside the steps, by kind of job; of several timings the best."""
+    """By kind of job, the seconds of a step and the seconds beside the steps; of several timings the best counts."""
 
     def __init__(self):
-        self.steps: dict[Any, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
-        self.rest: dict[Any, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self.step_seconds: dict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=TIMINGS_KEPT))
+        self.other_seconds: dict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=TIMINGS_KEPT))
 
-    def record(self, kind: Any, step_seconds: float | None, pictures: int, steps: int, seconds: float) -> None:
-        """A job of this kind drew so many pictures of so many steps each in `seconds`."""
+    def record(self, kind: Kind, step_seconds: float | None, pictures: int, steps: int, seconds: float) -> None:
+        """Keep the timings of a job that drew so many pictures, of so many steps each, in `seconds`.
+
+        `step_seconds`: the mean of its steps; None, which keeps nothing, where too few were timed.
+        """
         if step_seconds is not None:
-            self.steps[kind].append(step_seconds)
-            self.rest[kind].append(max(0.0, seconds / pictures - steps * step_seconds))
+            self.step_seconds[kind].append(step_seconds)
+            self.other_seconds[kind].append(max(0.0, seconds / pictures - steps * step_seconds))
 
     def require_time(
-        self, kind: Any, pictures: int, steps: int, seconds: float | None, strength: float | None = 1.0
+        self, kind: Kind, calls: int, steps: int, seconds: float | None, strength: float | None = 1.0
     ) -> None:
-        """Refuse what clearly cannot be drawn in `seconds`, naming the num_inference_steps that could.
+        """Refuse what clearly cannot be drawn in `seconds`, and name the num_inference_steps that could.
 
-        `steps`: that a picture really takes, `strength` of num_inference_steps; None where the schedule is fixed.
+        `calls`: of the pipeline, one after the other. `steps`: those that each call really takes, which is `strength`
+        of num_inference_steps. `strength` is None where the checkpoint's schedule is fixed. Raises `JobError`
+        deadline_exceeded.
         """
-        if seconds is None or kind not in self.steps:
+        if seconds is None or kind not in self.step_seconds:
             return
-        step, rest = min(self.steps[kind]), min(self.rest[kind])
-        needed = pictures * (rest + steps * step)
-        if needed <= seconds * CLEARLY:
+        step_seconds, other_seconds = min(self.step_seconds[kind]), min(self.other_seconds[kind])
+        needed = calls * (other_seconds + steps * step_seconds)
+        if needed <= seconds * TOLERANCE:
             return
-        feasible = math.floor((seconds / pictures - rest) / step)
+        feasible = math.floor((seconds / calls - other_seconds) / step_seconds)
         if feasible < 1:
             advice = "not even one step fits"
         elif strength is None:

@@ -1,23 +1,26 @@
 """A job that holds a call of OpenAI's Images API, as fields of ours, and our reply as OpenAI's answer to it.
 
 Such a job's input is `{"openai_route": "/v1/images/generations", "openai_input": {...}}`. The limits are those of every
-job: what is not translated here goes on under its own name and is accepted or refused as anywhere. Knows nothing of
-how a job is done.
+job: a field that is not translated here goes on under its own name, and is accepted or refused as in any job. Knows
+nothing of how a job is answered.
 """
 
 import json
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInput
-from .parsing import shown
+from .parsing import short_json
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 GENERATIONS, EDITS, MODELS = "/v1/images/generations", "/v1/images/edits", "/v1/models"
 TASKS = {GENERATIONS: "generate", EDITS: "edit"}
-# Says nothing about the picture.
-ABOUT_THE_CALLER = ("user", "safety_identifier")
-# Asks for what happens anyway; any other value is refused.
-AS_ALWAYS = {
+CALLER_FIELDS = ("user", "safety_identifier")  # they say who calls, and nothing about the picture
+# By field, the values that ask for what happens anyway. They are left out; any other value is refused.
+VALUES_WITHOUT_EFFECT: "dict[str, tuple[JsonValue, ...]]" = {
     "background": ("auto", "opaque"),
     "moderation": ("auto", "low"),
     "partial_images": (0,),
@@ -27,95 +30,103 @@ AS_ALWAYS = {
 }
 DELIVERIES = {"b64_json": "inline", "url": "url"}
 PRESETS = {"low": "fast", "medium": "balanced", "high": "quality", "hd": "quality"}  # by their `quality`
-NOT_TAKEN = {"task": "the route says it", "mask": "mask_image is: it is white where the picture is to be repainted"}
-FAULTS_OF_THE_CALLER = (
+REFUSED_FIELDS = {
+    "task": "the route says it",
+    "mask": "mask_image is: it is white where the picture is to be repainted",
+}
+CALLER_ERROR_CODES = (
     "invalid_input", "image_unreadable", "image_fetch_failed", "lora_fetch_failed", "result_too_large"
 )  # fmt: skip
 
 
 class Call:
-    """`models`: by task, the name under which the endpoint's model is called."""
+    """One call of the Images API. `models`: by task, the name under which the API calls the endpoint's model."""
 
-    def __init__(self, given: dict, models: dict[str, str]):
-        self.given, self.route, self.models = given, given["openai_route"], models
+    def __init__(self, job_input: "dict[str, JsonValue]", models: Mapping[str, str]):
+        self.job_input, self.route, self.models = job_input, job_input["openai_route"], models
 
-    def fields(self) -> dict:
-        """The input of ours that asks for the same. Raises `InvalidInput`."""
-        for name in self.given:
+    def fields(self) -> "dict[str, JsonValue]":
+        """The `input` of ours that asks for the same. Raises `InvalidInput`."""
+        for name in self.job_input:
             if name not in ("openai_route", "openai_input"):
-                raise InvalidInput(f"{shown(name)} is not a field of a job with openai_route")
+                raise InvalidInput(f"{short_json(name)} is not a field of a job with openai_route")
         if self.route == MODELS:
-            return {"task": "health"}  # which loads nothing either
+            return {"task": "health"}  # a health job loads nothing either
         if not isinstance(self.route, str) or self.route not in TASKS:
-            raise InvalidInput(f"openai_route must be {GENERATIONS}, {EDITS} or {MODELS}, not {shown(self.route)}")
-        asked = self.given.get("openai_input")
-        if not isinstance(asked, dict):
-            raise InvalidInput(f"openai_input must be an object, not {shown(asked)}")
-        asked = {name: value for name, value in asked.items() if value is not None and is_heard(name, value)}
-        for name, advice in NOT_TAKEN.items():
-            if name in asked:
+            raise InvalidInput(f"openai_route must be {GENERATIONS}, {EDITS} or {MODELS}, not {short_json(self.route)}")
+        openai_input = self.job_input.get("openai_input")
+        if not isinstance(openai_input, dict):
+            raise InvalidInput(f"openai_input must be an object, not {short_json(openai_input)}")
+        arguments: dict[str, JsonValue] = {
+            name: value for name, value in openai_input.items() if value is not None and has_effect(name, value)
+        }
+        for name, advice in REFUSED_FIELDS.items():
+            if name in arguments:
                 raise InvalidInput(f"{name} is not taken by {self.route}; {advice}")
         task = TASKS[self.route]
-        model = asked.pop("model", self.models[task])
+        model = arguments.pop("model", self.models[task])
         if model != self.models[task]:
-            raise InvalidInput(f"model must be {shown(self.models[task])} for {self.route}, not {shown(model)}")
-        return {"task": task, **in_our_words(asked)}
+            raise InvalidInput(
+                f"model must be {short_json(self.models[task])} for {self.route}, not {short_json(model)}"
+            )
+        return {"task": task, **translate_fields(arguments)}
 
-    def reply(self, reply: dict) -> dict:
-        """Our reply in OpenAI's shape, never longer than ours; `metadata` is beside it as ever."""
+    def reply(self, reply: Mapping[str, Any]) -> dict[str, Any]:
+        """Our reply in OpenAI's shape, never longer than ours; `metadata` stays as it is."""
         if "error" in reply:
             code = reply["error"].split(":")[0]
-            kind = "invalid_request_error" if code in FAULTS_OF_THE_CALLER else "server_error"
+            kind = "invalid_request_error" if code in CALLER_ERROR_CODES else "server_error"
             error = {"message": reply["error"], "type": kind, "param": None, "code": code}
-            # As text: the SDK makes any other error that in a stream, its local API answers it with a 500.
+            # The error is sent as text: the SDK turns an object into text in a stream, and its local API answers it
+            # with a 500.
             return {"error": json.dumps(error)} | ({"refresh_worker": True} if "refresh_worker" in reply else {})
         if self.route == MODELS:
             about = {"object": "model", "created": 0, "owned_by": "qwen-image"}
             return {"object": "list", "data": [{"id": name, **about} for name in dict.fromkeys(self.models.values())]}
         ours, theirs = ("image", "b64_json") if "image" in reply else ("image_url", "url")
-        drawn = reply.get(f"{ours}s") or [reply[ours]]
-        return {"created": int(time.time()), "data": [{theirs: one} for one in drawn], "metadata": reply["metadata"]}
+        pictures = reply.get(f"{ours}s") or [reply[ours]]
+        data = [{theirs: picture} for picture in pictures]
+        return {"created": int(time.time()), "data": data, "metadata": reply["metadata"]}
 
 
-def call_of(given: Any, models: dict[str, str]) -> Call | None:
+def call_of(job_input: "JsonValue", models: Mapping[str, str]) -> Call | None:
     """The call that a job's input holds; None where it holds none."""
-    return Call(given, models) if isinstance(given, dict) and "openai_route" in given else None
+    return Call(job_input, models) if isinstance(job_input, dict) and "openai_route" in job_input else None
 
 
-def is_heard(name: str, value: Any) -> bool:
-    """Whether the field makes a difference, or must be refused."""
-    same = any(value == one and type(value) is type(one) for one in AS_ALWAYS.get(name, ()))
-    return name not in ABOUT_THE_CALLER and not same
+def has_effect(name: str, value: "JsonValue") -> bool:
+    """Whether the field changes the job or must be refused; without effect it is left out."""
+    ignored = VALUES_WITHOUT_EFFECT.get(name, ())
+    return name not in CALLER_FIELDS and not any(value == one and type(value) is type(one) for one in ignored)
 
 
-def in_our_words(asked: dict) -> dict:
-    """The fields that are called or written otherwise than ours, as ours."""
-    fields = dict(asked)
-    translate(fields, "response_format", "delivery", DELIVERIES)
-    translate(fields, "quality", "preset", PRESETS)
+def translate_fields(arguments: "dict[str, JsonValue]") -> "dict[str, JsonValue]":
+    """The arguments of the call under our names and with our values. Raises `InvalidInput`."""
+    fields = dict(arguments)
+    translate_field(fields, "response_format", "delivery", DELIVERIES)
+    translate_field(fields, "quality", "preset", PRESETS)
     if isinstance(fields.get("image"), list):
         if "images" in fields:
             raise InvalidInput("images is given twice, as image and as images")
         fields["images"] = fields.pop("image")
-    if isinstance(fields.get("images"), list):
-        fields["images"] = [url_of(one) for one in fields["images"]]
+    if isinstance(images := fields.get("images"), list):
+        fields["images"] = [unwrap_url(image) for image in images]
     return fields
 
 
-def translate(fields: dict, theirs: str, ours: str, meanings: dict[str, str]) -> None:
-    """Put our field in the place of theirs."""
+def translate_field(fields: "dict[str, JsonValue]", theirs: str, ours: str, values: dict[str, str]) -> None:
+    """Replace OpenAI's field by ours. `values`: by each of OpenAI's values, ours."""
     if theirs not in fields:
         return
-    wanted = fields.pop(theirs)
-    if not isinstance(wanted, str) or wanted not in meanings:
-        *others, last = map(repr, meanings)
-        raise InvalidInput(f"{theirs} must be {', '.join(others)} or {last}, not {shown(wanted)}")
+    value = fields.pop(theirs)
+    if not isinstance(value, str) or value not in values:
+        *others, last = map(repr, values)
+        raise InvalidInput(f"{theirs} must be {', '.join(others)} or {last}, not {short_json(value)}")
     if ours in fields:
         raise InvalidInput(f"{ours} is given twice, as {theirs} and as {ours}")
-    fields[ours] = meanings[wanted]
+    fields[ours] = values[value]
 
 
-def url_of(picture: Any) -> Any:
-    """OpenAI's JSON wraps a URL or data URI: `{"image_url": "..."}`."""
-    wrapped = isinstance(picture, dict) and list(picture) == ["image_url"]
-    return picture["image_url"] if wrapped else picture
+def unwrap_url(image: "JsonValue") -> "JsonValue":
+    """The URL or data URI of an image that OpenAI's JSON wraps as `{"image_url": "..."}`; any other value as it is."""
+    return image["image_url"] if isinstance(image, dict) and list(image) == ["image_url"] else image

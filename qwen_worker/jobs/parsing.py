@@ -5,7 +5,7 @@ The rules themselves stand in `request.py`. Knows nothing of torch, diffusers or
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -25,9 +25,13 @@ from .request import (
     seed_of,
 )
 
-MAX_FIELDS = 64  # more than any task has under all names; bounds what is said about them
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+    from pydantic_core import ErrorDetails
 
-# Names that hosted image APIs use for the same thing.
+MAX_FIELDS = 64  # more than any task has under all names; bounds the length of a refusal, which names every bad field
+
+# Names that other image APIs give to our fields.
 ALIASES = {
     "true_cfg_scale": "guidance_scale",
     "true_guidance_scale": "guidance_scale",
@@ -45,147 +49,167 @@ ALIASES = {
 }
 
 
-def parse(fields: Any, job_id: str, presets: Presets | None = None) -> Request:
-    """The job's `input` as the request of its task, with what its preset sets.
+def parse(job_input: "JsonValue", job_id: str, presets: Presets | None = None) -> Request:
+    """The job's `input` as the request of its task, completed by its preset and its seed.
 
     Raises `InvalidInput` naming the field, the rule and the value.
     """
-    if not isinstance(fields, dict):
-        raise InvalidInput(f"input must be an object, not {shown(fields)}")
-    if len(fields) > MAX_FIELDS:
-        raise InvalidInput(f"input must have at most {MAX_FIELDS} fields, not {len(fields)}")
-    fields, sent_as = canonical(fields)
+    if not isinstance(job_input, dict):
+        raise InvalidInput(f"input must be an object, not {short_json(job_input)}")
+    if len(job_input) > MAX_FIELDS:
+        raise InvalidInput(f"input must have at most {MAX_FIELDS} fields, not {len(job_input)}")
+    fields, sent_as = canonical_fields(job_input)
     task = fields.pop("task", None)
-    task = implied_task(fields) if task is None else task
+    task = implied_task(fields, sent_as) if task is None else task
     if not isinstance(task, str) or task not in TASKS:
-        raise InvalidInput(f"task must be one of {', '.join(TASKS)}, not {shown(task)}")
+        raise InvalidInput(f"task must be one of {', '.join(TASKS)}, not {short_json(task)}")
     model = TASKS[task]
     gather_images(fields, model, sent_as)
     try:
         request = model.model_validate(fields)
     except ValidationError as error:
-        first = {str(one["loc"][:1]): one for one in reversed(error.errors(include_url=False))}
-        raise InvalidInput("; ".join(sentence(one, model, sent_as) for one in reversed(first.values()))) from None
+        first_by_field = {str(detail["loc"][:1]): detail for detail in reversed(error.errors(include_url=False))}
+        sentences = [describe_error(detail, model, sent_as) for detail in reversed(first_by_field.values())]
+        raise InvalidInput("; ".join(sentences)) from None
     if not isinstance(request, Drawing):
         return request
     if request.seed == -1:
         request = request.model_copy(update={"seed": seed_of(job_id)})
-    return (presets or Presets()).applied(request)
+    return (presets or Presets()).apply(request)
 
 
-def implied_task(fields: dict) -> str:
+def implied_task(fields: "dict[str, JsonValue]", sent_as: dict[str, str]) -> str:
+    """The task of a job that names none. Raises `InvalidInput` for fields without a prompt or an image among them."""
     if any(name in fields for name in IMAGE_FIELDS):
         return "edit"
-    return "generate" if "prompt" in fields else "health"
+    if "prompt" in fields:
+        return "generate"
+    if not fields:
+        return "health"
+    names = dict.fromkeys(short_json(sent_as.get(name, name)) for name in fields)
+    raise InvalidInput(
+        f"prompt is required where task is not given and the input is not empty; this input has only {', '.join(names)}"
+    )
 
 
-def canonical(fields: dict) -> tuple[dict, dict[str, str]]:
-    """The fields under their own names, and the alias each was sent as. Null counts as absent, twice is refused."""
-    named, sent_as = {}, {}
+def canonical_fields(fields: "dict[Any, JsonValue]") -> "tuple[dict[str, JsonValue], dict[str, str]]":
+    """The fields under their own names, and by own name the alias that a field was sent as.
+
+    A null counts as absent. Raises `InvalidInput` for a field that is given under two names, and for a key that is no
+    text, as only a caller in this process can give one.
+    """
+    canonical: dict[str, JsonValue] = {}
+    sent_as: dict[str, str] = {}
     for key, value in fields.items():
         if value is None:
             continue
         if not isinstance(key, str) or not key.isprintable():
-            raise InvalidInput(f"{shown(key)} is not the name of a field")
+            raise InvalidInput(f"{short_json(key)} is not the name of a field")
         if key == "size":
-            width, height = split_size(value)
-            pairs = {"width": width, "height": height}
+            width, height = parse_size(value)
+            named_values: dict[str, JsonValue] = {"width": width, "height": height}
         else:
-            pairs = {ALIASES.get(key, key): value}
-        for name, part in pairs.items():
-            if name in named:
+            named_values = {ALIASES.get(key, key): value}
+        for name, named_value in named_values.items():
+            if name in canonical:
                 raise InvalidInput(f"{name} is given twice, as {sent_as.get(name, name)} and as {key}")
-            named[name] = part
+            canonical[name] = named_value
             if name != key:
                 sent_as[name] = key
-    return named, sent_as
+    return canonical, sent_as
 
 
-def split_size(value: Any) -> tuple[int, int]:
+def parse_size(value: "JsonValue") -> tuple[int, int]:
+    """Width and height in pixels of a text such as 1024x768."""
     match = re.fullmatch(r"(\d{1,5})[x*](\d{1,5})", value) if isinstance(value, str) else None
     if not match:
-        raise InvalidInput(f"size must be WIDTHxHEIGHT in pixels, not {shown(value)}")
+        raise InvalidInput(f"size must be WIDTHxHEIGHT in pixels, not {short_json(value)}")
     return int(match[1]), int(match[2])
 
 
-def gather_images(fields: dict, model: type[Request], sent_as: dict[str, str]) -> None:
-    """image, image_url and images are three ways to give the same thing: exactly one may be used."""
-    given = [name for name in IMAGE_FIELDS if name in fields]
+def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as: dict[str, str]) -> None:
+    """Bring image and image_url, two other ways to give one picture, into the form of images.
+
+    Raises `InvalidInput` unless exactly one of the three is used by an edit, and none by another task.
+    """
+    names = [name for name in IMAGE_FIELDS if name in fields]
     if not issubclass(model, Edit):
-        if given:
-            raise InvalidInput(f"{given[0]} is not taken by {model.task}; task edit takes it")
+        if names:
+            raise InvalidInput(f"{names[0]} is not taken by {model.task}; task edit takes it")
         return
-    if len(given) != 1:
+    if len(names) != 1:
         raise InvalidInput(
-            f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not {' and '.join(given) or 'none'}"
+            f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not {' and '.join(names) or 'none'}"
         )
-    if isinstance(fields[given[0]], list) and len(fields[given[0]]) > MAX_IMAGES_IN:
-        raise InvalidInput(f"images must be a list of 1 to {MAX_IMAGES_IN} images, not {shown(fields[given[0]])}")
-    if given[0] != "images":
-        fields["images"] = [fields.pop(given[0])]
-        sent_as["images"] = given[0]
+    name, value = names[0], fields[names[0]]
+    if isinstance(value, list) and len(value) > MAX_IMAGES_IN:
+        raise InvalidInput(f"images must be a list of 1 to {MAX_IMAGES_IN} images, not {short_json(value)}")
+    if name != "images":
+        fields["images"] = [fields.pop(name)]
+        sent_as["images"] = name
 
 
-def sentence(error: dict, model: type[Request], sent_as: dict[str, str]) -> str:
-    """One validation error in our words: the field, the rule, the value."""
+def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[str, str]) -> str:
+    """One of pydantic's errors in our words: the field, the rule, the value."""
     if not error["loc"]:
-        return str(error["ctx"]["error"])
+        return str(error.get("ctx", {})["error"])
     name = str(error["loc"][0])
     if name == "loras" and len(error["loc"]) > 1:
-        return sentence_of_lora(error)
+        return describe_lora_error(error)
     label = f"{name} (sent as {sent_as[name]})" if name in sent_as else name
     if error["type"] == "missing":
         return f"{label} is required by {model.task}"
     if error["type"] in ("extra_forbidden", "invalid_key"):
-        return (
-            f"{shown(name)} is not a field of {model.task}; its fields are {', '.join(public_fields(model)) or 'none'}"
-        )
+        fields = ", ".join(public_fields(model)) or "none"
+        return f"{short_json(name)} is not a field of {model.task}; its fields are {fields}"
     if error["type"] == "value_error":
-        return f"{label} {error['ctx']['error']}"
+        return f"{label} {error.get('ctx', {})['error']}"
     if name == "mask_image" and model is BackgroundReplacement:
         return "mask_image is not taken by background_replacement; task edit takes it"
-    value = shown(error["input"])
+    value = short_json(error["input"])
     if isinstance(error["input"], str) and len(error["input"]) > MAX_PROMPT_CHARACTERS:
         value = f"{len(error['input'])} characters"
-    rule = rule_of(model, error["loc"])
-    return f"{label} must be {rule}, not {value}"
+    return f"{label} must be {rule_of(model, error['loc'])}, not {value}"
 
 
-def sentence_of_lora(error: dict) -> str:
-    """The same for what is in one of `loras`."""
+def describe_lora_error(error: "ErrorDetails") -> str:
+    """An error within one of `loras` in our words: the LoRA's number, its field, the rule, the value."""
     _, number, *rest = error["loc"]
     label = f"loras[{number}]"
     if not rest:
-        return f"{label} must be an object of path, scale, not {shown(error['input'])}"
+        return f"{label} must be an object of path, scale, not {short_json(error['input'])}"
     name = str(rest[0])
     if error["type"] in ("extra_forbidden", "invalid_key"):
-        return f"{shown(name)} is not a field of {label}; its fields are {', '.join(Lora.model_fields)}"
+        return f"{short_json(name)} is not a field of {label}; its fields are {', '.join(Lora.model_fields)}"
     if error["type"] == "missing":
         return f"{label}.{name} is required"
-    return f"{label}.{name} must be {Lora.model_fields[name].description}, not {shown(error['input'])}"
+    return f"{label}.{name} must be {Lora.model_fields[name].description}, not {short_json(error['input'])}"
 
 
-def rule_of(model: type[Request], loc: tuple) -> str:
-    field = model.model_fields[loc[0]]
-    if loc[0] == "images" and len(loc) > 1:
+def rule_of(model: type[Request], place: "tuple[int | str, ...]") -> str:
+    """The rule of the field that a place begins with; of one of `images` the rule for a single one."""
+    name = str(place[0])
+    if name == "images" and len(place) > 1:
         return IMAGE_RULE
+    field = model.model_fields[name]
     if field.description:
         return field.description
-    # An optional field keeps its rule in the first arm of the union.
+    # The type of an optional field is a union, whose first member keeps the rule.
     return next(
-        meta.description
-        for arm in getattr(field.annotation, "__args__", ())
-        for meta in getattr(arm, "__metadata__", ())
-        if getattr(meta, "description", None)
+        metadata.description
+        for member in getattr(field.annotation, "__args__", ())
+        for metadata in getattr(member, "__metadata__", ())
+        if getattr(metadata, "description", None)
     )
 
 
 def public_fields(model: type[Request]) -> list[str]:
+    """The names of the task's fields, without aliases."""
     names = [name for name in model.model_fields if not (name == "mask_image" and model is BackgroundReplacement)]
-    return [other for name in names for other in (IMAGE_FIELDS if name == "images" else (name,))]
+    return [public for name in names for public in (IMAGE_FIELDS if name == "images" else (name,))]
 
 
-def shown(value: Any) -> str:
+def short_json(value: "JsonValue | tuple[JsonValue, ...]") -> str:
     """A value as its JSON, short enough for a sentence."""
     if isinstance(value, (dict, list, tuple)):
         return "an object" if isinstance(value, dict) else f"a list of {len(value)}"

@@ -1,30 +1,30 @@
-"""Presets: what a picture is drawn by where its job does not say, which of them an endpoint serves, and why not. Pure.
+"""Presets: the steps and guidance of jobs that set none, which presets an endpoint serves, and why not another. Pure.
 
-`quality` is the model as released; `balanced` takes fewer steps and a step cache (`step_cache.py`) where the model has
-one; `fast` a few-step LoRA without guidance. Knows nothing of how any of it is done.
+`quality` is the model as released. `balanced` takes fewer steps, and a step cache (`step_cache.py`) where the model has
+one. `fast` takes a few-step LoRA and no guidance. Knows nothing of how a picture is drawn.
 """
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from ..errors import InvalidInput
 from ..preset_settings import Preset, steps_in
 from ..settings import Role, Settings
 from .request import Drawing
 
-# Of balanced's 30 the step cache predicts 12, so that about a third of quality's are computed: what that does to the
-# pictures is measured by `python -m benchmarks quality`.
+# The step cache predicts 12 of balanced's 30 steps, so that the transformer computes about a third of quality's.
+# `python -m benchmarks quality` measures what that does to the pictures.
 STEPS = {Preset.QUALITY: 50, Preset.BALANCED: 30}
 GUIDANCE = {Preset.QUALITY: 4.0, Preset.BALANCED: 4.0, Preset.FAST: 1.0}
-# What few-step LoRAs in the Lightning layout are distilled for: https://github.com/ModelTC/Qwen-Image-Lightning
+# The schedule for which few-step LoRAs are distilled: https://github.com/ModelTC/Qwen-Image-Lightning
 FEW_STEP_SCHEDULER = {"base_shift": math.log(3), "max_shift": math.log(3), "shift_terminal": None}
 FAST_LORAS = {"generate": "QWEN_IMAGE_FAST_LORA", "edit": "QWEN_EDIT_FAST_LORA"}
 MODELS = {"generate": "QWEN_IMAGE_MODEL", "edit": "QWEN_EDIT_MODEL"}
 
 
 class Adaptable(Protocol):
-    """What presets and LoRAs depend on of a checkpoint. `adaptable`: LoRAs and step caches know its transformer."""
+    """A checkpoint as presets and LoRAs see it. `adaptable`: whether LoRAs and step caches know its transformer."""
 
     @property
     def name(self) -> str: ...
@@ -34,76 +34,89 @@ class Adaptable(Protocol):
     def adaptable(self) -> bool: ...
 
 
-class Presets:
-    """The presets of one endpoint; without settings, of one that is as it comes.
+class PresetReport(TypedDict):
+    """The presets of one model, as `health` shows them."""
 
-    `released(model)`: what a model's name alone says of its checkpoint, None where it says nothing. `missing(source)`:
-    whether it names a file or folder of this machine that is not there.
+    served: list[str]
+    default: str  # the preset of jobs that name none
+    reasons: dict[str, str]  # by preset, why it is not served
+
+
+class Presets:
+    """The presets of one endpoint; without settings, of one that has every default.
+
+    `released(model)`: the checkpoint that a model's name alone tells, None where the name tells nothing.
+    `is_missing(source)`: whether the source names a file or folder of this machine that is not there.
     """
 
     def __init__(
         self,
         settings: Settings | None = None,
         released: Callable[[str], Adaptable | None] = lambda model: None,
-        missing: Callable[[str], bool] = lambda source: False,
+        is_missing: Callable[[str], bool] = lambda source: False,
     ):
-        self.settings, self.released, self.missing = settings, released, missing
+        self.settings = settings or Settings.model_construct()
+        self.released, self.is_missing = released, is_missing
 
     def fast_lora(self, role: str) -> str | None:
-        """Where the few-step LoRA of the role's model is."""
-        return getattr(self.settings, FAST_LORAS[role], None)
+        """The source of the few-step LoRA for the role's model, None where the settings name none."""
+        return getattr(self.settings, FAST_LORAS[role])
 
-    def applied(self, request: Drawing) -> Drawing:
-        """The request with its preset, and the preset's steps and guidance where it gives none itself.
+    def apply(self, request: Drawing) -> Drawing:
+        """The request with its preset, and with the preset's steps and guidance where it sets none itself.
 
-        Raises `InvalidInput` for a preset that the endpoint's settings do not have.
+        Raises `InvalidInput` for a preset that the endpoint does not serve.
         """
         role = Role.of(request.task)
         if request.preset is None:
-            asked = self.settings.QWEN_PRESET if self.settings else Preset.QUALITY
-            preset = Preset.QUALITY if self.why_not(asked, role) else asked
+            default = self.settings.QWEN_PRESET
+            preset = Preset.QUALITY if self.obstacle(default, role) else default
         else:
             preset = Preset(request.preset)
-            if reason := self.why_not(preset, role):
+            if reason := self.obstacle(preset, role):
                 raise InvalidInput(f"preset '{preset.value}' is not served for {request.task} here: {reason}")
-        chosen = {"num_inference_steps": self.steps(preset, role), "guidance_scale": GUIDANCE[preset]}
-        given = request.model_fields_set
-        return request.model_copy(
-            update={"preset": preset.value} | {name: value for name, value in chosen.items() if name not in given}
-        )
+        values = {"num_inference_steps": self.steps(preset, role), "guidance_scale": GUIDANCE[preset]}
+        update = {name: value for name, value in values.items() if name not in request.model_fields_set}
+        return request.model_copy(update={"preset": preset.value, **update})
 
     def steps(self, preset: Preset, role: str) -> int:
+        """The number of steps of a preset that is served."""
         if preset is not Preset.FAST:
             return STEPS[preset]
-        return steps_in(self.fast_lora(role)) or self.settings.QWEN_FAST_STEPS
+        source = self.fast_lora(role)
+        steps = (source and steps_in(source)) or self.settings.QWEN_FAST_STEPS
+        assert steps, "the settings refuse a few-step LoRA whose steps neither its name nor QWEN_FAST_STEPS tells"
+        return steps
 
-    def why_not(self, preset: Preset, role: str, checkpoint: Adaptable | None = None) -> str | None:
-        """Why the role's model does not draw by the preset, as far as that is known before anything is fetched."""
+    def obstacle(self, preset: Preset, role: str, checkpoint: Adaptable | None = None) -> str | None:
+        """Why the role's model does not draw by the preset, as far as that is known before anything is fetched.
+
+        `checkpoint`: the model's, where it is known already. None: the preset is served.
+        """
         if preset is not Preset.FAST:
             return None
         source = self.fast_lora(role)
         if not source:
             return f"{FAST_LORAS[role]} names no few-step LoRA"
-        if self.missing(source):
+        if self.is_missing(source):
             return f"the file that {FAST_LORAS[role]} names is not there"
         checkpoint = checkpoint or self.released(getattr(self.settings, MODELS[role]))
         if checkpoint and not checkpoint.adaptable:
             return f"no LoRA can be applied to a {checkpoint.class_name}"
         return None
 
-    def served(self, known: Callable[[str], Adaptable | None]) -> dict[str, dict]:
-        """For `health`, by role: the presets that are served, which one is drawn by where a job does not say, and why
-        another is not served. `known(role)`: the role's checkpoint, once it is known."""
-        found = {}
+    def report(self, located: Callable[[str], Adaptable | None]) -> dict[str, PresetReport]:
+        """For `health`, by role. `located(role)`: the role's checkpoint, None before it is known."""
+        reports: dict[str, PresetReport] = {}
         for role in FAST_LORAS:
-            reasons = {one: self.why_not(one, role, known(role)) for one in Preset}
+            reasons = {preset: self.obstacle(preset, role, located(role)) for preset in Preset}
             default = self.settings.QWEN_PRESET
-            found[role] = {
-                "served": [one.value for one in Preset if not reasons[one]],
+            reports[role] = {
+                "served": [preset.value for preset in Preset if not reasons[preset]],
                 "default": Preset.QUALITY.value if reasons[default] else default.value,
-                "reasons": {one.value: reason for one, reason in reasons.items() if reason},
+                "reasons": {preset.value: reason for preset, reason in reasons.items() if reason},
             }
-        return found
+        return reports
 
 
 def require_adaptable(request: Drawing, checkpoint: Adaptable | None) -> None:

@@ -1,11 +1,12 @@
 """The reply of a job that drew: its fields, and how large it will be on its way.
 
-Knows nothing of how the pictures came about, nor of how they leave (`delivery.py`).
+Knows nothing of how the pictures came about, nor of how they reach the caller (`delivery.py`).
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from ..errors import LoadError
 from ..preset_settings import Preset
@@ -25,7 +26,7 @@ STAND_IN_MESSAGE = "The model could not be loaded: this is a PIL stand-in, not a
 
 
 @dataclass(frozen=True)
-class Drawer:
+class DrawingModel:
     """The loaded model that drew, as replies name it."""
 
     name: str
@@ -35,19 +36,68 @@ class Drawer:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What came of a job's turn on the inference thread."""
+class DrawingResult:
+    """What a job's turn on the inference thread has brought: pictures of the model, or stand-ins and why."""
 
     pictures: "list[Image.Image]"
-    steps: int  # that each took
-    drawer: Drawer | None = None  # what drew them; None for a stand-in
-    failure: LoadError | None = None  # why there is none
+    steps: int  # of each picture
+    model: DrawingModel | None = None  # None for stand-ins
+    failure: LoadError | None = None  # why the pictures are stand-ins
     peak_vram_gb: float | None = None
-    batch: int = 1  # pictures that shared their call; of several calls, those of the first
+    batch: int = 1  # how many pictures shared the pipeline's call; where the job had several calls, the first one's
 
 
-def success(request: Drawing, metadata: dict, pictures: list[str], field: str = "image") -> dict:
-    """`field` (`image` or `image_url`) is the first picture, in base64 or by its URL; its plural all, where several."""
+class LoraUsed(TypedDict):
+    """One of the job's LoRAs, as the reply names it."""
+
+    path: str
+    scale: float
+
+
+class DrawingFacts(TypedDict):
+    """The part of a reply's `metadata` that is known once the pictures are drawn; docs/jobs.md explains each field."""
+
+    model: str
+    revision: str | None
+    backend: Literal["qwen-image", "pil-fallback"]
+    prompt: str
+    width: int
+    height: int
+    dimensions: str
+    preset: str | None
+    steps: int
+    guidance_scale: float
+    seed: int
+    seeds: list[int]
+    worker_version: str
+    strength: NotRequired[float]
+    instruction: NotRequired[str]
+    loras: NotRequired[list[LoraUsed]]
+    step_cache: NotRequired[bool]
+    fallback_reason: NotRequired[str]
+    batch: NotRequired[int]
+    peak_vram_gb: NotRequired[float | None]
+
+
+class DeliveryFacts(TypedDict):
+    """The part of a reply's `metadata` that is known once the pictures are encoded."""
+
+    delivery: Literal["inline", "url"]
+    output_format: str
+    delivery_note: NotRequired[str]
+
+
+class Metadata(DrawingFacts, DeliveryFacts):
+    """A reply's `metadata`."""
+
+    processing_time: float  # seconds
+    timings: dict[str, float]  # seconds by stage
+
+
+def success_reply(
+    request: Drawing, metadata: Metadata, pictures: list[str], field: Literal["image", "image_url"] = "image"
+) -> dict[str, Any]:
+    """The reply with `pictures`, in base64 or by their URLs: the first as `field`, all as its plural where several."""
     stand_in = metadata["backend"] == "pil-fallback"
     reply = {
         "success": True,
@@ -58,19 +108,24 @@ def success(request: Drawing, metadata: dict, pictures: list[str], field: str = 
     return reply | ({f"{field}s": pictures} if len(pictures) > 1 else {})
 
 
-def metadata_of(request: Drawing, size: tuple[int, int], drawn: Drawn, model: str, settings: Settings) -> dict:
-    """What is known of the pictures before they are encoded. `model`: the name to report when none is loaded."""
-    drawer = drawn.drawer
-    facts = {
-        "model": drawer.name if drawer else model,
-        "revision": drawer.revision if drawer else None,
-        "backend": "qwen-image" if drawer else "pil-fallback",
+def drawing_facts(
+    request: Drawing, size: tuple[int, int], result: DrawingResult, model: str, settings: Settings
+) -> DrawingFacts:
+    """What is known of the pictures before they are encoded.
+
+    `size`: width and height in pixels. `model`: the name to report where no model is loaded.
+    """
+    drawn_by = result.model
+    facts: DrawingFacts = {
+        "model": drawn_by.name if drawn_by else model,
+        "revision": drawn_by.revision if drawn_by else None,
+        "backend": "qwen-image" if drawn_by else "pil-fallback",
         "prompt": request.prompt,
         "width": size[0],
         "height": size[1],
         "dimensions": f"{size[0]}x{size[1]}",
         "preset": request.preset,
-        "steps": drawn.steps,
+        "steps": result.steps,
         "guidance_scale": request.guidance_scale,
         "seed": request.seed,
         "seeds": request.seeds,
@@ -81,30 +136,28 @@ def metadata_of(request: Drawing, size: tuple[int, int], drawn: Drawn, model: st
     if request.instruction != request.prompt:
         facts["instruction"] = request.instruction
     if request.loras:
-        facts["loras"] = [{"path": without_secrets(one.path), "scale": one.scale} for one in request.loras]
-    if drawer and request.preset == Preset.BALANCED:
-        facts["step_cache"] = drawer.caches_steps
-    if drawn.failure:
-        facts["fallback_reason"] = drawn.failure.reason
-    if drawer and settings.QWEN_BATCH > 1:
-        facts["batch"] = drawn.batch
-    if drawer and drawer.on_card:
-        facts["peak_vram_gb"] = drawn.peak_vram_gb
+        facts["loras"] = [{"path": without_secrets(lora.path), "scale": lora.scale} for lora in request.loras]
+    if drawn_by and request.preset == Preset.BALANCED:
+        facts["step_cache"] = drawn_by.caches_steps
+    if result.failure:
+        facts["fallback_reason"] = result.failure.reason
+    if drawn_by and settings.QWEN_BATCH > 1:
+        facts["batch"] = result.batch
+    if drawn_by and drawn_by.on_card:
+        facts["peak_vram_gb"] = result.peak_vram_gb
     return facts
 
 
-def with_timings(facts: dict, timings: dict[str, float], more: dict) -> dict:
-    """The facts, what more is known by now, and the seconds of each stage so far."""
-    return (
-        facts
-        | more
-        | {
-            "processing_time": round(sum(timings.values()), 3),
-            "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
-        }
-    )
+def complete_metadata(facts: DrawingFacts, timings: dict[str, float], delivery: DeliveryFacts) -> Metadata:
+    """The facts, those of the delivery, and the seconds of each stage so far."""
+    return {
+        **facts,
+        **delivery,
+        "processing_time": round(sum(timings.values()), 3),
+        "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
+    }
 
 
-def posted_bytes(reply: dict) -> int:
+def posted_bytes(reply: Mapping[str, Any]) -> int:
     """The size of the body that the SDK posts for this reply: its own JSON, in UTF-8."""
     return len(json.dumps({"output": reply}, ensure_ascii=False).encode("utf-8", "surrogatepass"))

@@ -1,16 +1,16 @@
-"""What a job's text may name: a URL, and as the path of a LoRA also a file here or one of the hub's. Pure.
+"""What a job's text may name: a URL, and as the path of a LoRA also a file on this worker or on the hub. Pure.
 
-Knows nothing of how files come here or what is in them.
+Knows nothing of how files are fetched or what is in them.
 """
 
 import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
-MAX_CHARACTERS = 2048
-NAME_BYTES = 255  # of a file's or a folder's name, on any disk
+MAX_CHARACTERS = 2048  # of a LoRA's path
+MAX_NAME_BYTES = 255  # of a file's or a folder's name, on any disk
 SUFFIX = ".safetensors"
-STANDARD_NAME = "pytorch_lora_weights.safetensors"  # of diffusers' trainers, beside checkpoints of the training
+STANDARD_NAME = "pytorch_lora_weights.safetensors"  # diffusers' trainers name so the LoRA beside their checkpoints
 RULE = (
     "ORG/NAME or ORG/NAME/FILE.safetensors of the hub, perhaps ORG/NAME@REVISION, an http(s) URL, or a .safetensors "
     "file in the endpoint's folder of LoRAs"
@@ -22,7 +22,7 @@ HUB_PATH = re.compile(
 
 @dataclass(frozen=True)
 class HubFile:
-    """`revision` and `file` may be empty: the main branch, and the only LoRA of the repository."""
+    """A LoRA on the hub. `revision` may be empty for the main branch, `file` for the repository's only LoRA."""
 
     hub_id: str
     revision: str
@@ -30,12 +30,12 @@ class HubFile:
 
 
 def is_url(text: str) -> bool:
-    """Whether the text names a scheme, as base64 never does."""
+    """Whether the text names a scheme, which base64 never does; a data URI is no URL here."""
     return "://" in text[:40] and not text[:5].lower() == "data:"
 
 
 def without_secrets(path: str) -> str:
-    """A LoRA's path; of a URL neither credentials nor the query, which may be a signature."""
+    """A LoRA's path; a URL without its credentials and its query, which may be a signature."""
     if not is_url(path):
         return path
     parts = urlsplit(path)
@@ -43,23 +43,23 @@ def without_secrets(path: str) -> str:
 
 
 def hub_file(text: str) -> HubFile | None:
-    """What the text names on the hub, if it can."""
-    found = HUB_PATH.fullmatch(text)
-    # A name of two parts that ends as a file does is one: no repository is called so.
-    if not found or (text.endswith(SUFFIX) and not found["file"]):
+    """The hub's file that the text names, None where the text cannot name one."""
+    match = HUB_PATH.fullmatch(text)
+    # "ORG/NAME.safetensors" names a file on this worker: no repository has a file's suffix.
+    if not match or (text.endswith(SUFFIX) and not match["file"]):
         return None
-    parts = (found["file"] or "").split("/")
-    if any(part in (".", "..") for part in parts) or ("" in parts and found["file"]):
+    parts = (match["file"] or "").split("/")
+    if any(part in (".", "..") for part in parts) or ("" in parts and match["file"]):
         return None
-    if max(map(len, map(str.encode, (found["revision"] or "", *parts)))) > NAME_BYTES or not is_repository(
-        found["hub_id"]
-    ):
+    if max(len(name.encode()) for name in (match["revision"] or "", *parts)) > MAX_NAME_BYTES:
         return None
-    return HubFile(found["hub_id"], found["revision"] or "", found["file"] or "")
+    if not is_repository(match["hub_id"]):
+        return None
+    return HubFile(match["hub_id"], match["revision"] or "", match["file"] or "")
 
 
 def is_repository(hub_id: str) -> bool:
-    """By the hub's own rules."""
+    """Whether the hub's own rules allow the name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

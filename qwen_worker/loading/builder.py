@@ -20,7 +20,7 @@ from .components import Reading, is_component, load_component, require_tokenizer
 from .page_cache import reading_ahead
 
 if TYPE_CHECKING:
-    from ..model.modulation import Table
+    from ..model.modulation import ModulationTable
     from ..model.residency import Swap
 
 AHEAD_SHARE = 0.8  # of the RAM that a plan leaves, for weights that are read while the libraries are imported
@@ -29,14 +29,14 @@ AHEAD_SHARE = 0.8  # of the RAM that a plan leaves, for weights that are read wh
 class Builder:
     """`threads`: that read weights, 0 for the libraries' own reading. For the one inference thread.
 
-    `busy_with`: the component that a build is at, for the words about one that fails. `swap`: transformers that share
-    the card's room, once there are any.
+    `part`: what a build is at, for the sentence about one that fails. `swap`: the transformers that share the card's
+    room, once there are any.
     """
 
     def __init__(self, threads: int):
         self.threads = threads
         self.stopwatch = Stopwatch()  # of the present build, or the last
-        self.busy_with = ""
+        self.part = ""
         self.swap: Swap | None = None
 
     def build(
@@ -46,66 +46,66 @@ class Builder:
         plan: Plan,
         shared: Mapping[str, Any],
         folder: Path | None = None,
-        beside: bool = False,
-    ) -> "tuple[Any, Table | None]":
+        beside_others: bool = False,
+    ) -> "tuple[Any, ModulationTable | None]":
         """The pipeline of the checkpoint's own class, and its modulation table where the plan has one.
 
         `model`: the name under which its transformer is swapped; `shared`: components that are loaded already;
-        `folder`: read in place of the checkpoint's own; `beside`: the card holds models of other plans. Raises
+        `folder`: read in place of the checkpoint's own; `beside_others`: the card holds models of other plans. Raises
         `LoadError`, and whatever the libraries raise.
         """
         source = replace(checkpoint, folder=folder or checkpoint.folder)
-        index = read_json(source.folder, "model_index.json")
+        folder = source.local_folder
+        index = read_json(folder, "model_index.json")
         names = [name for name in index if name not in shared and not name.startswith("_")]
         reading = Reading(self.threads, self.stopwatch)
-        room = read_machine().ram_available - plan.ram if self.threads else 0
-        with self.stopwatch("import"), reading_ahead(weight_files(source.folder, names), round(room * AHEAD_SHARE)):
+        free_bytes = read_machine().ram_available_bytes - plan.pinned_bytes if self.threads else 0
+        with self.stopwatch("import"), reading_ahead(weight_files(folder, names), round(free_bytes * AHEAD_SHARE)):
             libraries.import_all()
         import diffusers
 
         with self.stopwatch("card"):
-            self.claim_card(plan, beside)
+            self.claim_card(plan, beside_others)
         components = dict(shared)
         for name in names:
-            self.busy_with, value = name, index[name]
-            components[name] = load_component(source, name, value, plan, reading) if is_component(value) else value
+            self.part, entry = name, index[name]
+            components[name] = load_component(source, name, entry, plan, reading) if is_component(entry) else entry
             with self.stopwatch("trim"):
                 trim(components[name], name, plan)
         if self.swap and plan.swapped:
             with self.stopwatch("copy"):
                 self.swap.add(model, components["transformer"])
-        self.busy_with = "modulation"
-        table = tabulate(components["transformer"], source, plan, reading)
-        self.busy_with = checkpoint.class_name
+        self.part = "modulation"
+        table = tabulate(components["transformer"], folder, plan, reading)
+        self.part = checkpoint.class_name
         with self.stopwatch("other"):
             pipe = getattr(diffusers, checkpoint.class_name)(**components)
             require_tokenizer(checkpoint, pipe)
         pipe.set_progress_bar_config(disable=True)
         if plan.device == "cuda":
-            cuda.release_buffers()
+            cuda.release_pinned_buffers()
         return pipe, table
 
-    def claim_card(self, plan: Plan, beside: bool) -> None:
-        """Torch kept to the plan's share of the card, and no swapped transformer there. Raises `LoadError`."""
+    def claim_card(self, plan: Plan, beside_others: bool) -> None:
+        """Keep torch to the plan's share of the card, and take a swapped transformer off it. Raises `LoadError`."""
         from ..model.residency import Swap
 
         if plan.device == "cuda":
-            cuda.cap_memory(plan.limit, beside)
+            cuda.cap_memory(plan.limit_bytes, beside_others)
             cuda.pin_exactly()
         if plan.swapped:
             self.swap = self.swap or Swap(plan.device)
             self.swap.clear()
-            cuda.forget(plan.device)
+            cuda.release_unused(plan.device)
 
-    def forget(self, model: str, plan: Plan) -> None:
+    def release(self, model: str, plan: Plan) -> None:
         """Give back what a build that failed has left."""
         if self.swap:
             self.swap.drop(model)
-        cuda.forget(plan.device)
+        cuda.release_unused(plan.device)
 
 
 def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
     """What holds the components' weights, in the order in which they are read."""
-    return [file for name in names if name in WEIGHTS for file in shards(folder, name)] + list(
-        folder.glob("*.safetensors")
-    )
+    files = [file for name in names if name in WEIGHTS for file in shards(folder, name)]
+    return files + list(folder.glob("*.safetensors"))

@@ -1,6 +1,6 @@
-"""The endpoint's two models: which checkpoint each of them is, found out once. Loads nothing.
+"""The endpoint's two models: which checkpoint each of them is, located once. Loads nothing.
 
-For the one inference thread, but for what only reads.
+Knows nothing of where a model goes and how it is loaded.
 """
 
 from ..checkpoints import checkpoint as checkpoints
@@ -8,14 +8,16 @@ from ..checkpoints import remote
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import label_of
 from ..errors import LoadError
-from ..memory.machine import disk_free
+from ..memory.machine import free_disk_bytes
 from ..memory.placement import require_disk
-from ..network.hub import cache_folder
+from ..network.hub import hub_cache_folder
 from ..settings import Role, Settings
 from . import prepared
 
 
 class Catalogue:
+    """`locate` and `fetch` are for the one inference thread; the other methods only read, on any thread."""
+
     def __init__(self, settings: Settings):
         self.settings = settings
         self.checkpoints: dict[str, Checkpoint] = {}  # by model setting, once they are located
@@ -37,15 +39,15 @@ class Catalogue:
         return self.checkpoints.get(self.model_for(task))
 
     def locate(self, task: str) -> Checkpoint:
-        """What serves the task, from files here, the table of released checkpoints or the hub; downloads no weights.
+        """What serves the task, from this machine's files, the table of released checkpoints or the hub.
 
-        Raises `LoadError` where it is not found or serves another task.
+        Downloads no weights. Raises `LoadError` where it is not found or serves another task.
         """
         model = self.model_for(task)
         if model not in self.checkpoints:
             roots = self.settings.QWEN_MODEL_ROOTS
-            here = checkpoints.find(model, roots) or prepared.describe(model, roots)
-            self.checkpoints[model] = here or checkpoints.known(model) or remote.look_up(model)
+            local = checkpoints.find(model, roots) or prepared.find_source(model, roots)
+            self.checkpoints[model] = local or checkpoints.released(model) or remote.look_up(model)
         checkpoint = self.checkpoints[model]
         if task not in checkpoint.pipeline_class.tasks:
             raise LoadError(f"{checkpoint.name} is a {checkpoint.class_name}, which does not serve {task}")
@@ -54,8 +56,8 @@ class Catalogue:
     def fetch(self, task: str) -> Checkpoint:
         """The task's checkpoint, its files on this machine. Raises `LoadError`, as where the disk is too small."""
         checkpoint = self.locate(task)
-        needed = sum(checkpoint.parameters.values()) * 2  # the released checkpoints are bfloat16
-        missing = max(0, needed - remote.fetched_bytes(checkpoint))
-        require_disk(checkpoint.name, missing, disk_free(cache_folder()))
+        needed_bytes = sum(checkpoint.parameters.values()) * 2  # the released checkpoints are bfloat16
+        missing_bytes = max(0, needed_bytes - remote.fetched_bytes(checkpoint))
+        require_disk(checkpoint.name, missing_bytes, free_disk_bytes(hub_cache_folder()))
         self.checkpoints[self.model_for(task)] = checkpoint = remote.download(checkpoint)
         return checkpoint

@@ -1,4 +1,4 @@
-"""The libraries that build pipelines, imported without their grumbling, and the classes that most of the import is.
+"""The libraries that pipelines are built with, imported without their warnings, and the classes that take longest.
 
 Knows nothing of plans.
 """
@@ -7,17 +7,19 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
-CLASSES = {  # whose modules are most of the import; the libraries load them when first asked
+# The classes whose modules are most of the import: the libraries import them only when they are asked for.
+CLASSES = {
     "transformers": ("Qwen2_5_VLForConditionalGeneration", "Qwen2Tokenizer"),
     "diffusers": ("QwenImagePipeline", "QwenImageTransformer2DModel", "AutoencoderKLQwenImage"),
 }
 
 
 def import_all() -> None:
-    with quietly():
+    """Import the libraries and those classes; without progress bars from then on."""
+    with quiet_libraries():
         for library, names in CLASSES.items():
             module = importlib.import_module(library)
             for name in names:
@@ -28,10 +30,10 @@ def import_all() -> None:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Keeps the quantization libraries from grumbling about optional parts that are not used here."""
-    noisy = [logging.getLogger(name) for name in ("bitsandbytes", "torch.utils._pytree")]
-    for logger in noisy:
+def quiet_libraries() -> Generator[None]:
+    """Within, the quantization libraries do not warn of optional parts that are not used here."""
+    loggers = [logging.getLogger(name) for name in ("bitsandbytes", "torch.utils._pytree")]
+    for logger in loggers:
         logger.setLevel(logging.ERROR)
     chosen = os.environ.get("DIFFUSERS_VERBOSITY")  # read once, by the import
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -42,5 +44,5 @@ def quietly() -> Iterator[None]:
             del os.environ["DIFFUSERS_VERBOSITY"]
             if "diffusers" in sys.modules:
                 sys.modules["diffusers"].utils.logging.set_verbosity_warning()
-        for logger in noisy:
+        for logger in loggers:
             logger.setLevel(logging.NOTSET)

@@ -1,37 +1,40 @@
-"""A pipeline that is ready to run, with what was decided about it, and what replies and `health` tell of it."""
+"""A pipeline that is ready to run, with what was decided about it, and what replies and `health` tell of it.
+
+Knows nothing of how it was loaded, nor of what is drawn by it.
+"""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..jobs.reply import Drawer
+from ..jobs.reply import DrawingModel
 from ..memory.footprint import GB, Plan
 from ..speed.speedups import Speed
 
 if TYPE_CHECKING:
     from ..lora.adapters import Adapters
-    from ..model.modulation import Table
+    from ..model.modulation import ModulationTable
 
 
 @dataclass(frozen=True)
-class Loaded:
-    model: str  # its setting: the key among the loaded
+class LoadedPipeline:
+    model: str  # its setting: the key among the loaded pipelines
     checkpoint: Checkpoint
     plan: Plan
     pipe: Any = field(repr=False)  # a diffusers pipeline of the checkpoint's own class
-    table: "Table | None" = field(repr=False)  # stands for the transformer's modulation layers
-    adapters: "Adapters" = field(repr=False)  # of its transformer
+    table: "ModulationTable | None" = field(repr=False)  # stands for the transformer's modulation layers
+    adapters: "Adapters" = field(repr=False)  # apply LoRAs to its transformer
     shared: tuple[str, ...]  # components that it has in common with a pipeline loaded before
-    seconds: float
-    stages: dict[str, float]  # where they went; `first_job` is added when it has been drawn
+    load_seconds: float
+    stage_seconds: dict[str, float]  # of the load, by stage; `first_job` is added when that has been drawn
     prepared: str  # the name of the prepared checkpoint that it was loaded from, or why there is none
     speed: Speed  # what it is drawn faster by
 
     @property
-    def drawer(self) -> Drawer:
+    def drawing_model(self) -> DrawingModel:
         """What replies tell of it."""
         checkpoint = self.checkpoint
-        return Drawer(checkpoint.name, checkpoint.revision, checkpoint.adaptable, self.plan.device == "cuda")
+        return DrawingModel(checkpoint.name, checkpoint.revision, checkpoint.adaptable, self.plan.device == "cuda")
 
     def report(self) -> dict[str, Any]:
         """What `health` tells of it."""
@@ -42,11 +45,11 @@ class Loaded:
             "device": self.plan.device,
             "precision": self.plan.precision.value,
             "plan": str(self.plan),
-            "weights_gb": round(self.plan.weights / GB, 3),
+            "weights_gb": round(self.plan.weight_bytes / GB, 3),
             "speedups": {name.value: state for name, state in self.speed.states.items()},
             "loras": [{"setting": use.label, "scale": use.scale} for use in self.adapters.own],
             "shared": list(self.shared),
             "prepared": self.prepared,
-            "load_seconds": round(self.seconds, 3),
-            "stages": dict(self.stages),
+            "load_seconds": round(self.load_seconds, 3),
+            "stages": dict(self.stage_seconds),
         }

@@ -1,22 +1,23 @@
 """Each task's model as a job can have it: loaded on first need, or the reason why it cannot be, remembered.
 
-Every step gives (what was asked, None) or (None, why not). What follows from a failure, a stand-in or an error, is not
-decided here.
+Every step returns what was asked for, or the `LoadError` that says why it cannot be had. Knows nothing of what follows
+from a failure: a stand-in or an error.
 """
 
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import LoadError
-from ..log import log_line
-from ..memory.cuda import spoils_the_worker
+from ..log import log_exception, log_line
+from ..memory.cuda import is_cuda_failure
 from ..memory.footprint import Plan
 from ..settings import Fallback, Role, Settings
-from .loaded import Loaded
+from .loaded import LoadedPipeline
 from .pipelines import Pipelines
+
+Result = TypeVar("Result")
 
 
 class Loader:
@@ -24,79 +25,80 @@ class Loader:
 
     def __init__(self, settings: Settings, pipelines: Pipelines, inference_thread: Executor):
         self.settings, self.pipelines, self.inference_thread = settings, pipelines, inference_thread
-        self.failures: dict[str, tuple[LoadError, float]] = {}  # by role: what failed, and when
+        self.failures: dict[str, tuple[LoadError, float]] = {}  # by role: why loading failed, and when (monotonic)
 
     def ready(self, task: str) -> bool:
         """Whether the task's pipeline is loaded."""
         loaded = self.pipelines.get(task)
         return loaded is not None and task in loaded.checkpoint.pipeline_class.tasks
 
-    def state(self) -> dict[str, Any]:
-        """For `health`: what happens when a model cannot be had, and by role why one could not be."""
+    def report(self) -> dict[str, Any]:
+        """What `health` tells of stand-ins: whether there are any, and by role why a model could not be had."""
         reasons = {role: failure.reason for role, (failure, _) in self.failures.items()}
         return {"mode": self.settings.QWEN_FALLBACK.value, "reasons": reasons}
 
-    def place(self, task: str) -> tuple[Plan | None, LoadError | None]:
+    def place(self, task: str) -> Plan | LoadError:
+        """Where the task's model goes on this machine; loads nothing."""
         return self.attempt(self.pipelines.place, task)
 
-    def load(
-        self, task: str, require: Callable[[Plan], None] = lambda plan: None
-    ) -> tuple[Loaded | None, LoadError | None]:
-        """`require` sees the plan before anything is loaded, and may raise."""
-        plan, failure = self.place(task)
-        if failure:
-            return None, failure
-        require(plan)
+    def load(self, task: str, require_room: Callable[[Plan], None] = lambda plan: None) -> LoadedPipeline | LoadError:
+        """The task's pipeline. `require_room` sees the plan before anything is loaded, and may raise."""
+        plan = self.place(task)
+        if isinstance(plan, LoadError):
+            return plan
+        require_room(plan)
         return self.attempt(self.load_and_log, task)
 
     def why_not_placed(self, task: str) -> LoadError | None:
         """Why the task's model cannot be had on this machine, if so; loads nothing."""
-        return self.inference_thread.submit(self.place, task).result()[1]
+        plan = self.inference_thread.submit(self.place, task).result()
+        return plan if isinstance(plan, LoadError) else None
 
     def why_not_loaded(self, task: str) -> LoadError | None:
         """Load a task's pipeline before any job asks for it; why it cannot be had, if so."""
-        return self.inference_thread.submit(self.load, task).result()[1]
+        loaded = self.inference_thread.submit(self.load, task).result()
+        return loaded if isinstance(loaded, LoadError) else None
 
-    def load_and_log(self, task: str) -> Loaded:
+    def load_and_log(self, task: str) -> LoadedPipeline:
         """The task's pipeline; the first time, its plan and its seconds go to the log."""
         before = self.pipelines.get(task)
         loaded = self.pipelines.load(task)
         if not before:
-            name, seconds = loaded.checkpoint.name, loaded.seconds
-            where = ", ".join(f"{stage} {spent:.2f}" for stage, spent in loaded.stages.items())
-            own = ", ".join(f"{use.label} at {use.scale:g}" for use in loaded.adapters.own)
-            facts = f"{loaded.plan}; speed-ups: {loaded.speed}" + (f"; LoRAs: {own}" if own else "")
+            name = loaded.checkpoint.name
+            stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in loaded.stage_seconds.items())
+            loras = ", ".join(f"{use.label} at {use.scale:g}" for use in loaded.adapters.own)
+            facts = f"{loaded.plan}; speed-ups: {loaded.speed}" + (f"; LoRAs: {loras}" if loras else "")
             at = f" at {revision}" if (revision := loaded.checkpoint.revision) else ""
-            log_line(None, "INFO", f"{name}{at} loaded in {seconds:.1f} s: {facts}")
-            log_line(None, "INFO", f"{name} seconds: {where}; prepared: {loaded.prepared}")
+            log_line(None, "INFO", f"{name}{at} loaded in {loaded.load_seconds:.1f} s: {facts}")
+            log_line(None, "INFO", f"{name} seconds: {stages}; prepared: {loaded.prepared}")
         return loaded
 
-    def attempt(self, step: Callable[[str], Any], task: str) -> tuple[Any, LoadError | None]:
-        """(step(task), None), or (None, why the model cannot be had): remembered, and tried again only if passing.
+    def attempt(self, step: Callable[[str], Result], task: str) -> Result | LoadError:
+        """What `step(task)` returns, or why the model cannot be had: remembered, and tried again only if passing.
 
         Raises what spoils the worker: no other model can be had in this process either, and stand-ins would hide it.
         """
         if self.settings.QWEN_FALLBACK is Fallback.FORCE:
-            return None, LoadError("QWEN_FALLBACK=force: this worker loads no model")
+            return LoadError("QWEN_FALLBACK=force: this worker loads no model")
         role = Role.of(task).value
         failure, failed_at = self.failures.get(role, (None, 0.0))
         paused = time.monotonic() - failed_at < self.settings.QWEN_LOAD_RETRY_SECONDS
-        if failure and (paused or not failure.passing):
-            return None, failure
+        if failure and (paused or not failure.transient):
+            return failure
         try:
-            found = step(task)
+            result = step(task)
         except LoadError as error:
             failure = error
         except Exception as error:  # noqa: BLE001  whatever keeps a model from loading means: it cannot be had
-            log_line(None, "ERROR", traceback.format_exc())
-            if spoils_the_worker(error):
+            log_exception(None)
+            if is_cuda_failure(error):
                 raise
-            part = f"{role}/{self.pipelines.builder.busy_with}".rstrip("/")
+            part = f"{role}/{self.pipelines.builder.part}".rstrip("/")
             passing = type(error).__name__ == "OutOfMemoryError"  # what else holds the card's memory may give it back
             failure = LoadError(f"{type(error).__name__} while loading {part}; the worker's log has the rest", passing)
         else:
             self.failures.pop(role, None)
-            return found, None
+            return result
         log_line(None, "WARN", f"the {role} model cannot be loaded: {failure.reason}")
         self.failures[role] = failure, time.monotonic()
-        return None, failure
+        return failure

@@ -7,18 +7,18 @@ files.
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-CHUNK = 16 << 20  # bytes
+CHUNK_BYTES = 16 << 20
 THREADS = 4
 
 
 @contextmanager
-def reading_ahead(files: Iterable[Path], limit: int) -> Iterator["ReadAhead"]:
-    """Within, the files are read, in order and up to `limit` bytes."""
-    ahead = ReadAhead(files, limit)
+def reading_ahead(files: Iterable[Path], limit_bytes: int) -> Generator["ReadAhead"]:
+    """Within, the files are read, in order and up to `limit_bytes`."""
+    ahead = ReadAhead(files, limit_bytes)
     try:
         yield ahead
     finally:
@@ -26,14 +26,16 @@ def reading_ahead(files: Iterable[Path], limit: int) -> Iterator["ReadAhead"]:
 
 
 class ReadAhead:
-    """Reads from its making until `stop`, the end of the files or `limit` bytes, whichever comes first."""
+    """Reads from its making until `stop`, the end of the files or `limit_bytes`, whichever comes first."""
 
-    def __init__(self, files: Iterable[Path], limit: int):
+    def __init__(self, files: Iterable[Path], limit_bytes: int):
         self.stopped = threading.Event()
-        self.parts = itertools.islice(parts(files), max(0, limit) // CHUNK)
+        self.chunks = itertools.islice(chunks_of(files), max(0, limit_bytes) // CHUNK_BYTES)
         self.lock = threading.Lock()
-        self.bytes = 0
-        self.threads = [threading.Thread(target=self.work, name=f"ahead-{n}", daemon=True) for n in range(THREADS)]
+        self.bytes = 0  # that have been read
+        self.threads = [
+            threading.Thread(target=self.read_chunks, name=f"ahead-{number}", daemon=True) for number in range(THREADS)
+        ]
         for thread in self.threads:
             thread.start()
 
@@ -43,29 +45,31 @@ class ReadAhead:
         for thread in self.threads:
             thread.join()
 
-    def work(self) -> None:
-        scratch = memoryview(bytearray(CHUNK))
+    def read_chunks(self) -> None:
+        """On each thread: the next chunk that no other thread has, until there is none."""
+        scratch = memoryview(bytearray(CHUNK_BYTES))
         try:
             while not self.stopped.is_set():
                 with self.lock:
-                    file, offset = next(self.parts, (None, 0))
+                    file, offset = next(self.chunks, (None, 0))
                 if file is None:
                     return
-                count = read(file, scratch, offset)
+                count = read_chunk(file, scratch, offset)
                 with self.lock:
                     self.bytes += count
         except OSError:
-            return  # whoever needs the file meets the error and can say what it means
+            return  # the reader proper meets the error too, and says what it means
 
 
-def parts(files: Iterable[Path]) -> Iterator[tuple[Path, int]]:
+def chunks_of(files: Iterable[Path]) -> Iterator[tuple[Path, int]]:
     """(file, offset) of every chunk, in order."""
     for file in files:
-        for offset in range(0, file.stat().st_size, CHUNK):
+        for offset in range(0, file.stat().st_size, CHUNK_BYTES):
             yield file, offset
 
 
-def read(file: Path, scratch: memoryview, offset: int) -> int:
+def read_chunk(file: Path, scratch: memoryview, offset: int) -> int:
+    """Read the file from `offset` on, as much as `scratch` holds; how many bytes that were."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         return os.preadv(descriptor, [scratch], offset)

@@ -1,7 +1,7 @@
-"""The loaded pipelines: one a checkpoint, loaded on first need, equal components once in memory.
+"""The loaded pipelines: one for each checkpoint, loaded on first need, equal components once in memory.
 
-Which checkpoint serves a task is the catalogue's, where it goes the planner's, how it is put together the builder's.
-Decides nothing about jobs or fallbacks.
+The catalogue says which checkpoint serves a task, the planner where it goes, and the builder puts it together. Knows
+nothing of jobs and of what follows when a model cannot be loaded.
 """
 
 import time
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.sharing import in_common
+from ..checkpoints.sharing import shared_components
 from ..errors import JobError, LoadError
 from ..lora.file import LoraUse
 from ..memory.footprint import Plan
@@ -21,18 +21,18 @@ from ..stopwatch import Stopwatch
 from . import prepared
 from .builder import Builder
 from .catalogue import Catalogue
-from .loaded import Loaded
+from .loaded import LoadedPipeline
 from .planner import Planner
 
 if TYPE_CHECKING:
     from ..lora.adapters import Adapters
-    from ..model.modulation import Table
+    from ..model.modulation import ModulationTable
 
 
 class Pipelines:
     """Not thread-safe: everything but `loaded` is for the one inference thread.
 
-    `own_loras`: by role, what every picture is drawn with. `machine`: reads what plans are made for.
+    `own_loras`: by role, the LoRAs that every picture is drawn with. `machine`: reads what plans are made for.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class Pipelines:
         self.settings, self.catalogue, self.own_loras = settings, catalogue, own_loras
         self.planner = Planner(settings, catalogue, machine)
         self.builder = Builder(settings.QWEN_LOAD_THREADS)
-        self.loaded: dict[str, Loaded] = {}  # by model setting
+        self.loaded: dict[str, LoadedPipeline] = {}  # by model setting
 
-    def get(self, task: str) -> Loaded | None:
+    def get(self, task: str) -> LoadedPipeline | None:
         """The task's pipeline, if it is loaded."""
         return self.loaded.get(self.catalogue.model_for(task))
 
-    def report(self) -> list[dict]:
+    def report(self) -> list[dict[str, Any]]:
         """What `health` tells of the loaded pipelines."""
         return [loaded.report() for loaded in list(self.loaded.values())]
 
@@ -59,7 +59,7 @@ class Pipelines:
         """Where the task's model goes. Raises `LoadError`, before anything is fetched or allocated, where it cannot."""
         return self.planner.place(task, self.loaded.values())
 
-    def load(self, task: str) -> Loaded:
+    def load(self, task: str) -> LoadedPipeline:
         """The task's pipeline, loaded on first use. Raises `LoadError`, before anything is fetched where it can."""
         model = self.catalogue.model_for(task)
         if model not in self.loaded:
@@ -72,20 +72,20 @@ class Pipelines:
                     checkpoint = self.catalogue.fetch(task)
             with stopwatch("compare"):
                 shared = self.shared_components(checkpoint)
-            own = self.own_loras(Role.of(task))
+            loras = self.own_loras(Role.of(task))
             pipe, table, note = self.build(model, checkpoint, plan, shared, folder, note)
-            adapters = adapters_of(checkpoint, plan, pipe, table, own)
-            self.builder.busy_with = "speed-ups"
+            adapters = adapters_of(checkpoint, plan, pipe, table, loras)
+            self.builder.part = "speed-ups"
             with stopwatch("compile"):
                 machine = self.planner.machine()
                 speed = speedups.apply(pipe, plan, self.settings, machine, table, checkpoint.name)
-            self.builder.busy_with = ""
+            self.builder.part = ""
             facts = tuple(shared), time.perf_counter() - started, stopwatch.report(), note, speed
-            self.loaded[model] = Loaded(model, checkpoint, plan, pipe, table, adapters, *facts)
+            self.loaded[model] = LoadedPipeline(model, checkpoint, plan, pipe, table, adapters, *facts)
         return self.loaded[model]
 
     def find_prepared(self, checkpoint: Checkpoint, plan: Plan) -> tuple[Path | None, str]:
-        """The prepared checkpoint to load in its place, if any, and its name or why there is none."""
+        """The prepared checkpoint to load in the checkpoint's place, if any, and its name or why there is none."""
         if not self.settings.QWEN_LOAD_THREADS:
             return None, "not looked for: QWEN_LOAD_THREADS=0"
         roots, gpu = self.settings.QWEN_MODEL_ROOTS, read_machine().gpu
@@ -99,24 +99,24 @@ class Pipelines:
         shared: dict[str, Any],
         folder: Path | None,
         note: str,
-    ) -> "tuple[Any, Table | None, str]":
-        """The pipeline, its table, and which prepared checkpoint they are from or why from none.
+    ) -> "tuple[Any, ModulationTable | None, str]":
+        """The pipeline, its table, and the note which prepared checkpoint they are from, or why they are from none.
 
         A prepared checkpoint in `folder` may prove damaged only as its weights are read: its source is loaded then.
         Raises `LoadError` where there is no source to load instead.
         """
-        beside = any(one.plan is not plan for one in self.loaded.values())
+        beside_others = any(loaded.plan is not plan for loaded in self.loaded.values())
         if folder:
             try:
-                return (*self.builder.build(model, checkpoint, plan, shared, folder, beside), note)
+                return (*self.builder.build(model, checkpoint, plan, shared, folder, beside_others), note)
             except LoadError as failure:
                 if checkpoint.folder is None:
                     raise
                 note = f"{folder.name} is not used: {failure.reason}"
-            self.builder.forget(model, plan)
-        return (*self.builder.build(model, checkpoint, plan, shared, None, beside), note)
+            self.builder.release(model, plan)
+        return (*self.builder.build(model, checkpoint, plan, shared, None, beside_others), note)
 
-    def activate(self, loaded: Loaded) -> float:
+    def activate(self, loaded: LoadedPipeline) -> float:
         """Bring the pipeline's transformer to the card if it is swapped; the seconds that it took."""
         return self.builder.swap.activate(loaded.model) if self.builder.swap else 0.0
 
@@ -124,26 +124,29 @@ class Pipelines:
         """Components of pipelines already loaded that equal this checkpoint's, by name."""
         shared: dict[str, Any] = {}
         for other in self.loaded.values():
-            for name in in_common(checkpoint, other.checkpoint):
-                # a model placed alone may have left out the vision that this one needs
+            for name in shared_components(checkpoint, other.checkpoint):
+                # The text encoder of a model placed alone may lack the vision tower that this checkpoint needs.
                 if name != "text_encoder" or other.plan.vision or not checkpoint.pipeline_class.max_images:
                     shared.setdefault(name, other.pipe.components[name])
         return shared
 
 
 def adapters_of(
-    checkpoint: Checkpoint, plan: Plan, pipe: Any, table: "Table | None", own: Sequence[LoraUse]
+    checkpoint: Checkpoint, plan: Plan, pipe: Any, table: "ModulationTable | None", loras: Sequence[LoraUse]
 ) -> "Adapters":
-    """What applies LoRAs to the pipeline's transformer. Raises `LoadError` where the endpoint's own do not fit it."""
+    """What applies LoRAs to the pipeline's transformer. `loras`: the endpoint's own.
+
+    Raises `LoadError` where one of these does not fit the transformer.
+    """
     import torch
 
     from ..lora.adapters import Adapters
 
-    made = Adapters(pipe.transformer, table, getattr(torch, plan.dtype), plan.device, checkpoint.name, own)
+    adapters = Adapters(pipe.transformer, table, getattr(torch, plan.dtype), plan.device, checkpoint.name, loras)
     try:
-        made.require_fits(own)
-        for use in own:
-            made.held(use)
+        adapters.require_fits(loras)
+        for use in loras:
+            adapters.weights_for(use)
     except JobError as error:
         raise LoadError(error.sentence) from None
-    return made
+    return adapters

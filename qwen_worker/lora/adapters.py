@@ -1,11 +1,11 @@
 """LoRAs on a transformer for the length of a job: a low-rank path beside each layer, y = W x + scale * B (A x).
 
-The layers' own weights are never touched, so any precision takes LoRAs, quantized ones too, and what follows a job is
-what was before it to the bit: peft's layers stand in place of the transformer's while the job is drawn, and these stand
-there again at its end. Between jobs nothing of a LoRA is in the transformer's tree, which is moved and counted as if
-there were none. A LoRA's weights wait in host memory and are on the card during its jobs.
+The layers' own weights are never touched. Any precision therefore takes LoRAs, quantized ones too, and the next job
+finds the transformer as this job found it, to the bit: while a job is drawn, peft's layers stand where the
+transformer's own stood, and these return at its end. Between jobs the transformer's tree holds nothing of a LoRA, and
+is moved and counted as if there were none. A LoRA's weights wait in host memory and are on the card during its jobs.
 
-peft's own injection walks the whole tree and takes a second each time; its layers are made one by one here instead.
+peft's own injection walks the whole tree, which takes a second each time; here its layers are made one by one.
 Imports torch: import it inside functions. Knows nothing of jobs, nor where files come from.
 """
 
@@ -19,42 +19,46 @@ from typing import Any
 import torch
 
 from ..errors import InvalidInput, JobError
-from ..model.modulation import Lookup, LowRank, Table
-from ..model.residency import pinned
-from .file import Layer, LoraFile, LoraUse, require_layers
+from ..model.modulation import Lookup, LowRank, ModulationTable
+from ..model.residency import pin
+from .file import LoraFile, LoraLayer, LoraUse, require_layers
 
-HELD_BYTES = 4_000_000_000  # of host memory that keeps the LoRAs of the latest jobs
-HELD_SETS = 4  # of LoRAs used together, whose layers are kept
+KEPT_BYTES = 4_000_000_000  # of host memory for the weights of the latest jobs' LoRAs
+KEPT_SETS = 4  # of LoRAs that were used together, for which peft's layers are kept
+
+PeftLayer = Any  # peft's Linear, whose dictionaries of adapters have no types
 
 
 @dataclass(frozen=True)
-class Weights:
-    """One LoRA's matrices, (rank, in) and (out, rank), by layer. `home`: the same in host memory."""
+class LoraWeights:
+    """One LoRA's matrices, (rank, in) and (out, rank), by layer. `host_tensors`: what they hold between jobs."""
 
     down: Mapping[str, torch.nn.Parameter]
     up: Mapping[str, torch.nn.Parameter]
-    home: Mapping[torch.nn.Parameter, torch.Tensor]
+    host_tensors: Mapping[torch.nn.Parameter, torch.Tensor]
     bytes: int
 
-    def bring(self, device: torch.device) -> None:
-        for parameter, home in self.home.items():
-            parameter.data = home.to(device, non_blocking=True)
+    def load(self, device: torch.device) -> None:
+        """Have the parameters hold copies on the device, which are still on their way when this returns."""
+        for parameter, tensor in self.host_tensors.items():
+            parameter.data = tensor.to(device, non_blocking=True)
 
-    def leave(self) -> None:
-        for parameter, home in self.home.items():
-            parameter.data = home
+    def unload(self) -> None:
+        for parameter, tensor in self.host_tensors.items():
+            parameter.data = tensor
 
 
 class Adapters:
-    """What LoRAs one transformer can have. For the one inference thread.
+    """The LoRAs of one transformer. For the one inference thread.
 
-    `own`: those of the endpoint, part of every picture.
+    `table`: stands for the transformer's modulation layers, if any; `model`: its name, for the errors; `own`: the
+    endpoint's LoRAs, part of every picture.
     """
 
     def __init__(
         self,
         transformer: Any,
-        table: Table | None,
+        table: ModulationTable | None,
         dtype: torch.dtype,
         device: str,
         model: str = "",
@@ -62,27 +66,30 @@ class Adapters:
     ):
         self.transformer, self.table, self.dtype, self.device = transformer, table, dtype, torch.device(device)
         self.model, self.own = model, tuple(own)
-        self.weights: OrderedDict[str, Weights] = OrderedDict()  # by the file's key, the latest used last
-        self.layers: OrderedDict[tuple[str, ...], dict[str, Any]] = OrderedDict()  # peft's, by the files' keys
+        self.weights: OrderedDict[str, LoraWeights] = OrderedDict()  # by the file's key, the latest used last
+        # By the keys of the files that are used together, and by the transformer's names.
+        self.layers: OrderedDict[tuple[str, ...], dict[str, PeftLayer]] = OrderedDict()
         self.shapes: dict[str, tuple[int, int]] = {}
 
     def require_fits(self, uses: Sequence[LoraUse]) -> None:
-        """Refuse a LoRA that is made for another model, or that this plan cannot apply."""
-        self.shapes = self.shapes or shapes_of(self.transformer)
+        """Raises `InvalidInput` for a LoRA that is made for another model, or that this plan cannot apply."""
+        self.shapes = self.shapes or linear_shapes(self.transformer)
         for use in uses:
-            with blamed(use):
+            with blame_owner(use):
                 require_layers(use, self.shapes, self.model)
                 self.require_embedder(use)
 
     def require_embedder(self, use: LoraUse) -> None:
-        if self.table and (embedder := next((one for one in use.file.layers if "time_text_embed" in one), None)):
+        """Raises `InvalidInput` for a LoRA of the timestep embedder, from which the table's rows are computed."""
+        embedder = next((name for name in use.file.layers if "time_text_embed" in name), None)
+        if self.table and embedder:
             raise InvalidInput(
                 f"{use.label} changes {embedder}, of which this endpoint keeps only what the modulation makes of "
                 "it; QWEN_SAVINGS without table keeps it whole"
             )
 
     @contextmanager
-    def applied(self, uses: Sequence[LoraUse]) -> Iterator[None]:
+    def apply(self, uses: Sequence[LoraUse]) -> Iterator[None]:
         """Within, the transformer computes with these LoRAs and the endpoint's own."""
         scales: dict[str, float] = {}
         files = {use.file.key: use.file for use in (*self.own, *uses)}
@@ -91,139 +98,148 @@ class Adapters:
         if not files:
             yield
             return
-        held: dict[str, Weights] = {}
-        layers: dict[str, Any] = {}
+        loaded: dict[str, LoraWeights] = {}
+        layers: dict[str, PeftLayer] = {}
         try:
             for use in (*self.own, *uses):
-                held[use.file.key] = self.held(use)
-            layers = self.layers_of(files)
-            for weights in held.values():
-                weights.bring(self.device)
-            self.put(layers, scales)
+                loaded[use.file.key] = self.weights_for(use)
+            layers = self.layers_for(files)
+            for weights in loaded.values():
+                weights.load(self.device)
+            self.insert_layers(layers, scales)
             self.change_table(files, scales)
             yield
         finally:
             for name, layer in layers.items():
                 self.transformer.set_submodule(name, layer.base_layer)
             if self.table:
-                self.table.change(())
-            for weights in held.values():
-                weights.leave()
-            self.forget()
+                self.table.set_changes(())
+            for weights in loaded.values():
+                weights.unload()
+            self.drop_unused()
 
-    def put(self, layers: Mapping[str, Any], scales: Mapping[str, float]) -> None:
+    def insert_layers(self, layers: Mapping[str, PeftLayer], scales: Mapping[str, float]) -> None:
+        """Replace the transformer's layers by peft's; `scales`: of the LoRAs, by their files' keys."""
         for name, layer in layers.items():
             for key, scaling in layer.lora_alpha.items():
                 layer.scaling[key] = scales[key] * scaling
             self.transformer.set_submodule(name, layer)
 
     def change_table(self, files: Mapping[str, LoraFile], scales: Mapping[str, float]) -> None:
-        """What LoRAs of the modulation add to the table's rows, which stand for its layers."""
+        """Add to the table's rows what LoRAs add to the modulation layers, for which the table stands."""
         if self.table:
-            self.table.change(
+            self.table.set_changes(
                 LowRank(*place, self.weights[key].down[name], self.weights[key].up[name], scales[key] * layer.scaling)
                 for key, file in files.items()
                 for name, layer in file.layers.items()
-                if (place := lookup_at(self.transformer, name))
+                if (place := lookup_place(self.transformer, name))
             )
 
-    def held(self, use: LoraUse) -> Weights:
-        """The file's weights, read where they are not in memory from a job before."""
+    def weights_for(self, use: LoraUse) -> LoraWeights:
+        """The file's weights, read unless an earlier job left them in memory. Raises what `read_weights` raises."""
         key = use.file.key
         if key not in self.weights:
-            with blamed(use):
-                self.weights[key] = self.read(use)
+            with blame_owner(use):
+                self.weights[key] = self.read_weights(use)
         self.weights.move_to_end(key)
         return self.weights[key]
 
-    def read(self, use: LoraUse) -> Weights:
-        """Raises `InvalidInput` where a number is none, which would spoil the picture without a word, and where the
-        file is no longer the one that was opened."""
-        file, home = use.file, {}
+    def read_weights(self, use: LoraUse) -> LoraWeights:
+        """The file's weights in host memory.
 
-        def kept(name: str) -> torch.nn.Parameter:
-            tensor = pinned(file.tensors.tensor(name).to(self.dtype), self.device)
+        Raises `InvalidInput` where a number is NaN or infinite, which would spoil the picture without a word, and where
+        the file was written since it was opened; `JobError` where the disk does not give it.
+        """
+        file = use.file
+        host_tensors: dict[torch.nn.Parameter, torch.Tensor] = {}
+
+        def read_parameter(name: str) -> torch.nn.Parameter:
+            tensor = pin(file.tensors.read_tensor(name).to(self.dtype), self.device)
             if not tensor.isfinite().all():
                 raise InvalidInput(f"{use.label} holds infinite numbers, or none, in {name}")
             parameter = torch.nn.Parameter(tensor, requires_grad=False)
-            home[parameter] = parameter.data
+            host_tensors[parameter] = parameter.data
             return parameter
 
-        down = {name: kept(layer.names.down) for name, layer in file.layers.items()}
-        up = {name: kept(layer.names.up) for name, layer in file.layers.items()}
-        if file.changed():
+        down = {name: read_parameter(layer.names.down) for name, layer in file.layers.items()}
+        up = {name: read_parameter(layer.names.up) for name, layer in file.layers.items()}
+        if file.is_changed():
             raise InvalidInput(f"{use.label} was written anew before it was read; send the job again")
-        return Weights(down, up, home, file.parameters * self.dtype.itemsize)
+        return LoraWeights(down, up, host_tensors, file.parameters * self.dtype.itemsize)
 
-    def layers_of(self, files: Mapping[str, LoraFile]) -> dict[str, Any]:
-        """peft's layers for LoRAs used together, by the transformer's names."""
-        names = tuple(files)
-        if names not in self.layers:
-            made: dict[str, Any] = {}
+    def layers_for(self, files: Mapping[str, LoraFile]) -> dict[str, PeftLayer]:
+        """peft's layers for LoRAs used together, by the transformer's names; `files`: by their keys."""
+        keys = tuple(files)
+        if keys not in self.layers:
+            layers: dict[str, PeftLayer] = {}
             for key, file in files.items():
                 for name, layer in file.layers.items():
-                    if not lookup_at(self.transformer, name):
-                        base = made.get(name, self.transformer.get_submodule(name))
+                    if not lookup_place(self.transformer, name):
+                        base = layers.get(name, self.transformer.get_submodule(name))
                         weights = self.weights[key]
-                        made[name] = adapted(base, key, layer, weights.down[name], weights.up[name])
-            self.layers[names] = made
-        self.layers.move_to_end(names)
-        return self.layers[names]
+                        layers[name] = add_lora(base, key, layer, weights.down[name], weights.up[name])
+            self.layers[keys] = layers
+        self.layers.move_to_end(keys)
+        return self.layers[keys]
 
-    def forget(self) -> None:
-        """Let go of the longest unused beyond the bounds; the endpoint's own stay."""
-        keep = {use.file.key for use in self.own}
-        for key in [one for one in self.weights if one not in keep]:
-            if sum(one.bytes for one in self.weights.values()) <= HELD_BYTES:
+    def drop_unused(self) -> None:
+        """Drop the longest unused weights and layers beyond the bounds; those of the endpoint's own LoRAs stay."""
+        own_keys = {use.file.key for use in self.own}
+        for key in [key for key in self.weights if key not in own_keys]:
+            if sum(weights.bytes for weights in self.weights.values()) <= KEPT_BYTES:
                 break
             del self.weights[key]
-        whole = [names for names in self.layers if all(name in self.weights for name in names)]
-        self.layers = OrderedDict((names, self.layers[names]) for names in whole[-HELD_SETS:])
+        usable = [keys for keys in self.layers if all(key in self.weights for key in keys)]
+        self.layers = OrderedDict((keys, self.layers[keys]) for keys in usable[-KEPT_SETS:])
 
 
 @contextmanager
-def blamed(use: LoraUse) -> Iterator[None]:
-    """What is wrong with a LoRA of the endpoint's own is no fault of the job's."""
+def blame_owner(use: LoraUse) -> Iterator[None]:
+    """Within, what is wrong with a LoRA of the endpoint's own is `model_unavailable`: it is no fault of the job's."""
     try:
         yield
     except InvalidInput as error:
         raise JobError("model_unavailable", error.sentence) if use.own else error from None
 
 
-def adapted(base: Any, key: str, layer: Layer, down: torch.nn.Parameter, up: torch.nn.Parameter) -> Any:
-    """peft's layer around a linear one of any precision, or the one that is already around it with one LoRA more."""
+def add_lora(
+    base: torch.nn.Module, key: str, layer: LoraLayer, down: torch.nn.Parameter, up: torch.nn.Parameter
+) -> PeftLayer:
+    """peft's layer around a linear layer of any precision; one of peft's gets this LoRA beside those that it has."""
     from peft.tuners.lora import Linear
 
-    config = configuration(layer.rank)
+    config = peft_config(layer.rank)
+    scaling: Any = layer.scaling  # an alpha is annotated as a whole number, and may be any
     with torch.device("meta"):  # peft would draw weights at random
         if isinstance(base, Linear):
-            base.update_layer(key, layer.rank, lora_alpha=layer.scaling, config=config)
+            base.update_layer(key, layer.rank, lora_alpha=scaling, config=config)
+            peft_layer: PeftLayer = base
         else:
-            base = Linear(base, key, config=config, r=layer.rank, lora_alpha=layer.scaling)
-    base.lora_A[key].weight, base.lora_B[key].weight = down, up
-    base.set_adapter(list(base.lora_A), inference_mode=True)
-    return base  # not `.eval()`, which would reach into the layer that it stands for
+            peft_layer = Linear(base, key, config=config, r=layer.rank, lora_alpha=scaling)
+    peft_layer.lora_A[key].weight, peft_layer.lora_B[key].weight = down, up
+    peft_layer.set_adapter(list(peft_layer.lora_A), inference_mode=True)
+    return peft_layer  # without `.eval()`, which would change the layer that it stands for
 
 
 @functools.cache
-def configuration(rank: int) -> Any:
+def peft_config(rank: int) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=False, inference_mode=True)
 
 
-def shapes_of(transformer: Any) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of every linear layer, also of those for which the table stands."""
-    dim, found = transformer.inner_dim, {}
+def linear_shapes(transformer: Any) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of every linear layer by its name, also of those for which the modulation table stands."""
+    shapes: dict[str, tuple[int, int]] = {}
     for name, module in transformer.named_modules():
         if isinstance(module, torch.nn.Linear):
-            found[name] = module.out_features, module.in_features
+            shapes[name] = module.out_features, module.in_features
         elif isinstance(module, Lookup):
-            found[f"{name}.1"] = 6 * dim, dim
-    return found
+            shapes[f"{name}.1"] = 6 * transformer.inner_dim, transformer.inner_dim
+    return shapes
 
 
-def lookup_at(transformer: Any, name: str) -> tuple[int, int] | None:
-    """The block and the stream of a modulation layer for which the table stands."""
+def lookup_place(transformer: Any, name: str) -> tuple[int, int] | None:
+    """(block, stream) of a modulation layer for which the table stands; None for any other layer."""
     module = transformer.get_submodule(name.rpartition(".")[0])
     return (module.block, module.stream) if isinstance(module, Lookup) else None

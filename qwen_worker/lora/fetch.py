@@ -1,138 +1,173 @@
-"""A LoRA file on this worker's disk, from wherever its path says that it is: below a folder, in the hub's cache, on the
-hub, behind a URL.
+"""A LoRA file on this worker's disk, from wherever its path leads: below a folder, in the cache of models, on the hub,
+behind a URL.
 
-Jobs that want the same file at once fetch it once. What came from the hub or a URL is asked for again after
-`REASK_SECONDS`, by its commit or its ETag, and fetched again where it has changed. Knows nothing of what is in it.
+Jobs that want the same file at once fetch it once. After `REASK_SECONDS` the hub is asked again for the file's commit,
+and a URL by the file's ETag; a file that has changed is fetched again. Knows nothing of a file's content but its start.
 """
 
+import contextlib
+import hashlib
+import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from ..checkpoints.checkpoint import candidates
 from ..errors import InvalidInput, LoadError
 from ..jobs.sources import STANDARD_NAME, SUFFIX, HubFile, hub_file, is_url
 from ..network import hub
-from ..network.fetch import Wanted, download, require_url, told
-from ..network.side_threads import SideThreads, acquire
+from ..network.fetch import FetchTarget, download, explain_waits, require_url
+from ..network.side_threads import SideThreads, acquire_lock
 from .file import START_BYTES, TensorFile, require_start
-from .store import Incoming, Known, LoraStore, Unwritable
+from .hub_cache import HubCache
+from .notes import Fetched, Notes
+from .store import Incoming, LoraStore, Unwritable
 
 MAX_FETCHES = 4
 REASK_SECONDS = 300
-REMEMBERED = 256  # names of which is known when they were last asked for
-CODE = "lora_fetch_failed"
-Found = tuple[Path, str | None]  # a file, and its hash where it is one of the store's, which never change
+MAX_ASKED = 256  # names of which the worker remembers when they were last asked for
+FETCH_FAILED = "lora_fetch_failed"
+HUB_CACHE = "hub"  # below the folder of fetched LoRAs
+
+
+class LocalFile(NamedTuple):
+    """A file on this disk. `key`: equal for equal contents only, of a file that was fetched: nobody writes to those."""
+
+    path: Path
+    key: str | None = None
 
 
 class LoraFetcher:
-    """For any thread. `hub_roots`: folders where files of the hub may already lie."""
+    """For any thread.
 
-    def __init__(self, store: LoraStore, hub_roots: Sequence[Path], seconds: float):
-        self.store, self.hub_roots, self.seconds = store, hub_roots, seconds
+    `folder`: of fetched files; `max_bytes`: of those from URLs, and as much of those from the hub; `hub_roots`: folders
+    where files of the hub may lie already; `seconds`: for one fetch.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, hub_roots: Sequence[Path], seconds: float):
+        self.folder, self.hub_roots, self.seconds = folder, hub_roots, seconds
+        self.store, self.hub_cache = LoraStore(folder, max_bytes), HubCache(folder / HUB_CACHE, max_bytes)
+        self.notes = Notes(folder)
         self.threads = SideThreads(MAX_FETCHES)
-        self.guard, self.locks = threading.Lock(), {}
-        self.asked: dict[str, tuple[float, Known]] = {}  # by name: when it was last asked for, and what it led to
+        self.locks_guard = threading.Lock()
+        self.locks: dict[str, threading.Lock] = {}  # by name, held while it is fetched
+        self.asked: dict[str, tuple[float, Fetched]] = {}  # by name: when it was last asked for, and its file
 
-    def find(self, text: str, wanted: Wanted, roots: Sequence[Path], cancelled: threading.Event | None = None) -> Found:
-        """The file that a LoRA's path names; `roots`: where it may lie on this disk.
+    def find(
+        self, text: str, wanted: FetchTarget, roots: Sequence[Path], cancelled: threading.Event | None = None
+    ) -> LocalFile:
+        """The file that a LoRA's path names; `roots`: the folders of this disk that it may name a file of.
 
         Raises `invalid_input` or `lora_fetch_failed`, or `Cancelled` within a moment once `cancelled` is set.
         """
-        if file := below(roots, text):
-            return local(file, wanted)
+        if file := find_below(roots, text):
+            return local_file(file, wanted)
         if is_url(text):
             require_url(text, wanted)
-            return self.fetched(text, lambda: self.from_url(text, wanted), wanted, cancelled)
-        named = hub_file(text)
-        if named is None:
+            return self.fetch(text, lambda: self.fetch_url(text, wanted), wanted, cancelled)
+        source = hub_file(text)
+        if source is None:
             where = "in the endpoint's folders of LoRAs" if roots else "on this worker"
             raise InvalidInput(f"{wanted.label} names no file {where}")
-        if file := in_cache(named, (*self.hub_roots, hub.cache_folder())):
-            return local(file, wanted)
-        return self.fetched(text, lambda: self.from_hub(text, named, wanted), wanted, cancelled)
+        if file := find_in_caches(source, (*self.hub_roots, hub.hub_cache_folder())):
+            return local_file(file, wanted)
+        return self.fetch(text, lambda: self.fetch_from_hub(text, source, wanted), wanted, cancelled)
 
-    def fetched(
-        self, name: str, fetch: Callable[[], Known], wanted: Wanted, cancelled: threading.Event | None
-    ) -> Found:
+    def fetch(
+        self, name: str, fetch: Callable[[], Fetched], wanted: FetchTarget, cancelled: threading.Event | None
+    ) -> LocalFile:
+        """The file that the name leads to now; it is the last that an eviction would delete.
+
+        Raises what `find` raises.
+        """
         try:
-            with told(wanted, self.seconds, self.threads):
-                known = self.once(name, fetch, cancelled)
+            with explain_waits(wanted, self.seconds, self.threads):
+                fetched = self.fetch_once(name, fetch, cancelled)
         except Unwritable:
-            raise wanted.failed("has no room on the worker's disk") from None
-        file, _ = local(self.store.use(name, known), wanted)  # the endpoint's own may be larger than a job's
-        return file, known.sha256
+            raise wanted.fetch_error("has no room on the worker's disk") from None
+        path = self.folder / fetched.file
+        with contextlib.suppress(OSError):  # another worker's eviction, or a disk that may only be read
+            os.utime(path)
+        # Checked again, because the endpoint's own LoRA may be larger than a job's, and behind the same name.
+        return local_file(path, wanted, fetched.key)
 
-    def once(self, name: str, fetch: Callable[[], Known], cancelled: threading.Event | None) -> Known:
-        """What `fetch` brings, on a side thread; one at a time for each name, whose followers find it there.
+    def fetch_once(self, name: str, fetch: Callable[[], Fetched], cancelled: threading.Event | None) -> Fetched:
+        """What `fetch` brings, called on a side thread by the first of the jobs that want the name at once.
 
-        Who follows waits here: on a thread of its own it would keep another name from being fetched.
+        The others wait in their own threads for its result: on side threads they would keep other names from being
+        fetched. Raises `Late`, `Busy`, `Cancelled`, or what `fetch` raises.
         """
 
-        def work() -> Known:
-            known = fetch()
-            self.asked[name] = time.monotonic(), known
-            return known
+        def work() -> Fetched:
+            fetched = fetch()
+            with contextlib.suppress(OSError):
+                if self.notes.read(name) != fetched:
+                    self.notes.write(name, fetched)
+            self.asked[name] = time.monotonic(), fetched
+            return fetched
 
-        ends, lock = time.monotonic() + self.seconds, self.lock_of(name)
-        acquire(lock, ends, cancelled)
-        with ExitStack() as turn:
-            turn.callback(lock.release)
-            if known := self.fresh(name):
-                return known
-            release = turn.pop_all().close  # by the fetch's own end, also where it is left behind
-        return self.threads.within(ends - time.monotonic(), work, cancelled, after=release)
+        ends, lock = time.monotonic() + self.seconds, self.name_lock(name)
+        acquire_lock(lock, ends, cancelled)
+        with ExitStack() as stack:
+            stack.callback(lock.release)
+            if fetched := self.recent_answer(name):
+                return fetched
+            release = stack.pop_all().close  # from here on the end of the fetch releases, also of one that is left
+        return self.threads.run_within(ends - time.monotonic(), work, cancelled, after=release)
 
-    def fresh(self, name: str) -> Known | None:
-        """What the name led to when it was last asked for, if that is not long ago and still here."""
-        when, known = self.asked.get(name, (0.0, None))
-        return known if known and time.monotonic() - when < REASK_SECONDS and self.store.has(known.sha256) else None
+    def recent_answer(self, name: str) -> Fetched | None:
+        """What the name led to when it was last asked for, if that is not long ago and the file still here."""
+        asked_at, fetched = self.asked.get(name, (0.0, None))
+        is_recent = time.monotonic() - asked_at < REASK_SECONDS
+        return fetched if fetched and is_recent and (self.folder / fetched.file).is_file() else None
 
-    def lock_of(self, name: str) -> threading.Lock:
-        with self.guard:
-            if len(self.locks) > REMEMBERED:
-                self.locks = {one: lock for one, lock in self.locks.items() if lock.locked()}
-                self.asked = {one: known for one, known in self.asked.items() if one in self.locks}
+    def name_lock(self, name: str) -> threading.Lock:
+        with self.locks_guard:
+            if len(self.locks) > MAX_ASKED:
+                self.locks = {name: lock for name, lock in self.locks.items() if lock.locked()}
+                self.asked = {name: answer for name, answer in self.asked.items() if name in self.locks}
             return self.locks.setdefault(name, threading.Lock())
 
-    def from_url(self, url: str, wanted: Wanted) -> Known:
-        known = self.store.known(url)
-        headers = {"If-None-Match": known.validator} if known and known.validator else {}
+    def fetch_url(self, url: str, wanted: FetchTarget) -> Fetched:
+        """What lies behind the URL now, in the store. Raises `JobError` or `Unwritable`."""
+        before = self.notes.read(url)
+        headers = {"If-None-Match": before.etag} if before and before.etag else {}
         ends = time.monotonic() + self.seconds
         with self.store.incoming() as incoming:
-            checked = Checked(incoming, wanted.label)
-            answer = download(url, wanted, ends, checked, headers)
-            if answer is None:
-                return known
-            checked.end()
+            check = StartCheck(incoming, wanted.label)
+            answer = download(url, wanted, ends, check, headers)
+            if answer is None and before:
+                return before
+            check.end()
             incoming.stream.flush()
-            TensorFile(Path(incoming.stream.name), wanted.label)  # one that was cut short is not kept, nor its ETag
-        return Known(incoming.sha256, answer.get("ETag", ""))
+            TensorFile(Path(incoming.stream.name), wanted.label)  # a file that was cut short is not kept, nor its ETag
+        return Fetched(incoming.file, incoming.sha256, answer.get("ETag", "") if answer else "")
 
-    def from_hub(self, name: str, named: HubFile, wanted: Wanted) -> Known:
-        """By the listing's sizes before anything is fetched; what it led to last where the hub cannot be reached."""
+    def fetch_from_hub(self, name: str, source: HubFile, wanted: FetchTarget) -> Fetched:
+        """What the hub has now, in its library's cache; if it cannot be reached, what the name led to last.
+
+        The hub's listing gives the size, so that nothing too large is fetched. Raises `JobError` or `Unwritable`.
+        """
         try:
-            commit, files = hub.listing(named.hub_id, named.revision)
-            file = chosen(named, {one.name: one for one in files}, wanted)
-            if file.size > wanted.max_bytes:
-                raise wanted.too_large(f"{file.size / 1e6:.1f} MB")
-            if file.sha256 and self.store.has(file.sha256):
-                return Known(file.sha256, commit)
-            with self.store.scratch() as folder:
-                path = hub.download_file(named.hub_id, file.name, commit, folder)
-                with path.open("rb") as stream:
-                    require_start(stream.read(START_BYTES), wanted.label)
-                return Known(self.store.adopt(path), commit)
+            commit, sizes = hub.listing(source.hub_id, source.revision)
+            file = choose_file(source, sizes, wanted)
+            if sizes[file] > wanted.max_bytes:
+                raise wanted.size_error(f"{sizes[file] / 1e6:.1f} MB")
+            path = self.hub_cache.fetch(source.hub_id, file, commit, wanted.label)
         except LoadError as error:
-            if error.passing and (known := self.store.known(name)):
-                return known
-            raise wanted.failed(f"cannot be had: {error.reason}") from None
+            if error.transient and (before := self.notes.read(name)):
+                return before
+            raise wanted.fetch_error(f"cannot be had: {error.reason}") from None
+        # The path is a link to a file that the library names by the hub's hash of it.
+        key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
+        return Fetched(str(path.relative_to(self.folder)), key)
 
 
-class Checked:
-    """Passes a file's bytes on, and refuses it at the ninth where it is no safetensors file."""
+class StartCheck:
+    """Passes a file's bytes on, and raises `InvalidInput` at the ninth byte of a file that is no safetensors file."""
 
     def __init__(self, receive: Incoming, label: str):
         self.receive, self.label, self.start = receive, label, b""
@@ -145,57 +180,59 @@ class Checked:
         self.receive(data)
 
     def end(self) -> None:
+        """Call it when all bytes have come: a shorter file is none either."""
         require_start(self.start, self.label)
 
 
-def local(file: Path, wanted: Wanted) -> Found:
+def local_file(path: Path, wanted: FetchTarget, key: str | None = None) -> LocalFile:
+    """Raises `invalid_input` for a file that is too large, `lora_fetch_failed` for one that has just gone."""
     try:
-        size = file.stat().st_size
-    except OSError:  # it has just gone
-        raise wanted.failed("cannot be read on the worker's disk") from None
+        size = path.stat().st_size
+    except OSError:
+        raise wanted.fetch_error("cannot be read on the worker's disk") from None
     if size > wanted.max_bytes:
-        raise wanted.too_large(f"{size / 1e6:.1f} MB")
-    return file, None
+        raise wanted.size_error(f"{size / 1e6:.1f} MB")
+    return LocalFile(path, key)
 
 
-def in_cache(named: HubFile, roots: Iterable[Path]) -> Path | None:
-    """The hub's file in the folders where such may lie, in order."""
+def find_in_caches(source: HubFile, roots: Iterable[Path]) -> Path | None:
+    """The hub's file in the first of the folders that has it; they are laid out as the hub's cache or as ORG/NAME."""
     for root in roots:
-        for folder, _ in candidates(root, named.hub_id, named.revision):
+        for folder, _ in candidates(root, source.hub_id, source.revision):
             if folder.is_dir():
-                name = named.file or only_lora(one.name for one in folder.iterdir())
+                name = source.file or default_lora(file.name for file in folder.iterdir())
                 if name and (folder / name).is_file():
                     return folder / name
     return None
 
 
-def chosen(named: HubFile, files: dict[str, hub.Listed], wanted: Wanted) -> hub.Listed:
-    """The file that is meant of a repository's. Raises `InvalidInput` where that is not clear."""
-    if named.file:
-        if named.file not in files:
-            raise InvalidInput(f"{wanted.label} names {named.file}, which {named.hub_id} does not hold")
-        return files[named.file]
-    name = only_lora(files)
+def choose_file(source: HubFile, sizes: Mapping[str, int], wanted: FetchTarget) -> str:
+    """The name of the file that is meant, of a repository's. Raises `InvalidInput` where that is not clear."""
+    if source.file:
+        if source.file not in sizes:
+            raise InvalidInput(f"{wanted.label} names {source.file}, which {source.hub_id} does not hold")
+        return source.file
+    name = default_lora(sizes)
     if name is None:
-        held = [one for one in files if one.endswith(".safetensors")]
-        which = ": " + ", ".join(held[:5]) if held else ""
-        raise InvalidInput(f"{wanted.label} must name a file of {named.hub_id}, which holds {len(held)}{which}")
-    return files[name]
+        loras = [name for name in sizes if name.endswith(SUFFIX)]
+        listed = ": " + ", ".join(loras[:5]) if loras else ""
+        raise InvalidInput(f"{wanted.label} must name a file of {source.hub_id}, which holds {len(loras)}{listed}")
+    return name
 
 
-def below(roots: Iterable[Path], text: str) -> Path | None:
-    """The file of that name below one of the roots, also by its absolute path; links must stay below too."""
+def find_below(roots: Iterable[Path], text: str) -> Path | None:
+    """The file that a relative or absolute path names below one of the roots; a link must not lead out of it."""
     for root in roots:
         try:
             file = (root / text).resolve()
             if file.is_relative_to(root.resolve()) and file.is_file():
                 return file
-        except (OSError, ValueError, RuntimeError):  # a name that no file can have
+        except (OSError, ValueError, RuntimeError):  # no file can have this name
             continue
     return None
 
 
-def only_lora(names: Iterable[str]) -> str | None:
-    """Of a repository's or a folder's files the one that is meant where none is named."""
+def default_lora(names: Iterable[str]) -> str | None:
+    """The file that is meant where a path names a repository or a folder alone, of the files in it; None if unclear."""
     loras = [name for name in names if name.endswith(SUFFIX) and "/" not in name]
     return loras[0] if len(loras) == 1 else STANDARD_NAME if STANDARD_NAME in loras else None

@@ -1,8 +1,9 @@
 """The names that trainers give a LoRA's tensors, as the transformer's layers. Pure.
 
-Understood: diffusers and peft (`lora_A`, `lora_B`, also `lora.down`), Lightning (`lora_down`, `lora_up`, `alpha`) and
-kohya's flat names (`lora_unet_transformer_blocks_0_attn_to_q`), each under the prefixes of diffusers, peft and ComfyUI.
-diffusers' own conversion drops in silence what it does not know, which a caller takes for a LoRA that does nothing.
+Understood are the names of diffusers and peft (`lora_A`, `lora_B`, also `lora.down`), of Lightning (`lora_down`,
+`lora_up`, `alpha`) and kohya's flat ones (`lora_unet_transformer_blocks_0_attn_to_q`), each under the prefixes of
+diffusers, peft and ComfyUI. Any other name refuses the file: diffusers' own conversion drops such a tensor in silence,
+and a caller takes the LoRA for one that does nothing. Knows nothing of files.
 """
 
 import re
@@ -18,17 +19,17 @@ OTHER_LAYERS = (
     "img_in", "txt_in", "proj_out", "norm_out.linear", "time_text_embed.timestep_embedder.linear_1",
     "time_text_embed.timestep_embedder.linear_2",
 )  # fmt: skip
-PREFIX = re.compile(r"(base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|transformer\.)*")
+PREFIX = re.compile(r"\A(base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|transformer\.)*")
 FLAT_PREFIX = re.compile(r"lora_(unet|transformer)_")
 FLAT_NAMES = {layer.replace(".", "_"): layer for layer in BLOCK_LAYERS}
 FLAT_OTHERS = {layer.replace(".", "_"): layer for layer in OTHER_LAYERS}
-# What is behind a layer's name; peft writes the adapter's name in between.
+# What follows a layer's name in a tensor's; peft writes the adapter's name before `weight`.
 PARTS = (
     ("down", re.compile(r"\.(lora_down|lora_A|lora\.down)(\.[A-Za-z]\w*)?\.weight\Z")),
     ("up", re.compile(r"\.(lora_up|lora_B|lora\.up)(\.[A-Za-z]\w*)?\.weight\Z")),
     ("alpha", re.compile(r"\.alpha\Z")),
 )
-# What tells another kind of adapter.
+# Parts of names by which another kind of adapter is recognized.
 OTHER_KINDS = {
     "dora_scale": "a DoRA", "lora_magnitude_vector": "a DoRA", "lokr_": "a LoKr", "hada_": "a LoHa", "oft_": "an OFT",
     "lora_mid": "a LoCon with a middle matrix", ".bias": "a LoRA with biases", ".diff": "a LoRA with whole weights",
@@ -37,8 +38,8 @@ TEXT_ENCODER = re.compile(r"(lora_te|text_encoder)")
 
 
 @dataclass(frozen=True)
-class Names:
-    """The names of one layer's tensors in the file; `alpha` may be missing."""
+class TensorNames:
+    """The names of one layer's tensors in the file; `alpha` is empty where there is none."""
 
     down: str = ""
     up: str = ""
@@ -46,48 +47,53 @@ class Names:
 
 
 class NotALora(Exception):
-    """What a file holds in place of a LoRA that can be applied."""
+    """A file holds something other than a LoRA that can be applied; the message is a predicate of the file."""
 
 
-def layers(names: Iterable[str]) -> dict[str, Names]:
-    """By layer of the transformer, the names of its tensors. Raises `NotALora` where one has another meaning."""
-    found: dict[str, dict[str, str]] = {}
+def group_by_layer(names: Iterable[str]) -> dict[str, TensorNames]:
+    """The names of each layer's tensors, by the layer's name in the transformer.
+
+    Raises `NotALora` where a name is not understood, or a layer lacks a matrix or has one twice.
+    """
+    layers: dict[str, dict[str, str]] = {}
     for name in names:
-        layer, part = split(name)
-        if part in found.setdefault(layer, {}):
-            raise NotALora(f"has two tensors for {shown(layer)}: {shown(found[layer][part])} and {shown(name)}")
-        found[layer][part] = name
-    for layer, parts in found.items():
+        layer, part = split_name(name)
+        if part in layers.setdefault(layer, {}):
+            first = layers[layer][part]
+            raise NotALora(f"has two tensors for {printable(layer)}: {printable(first)} and {printable(name)}")
+        layers[layer][part] = name
+    for layer, parts in layers.items():
         if missing := sorted({"down", "up"} - set(parts)):
-            raise NotALora(f"lacks the {missing[0]} matrix of {shown(layer)}")
-    if not found:
+            raise NotALora(f"lacks the {missing[0]} matrix of {printable(layer)}")
+    if not layers:
         raise NotALora("holds no tensors")
-    return {layer: Names(**parts) for layer, parts in found.items()}
+    return {layer: TensorNames(**parts) for layer, parts in layers.items()}
 
 
-def split(name: str) -> tuple[str, str]:
-    """A tensor's layer, and which part of the layer's LoRA it is."""
+def split_name(name: str) -> tuple[str, str]:
+    """The layer of a tensor's name, and the tensor's part in the LoRA: down, up or alpha. Raises `NotALora`."""
     if TEXT_ENCODER.match(name):
-        raise NotALora(f"has a part for the text encoder ({shown(name)}), which cannot be applied")
+        raise NotALora(f"has a part for the text encoder ({printable(name)}), which cannot be applied")
     for part, suffix in PARTS:
         if match := suffix.search(name):
-            return layer_of(name[: match.start()]), part
+            return layer_name(name[: match.start()]), part
     for sign, kind in OTHER_KINDS.items():
         if sign in name:
-            raise NotALora(f"is {kind} ({shown(name)}), which cannot be applied")
-    raise NotALora(f"holds {shown(name)}, which belongs to no LoRA")
+            raise NotALora(f"is {kind} ({printable(name)}), which cannot be applied")
+    raise NotALora(f"holds {printable(name)}, which belongs to no LoRA")
 
 
-def layer_of(name: str) -> str:
-    """The layer's own name, of a prefixed or a flat one."""
+def layer_name(name: str) -> str:
+    """The transformer's own name of a layer, from a name with a prefix or a flat one."""
     if flat := FLAT_PREFIX.match(name):
         name = name[flat.end() :]
         block = re.fullmatch(r"transformer_blocks_([0-9]+)_(\w+)", name)
         if block and block[2] in FLAT_NAMES:
             return f"transformer_blocks.{block[1]}.{FLAT_NAMES[block[2]]}"
         return FLAT_OTHERS.get(name, name)
-    return name[PREFIX.match(name).end() :]
+    return PREFIX.sub("", name, count=1)
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
+    """A name of somebody's as an error may show it."""
     return name[:100] if name.isprintable() else ascii(name[:100])

@@ -3,6 +3,9 @@
 Answers on machines without a card too. Imports torch inside functions. Knows nothing of models or jobs.
 """
 
+# torch has no public names for its allocators' settings and pinned buffers: docs/patches.md lists the private ones.
+# pyright: reportPrivateUsage=false
+
 import gc
 import sys
 
@@ -10,27 +13,29 @@ from ..errors import LoadError
 from .footprint import CONTEXT_BYTES, GB
 
 CUDA_FAILED = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")  # in torch's words, and compiled kernels'
-# By default torch rounds every pinned block up to a power of two: 5.5 GB of rows take 8.6, a matrix of 75 MB takes 134.
-# A plan counts what is asked for. What diffusers pins goes by this setting too.
+# By default torch rounds every pinned block up to a power of two: the modulation table's 5.5 GB take 8.6, a matrix of
+# 75 MB takes 134. A plan counts what is asked for. What diffusers pins goes by this setting too.
 PINNED_EXACTLY = "pinned_max_round_threshold_mb:1"
 
 
-def cap_memory(limit: int, beside: bool) -> None:
-    """Keep torch from taking more of the card than `limit` bytes: an error here, not another process's.
+def cap_memory(limit_bytes: int, beside_others: bool) -> None:
+    """Keep torch from taking more of the card than `limit_bytes`: an error here, not another process's.
 
-    `beside`: the limit is of what is free beside all that torch holds. Raises `LoadError` where torch has no card.
+    `beside_others`: the limit is for new tensors, beside all that torch holds already. Raises `LoadError` where torch
+    has no card.
     """
     import torch
 
     if not torch.cuda.is_available():
         raise LoadError("there is a GPU here that torch cannot use: the driver is older than torch's CUDA")
-    held = torch.cuda.memory_reserved() if beside else 0
-    total = torch.cuda.mem_get_info()[1]  # what the fraction is of: less than the driver's figure for the card
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (held + limit - CONTEXT_BYTES) / total))
+    held_bytes = torch.cuda.memory_reserved() if beside_others else 0
+    total_bytes = torch.cuda.mem_get_info()[1]  # what the fraction is of: less than the driver's figure for the card
+    fraction = min(1.0, (held_bytes + limit_bytes - CONTEXT_BYTES) / total_bytes)
+    torch.cuda.set_per_process_memory_fraction(fraction)  # pyright: ignore[reportUnknownMemberType]  not annotated
 
 
 def pin_exactly() -> None:
-    """Have torch pin as much as it is asked for; what else is set of its allocators stays."""
+    """Have torch pin as much as it is asked for; its allocators' other settings stay."""
     import torch
 
     before = torch._C._accelerator_getAllocatorSettings()
@@ -38,15 +43,15 @@ def pin_exactly() -> None:
         torch._C._accelerator_setAllocatorSettings(",".join(filter(None, [before, PINNED_EXACTLY])))
 
 
-def release_buffers() -> None:
-    """Give back pinned memory that nobody holds, as the buffers that weights came through: torch would keep it."""
+def release_pinned_buffers() -> None:
+    """Give back pinned memory that no tensor holds, as the buffers that weights came through: torch would keep it."""
     import torch
 
     torch._C._host_emptyCache()
 
 
-def forget(device: str) -> None:
-    """Give back the memory of what nobody holds any more, before something as large is loaded."""
+def release_unused(device: str) -> None:
+    """Give back the memory that no tensor holds any more, before something as large is loaded."""
     import torch
 
     gc.collect()
@@ -54,8 +59,8 @@ def forget(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def allocated(device: str) -> int:
-    """Bytes of the card that torch's tensors hold; 0 for a CPU."""
+def allocated_bytes(device: str) -> int:
+    """The card's memory that torch's tensors hold; 0 for a CPU."""
     import torch
 
     return torch.cuda.memory_allocated() if device == "cuda" else 0
@@ -72,6 +77,6 @@ def peak_vram_gb(reset: bool = False) -> float | None:
     return round(peak, 3)
 
 
-def spoils_the_worker(error: Exception) -> bool:
+def is_cuda_failure(error: Exception) -> bool:
     """Whether CUDA itself has failed: every later call in this process would as well."""
     return type(error).__name__ == "AcceleratorError" or any(words in str(error) for words in CUDA_FAILED)

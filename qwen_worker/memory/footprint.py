@@ -5,6 +5,7 @@ Pure arithmetic from parameter counts. Knows nothing of torch, files or machines
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from ..errors import JobError
 from ..settings import Precision, Saving
@@ -24,6 +25,10 @@ TORCH_DTYPE = {Precision.FP32: "float32"}  # the others compute in bfloat16
 BYTES = {Precision.BF16: 2.0, Precision.FP32: 4.0, Precision.FP8: 1.0, Precision.INT8: 1.0, Precision.NF4: 0.5176}
 LOSSY = (Precision.FP8, Precision.INT8, Precision.NF4)
 
+# Where the text encoder's weights are: on the card in the plan's base precision, in pinned RAM and read from there
+# matrix by matrix, or on the card in the plan's own precision.
+TextEncoder = Literal["resident", "streamed", "quantized"]
+
 
 @dataclass(frozen=True)
 class Working:
@@ -35,7 +40,7 @@ class Working:
     decode_frame: float = 1.32  # without the video's feature cache
     encode: float = 1.89
     encode_frame: float = 1.13
-    tiled: float = 0.25  # whatever the size
+    tiled: float = 0.25  # GiB whatever the size
 
 
 WORKING = Working()
@@ -44,97 +49,100 @@ WORKING_2_1 = Working(decode=6.28, decode_frame=6.28, encode=6.28, encode_frame=
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint as the arithmetic sees it. `shared`: components that an earlier model already brings."""
+    """A checkpoint as the arithmetic sees it: counts of parameters, by component and by part of one.
+
+    `shared`: components that an earlier model already brings.
+    """
 
     name: str
     edits: bool
     parameters: Mapping[str, int] = field(hash=False)
-    parts: Mapping[str, int] = field(default_factory=dict, hash=False)
+    parts: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
     shared: tuple[str, ...] = ()
     working: Working = WORKING
 
-    def size(self, component: str) -> int:
+    def parameters_of(self, component: str) -> int:
         return 0 if component in self.shared else self.parameters.get(component, 0)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything lives and in what precision, for all models of the worker; sizes in bytes."""
+    """Where everything lives and in what precision, for all models of the worker."""
 
     device: str  # "cuda" or "cpu"
     precision: Precision
     models: tuple[Model, ...]
     savings: frozenset[Saving] = frozenset()
     table: bool = False  # modulation looked up instead of computed
-    text_encoder: str = "resident"  # or "streamed" from pinned RAM, or "quantized"
+    text_encoder: TextEncoder = "resident"
     swapped: bool = False  # one transformer at a time on the card
-    limit: int = 0  # bytes that may be used of the card; 0 on a CPU
-    loras: int = 0  # bytes that LoRAs take of the card while pictures are drawn, and of the host between jobs
+    limit_bytes: int = 0  # that may be used of the card; 0 on a CPU
+    lora_bytes: int = 0  # that LoRAs take of the card while pictures are drawn, and of the host between jobs
 
     @property
-    def dtype(self) -> str:
-        """The torch dtype's name that it computes in."""
-        return TORCH_DTYPE.get(self.precision, "bfloat16")
-
-    @property
-    def vision(self) -> bool:
-        """Whether the text encoder has to see pictures."""
-        return any(model.edits for model in self.models) or Saving.TRIM not in self.savings
-
-    def transformer(self, model: Model) -> int:
-        """Bytes of one transformer on the card."""
-        parts, plain = model.parts, BYTES[Precision.FP32 if self.precision is Precision.FP32 else Precision.BF16]
-        matrices = parts.get("matrices", 0) if self.precision in LOSSY else 0
-        gone = parts.get("modulation", 0) if self.table else 0
-        return round(matrices * BYTES[self.precision] + (model.size("transformer") - matrices - gone) * plain)
-
-    def text(self, model: Model) -> int:
-        """Bytes of one text encoder, wherever it lives."""
-        count, parts, plain = model.size("text_encoder"), model.parts, BYTES[self.plain]
-        if not count:
-            return 0
-        if Saving.TRIM in self.savings:
-            count -= parts.get("lm_head", 0) + (0 if self.vision else parts.get("vision", 0))
-        kept = parts.get("embedding", 0) + (parts.get("vision", 0) if self.vision else 0)
-        if self.text_encoder == "quantized":
-            return round(kept * plain + (count - kept) * BYTES[self.precision])
-        return round(count * plain)
-
-    def vae(self, model: Model) -> int:
-        count = model.size("vae")
-        if count and Saving.CONV2D in self.savings:
-            count -= model.parts.get("temporal", 0)
-        return round(count * BYTES[self.plain])
-
-    @property
-    def plain(self) -> Precision:
+    def base_precision(self) -> Precision:
         """The precision of what is not quantized."""
         return Precision.FP32 if self.precision is Precision.FP32 else Precision.BF16
 
     @property
-    def weights(self) -> int:
-        """Bytes of weights on the device between jobs."""
-        transformers = [self.transformer(model) for model in self.models]
-        texts = 0 if self.text_encoder == "streamed" else sum(map(self.text, self.models))
-        return (max if self.swapped else sum)(transformers) + texts + sum(map(self.vae, self.models))
+    def dtype(self) -> str:
+        """The name of the torch dtype that the plan computes in."""
+        return TORCH_DTYPE.get(self.precision, "bfloat16")
 
     @property
-    def ram(self) -> int:
-        """Bytes of pinned host memory."""
+    def vision(self) -> bool:
+        """Whether the text encoder keeps its vision tower."""
+        return any(model.edits for model in self.models) or Saving.TRIM not in self.savings
+
+    def transformer_bytes(self, model: Model) -> int:
+        """The model's transformer on the card."""
+        matrices = model.parts.get("matrices", 0) if self.precision in LOSSY else 0
+        dropped = model.parts.get("modulation", 0) if self.table else 0
+        unquantized = model.parameters_of("transformer") - matrices - dropped
+        return round(matrices * BYTES[self.precision] + unquantized * BYTES[self.base_precision])
+
+    def text_encoder_bytes(self, model: Model) -> int:
+        """The model's text encoder, wherever it lives."""
+        count, parts = model.parameters_of("text_encoder"), model.parts
+        if not count:
+            return 0
+        if Saving.TRIM in self.savings:
+            count -= parts.get("lm_head", 0) + (0 if self.vision else parts.get("vision", 0))
+        never_quantized = parts.get("embedding", 0) + (parts.get("vision", 0) if self.vision else 0)
+        unquantized = never_quantized if self.text_encoder == "quantized" else count
+        return round(unquantized * BYTES[self.base_precision] + (count - unquantized) * BYTES[self.precision])
+
+    def vae_bytes(self, model: Model) -> int:
+        count = model.parameters_of("vae")
+        if count and Saving.CONV2D in self.savings:
+            count -= model.parts.get("temporal", 0)
+        return round(count * BYTES[self.base_precision])
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights on the device between jobs."""
+        transformers = [self.transformer_bytes(model) for model in self.models]
+        text_encoders = 0 if self.text_encoder == "streamed" else sum(map(self.text_encoder_bytes, self.models))
+        vaes = sum(map(self.vae_bytes, self.models))
+        return (max if self.swapped else sum)(transformers) + text_encoders + vaes
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Pinned host memory."""
         if self.device == "cpu":
             return 0
         tables = sum(model.parts.get("modulation_outputs", 0) for model in self.models) * 2 * TIMESTEPS
         return (
             (tables if self.table else 0)
-            + (sum(map(self.text, self.models)) if self.text_encoder == "streamed" else 0)
-            + (sum(map(self.transformer, self.models)) if self.swapped else 0)
-            + self.loras
+            + (sum(map(self.text_encoder_bytes, self.models)) if self.text_encoder == "streamed" else 0)
+            + (sum(map(self.transformer_bytes, self.models)) if self.swapped else 0)
+            + self.lora_bytes
         )
 
-    def peak(self, width: int, height: int, images: int = 0, tiled: bool = False) -> int:
-        """The most of the card that a job of this size will take, in bytes; `images` are an edit's input pictures."""
+    def peak_bytes(self, width: int, height: int, images: int = 0, tiled: bool = False) -> int:
+        """The most of the card that a job of this size will take; `images`: how many input pictures an edit has."""
         if self.device == "cpu":
-            return self.weights
+            return self.weight_bytes
         pixels, frame = width * height / MEGAPIXEL, Saving.SINGLE_FRAME in self.savings
         most = 0.0
         for model in self.models:
@@ -149,38 +157,41 @@ class Plan:
         streamed = 0
         if self.text_encoder == "streamed":
             embedding = max(model.parts.get("embedding", 0) for model in self.models)
-            streamed = round(embedding * BYTES[self.plain]) + STREAMED_BYTES
+            streamed = round(embedding * BYTES[self.base_precision]) + STREAMED_BYTES
         rows = max(model.parts.get("modulation_outputs", 0) for model in self.models) * 2 * SCHEDULE_STEPS
-        working = (rows if self.table else 0) + self.loras + max(round(most * GIB), streamed)
-        return CONTEXT_BYTES + self.weights + working
+        working = (rows if self.table else 0) + self.lora_bytes + max(round(most * GIB), streamed)
+        return CONTEXT_BYTES + self.weight_bytes + working
 
     def with_loras(self, parameters: int) -> "Plan":
         """The same layout for a job that brings LoRAs of so many parameters."""
-        return replace(self, loras=self.loras + round(parameters * BYTES[self.plain]))
+        return replace(self, lora_bytes=self.lora_bytes + round(parameters * BYTES[self.base_precision]))
 
-    def tiles(self, width: int, height: int, images: int = 0) -> bool:
+    def needs_tiles(self, width: int, height: int, images: int = 0) -> bool:
         """Whether the VAE has to work in tiles for this size to fit. Tiles cost time and may leave faint seams."""
-        return self.device == "cuda" and self.peak(width, height, images) > self.limit
+        return self.device == "cuda" and self.peak_bytes(width, height, images) > self.limit_bytes
 
     def fits(self, width: int, height: int, images: int = 0) -> bool:
-        return self.device == "cpu" or self.peak(width, height, images, tiled=True) <= self.limit
+        """Whether a job of this size fits, if need be in tiles."""
+        return self.device == "cpu" or self.peak_bytes(width, height, images, tiled=True) <= self.limit_bytes
 
-    def at_once(self, width: int, height: int, most: int, pixels: int) -> int:
+    def pictures_per_call(self, width: int, height: int, most: int, pixels: int) -> int:
         """How many pictures of this size, of `pixels` in all, one call may draw without the VAE's tiles.
 
         Together they take what one picture of as many pixels takes.
         """
-        return next(
-            (n for n in range(most, 1, -1) if n * width * height <= pixels and not self.tiles(width, n * height)), 1
-        )
+        counts = range(most, 1, -1)
+        area = width * height
+        return next((n for n in counts if n * area <= pixels and not self.needs_tiles(width, n * height)), 1)
 
-    def largest(self, width: int, height: int, multiple: int, images: int = 0) -> tuple[int, int] | None:
+    def largest_size(self, width: int, height: int, multiple: int, images: int = 0) -> tuple[int, int] | None:
         """The largest size of about this aspect that fits, in multiples; None where not even the smallest does."""
         for part in range(1, 64):
             scale = 1 - part / 64
-            smaller = tuple(max(multiple, int(side * scale) // multiple * multiple) for side in (width, height))
-            if self.fits(*smaller, images):
-                return smaller
+            smaller_width, smaller_height = (
+                max(multiple, int(side * scale) // multiple * multiple) for side in (width, height)
+            )
+            if self.fits(smaller_width, smaller_height, images):
+                return smaller_width, smaller_height
         return None
 
     def require_fits(self, model: str, multiple: int, width: int, height: int, images: int) -> None:
@@ -190,24 +201,24 @@ class Plan:
         """
         if self.fits(width, height, images):
             return
-        largest = self.largest(width, height, multiple, images)
+        largest = self.largest_size(width, height, multiple, images)
         advice = (
             f"the largest of this aspect is {largest[0]}x{largest[1]}" if largest else "no size of this aspect does"
         )
+        needed_bytes = self.peak_bytes(width, height, images, tiled=True)
         raise JobError(
             "out_of_memory",
-            f"{width}x{height} needs {self.peak(width, height, images, tiled=True) / GB:.1f} GB with {model} and "
-            f"{self.limit / GB:.1f} GB may be used; {advice}",
+            f"{width}x{height} needs {needed_bytes / GB:.1f} GB with {model} and "
+            f"{self.limit_bytes / GB:.1f} GB may be used; {advice}",
         )
 
     def __str__(self) -> str:
-        where = f"{self.precision.value} on {self.device}, weights {self.weights / GB:.2f} GB"
+        where = f"{self.precision.value} on {self.device}, weights {self.weight_bytes / GB:.2f} GB"
         if self.device == "cpu":
             return where
-        edits = any(model.edits for model in self.models)
+        images = int(any(model.edits for model in self.models))
         notes = ["modulation table"] * self.table + ["transformers swapped"] * self.swapped
         notes += [f"text encoder {self.text_encoder}"] * (self.text_encoder != "resident")
-        peak = self.peak(1024, 1024, int(edits), self.tiles(1024, 1024, int(edits)))
-        return ", ".join(
-            [where, *notes, f"peak {peak / GB:.1f} of {self.limit / GB:.1f} GB, pinned {self.ram / GB:.1f} GB"]
-        )
+        peak_bytes = self.peak_bytes(1024, 1024, images, self.needs_tiles(1024, 1024, images))
+        room = f"peak {peak_bytes / GB:.1f} of {self.limit_bytes / GB:.1f} GB, pinned {self.pinned_bytes / GB:.1f} GB"
+        return ", ".join([where, *notes, room])

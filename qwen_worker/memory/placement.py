@@ -9,8 +9,8 @@ from itertools import product
 
 from ..errors import LoadError
 from ..settings import Precision, Saving
-from .footprint import GB, LORA_BYTES, LOSSY, Model, Plan
-from .machine import Machine
+from .footprint import GB, LORA_BYTES, LOSSY, Model, Plan, TextEncoder
+from .machine import Gpu, Machine
 
 # A forward of the 20B transformer is some 70 TFLOP, a hundred of them make an image: hours on a CPU. Beyond this many
 # parameters a CPU is a mistake, whatever its memory.
@@ -19,114 +19,136 @@ MIN_CAPABILITY = (8, 0)  # Ampere, the first with bfloat16 in hardware
 FP8_CAPABILITY = (8, 9)  # Ada, the first with fp8 matrix products
 USABLE = 0.97  # of the free memory: the allocator's blocks never fill a card, and near its end drivers page or hang
 RAM_SHARE = 0.9  # of the free RAM that pinned memory may take
+NO_SAVINGS = frozenset[Saving]()
 
 
 def plan(
     models: Sequence[Model],
     machine: Machine,
     precision: Precision = Precision.AUTO,
-    vram_cap: int | None = None,
+    vram_cap_bytes: int | None = None,
     savings: frozenset[Saving] = frozenset(Saving),
-    loras: int = 0,
+    own_loras: int = 0,
 ) -> Plan:
-    """The first layout that fits, exact ones first, or a `LoadError` that says what is needed and what is there.
+    """The first layout that fits, exact ones first.
 
-    `vram_cap`: bytes that may be used of the card; `loras`: how many the endpoint has of its own. Raises before
-    anything is allocated.
+    `vram_cap_bytes`: that may be used of the card; `own_loras`: how many the endpoint has of its own. Raises
+    `LoadError`, before anything is allocated, that says what is needed and what is there.
     """
-    if precision in LOSSY and not all(model.parts for model in models):
-        names = " and ".join(model.name for model in models)
-        raise LoadError(f"QWEN_PRECISION={precision.value} is for the 20B architecture, not for {names}")
-    if machine.gpu is None:
+    if precision in LOSSY and not are_savable(models):
+        raise LoadError(f"QWEN_PRECISION={precision.value} is for the 20B architecture, not for {names_of(models)}")
+    gpu = machine.gpu
+    if gpu is None:
         return plan_on_cpu(models, machine, precision, savings)
-    require_capability(models, machine, precision)
-    limit = round(machine.gpu.free * USABLE)
-    if vram_cap is not None:
-        limit = min(limit, vram_cap)
-    ram = round(machine.ram_available * RAM_SHARE)
-    found = layouts(models, precisions(models, machine, precision), savings)
-    candidates = [replace(one, limit=limit, loras=loras * LORA_BYTES) for one in found]
-    edits = int(any(model.edits for model in models))
+    require_capability(models, gpu, precision)
+    limit_bytes = round(gpu.free_bytes * USABLE)
+    if vram_cap_bytes is not None:
+        limit_bytes = min(limit_bytes, vram_cap_bytes)
+    pinnable_bytes = round(machine.ram_available_bytes * RAM_SHARE)
+    candidates = [
+        replace(layout, limit_bytes=limit_bytes, lora_bytes=own_loras * LORA_BYTES)
+        for layout in layouts(models, precisions(models, gpu, precision), savings)
+    ]
+    images = int(any(model.edits for model in models))
     for tiled in (False, True):
-        for one in candidates:
-            if one.peak(1024, 1024, edits, tiled) <= limit and one.ram <= ram:
-                return one
-    raise LoadError(refusal(candidates, machine, edits, ram, vram_cap))
+        for layout in candidates:
+            if layout.peak_bytes(1024, 1024, images, tiled) <= limit_bytes and layout.pinned_bytes <= pinnable_bytes:
+                return layout
+    raise LoadError(refusal(candidates, images, gpu, machine.ram_available_bytes, vram_cap_bytes))
 
 
 def layouts(models: Sequence[Model], precisions: Sequence[Precision], savings: frozenset[Saving]) -> Iterator[Plan]:
     """Everything worth trying, best first: exact before lossy, resident before streamed, streamed before swapped."""
-    savable = all(model.parts for model in models)
-    chosen = savings if savable else frozenset()
+    possible = savings if are_savable(models) else NO_SAVINGS
     for precision in precisions:
         # In float32 timesteps are too many to list: the modulation's weights would stay.
-        table = Saving.TABLE in chosen and precision is not Precision.FP32
-        base = Plan("cuda", precision, tuple(models), chosen)
+        table = Saving.TABLE in possible and precision is not Precision.FP32
+        base = Plan("cuda", precision, tuple(models), possible)
         if precision not in LOSSY:
             yield base
-        texts = ("resident", "streamed", "quantized") if precision in LOSSY else ("resident", "streamed")
-        for swapped, text in product((False, True) if len(models) > 1 else (False,), texts):
-            yield replace(base, table=table, text_encoder=text, swapped=swapped)
+        lossy: tuple[TextEncoder, ...] = ("resident", "streamed", "quantized")
+        text_encoders = lossy if precision in LOSSY else lossy[:2]
+        for swapped, text_encoder in product((False, True) if len(models) > 1 else (False,), text_encoders):
+            yield replace(base, table=table, text_encoder=text_encoder, swapped=swapped)
 
 
-def precisions(models: Sequence[Model], machine: Machine, asked: Precision) -> list[Precision]:
+def precisions(models: Sequence[Model], gpu: Gpu, asked: Precision) -> list[Precision]:
+    """Those worth trying on the card, best first; the one that is asked for alone, unless that is AUTO."""
     if asked is not Precision.AUTO:
         return [asked]
-    if not all(model.parts for model in models):
-        return [Precision.BF16]  # what may be quantized is known of the 20B architecture only
-    fast = Precision.FP8 if machine.gpu.capability >= FP8_CAPABILITY else Precision.INT8
+    if not are_savable(models):
+        return [Precision.BF16]  # which layers bear quantizing is measured for the 20B architecture only
+    fast = Precision.FP8 if gpu.capability >= FP8_CAPABILITY else Precision.INT8
     return [Precision.BF16, fast, Precision.NF4]
 
 
-def require_capability(models: Sequence[Model], machine: Machine, precision: Precision) -> None:
-    names = " and ".join(model.name for model in models)
-    if machine.gpu.capability < MIN_CAPABILITY:
-        raise LoadError(f"{names} needs bfloat16 (compute capability 8.0 or later), not {describe(machine)}")
-    if precision is Precision.FP8 and machine.gpu.capability < FP8_CAPABILITY:
-        raise LoadError(f"QWEN_PRECISION=fp8 needs compute capability 8.9 or later, not {describe(machine)}")
+def require_capability(models: Sequence[Model], gpu: Gpu, precision: Precision) -> None:
+    """Refuse a card that lacks bfloat16, or fp8 where that is asked for. Raises `LoadError`."""
+    if gpu.capability < MIN_CAPABILITY:
+        needs = "needs bfloat16 (compute capability 8.0 or later)"
+        raise LoadError(f"{names_of(models)} {needs}, not {describe(gpu)}")
+    if precision is Precision.FP8 and gpu.capability < FP8_CAPABILITY:
+        raise LoadError(f"QWEN_PRECISION=fp8 needs compute capability 8.9 or later, not {describe(gpu)}")
 
 
-def refusal(candidates: list[Plan], machine: Machine, edits: int, ram: int, vram_cap: int | None) -> str:
-    """The least that would do, against what is there."""
-    limit = candidates[0].limit
-    short_of_ram = [one for one in candidates if one.peak(1024, 1024, edits, True) <= limit]
-    least = min(short_of_ram or candidates, key=lambda one: one.ram if short_of_ram else one.peak(1024, 1024, edits))
-    names = " and ".join(model.name for model in least.models)
-    cap = f" under QWEN_VRAM_GB={vram_cap / GB:g}" if vram_cap is not None else ""
-    need = least.peak(1024, 1024, edits, True)
+def refusal(
+    candidates: Sequence[Plan], images: int, gpu: Gpu, ram_available_bytes: int, vram_cap_bytes: int | None
+) -> str:
+    """The least that would do, against what is there; `candidates`: layouts of which none fits."""
+
+    def tiled_peak(layout: Plan) -> int:
+        return layout.peak_bytes(1024, 1024, images, tiled=True)
+
+    limit_bytes = candidates[0].limit_bytes
+    if short_of_ram := [layout for layout in candidates if tiled_peak(layout) <= limit_bytes]:
+        least = min(short_of_ram, key=lambda layout: layout.pinned_bytes)
+    else:
+        least = min(candidates, key=lambda layout: layout.peak_bytes(1024, 1024, images))
+    cap = f" under QWEN_VRAM_GB={vram_cap_bytes / GB:g}" if vram_cap_bytes is not None else ""
+    needed_bytes, weight_bytes = tiled_peak(least), least.weight_bytes
     text = (
-        f"{names} needs {need / GB:.1f} GB of GPU memory at the least ({least.precision.value}: weights "
-        f"{least.weights / GB:.1f}, {(need - least.weights) / GB:.1f} to work); {describe(machine)} has "
-        f"{limit / GB:.1f} GB to use{cap}"
+        f"{names_of(least.models)} needs {needed_bytes / GB:.1f} GB of GPU memory at the least "
+        f"({least.precision.value}: weights {weight_bytes / GB:.1f}, {(needed_bytes - weight_bytes) / GB:.1f} to work)"
+        f"; {describe(gpu)} has {limit_bytes / GB:.1f} GB to use{cap}"
     )
-    if least.ram > ram:
-        text += f"; {least.ram / GB:.1f} GB of RAM would be needed and {machine.ram_available / GB:.1f} GB are free"
+    if least.pinned_bytes > round(ram_available_bytes * RAM_SHARE):
+        needed, free = least.pinned_bytes / GB, ram_available_bytes / GB
+        text += f"; {needed:.1f} GB of RAM would be needed and {free:.1f} GB are free"
     return text
 
 
 def plan_on_cpu(models: Sequence[Model], machine: Machine, precision: Precision, savings: frozenset[Saving]) -> Plan:
+    """The one layout of a machine without a GPU, for small models only. Raises `LoadError`."""
     precision = Precision.FP32 if precision is Precision.AUTO else precision
-    chosen = (savings if all(model.parts for model in models) else frozenset()) - {Saving.TABLE}
-    found = Plan("cpu", precision, tuple(models), chosen)
-    count = sum(model.size(component) for model in models for component in model.parameters)
-    if count > CPU_MAX_PARAMETERS or found.weights > machine.ram_available:
-        names = " and ".join(model.name for model in models)
-        on_gpu = min(one.peak(1024, 1024) for one in layouts(models[:1], [Precision.BF16], savings))
+    possible = (savings if are_savable(models) else NO_SAVINGS) - {Saving.TABLE}
+    layout = Plan("cpu", precision, tuple(models), possible)
+    count = sum(model.parameters_of(component) for model in models for component in model.parameters)
+    if count > CPU_MAX_PARAMETERS or layout.weight_bytes > machine.ram_available_bytes:
+        on_gpu = min(each.peak_bytes(1024, 1024) for each in layouts(models[:1], [Precision.BF16], savings))
         raise LoadError(
-            f"{names} needs a CUDA GPU (from {on_gpu / GB:.1f} GB free in bfloat16); this machine has no CUDA GPU and "
-            f"{machine.ram_available / GB:.1f} GB of RAM free, where {found.weights / GB:.1f} GB in "
-            f"{found.dtype} would be needed and a CPU serves at most {CPU_MAX_PARAMETERS / 1e9:g} billion "
-            f"parameters, not {count / 1e9:.1f}"
+            f"{names_of(models)} needs a CUDA GPU (from {on_gpu / GB:.1f} GB free in bfloat16); this machine has no "
+            f"CUDA GPU and {machine.ram_available_bytes / GB:.1f} GB of RAM free, where "
+            f"{layout.weight_bytes / GB:.1f} GB in {layout.dtype} would be needed and a CPU serves at most "
+            f"{CPU_MAX_PARAMETERS / 1e9:g} billion parameters, not {count / 1e9:.1f}"
         )
-    return found
+    return layout
 
 
-def require_disk(name: str, needed: int, free: int) -> None:
-    """Refuse what would fill the disk."""
-    if needed > free:
-        raise LoadError(f"{name} needs {needed / GB:.1f} GB of disk; {free / GB:.1f} GB are free")
+def require_disk(name: str, needed_bytes: int, free_bytes: int) -> None:
+    """Refuse what would fill the disk. Raises `LoadError`."""
+    if needed_bytes > free_bytes:
+        raise LoadError(f"{name} needs {needed_bytes / GB:.1f} GB of disk; {free_bytes / GB:.1f} GB are free")
 
 
-def describe(machine: Machine) -> str:
-    gpu = machine.gpu
-    return f"{gpu.name} (compute capability {gpu.capability[0]}.{gpu.capability[1]}, {gpu.total / GB:.1f} GB)"
+def are_savable(models: Sequence[Model]) -> bool:
+    """Whether the savings and quantization know all of them: parts are counted of the 20B architecture only."""
+    return all(model.parts for model in models)
+
+
+def names_of(models: Sequence[Model]) -> str:
+    return " and ".join(model.name for model in models)
+
+
+def describe(gpu: Gpu) -> str:
+    major, minor = gpu.capability
+    return f"{gpu.name} (compute capability {major}.{minor}, {gpu.total_bytes / GB:.1f} GB)"

@@ -1,23 +1,28 @@
 """What is quantized, by which library, and what never is.
 
-The matrices of the blocks' attention and MLPs only. The modulation, the input and output projections, the timestep
-embedder and the last norm stay in bfloat16 (quantized they cost most of the quality,
+Of the transformer the matrices of the blocks' attention and MLPs are quantized. The modulation, the input and output
+projections, the timestep embedder and the last norm stay in bfloat16 (quantized they cost most of the quality,
 https://github.com/sgl-project/sglang, docs/diffusion/quantization.md), and so do the text encoder's vision tower, token
 embedding and norms. Weights are quantized as they arrive, a tensor at a time. Lossy: the figures are in
-docs/speed.md. Imports torch: import it inside functions; the quantization libraries it imports there too.
+docs/speed.md. Imports torch, and the quantization libraries inside functions: import it inside functions. Knows nothing
+of where weights come from.
 """
 
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 
 from ..settings import Precision
 
-LEAST_ROWS = 17  # of torch._int_mm on CUDA
-KEPT = {
+if TYPE_CHECKING:
+    from bitsandbytes.nn.modules import Linear4bit
+    from torchao.core.config import AOBaseConfig
+
+LEAST_ROWS = 17  # that torch._int_mm multiplies on CUDA
+KEPT = {  # by component: parts of the names of modules that are never quantized
     "transformer": ["img_in", "txt_in", "time_text_embed", "norm_out", "proj_out", "img_mod", "txt_mod"],
     "text_encoder": ["model.visual", "lm_head"],
 }
@@ -26,8 +31,8 @@ KEPT = {
 def configuration(component: str, precision: Precision, device: str) -> Any:
     """The `quantization_config` for a component's `from_pretrained`.
 
-    `component`: transformer (diffusers) or text_encoder (transformers). On a CPU fp8 is storage only, there being no
-    fp8 product, and every other form computes as on a card.
+    `component`: transformer (diffusers) or text_encoder (transformers). A CPU has no fp8 product: there fp8 is a way of
+    storing only, while the other precisions compute as on a card.
     """
     library = importlib.import_module("diffusers" if component == "transformer" else "transformers")
     kept = KEPT[component]
@@ -39,32 +44,35 @@ def configuration(component: str, precision: Precision, device: str) -> Any:
             bnb_4bit_compute_dtype=torch.bfloat16,
             llm_int8_skip_modules=kept,
         )
-    return library.TorchAoConfig(torchao_type(precision, device), modules_to_not_convert=kept)
+    return library.TorchAoConfig(torchao_config(precision, device), modules_to_not_convert=kept)
 
 
-def torchao_type(precision: Precision, device: str) -> Any:
+def torchao_config(precision: Precision, device: str) -> "AOBaseConfig":
+    """torchao's own configuration for INT8 or FP8."""
     from torchao import quantization
 
-    # torchao would have torch's compiler try each kernel's variants, for all of this process and minutes at each start.
-    plain = {"set_inductor_config": False}
+    # With `set_inductor_config` torchao has torch's compiler try variants of each kernel, in all of this process: that
+    # would take minutes at each start.
     if precision is Precision.INT8:
-        return quantization.Int8DynamicActivationInt8WeightConfig(**plain)
+        return quantization.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
     if device == "cpu":
-        return quantization.Float8WeightOnlyConfig(**plain)
-    return quantization.Float8DynamicActivationFloat8WeightConfig(granularity=quantization.PerRow(), **plain)
+        return quantization.Float8WeightOnlyConfig(set_inductor_config=False)
+    return quantization.Float8DynamicActivationFloat8WeightConfig(
+        granularity=quantization.PerRow(), set_inductor_config=False
+    )
 
 
 def weight_quantizer(component: str, precision: Precision, device: str) -> Callable[[torch.nn.Module, str], None]:
-    """quantize(model, name): if `name` is a matrix to be quantized, it is from then on, where it lies."""
-    config = None if precision is Precision.NF4 else torchao_type(precision, device)
+    """quantize(model, name): quantizes the parameter where it lies, if it is a matrix that is to be quantized."""
+    config = None if precision is Precision.NF4 else torchao_config(precision, device)
 
     def quantize(model: torch.nn.Module, name: str) -> None:
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        if leaf != "weight" or not is_matrix(component, path, module):
+        if leaf != "weight" or not is_matrix(module, component, path):
             return
-        if precision is Precision.NF4:
-            as_nf4(model, path)
+        if config is None:
+            quantize_to_nf4(model, path)
         else:
             from torchao.quantization import quantize_
 
@@ -73,28 +81,29 @@ def weight_quantizer(component: str, precision: Precision, device: str) -> Calla
     return quantize
 
 
-def is_matrix(component: str, path: str, module: torch.nn.Module) -> bool:
+def is_matrix(module: torch.nn.Module, component: str, path: str) -> TypeGuard[torch.nn.Linear]:
+    """Whether the module at `path` of a component is a linear layer that is quantized."""
     return type(module) is torch.nn.Linear and not any(kept in path for kept in KEPT[component])
 
 
-def as_nf4(model: torch.nn.Module, path: str) -> None:
-    """Put the NF4 form of a linear layer in its place, on the layer's device."""
-    import bitsandbytes
+def quantize_to_nf4(model: torch.nn.Module, path: str) -> None:
+    """Replace a linear layer by its NF4 form, on the layer's device."""
+    from bitsandbytes.nn.modules import Params4bit
 
-    weight = model.get_submodule(path).weight
-    module = nf4_layer(model, path)
-    quantized = bitsandbytes.nn.Params4bit(
-        weight.detach(), requires_grad=False, quant_type="nf4", compress_statistics=True, module=module
-    )
-    module.weight = quantized.to(weight.device)
+    weight = linear_layer(model, path).weight
+    layer = insert_nf4_layer(model, path)
+    make: Any = Params4bit  # its annotations are those of a plain parameter
+    layer.weight = make(
+        weight.detach(), requires_grad=False, quant_type="nf4", compress_statistics=True, module=layer
+    ).to(weight.device)
 
 
-def nf4_layer(model: torch.nn.Module, path: str) -> torch.nn.Module:
-    """Put a 4-bit layer without its weight in a linear layer's place; the bias stays."""
-    import bitsandbytes
+def insert_nf4_layer(model: torch.nn.Module, path: str) -> "Linear4bit":
+    """Replace a linear layer by a 4-bit layer that has no weight yet; the bias stays. Returns the new layer."""
+    from bitsandbytes.nn.modules import Linear4bit
 
-    old = model.get_submodule(path)
-    new = bitsandbytes.nn.Linear4bit(
+    old = linear_layer(model, path)
+    new = Linear4bit(
         old.in_features, old.out_features, old.bias is not None, torch.bfloat16, True, "nf4", device="meta"
     )
     new.bias = old.bias
@@ -103,32 +112,39 @@ def nf4_layer(model: torch.nn.Module, path: str) -> torch.nn.Module:
     return new
 
 
-def nf4_in_place(model: torch.nn.Module, component: str) -> None:
+def linear_layer(model: torch.nn.Module, path: str) -> torch.nn.Linear:
+    return cast(torch.nn.Linear, model.get_submodule(path))  # nothing else is quantized
+
+
+def quantize_model_to_nf4(model: torch.nn.Module, component: str) -> None:
     """Quantize a loaded model's matrices to NF4 where it lies: the libraries' own integration asks for a GPU."""
     for path, module in list(model.named_modules()):
-        if is_matrix(component, path, module):
-            as_nf4(model, path)
+        if is_matrix(module, component, path):
+            quantize_to_nf4(model, path)
 
 
 def pad_few_rows() -> None:
-    """From now on torchao's INT8 products have enough rows; doing it twice is doing it once.
+    """From now on torchao's INT8 products have enough rows. A second call changes nothing.
 
-    The text stream of a short prompt has few rows, and CUDA's product asks for more than 16. torchao's own way out (a
-    product in float32) is for calls that are not compiled; compiled ones fail when they run.
+    The text stream of a short prompt has few rows, and CUDA's product asks for more than 16. torchao itself goes over
+    to a product in float32 then, but not in compiled code, which fails when it runs.
     """
     from torchao.kernel import intmm
 
     if not hasattr(intmm.safe_int_mm, "__wrapped__"):
-        intmm.safe_int_mm = padded(intmm.safe_int_mm)
+        intmm.safe_int_mm = padded_product(intmm.safe_int_mm)
 
 
-def padded(product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable:
-    """product(rows, matrix), (M, K) and (K, N) to (M, N), that is never given fewer than `LEAST_ROWS`."""
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (M, K) and (K, N) -> (M, N)
+
+
+def padded_product(product: Product) -> Product:
+    """The same product of rows and a matrix, by a `product` that never gets fewer than `LEAST_ROWS` rows."""
 
     @functools.wraps(product)
     def call(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
         count = rows.shape[0]
-        if count >= LEAST_ROWS:  # compiled, a question of which graph
+        if count >= LEAST_ROWS:  # a compiler makes one graph for each answer
             return product(rows, matrix)
         return product(torch.nn.functional.pad(rows, (0, 0, 0, LEAST_ROWS - count)), matrix)[:count]
 

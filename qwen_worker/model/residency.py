@@ -1,25 +1,36 @@
 """Components that are not always on the card: a text encoder that streams through it, transformers that are swapped.
 
 Weights wait in pinned host memory and never change, so nothing is ever copied back. Streaming is diffusers' group
-offloading, leaf by leaf, the next one's copy under the present one's work.
+offloading, leaf by leaf: the next leaf is copied while the present one computes.
 Imports torch: import it inside functions. Knows nothing of plans or jobs.
 """
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+if TYPE_CHECKING:
+    from torch.utils._python_dispatch import TraceableWrapperSubclass
+
 
 def stream(module: torch.nn.Module, device: str) -> None:
     """Make a module that lies in host memory compute on `device`, its weights there only while they are used."""
-    from diffusers.hooks import apply_group_offloading
+    from diffusers.hooks.group_offloading import apply_group_offloading
 
-    overlapped = {"use_stream": True, "non_blocking": True, "record_stream": True} if device == "cuda" else {}
-    apply_group_offloading(module, torch.device(device), torch.device("cpu"), "leaf_level", **overlapped)
+    overlapped = device == "cuda"
+    apply_group_offloading(
+        module,
+        torch.device(device),
+        torch.device("cpu"),
+        "leaf_level",
+        use_stream=overlapped,
+        non_blocking=overlapped,
+        record_stream=overlapped,
+    )
 
 
 @dataclass(frozen=True)
@@ -30,11 +41,13 @@ class Home:
     attribute: str
     tensor: torch.Tensor
 
-    def leave(self) -> None:
-        setattr(self.owner, self.attribute, self.tensor)
-
-    def bring(self, device: torch.device) -> None:
+    def load(self, device: torch.device) -> None:
+        """Have the owner hold a copy on the device, which is still on its way when this returns."""
         setattr(self.owner, self.attribute, self.tensor.to(device, non_blocking=True))
+
+    def unload(self) -> None:
+        """Have the owner hold the tensor in host memory."""
+        setattr(self.owner, self.attribute, self.tensor)
 
 
 class Swap:
@@ -42,14 +55,14 @@ class Swap:
 
     def __init__(self, device: str):
         self.device = torch.device(device)
-        self.homes: dict[str, list[Home]] = {}  # by name, of the module's parameters
+        self.homes: dict[str, list[Home]] = {}  # by the module's name, of its parameters
         self.modules: dict[str, torch.nn.Module] = {}
         self.active: str | None = None
 
     def add(self, name: str, module: torch.nn.Module) -> None:
-        """Take in a module, on the device or in the host memory that is to be its home; it is active then."""
+        """Add a module, on the device or in the host memory that is to be its home; it is active then."""
         self.homes[name] = [
-            Home(owner, attribute, pinned(tensor, self.device))
+            Home(owner, attribute, pin(tensor, self.device))
             for parameter in module.parameters()
             for owner, attribute, tensor in plain_tensors(parameter)
         ]
@@ -67,9 +80,10 @@ class Swap:
             self.active = None
 
     def clear(self) -> None:
-        """Nothing on the device: room for a module that is about to be loaded."""
-        for home in self.homes.get(self.active, ()):
-            home.leave()
+        """Bring the active module back to host memory: room on the device for one that is about to be loaded."""
+        if self.active is not None:
+            for home in self.homes[self.active]:
+                home.unload()
         self.active = None
 
     def activate(self, name: str) -> float:
@@ -79,14 +93,14 @@ class Swap:
         started = time.perf_counter()
         self.clear()
         for home in self.homes[name]:
-            home.bring(self.device)
+            home.load(self.device)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.active = name
         return time.perf_counter() - started
 
 
-def plain_tensors(holder: torch.Tensor) -> Iterator[tuple[Any, str, torch.Tensor]]:
+def plain_tensors(holder: "torch.Tensor | TraceableWrapperSubclass") -> Iterator[tuple[Any, str, torch.Tensor]]:
     """(owner, attribute, tensor) of what a parameter consists of: its data, or a quantized one's values and scales."""
     if not is_traceable_wrapper_subclass(holder):
         yield holder, "data", holder.detach()
@@ -99,8 +113,8 @@ def plain_tensors(holder: torch.Tensor) -> Iterator[tuple[Any, str, torch.Tensor
             yield holder, name, inner
 
 
-def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """In host memory from where the device fetches; the tensor itself if it lies there."""
+def pin(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy in the host memory that a card fetches from, or the tensor itself if it lies there; for a CPU, a copy."""
     if device.type == "cuda":
         return tensor if tensor.is_pinned() else tensor.cpu().pin_memory()
     return tensor.to("cpu", copy=True)

@@ -1,13 +1,13 @@
-"""A bucket that speaks S3: which one, under which keys, and what is asked of it before a job may use it.
+"""A bucket that speaks S3: where it is, how files are named in it, and whether its configuration can be used.
 
-Comes from the operator's environment (`BUCKET_*`) or from a job's own `s3Config`. No word of an error holds a key or an
+A bucket comes from the operator's settings (`BUCKET_*`) or from a job's own `s3Config`. No error holds a key or an
 address. Knows nothing of pictures, replies or connections (`upload.py`).
 """
 
 import hashlib
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -15,7 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from ..errors import InvalidInput
 from ..settings import Delivery, Misconfigured, Settings
 
-BUCKET_NAME = r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"  # S3's own rule; keeps a name from becoming part of a path or host
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+    from pydantic_core import ErrorDetails
+
+# S3's own rule for names, by which no name can change the path or the host that it becomes a part of.
+BUCKET_NAME = r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"
 REGION = r"^[a-z0-9-]{1,40}$"
 AMAZON = re.compile(r"^(?:(?P<bucket>[a-z0-9.-]+)\.)?s3(?:[.-](?P<region>[a-z]{2}(?:-[a-z]+)+-\d))?\.amazonaws\.com$")
 R2 = re.compile(r"\.r2\.cloudflarestorage\.com$")
@@ -23,7 +28,7 @@ R2 = re.compile(r"\.r2\.cloudflarestorage\.com$")
 
 @dataclass(frozen=True)
 class Bucket:
-    """Where to put files and how they are named there. `restricted`: only public addresses may be reached."""
+    """Where files are put and how they are named there. `restricted`: only public addresses may be reached."""
 
     endpoint: str  # scheme://host[:port]
     name: str
@@ -37,14 +42,14 @@ class Bucket:
     restricted: bool
 
     def key(self, job_id: str, index: int, extension: str, task: str) -> str:
-        """The same for the same picture of the same job: a job that is delivered twice overwrites itself."""
+        """The key of one of the job's pictures; of a job that is delivered twice it is the same both times."""
         return self.prefix + self.key_template.format(
             job_id=path_part(job_id), index=index, extension=extension, task=task
         )
 
 
 def path_part(job_id: str) -> str:
-    """The job's id where it is plain; else what is plain of it and a digest that keeps two ids apart."""
+    """The job's id as a part of a path: with other characters replaced, and then with a digest that keeps ids apart."""
     plain = re.sub(r"[^A-Za-z0-9_-]", "_", job_id)[:100]
     if plain == job_id:
         return plain
@@ -73,11 +78,12 @@ def bucket_from_settings(settings: Settings) -> Bucket | None:
         if settings.QWEN_DELIVERY is Delivery.URL:
             raise Misconfigured("QWEN_DELIVERY is url and BUCKET_ENDPOINT_URL is not set")
         return None
-    for name in ("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"):
-        if getattr(settings, name) is None:
-            raise Misconfigured(f"BUCKET_ENDPOINT_URL is set and {name} is not")
+    access_key, secret_key = settings.BUCKET_ACCESS_KEY_ID, settings.BUCKET_SECRET_ACCESS_KEY
+    if access_key is None or secret_key is None:
+        missing = "BUCKET_ACCESS_KEY_ID" if access_key is None else "BUCKET_SECRET_ACCESS_KEY"
+        raise Misconfigured(f"BUCKET_ENDPOINT_URL is set and {missing} is not")
     try:
-        endpoint, name, region = split(settings.BUCKET_ENDPOINT_URL, settings.BUCKET_NAME or "")
+        endpoint, name, region = split_endpoint(settings.BUCKET_ENDPOINT_URL, settings.BUCKET_NAME or "")
     except ValueError as error:
         raise Misconfigured(f"BUCKET_ENDPOINT_URL {error}") from None
     if not re.fullmatch(BUCKET_NAME, name):
@@ -86,8 +92,8 @@ def bucket_from_settings(settings: Settings) -> Bucket | None:
         endpoint=endpoint,
         name=name,
         region=settings.BUCKET_REGION or region,
-        access_key=settings.BUCKET_ACCESS_KEY_ID.get_secret_value(),
-        secret_key=settings.BUCKET_SECRET_ACCESS_KEY.get_secret_value(),
+        access_key=access_key.get_secret_value(),
+        secret_key=secret_key.get_secret_value(),
         prefix=settings.BUCKET_PREFIX,
         key_template=settings.BUCKET_KEY,
         public_url=settings.BUCKET_PUBLIC_URL,
@@ -96,26 +102,26 @@ def bucket_from_settings(settings: Settings) -> Bucket | None:
     )
 
 
-def bucket_from_job(config: Any, settings: Settings) -> Bucket:
+def bucket_from_job(s3_config: "JsonValue", settings: Settings) -> Bucket:
     """The bucket of a job's `s3Config`. Raises `InvalidInput` naming the field and the rule, never the value."""
-    if not isinstance(config, dict):
+    if not isinstance(s3_config, dict):
         raise InvalidInput("s3Config must be an object")
-    given = {name: value for name, value in config.items() if value not in (None, "")}
+    fields = {name: value for name, value in s3_config.items() if value not in (None, "")}
     try:
-        one = S3Config.model_validate(given)
+        config = S3Config.model_validate(fields)
     except ValidationError as error:
-        raise InvalidInput(sentence(error.errors(include_url=False, include_input=False)[0])) from None
+        raise InvalidInput(describe_error(error.errors(include_url=False, include_input=False)[0])) from None
     try:
-        endpoint, name, region = split(one.endpointUrl, one.bucketName)
+        endpoint, name, region = split_endpoint(config.endpointUrl, config.bucketName)
     except ValueError as error:
         raise InvalidInput(f"s3Config.endpointUrl {error}") from None
     return Bucket(
         endpoint=endpoint,
         name=name,
-        region=one.region or region,
-        access_key=one.accessId.get_secret_value(),
-        secret_key=one.accessSecret.get_secret_value(),
-        prefix=one.prefix,
+        region=config.region or region,
+        access_key=config.accessId.get_secret_value(),
+        secret_key=config.accessSecret.get_secret_value(),
+        prefix=config.prefix,
         key_template=settings.BUCKET_KEY,
         public_url=None,
         url_seconds=settings.BUCKET_URL_SECONDS,
@@ -123,22 +129,22 @@ def bucket_from_job(config: Any, settings: Settings) -> Bucket:
     )
 
 
-def sentence(error: dict) -> str:
+def describe_error(error: "ErrorDetails") -> str:
+    """One of pydantic's errors in our words: the field and the rule, without the value."""
     name = str(error["loc"][0]) if error["loc"] else ""
-    known = S3Config.model_fields.get(name)
-    if known is None:
+    field = S3Config.model_fields.get(name)
+    if field is None:
         return f"s3Config takes only {', '.join(S3Config.model_fields)}"
-    return f"s3Config.{name} is required" if error["type"] == "missing" else f"s3Config.{name} must be {rule(known)}"
+    if error["type"] == "missing":
+        return f"s3Config.{name} is required"
+    return f"s3Config.{name} must be {field.description or 'a text'}"
 
 
-def rule(known) -> str:
-    return known.description or "a text"
+def split_endpoint(url: str, name: str) -> tuple[str, str, str]:
+    """(scheme://host[:port], bucket, region) of an S3 service's URL, which may name the bucket in its host or path.
 
-
-def split(url: str, name: str) -> tuple[str, str, str]:
-    """(endpoint, bucket, region) of an endpoint's URL, which may name the bucket in its host or as its path.
-
-    Without a name of its own the host's or the path's is taken. Raises ValueError in words that follow the field's.
+    `name`: the bucket's name from beside the URL; where it is empty, the URL's is taken. Raises `ValueError` whose text
+    goes on after the field's name.
     """
     try:
         parts = urlsplit(url)
@@ -157,9 +163,9 @@ def split(url: str, name: str) -> tuple[str, str, str]:
         in_host = ""
     if "/" in path:
         raise ValueError("must have no path beyond the bucket's name")
-    named = {one for one in (name, in_host, path) if one}
-    if len(named) > 1:
+    names = {bucket for bucket in (name, in_host, path) if bucket}
+    if len(names) > 1:
         raise ValueError("names another bucket than the one given beside it")
     region = (amazon and amazon["region"]) or ("auto" if R2.search(host) else "us-east-1")
     host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{host}{f':{port}' if port else ''}", next(iter(named), ""), region
+    return f"{parts.scheme}://{host}{f':{port}' if port else ''}", next(iter(names), ""), region

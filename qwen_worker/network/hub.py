@@ -1,24 +1,25 @@
-"""The Hugging Face hub's files: where the hub is, what a repository holds, which of it is read, failures in words.
+"""The Hugging Face hub: where it is, what a repository holds, which files are read, and its errors in words.
 
-Imports nothing of the package but its errors: the image's download step runs on these two modules alone.
+This module imports nothing of the package but `errors`: the image's download step runs on these two modules alone.
+Knows nothing of what the files are for.
 """
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from ..errors import LoadError
 
-# The files that the pipelines read: not the READMEs, sample pictures or other formats of the weights.
+# The files that the pipelines read. READMEs, sample pictures and other formats of the weights are left out.
 READ_FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.jinja"]
 
 
 @contextmanager
-def explained(name: str) -> Iterator[None]:
-    """The hub's errors in words for a caller, kept apart by whether they pass."""
+def explain_errors(name: str) -> Generator[None]:
+    """Raise what the block raises of the hub as a `LoadError` about `name`, transient where a later try may succeed."""
     import httpx2
     from huggingface_hub import errors
 
@@ -29,56 +30,48 @@ def explained(name: str) -> Iterator[None]:
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError):
         raise LoadError(f"{name} does not exist on the hub, or HF_TOKEN lacks access") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        raise LoadError(f"{name} is not on this worker and the hub cannot be reached", passing=True) from None
+        raise LoadError(f"{name} is not on this worker and the hub cannot be reached", transient=True) from None
     except errors.HFValidationError:
         raise LoadError(f"{name} is no name that the hub could have") from None
     except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        passing = status == 429 or status >= 500 or status == 0
-        raise LoadError(f"{name} could not be fetched: the hub answered {status}", passing=passing) from None
+        status = error.response.status_code
+        transient = status == 429 or status >= 500
+        raise LoadError(f"{name} could not be fetched: the hub answered {status}", transient=transient) from None
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise LoadError(f"{name} could not be fetched: the disk is full") from None
-        raise LoadError(f"{name} could not be fetched: {type(error).__name__}", passing=True) from None
+        raise LoadError(f"{name} could not be fetched: {type(error).__name__}", transient=True) from None
     # The hub's transfer library reports a broken connection as a RuntimeError.
     except (httpx2.HTTPError, RuntimeError) as error:
-        kind = type(error).__name__
-        why = "the hub cannot be reached" if isinstance(error, httpx2.ConnectError) else kind
-        raise LoadError(f"{name} could not be fetched: {why}", passing=True) from None
+        why = "the hub cannot be reached" if isinstance(error, httpx2.ConnectError) else type(error).__name__
+        raise LoadError(f"{name} could not be fetched: {why}", transient=True) from None
 
 
-def endpoint() -> str | None:
+def hub_endpoint() -> str | None:
+    """The hub's address where it is not the usual one."""
     return os.environ.get("HF_ENDPOINT") or None
 
 
-def cache_folder() -> Path:
+def hub_cache_folder() -> Path:
+    """The folder in which the hub's client keeps what it has downloaded."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
-@dataclass(frozen=True)
-class Listed:
-    """One file of a repository. `sha256` is None where the hub does not tell it."""
-
-    name: str
-    size: int
-    sha256: str | None
-
-
-def listing(hub_id: str, revision: str) -> tuple[str, list[Listed]]:
-    """The commit of a revision (the main branch where it is empty), and its files."""
+def listing(hub_id: str, revision: str) -> tuple[str, dict[str, int]]:
+    """The commit of a revision (the main branch where it is empty), and the sizes of its files in bytes, by name."""
     from huggingface_hub import HfApi
 
-    with explained(hub_id):
-        facts = HfApi(endpoint=endpoint()).model_info(hub_id, revision=revision or None, files_metadata=True)
-    files = [Listed(one.rfilename, one.size or 0, one.lfs and one.lfs.sha256) for one in facts.siblings or []]
-    return facts.sha, files
+    with explain_errors(hub_id):
+        facts = HfApi(endpoint=hub_endpoint()).model_info(hub_id, revision=revision or None, files_metadata=True)
+    # None only in lists of many models, which name no commits.
+    return cast("str", facts.sha), {file.rfilename: file.size or 0 for file in facts.siblings or []}
 
 
-def download_file(hub_id: str, name: str, commit: str, folder: Path) -> Path:
-    """One file of a repository, below the folder and not in the hub's cache."""
-    from huggingface_hub import hf_hub_download
+def download_file(hub_id: str, name: str, commit: str, cache: Path) -> Path:
+    """One file of a repository at a commit, in a cache of the hub's library: fetched unless it is there."""
+    from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]  an option is any dict
 
-    with explained(hub_id):
-        return Path(hf_hub_download(hub_id, name, revision=commit, local_dir=folder, endpoint=endpoint()))
+    with explain_errors(hub_id):
+        return Path(hf_hub_download(hub_id, name, revision=commit, cache_dir=cache, endpoint=hub_endpoint()))

@@ -1,8 +1,10 @@
-"""One job's files into a bucket by boto3, and the URLs to read them: bounded in time, stopped at once, in few words.
+"""The upload of a job's files into a bucket by boto3, and the URLs to read them: bounded in time, stopped at once.
 
 A job's own bucket is reached only at public addresses, by a connection pinned to the address that was checked, as input
 images are. Knows nothing of pictures or replies.
 """
+# pyright: reportMissingTypeStubs=false
+# boto3, botocore and the SDK have no stubs: the protocols below say what is used of boto3 and botocore.
 
 import functools
 import io
@@ -10,42 +12,64 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlsplit
 
 from ..errors import InvalidInput
 from .bucket import Bucket
 from .side_threads import Busy, Late, SideThreads
 
+if TYPE_CHECKING:
+    from botocore.awsrequest import AWSResponse
+
 MAX_UPLOADS = 16
-uploads = SideThreads(MAX_UPLOADS)
+upload_threads = SideThreads(MAX_UPLOADS)
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 20, 3
-MAX_ANSWER = 1_000_000  # bytes of a restricted bucket's answer that are read
+MAX_RESPONSE_BYTES = 1_000_000  # the most that is read of a restricted bucket's response
 
 
 class UploadFailed(Exception):
-    """Why files did not get into the bucket, in words that a caller may read."""
+    """Files did not get into the bucket; the message says why in words that a caller may read."""
 
 
 @dataclass(frozen=True)
 class File:
+    """A file to put into a bucket, and its content type there."""
+
     key: str
     data: bytes
     content_type: str
 
 
-def require_public(bucket: Bucket, seconds: float, cancelled: threading.Event | None = None) -> None:
-    """Refuse a job's own bucket at an address that jobs may not reach, before anything is drawn for it.
+class S3Client(Protocol):
+    """What is used of boto3's client."""
 
-    Raises `InvalidInput`, or `Cancelled`. Within `seconds` in all.
+    @property
+    def meta(self) -> Any: ...
+    def put_object(self, *, Bucket: str, Key: str, Body: bytes, ContentType: str) -> object: ...
+    def generate_presigned_url(self, ClientMethod: str, *, Params: Mapping[str, str], ExpiresIn: int) -> str: ...
+
+
+class S3Request(Protocol):
+    """What is used of the request that botocore would send."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str | bytes]
+    body: bytes
+
+
+def require_public(bucket: Bucket, seconds: float, cancelled: threading.Event | None = None) -> None:
+    """Refuse a job's own bucket at an address that jobs may not reach.
+
+    Takes `seconds` at most. Raises `InvalidInput`, or `Cancelled`.
     """
     from runpod.serverless.utils.rp_ssrf import SSRFError, resolve_and_validate
 
-    parts = urlsplit(bucket.endpoint)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        uploads.within(seconds, lambda: resolve_and_validate(parts.hostname, port), cancelled)
+        upload_threads.run_within(seconds, lambda: resolve_and_validate(*host_and_port(bucket.endpoint)), cancelled)
     except SSRFError as error:
         if isinstance(error.__cause__, socket.gaierror):
             raise InvalidInput("s3Config.endpointUrl names a host that does not resolve") from None
@@ -54,42 +78,55 @@ def require_public(bucket: Bucket, seconds: float, cancelled: threading.Event | 
         raise InvalidInput("s3Config.endpointUrl names a host that was not resolved in time") from None
 
 
-def put(bucket: Bucket, files: list[File], seconds: float, cancelled: threading.Event | None = None) -> list[str]:
-    """The URLs of the files once all are in the bucket.
+def host_and_port(url: str) -> tuple[str, int]:
+    """The host of an http(s) URL, and its port or its scheme's."""
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
-    Raises `UploadFailed`, also when they are not all there within `seconds`, or `Cancelled` within a moment once
-    `cancelled` is set; an upload in flight may then still arrive, under the key that the same job would use again.
+
+def upload_files(
+    bucket: Bucket, files: list[File], seconds: float, cancelled: threading.Event | None = None
+) -> list[str]:
+    """Put the files into the bucket and return their URLs.
+
+    Raises `UploadFailed`, also when the files are not all there within `seconds`, or `Cancelled` within a moment once
+    `cancelled` is set. An upload in flight may then still arrive, under the key that the same job would use again.
     """
+    deadline = time.monotonic() + seconds
     try:
-        return uploads.within(seconds, lambda: send(bucket, files, time.monotonic() + seconds), cancelled)
+        return upload_threads.run_within(seconds, lambda: send_files(bucket, files, deadline), cancelled)
     except Late:
         raise UploadFailed(f"not done within {seconds:g} seconds") from None
     except Busy:
         raise UploadFailed(f"{MAX_UPLOADS} uploads are still being waited for") from None
 
 
-def send(bucket: Bucket, files: list[File], ends: float) -> list[str]:
+def send_files(bucket: Bucket, files: list[File], deadline: float) -> list[str]:
+    """As `upload_files`, on the present thread. `deadline`: of `time.monotonic()`; asked before each file."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        client = client_of(bucket) if not bucket.restricted else make_client(bucket)
-        urls = []
+        client = make_client(bucket) if bucket.restricted else operator_client(bucket)
+        urls: list[str] = []
         for file in files:
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 raise UploadFailed("not done in time")
             client.put_object(Bucket=bucket.name, Key=file.key, Body=file.data, ContentType=file.content_type)
-            urls.append(url_of(client, bucket, file.key))
+            urls.append(file_url(client, bucket, file.key))
         return urls
     except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        # The code only, and only if it looks like one: a bucket's message may repeat what was signed.
+        response: dict[str, Any] = error.response
+        code = str(response.get("Error", {}).get("Code", ""))
+        # The caller reads the code alone, and only if it looks like one: the bucket's message may repeat what was
+        # signed.
         raise UploadFailed(code if re.fullmatch(r"\w{1,40}", code) else "refused") from None
     except (BotoCoreError, Boto3Error, OSError, ValueError) as error:
         raise UploadFailed(type(error).__name__) from None
 
 
-def url_of(client: Any, bucket: Bucket, key: str) -> str:
+def file_url(client: S3Client, bucket: Bucket, key: str) -> str:
+    """Where the file is read: below the bucket's public address, or at a presigned URL."""
     if bucket.public_url:
         return f"{bucket.public_url.rstrip('/')}/{quote(key)}"
     place = {"Bucket": bucket.name, "Key": key}
@@ -97,13 +134,14 @@ def url_of(client: Any, bucket: Bucket, key: str) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def client_of(bucket: Bucket) -> Any:
-    """The operator's client, kept: making one takes a tenth of a second."""
+def operator_client(bucket: Bucket) -> S3Client:
+    """The client of the operator's bucket. It is kept, since making one takes a tenth of a second."""
     return make_client(bucket)
 
 
-def make_client(bucket: Bucket) -> Any:
-    import boto3
+def make_client(bucket: Bucket) -> S3Client:
+    """A client for the bucket; of a restricted one each request goes through `send_pinned`."""
+    from boto3.session import Session
     from botocore.config import Config
 
     config = Config(
@@ -111,13 +149,14 @@ def make_client(bucket: Bucket) -> Any:
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-        # Stores other than Amazon's refuse the checksum headers that boto3 adds of itself.
+        # boto3 would add checksum headers to every request, which stores other than Amazon's refuse.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"addressing_style": "virtual" if bucket.endpoint.endswith(".amazonaws.com") else "path"},
         proxies={} if bucket.restricted else None,
     )
-    client = boto3.session.Session().client(
+    session: Any = Session()  # its methods are not annotated
+    client: S3Client = session.client(
         "s3",
         endpoint_url=bucket.endpoint,
         region_name=bucket.region,
@@ -130,8 +169,11 @@ def make_client(bucket: Bucket) -> Any:
     return client
 
 
-def send_pinned(request: Any, **_: Any) -> Any:
-    """In place of botocore's own sending: the host is resolved and checked once, and that very address is dialled."""
+def send_pinned(request: S3Request, **_: Any) -> "AWSResponse":
+    """Send a request in botocore's place: its host is resolved and checked once, and that very address is dialled.
+
+    Raises `SSRFError` for an address that jobs may not reach, and botocore's `EndpointConnectionError`.
+    """
     import requests
     from botocore.awsrequest import AWSResponse
     from botocore.exceptions import EndpointConnectionError
@@ -139,18 +181,19 @@ def send_pinned(request: Any, **_: Any) -> Any:
     from urllib3 import HTTPResponse
     from urllib3.exceptions import HTTPError
 
-    parts = urlsplit(request.url)
-    addresses = resolve_and_validate(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+    addresses = resolve_and_validate(*host_and_port(request.url))
     headers = {name: value if isinstance(value, str) else value.decode() for name, value in request.headers.items()}
     with requests.Session() as session:
         session.trust_env = False
-        session.mount(f"{parts.scheme}://", PinnedIPAdapter(addresses[0]))
+        session.mount(f"{urlsplit(request.url).scheme}://", PinnedIPAdapter(addresses[0]))
         outgoing = requests.Request(request.method, request.url, headers=headers, data=request.body).prepare()
         try:
-            answer = session.send(outgoing, stream=True, allow_redirects=False, timeout=(CONNECT_SECONDS, READ_SECONDS))
-            body = answer.raw.read(MAX_ANSWER, decode_content=True)
-        except (requests.RequestException, HTTPError) as error:  # the latter where the body breaks off
-            # Botocore's own name for it, which it retries; the address stays out of the words.
+            response = session.send(
+                outgoing, stream=True, allow_redirects=False, timeout=(CONNECT_SECONDS, READ_SECONDS)
+            )
+            body = response.raw.read(MAX_RESPONSE_BYTES, decode_content=True)
+        except (requests.RequestException, HTTPError) as error:  # urllib3's error is raised where the body breaks off
+            # botocore retries this error of its own; its message does not hold the address.
             raise EndpointConnectionError(endpoint_url="", error=type(error).__name__) from None
         raw = HTTPResponse(io.BytesIO(body), preload_content=False)
-        return AWSResponse(request.url, answer.status_code, dict(answer.headers), raw)
+        return AWSResponse(request.url, response.status_code, dict(response.headers), raw)

@@ -1,59 +1,73 @@
-"""How a job's pictures leave: in the reply or by URL from a bucket, in the encoding asked for or in one that fits.
+"""How a job's pictures reach its caller: in the reply or by URL from a bucket, as the job asks or as it fits.
 
-The platform drops a result that is too large without a word, so what the SDK will post is measured, byte for byte,
-before it goes. Knows nothing of how the pictures came about, nor of how a bucket is spoken to (`upload.py`).
+The platform drops a result that is too large without a word, so the body that the SDK will post is measured, byte for
+byte, before it is sent. Knows nothing of how the pictures came about, nor of how a bucket is spoken to (`upload.py`).
 """
 
 import base64
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ..errors import Cancelled, InvalidInput, JobError
-from ..jobs.reply import posted_bytes, success
+from ..jobs.reply import DeliveryFacts, Metadata, posted_bytes, success_reply
 from ..jobs.request import Drawing
 from ..network.bucket import Bucket, bucket_from_job
-from ..network.upload import File, UploadFailed, put, require_public
+from ..network.upload import File, UploadFailed, require_public, upload_files
 from ..settings import Delivery, Settings
 from ..stopwatch import timed
-from .images import encode_file
+from .images import encode_picture
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
-# What output_format auto tries in turn, a quality never below the job's output_quality.
+# The qualities of lossy WebP that output_format auto tries in turn, down to the job's output_quality.
 QUALITIES = (95, 85)
-LEAST_QUALITY = 75
+LOWEST_QUALITY = 75  # where the job sets none
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What the job and the operator agree on."""
+    """How one job's pictures are delivered, by its own fields and the operator's settings."""
 
     mode: Delivery
     bucket: Bucket | None
-    limit: int  # bytes of JSON that are delivered
+    limit_bytes: int  # of the reply as JSON
     upload_seconds: float
     job_id: str
 
 
-def terms_of(job: dict, request: Drawing, settings: Settings, limit: int, operators: Bucket | None) -> Terms:
-    """How this job's pictures will leave; a job with a bucket of its own gets URLs from it unless it says otherwise.
+def terms_of(
+    job: "Mapping[str, JsonValue]",
+    request: Drawing,
+    settings: Settings,
+    limit_bytes: int,
+    operator_bucket: Bucket | None,
+) -> Terms:
+    """The terms of a job; one with a bucket of its own gets URLs from it unless it says otherwise.
 
-    Raises `InvalidInput` for an `s3Config` that cannot be used and for URLs without a bucket.
+    `job`: as the SDK hands it out. Raises `InvalidInput` for an `s3Config` that cannot be used and for URLs without a
+    bucket.
     """
-    config = job.get("s3Config") or None  # an empty one is none
-    bucket = operators if config is None else bucket_from_job(config, settings)
-    standard = settings.QWEN_DELIVERY if config is None else Delivery.URL
-    mode = Delivery(request.delivery) if request.delivery else standard
+    s3_config = job.get("s3Config") or None  # an empty object counts as none
+    bucket = operator_bucket if s3_config is None else bucket_from_job(s3_config, settings)
+    default = settings.QWEN_DELIVERY if s3_config is None else Delivery.URL
+    mode = Delivery(request.delivery) if request.delivery else default
     if mode is Delivery.URL and bucket is None:
         raise InvalidInput("delivery 'url' needs a bucket: the job has no s3Config and the endpoint no BUCKET_*")
     bucket = None if mode is Delivery.INLINE else bucket
-    return Terms(mode, bucket, limit, settings.QWEN_UPLOAD_SECONDS, str(job.get("id")))
+    return Terms(mode, bucket, limit_bytes, settings.QWEN_UPLOAD_SECONDS, str(job.get("id")))
 
 
 def require_usable(terms: Terms, cancelled: threading.Event) -> None:
-    """Refuse, before anything is drawn, a job's own bucket that may not be reached. Resolves its name."""
+    """Refuse a job's own bucket at an address that jobs may not reach, before anything is drawn.
+
+    Resolves the bucket's host. Raises `InvalidInput`, or `Cancelled`.
+    """
     if terms.bucket and terms.bucket.restricted:
         require_public(terms.bucket, terms.upload_seconds, cancelled)
 
@@ -63,10 +77,10 @@ def encodings(request: Drawing) -> Iterator[tuple[str, int | None]]:
     if request.output_format != "auto":
         yield request.output_format, request.output_quality
         return
-    least = request.output_quality or LEAST_QUALITY
+    lowest = request.output_quality or LOWEST_QUALITY
     yield "png", None
     yield "webp", None  # lossless
-    for quality in (*(one for one in QUALITIES if one > least), least):
+    for quality in (*(quality for quality in QUALITIES if quality > lowest), lowest):
         yield "webp", quality
 
 
@@ -74,55 +88,55 @@ def deliver(
     request: Drawing,
     pictures: list[Image.Image],
     terms: Terms,
-    facts_with: Callable[[dict], dict],
+    complete_metadata: Callable[[DeliveryFacts], Metadata],
     timings: dict[str, float],
     cancelled: threading.Event,
-) -> dict:
-    """The reply, of at most `terms.limit` bytes as the SDK will post it.
+) -> dict[str, Any]:
+    """The reply, of at most `terms.limit_bytes` as the SDK will post it.
 
-    `facts_with(more)` is the metadata with `more` and the timings so far. Raises `result_too_large` or `upload_failed`
-    with both figures, or `Cancelled`.
+    `complete_metadata(delivery)` adds the delivery's facts and the timings so far to the metadata. Raises `JobError`
+    result_too_large or upload_failed with both figures, or `Cancelled`.
     """
-    note, smallest = {}, 0
+    bucket, note, smallest = terms.bucket, "", 0
     for attempt, (output_format, quality) in enumerate(encodings(request)):
         with timed(timings, "encode"):
-            files = [encode_unless(cancelled, picture, output_format, quality) for picture in pictures]
+            files = [encode_unless_cancelled(cancelled, picture, output_format, quality) for picture in pictures]
         texts = [base64.b64encode(file).decode("ascii") for file in files]
-        about = {"delivery": "inline", "output_format": output_format}
-        reply = success(request, facts_with(about | note), texts)
-        if terms.bucket and not attempt and (terms.mode is Delivery.URL or posted_bytes(reply) > terms.limit):
+        facts: DeliveryFacts = {"delivery": "inline", "output_format": output_format}
+        if note:
+            facts["delivery_note"] = note
+        reply = success_reply(request, complete_metadata(facts), texts)
+        if bucket and not attempt and (terms.mode is Delivery.URL or posted_bytes(reply) > terms.limit_bytes):
+            keys = [bucket.key(terms.job_id, k, output_format, request.task) for k in range(len(files))]
+            uploads = [File(key, data, CONTENT_TYPES[output_format]) for key, data in zip(keys, files, strict=True)]
             try:
                 with timed(timings, "upload"):
-                    urls = put(
-                        terms.bucket, named(files, output_format, request, terms), terms.upload_seconds, cancelled
-                    )
-                return success(request, facts_with(about | {"delivery": "url"}), urls, "image_url")
+                    urls = upload_files(bucket, uploads, terms.upload_seconds, cancelled)
+                facts["delivery"] = "url"
+                return success_reply(request, complete_metadata(facts), urls, "image_url")
             except UploadFailed as failure:
-                note = {"delivery_note": f"the bucket did not take the pictures ({failure})"}
-                reply = success(request, facts_with(about | note), texts)
+                note = f"the bucket did not take the pictures ({failure})"
+                facts["delivery_note"] = note
+                reply = success_reply(request, complete_metadata(facts), texts)
         size = posted_bytes(reply)
-        if size <= terms.limit:
+        if size <= terms.limit_bytes:
             return reply
         smallest = min(size, smallest or size)
-    raise too_large(smallest, terms, note.get("delivery_note"), request)
+    raise size_error(smallest, terms, note, request)
 
 
-def encode_unless(cancelled: threading.Event, picture: Image.Image, output_format: str, quality: int | None) -> bytes:
+def encode_unless_cancelled(
+    cancelled: threading.Event, picture: Image.Image, output_format: str, quality: int | None
+) -> bytes:
+    """The picture's file. Raises `Cancelled` where the job has been stopped."""
     if cancelled.is_set():
         raise Cancelled
-    return encode_file(picture, output_format, quality)
+    return encode_picture(picture, output_format, quality)
 
 
-def named(files: list[bytes], extension: str, request: Drawing, terms: Terms) -> list[File]:
-    content_type = CONTENT_TYPES[extension]
-    return [
-        File(terms.bucket.key(terms.job_id, index, extension, request.task), data, content_type)
-        for index, data in enumerate(files)
-    ]
-
-
-def too_large(size: int, terms: Terms, note: str | None, request: Drawing) -> JobError:
-    figures = f"the reply has {size / 1e6:.2f} MB and at most {terms.limit / 1e6:g} MB are delivered"
+def size_error(size: int, terms: Terms, note: str, request: Drawing) -> JobError:
+    """The failure of a reply of `size` bytes. `note`: why the bucket did not take the pictures, if one was to."""
+    figures = f"the reply has {size / 1e6:.2f} MB and at most {terms.limit_bytes / 1e6:g} MB are delivered"
     if note:
         return JobError("upload_failed", f"{note}, and {figures}")
     ways = "fewer images or a smaller size"

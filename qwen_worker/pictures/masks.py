@@ -1,19 +1,30 @@
-"""Masks: white where a picture is repainted. Decoded, and what lies outside brought back to the byte.
+"""Masks, white where a picture is repainted: decoded, and after the drawing the source's pixels restored outside.
 
 Knows nothing of torch or of the models.
 """
 
+from typing import TYPE_CHECKING, TypeVar
+
 from PIL import Image
 
 from ..errors import InvalidInput
-from .images import decode
+from .images import decode_picture
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Scalar = TypeVar("Scalar", bound="np.generic")
 FEATHER = 8  # pixels
+AT_LEAST_HALF = [0] * 128 + [255] * 128  # by grey value, black or white
 
 
 def decode_mask(data: bytes, label: str, size: tuple[int, int]) -> Image.Image:
-    """The mask as `L` of 0 and 255 (repaint) and exactly the source picture's size; what is transparent is black."""
-    mask = decode(data, label, background="black").convert("L").point(lambda value: 255 if value >= 128 else 0)
+    """The mask as `L` of 0 and 255 (repaint); transparent pixels are black.
+
+    `size`: of the source picture, which the mask must have. Raises `JobError` image_unreadable or invalid_input.
+    """
+    mask = decode_picture(data, label, background="black").convert("L").point(AT_LEAST_HALF)
     if mask.size != size:
         raise InvalidInput(
             f"{label} must have the size of the image, {size[0]}x{size[1]}, not {mask.width}x{mask.height}"
@@ -24,22 +35,25 @@ def decode_mask(data: bytes, label: str, size: tuple[int, int]) -> Image.Image:
 
 
 def restore_outside(picture: Image.Image, source: Image.Image, mask: Image.Image) -> Image.Image:
-    """The picture inside the mask, the source's own pixels outside, faded over `FEATHER` pixels inside its edge."""
+    """The picture inside the mask and the source's own pixels outside; they fade over `FEATHER` pixels inside its edge.
+
+    Source and mask are brought to the picture's size.
+    """
     source = source.resize(picture.size, Image.Resampling.LANCZOS) if source.size != picture.size else source
     mask = mask.resize(picture.size, Image.Resampling.NEAREST) if mask.size != picture.size else mask
-    return Image.composite(picture, source, feathered(mask))
+    return Image.composite(picture, source, feather(mask))
 
 
-def feathered(mask: Image.Image) -> Image.Image:
-    """The mask with an edge that rises over `FEATHER` pixels, or over half the width where it is thinner than that.
+def feather(mask: Image.Image) -> Image.Image:
+    """The mask with an edge that rises over `FEATHER` pixels, or over half the width of a part that is thinner.
 
-    Zero wherever the mask is, full in the middle of every part of it: the distance to the edge (chessboard, counted up
-    to `FEATHER`) over the largest such distance nearby.
+    It is 0 wherever the mask is, and 255 in the middle of each of its parts: each value is the pixel's distance to the
+    edge (chessboard distance, counted up to `FEATHER`) divided by the largest such distance nearby.
     """
     import numpy as np
 
     inside = np.asarray(mask) > 127
-    distance = np.zeros(inside.shape, dtype=np.uint8)
+    distance: NDArray[np.uint8] = np.zeros(inside.shape, dtype=np.uint8)
     for _ in range(FEATHER):
         distance += inside
         inside = spread(inside, np.minimum)
@@ -49,8 +63,8 @@ def feathered(mask: Image.Image) -> Image.Image:
     return Image.fromarray((distance * 255.0 / np.maximum(thickness, 1)).astype(np.uint8), "L")
 
 
-def spread(values, extreme):
-    """The extreme of each value and its eight neighbours; beyond the border lies what lies on it."""
+def spread(values: "NDArray[Scalar]", extreme: "np.ufunc") -> "NDArray[Scalar]":
+    """The `np.minimum` or `np.maximum` of each value and its eight neighbours; the border is repeated beyond itself."""
     import numpy as np
 
     for axis in (0, 1):

@@ -1,6 +1,7 @@
-"""What must hold before a worker takes its first job, for the SDK to run at the start; a reason where it does not.
+"""What must hold before a worker takes its first job, as checks that the SDK runs at the start.
 
-The SDK reports the reason and ends the worker, so that the platform does not send it jobs. Knows nothing of jobs.
+The SDK reports the reason of a check that fails and ends the worker, so that the platform does not send it jobs. Knows
+nothing of jobs.
 """
 
 import os
@@ -11,9 +12,9 @@ from collections.abc import Callable
 from ..errors import LoadError
 from ..settings import Fallback, Role, Settings
 
-Attempt = Callable[[str], LoadError | None]
+Attempt = Callable[[str], LoadError | None]  # task -> why its model cannot be had, or None
 INIT_SECONDS = 420  # the platform's own patience with a start where RUNPOD_INIT_TIMEOUT does not say
-INIT_SHARE = 0.8  # of that a preload may take before the first job is taken anyway and waits for it
+INIT_SHARE = 0.8  # of that patience a preload may take; then the first job is taken anyway and waits for the model
 
 
 class Unfit(Exception):
@@ -23,8 +24,8 @@ class Unfit(Exception):
 def checks(settings: Settings, place: Attempt, preload: Attempt) -> list[Callable[[], None]]:
     """To be registered with the SDK in this order. Each raises `Unfit`.
 
-    `place(task)` and `preload(task)`: why the task's model cannot be had, or None. Where a model that cannot be had is
-    stood in for, it is no reason to end the worker; what they raise always is.
+    `place` plans a task's model, `preload` loads it. A model that cannot be had ends the worker only where stand-ins
+    are forbidden; what `place` and `preload` raise always does.
     """
 
     def scratch_is_writable() -> None:
@@ -37,32 +38,32 @@ def checks(settings: Settings, place: Attempt, preload: Attempt) -> list[Callabl
     def models_can_be_had() -> None:
         if settings.QWEN_FALLBACK is not Fallback.FORBID:
             return
-        # One that the endpoint does not use may be missing; without any there is nothing to do.
+        # A model that the endpoint does not use may be missing; without any model there is nothing to do.
         failures = {role: place(role.value) for role in Role}
         required = settings.QWEN_PRELOAD or (Role if all(failures.values()) else ())
-        for role in Role:
-            if role in required and failures[role]:
-                raise Unfit(f"{role.value}: {failures[role].reason}")
+        for role, failure in failures.items():
+            if role in required and failure:
+                raise Unfit(f"{role.value}: {failure.reason}")
 
     def preloads() -> None:
         if not settings.QWEN_PRELOAD:
             return
         failures: dict[Role, LoadError] = {}
-        broken: list[Exception] = []
+        errors: list[Exception] = []
 
         def load() -> None:
             try:
-                for role in (one for one in Role if one in settings.QWEN_PRELOAD):
-                    if failure := preload(role.value):
+                for role in Role:
+                    if role in settings.QWEN_PRELOAD and (failure := preload(role.value)):
                         failures[role] = failure
-            except Exception as error:  # noqa: BLE001  of a thread nobody would hear it
-                broken.append(error)
+            except Exception as error:  # noqa: BLE001  nobody hears an exception of this thread
+                errors.append(error)
 
         loading = threading.Thread(target=load, name="preload", daemon=True)
         loading.start()
         loading.join(init_seconds() * INIT_SHARE)
-        if broken:
-            raise Unfit(f"{type(broken[0]).__name__} while loading; the worker's log has the rest")
+        if errors:
+            raise Unfit(f"{type(errors[0]).__name__} while loading; the worker's log has the rest")
         if failures and settings.QWEN_FALLBACK is Fallback.FORBID:
             role, failure = next(iter(failures.items()))
             raise Unfit(f"{role.value}: {failure.reason}")

@@ -1,71 +1,77 @@
-"""How far a job has come, told to the platform while it runs: one message at a time, spaced, none after the result.
+"""How far a job has come, posted to the platform while it runs: one message at a time, spaced, none after the result.
 
 The SDK's own `progress_update` sends each message from a thread of its own, and the last may arrive after the result,
 which leaves the job unfinished for ever. Knows nothing of what drawing is.
 """
+
+# The SDK has no type stubs.
+# pyright: reportMissingTypeStubs=false
 
 import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from ..jobs.job import Job
 
 POST_SECONDS = 5  # what one message may take; a result waits no longer for the last one
-Post = Callable[[dict], Awaitable[None]]
+Message = dict[str, Any]  # of values that JSON can hold
+Post = Callable[[Message], Awaitable[None]]
 
 
 class Progress:
-    """`async with Progress(job, post, every):` sends what changed, at most every so many seconds, until it is left.
+    """`async with Progress(job, post, every):` posts what has changed, at most once in `every` seconds.
 
-    `post` None sends nothing.
+    Nothing is posted where `post` is None or `every` is 0.
     """
 
     def __init__(self, job: Job, post: Post | None, every: float):
         self.job, self.post, self.every = job, post, every
         self.over = asyncio.Event()
+        self.posting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> None:
-        self.task = asyncio.create_task(self.run()) if self.post and self.every else None
+        if self.post and self.every:
+            self.posting = asyncio.create_task(self.run(self.post))
 
-    async def __aexit__(self, kind, *_: Any) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Waits for the message that is on its way; a stopped job drops it, since nothing is posted for it."""
-        if self.task is None:
+        if self.posting is None:
             return
-        job = asyncio.current_task()
-        stops = job.cancelling()
+        answering = cast("asyncio.Task[Any]", asyncio.current_task())  # a coroutine always runs in a task
+        stops = answering.cancelling()
         self.over.set()
         if kind is asyncio.CancelledError:
-            self.task.cancel()
+            self.posting.cancel()
         with suppress(asyncio.CancelledError):
-            await self.task
-        # A stop that came meanwhile has ended the message alone, with or without an error.
-        if job.cancelling() > stops:
+            await self.posting
+        # A stop that came during the wait has ended only the message, and its CancelledError is suppressed above.
+        if answering.cancelling() > stops:
             raise asyncio.CancelledError
 
-    async def run(self) -> None:
-        told = None
+    async def run(self, post: Post) -> None:
+        posted: Message | None = None
         while not self.over.is_set():
-            now = report(self.job)
-            preview = self.job.take_preview()
-            if now != told or preview:
-                told = now
-                await self.post(now | ({"preview": preview} if preview else {}))
+            message = message_of(self.job)
+            preview = self.job.pop_preview()
+            if message != posted or preview:
+                posted = message
+                await post(message | ({"preview": preview} if preview else {}))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.over.wait(), self.every)
 
 
-def report(job: Job) -> dict:
+def message_of(job: Job) -> Message:
     """`step` of `total` counts the steps of all pictures; `seconds_left` is of the steps, once they are timed."""
-    left = job.seconds_left()
+    seconds_left = job.drawing_seconds_left()
     return {
         "stage": job.stage.name.lower(),
-        "step": job.step,
-        "total": job.total,
-        "percent": round(100 * job.step / job.total),
-    } | ({"seconds_left": round(left, 1)} if left is not None else {})
+        "step": job.steps_done,
+        "total": job.total_steps,
+        "percent": round(100 * job.steps_done / job.total_steps),
+    } | ({"seconds_left": round(seconds_left, 1)} if seconds_left is not None else {})
 
 
 def poster(job_id: str) -> Post | None:
@@ -77,9 +83,13 @@ def poster(job_id: str) -> Post | None:
     from runpod.serverless.modules.rp_http import JOB_DONE_URL
 
     address = JOB_DONE_URL.replace("$ID", job_id) + "&isStream=false"
-    headers = {**get_auth_header(), "X-Request-ID": job_id, "Content-Type": "application/x-www-form-urlencoded"}
+    headers: dict[str, str] = {
+        **get_auth_header(),
+        "X-Request-ID": job_id,
+        "Content-Type": "application/x-www-form-urlencoded",
+    }
 
-    async def post(message: dict) -> None:
+    async def post(message: Message) -> None:
         body = json.dumps({"status": "IN_PROGRESS", "output": message}, ensure_ascii=False)
         # A message that does not arrive is no loss: the next one says more.
         with suppress(aiohttp.ClientError, TimeoutError):

@@ -1,20 +1,20 @@
 """Joint attention of the picture's and the text's tokens in real numbers, and the order in which kernels are asked.
 
-Stock multiplies pairs of a head's channels, taken as complex numbers x = a + ib, by e^(i phi). Compilers have no
-complex numbers, and those break stock's kernels in three. The same without them, from tables of cos phi and sin phi in
-float32: (a, b) -> (a cos phi - b sin phi, b cos phi + a sin phi). Products, sums and precision are the same, so the
-result is bit-equal where no compiler contracts them to fused multiply-adds, which round once less (one unit in the last
-place of float32, before the rounding to bfloat16). By itself this is slower, four kernels for three: it pays in
-compiled blocks, where all of it is one kernel.
+Stock multiplies pairs of a head's channels, taken as complex numbers x = a + ib, by e^(i phi). torch's compiler has no
+complex numbers, and breaks a block's kernel in three at them. `rotate` computes the same from tables of cos phi and
+sin phi in float32: (a, b) -> (a cos phi - b sin phi, b cos phi + a sin phi). Products, sums and precision are the same,
+so the result is bit-equal where no compiler contracts them to fused multiply-adds, which round once less (one unit in
+the last place of float32, before the rounding to bfloat16). Without compiling `rotate` is slower, four kernels for
+three: it pays in compiled blocks, where all of it is one kernel.
 
 `scaled_dot_product_attention` takes the first kernel of an order that can do the call. On Hopper and data-centre
 Blackwell torch's own FlashAttention 2 comes before cuDNN's kernel, which uses those cards' asynchronous tensor cores.
-The order is changed, and nothing excluded: a mask or a shape that cuDNN does not take goes to the next kernel.
-diffusers' own switch (`set_attention_backend("_native_cudnn")`) allows cuDNN alone and fails there; its other backends
-need packages (flash-attn, kernels, sageattention) that the image does not have. Equal up to the order of sums.
+`prefer_cudnn` changes the order and excludes no kernel: a mask or a shape that cuDNN does not take goes to the next
+one. diffusers' own switch (`set_attention_backend("_native_cudnn")`) allows cuDNN alone and fails there; its other
+backends need packages (flash-attn, kernels, sageattention) that the image does not have. Equal up to the order of sums.
 
 Imports torch and diffusers: import it inside functions. Covers neither tensor nor context parallelism, nor
-Qwen-Image-2.1, which has a rotary embedding of its own.
+Qwen-Image-2.1, which has a rotary embedding of its own. Knows nothing of when which order is the better one.
 """
 
 from contextlib import AbstractContextManager
@@ -30,7 +30,7 @@ Angles = tuple[torch.Tensor, torch.Tensor]  # cos and sin, (tokens, 1, channels 
 PROJECTIONS = {"picture": ("to_q", "to_k", "to_v"), "text": ("add_q_proj", "add_k_proj", "add_v_proj")}
 
 
-def use_real_rotary(transformer: torch.nn.Module) -> None:
+def use_real_rotary(transformer: Any) -> None:
     """Have the transformer's blocks attend by `JointAttention`, with angles in real numbers."""
     for block in transformer.transformer_blocks:
         block.attn.set_processor(JointAttention())
@@ -45,26 +45,30 @@ class RealRotary(torch.nn.Module):
         self.stock = stock
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Angles, Angles]:
-        picture, text = self.stock(*args, **kwargs)
+        picture, text = self.stock(*args, **kwargs)  # of each (tokens, channels / 2), complex
         return real_angles(picture), real_angles(text)
 
 
 def real_angles(frequencies: torch.Tensor) -> Angles:
-    """(tokens, channels / 2), complex -> cos and sin, with a dimension for the heads."""
+    """(tokens, channels / 2), complex -> cos and sin, each (tokens, 1, channels / 2)."""
     return frequencies.real.unsqueeze(1).contiguous(), frequencies.imag.unsqueeze(1).contiguous()
 
 
 def rotate(x: torch.Tensor, angles: Angles) -> torch.Tensor:
-    """(B, tokens, heads, channels) by its positions' angles; float32 inside, as stock."""
+    """(B, tokens, heads, channels), rotated by the angles of its positions; computes in float32, as stock."""
     cos, sin = angles
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).type_as(x)
 
 
 class JointAttention(QwenDoubleStreamAttnProcessor2_0):
-    """Stock's processor but for the rotary embedding; diffusers sets attention backends on subclasses that it knows."""
+    """Stock's processor but for the rotary embedding.
 
-    def __call__(
+    A subclass, because diffusers sets attention backends on its own processors alone.
+    """
+
+    # The base class takes complex angles, and is annotated to return one tensor where it returns two.
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         attn: Attention,
         hidden_states: torch.Tensor,
@@ -73,25 +77,26 @@ class JointAttention(QwenDoubleStreamAttnProcessor2_0):
         attention_mask: None = None,
         image_rotary_emb: tuple[Angles, Angles] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, picture's tokens, dim) and (B, text's tokens, dim) -> the same, attended.
+        """(B, picture's tokens, dim) and (B, text's tokens, dim) -> the same shapes, attended.
 
-        `encoder_hidden_states_mask`: True where a token of the text may be seen, (B, text's tokens). `attention_mask`
-        is the base class's, and never given.
+        `encoder_hidden_states_mask`: True where a token of the text is attended to, (B, text's tokens).
+        `attention_mask` is a parameter of the base class; nobody passes it.
         """
+        assert attn.to_out is not None and attn.to_add_out is not None  # Qwen-Image's attention has both
         angles = image_rotary_emb or (None, None)
         picture = heads(attn, hidden_states, "picture", attn.norm_q, attn.norm_k, angles[0])
         text = heads(attn, encoder_hidden_states, "text", attn.norm_added_q, attn.norm_added_k, angles[1])
         mask = None
         if encoder_hidden_states_mask is not None:
-            seen = encoder_hidden_states_mask.new_ones(hidden_states.shape[:2])
-            mask = torch.cat([encoder_hidden_states_mask, seen], dim=1)[:, None, None, :]
+            picture_mask = encoder_hidden_states_mask.new_ones(hidden_states.shape[:2])
+            mask = torch.cat([encoder_hidden_states_mask, picture_mask], dim=1)[:, None, None, :]
         query, key, value = (torch.cat(pair, dim=1) for pair in zip(text, picture, strict=True))
         attended = dispatch_attention_fn(
             query, key, value, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
         )
         attended = attended.flatten(2, 3).to(query.dtype)
         tokens = encoder_hidden_states.shape[1]
-        # to_out[1] is a dropout, which does nothing here
+        # to_out[1] is a dropout, which does nothing when a picture is drawn.
         return attn.to_out[0](attended[:, tokens:].contiguous()), attn.to_add_out(attended[:, :tokens].contiguous())
 
 
@@ -105,12 +110,12 @@ def heads(
     return [query, key, value] if angles is None else [rotate(query, angles), rotate(key, angles), value]
 
 
-def cudnn_first() -> AbstractContextManager[None]:
-    """Within, cuDNN's attention kernel is asked first, torch's others after it."""
-    order = (
+def prefer_cudnn() -> AbstractContextManager[object]:
+    """Within, torch asks cuDNN's attention kernel first, and its other kernels after it."""
+    order = [
         SDPBackend.CUDNN_ATTENTION,
         SDPBackend.FLASH_ATTENTION,
         SDPBackend.EFFICIENT_ATTENTION,
         SDPBackend.MATH,
-    )
-    return sdpa_kernel(list(order), set_priority=True)
+    ]
+    return sdpa_kernel(order, set_priority=True)

@@ -1,12 +1,11 @@
 """What torch has compiled, kept across starts: one verified file for each kind of machine, below HF_HOME.
 
-Torch itself packs what it has compiled and lays it out again (`torch.compiler.save_cache_artifacts`), under keys of its
-own: the code, the shapes, its version, the card. On a card that is everything; on a CPU, which compiles nothing unless
-it is told to, libraries are built anew from what was kept.
+Torch itself packs compiled code and unpacks it again (`torch.compiler.save_cache_artifacts`), under keys of its own:
+the source, the shapes, its version, the card. For a card the file holds everything. For a CPU, which compiles nothing
+unless it is told to, torch builds libraries anew from what the file holds.
 
-A file that was cut off or changed, is another kind's or too large is ignored with a line in the log. Torch unpickles
-what is in it: whoever can write there can run code here, as with everything below HF_HOME. Imports torch inside
-functions. Knows nothing of blocks.
+A file that was cut off or changed, or is too large, is ignored with a line in the log. Torch unpickles the file's
+content: whoever can write below HF_HOME can run code here. Imports torch inside functions. Knows nothing of blocks.
 """
 
 import functools
@@ -14,14 +13,11 @@ import hashlib
 import os
 import platform
 import tempfile
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..log import log_line
-
-if TYPE_CHECKING:
-    from torch.compiler._cache import CacheInfo
 
 MAGIC = b"qwen-image compiled 2\n"
 SUFFIX = ".compiled"
@@ -29,21 +25,24 @@ MB = 1_000_000
 
 
 class CompileStore:
-    """`folder`: where the files of all kinds of machines are; `limit`: bytes of all of them together, 0 for none."""
+    """The file of one kind of machine, in the `folder` of all of them.
 
-    def __init__(self, folder: Path, limit: int, kind: str):
-        self.file, self.limit = folder / f"{kind}{SUFFIX}", limit
-        self.kept: set[tuple[str, str]] = set()  # type and key of what is in the file
-        self.graphs = 0  # that torch had compiled at the last look
+    `max_bytes`: of all files in the folder together; with 0 nothing is kept. For the thread that compiles.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, kind: str):
+        self.file, self.max_bytes = folder / f"{kind}{SUFFIX}", max_bytes
+        self.keys: set[tuple[str, str]] = set()  # (type, key) of every artifact in the file
+        self.graphs = 0  # that torch had compiled when the store was last saved
 
     def load(self) -> None:
-        """Have torch find what earlier starts compiled. Before it compiles anything."""
+        """Have torch find what earlier starts compiled. Call it before torch compiles anything."""
         import torch
 
-        if not self.limit:
+        if not self.max_bytes:
             return
         try:
-            info = torch.compiler.load_cache_artifacts(verified(self.file, self.limit))
+            info = torch.compiler.load_cache_artifacts(read_verified(self.file, self.max_bytes))
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
@@ -52,27 +51,30 @@ class CompileStore:
         if info is None:
             log_line(None, "WARN", f"{self.file} is ignored: torch cannot read it; blocks are compiled anew")
             return
-        self.kept = keys_of(info)
+        self.keys = artifact_keys(info.artifacts)
         log_line(None, "INFO", f"{self.file} has blocks that an earlier start compiled")
 
     def save(self) -> None:
-        """Keep what has been compiled since, if anything has. A file that cannot be written is no failure."""
+        """Keep what torch has compiled, if there is anything new. A file that cannot be written is no failure."""
         import torch
         from torch._dynamo.utils import counters
 
         graphs = counters["stats"]["unique_graphs"]
-        if not self.limit or graphs == self.graphs:
+        if not self.max_bytes or graphs == self.graphs:
             return
         self.graphs = graphs
         packed = torch.compiler.save_cache_artifacts()
-        if packed is None or keys_of(packed[1]) <= self.kept:
+        if packed is None:
             return
-        self.kept = keys_of(packed[1])
-        self.keep(packed[0])
+        data, info = packed
+        keys = artifact_keys(info.artifacts)
+        if not keys <= self.keys:
+            self.keys = keys
+            self.keep(data)
 
     def keep(self, data: bytes) -> None:
-        """Put what torch has packed in the file's place, if it is within the bound and the disk takes it."""
-        if len(data) > self.limit:
+        """Write what torch has packed, unless it is too large or the disk does not take it, which the log says."""
+        if len(data) > self.max_bytes:
             why = f"{len(data) / MB:.0f} MB are more than QWEN_COMPILED_MB"
             log_line(None, "WARN", f"what was compiled is not kept: {why}")
             return
@@ -84,18 +86,21 @@ class CompileStore:
         log_line(None, "INFO", f"{len(data) / MB:.1f} MB of compiled blocks are in {self.file}")
 
     def write(self, data: bytes) -> None:
-        """In one move, and the oldest files of other kinds out of the way."""
+        """Replace the file in one move, and delete the oldest files of other kinds beyond the bound.
+
+        Raises `OSError`.
+        """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.file.parent, delete=False) as temporary:
             try:
                 temporary.write(MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
                 temporary.flush()
                 os.replace(temporary.name, self.file)
-            except OSError:  # a full disk: no part of a file stays there
+            except OSError:  # a full disk: the part that was written goes
                 os.unlink(temporary.name)
                 raise
         others = [path for path in self.file.parent.glob(f"*{SUFFIX}") if path != self.file]
-        room = self.limit - self.file.stat().st_size
+        room = self.max_bytes - self.file.stat().st_size
         for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
             room -= path.stat().st_size
             if room < 0:
@@ -103,21 +108,21 @@ class CompileStore:
 
 
 @functools.cache
-def store_of_process(folder: Path, limit: int, card: str | None) -> CompileStore:
-    """The store of this process, loaded: torch has one cache in a process."""
-    store = CompileStore(folder, limit, kind_of(card))
+def process_store(folder: Path, max_bytes: int, card: str | None) -> CompileStore:
+    """The store of this process, loaded. There is one, because torch has one cache in a process."""
+    store = CompileStore(folder, max_bytes, machine_kind(card))
     store.load()
     return store
 
 
-def keys_of(info: "CacheInfo") -> set[tuple[str, str]]:
-    """(type, key) of every part that torch has packed."""
-    return {(kind, key) for kind, keys in info.artifacts.items() for key in keys}
+def artifact_keys(artifacts: Mapping[str, Iterable[str]]) -> set[tuple[str, str]]:
+    """(type, key) of every artifact that torch has packed; `artifacts`: their keys by type."""
+    return {(kind, key) for kind, keys in artifacts.items() for key in keys}
 
 
-def verified(file: Path, limit: int) -> bytes:
+def read_verified(file: Path, max_bytes: int) -> bytes:
     """What torch packed into the file. Raises `ValueError` where it is none of ours or not as it was written."""
-    if file.stat().st_size > limit + 100:
+    if file.stat().st_size > max_bytes + 100:  # the magic and the digest
         raise ValueError("it is larger than QWEN_COMPILED_MB")
     head, _, rest = file.read_bytes().partition(b"\n")
     if head + b"\n" != MAGIC:
@@ -128,18 +133,18 @@ def verified(file: Path, limit: int) -> bytes:
     return data
 
 
-def version_of(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def kind_of(card: str | None) -> str:
-    """What compiled code is for: versions and the card, or the CPU's instructions, as a file's name."""
+def machine_kind(card: str | None) -> str:
+    """What compiled code is made for, as a file's name: packages' versions, and the card or the CPU's instructions."""
     import torch
 
-    packages = {name: version_of(name) for name in ("diffusers", "triton", "torchao", "peft")}
+    packages = {name: package_version(name) for name in ("diffusers", "triton", "torchao", "peft")}
     facts = [torch.__version__, torch.version.cuda, platform.python_version(), platform.machine(), packages]
     facts += [card or torch.backends.cpu.get_cpu_capability()]
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

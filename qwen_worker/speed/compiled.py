@@ -1,18 +1,18 @@
 """The transformer's block by torch.compile: its norms, modulation, rotary embedding and gates in a few fused kernels.
 
-One block is compiled and all use the result, since weights and modulation rows are inputs to it and nothing in a block
-is a constant of its own. Sizes are dynamic: pictures and prompts of any size and length are drawn by two or three
-graphs (one picture; several with padded prompts; the rows of Edit-2511's references; in INT8, short texts), none of
-which waits for a new size. What is compiled lies beneath diffusers' hooks, so that step caches work as without.
+One block is compiled, and all blocks use the result: weights and modulation rows are inputs to it, and no block holds a
+constant of its own. Sizes are dynamic: two or three graphs draw pictures and prompts of any size and length (one
+picture; several with padded prompts; the rows of Edit-2511's references; in INT8, short texts), and a new size does not
+wait for another graph. The compiled code lies beneath diffusers' hooks, so that step caches work as without it.
 
-A job's own LoRAs are drawn without: each would compile anew, for longer than it saves. The endpoint's are part of every
-picture and are compiled in, one graph for each set of them.
+Jobs with LoRAs of their own are drawn by the blocks that are not compiled: each set of LoRAs would be compiled for
+longer than it saves. The endpoint's LoRAs are part of every picture and are compiled in, one graph for each set.
 
 Not bit-equal: kernels keep intermediate results in float32 that are rounded to bfloat16 otherwise, and sums run in
-another order. Whatever does not compile is drawn as before, and said. CUDA graphs are left out: they take the addresses
-of weights as constants, so each of 60 blocks would be recorded for each size, and the transformer at 1024 x 1024 keeps
-a GPU busy without them. Does not cover the text encoder and the VAE, which run once a picture.
-Imports torch: import it inside functions.
+another order. Blocks that do not compile are drawn by stock's code, and the log says why. CUDA graphs are left out:
+they take the addresses of weights as constants, so each of 60 blocks would be recorded for each size, and the
+transformer at 1024 x 1024 keeps a GPU busy without them. Does not cover the text encoder and the VAE, which run once a
+picture. Imports torch: import it inside functions. Knows nothing of where compiled code is kept, nor of jobs.
 """
 
 import contextlib
@@ -25,48 +25,53 @@ from typing import Any
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-from ..model.modulation import Table
+from ..model.modulation import ModulationTable
 
-GRAPHS = 16  # of one block in its lifetime: batches, masks, references, sets of LoRAs
-WARM_SIDE = {"cuda": 64, "cpu": 8}  # of a picture that is compiled for, in the transformer's tokens; 64: 1024 pixels
-WARM_TEXT, SHORT_TEXT = 48, 6  # tokens; short: of a negative prompt that says nothing
+MAX_GRAPHS = 16  # of one block in its lifetime: for batches, masks, references and sets of LoRAs
+# Of the picture with which blocks are compiled ahead of jobs, in the transformer's tokens. 64 tokens: 1024 pixels.
+WARM_SIDE = {"cuda": 64, "cpu": 8}
+WARM_TEXT, SHORT_TEXT = 48, 6  # tokens of a prompt; short: of a negative prompt that says nothing
 
 
 class CompiledBlocks:
     """The blocks of one transformer, compiled when they are first used."""
 
-    def __init__(self, transformer: Any, tell: Callable[[str], None] = lambda why: None):
-        """`tell` is given why the blocks are drawn without it from now on, if that happens."""
-        self.transformer, self.tell = transformer, tell
-        self.off = False
-        self.compiled = compiled(type(transformer.transformer_blocks[0]))
-        self.stock = type(transformer.transformer_blocks[0]).forward
+    def __init__(self, transformer: Any, report_failure: Callable[[str], None] = lambda reason: None):
+        """`report_failure` is called with the reason when a block does not compile: stock's code draws from then on."""
+        self.transformer, self.report_failure = transformer, report_failure
+        self.is_off = False
+        block_class = type(transformer.transformer_blocks[0])
+        self.compiled, self.stock = compiled_forward(block_class), block_class.forward
         for block in transformer.transformer_blocks:
             block.forward = types.MethodType(self.forward, block)
 
     def forward(self, block: Any, **inputs: Any) -> Any:
-        if self.off:
+        """What the block's class returns, by compiled code where it compiles."""
+        if self.is_off:
             return self.stock(block, **inputs)
         try:
-            return self.compiled(block, **{name: whole(value) for name, value in inputs.items()})
+            return self.compiled(block, **{name: copy_view(value) for name, value in inputs.items()})
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            self.off = True
+            self.is_off = True
             cause = getattr(error, "inner_exception", error)  # what a backend raised
-            self.tell(f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0][:200]}")
+            self.report_failure(f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0][:200]}")
             return self.stock(block, **inputs)
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Within, the blocks are drawn as if they were not compiled."""
-        before, self.off = self.off, True
+    def pause(self) -> Iterator[None]:
+        """Within, stock's code draws."""
+        before, self.is_off = self.is_off, True
         try:
             yield
         finally:
-            self.off = before
+            self.is_off = before
 
     @torch.no_grad()
-    def warm(self, table: Table | None, references: int, passes: Iterable[tuple[int, int]]) -> None:
-        """Compile for the usual jobs ahead of them: `passes` are (batch, tokens of text), with as many references."""
+    def warm(self, table: ModulationTable | None, references: int, passes: Iterable[tuple[int, int]]) -> None:
+        """Compile for the usual jobs ahead of them.
+
+        `passes`: (rows, tokens of text) of each pass to compile for; `references`: input pictures of each.
+        """
         config, dtype, device = self.transformer.config, self.transformer.dtype, self.transformer.device
         side = WARM_SIDE[device.type]
         shapes = [(1, side, side)] * (1 + references)
@@ -77,7 +82,7 @@ class CompiledBlocks:
             self.transformer(
                 hidden_states=torch.zeros(batch, sum(map(math.prod, shapes)), config.in_channels, **options),
                 encoder_hidden_states=torch.zeros(batch, tokens, config.joint_attention_dim, **options),
-                # A prompt alone is not padded; prompts that share a pass are of different lengths.
+                # A prompt alone is not padded, and has no mask; prompts that share a pass differ in length.
                 encoder_hidden_states_mask=torch.ones(batch, tokens, device=device) if batch > 1 else None,
                 timestep=torch.ones(batch, **options),
                 img_shapes=[shapes] * batch,
@@ -87,12 +92,17 @@ class CompiledBlocks:
 
 
 @functools.cache
-def compiled(kind: type) -> Callable:
-    """Blocks of one class have the same code: two transformers that are alike share its graphs."""
-    # fullgraph: a break would cost what is gained, and without a word
-    return torch.compile(kind.forward, fullgraph=True, dynamic=True, recompile_limit=GRAPHS)
+def compiled_forward(block_class: Any) -> Callable[..., Any]:
+    """The class's `forward`, compiled when it is called: transformers with blocks of one class share its graphs."""
+    # The overloads by which torch annotates `compile` lack `recompile_limit`.
+    options: dict[str, Any] = {"recompile_limit": MAX_GRAPHS}
+    # fullgraph: a break in the graph would cost what compiling gains, and nothing would say so.
+    return torch.compile(block_class.forward, fullgraph=True, dynamic=True, **options)
 
 
-def whole(value: Any) -> Any:
-    """A tensor by itself: of one that is a part of another a graph would expect that it always is."""
+def copy_view(value: Any) -> Any:
+    """A copy of a tensor that is a view of another one; any other value itself.
+
+    A graph that was traced with a view would be traced anew for a tensor that is none.
+    """
     return value.clone() if isinstance(value, torch.Tensor) and value._is_view() else value

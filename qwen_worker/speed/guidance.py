@@ -1,74 +1,82 @@
 """Guidance's two passes in one: below a megapixel a pass does not fill a GPU, and two rows cost little more than one.
 
 Published: 1.8 times the pictures a second with two of 512 x 512 in a call, 1.02 with two of 1024 x 1024. The pipelines
-call the transformer twice a step, with the same latents and another prompt. After the first step the second prompt is
-known: the first call computes both, [x; x] with [prompt; negative prompt], and the second is answered from what the
-first left. The shorter prompt is padded behind its end, where tokens that the attention masks move no other's position.
-A call that is not the expected one, by the very tensors that it passes, is computed as it comes.
+call the transformer twice a step, with the same latents and two prompts. The first step shows both prompts. From then
+on a step's first call computes both passes, [x; x] with [prompt; negative prompt], and its second call is answered with
+the second result. The shorter prompt is padded behind its end: the attention masks these tokens, and they move no
+other token's position. A call that does not pass the expected tensors themselves is computed as it comes.
 
-Equal up to the rounding of a batch's matrix products. Everything around stays: a step is still two calls, progress and
-stops come after it. Memory: twice the activations of a picture below a megapixel, and each megapixel takes 0.36 GiB
-of them, against 1.32 GiB that plans keep for decoding it. Does not cover step caches, which keep a history for each of
-the two passes, layered models, nor 2.1. Imports torch: import it inside functions. Knows nothing of jobs.
+Equal up to the rounding of a batch's matrix products. Nothing else changes: a step is still two calls, progress and
+stops come after it. Memory: twice the activations of a picture below a megapixel. Activations take 0.36 GiB for each
+megapixel, against 1.32 GiB that plans keep for decoding it. Does not cover step caches, which keep a history for each
+of the two passes, layered models, nor 2.1. Imports torch: import it inside functions. Knows nothing of jobs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-FILLS = 4096  # of a pass's tokens of pictures, all rows together: with as many (1024 x 1024) a GPU is busy
+FULL_PASS_TOKENS = 4096  # of pictures, all rows of a pass together: as many (1024 x 1024) keep a GPU busy
 TEXT, MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
 SAME = ("hidden_states", "img_shapes", "attention_kwargs", "guidance", "return_dict")  # in both of a step's calls
 
+Inputs = dict[str, Any]  # of the transformer's forward, by name
+
 
 @contextmanager
-def together(transformer: Any) -> Iterator["Pairs"]:
+def share_passes(transformer: Any) -> Iterator["PassSharing"]:
     """Within, the transformer computes both passes of a step in one where the picture is small."""
     own = vars(transformer).get("forward")
-    pairs = Pairs(transformer.forward)
-    transformer.forward = pairs.forward
+    sharing = PassSharing(transformer.forward)
+    transformer.forward = sharing.forward
     try:
-        yield pairs
+        yield sharing
     finally:
         del transformer.forward
         if own is not None:
             transformer.forward = own
 
 
-class Pairs:
+class PassSharing:
     """The passes of one pipeline call after another. `shared`: how many steps were computed in one pass."""
 
-    def __init__(self, stock: Any):
+    def __init__(self, stock: Callable[..., Any]):
         self.stock, self.shared = stock, 0
-        self.last: dict[str, Any] | None = None  # the arguments of the pass before
-        self.pair: tuple[dict, dict] | None = None  # the prompts of a step's two passes, once seen
-        self.answer: tuple[dict, torch.Tensor] | None = None  # the second pass's arguments, and its result
+        self.previous: Inputs | None = None  # of the pass before this one
+        self.pair: tuple[Inputs, Inputs] | None = None  # of a step's two passes, which show the two prompts
+        # The text and the latents of the second pass, by which its call is recognized, and its result.
+        self.answer: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
+        """What the transformer would return, from the result that waits for this call, or computed."""
         if args or set(inputs) != {*SAME, TEXT, MASK, "timestep"} or inputs["return_dict"] or inputs["guidance"]:
-            self.last = self.pair = self.answer = None
+            self.previous = self.pair = self.answer = None
             return self.stock(*args, **inputs)
         if self.answer:
-            (text, latents), result = self.answer
+            text, latents, result = self.answer
             self.answer = None
             if inputs[TEXT] is text and inputs["hidden_states"] is latents:
                 return (result,)
-        before, self.last = self.last, inputs
+        before, self.previous = self.previous, inputs
         if self.pair and inputs[TEXT] is self.pair[0][TEXT]:
-            return self.both(inputs)
-        # Two passes over the same latents with other prompts are a step's.
-        second = before and inputs["hidden_states"] is before["hidden_states"] and inputs[TEXT] is not before[TEXT]
+            return self.compute_both(inputs, self.pair[1])
         rows, tokens, _ = inputs["hidden_states"].shape
-        self.pair = (before, inputs) if second and rows * tokens < FILLS else None
+        self.pair = None
+        if before and inputs["hidden_states"] is before["hidden_states"] and inputs[TEXT] is not before[TEXT]:
+            # Two passes over the same latents with two prompts are those of one step.
+            self.pair = (before, inputs) if rows * tokens < FULL_PASS_TOKENS else None
         return self.stock(**inputs)
 
-    def both(self, inputs: dict[str, Any]) -> tuple[torch.Tensor]:
-        """The result of the first pass; the second's is kept for its call."""
-        negative, latents = self.pair[1], inputs["hidden_states"]
+    def compute_both(self, inputs: Inputs, negative: Inputs) -> tuple[torch.Tensor]:
+        """The result of a step's first pass; that of the second is kept for its call.
+
+        `negative`: the inputs of a second pass, for its prompt.
+        """
+        latents = inputs["hidden_states"]
         rows = len(latents)
-        texts, masks = zip(padded(inputs, negative), padded(negative, inputs), strict=True)
+        texts, masks = zip(padded_text(inputs, negative), padded_text(negative, inputs), strict=True)
         self.shared += 1
         (result,) = self.stock(
             **inputs
@@ -82,15 +90,15 @@ class Pairs:
             }
         )
         first, second = result.chunk(2)
-        self.answer = (negative[TEXT], latents), second
+        self.answer = negative[TEXT], latents, second
         return (first,)
 
 
-def padded(inputs: dict[str, Any], other: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A pass's text and its mask, as long as the longer of two passes."""
+def padded_text(inputs: Inputs, other: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """A pass's text (B, tokens, dim) and its mask (B, tokens), with as many tokens as the longer one of two passes."""
     text, mask = inputs[TEXT], inputs[MASK]
     rows, tokens, _ = text.shape
-    if mask is None:  # none of its tokens is padding
+    if mask is None:  # no token of this text is padding
         mask = torch.ones(rows, tokens, dtype=torch.bool, device=text.device)
     more = max(tokens, other[TEXT].shape[1]) - tokens
     return torch.nn.functional.pad(text, (0, 0, 0, more)), torch.nn.functional.pad(mask.bool(), (0, more))

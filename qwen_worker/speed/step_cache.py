@@ -1,9 +1,9 @@
 """The step cache of preset `balanced`: the transformer's output is predicted in every second step of a schedule.
 
-TaylorSeer (https://arxiv.org/abs/2503.06923) in diffusers' lite form: the blocks are skipped and what `proj_out` puts
-out is continued along its last difference. Which steps are predicted is fixed by their number, so a picture does not
-depend on those that share its call, nothing is read back from the card in a step, and guidance's two passes have a
-history each. First-block caching decides by the mean over a call's rows and waits for the card in every pass, and drew
+TaylorSeer (https://arxiv.org/abs/2503.06923) in diffusers' lite form: the blocks are skipped, and what `proj_out` puts
+out is continued along its last difference. A step's number alone decides whether it is predicted: a picture does not
+depend on the others of its call, and no step waits for the card. Each of guidance's two passes has its own history. Why
+no other cache: first-block caching decides by the mean over a call's rows, waits for the card in every pass, and drew
 worse on the tiny checkpoint for as many computed steps; MagCache needs ratios measured on each checkpoint.
 
 Imports diffusers inside functions. Knows nothing of jobs.
@@ -13,17 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-FIRST_STEPS = 6  # computed before the first is predicted: where the picture's layout is decided
-INTERVAL = 2  # of so many steps one is computed
+FIRST_STEPS = 6  # that are computed before the first predicted one: they decide the picture's layout
+INTERVAL = 2  # steps, of which one is computed
 
 
 @contextmanager
-def predicting(transformer: Any, steps: int) -> Iterator[None]:
-    """Within, the transformer predicts what it can of schedules of `steps`; as it was afterwards, whatever happens."""
+def predict_steps(transformer: Any, steps: int) -> Iterator[None]:
+    """Within, the transformer predicts what it can of schedules of `steps`; then it is as it was, whatever happens."""
     import torch
-    from diffusers import TaylorSeerCacheConfig
+    from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig
 
-    # The last step is computed: the finest details are decided there.
+    # One computed step fewer at the start of an odd schedule makes its last step, which decides the finest details, a
+    # computed one.
     first = FIRST_STEPS if steps % 2 == 0 else FIRST_STEPS - 1
     transformer.enable_cache(
         TaylorSeerCacheConfig(
@@ -39,11 +40,11 @@ def predicting(transformer: Any, steps: int) -> Iterator[None]:
         transformer.disable_cache()
         for module in transformer.modules():
             if hasattr(module, "_diffusers_hook") and not module._diffusers_hook.hooks:
-                unhooked(module)
+                remove_leftovers(module)
 
 
-def unhooked(module: Any) -> None:
-    """What diffusers leaves of a hook that is gone: the module's own method, bound to it once more."""
+def remove_leftovers(module: Any) -> None:
+    """Remove what diffusers leaves of a hook that is gone: a `forward` of the module's own that equals its class's."""
     own = vars(module).get("forward")
     if own is not None and getattr(own, "__func__", None) is type(module).forward:
         del module.forward

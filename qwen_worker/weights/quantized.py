@@ -1,14 +1,14 @@
 """Quantized weights in safetensors: each as the plain tensors that it consists of, and back.
 
-What they belong to is in `quantized.json` beside the file: by parameter, the names of its tensors and what else its
-library needs. Formats are the libraries' own, so that both ends must run on the same versions of them.
+`quantized.json` beside the weights says for each quantized parameter which tensors it consists of and what else its
+library needs. Formats are the libraries' own, so that writer and reader must have the same versions of them.
 Imports torch; the libraries inside functions.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
@@ -17,47 +17,58 @@ from ..checkpoints.files import read_json
 FILE = "quantized.json"
 
 
-def entries(folder: Path) -> dict[str, dict]:
-    """What of the component in `folder` is stored quantized, by the parameter's name."""
+class QuantizedEntry(TypedDict):
+    """One parameter's entry. `tensors`: the names under which its parts are stored."""
+
+    library: str  # bitsandbytes or torchao
+    tensors: list[str]
+    metadata: NotRequired[Any]  # of torchao
+
+
+def read_entries(folder: Path) -> dict[str, QuantizedEntry]:
+    """What of the component in `folder` is stored quantized, by the parameter's name. Raises `LoadError`."""
     return read_json(folder.parent, f"{folder.name}/{FILE}") if (folder / FILE).is_file() else {}
 
 
-def write_entries(folder: Path, found: Mapping[str, dict]) -> None:
-    if found:
-        (folder / FILE).write_text(json.dumps(found, indent=1))
+def write_entries(folder: Path, entries: Mapping[str, QuantizedEntry]) -> None:
+    if entries:
+        (folder / FILE).write_text(json.dumps(entries, indent=1))
 
 
-def flattened(name: str, parameter: torch.nn.Parameter) -> tuple[dict[str, torch.Tensor], dict]:
-    """The tensors to store, by name, and the parameter's entry; no entry for one that is not quantized."""
-    if type(parameter.data) is torch.Tensor and not hasattr(parameter, "quant_state"):
-        return {name: parameter.detach()}, {}
-    if hasattr(parameter, "quant_state"):
-        state = parameter.quant_state.as_dict(packed=True)
-        tensors = {name: parameter.data} | {f"{name}.{key}": tensor for key, tensor in state.items()}
+def flatten(name: str, parameter: torch.Tensor) -> tuple[dict[str, torch.Tensor], QuantizedEntry | None]:
+    """The tensors to store, by name, and the parameter's entry; None for one that is not quantized."""
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        parts = state.as_dict(packed=True)
+        tensors = {name: parameter.data} | {f"{name}.{key}": tensor for key, tensor in parts.items()}
         return tensors, {"library": "bitsandbytes", "tensors": list(tensors)}
+    if type(parameter.data) is torch.Tensor:
+        return {name: parameter.detach()}, None
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
-    tensors, metadata = flatten_tensor_state_dict({name: parameter.data})
+    state_dict: Any = {name: parameter.data}  # torchao annotates a dict of dicts, and takes this one
+    tensors, metadata = flatten_tensor_state_dict(state_dict)
     return tensors, {"library": "torchao", "tensors": list(tensors), "metadata": metadata[name]}
 
 
-def assembled(
-    model: torch.nn.Module, name: str, entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+def assemble(
+    model: torch.nn.Module, name: str, entry: QuantizedEntry, tensors: Mapping[str, torch.Tensor]
 ) -> torch.nn.Parameter:
-    """The parameter for its place in `model`, whose layer is made into what it needs."""
+    """The parameter from its parts, for its place in `model`: its layer becomes the kind that the parameter needs."""
     if entry["library"] == "bitsandbytes":
-        import bitsandbytes
+        from bitsandbytes.nn.modules import Params4bit
 
-        from ..model.quantization import nf4_layer
+        from ..model.quantization import insert_nf4_layer
 
-        return bitsandbytes.nn.Params4bit.from_prequantized(
+        make: Any = Params4bit.from_prequantized  # which annotates the device as text, and takes torch's
+        return make(
             data=tensors[name],
             quantized_stats={part: tensor for part, tensor in tensors.items() if part != name},
             device=tensors[name].device,
-            module=nf4_layer(model, name.rpartition(".")[0]),
+            module=insert_nf4_layer(model, name.rpartition(".")[0]),
         )
     from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
 
-    metadata = {name: entry["metadata"], "tensor_names": json.dumps([name])}
-    found, _ = unflatten_tensor_state_dict(dict(tensors), metadata)
-    return torch.nn.Parameter(found[name], requires_grad=False)
+    metadata = {name: entry.get("metadata"), "tensor_names": json.dumps([name])}
+    parameters, _ = unflatten_tensor_state_dict(dict(tensors), metadata)
+    return torch.nn.Parameter(cast(torch.Tensor, parameters[name]), requires_grad=False)

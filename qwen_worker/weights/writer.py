@@ -1,7 +1,8 @@
-"""A model's weights as safetensors shards, in the order in which they are read. Imports torch: inside functions.
+"""A model's weights as safetensors shards, in the order in which they are read.
 
-Quantized weights are taken apart. The names are not those that the libraries look for: what is written here lacks what
-a plan does without, and is for our reader.
+Quantized weights are taken apart. The shards have not the names that the libraries look for: they lack the weights
+that a plan does without, and only our reader knows how to load them. Imports torch: import it inside functions. Knows
+nothing of plans.
 """
 
 import errno
@@ -9,55 +10,56 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..checkpoints.files import SUMS
+from ..checkpoints.files import CHECKSUMS
 from . import quantized as quantized_weights
 from .staging import checksum_of
 
-SHARD = 4_000_000_000  # bytes that are gathered in RAM before they are written
+SHARD_BYTES = 4_000_000_000  # that are gathered in RAM before they are written
 
 
-def write(model: torch.nn.Module, folder: Path) -> None:
-    """The model's parameters and stored buffers into `folder`."""
+def write_model(model: torch.nn.Module, folder: Path) -> None:
+    """Write the model's parameters and stored buffers into `folder`. Raises `OSError`."""
     shard: dict[str, torch.Tensor] = {}
-    where: dict[str, str] = {}
-    entries: dict[str, dict] = {}
-    for name, tensor in weights(model):
-        tensors, entry = quantized_weights.flattened(name, tensor)
+    weight_map: dict[str, str] = {}  # the shard's file, by the tensor's name
+    entries: dict[str, quantized_weights.QuantizedEntry] = {}
+    for name, tensor in named_weights(model):
+        tensors, entry = quantized_weights.flatten(name, tensor)
         if entry:
             entries[name] = entry
         shard |= {part: value.detach().cpu().contiguous() for part, value in tensors.items()}
-        if sum(value.nbytes for value in shard.values()) >= SHARD:
-            flush(shard, where, folder)
-    flush(shard, where, folder)
-    (folder / "weights.safetensors.index.json").write_text(json.dumps({"weight_map": where}, indent=1))
+        if sum(value.nbytes for value in shard.values()) >= SHARD_BYTES:
+            write_shard(shard, weight_map, folder)
+    write_shard(shard, weight_map, folder)
+    (folder / "weights.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}, indent=1))
     quantized_weights.write_entries(folder, entries)
 
 
-def weights(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+def named_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters, and the buffers that belong into a file."""
     stored = set(model.state_dict())
     yield from model.named_parameters()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in stored)
 
 
-def flush(shard: dict[str, torch.Tensor], where: dict[str, str], folder: Path) -> None:
+def write_shard(shard: dict[str, torch.Tensor], weight_map: dict[str, str], folder: Path) -> None:
+    """Write and empty the shard, if it holds anything, and add its tensors to the map."""
     if shard:
-        name = f"weights-{len(set(where.values())) + 1:05}.safetensors"
+        name = f"weights-{len(set(weight_map.values())) + 1:05}.safetensors"
         save(shard, folder / name)
-        where |= dict.fromkeys(shard, name)
+        weight_map |= dict.fromkeys(shard, name)
         shard.clear()
 
 
 def save(tensors: dict[str, torch.Tensor], file: Path) -> None:
-    """Write a safetensors file to the disk itself, with the sum of every tensor."""
+    """Write a safetensors file with the sum of every tensor, through to the disk. Raises `OSError`."""
     sums = {name: int(checksum_of(tensor)) for name, tensor in tensors.items()}
     try:
-        save_file(tensors, file, {SUMS: json.dumps(sums)})
+        save_file(tensors, file, {CHECKSUMS: json.dumps(sums)})
     except SafetensorError as error:
         raise OSError(errno.EIO, f"{file.name} cannot be written: {error}") from None
     with file.open("rb") as stream:

@@ -73,7 +73,7 @@ def test_a_checkpoint_of_random_weights_goes_on_where_it_was_ended_and_is_served
 
 def test_the_full_size_checkpoint_asks_for_its_disk(tmp_path, monkeypatch, released_models):
     monkeypatch.setattr(full_size, "empty_models", lambda: released_models)
-    monkeypatch.setattr(full_size, "disk_free", lambda folder: 20 * GB)
+    monkeypatch.setattr(full_size, "free_disk_bytes", lambda folder: 20 * GB)
     monkeypatch.setattr(full_size, "write_checkpoints", lambda *_: pytest.fail("it was written"))
     with pytest.raises(LoadError, match="the full-size checkpoint needs 57.7 GB of disk; 20.0 GB are free"):
         full_size.ready_folder([tmp_path])

@@ -14,15 +14,15 @@ def test_a_larger_card_stands_in_for_a_smaller_one_of_the_architecture_that_is_a
         case = Case("ours", 24, ("generate",))
         seen = layouts.machine_for(case, machine(), asked)
         plan, refused = layouts.plan_for(case, seen)
-        assert not refused and plan.precision.value == precision and plan.limit == 24 * GB
+        assert not refused and plan.precision.value == precision and plan.limit_bytes == 24 * GB
         assert "as a card of 24 GB" in seen.gpu.name
-    assert layouts.machine_for(Case("ours", 80), machine(ram=128), ram_gb=20).ram_available == 20 * GB
+    assert layouts.machine_for(Case("ours", 80), machine(ram=128), ram_gb=20).ram_available_bytes == 20 * GB
 
 
 def test_our_worker_plans_for_the_card_that_it_is_told_of():
     ours = Ours(full_size.TINY, layouts.TASKS, lambda: machine(gb=24), QWEN_VRAM_GB=16)
     plan = ours.worker.pipelines.place("generate")
-    assert plan.device == "cuda" and plan.limit == 16 * GB
+    assert plan.device == "cuda" and plan.limit_bytes == 16 * GB
 
 
 def reason(case, real, architecture=None, installed=lambda name: True):

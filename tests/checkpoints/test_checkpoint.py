@@ -36,7 +36,7 @@ def edit_json(path, **changes):
 def reason(model, roots=()):
     with pytest.raises(LoadError) as caught:
         checkpoint.find(str(model), roots)
-    assert not caught.value.passing and "/tmp" not in caught.value.reason
+    assert not caught.value.transient and "/tmp" not in caught.value.reason
     return caught.value.reason
 
 
@@ -137,11 +137,11 @@ def test_any_setting_gives_a_reason_of_bounded_length(model):
 
 
 def test_released_models_are_known_by_name():
-    found = checkpoint.known("Qwen/Qwen-Image-Edit-2511@abc")
+    found = checkpoint.released("Qwen/Qwen-Image-Edit-2511@abc")
     assert (found.class_name, found.revision, found.folder) == ("QwenImageEditPlusPipeline", "abc", None)
     assert found.size_multiple == 16 and found.pipeline_class.max_images == 3
-    assert checkpoint.known("Qwen/Qwen-Image-2.1").size_multiple == 32
-    assert checkpoint.known("Someone/else") is None
+    assert checkpoint.released("Qwen/Qwen-Image-2.1").size_multiple == 32
+    assert checkpoint.released("Someone/else") is None
 
 
 def test_what_is_neither_folder_nor_hub_id_is_said_to_be_neither():

@@ -59,7 +59,7 @@ def test_compiled_blocks_are_kept_below_hf_home_wherever_the_cache_is(hub_of, tm
         raise LookupError(folder)
 
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(compile_store, "store_of_process", stop)
+    monkeypatch.setattr(compile_store, "process_store", stop)
     with pytest.raises(LookupError) as caught:
         cold_worker(QWEN_SPEEDUPS="compile").pipelines.load("generate")
     assert caught.value.args == (tmp_path / "home/qwen-image-compiled",)
@@ -78,43 +78,46 @@ def test_a_repository_that_does_not_exist_is_no_passing_failure(hub_of, tiny):
     hub_of(tiny / "generate")
     with pytest.raises(LoadError, match="No/Such does not exist on the hub") as caught:
         remote.look_up("No/Such")
-    assert not caught.value.passing
+    assert not caught.value.transient
 
 
-@pytest.mark.parametrize(("status", "passing"), [(403, False), (429, True), (500, True), (503, True)])
-def test_what_the_hub_answers_decides_whether_to_try_again(hub_of, tiny, status, passing):
+@pytest.mark.parametrize(("status", "transient"), [(403, False), (429, True), (500, True), (503, True)])
+def test_what_the_hub_answers_decides_whether_to_try_again(hub_of, tiny, status, transient):
     served = hub_of(tiny / "generate")
     served.status = status
     with pytest.raises(LoadError) as caught:
         remote.look_up("Org/Name")
-    assert caught.value.passing is passing
+    assert caught.value.transient is transient
 
 
 def test_a_disk_that_fills_up_is_no_passing_failure():
-    with pytest.raises(LoadError, match="m could not be fetched: the disk is full") as caught, remote.explained("m"):
+    with (
+        pytest.raises(LoadError, match="m could not be fetched: the disk is full") as caught,
+        remote.explain_errors("m"),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device", "/secret/path")
-    assert not caught.value.passing
+    assert not caught.value.transient
 
 
 def test_without_a_network_the_failure_is_passing_and_names_no_path(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(LoadError) as caught:
         remote.look_up("Org/Name")
-    assert caught.value.passing and "Org/Name" in caught.value.reason and "/root" not in caught.value.reason
+    assert caught.value.transient and "Org/Name" in caught.value.reason and "/root" not in caught.value.reason
 
 
 def test_a_passing_failure_is_tried_again_after_a_pause(hub_of, tiny, cold_worker):
     served = hub_of(tiny / "generate")
     served.status = 503
-    worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name", QWEN_LOAD_RETRY_SECONDS=3600)
+    patient, eager = (cold_worker(QWEN_IMAGE_MODEL="Org/Name", QWEN_LOAD_RETRY_SECONDS=pause) for pause in (3600, 0))
     fields = {"prompt": "a", "width": 256, "height": 256, "num_inference_steps": 1}
-    assert "the hub answered 503" in run(worker, fields)["output"]["metadata"]["fallback_reason"]
+    for worker in (patient, eager):
+        assert "the hub answered 503" in run(worker, fields)["output"]["metadata"]["fallback_reason"]
     served.status, asked = 200, len(served.paths)
-    assert run(worker, fields)["output"]["metadata"]["backend"] == "pil-fallback"
+    assert run(patient, fields)["output"]["metadata"]["backend"] == "pil-fallback"
     assert len(served.paths) == asked  # within the pause nothing is tried
-    worker.loader.settings = worker.settings.model_copy(update={"QWEN_LOAD_RETRY_SECONDS": 0})
-    assert run(worker, fields)["output"]["metadata"]["backend"] == "qwen-image"
-    assert worker.loader.failures == {}
+    assert run(eager, fields)["output"]["metadata"]["backend"] == "qwen-image"
+    assert run(eager, {})["output"]["fallback"]["reasons"] == {}
 
 
 def test_a_20b_model_is_refused_on_this_machine_without_asking_the_hub(hub_of, tiny, cold_worker):
@@ -129,7 +132,7 @@ def test_a_20b_model_is_refused_on_this_machine_without_asking_the_hub(hub_of, t
 
 def test_a_full_disk_is_refused_before_the_download(hub_of, tiny, cold_worker, monkeypatch):
     served = hub_of(tiny / "generate")
-    monkeypatch.setattr("qwen_worker.loading.pipelines.disk_free", lambda folder: 1000)
+    monkeypatch.setattr("qwen_worker.loading.catalogue.free_disk_bytes", lambda folder: 1000)
     worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
     reason = run(worker, {"prompt": "a"})["output"]["metadata"]["fallback_reason"]
     assert "of disk; 0.0 GB are free" in reason

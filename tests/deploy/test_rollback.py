@@ -12,9 +12,9 @@ import time
 import pytest
 
 from ..conftest import ROOT
+from ..support.patience import Patience
 from .conftest import NEW, OLD, SHIP, only, settable_fields
 from .fake_runpod import KEY, Build, Fault, draws, stands_in
-from .patience import Patience
 
 
 def rolled_back(runpod, command, *arguments):

@@ -17,9 +17,9 @@ from qwen_deploy.environment import worker_settings
 from qwen_deploy.runpod.client import Clock
 
 from ..conftest import ROOT, run
+from ..support.patience import outcome
 from .conftest import NEW, SHIP, settable_fields
 from .fake_runpod import Build
-from .patience import Patience
 
 SMALL = ("--test-size", "256", "--test-steps", "2", "--wait", "3600")
 SHORT_PAUSES = Clock(pause=lambda seconds: time.sleep(min(seconds, 0.1)))
@@ -54,18 +54,8 @@ class WorkerProcess:
         )  # fmt: skip
 
     def answer(self, fields):
-        """The reply. A process that is stuck is killed, which breaks the connection."""
-        patience = Patience(self.process.pid)
-        with ThreadPoolExecutor(1) as pool:
-            reply = pool.submit(self.post, fields)
-            while not reply.done():
-                try:
-                    patience.check()
-                except AssertionError:
-                    self.process.kill()
-                    raise
-                time.sleep(0.05)
-        return reply.result()
+        """The reply."""
+        return outcome(self.process, lambda: self.post(fields))
 
     def post(self, fields):
         while True:

@@ -5,26 +5,25 @@ import dataclasses
 import functools
 import inspect
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
-from qwen_worker.drawing.batching import alike, may_share
+from qwen_worker.drawing.batching import are_alike, may_share
 from qwen_worker.drawing.queue import DrawingJob, WaitingQueue
 from qwen_worker.errors import Cancelled
-from qwen_worker.jobs.deadline import Paces
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
-from qwen_worker.lora.file import Layer, LoraFile, LoraUse
-from qwen_worker.lora.names import Names
+from qwen_worker.lora.file import LoraFile, LoraLayer, LoraUse
+from qwen_worker.lora.names import TensorNames
 from qwen_worker.pictures.inputs import Canvas
 from qwen_worker.settings import Precision, Settings
 
 from ..conftest import as_text, picture_of, run
 from ..model.test_savings import EXACT, pipeline
+from ..support.patience import until
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 3}
 # Prompts and negative prompts of 3 to 23 tokens: all but the longest are padded.
@@ -47,7 +46,7 @@ def worker(tiny):
     import runpod_handler
 
     models = {"QWEN_IMAGE_MODEL": str(tiny / "generate"), "QWEN_EDIT_MODEL": str(tiny / "edit")}
-    one = runpod_handler.Worker(Settings(**models, QWEN_MODEL_ROOTS=(), QWEN_BATCH=4))
+    one = runpod_handler.Worker(Settings(**models, QWEN_MODEL_ROOTS=(), QWEN_BATCH=4, QWEN_PROGRESS_SECONDS=0.02))
     run(one, SMALL)
     one.pipelines.load("edit")
     return one
@@ -69,20 +68,13 @@ def calls(pipe):
     hook.remove()
 
 
-async def in_line(worker, count):
-    ends = time.monotonic() + 30
-    while len(worker.queue.waiting) < count:
-        assert time.monotonic() < ends, f"{len(worker.queue.waiting)} of {count} jobs came to the queue"
-        await asyncio.sleep(0.005)
-
-
 async def held(worker, jobs, told=None):
     """(the jobs' tasks, all waiting for the inference thread in this order; what lets them go).
 
     `told`: lists that take their progress, by number.
     """
     release, tasks = threading.Event(), []
-    worker.inference_thread.submit(release.wait, 60)
+    worker.inference_thread.submit(release.wait)
 
     async def tell(number, message):
         told[number].append(message)
@@ -92,7 +84,7 @@ async def held(worker, jobs, told=None):
             job = {"id": f"job-{number}"} | (job if "input" in job else {"input": job})
             post = functools.partial(tell, number) if told else None
             tasks.append(asyncio.create_task(worker.answer(job, post)))
-            await in_line(worker, number + 1)
+            await until(lambda count=number + 1: len(worker.queue.waiting) == count)
     except AssertionError:
         release.set()
         raise
@@ -179,7 +171,7 @@ def test_pictures_of_one_job_share_calls_and_are_those_of_their_seeds(worker, wa
 
 
 def test_more_pictures_than_a_call_takes_are_several_calls(worker, warm_worker, calls, monkeypatch):
-    monkeypatch.setattr(worker.batches, "most", 2)
+    monkeypatch.setattr(worker.batches, "max_pictures", 2)
     reply = run(worker, {**SMALL, "seed": 7, "num_images": 3})["output"]
     assert calls == [2, 2] * 3 + [1, 1] * 3 and reply["metadata"]["batch"] == 2
     assert_close(images([reply]), alone(warm_worker, *({**SMALL, "seed": seed} for seed in (7, 8, 9))))
@@ -231,13 +223,13 @@ def test_off_by_default_every_picture_has_a_call_of_its_own(warm_worker):
 )
 def test_only_what_differs_from_picture_to_picture_may_differ(other, shared):
     one, other = parse(SMALL, "a"), parse(SMALL | other, "b")
-    assert (may_share(other) and alike(one, other)) is shared and alike(one, one)
+    assert (may_share(other) and are_alike(one, other)) is shared and are_alike(one, one)
 
 
 def test_a_field_that_nobody_thought_of_keeps_jobs_apart():
     one = parse(SMALL, "a")
-    assert not alike(one, type("Other", (type(one),), {"__annotations__": {}})(**SMALL))
-    assert not alike(one, one.model_copy(update={"preset": "fast"}))
+    assert not are_alike(one, type("Other", (type(one),), {"__annotations__": {}})(**SMALL))
+    assert not are_alike(one, one.model_copy(update={"preset": "fast"}))
 
 
 def test_large_pictures_and_those_with_previews_are_drawn_alone(worker, calls):
@@ -267,15 +259,15 @@ def test_a_call_begins_with_the_oldest_job_whoever_has_shared_the_last_one(worke
     assert [set(ends[:2]), set(ends[2:4]), set(ends[4:])] == [{"a", "c"}, {"b", "e"}, {"d", "f"}]
 
 
-def test_who_comes_while_another_is_encoded_is_in_time(worker, calls, pipe):
-    encoding, go_on = threading.Event(), threading.Event()
-    hook = pipe.text_encoder.register_forward_hook(lambda *_: (encoding.set(), go_on.wait(30)) and None)
+def test_who_comes_while_another_is_encoded_is_in_time(worker, calls, pipe, gate):
+    encoding, go_on = gate(), gate()
+    hook = pipe.text_encoder.register_forward_hook(lambda *_: (encoding.set(), go_on.wait()) and None)
 
     async def two():
         first = asyncio.create_task(worker.answer({"id": "a", "input": {**SMALL, "prompt": "never encoded before"}}))
-        await asyncio.to_thread(encoding.wait, 30)
+        await until(encoding.is_set)
         second = asyncio.create_task(worker.answer({"id": "b", "input": SMALL}))
-        await in_line(worker, 1)
+        await until(lambda: worker.queue.waiting)
         go_on.set()
         return await asyncio.gather(first, second)
 
@@ -288,15 +280,15 @@ def test_who_comes_while_another_is_encoded_is_in_time(worker, calls, pipe):
 
 def test_a_call_takes_what_the_checkpoint_s_class_and_the_plan_allow(worker):
     loaded, job = worker.pipelines.load("generate"), waiting("a", width=512, height=512)
-    assert worker.batches.room(loaded, job) == 4
+    assert worker.batches.pictures_per_call(loaded, job) == 4
     newer = dataclasses.replace(loaded.checkpoint, class_name="QwenImage21Pipeline")
-    assert worker.batches.room(dataclasses.replace(loaded, checkpoint=newer), job) == 1
+    assert worker.batches.pictures_per_call(dataclasses.replace(loaded, checkpoint=newer), job) == 1
     tight = dataclasses.replace(loaded.plan, device="cuda")
-    tight = dataclasses.replace(tight, limit=tight.peak(512, 1024))
-    assert worker.batches.room(dataclasses.replace(loaded, plan=tight), job) == 2
-    file = LoraFile("key", {"layer": Layer(Names(), 64, 1 << 20, 1 << 20, 1.0)}, None)
+    tight = dataclasses.replace(tight, limit_bytes=tight.peak_bytes(512, 1024))
+    assert worker.batches.pictures_per_call(dataclasses.replace(loaded, plan=tight), job) == 2
+    file = LoraFile("key", {"layer": LoraLayer(TensorNames(), 64, 1 << 20, 1 << 20, 1.0)}, None)
     job.loras = (LoraUse(file, 1.0, "loras[0]"),)
-    assert worker.batches.room(dataclasses.replace(loaded, plan=tight), job) == 1
+    assert worker.batches.pictures_per_call(dataclasses.replace(loaded, plan=tight), job) == 1
 
 
 # A failure of one
@@ -363,7 +355,7 @@ def test_out_of_memory_each_is_drawn_alone_and_later_calls_are_smaller(worker, w
         return forward(*args, hidden_states=hidden_states, **more)
 
     monkeypatch.setattr(pipe.transformer, "forward", full)
-    monkeypatch.setattr(worker.batches, "pixels", 4 * 256 * 256)
+    monkeypatch.setattr(worker.batches, "max_pixels", 4 * 256 * 256)
     assert images(together(worker, *FOUR)) == alone(warm_worker, *FOUR)
     assert calls == [4] + [1, 1] * 3 * 4
     calls.clear()
@@ -377,19 +369,19 @@ def test_out_of_memory_each_is_drawn_alone_and_later_calls_are_smaller(worker, w
 class Pause:
     """Holds the inference thread in the pipeline after three steps of guided drawing, until `go_on` is set."""
 
-    def __init__(self):
-        self.forwards, self.reached, self.go_on = 0, threading.Event(), threading.Event()
+    def __init__(self, gate):
+        self.forwards, self.reached, self.go_on = 0, gate(), gate()
 
     def __call__(self, *_):
         self.forwards += 1
         if self.forwards == 2 * 3 + 1:
             self.reached.set()
-            self.go_on.wait(60)
+            self.go_on.wait()
 
 
 @pytest.fixture
-def pause(pipe):
-    one = Pause()
+def pause(pipe, gate):
+    one = Pause(gate)
     hook = pipe.transformer.register_forward_hook(one)
     yield one
     one.go_on.set()
@@ -408,9 +400,9 @@ def whole(worker):
 @pytest.mark.parametrize("who", [0, 1, 2])
 def test_a_stop_of_one_frees_it_at_once_and_leaves_the_others_as_they_are(worker, whole, pause, who):
     async def stop(tasks):
-        await asyncio.to_thread(pause.reached.wait, 60)
+        await until(pause.reached.is_set)
         tasks[who].cancel()
-        await asyncio.wait([tasks[who]], timeout=20)
+        await until(tasks[who].done)
         assert [task.done() for task in tasks] == [number == who for number in range(3)]
         pause.go_on.set()
 
@@ -422,15 +414,15 @@ def test_a_stop_of_one_frees_it_at_once_and_leaves_the_others_as_they_are(worker
 
 def test_when_all_are_stopped_the_call_ends_within_a_step_and_the_last_waits_for_it(worker, pause, warm_worker):
     async def stop(tasks):
-        await asyncio.to_thread(pause.reached.wait, 60)
+        await until(pause.reached.is_set)
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks[:2], timeout=20)
+        await until(lambda: all(task.done() for task in tasks[:2]))
         await asyncio.sleep(0.1)
         # As long as the thread is in the pipeline one of them holds its slot.
         assert [task.done() for task in tasks] == [True, True, False]
         pause.go_on.set()
-        await asyncio.wait(tasks, timeout=20)
+        await until(lambda: all(task.done() for task in tasks))
         assert pause.forwards == 2 * 4 and not worker.queue.waiting
 
     replies = together(worker, *LONG, meanwhile=stop)
@@ -438,11 +430,9 @@ def test_when_all_are_stopped_the_call_ends_within_a_step_and_the_last_waits_for
     assert run(worker, FOUR[0])["output"]["image"] == alone(warm_worker, FOUR[0])[0]
 
 
-def test_the_limit_of_one_ends_it_alone(worker, whole, pause, monkeypatch):
-    monkeypatch.setattr(worker, "paces", Paces())  # or it would be refused at once
-
+def test_the_limit_of_one_ends_it_alone(worker, whole, pause):
     async def wait(tasks):
-        await asyncio.wait([tasks[1]], timeout=20)
+        await until(tasks[1].done)
         pause.go_on.set()
 
     late = {"input": LONG[1], "policy": {"executionTimeout": 3000}}
@@ -455,8 +445,8 @@ def test_a_stop_before_the_call_keeps_a_job_out_of_it(worker, calls):
     async def two():
         tasks, release = await held(worker, FOUR[:3])
         tasks[1].cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(tasks[1], 1)
+        await until(tasks[1].done)
+        assert tasks[1].cancelled()
         release.set()
         return await asyncio.gather(tasks[0], tasks[2])
 
@@ -464,10 +454,8 @@ def test_a_stop_before_the_call_keeps_a_job_out_of_it(worker, calls):
     assert calls == [2, 2] * 3
 
 
-def test_each_job_s_progress_is_its_own(worker, monkeypatch):
+def test_each_job_s_progress_is_its_own(worker):
     told = {0: [], 1: []}
-    frequent = worker.settings.model_copy(update={"QWEN_PROGRESS_SECONDS": 0.02})
-    monkeypatch.setattr(worker, "settings", frequent)
     jobs = [{**SMALL, "num_inference_steps": 30}, {**SMALL, "num_inference_steps": 30, "num_images": 3}]
 
     async def both():
@@ -484,35 +472,32 @@ def test_each_job_s_progress_is_its_own(worker, monkeypatch):
 
 
 def test_after_a_call_that_failed_a_job_s_progress_begins_again():
-    job = Job("a", parse(SMALL, "a"), limit=5)
+    job = Job("a", parse(SMALL, "a"), limit_seconds=5)
     job.enter(Stage.DRAWING)
     job.begin_drawing(0)
-    job.step_ends(2, 3)
+    job.end_step(2, 3)
     job.start_over()
-    assert job.step == 0
-    assert str(job.out_of_time()).endswith("ran out after 0 of 3 steps")
+    assert job.steps_done == 0
+    assert str(job.deadline_error()).endswith("ran out after 0 of 3 steps")
 
 
 def test_what_a_call_of_several_takes_says_nothing_of_how_fast_one_could_be(worker, monkeypatch):
-    recorded = []
-    monkeypatch.setattr(worker.paces, "record", lambda *given: recorded.append(given))
-    together(worker, *FOUR)
-    assert recorded == []
-    run(worker, FOUR[0])
-    assert len(recorded) == 1
+    kind, new = ("generate", (288, 256), 0, True, "quality"), {"width": 288}  # a size that is drawn nowhere else
+    together(worker, *(fields | new for fields in FOUR))
+    assert kind not in worker.paces.step_seconds
+    run(worker, FOUR[0] | new)
+    assert kind in worker.paces.step_seconds
     several = parse({**SMALL, "num_images": 3}, "a")
     assert worker.batches.fewest_calls(several) == 1
-    monkeypatch.setattr(worker.batches, "most", 2)
+    monkeypatch.setattr(worker.batches, "max_pictures", 2)
     assert worker.batches.fewest_calls(several) == 2
     assert worker.batches.fewest_calls(several.model_copy(update={"preview": True})) == 3
     assert worker.batches.fewest_calls(several.model_copy(update={"width": 2048, "height": 2048})) == 3
 
 
-def test_a_limit_that_one_call_for_all_pictures_keeps_is_no_reason_to_refuse_them(worker, monkeypatch):
-    paces = Paces()
-    monkeypatch.setattr(worker, "paces", paces)
-    several = {**SMALL, "num_images": 3}
-    paces.record(("generate", (256, 256), 0, True, "quality"), 5.0, 1, 3, 15.0)
+def test_a_limit_that_one_call_for_all_pictures_keeps_is_no_reason_to_refuse_them(worker):
+    several = {**SMALL, "width": 320, "num_images": 3}  # of a size that is drawn nowhere else, as slow as this
+    worker.paces.record(("generate", (320, 256), 0, True, "quality"), 5.0, 1, 3, 15.0)
 
     def answered(fields):
         return asyncio.run(worker.answer({"id": "a", "input": fields, "policy": {"executionTimeout": 20_000}}))
@@ -539,13 +524,13 @@ def test_turns_come_in_order_and_what_comes_of_them_is_passed_on():
         return entry.job.id.upper()
 
     hold = threading.Event()
-    queue.thread.submit(hold.wait, 60)
+    queue.thread.submit(hold.wait)
     a, b, c = (queue.submit(waiting(name), work, name == "b") for name in "abc")
     assert c.cancel()
     hold.set()
-    assert a.result(5) == "A"
+    assert a.result() == "A"
     with pytest.raises(ValueError, match="b"):
-        b.result(5)
+        b.result()
     queue.thread.shutdown()
     assert order == ["a", "b"] and queue.waiting == []
 
@@ -553,7 +538,7 @@ def test_turns_come_in_order_and_what_comes_of_them_is_passed_on():
 def test_a_turn_that_has_left_the_queue_never_comes():
     queue, order = WaitingQueue(ThreadPoolExecutor(1)), []
     hold = threading.Event()
-    queue.thread.submit(hold.wait, 60)
+    queue.thread.submit(hold.wait)
     by_name = {name: waiting(name) for name in "abcd"}
     outcomes = {name: queue.submit(one, lambda one: order.append(one.job.id)) for name, one in by_name.items()}
     assert queue.oldest(lambda one: one.job.id > "a") is by_name["b"]

@@ -147,7 +147,7 @@ def circle():
     return Image.fromarray(scenes.draw(scene, 1024, 1024))
 
 
-GREEN = {"prompt": "make the background green", "num_inference_steps": 8, "seed": 3}
+GREEN = {"prompt": "make the background green", "num_inference_steps": 4, "seed": 3}
 
 
 def test_strength_decides_how_far_the_instruction_is_followed(draw, circle):

@@ -3,64 +3,59 @@
 import pytest
 import torch
 
-from qwen_worker.drawing.prompt_cache import PromptCache, Unknown, digest
+from qwen_worker.drawing.prompt_cache import NoDigest, PromptCache, digest
 
 from ..conftest import as_text, run
 
-SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2, "seed": 1}
-
 
 @pytest.fixture
-def encoded(warm_worker):
-    """The number of times the text encoder has run since the list was last cleared, as its length."""
-    encoders = {id(e): e for e in (warm_worker.pipelines.load(task).pipe.text_encoder for task in ("generate", "edit"))}
-    calls = []
-    hooks = [one.register_forward_hook(lambda *_: calls.append(1)) for one in encoders.values()]
-    yield calls
+def encoded():
+    """encoded(worker): the number of times its text encoders have run from now on, as the length of a list."""
+    hooks = []
+
+    def calls_of(worker):
+        calls = []
+        pipes = [worker.pipelines.load(task).pipe for task in ("generate", "edit")]
+        for encoder in {id(pipe.text_encoder): pipe.text_encoder for pipe in pipes}.values():
+            hooks.append(encoder.register_forward_hook(lambda *_: calls.append(1)))
+        return calls
+
+    yield calls_of
     for hook in hooks:
         hook.remove()
 
 
-@pytest.fixture
-def worker(warm_worker, monkeypatch):
-    """worker(max_bytes): the warm worker with a cache of its own."""
-
-    def with_cache(max_bytes):
-        monkeypatch.setattr(warm_worker, "prompts", PromptCache(max_bytes))
-        return warm_worker
-
-    return with_cache
+def image(worker, prompt, **fields):
+    """`prompt` is the test's own, and so is the negative prompt: other tests have not encoded them."""
+    fields = {"prompt": prompt, "negative_prompt": f"not {prompt}", "num_inference_steps": 1, **fields}
+    return run(worker, {"width": 256, "height": 256, "seed": 1, **fields})["output"]["image"]
 
 
-def image(worker, **fields):
-    return run(worker, {**SMALL, **fields})["output"]["image"]
+def test_a_repeated_prompt_is_encoded_once_and_draws_the_same_bytes(cold_worker, warm_worker, encoded):
+    without = cold_worker(QWEN_PROMPT_CACHE_MB=0)
+    calls, prompt = encoded(without), "a red circle, encoded once"
+    uncached = image(without, prompt)
+    assert len(calls) == 2  # the prompt and the negative prompt
+    assert image(without, prompt) == uncached and len(calls) == 4
+    calls = encoded(warm_worker)
+    assert image(warm_worker, prompt) == uncached and len(calls) == 2
+    assert image(warm_worker, prompt) == uncached and len(calls) == 2
+    image(warm_worker, "a blue square, encoded once", negative_prompt=f"not {prompt}")
+    assert len(calls) == 3  # the negative prompt was there
 
 
-def test_a_repeated_prompt_is_encoded_once_and_draws_the_same_bytes(worker, encoded):
-    uncached = image(worker(0))
-    assert len(encoded) == 2  # the prompt and the empty negative prompt
-    assert image(worker(0)) == uncached and len(encoded) == 4
-    one = worker(10_000_000)
-    assert image(one) == uncached and len(encoded) == 6
-    assert image(one) == uncached and len(encoded) == 6
-    image(one, prompt="a blue square")
-    assert len(encoded) == 7  # the negative prompt was there
+def test_several_pictures_of_a_job_are_encoded_once(warm_worker, encoded):
+    calls = encoded(warm_worker)
+    image(warm_worker, "three red circles", num_images=3)
+    assert len(calls) == 2
 
 
-def test_several_pictures_of_a_job_are_encoded_once(worker, encoded):
-    image(worker(10_000_000), num_images=3)
-    assert len(encoded) == 2
-
-
-def test_an_edit_is_cached_with_its_picture(worker, encoded, scene):
-    fields = {"prompt": "make it green", "image": as_text(scene), "width": 512, "height": 512, "num_inference_steps": 1}
-    uncached = image(worker(0), **fields)
-    one = worker(50_000_000)
-    encoded.clear()
-    assert image(one, **fields) == uncached and len(encoded) == 2
-    assert image(one, **fields) == uncached and len(encoded) == 2
-    other = image(one, **fields | {"image": as_text(scene.rotate(90).point(lambda value: 255 - value))})
-    assert other != uncached and len(encoded) == 4
+def test_an_edit_is_cached_with_its_picture(warm_worker, encoded, scene):
+    calls, prompt = encoded(warm_worker), "make it green, once"
+    first = image(warm_worker, prompt, image=as_text(scene))
+    assert len(calls) == 2 and image(warm_worker, prompt, image=as_text(scene)) == first and len(calls) == 2
+    other = as_text(scene.rotate(90).point(lambda value: 255 - value))
+    assert image(warm_worker, prompt, image=other) != first and len(calls) == 4
 
 
 def test_what_is_kept_is_bounded_and_what_was_not_used_for_longest_goes_first():
@@ -69,7 +64,7 @@ def test_what_is_kept_is_bounded_and_what_was_not_used_for_longest_goes_first():
             return (torch.zeros(100),)  # 400 bytes
 
     pipe, cache = Pipe(), PromptCache(1000)
-    with cache.around(pipe, lambda: None):
+    with cache.caching(pipe, lambda: None):
         for prompt in ("a", "b", "a", "c", "a", "b"):
             pipe.encode_prompt(prompt)
     assert cache.bytes == 800 and (cache.hits, cache.misses) == (2, 4)  # b went for c, and c for b
@@ -82,7 +77,7 @@ def test_what_the_pipeline_does_to_a_result_does_not_reach_the_cache():
 
     pipe, cache = Pipe(), PromptCache(1000)
     for _ in range(3):
-        with cache.around(pipe, lambda: None):
+        with cache.caching(pipe, lambda: None):
             found, mask = pipe.encode_prompt("a")
         assert found.tolist() == [1, 1, 1] and mask is None
         found.zero_()
@@ -100,7 +95,7 @@ def test_a_pipeline_never_gets_what_another_encoded():
     cache = PromptCache(1000)
     for value in (1.0, 2.0):
         pipe = Pipe(value)
-        with cache.around(pipe, lambda: None):
+        with cache.caching(pipe, lambda: None):
             assert pipe.encode_prompt(prompt="a")[0].tolist() == [value, value]
         del pipe
 
@@ -109,5 +104,5 @@ def test_digests_tell_apart_what_differs():
     ones = torch.ones(4)
     values = [ones, ones.bfloat16(), ones.view(2, 2), torch.zeros(4), [ones], None, "a", ["a"], 1, torch.device("cpu")]
     assert len({digest(value) for value in values}) == len(values)
-    with pytest.raises(Unknown):
+    with pytest.raises(NoDigest):
         digest(object())

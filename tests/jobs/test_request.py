@@ -35,6 +35,7 @@ def refusal(fields):
     ("fields", "model"),
     [
         ({}, Health),
+        ({"task": None, "prompt": None}, Health),
         ({"task": "health"}, Health),
         ({"task": "debug"}, Debug),
         (PROMPT, Generate),
@@ -96,6 +97,9 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ("a cat", 'input must be an object, not "a cat"'),
         (None, "input must be an object, not null"),
         ({"task": "generate"}, "prompt is required by generate"),
+        ({"negative_prompt": "x"}, "prompt is required where task is not given and the input is not empty"),
+        ({"promt": "a cat", "steps": 5}, 'is not empty; this input has only "promt", "steps"'),
+        ({"task": None, "mask": "aGk="}, 'is not empty; this input has only "mask"'),
         ({"prompt": ""}, "prompt must not be empty"),
         ({"prompt": " \n\t"}, "prompt must not be empty"),
         ({"prompt": "x" * 2001}, "prompt must be Unicode text of at most 2000 characters, not 2001 characters"),

@@ -11,6 +11,7 @@ from qwen_worker.settings import Precision
 from qwen_worker.stopwatch import Stopwatch
 
 from ..conftest import run
+from ..support.patience import wait_until
 
 FIELDS = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2, "seed": 1}
 
@@ -18,7 +19,7 @@ FIELDS = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """Three files of 10 reads each."""
-    monkeypatch.setattr(page_cache, "CHUNK", 1000)
+    monkeypatch.setattr(page_cache, "CHUNK_BYTES", 1000)
     found = [tmp_path / str(number) for number in range(3)]
     for file in found:
         file.write_bytes(bytes(10_000))
@@ -26,28 +27,21 @@ def files(tmp_path, monkeypatch):
 
 
 def reads_of(monkeypatch, pause=0.0):
-    seen, real = [], page_cache.read
+    seen, real = [], page_cache.read_chunk
 
     def counted(file, scratch, offset):
         time.sleep(pause)
         seen.append((file.name, offset))
         return real(file, scratch, offset)
 
-    monkeypatch.setattr(page_cache, "read", counted)
+    monkeypatch.setattr(page_cache, "read_chunk", counted)
     return seen
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 10
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
 
 
 def test_files_are_read_ahead_whole_and_once(files, monkeypatch):
     seen = reads_of(monkeypatch)
     with reading_ahead(files, 10**9) as ahead:
-        wait_for(lambda: not any(thread.is_alive() for thread in ahead.threads))
+        wait_until(lambda: not any(thread.is_alive() for thread in ahead.threads))
     assert sorted(seen) == [(file.name, offset) for file in files for offset in range(0, 10_000, 1000)]
     assert ahead.bytes == 30_000
 
@@ -55,7 +49,7 @@ def test_files_are_read_ahead_whole_and_once(files, monkeypatch):
 def test_no_more_is_read_ahead_than_there_is_room_for(files, monkeypatch):
     seen = reads_of(monkeypatch)
     with reading_ahead(files, 15_999) as ahead:
-        wait_for(lambda: not any(thread.is_alive() for thread in ahead.threads))
+        wait_until(lambda: not any(thread.is_alive() for thread in ahead.threads))
     assert len(seen) == 15 and {name for name, _ in seen} == {"0", "1"}
     with reading_ahead(files, -5) as ahead:
         pass
@@ -65,43 +59,46 @@ def test_no_more_is_read_ahead_than_there_is_room_for(files, monkeypatch):
 def test_reading_ahead_ends_with_what_it_ran_beside(files, monkeypatch):
     seen = reads_of(monkeypatch, pause=0.05)
     with reading_ahead(files, 10**9):
-        wait_for(lambda: seen)
+        wait_until(lambda: seen)
     assert 0 < len(seen) < 30
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead-")]
 
 
 def test_a_file_that_cannot_be_read_ahead_is_left_to_the_reader(files, tmp_path):
     with reading_ahead([tmp_path / "nothing", *files], 10**9) as ahead:
-        wait_for(lambda: not any(thread.is_alive() for thread in ahead.threads))
+        wait_until(lambda: not any(thread.is_alive() for thread in ahead.threads))
 
 
 def test_weights_are_read_ahead_while_the_libraries_are_imported(cold_worker, monkeypatch):
     real, read = libraries.import_all, []
 
     def slowly():
-        wait_for(lambda: len(read) >= 3)
+        wait_until(lambda: len(read) >= 3)
         real()
 
     monkeypatch.setattr(libraries, "import_all", slowly)
-    monkeypatch.setattr(page_cache, "read", lambda file, *_: read.append(f"{file.parent.name}/{file.name}") or 1)
+    monkeypatch.setattr(page_cache, "read_chunk", lambda file, *_: read.append(f"{file.parent.name}/{file.name}") or 1)
     run(cold_worker(QWEN_EDIT_MODEL="/none"), FIELDS)
     model = "diffusion_pytorch_model.safetensors"
     assert read == ["text_encoder/model.safetensors", f"transformer/{model}", f"vae/{model}"]
 
 
-def test_a_second_counts_for_one_stage():
+def test_a_second_counts_for_one_stage(monkeypatch):
+    now = 0
+    monkeypatch.setattr("qwen_worker.stopwatch.time.perf_counter", lambda: now)
     stages = Stopwatch()
     with stages("outer"):
-        time.sleep(0.05)
+        now = 50
         with stages("inner"):
-            time.sleep(0.1)
-        time.sleep(0.05)
+            now = 150
+        now = 200
+    now = 1000
     with stages("inner"):
-        time.sleep(0.05)
+        now = 1050
     thread = threading.Thread(target=lambda: stages("other").__enter__())
     thread.start()
     thread.join()
-    assert stages.report() == {"outer": pytest.approx(0.1, abs=0.04), "inner": pytest.approx(0.15, abs=0.04)}
+    assert stages.report() == {"outer": 100, "inner": 150}
 
 
 def test_health_and_log_say_where_a_load_s_seconds_went(cold_worker, capsys):

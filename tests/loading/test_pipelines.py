@@ -8,9 +8,8 @@ import shutil
 import pytest
 
 from qwen_worker.checkpoints.checkpoint import PIPELINE_CLASSES
-from qwen_worker.drawing.inference import arguments
+from qwen_worker.drawing.inference import call_arguments
 from qwen_worker.errors import LoadError
-from qwen_worker.jobs.deadline import Paces
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.pipelines import Pipelines
@@ -72,7 +71,7 @@ def test_generate_and_edit_of_one_family_share_all_but_the_transformer(warm_work
     sizes, parts = generate.checkpoint.parameters, generate.checkpoint.parts
     kept = sum(sizes.values()) - parts["lm_head"] - parts["temporal"]
     assert parameters(warm_worker) == kept + edit.checkpoint.parameters["transformer"]
-    assert generate.plan.weights == 4 * parameters(warm_worker)
+    assert generate.plan.weight_bytes == 4 * parameters(warm_worker)
     assert generate.pipe.text_encoder is edit.pipe.text_encoder and generate.pipe.vae is edit.pipe.vae
     assert generate.pipe.transformer is not edit.pipe.transformer
 
@@ -116,20 +115,21 @@ def test_a_schedule_that_the_checkpoint_fixes_is_drawn_and_timed_whatever_a_job_
     index.write_text(json.dumps(json.loads(index.read_text()) | {"sample_sigmas": [1.0, 0.7, 0.4]}))
     worker = cold_worker(QWEN_IMAGE_MODEL=str(folder))
 
-    def answered(steps):
-        job = {"id": "a", "input": {**SMALL, "num_inference_steps": steps}, "policy": {"executionTimeout": 4_500_000}}
-        return asyncio.run(worker.answer(job))
+    def answered(side, steps):
+        fields = {**SMALL, "width": side, "height": side, "num_inference_steps": steps}
+        return asyncio.run(worker.answer({"id": "a", "input": fields, "policy": {"executionTimeout": 4_500_000}}))
 
-    first = answered(2)
-    assert first["metadata"]["steps"] == 3
-    (kind,) = worker.paces.steps
-    worker.paces = Paces()
-    worker.paces.record(kind, 1000.0, 1, 3, 3000.0)
+    def kind(side):
+        return "generate", (side, side), 0, True, "quality"
+
+    first = answered(256, 2)
+    assert first["metadata"]["steps"] == 3 and set(worker.paces.step_seconds) == {kind(256)}
     # One step alone would be drawn without `shift_terminal`; these are three.
-    assert [answered(steps)["image"] for steps in (100, 1)] == [first["image"]] * 2
-    worker.paces = Paces()
-    worker.paces.record(kind, 2000.0, 1, 3, 6000.0)
-    assert "3 steps take about 6000.0 seconds" in answered(1)["error"]
+    assert answered(256, 1)["image"] == first["image"]
+    worker.paces.record(kind(288), 1000.0, 1, 3, 3000.0)
+    assert answered(288, 100)["metadata"]["steps"] == 3
+    worker.paces.record(kind(320), 2000.0, 1, 3, 6000.0)
+    assert "3 steps take about 6000.0 seconds" in answered(320, 1)["error"]
 
 
 def test_a_checkpoint_is_asked_only_for_what_its_class_does(cold_worker, tiny):
@@ -199,7 +199,7 @@ def test_diffusers_accepts_every_argument_we_send(class_name):
     for fields, sources in ((SMALL, []), ({**SMALL, "image": "aGk="}, ["picture"])):
         request = parse(fields, "job")
         if request.task in PIPELINE_CLASSES[class_name].tasks:
-            sent |= set(arguments(Bare(), request, Canvas(sources, None, (256, 256))))
+            sent |= set(call_arguments(Bare(), request, Canvas(sources, None, (256, 256))))
     sent |= {"generator", "callback_on_step_end", "latents", "sigmas"}
     assert sent <= accepted
     assert {"true_cfg_scale", "negative_prompt"} <= sent and "guidance_scale" not in sent

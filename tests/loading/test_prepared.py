@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from qwen_worker import prepare
 from qwen_worker.checkpoints.checkpoint import find, inspect
-from qwen_worker.checkpoints.files import in_file
+from qwen_worker.checkpoints.files import tensors_in
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
 from qwen_worker.loading import prepared
@@ -136,7 +136,7 @@ def one(tiny, root, tmp_path):
     """A root of the test's own with the prepared generate model, by hard links but for the manifest."""
     source = root / "prepared/tiny-qwen-image--generate.bf16-table-vision"
     folder = tmp_path / "prepared" / "it"
-    prepare.copy(source, (folder.parent.mkdir(), folder)[1])
+    prepare.link_or_copy(source, (folder.parent.mkdir(), folder)[1])
     manifest = folder / prepared.MANIFEST
     text = manifest.read_text()
     manifest.unlink()
@@ -251,7 +251,7 @@ WEIGHTS = [f"{name}/weights-00001.safetensors" for name in ("transformer", "text
 def test_damaged_weights_draw_nothing_and_the_source_is_loaded(cold_worker, one, name):
     settings = {"QWEN_PRECISION": "bf16", "QWEN_EDIT_MODEL": "/none"}
     right = drawn(with_table(cold_worker(**settings)))
-    damaged(one / name, next(tensor.start for tensor in in_file(one / name, name) if "visual" not in tensor.name))
+    damaged(one / name, next(tensor.start for tensor in tensors_in(one / name, name) if "visual" not in tensor.name))
     worker = with_table(cold_worker(**settings, QWEN_MODEL_ROOTS=(one.parents[1],)))
     assert drawn(worker) == right
     (model,) = run(worker, {"task": "health"})["output"]["models"]
@@ -261,7 +261,7 @@ def test_damaged_weights_draw_nothing_and_the_source_is_loaded(cold_worker, one,
 
 
 def test_damaged_weights_without_their_source_are_refused(cold_worker, hub_root, tmp_path):
-    prepare.copy(hub_root, tmp_path / "root")
+    prepare.link_or_copy(hub_root, tmp_path / "root")
     damaged(tmp_path / "root/prepared/Org--Generate.bf16-table-vision" / WEIGHTS[0])
     roots = {"QWEN_MODEL_ROOTS": (tmp_path / "root",), "QWEN_PRECISION": "bf16", "QWEN_EDIT_MODEL": "/none"}
     worker = with_table(cold_worker(QWEN_IMAGE_MODEL="Org/Generate", **roots))
@@ -331,10 +331,10 @@ def test_what_cannot_be_prepared_is_refused(tiny, tmp_path, monkeypatch):
             prepare.main([*arguments, "--output", str(tmp_path)])
         assert reason in str(caught.value)
     inside = tmp_path / "source"
-    prepare.copy(tiny / "edit", inside)
+    prepare.link_or_copy(tiny / "edit", inside)
     with pytest.raises(SystemExit, match="--output lies in its own folder"):
         prepare.main([str(inside), "--output", str(inside)])
-    monkeypatch.setattr(prepare, "disk_free", lambda folder: 1_000_000)
+    monkeypatch.setattr(prepare, "free_disk_bytes", lambda folder: 1_000_000)
     with pytest.raises(SystemExit, match=r"It needs 0\.\d GB of disk and 0.0 GB are free"):
         prepare.main([str(tiny / "edit"), "--output", str(tmp_path)])
     assert not (tmp_path / "prepared").exists()
@@ -352,9 +352,9 @@ def test_a_disk_that_fills_meanwhile_is_told(tiny, tmp_path, monkeypatch):
 
 def test_two_at_once_do_not_write_in_one_folder(tiny, tmp_path, root):
     output = tmp_path / "prepared"
-    prepare.copy(root / "prepared", output)
+    prepare.link_or_copy(root / "prepared", output)
     before = {file: file.stat().st_mtime_ns for file in prepare.files_of(output)}
-    with prepare.alone(output), pytest.raises(SystemExit, match="Another process is preparing a checkpoint in"):
+    with prepare.lock(output), pytest.raises(SystemExit, match="Another process is preparing a checkpoint in"):
         prepare.main([str(tiny / "generate"), "--output", str(tmp_path)])
     assert {file: file.stat().st_mtime_ns for file in prepare.files_of(output)} == before
     prepare.main([str(tiny / "generate"), "--output", str(tmp_path)])
@@ -392,8 +392,8 @@ from qwen_worker.loading import prepared
 real = pathlib.Path.rename
 def killed(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
-if sys.argv[1] == "facts_of":
-    prepared.facts_of = killed
+if sys.argv[1] == "file_facts":
+    prepared.file_facts = killed
 else:
     pathlib.Path.rename = lambda self, to: real(self, to) if to.name == sys.argv[2] else killed()
 prepare.main(sys.argv[3:])
@@ -401,17 +401,17 @@ prepare.main(sys.argv[3:])
 NAME = "tiny-qwen-image--generate.bf16-table-vision"
 
 
-@pytest.mark.parametrize("moment", ["facts_of", "the last rename", "between the renames"])
+@pytest.mark.parametrize("moment", ["file_facts", "the last rename", "between the renames"])
 def test_one_whose_writer_was_killed_is_no_prepared_checkpoint(tiny, tmp_path, root, moment):
     before = moment == "between the renames"
     if before:
-        prepare.copy(root / "prepared", tmp_path / "prepared")
+        prepare.link_or_copy(root / "prepared", tmp_path / "prepared")
     passed = f".{NAME}.old" if before else "none"
     arguments = [moment, passed, str(tiny / "generate"), "--output", str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = tmp_path / "prepared" / f".{NAME}.partial"
-    assert left.is_dir() and (left / prepared.MANIFEST).is_file() == (moment != "facts_of")
+    assert left.is_dir() and (left / prepared.MANIFEST).is_file() == (moment != "file_facts")
     looked = inspect(tiny / "generate"), plan_for(tiny / "generate"), (tmp_path,), None, Prepared.SAME_CARD
     assert prepared.find(*looked) == (None, "none")
     prepare.main([str(tiny / "generate"), "--output", str(tmp_path)])
@@ -419,7 +419,7 @@ def test_one_whose_writer_was_killed_is_no_prepared_checkpoint(tiny, tmp_path, r
     assert not [one for one in (tmp_path / "prepared").iterdir() if one.name.startswith(".")]
 
 
-@pytest.mark.parametrize("moment", ["facts_of", "rename"])
+@pytest.mark.parametrize("moment", ["file_facts", "rename"])
 def test_a_writer_that_is_interrupted_leaves_what_was_there(tiny, tmp_path, root, monkeypatch, moment):
     def interrupted(*_):
         monkeypatch.undo()
@@ -428,11 +428,11 @@ def test_a_writer_that_is_interrupted_leaves_what_was_there(tiny, tmp_path, root
     def last_rename_interrupted(self, to, real=Path.rename):
         return interrupted() if self.name.endswith(".partial") else real(self, to)
 
-    prepare.copy(root / "prepared", tmp_path / "prepared")
+    prepare.link_or_copy(root / "prepared", tmp_path / "prepared")
     if moment == "rename":
         monkeypatch.setattr(Path, "rename", last_rename_interrupted)
     else:
-        monkeypatch.setattr(prepared, "facts_of", interrupted)
+        monkeypatch.setattr(prepared, "file_facts", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare.main([str(tiny / "generate"), "--output", str(tmp_path)])
     assert looked_for(tiny, tmp_path / "prepared" / NAME) == (tmp_path / "prepared" / NAME, NAME)

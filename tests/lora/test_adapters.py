@@ -9,7 +9,7 @@ import torch
 from qwen_worker.errors import InvalidInput
 from qwen_worker.loading.components import load_component
 from qwen_worker.lora import file as lora_file
-from qwen_worker.lora.adapters import HELD_SETS, Adapters, shapes_of
+from qwen_worker.lora.adapters import KEPT_SETS, Adapters, linear_shapes
 from qwen_worker.lora.file import LoraUse
 from qwen_worker.model import modulation
 from qwen_worker.settings import Precision
@@ -23,7 +23,7 @@ BF16, FP32 = Precision.BF16, Precision.FP32
 
 
 def use(path, scale=1.0, label="loras[0]"):
-    return LoraUse(lora_file.opened(path, hashlib.sha256(path.read_bytes()).hexdigest(), label), scale, label)
+    return LoraUse(lora_file.open_lora(path, hashlib.sha256(path.read_bytes()).hexdigest(), label), scale, label)
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,9 @@ def test_pictures_are_stock_s_and_afterwards_the_base_s(base, ours, theirs, tmp_
     before, modules = drawn(pipe), dict(pipe.transformer.named_modules())
     uses = [use(one, 0.7), use(two, -0.5, "loras[1]")]
     adapters.require_fits(uses)
-    with adapters.applied(uses):
+    with adapters.apply(uses):
         with_loras = drawn(pipe)
-    with adapters.applied(uses[:1]):
+    with adapters.apply(uses[:1]):
         with_one = drawn(pipe)
     assert not torch.equal(with_loras, before) and not torch.equal(with_loras, with_one)
     assert torch.equal(with_loras, drawn(theirs(precision, {one: 0.7, two: -0.5})))
@@ -88,7 +88,7 @@ def test_a_failure_while_drawing_leaves_nothing(base, ours, tmp_path):
     pipe, adapters = ours(BF16, True)
     before = drawn(pipe)
     uses = [use(write(tmp_path / "one.safetensors", matrices(base, LAYERS)))]
-    with pytest.raises(RuntimeError, match="planted"), adapters.applied(uses):
+    with pytest.raises(RuntimeError, match="planted"), adapters.apply(uses):
         raise RuntimeError("planted")
     assert torch.equal(drawn(pipe), before)
 
@@ -102,8 +102,8 @@ def test_a_lora_that_cannot_be_brought_leaves_nothing(base, ours, tmp_path, monk
         if changes:
             raise torch.OutOfMemoryError("planted")
 
-    monkeypatch.setattr(adapters.table, "change", full)  # the last of what is done before the drawing
-    with pytest.raises(torch.OutOfMemoryError), adapters.applied(uses):
+    monkeypatch.setattr(adapters.table, "set_changes", full)  # the last of what is done before the drawing
+    with pytest.raises(torch.OutOfMemoryError), adapters.apply(uses):
         pytest.fail("was drawn")
     monkeypatch.undo()
     assert torch.equal(drawn(pipe), before)
@@ -112,9 +112,9 @@ def test_a_lora_that_cannot_be_brought_leaves_nothing(base, ours, tmp_path, monk
 def test_the_same_lora_twice_has_both_scales(base, ours, tmp_path):
     pipe, adapters = ours(FP32, False)
     file = write(tmp_path / "one.safetensors", matrices(base, PLAIN))
-    with adapters.applied([use(file, 0.25), use(file, 0.5)]):
+    with adapters.apply([use(file, 0.25), use(file, 0.5)]):
         twice = drawn(pipe)
-    with adapters.applied([use(file, 0.75)]):
+    with adapters.apply([use(file, 0.75)]):
         assert torch.equal(drawn(pipe), twice)
 
 
@@ -123,13 +123,13 @@ def test_the_endpoint_s_own_is_part_of_every_picture(base, ours, tmp_path):
     file, other = (write(tmp_path / f"{n}.safetensors", matrices(base, PLAIN, seed=n)) for n in (1, 2))
     own = Adapters(pipe.transformer, None, torch.float32, "cpu", "tiny", [use(file, 0.5)])
     plain = Adapters(pipe.transformer, None, torch.float32, "cpu", "tiny")
-    with own.applied(()):
+    with own.apply(()):
         alone = drawn(pipe)
-    with own.applied([use(other)]):
+    with own.apply([use(other)]):
         both = drawn(pipe)
-    with plain.applied([use(file, 0.5)]):
+    with plain.apply([use(file, 0.5)]):
         assert torch.equal(drawn(pipe), alone)
-    with plain.applied([use(file, 0.5), use(other)]):
+    with plain.apply([use(file, 0.5), use(other)]):
         assert torch.equal(drawn(pipe), both)
 
 
@@ -137,7 +137,7 @@ def test_alpha_scales_as_diffusers_has_it(base, ours, theirs, tmp_path):
     """diffusers multiplies it into a matrix, which rounds: equal up to that."""
     pipe, adapters = ours(FP32, False)
     file = write(tmp_path / "one.safetensors", matrices(base, PLAIN), "lightning", alpha=1.3)
-    with adapters.applied([use(file)]):
+    with adapters.apply([use(file)]):
         assert (drawn(pipe) - drawn(theirs(FP32, {file: 1.0}))).abs().max() < 1e-4
 
 
@@ -176,7 +176,7 @@ def test_quantized_layers_take_loras_and_stay_what_they_are(base, tiny, tmp_path
         x = torch.randn(1, 7, layer.in_features, generator=random).bfloat16()
         with torch.no_grad():
             before = layer(x)
-            with adapters.applied(uses):
+            with adapters.apply(uses):
                 changed = transformer.get_submodule(name)(x)
             low_rank = torch.nn.functional.linear(torch.nn.functional.linear(x, down.bfloat16()), up.bfloat16())
             assert torch.equal(changed, before + low_rank * 0.5), name
@@ -191,12 +191,12 @@ def test_a_lora_of_the_timestep_embedder_needs_its_modulation(base, ours, tmp_pa
     pipe, adapters = ours(BF16, False)
     adapters.require_fits(uses)
     before = drawn(pipe)
-    with adapters.applied(uses):
+    with adapters.apply(uses):
         assert not torch.equal(drawn(pipe), before)
 
 
 def test_every_layer_is_known_with_and_without_a_table(ours):
-    assert shapes_of(ours(BF16, True)[0].transformer) == shapes_of(ours(BF16, False)[0].transformer)
+    assert linear_shapes(ours(BF16, True)[0].transformer) == linear_shapes(ours(BF16, False)[0].transformer)
 
 
 def test_the_matrices_of_lookups_are_not_put_in_the_tree(base, ours, tmp_path):
@@ -204,7 +204,7 @@ def test_the_matrices_of_lookups_are_not_put_in_the_tree(base, ours, tmp_path):
     pipe, adapters = ours(BF16, True)
     names = [name for name, _ in pipe.transformer.named_parameters()]
     uses = [use(write(tmp_path / "one.safetensors", matrices(base, LAYERS)))]
-    with adapters.applied(uses):
+    with adapters.apply(uses):
         within = [name for name, _ in pipe.transformer.named_parameters()]
         assert any(".base_layer." in name for name in within) and not any("_mod" in name for name in within)
     assert [name for name, _ in pipe.transformer.named_parameters()] == names
@@ -215,9 +215,9 @@ def test_what_is_longest_unused_is_let_go(base, ours, tmp_path, monkeypatch):
     files = [write(tmp_path / f"{n}.safetensors", matrices(base, PLAIN, seed=n)) for n in range(4)]
     uses = [use(file) for file in files]
     adapters = Adapters(pipe.transformer, None, torch.float32, "cpu", own=uses[:1])
-    monkeypatch.setattr("qwen_worker.lora.adapters.HELD_BYTES", 2.5 * uses[0].file.parameters * 4)
+    monkeypatch.setattr("qwen_worker.lora.adapters.KEPT_BYTES", 2.5 * uses[0].file.parameters * 4)
     for one in (uses[1], uses[2], uses[1], uses[3]):
-        with adapters.applied([one]):
+        with adapters.apply([one]):
             pass
     kept = {uses[0].file.key, uses[3].file.key}
     assert set(adapters.weights) == kept and all(set(names) <= kept for names in adapters.layers)
@@ -226,12 +226,12 @@ def test_what_is_longest_unused_is_let_go(base, ours, tmp_path, monkeypatch):
 def test_refused_jobs_leave_no_more_than_drawn_ones(base, ours, tmp_path, monkeypatch):
     pipe, _ = ours(FP32, False)
     adapters = Adapters(pipe.transformer, None, torch.float32, "cpu")
-    monkeypatch.setattr("qwen_worker.lora.adapters.HELD_BYTES", 1)
+    monkeypatch.setattr("qwen_worker.lora.adapters.KEPT_BYTES", 1)
     spoilt = {name: (down * torch.nan, up) for name, (down, up) in matrices(base, PLAIN, seed=9).items()}
     bad = write(tmp_path / "bad.safetensors", spoilt)
     for number in range(3):
         good = write(tmp_path / f"{number}.safetensors", matrices(base, PLAIN, seed=number))
-        with pytest.raises(InvalidInput, match="holds infinite numbers"), adapters.applied([use(good), use(bad)]):
+        with pytest.raises(InvalidInput, match="holds infinite numbers"), adapters.apply([use(good), use(bad)]):
             pytest.fail("was drawn")
         assert not adapters.weights
 
@@ -239,20 +239,22 @@ def test_refused_jobs_leave_no_more_than_drawn_ones(base, ours, tmp_path, monkey
 def test_the_sets_that_are_kept_are_bounded(base, ours, tmp_path):
     pipe, _ = ours(FP32, False)
     adapters = Adapters(pipe.transformer, None, torch.float32, "cpu")
-    for number in range(HELD_SETS + 2):
+    for number in range(KEPT_SETS + 2):
         file = write(tmp_path / f"{number}.safetensors", matrices(base, PLAIN, seed=number))
-        with adapters.applied([use(file)]):
+        with adapters.apply([use(file)]):
             pass
-    assert len(adapters.layers) == HELD_SETS and len(adapters.weights) == HELD_SETS + 2
+    assert len(adapters.layers) == KEPT_SETS and len(adapters.weights) == KEPT_SETS + 2
 
 
 def test_the_room_of_loras_is_part_of_the_plan():
     from qwen_worker.memory.footprint import GB, Model, Plan
 
-    plan = Plan("cuda", BF16, (Model("m", False, {"transformer": 10**9}),), limit=round(10 * GB), loras=10**9)
-    bare = dataclasses.replace(plan, loras=0)
-    assert plan.peak(1024, 1024) - bare.peak(1024, 1024) == plan.ram - bare.ram == 10**9
-    assert plan.with_loras(500_000_000).peak(1024, 1024) - plan.peak(1024, 1024) == 10**9
+    plan = Plan(
+        "cuda", BF16, (Model("m", False, {"transformer": 10**9}),), limit_bytes=round(10 * GB), lora_bytes=10**9
+    )
+    bare = dataclasses.replace(plan, lora_bytes=0)
+    assert plan.peak_bytes(1024, 1024) - bare.peak_bytes(1024, 1024) == plan.pinned_bytes - bare.pinned_bytes == 10**9
+    assert plan.with_loras(500_000_000).peak_bytes(1024, 1024) - plan.peak_bytes(1024, 1024) == 10**9
 
 
 @pytest.mark.parametrize("table", [True, False])
@@ -267,7 +269,7 @@ def test_a_reference_is_modulated_as_at_zero_by_the_lora_too(tmp_path, table):
     adapters = Adapters(ours, modulation_rows.build(ours, tmp_path) if table else None, torch.bfloat16, "cpu")
     shapes, timestep = [(1, 2, 2), (1, 2, 2)], torch.tensor([712.5]).bfloat16() / 1000
     before = forward(ours, timestep, shapes)
-    with adapters.applied([use(file)]):
+    with adapters.apply([use(file)]):
         changed = forward(ours, timestep, shapes)
     theirs.load_lora_adapter(str(file.parent), weight_name=file.name)
     assert torch.equal(changed, forward(theirs, timestep, shapes)) and not torch.equal(changed, before)

@@ -29,8 +29,8 @@ def weights(layers=EVERY, rank=2, size=8):
     return {layer: (torch.ones(rank, size), torch.ones(size, rank)) for layer in layers}
 
 
-def opened(path, key="key"):
-    return lora_file.opened(path, key, "loras[0]")
+def open_file(path, key="key"):
+    return lora_file.open_lora(path, key, "loras[0]")
 
 
 def written(path, header, data=b""):
@@ -42,13 +42,13 @@ def written(path, header, data=b""):
 
 def refusal(path):
     with pytest.raises(InvalidInput) as caught:
-        opened(path)
+        open_file(path)
     return caught.value.sentence
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_trainer_s_names_are_understood(tmp_path, form):
-    found = opened(write(tmp_path / "a.safetensors", weights(), form, alpha=4))
+    found = open_file(write(tmp_path / "a.safetensors", weights(), form, alpha=4))
     assert set(found.layers) == set(EVERY)
     scaling = {layer.scaling for layer in found.layers.values()}
     assert scaling == ({2.0} if FORMATS[form][4] else {1.0})
@@ -66,7 +66,7 @@ def test_the_names_are_read_as_diffusers_reads_them(tmp_path, form):
     path = write(tmp_path / "a.safetensors", weights(), form, alpha=2)
     theirs = QwenImagePipeline.lora_state_dict(str(path.parent), weight_name=path.name)
     known = {name.removeprefix("transformer.").partition(".lora_A")[0] for name in theirs if ".lora_A" in name}
-    assert known == set(opened(path).layers)
+    assert known == set(open_file(path).layers)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_whole_numbers_are_no_lora(tmp_path):
 def test_a_lora_for_another_model_is_refused_by_its_layers(tmp_path):
     there = {layer: (8, 8) for layer in EVERY if ".9." not in layer}
     there[Q] = (16, 16)
-    use = LoraUse(opened(write(tmp_path / "a.safetensors", weights())), 1.0, "loras[2]")
+    use = LoraUse(open_file(write(tmp_path / "a.safetensors", weights())), 1.0, "loras[2]")
     with pytest.raises(InvalidInput) as caught:
         require_layers(use, there, "Qwen/Qwen-Image")
     assert caught.value.sentence == (
@@ -211,9 +211,9 @@ def test_a_lora_for_another_model_is_refused_by_its_layers(tmp_path):
 def test_a_file_is_read_after_it_is_deleted(tmp_path):
     """Another job's or worker's eviction may come between a LoRA's opening and its use."""
     path = write(tmp_path / "a.safetensors", weights())
-    found = opened(path)
+    found = open_file(path)
     path.unlink()
-    assert torch.equal(found.tensors.tensor(found.layers[Q].names.down), torch.ones(2, 8))
+    assert torch.equal(found.tensors.read_tensor(found.layers[Q].names.down), torch.ones(2, 8))
 
 
 @pytest.mark.parametrize("bits", [torch.float32, torch.float16, torch.bfloat16])
@@ -221,51 +221,51 @@ def test_numbers_are_read_as_safetensors_reads_them(tmp_path, bits):
     random = {layer: (torch.randn(2, 8), torch.randn(8, 2)) for layer in EVERY}
     path = write(tmp_path / "a.safetensors", random, "lightning", dtype=bits)
     with safe_open(path, "pt") as theirs:
-        ours = opened(path).tensors
+        ours = open_file(path).tensors
         assert set(ours.shapes) == set(theirs.keys())
-        assert all(torch.equal(ours.tensor(name), theirs.get_tensor(name)) for name in theirs.keys())  # noqa: SIM118
+        assert all(torch.equal(ours.read_tensor(name), theirs.get_tensor(name)) for name in theirs.keys())  # noqa: SIM118
 
 
 def test_equal_keys_are_equal_contents(tmp_path):
     """Also of files that are written anew within a tick of the clock, in place or not, of the same length."""
     path = tmp_path / "a.safetensors"
     write(path, weights())
-    key = opened(path, None).key
-    assert opened(path, None).key == key
+    key = open_file(path, None).key
+    assert open_file(path, None).key == key
     data = path.read_bytes()
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     os.utime(path, ns=times)
-    assert opened(path, None).key != key
+    assert open_file(path, None).key != key
     path.write_bytes(data)
-    assert opened(path, None).key == key
+    assert open_file(path, None).key == key
 
 
 def test_a_file_that_has_long_been_there_is_not_read_for_its_key(tmp_path, monkeypatch):
     path = write(tmp_path / "a.safetensors", weights())
-    file = opened(path).tensors
+    file = open_file(path).tensors
     later = time.time_ns() + (RECENT_SECONDS + 1) * 10**9
     monkeypatch.setattr("qwen_worker.lora.file.time.time_ns", lambda: later)
     monkeypatch.setattr("qwen_worker.lora.file.hashlib.file_digest", lambda *_: pytest.fail("was read"))
-    assert file.identity() == opened(path).tensors.identity()
+    assert file.identity() == open_file(path).tensors.identity()
 
 
 def test_a_file_cut_short_in_place_is_an_error_and_not_the_end_of_the_process(tmp_path):
     """Mapped, it would be a SIGBUS."""
     path = write(tmp_path / "a.safetensors", weights(size=4096))
-    found = opened(path, None)
-    assert not found.changed()
+    found = open_file(path, None)
+    assert not found.is_changed()
     with path.open("r+b") as stream:
         stream.truncate(20_000)
-    assert found.changed()
+    assert found.is_changed()
     with pytest.raises(JobError) as caught:
-        found.tensors.tensor(found.layers[EVERY[-1]].names.up)
+        found.tensors.read_tensor(found.layers[EVERY[-1]].names.up)
     assert str(caught.value) == "lora_fetch_failed: loras[0] cannot be read on the worker's disk"
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path):
     with pytest.raises(JobError) as caught:
-        opened(tmp_path / "gone.safetensors")
+        open_file(tmp_path / "gone.safetensors")
     assert str(caught.value) == "lora_fetch_failed: loras[0] cannot be read on the worker's disk"
 
 
@@ -273,7 +273,7 @@ def test_no_descriptor_is_left_open(tmp_path):
     path = write(tmp_path / "a.safetensors", weights())
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        opened(path)
+        open_file(path)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -306,7 +306,7 @@ def test_any_header_is_a_lora_or_refused(tmp_path, shapes, tail, valid):
     path = tmp_path / "any.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text + body)
     try:
-        assert opened(path).layers
+        assert open_file(path).layers
     except InvalidInput as error:
         assert error.sentence.startswith("loras[0]") and str(tmp_path) not in error.sentence
 
@@ -315,7 +315,7 @@ def test_any_header_is_a_lora_or_refused(tmp_path, shapes, tail, valid):
 @given(st.lists(names, max_size=6))
 def test_any_names_are_layers_or_refused(given_names):
     try:
-        assert all(found.down and found.up for found in lora_names.layers(given_names).values())
+        assert all(found.down and found.up for found in lora_names.group_by_layer(given_names).values())
     except NotALora:
         pass
 

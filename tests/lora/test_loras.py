@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import string
-import time
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from ..drawing.test_batching import together
 from ..support.local_hub import LocalHub
 from ..support.lora_files import FORMATS, LAYERS, PLAIN, matrices, write
 from ..worker.test_hostile_inputs import FORBIDDEN, nasty, scalars, text, values
+from ..worker.test_stops import stopped
 
 SMALL = {"prompt": "a red circle on the left", "width": 256, "height": 256, "seed": 5, "num_inference_steps": 3}
 
@@ -150,7 +150,7 @@ def test_a_pickle_is_refused(worker, folder, data):
     assert "loras[0] must be a safetensors file" in refused(worker, {"path": "pickle.safetensors"})
 
 
-def test_five_gigabytes_and_an_endless_stream_are_refused(worker, web, monkeypatch):
+def test_five_gigabytes_and_an_endless_stream_are_refused(worker, cold_worker, web):
     address = web(lambda handler: respond(handler, b"x", Content_Length=str(5_000_000_000)))
     assert refused(worker, {"path": address}) == "invalid_input: loras[0] must be at most 2000 MB, not 5000.0 MB"
     start = (200).to_bytes(8, "little") + b"{"
@@ -162,9 +162,8 @@ def test_five_gigabytes_and_an_endless_stream_are_refused(worker, web, monkeypat
         while True:
             handler.wfile.write(bytes(1 << 16))
 
-    small = worker.settings.model_copy(update={"QWEN_LORA_MB": 3})
-    monkeypatch.setattr(worker.loras, "settings", small)
-    assert refused(worker, {"path": web(endless)}) == "invalid_input: loras[0] must be at most 3 MB, not more"
+    small = cold_worker(QWEN_LORA_MB=3)
+    assert refused(small, {"path": web(endless)}) == "invalid_input: loras[0] must be at most 3 MB, not more"
 
 
 @pytest.mark.parametrize("path", ["http://127.0.0.1:1/a", "https://10.0.0.1/a.safetensors", "http://localhost/a"])
@@ -218,7 +217,7 @@ def test_a_lora_without_room_on_the_card_is_refused_before_anything_is_loaded(co
     write(folder / "room.safetensors", matrices(base, PLAIN))
     plan = worker.pipelines.place("generate")
     tight = dataclasses.replace(plan, device="cuda")
-    tight = dataclasses.replace(tight, limit=tight.peak(256, 256, tiled=True))
+    tight = dataclasses.replace(tight, limit_bytes=tight.peak_bytes(256, 256, tiled=True))
     place_by(worker, tight)
     error = run(worker, SMALL | {"loras": [{"path": "room.safetensors"}]})["error"]
     assert error.startswith("out_of_memory: 256x256 needs ") and not worker.pipelines.loaded
@@ -227,31 +226,24 @@ def test_a_lora_without_room_on_the_card_is_refused_before_anything_is_loaded(co
 # Stops
 
 
-def test_a_stop_while_a_lora_is_fetched_ends_the_job_at_once(worker, web, plain):
+def test_a_stop_while_a_lora_is_fetched_ends_the_job_at_once(cold_worker, worker, web, gate, plain):
+    dripping, over = gate(), gate()
+
     def drip(handler):
         handler.send_response(200)
         handler.end_headers()
-        for _ in range(100):
+        while not over.wait(0.05):
             handler.wfile.write(b"\x00")
-            time.sleep(0.05)
+            dripping.set()
 
-    path = web(drip)
-
-    async def both():
-        job = asyncio.create_task(worker.answer({"id": "slow", "input": SMALL | {"loras": [{"path": path}]}}))
-        await asyncio.sleep(0.4)
-        job.cancel()
-        started = time.monotonic()
-        with pytest.raises(asyncio.CancelledError):
-            await job
-        return time.monotonic() - started
-
-    assert asyncio.run(both()) < 0.5
+    patient = cold_worker(QWEN_LORA_SECONDS=600)
+    asyncio.run(stopped(patient, SMALL | {"loras": [{"path": web(drip)}]}, dripping))
     assert run(worker, SMALL)["output"]["image"] == plain
 
 
-def test_a_job_s_limit_counts_the_fetching_of_its_loras(worker, web):
-    path = web(lambda handler: time.sleep(3))
+def test_a_job_s_limit_counts_the_fetching_of_its_loras(worker, web, gate):
+    over = gate()
+    path = web(lambda handler: over.wait())
     job = {"id": "late", "input": SMALL | {"loras": [{"path": path}]}, "policy": {"executionTimeout": 600}}
     error = asyncio.run(worker.answer(job))["error"]
     assert error == "deadline_exceeded: the job's 0.54 seconds ran out while its input was fetched and opened"

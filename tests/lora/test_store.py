@@ -1,6 +1,5 @@
-"""LoRA files on the disk: by content, bounded, whole after a kill, fetched once for all who ask at once."""
+"""LoRA files here and from URLs: by content, bounded, whole after a kill, fetched once for all who ask at once."""
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -16,51 +15,15 @@ from safetensors.torch import save
 from qwen_worker.errors import Cancelled, JobError
 from qwen_worker.jobs.sources import is_source
 from qwen_worker.lora import fetch as lora_fetch
-from qwen_worker.lora.fetch import CODE, LoraFetcher, below
-from qwen_worker.lora.store import ABANDONED_SECONDS, Known, LoraStore, Unwritable
-from qwen_worker.network import hub
-from qwen_worker.network.fetch import Wanted
+from qwen_worker.lora.fetch import LoraFetcher, find_below
+from qwen_worker.lora.notes import Fetched, Notes
+from qwen_worker.lora.store import ABANDONED_SECONDS, Incoming, LoraStore, Unwritable
 
 from ..conftest import ROOT, respond
-from ..support.local_hub import LocalHub, sha256
+from ..support.patience import wait_until
+from .conftest import FILE, MB, OTHER, digest, find, refusal
 
-FILE = save({"transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 8)})
-OTHER = save({"transformer_blocks.0.attn.to_k.lora_A.weight": torch.zeros(2, 8)})
-MB = 1_000_000
-
-
-def digest(data):
-    return hashlib.sha256(data).hexdigest()
-
-
-@pytest.fixture
-def store(tmp_path):
-    return LoraStore(tmp_path / "store", 10 * MB)
-
-
-@pytest.fixture
-def fetcher(store, monkeypatch, tmp_path):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    return LoraFetcher(store, [tmp_path / "models"], 5)
-
-
-def find(fetcher, text, max_bytes=MB, roots=(), cancelled=None):
-    path, key = fetcher.find(text, Wanted("loras[0]", max_bytes, CODE), roots, cancelled)
-    return path.read_bytes(), key
-
-
-def refusal(fetcher, text, **more):
-    with pytest.raises(JobError) as caught:
-        find(fetcher, text, **more)
-    return str(caught.value)
-
-
-def put(store, data):
-    with store.incoming() as incoming:
-        incoming(data)
-    return incoming.sha256
+MORE = save({"transformer_blocks.0.attn.to_v.lora_A.weight": torch.zeros(2, 8)})
 
 
 # What a path names
@@ -96,10 +59,11 @@ def test_only_files_below_a_root_are_found(tmp_path):
     (root / "in.safetensors").symlink_to(inside)
     os.mkfifo(root / "pipe.safetensors")
     roots = [tmp_path / "missing", root]
-    assert below(roots, "sub/a.safetensors") == below(roots, str(inside)) == below(roots, "in.safetensors") == inside
+    for text in ("sub/a.safetensors", str(inside), "in.safetensors"):
+        assert find_below(roots, text) == inside
     for text in ("../outside.safetensors", str(outside), "out.safetensors", "sub/../../outside.safetensors", "sub",
                  "pipe.safetensors", "a" * 4000, "/dev/zero", "none.safetensors"):  # fmt: skip
-        assert below(roots, text) is None, text
+        assert find_below(roots, text) is None, text
 
 
 def test_a_file_here_is_used_where_it_lies(fetcher, tmp_path):
@@ -140,7 +104,7 @@ class Web:
         respond(handler, self.body, **facts)
 
 
-def test_what_came_is_kept_by_content_and_asked_for_again_by_its_etag(fetcher, store, web, monkeypatch):
+def test_what_came_is_kept_by_content_and_asked_for_again_by_its_etag(fetcher, fetching, store, web, monkeypatch):
     served = Web()
     address = web(served)
     assert find(fetcher, address + "/a?token=1") == (FILE, digest(FILE))
@@ -155,7 +119,7 @@ def test_what_came_is_kept_by_content_and_asked_for_again_by_its_etag(fetcher, s
     )
     served.body, served.etag = OTHER, '"2"'
     assert find(fetcher, address + "/a?token=1") == (OTHER, digest(OTHER)) and served.asked[3:] == ['"1"']
-    assert find(LoraFetcher(store, [], 5), address + "/a?token=1")[0] == OTHER and served.asked[4:] == ['"2"']
+    assert find(fetching(), address + "/a?token=1")[0] == OTHER and served.asked[4:] == ['"2"']
     assert not list(store.folder.glob("*.part"))
 
 
@@ -205,10 +169,10 @@ def test_a_failure_is_told_to_each_of_the_jobs_at_once(fetcher, web):
     assert told == {"lora_fetch_failed: loras[0] was answered with HTTP status 404"}
 
 
-def test_who_waits_for_another_s_fetch_keeps_no_other_file_from_being_fetched(store, web):
-    release, cancelled, fetcher = threading.Event(), threading.Event(), LoraFetcher(store, [], 3)
-    slow, quick = web(lambda handler: release.wait(20)), web(Web())
-    stop_or_failure, started = [], time.monotonic()
+def test_who_waits_for_another_s_fetch_keeps_no_other_file_from_being_fetched(fetching, web, gate):
+    release, cancelled, fetcher = gate(), threading.Event(), fetching(3)
+    slow, quick = web(lambda handler: release.wait()), web(Web())
+    stop_or_failure = []
 
     def wait(stop):
         try:
@@ -221,24 +185,23 @@ def test_who_waits_for_another_s_fetch_keeps_no_other_file_from_being_fetched(st
         time.sleep(0.5)
         assert find(fetcher, quick) == (FILE, digest(FILE))
         cancelled.set()
-        while len(stop_or_failure) < 7 and time.monotonic() < started + 2.5:
-            time.sleep(0.05)
+        wait_until(lambda: len(stop_or_failure) == 7)
         assert stop_or_failure == [(Cancelled, "")] * 7
         waiting[0].result()
         assert stop_or_failure[7][1].endswith("loras[0] was not fetched within 3 seconds")
         # Left behind, the first one's fetch is still that of the name: who follows is late too, and in its own time.
         again = time.monotonic()
-        assert "was not fetched within 3 seconds" in refusal(fetcher, slow) and 2.9 < time.monotonic() - again < 4
+        assert "was not fetched within 3 seconds" in refusal(fetcher, slow) and time.monotonic() - again > 2.9
         release.set()
 
 
-def test_a_file_that_has_just_come_is_found_while_every_thread_waits_for_a_server(fetcher, web):
-    release = threading.Event()
-    slow, quick = web(lambda handler: release.wait(20)), web(Web())
+def test_a_file_that_has_just_come_is_found_while_every_thread_waits_for_a_server(fetcher, web, gate):
+    release, asked = gate(), []
+    slow, quick = web(lambda handler: asked.append(1) or release.wait()), web(Web())
     assert find(fetcher, quick)[0] == FILE
     with ThreadPoolExecutor(4) as threads:
         waiting = [threads.submit(refusal, fetcher, f"{slow}/{number}") for number in range(4)]
-        time.sleep(0.5)
+        wait_until(lambda: len(asked) == 4)
         assert find(fetcher, quick)[0] == FILE
         assert "4 servers are still being waited for" in refusal(fetcher, f"{slow}/4")
         assert "4 servers are still being waited for" in refusal(fetcher, f"{slow}/4")  # at once: its turn is over
@@ -246,11 +209,11 @@ def test_a_file_that_has_just_come_is_found_while_every_thread_waits_for_a_serve
         assert all("could not be fetched" in one.result() for one in waiting)
 
 
-def test_two_workers_at_once_keep_one_whole_file(store, web, tmp_path):
+def test_two_workers_at_once_keep_one_whole_file(fetching, store, web):
     served = Web()
     served.pause = 0.2
     address = web(served)
-    fetchers = [LoraFetcher(LoraStore(store.folder, store.max_bytes), [], 5) for _ in range(4)]
+    fetchers = [fetching() for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda one: find(one, address), fetchers))
     assert found == [(FILE, digest(FILE))] * 4 and len(served.asked) == 4
@@ -319,24 +282,16 @@ def test_addresses_follow_the_rules_of_pictures(fetcher, url, words):
     assert "secret" not in text and "169.254" not in text
 
 
-def test_a_slow_server_is_left_at_the_deadline_and_a_stop_at_once(store, web):
-    release = threading.Event()
-    address = web(lambda handler: release.wait(10))
-    assert "was not fetched within 0.3 seconds" in refusal(LoraFetcher(store, [], 0.3), address)
-    cancelled = threading.Event()
-    threading.Timer(0.2, cancelled.set).start()
-    started = time.monotonic()
+def test_a_slow_server_is_left_at_the_deadline_and_at_a_stop(fetching, web, gate):
+    release, cancelled = gate(), threading.Event()
+    silent, stopping = web(lambda handler: release.wait()), web(lambda handler: cancelled.set() or release.wait())
+    assert "was not fetched within 0.3 seconds" in refusal(fetching(0.3), silent)
     with pytest.raises(Cancelled):
-        find(LoraFetcher(store, [], 10), address, cancelled=cancelled)
-    assert time.monotonic() - started < 1
-    release.set()
+        find(fetching(60), stopping, cancelled=cancelled)
 
 
 def test_a_full_disk_is_told(fetcher, store, web, monkeypatch):
-    class Full:
-        def __init__(self, stream):
-            self.stream, self.sha256, self.bytes = stream, "", 0
-
+    class Full(Incoming):
         def __call__(self, data):
             raise Unwritable
 
@@ -347,115 +302,59 @@ def test_a_full_disk_is_told(fetcher, store, web, monkeypatch):
 
 def test_a_store_that_cannot_be_made_is_told(web, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    fetcher = LoraFetcher(LoraStore(tmp_path / "file/store", MB), [], 5)
+    fetcher = LoraFetcher(tmp_path / "file/store", MB, [], 5)
     assert "has no room on the worker's disk" in refusal(fetcher, web(Web()))
-
-
-# From the hub
-
-
-@pytest.fixture
-def served(web, monkeypatch, tmp_path):
-    """A hub that holds Org/One, with one LoRA, and Org/Many."""
-    for name, data in {"One/style.safetensors": FILE, "One/README.md": b"x", "Many/a.safetensors": FILE,
-                       "Many/b.safetensors": OTHER, "Many/sub/c.safetensors": OTHER}.items():  # fmt: skip
-        path = tmp_path / "repos" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    hub_here = LocalHub({f"Org/{name}": tmp_path / "repos" / name for name in ("One", "Many")})
-    monkeypatch.setenv("HF_ENDPOINT", web(hub_here))
-    return hub_here
-
-
-def test_a_repository_s_only_lora_or_a_named_one_is_fetched_once(fetcher, served, store):
-    assert find(fetcher, "Org/One") == (FILE, digest(FILE))
-    assert find(fetcher, "Org/Many/sub/c.safetensors") == (OTHER, digest(OTHER))
-    assert find(fetcher, "Org/Many/a.safetensors")[0] == FILE  # the same content as the first: not sent again
-    assert served.sent == {digest(FILE): len(FILE), digest(OTHER): len(OTHER)}
-    assert sorted(file.suffix for file in store.folder.iterdir()) == [".json"] * 3 + [".safetensors"] * 2
-    assert find(fetcher, f"Org/One@{served.commit('Org/One')}")[0] == FILE
-    asked = len(served.paths)
-    assert find(fetcher, "Org/One")[0] == FILE and len(served.paths) == asked
-
-
-def test_what_the_hub_cannot_give_is_told(fetcher, served):
-    assert refusal(fetcher, "Org/Many") == (
-        "invalid_input: loras[0] must name a file of Org/Many, which holds 3: a.safetensors, b.safetensors, "
-        "sub/c.safetensors"
-    )
-    assert "names x.safetensors, which Org/One does not hold" in refusal(fetcher, "Org/One/x.safetensors")
-    assert "cannot be had: No/Such does not exist on the hub" in refusal(fetcher, "No/Such")
-    assert "must be at most 0 MB" in refusal(fetcher, "Org/One", max_bytes=50) and served.sent == {}
-
-
-def test_a_hub_that_cannot_be_reached_leaves_what_it_gave_last(fetcher, served, store, monkeypatch):
-    find(fetcher, "Org/One")
-    served.status = 503
-    again = LoraFetcher(store, [], 5)
-    assert find(again, "Org/One")[0] == FILE
-    assert "lora_fetch_failed: loras[0] cannot be had: Org/Many could not be fetched: the hub answered 503" in refusal(
-        again, "Org/Many/a.safetensors"
-    )
-
-
-def test_a_pickle_from_the_hub_is_refused_and_not_kept(fetcher, served, store, tmp_path):
-    (tmp_path / "repos/One/style.safetensors").write_bytes(b"\x80\x04" + bytes(100))
-    assert "must be a safetensors file" in refusal(fetcher, "Org/One")
-    assert list(store.folder.iterdir()) == []
-
-
-@pytest.mark.parametrize("place", ["models/Org/Name", "hub-cache/models--Org--Name/snapshots/0123abc"])
-def test_what_is_baked_or_cached_is_not_asked_of_the_hub(fetcher, tmp_path, place):
-    folder = tmp_path / place
-    folder.mkdir(parents=True)
-    (folder / "pytorch_lora_weights.safetensors").write_bytes(FILE)
-    (folder / "checkpoint-500.safetensors").write_bytes(OTHER)
-    assert find(fetcher, "Org/Name")[0] == FILE
-    assert find(fetcher, "Org/Name/checkpoint-500.safetensors")[0] == OTHER
-
-
-def test_the_listing_tells_sizes_and_hashes(served, tmp_path):
-    commit, files = hub.listing("Org/One", "")
-    file = tmp_path / "repos/One/style.safetensors"
-    assert commit == served.commit("Org/One")
-    assert next((one.size, one.sha256) for one in files if one.name == file.name) == (len(FILE), sha256(file))
 
 
 # The bound, and kills
 
 
+def keep(store, data):
+    with store.incoming() as incoming:
+        incoming(data)
+    return store.folder / incoming.file
+
+
 def test_the_longest_unused_goes_first(tmp_path):
     store = LoraStore(tmp_path / "store", 2500)
-    bodies = [bytes([number]) * 1000 for number in range(4)]
-    for number, body in enumerate(bodies[:2]):
-        os.utime(store.path(put(store, body)), (number + 1, number + 1))
-    store.use("first", Known(digest(bodies[0]), ""))
-    put(store, bodies[2])
-    assert [store.has(digest(body)) for body in bodies] == [True, False, True, False]
-    assert store.known("first") == Known(digest(bodies[0]), "")
-    put(store, bytes(9000))
+    files = [keep(store, bytes([number]) * 1000) for number in range(2)]
+    os.utime(files[0], (2, 2))
+    os.utime(files[1], (1, 1))
+    files.append(keep(store, bytes([2]) * 1000))
+    assert [file.exists() for file in files] == [True, False, True]
+    keep(store, bytes(9000))
     assert [file.stat().st_size for file in store.folder.glob("*.safetensors")] == [9000]
-    assert store.known("first") is None
+
+
+def test_a_file_that_is_used_is_no_longer_the_longest_unused(store, web):
+    fetcher = LoraFetcher(store.folder, len(FILE) + len(OTHER), [], 5)
+    addresses = [web(Web(FILE)), web(Web(OTHER)), web(Web(MORE))]
+    for address in addresses[:2]:
+        find(fetcher, address)
+    for file in store.folder.glob("*.safetensors"):
+        os.utime(file, (1, 1))
+    find(fetcher, addresses[0])
+    find(fetcher, addresses[2])
+    kept = {file.stem for file in store.folder.glob("*.safetensors")}
+    assert kept == {digest(FILE), digest(MORE)}
+    assert Notes(store.folder).read(addresses[1]) is None
 
 
 def test_what_killed_workers_left_is_cleared_in_time(store):
     store.folder.mkdir()
-    parts = [store.folder / "old.part", store.folder / "new.part", store.folder / "folder.part"]
-    for part in parts[:2]:
+    parts = [store.folder / "old.part", store.folder / "new.part"]
+    for part in parts:
         part.write_bytes(b"x")
-    parts[2].mkdir()
-    (parts[2] / "half").write_bytes(b"x")
-    for part in (parts[0], parts[2]):
-        os.utime(part, (time.time() - ABANDONED_SECONDS - 60,) * 2)
-    put(store, FILE)
-    assert [part.exists() for part in parts] == [False, True, False]
+    os.utime(parts[0], (time.time() - ABANDONED_SECONDS - 60,) * 2)
+    keep(store, FILE)
+    assert [part.exists() for part in parts] == [False, True]
 
 
 def test_the_names_that_are_remembered_are_bounded(store, monkeypatch):
-    monkeypatch.setattr("qwen_worker.lora.store.MAX_NAMES", 5)
+    monkeypatch.setattr("qwen_worker.lora.notes.MAX_NAMES", 5)
+    file = keep(store, FILE).name
     for number in range(9):
-        store.use(f"name {number}", Known(put(store, FILE), ""))
-    put(store, OTHER)
+        Notes(store.folder).write(f"name {number}", Fetched(file, "key"))
     assert len(list(store.folder.glob("*.json"))) == 5
 
 
@@ -474,12 +373,15 @@ def test_a_kill_while_a_file_comes_leaves_no_file(store):
     ended = subprocess.run([sys.executable, "-c", KILLED, str(store.folder)], cwd=ROOT, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert [file.suffix for file in store.folder.iterdir()] == [".part"]
-    assert not store.has(digest(bytes(100_000)))
-    assert store.has(put(store, bytes(100_000)))
+    assert keep(store, bytes(100_000)).stat().st_size == 100_000
 
 
 def test_a_note_that_cannot_be_read_is_none(store):
-    put(store, FILE)
-    for text in ("", "[]", '{"sha256": "x"}', '{"sha256": 1, "validator": 2, "more": 3}', "{"):
-        store.note("name").write_text(text)
-        assert store.known("name") is None
+    notes, file = Notes(store.folder), keep(store, FILE).name
+    note = Fetched(file, "key", "etag")
+    notes.write("name", note)
+    assert notes.read("name") == note
+    for text in ("", "[]", '{"file": "x"}', '{"file": 1, "key": "2"}', '{"file": "x", "key": "y", "more": 3}', "{",
+                 '{"file": "gone.safetensors", "key": "key"}'):  # fmt: skip
+        notes.path("name").write_text(text)
+        assert notes.read("name") is None

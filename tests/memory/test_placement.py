@@ -7,7 +7,7 @@ import pytest
 from qwen_worker.checkpoints.checkpoint import PARTS_20B, SIZE_2_1, SIZE_20B
 from qwen_worker.errors import LoadError
 from qwen_worker.memory.footprint import GIB, WORKING_2_1, Model
-from qwen_worker.memory.machine import Gpu, Machine, container_limit, disk_free, read_gpu, read_machine
+from qwen_worker.memory.machine import Gpu, Machine, container_limit_bytes, free_disk_bytes, read_gpu, read_machine
 from qwen_worker.memory.placement import plan, require_disk
 from qwen_worker.settings import Precision, Saving
 
@@ -54,8 +54,8 @@ def test_every_card_has_its_plan(gpu, models, ram, expected):
     assert (found.precision.value, found.table, found.text_encoder, found.swapped) == expected
     assert found.device == "cuda" and found.dtype == "bfloat16"
     edits = int(any(model.edits for model in models))
-    assert found.fits(1024, 1024, edits) and found.peak(1024, 1024, edits, tiled=True) <= gpu[0] * GB
-    assert found.ram <= 0.9 * ram * GB
+    assert found.fits(1024, 1024, edits) and found.peak_bytes(1024, 1024, edits, tiled=True) <= gpu[0] * GB
+    assert found.pinned_bytes <= 0.9 * ram * GB
 
 
 # The arithmetic that the savings rest on, in GB of weights and for the whole peak at 1024 x 1024, to be met within 5 %.
@@ -70,24 +70,24 @@ def test_every_card_has_its_plan(gpu, models, ram, expected):
 )
 def test_the_prediction_is_the_arithmetic_of_the_parts(gpu, models, weights, peak):
     found = plan(models, card(*gpu))
-    assert found.weights / GB == pytest.approx(weights, rel=0.05)
-    assert found.peak(1024, 1024) / GB == pytest.approx(peak, rel=0.05)
+    assert found.weight_bytes / GB == pytest.approx(weights, rel=0.05)
+    assert found.peak_bytes(1024, 1024) / GB == pytest.approx(peak, rel=0.05)
 
 
 def test_the_peak_without_savings_is_stock_diffusers():
     found = plan([GENERATE], card(80), savings=frozenset())
-    assert found.weights == 2 * sum(SIZE_20B.values())  # 57.7 GB
-    assert found.peak(1024, 1024) == pytest.approx(57.7 * GB + GB + 3.38 * GIB, rel=0.001)
-    assert found.peak(2048, 2048) - found.weights == pytest.approx(GB + 4 * 3.38 * GIB, rel=0.001)
+    assert found.weight_bytes == 2 * sum(SIZE_20B.values())  # 57.7 GB
+    assert found.peak_bytes(1024, 1024) == pytest.approx(57.7 * GB + GB + 3.38 * GIB, rel=0.001)
+    assert found.peak_bytes(2048, 2048) - found.weight_bytes == pytest.approx(GB + 4 * 3.38 * GIB, rel=0.001)
 
 
 def test_each_saving_can_be_switched_off():
     every = frozenset(Saving)
     whole = plan([GENERATE], card(141), savings=every)
     for saving, more in ((Saving.TRIM, 2 * (544_997_376 + 676_550_144)), (Saving.CONV2D, 2 * 82_292_928)):
-        assert plan([GENERATE], card(141), savings=every - {saving}).weights == whole.weights + more
+        assert plan([GENERATE], card(141), savings=every - {saving}).weight_bytes == whole.weight_bytes + more
     stock = plan([GENERATE], card(141), savings=every - {Saving.SINGLE_FRAME})
-    assert stock.peak(1024, 1024) - whole.peak(1024, 1024) == pytest.approx((3.38 - 1.32) * GIB, rel=0.001)
+    assert stock.peak_bytes(1024, 1024) - whole.peak_bytes(1024, 1024) == pytest.approx((3.38 - 1.32) * GIB, rel=0.001)
     with pytest.raises(LoadError, match="GPU memory"):
         plan(BOTH, card(80, ram=20), Precision.BF16, savings=every - {Saving.TABLE})
 
@@ -95,7 +95,7 @@ def test_each_saving_can_be_switched_off():
 def test_an_editing_worker_keeps_its_text_encoder_s_sight():
     alone, both = plan([GENERATE], card(141)), plan(BOTH, card(141))
     assert (alone.vision, both.vision) == (False, True)
-    assert both.text(BOTH[0]) - alone.text(GENERATE) == 2 * PARTS_20B["vision"]
+    assert both.text_encoder_bytes(BOTH[0]) - alone.text_encoder_bytes(GENERATE) == 2 * PARTS_20B["vision"]
 
 
 def test_a_named_precision_is_kept_to():
@@ -116,7 +116,7 @@ def test_float32_keeps_its_modulation():
 
 def test_2_1_is_planned_in_bfloat16_alone():
     model = Model("Qwen/Qwen-Image-2.1", True, SIZE_2_1, working=WORKING_2_1)
-    assert plan([model], card(48, AMPERE_PRO)).weights == 2 * 16_219_988_836
+    assert plan([model], card(48, AMPERE_PRO)).weight_bytes == 2 * 16_219_988_836
     assert plan([model], card(32, BLACKWELL)).text_encoder == "streamed"
     for machine in (card(48), LAPTOP):
         with pytest.raises(LoadError, match="fp8 is for the 20B architecture, not for Qwen/Qwen-Image-2.1"):
@@ -125,17 +125,17 @@ def test_2_1_is_planned_in_bfloat16_alone():
 
 def test_sizes_beyond_the_room_are_tiled_or_refused_with_the_largest_that_fits():
     found = plan([GENERATE], card(24, ADA, ram=64))
-    assert not found.tiles(1024, 1024) and found.fits(2048, 2048)
-    tight = dataclasses.replace(found, limit=found.peak(1024, 1024) + 1)
-    assert tight.tiles(1536, 1536) and tight.fits(1536, 1536)
-    tighter = dataclasses.replace(found, limit=found.peak(1024, 1024, tiled=True) - 1)
+    assert not found.needs_tiles(1024, 1024) and found.fits(2048, 2048)
+    tight = dataclasses.replace(found, limit_bytes=found.peak_bytes(1024, 1024) + 1)
+    assert tight.needs_tiles(1536, 1536) and tight.fits(1536, 1536)
+    tighter = dataclasses.replace(found, limit_bytes=found.peak_bytes(1024, 1024, tiled=True) - 1)
     assert not tighter.fits(2048, 2048) and not tighter.fits(2048, 1024)
     streaming = plan([GENERATE], card(24, ADA, ram=64), savings=frozenset(Saving))
-    big = dataclasses.replace(streaming, text_encoder="resident", limit=round(34.5 * GB))
-    width, height = big.largest(2048, 1024, 16)
+    big = dataclasses.replace(streaming, text_encoder="resident", limit_bytes=round(34.5 * GB))
+    width, height = big.largest_size(2048, 1024, 16)
     assert big.fits(width, height) and width % 16 == height % 16 == 0 and 1.8 < width / height < 2.2
     assert not big.fits(2048, 1024) or (width, height) < (2048, 1024)
-    assert dataclasses.replace(big, limit=GB).largest(512, 512, 16) is None
+    assert dataclasses.replace(big, limit_bytes=GB).largest_size(512, 512, 16) is None
 
 
 @pytest.mark.parametrize(
@@ -154,14 +154,14 @@ def test_sizes_beyond_the_room_are_tiled_or_refused_with_the_largest_that_fits()
 def test_what_does_not_fit_is_refused_with_the_figures(models, machine, words):
     with pytest.raises(LoadError) as caught:
         plan(models, machine)
-    assert words in caught.value.reason and not caught.value.passing
+    assert words in caught.value.reason and not caught.value.transient
 
 
 def test_a_cap_counts_as_the_card_s_size():
-    capped = plan(BOTH, card(141), vram_cap=80 * GB)
-    assert capped.limit == 80 * GB and capped.table and not capped.swapped
+    capped = plan(BOTH, card(141), vram_cap_bytes=80 * GB)
+    assert capped.limit_bytes == 80 * GB and capped.table and not capped.swapped
     with pytest.raises(LoadError, match="has 8.0 GB to use under QWEN_VRAM_GB=8"):
-        plan([GENERATE], card(141), vram_cap=8 * GB)
+        plan([GENERATE], card(141), vram_cap_bytes=8 * GB)
 
 
 def test_a_plan_is_one_line():
@@ -175,11 +175,11 @@ def test_a_plan_is_one_line():
 def test_a_tiny_model_runs_on_the_cpu_in_float32_unless_told_otherwise():
     tiny = [Model("tiny", False, TINY)]
     found = plan(tiny, LAPTOP)
-    assert (found.device, found.dtype, found.weights) == ("cpu", "float32", 24_000_000)
-    assert found.fits(2048, 2048) and not found.tiles(2048, 2048)
+    assert (found.device, found.dtype, found.weight_bytes) == ("cpu", "float32", 24_000_000)
+    assert found.fits(2048, 2048) and not found.needs_tiles(2048, 2048)
     assert plan(tiny, LAPTOP, Precision.BF16).dtype == "bfloat16"
     with pytest.raises(LoadError, match="0.0 GB of RAM free"):
-        plan(tiny, dataclasses.replace(LAPTOP, ram_available=1000))
+        plan(tiny, dataclasses.replace(LAPTOP, ram_available_bytes=1000))
 
 
 def test_a_download_that_would_fill_the_disk_is_refused():
@@ -190,8 +190,8 @@ def test_a_download_that_would_fill_the_disk_is_refused():
 
 def test_this_machine_is_read(tmp_path):
     machine = read_machine()
-    assert 0 < machine.ram_available <= machine.ram_total
-    assert disk_free(tmp_path / "not" / "there") > 0
+    assert 0 < machine.ram_available_bytes <= machine.ram_total_bytes
+    assert free_disk_bytes(tmp_path / "not" / "there") > 0
 
 
 def test_no_gpu_is_seen_when_cuda_may_see_none(monkeypatch):
@@ -203,18 +203,18 @@ def test_a_container_s_limit_counts(monkeypatch, tmp_path):
     limit = tmp_path / "memory.max"
     limit.write_text("2000000000\n")
     monkeypatch.setattr("qwen_worker.memory.machine.CGROUP_LIMITS", (str(limit),))
-    assert container_limit() == 2 * GB
-    assert read_machine().ram_total == 2 * GB
+    assert container_limit_bytes() == 2 * GB
+    assert read_machine().ram_total_bytes == 2 * GB
     limit.write_text("max\n")
-    assert container_limit() is None
+    assert container_limit_bytes() is None
 
 
 def test_as_many_pictures_share_a_call_as_have_the_pixels_and_need_no_tiles():
     megapixel, found = 1 << 20, plan([GENERATE], card(80))
-    counts = {side: found.at_once(side, side, 8, megapixel) for side in (256, 320, 512, 640, 736, 1024)}
+    counts = {side: found.pictures_per_call(side, side, 8, megapixel) for side in (256, 320, 512, 640, 736, 1024)}
     assert counts == {256: 8, 320: 8, 512: 4, 640: 2, 736: 1, 1024: 1}
-    assert found.at_once(512, 512, 1, megapixel) == 1 and found.at_once(512, 512, 3, megapixel) == 3
-    assert found.at_once(512, 512, 8, megapixel // 2) == 2
-    tight = dataclasses.replace(found, limit=found.peak(512, 512 * 3))
-    assert tight.at_once(512, 512, 8, megapixel) == 3
-    assert dataclasses.replace(found, limit=0).at_once(512, 512, 8, megapixel) == 1
+    assert found.pictures_per_call(512, 512, 1, megapixel) == 1 and found.pictures_per_call(512, 512, 3, megapixel) == 3
+    assert found.pictures_per_call(512, 512, 8, megapixel // 2) == 2
+    tight = dataclasses.replace(found, limit_bytes=found.peak_bytes(512, 512 * 3))
+    assert tight.pictures_per_call(512, 512, 8, megapixel) == 3
+    assert dataclasses.replace(found, limit_bytes=0).pictures_per_call(512, 512, 8, megapixel) == 1

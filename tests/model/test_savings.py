@@ -46,8 +46,8 @@ def drawn(pipe, batch=1, **inputs):
         prompt="a red circle on the left, on a blue background",
         negative_prompt=" ",
         true_cfg_scale=4.0,
-        width=256,
-        height=256,
+        width=128,
+        height=128,
         num_inference_steps=2,
         num_images_per_prompt=batch,
         generator=torch.Generator().manual_seed(7),
@@ -91,14 +91,14 @@ def test_the_parameters_fall_by_what_the_plan_says(settings, tiny):
         assert all(parts[part] > 0 for part in gone)
         assert count(theirs) - count(ours) == sum(parts[part] for part in gone)
         plan = plan_for(folder, Precision.BF16, frozenset(Saving), table=True)
-        assert plan.weights == 2 * count(ours)
+        assert plan.weight_bytes == 2 * count(ours)
 
 
 def test_two_dimensional_convolutions_agree_to_a_millionth(tiny):
     stock_vae = AutoencoderKLQwenImage.from_pretrained(tiny / "generate/vae")
     flat = AutoencoderKLQwenImage.from_pretrained(tiny / "generate/vae")
-    single_frame.without_cache(flat)
-    single_frame.as_2d(flat)
+    single_frame.skip_feature_cache(flat)
+    single_frame.use_2d_convolutions(flat)
     pixels = torch.rand(1, 3, 1, 256, 192, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         latents = stock_vae.encode(pixels).latent_dist.mean
@@ -114,7 +114,7 @@ def test_two_dimensional_convolutions_agree_to_a_millionth(tiny):
 
 def test_without_the_cache_videos_still_go_the_stock_way(tiny):
     vae, stock_vae = (AutoencoderKLQwenImage.from_pretrained(tiny / "generate/vae") for _ in range(2))
-    single_frame.without_cache(vae)
+    single_frame.skip_feature_cache(vae)
     video = torch.zeros(1, 3, 5, 64, 64)
     with torch.no_grad():
         assert torch.equal(vae.encode(video).latent_dist.mean, stock_vae.encode(video).latent_dist.mean)
@@ -146,7 +146,7 @@ def forward(transformer, timestep, shapes, tokens=8):
 
 
 @pytest.mark.parametrize("zero_cond_t", [False, True])
-def test_the_table_serves_every_timestep_and_2511_s_zero(tmp_path, zero_cond_t):
+def test_the_table_serves_bfloat16_timesteps_and_2511_s_zero(tmp_path, zero_cond_t):
     """Edit-2511 modulates its references as at t = 0."""
     theirs = small_transformer(zero_cond_t=zero_cond_t)
     theirs.save_pretrained(tmp_path / "transformer")
@@ -176,20 +176,21 @@ def test_a_lora_on_the_modulation_rebuilds_the_table(tmp_path):
 
 
 def test_there_are_1248_timesteps_and_zero():
-    values = modulation.every_timestep()
+    values = modulation.bfloat16_timesteps()
     assert len(values) == 1249 and values[0] == 0 and values[-1] == 1
     asked = (torch.linspace(1, 1000, 100_000).bfloat16() / 1000).unique()
     assert torch.isin(asked, values).all()
 
 
-def test_a_timestep_outside_the_table_is_an_error_or_shows(tiny):
+def test_a_timestep_outside_the_table_is_an_error_or_shows(monkeypatch):
     table = modulation.StoredRows(torch.zeros(1249, 1, 2, 6))
     with pytest.raises(ValueError, match="timestep 2.0 is not in the modulation table"):
         table([2.0])
     transformer = small_transformer()
-    table = modulation.compute(transformer)
+    table = modulation.computed_table(transformer)
     table.prepare(torch.tensor([0.5]).bfloat16())
-    table.knows = lambda timestep: True  # as on a card, where looking would cost a synchronisation in every step
+    # As on a card, where a look at the timesteps would make the host wait in every step.
+    monkeypatch.setattr(modulation.ScheduleRows, "covers", lambda rows, timesteps: True)
     assert forward(transformer, torch.tensor([0.25]), [(1, 2, 4)]).isnan().all()
 
 
@@ -205,11 +206,11 @@ def test_the_scheduler_is_left_as_it_was(tiny):
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(tiny / "generate/scheduler")
-    table = modulation.compute(small_transformer())
-    with table.watching(scheduler, torch.bfloat16):
+    table = modulation.computed_table(small_transformer())
+    with table.following_schedules(scheduler, torch.bfloat16):
         scheduler.set_timesteps(sigmas=[1.0, 0.5], mu=0.5)
         expected = (scheduler.timesteps.bfloat16() / 1000).tolist()
-    assert set(expected) <= set(table.values.tolist())
+    assert set(expected) <= set(table.schedule.timesteps.tolist())
     assert "set_timesteps" not in vars(scheduler)
 
 
@@ -253,7 +254,7 @@ def test_quantized_transformers_take_turns_from_homes_of_their_own(tiny):
     assert {weight.qdata.data_ptr(), weight.scale.data_ptr(), model.proj_out.weight.data_ptr()} <= homes
     assert turns.activate("generate") > 0.0 and torch.equal(weight.dequantize(), before)
     for home in (one for one in turns.homes["generate"] if one.owner is weight):
-        home.bring(torch.device("meta"))  # stands for a card
+        home.load(torch.device("meta"))  # stands for a card
     assert weight.qdata.is_meta and weight.scale.is_meta
     turns.clear()
     assert torch.equal(weight.dequantize(), before)
@@ -265,8 +266,8 @@ def test_torch_may_have_what_the_plan_counts_beside_what_it_holds(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 50_000_000_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 25_000_000_000)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
-    cuda.cap_memory(20_000_000_000, beside=False)
-    cuda.cap_memory(20_000_000_000, beside=True)
+    cuda.cap_memory(20_000_000_000, beside_others=False)
+    cuda.cap_memory(20_000_000_000, beside_others=True)
     context = footprint.CONTEXT_BYTES
     assert shares == [(20_000_000_000 - context) / 50_000_000_000, (45_000_000_000 - context) / 50_000_000_000]
 

@@ -48,7 +48,7 @@ def test_a_prompt_of_any_characters_is_drawn():
     ],
 )
 def test_the_prompt_chooses_the_filter(prompt, name):
-    assert fallback.chosen_filter(prompt) == name
+    assert fallback.filter_name(prompt) == name
 
 
 @pytest.mark.parametrize("name", list(fallback.FILTERS))
@@ -60,7 +60,7 @@ def test_every_filter_changes_the_picture_and_keeps_its_form(name):
 
 
 def test_every_word_names_a_filter():
-    assert set(fallback.WORDS.values()) <= set(fallback.FILTERS)
+    assert set(fallback.FILTER_WORDS.values()) <= set(fallback.FILTERS)
 
 
 def test_outside_the_mask_nothing_changes():

@@ -4,20 +4,20 @@ import asyncio
 import base64
 import json
 import random
-import threading
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from qwen_worker.drawing.preview import SHARE, Previewer
+from qwen_worker.drawing.preview import SHARE, Preview, Previewer
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
-from qwen_worker.serving.progress import Progress, report
+from qwen_worker.serving.progress import Progress, message_of
 from qwen_worker.serving.stream import CHUNK_BYTES, stream
 
 from ..conftest import picture_of
 from ..support.control_plane import ControlPlane, WorkerProcess, addresses
+from ..support.pretended_time import run_pretended
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2}
 
@@ -28,14 +28,14 @@ def a_job(**fields):
     return job
 
 
-def test_a_report_tells_step_total_percent_and_seconds_left():
+def test_a_report_tells_step_total_percent_and_seconds_left(monkeypatch):
+    seconds = iter(range(100))
+    monkeypatch.setattr("qwen_worker.jobs.job.time.monotonic", lambda: next(seconds) / 10)
     job = a_job(num_images=2)
-    assert report(job) == {"stage": "drawing", "step": 0, "total": 20, "percent": 0}
+    assert message_of(job) == {"stage": "drawing", "step": 0, "total": 20, "percent": 0}
     for step in (1, 2, 3):
-        job.step_ends(step, 10)
-        time.sleep(0.05)
-    told = report(job)
-    assert (told["step"], told["percent"]) == (3, 15) and 0.7 < told["seconds_left"] < 2
+        job.end_step(step, 10)
+    assert message_of(job) == {"stage": "drawing", "step": 3, "total": 20, "percent": 15, "seconds_left": 1.7}
 
 
 def test_progress_never_comes_after_the_result_in_1000_runs():
@@ -57,7 +57,7 @@ def test_progress_never_comes_after_the_result_in_1000_runs():
         async with Progress(job, post, 0.0001):
             for step in range(1, rng.randrange(2, 6)):
                 await asyncio.sleep(rng.random() / 1000)
-                job.step_ends(step, 10)
+                job.end_step(step, 10)
         done = True
         await asyncio.sleep(0)
 
@@ -66,7 +66,7 @@ def test_progress_never_comes_after_the_result_in_1000_runs():
             await one()
         await asyncio.sleep(0.01)
 
-    asyncio.run(all_of_them())
+    run_pretended(all_of_them())
     assert late == 0 and sent > 1000
 
 
@@ -74,20 +74,18 @@ def test_messages_are_spaced_and_only_of_what_changed():
     sent = []
 
     async def post(message):
-        sent.append((time.monotonic(), message["step"]))
+        sent.append((asyncio.get_running_loop().time(), message["step"]))
 
     async def run():
         job = a_job()
         async with Progress(job, post, 0.1):
             for step in range(1, 11):
-                job.step_ends(step, 10)
+                job.end_step(step, 10)
                 await asyncio.sleep(0.02)
             await asyncio.sleep(0.5)
 
-    asyncio.run(run())
-    times = [at for at, _ in sent]
-    assert all(later - earlier > 0.09 for earlier, later in zip(times, times[1:], strict=False))
-    assert 3 <= len(sent) <= 4 and sent[-1][1] == 10
+    run_pretended(run())
+    assert sent == [(0.0, 1), (pytest.approx(0.1), 6), (pytest.approx(0.2), 10)]
 
 
 def test_a_stopped_job_waits_for_no_message():
@@ -102,12 +100,10 @@ def test_a_stopped_job_waits_for_no_message():
         task = asyncio.create_task(job())
         await asyncio.sleep(0.1)
         task.cancel()
-        started = time.monotonic()
         with pytest.raises(asyncio.CancelledError):
             await task
-        return time.monotonic() - started
 
-    assert asyncio.run(run()) < 0.5
+    assert run_pretended(run())[1] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("deaf", [False, True])
@@ -135,7 +131,7 @@ def test_a_stop_while_the_last_message_is_sent_is_not_lost(deaf):
         await task
 
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(run())
+        run_pretended(run())
 
 
 def test_a_time_limit_that_ran_out_before_the_last_message_is_no_stop():
@@ -147,25 +143,25 @@ def test_a_time_limit_that_ran_out_before_the_last_message_is_no_stop():
             await asyncio.sleep(30)
 
     with pytest.raises(TimeoutError):
-        asyncio.run(run())
+        run_pretended(run())
 
 
 def test_the_platform_sees_progress_in_order_and_the_result_last(environment, web):
     plane = ControlPlane()
     slow = random.Random(2)
     plane.fault = lambda kind, number: slow.random() * 0.1 if kind == "job-done" else None
+    names = [f"job-{number}" for number in range(5)]
     with WorkerProcess(environment(QWEN_PROGRESS_SECONDS="0.05", **addresses(web(plane)))) as worker:
-        for number in range(8):
-            plane.put(f"job-{number}", {**SMALL, "num_inference_steps": 40, "preview": number > 5})
-        plane.wait(lambda: len(plane.bodies) == 8)
-        time.sleep(1)
-        for number in range(8):
-            kinds = plane.kinds(f"job-{number}")
-            assert kinds[-1] == "result" and kinds.count("result") == 1 and "progress" in kinds
-        told = [data["output"] for kind, _, data in plane.log if kind == "progress"]
-        assert all(one["total"] == 40 for one in told)
-        assert {"drawing"} <= {one["stage"] for one in told}
-        assert worker.terminate()[0] == 0
+        for name in names:
+            plane.put(name, {**SMALL, "num_inference_steps": 20, "preview": name > "job-2"})
+        plane.wait(lambda: len(plane.bodies) == len(names))
+        assert worker.terminate() == 0  # and so has sent all that it ever would
+    for name in names:
+        kinds = plane.kinds(name)
+        assert kinds[-1] == "result" and kinds.count("result") == 1 and "progress" in kinds
+    told = [data["output"] for kind, _, data in plane.log if kind == "progress"]
+    assert all(one["total"] == 20 for one in told)
+    assert {"drawing"} <= {one["stage"] for one in told}
 
 
 # Previews
@@ -184,9 +180,9 @@ def test_the_estimate_is_the_finished_picture_where_the_path_is_straight(pipe):
     pipe.scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=0.8)
     pipe._num_timesteps = 400  # as many as afford a preview at once
     at = [(1 - sigma) * packed[0] + sigma * packed[1] for sigma in pipe.scheduler.sigmas]
-    preview = Previewer().of_picture(pipe, (side, side))
+    preview = Previewer().start(pipe, (side, side))
     assert preview.after_step(0, at[1]) is None  # nothing to compare it with yet
-    preview.next_from(at[1])
+    preview.remember(at[1])
     preview.started -= 100
     shown = preview.after_step(1, at[2])
     direct = picture_of(preview.thumbnail(packed[0]))
@@ -194,34 +190,47 @@ def test_the_estimate_is_the_finished_picture_where_the_path_is_straight(pipe):
     assert max(difference) <= 4 and max(direct.size) <= 512  # a rounding apart, and each a JPEG
 
 
-def test_previews_are_small_pictures_and_take_at_most_their_share(warm_worker):
-    for attempt in range(2):  # the first on a worker goes by a guess of what one costs
-        told, warm_worker.previewer.cost = [], warm_worker.previewer.cost if attempt else None
+@pytest.mark.parametrize(
+    ("cost", "count"),
+    [(0.5, {"known": 4, "guessed": 4}), (1.0, {"known": 2, "guessed": 2}), (5.0, {"known": 0, "guessed": 1})],
+)
+@pytest.mark.parametrize("before", ["known", "guessed"])
+def test_previews_take_at_most_their_share_of_the_drawing(monkeypatch, before, cost, count):
+    """The first on a worker goes by a guess of what one costs."""
+    now = 0.0
+    monkeypatch.setattr("qwen_worker.drawing.preview.time.monotonic", lambda: now)
 
-        async def tell(message, told=told):
-            told.append(message)
+    def thumbnail(self, packed):
+        nonlocal now
+        now += cost
+        return "a picture"
 
-        fields = {**SMALL, "num_inference_steps": 100, "preview": True}
-        reply = asyncio.run(warm_worker.answer({"id": "look", "input": fields}, tell))
-    previews = [message["preview"] for message in told if "preview" in message]
-    seconds = reply["metadata"]["timings"]["inference"]
-    assert len(previews) * warm_worker.previewer.cost <= SHARE * seconds * 1.5
-    for preview in previews:
-        assert picture_of(preview).format == "JPEG" and len(preview) < 100_000
-    plain = asyncio.run(warm_worker.answer({"id": "look", "input": {**fields, "preview": False}}))
-    assert plain["image"] == reply["image"]
+    monkeypatch.setattr(Preview, "thumbnail", thumbnail)
+    steps = 100
+    pipe = SimpleNamespace(num_timesteps=steps, scheduler=SimpleNamespace(sigmas=torch.linspace(1, 0, steps + 1)))
+    previewer = Previewer()
+    previewer.cost_seconds = {"known": cost, "guessed": None}[before]
+    preview, shown = previewer.start(pipe, (256, 256)), []
+    for step in range(steps):
+        now += 1.0
+        shown.append(preview.after_step(step, torch.zeros(1)))
+        preview.remember(torch.zeros(1))
+    assert shown.count("a picture") == count[before] and (count[before] * cost <= SHARE * steps or count[before] == 1)
 
 
-def test_previews_are_sent_where_they_are_cheap(warm_worker):
-    told = []
+def test_previews_are_small_pictures_where_they_are_cheap_and_change_nothing(cold_worker):
+    worker, told = cold_worker(QWEN_PROGRESS_SECONDS=0.01), []
 
     async def tell(message):
         told.append(message)
 
-    warm_worker.previewer.cost = 0.0
-    fields = {**SMALL, "width": 512, "height": 512, "num_inference_steps": 100, "preview": True}
-    assert asyncio.run(warm_worker.answer({"id": "look", "input": fields}, tell))["success"]
-    assert any("preview" in message for message in told)
+    worker.previewer.cost_seconds = 0.0
+    fields = {**SMALL, "num_inference_steps": 20, "preview": True}
+    reply = asyncio.run(worker.answer({"id": "look", "input": fields}, tell))
+    previews = [message["preview"] for message in told if "preview" in message]
+    assert previews and all(picture_of(one).format == "JPEG" and len(one) < 100_000 for one in previews)
+    plain = asyncio.run(worker.answer({"id": "look", "input": {**fields, "preview": False}}))
+    assert plain["image"] == reply["image"]
 
 
 # Streams
@@ -249,7 +258,7 @@ def test_a_stream_is_the_progress_and_then_the_reply_within_the_limits():
 
 
 def test_a_stream_that_is_left_stops_its_job_and_waits_for_its_end():
-    ended = threading.Event()
+    ended = []
 
     async def answer(job, tell, limit):
         await tell({"step": 1})
@@ -257,7 +266,7 @@ def test_a_stream_that_is_left_stops_its_job_and_waits_for_its_end():
             await asyncio.sleep(30)
         except asyncio.CancelledError:
             await asyncio.sleep(0.1)
-            ended.set()
+            ended.append(True)
             raise
 
     async def leave():
@@ -266,8 +275,7 @@ def test_a_stream_that_is_left_stops_its_job_and_waits_for_its_end():
             break
         await items.aclose()
 
-    asyncio.run(leave())
-    assert ended.is_set()
+    assert run_pretended(leave())[1] == pytest.approx(0.1) and ended
 
 
 def test_an_endpoint_that_streams_answers_with_a_list_and_hears_a_stop(environment, web):
@@ -290,11 +298,11 @@ def test_an_endpoint_that_streams_answers_with_a_list_and_hears_a_stop(environme
         plane.stops.put("long")
         plane.put("next", SMALL)
         assert plane.result("next")["output"][-1]["success"] and "long" not in plane.bodies
-        assert worker.terminate()[0] == 0
+        assert worker.terminate() == 0
 
 
 def test_base64_of_a_preview_is_a_whole_jpeg(pipe):
-    preview = Previewer().of_picture(pipe, (512, 256))
+    preview = Previewer().start(pipe, (512, 256))
     shape = (1, 1, pipe.vae.config.z_dim, 256 // pipe.vae_scale_factor, 512 // pipe.vae_scale_factor)
     shown = preview.thumbnail(pipe._pack_latents(torch.zeros(shape), 1, shape[2], *shape[3:]))
     assert base64.b64decode(shown)[-2:] == b"\xff\xd9" and picture_of(shown).width == 2 * picture_of(shown).height

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
 import sys
 import traceback
 from contextlib import ExitStack
@@ -21,13 +20,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qwen_worker.checkpoints import checkpoint
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.drawing import inference
+from qwen_worker.drawing.preview import Previewer
 from qwen_worker.drawing.prompt_cache import PromptCache
+from qwen_worker.drawing.queue import DrawingJob
 from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.loading.components import load_component
 from qwen_worker.lora.adapters import Adapters
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import Gpu, Machine, read_machine
+from qwen_worker.model import modulation
+from qwen_worker.pictures.inputs import Canvas
 from qwen_worker.settings import Precision, Saving, Settings, Speedup
 from qwen_worker.speed import (
     attention,
@@ -43,6 +46,7 @@ from ..lora.test_adapters import use
 from ..memory.test_placement import GENERATE, card
 from ..model.test_savings import DTYPES, pipeline, plan_for
 from ..support.lora_files import matrices, write
+from ..support.patience import run_to_its_end
 
 # What a pass reads: the picture, and in an edit the picture it starts from; text of two lengths.
 SHAPES = {"generate": [(1, 8, 6)], "edit": [(1, 8, 6), (1, 10, 10)]}
@@ -122,46 +126,50 @@ def test_the_real_rotary_embedding_turns_as_complex_numbers_do():
     assert not any(one.is_complex() for one in angles)
 
 
-def start(folder, precision, batch):
-    """What a worker process says at its start with compiled blocks, its temporary folder empty."""
-    shutil.rmtree(folder / "tmp", ignore_errors=True)
-    (folder / "tmp").mkdir()
+def start(folder, *loads):
+    """What a worker process says at its start with compiled blocks, load by load; torch's own graphs are gone before.
+
+    What its temporary folder has of C++ libraries and headers stays: on a CPU they are no part of what is kept.
+    """
+    (folder / "tmp").mkdir(exist_ok=True)
+    for graphs in ("fxgraph", "aotautograd"):
+        for place in (folder / "tmp").glob(f"torchinductor_*/{graphs}"):
+            shutil.rmtree(place)
     compiler = folder / "g++"
     compiler.write_text('#!/bin/sh\nexec g++ "$@" -O0\n')  # kernels of these sizes: no gain
     compiler.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR")}
     environment |= {"CXX": str(compiler), "TMPDIR": str(folder / "tmp")}
-    command = [sys.executable, "-m", "tests.support.compiled_start", str(folder / "kept"), precision, str(batch)]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tests.support.compiled_start", str(folder / "kept"), *loads]
+    ended = run_to_its_end(command, env=environment)
     assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout.splitlines()[-1]) | {"output": ended.stdout}
+    return json.loads(ended.stdout.splitlines()[-1]), ended.stdout
 
 
 @pytest.fixture(scope="module")
-def first_start(tmp_path_factory):
+def starts(tmp_path_factory):
+    """A first start, and a second that goes on with pairs of pictures in bfloat16."""
     if not shutil.which("g++"):
         pytest.skip("there is no C++ compiler, which torch.compile needs on a CPU")
     folder = tmp_path_factory.mktemp("compiled")
-    return folder, start(folder, "fp32", 1)
+    return start(folder, "fp32:1"), start(folder, "fp32:1", "bf16:2")
 
 
-def test_compiled_blocks_agree_with_stock(first_start):
+def test_compiled_blocks_agree_with_stock(starts):
     """One graph for both tasks and all sizes; a second for more than one picture."""
-    folder, first = first_start
+    ((first,), _), ((_, in_bf16), _) = starts
     assert first["speedups"] == {"generate": "compile, rotary", "edit": "compile, rotary"}
     assert first["graphs"] == 1 and len(first["differences"]) == 4
     assert max(first["differences"].values()) < TOLERANCE["fp32"]
-    in_bf16 = start(folder, "bf16", 2)
     assert in_bf16["graphs"] == 2 and max(in_bf16["differences"].values()) < TOLERANCE["bf16"]
 
 
-def test_a_second_start_compiles_nothing(first_start):
-    folder, first = first_start
-    assert first["compiled"] == 1 and first["found"] == 0 and "MB of compiled blocks are in" in first["output"]
-    second = start(folder, "fp32", 1)
-    assert second["compiled"] == 0 and second["found"] == 1
-    assert "has blocks that an earlier start compiled" in second["output"]
-    assert second["differences"] == first["differences"] and "of compiled blocks are in" not in second["output"]
+def test_a_second_start_compiles_nothing(starts):
+    ((first,), said), ((second, _), said_again) = starts
+    assert first["compiled"] == 1 and first["found"] == 0 and first["kept"]
+    assert "MB of compiled blocks are in" in said and "has blocks that an earlier start compiled" in said_again
+    assert second["compiled"] == 0 and second["found"] == 1 and not second["kept"]
+    assert second["differences"] == first["differences"]
 
 
 @pytest.fixture
@@ -192,7 +200,7 @@ def test_a_file_that_is_not_as_it_was_written_is_ignored_and_replaced(store, cap
     store().load()
     assert words in capsys.readouterr().out
     store().keep(b"anew")
-    assert compile_store.verified(file, compile_store.MB) == b"anew"
+    assert compile_store.read_verified(file, compile_store.MB) == b"anew"
 
 
 def test_the_files_of_all_cards_stay_below_the_bound(store, capsys):
@@ -204,7 +212,7 @@ def test_the_files_of_all_cards_stay_below_the_bound(store, capsys):
     assert {path.name for path in folder.iterdir()} == {"card.compiled", "newer.compiled"}
     store().keep(bytes(2_000_000))
     assert "2 MB are more than QWEN_COMPILED_MB" in capsys.readouterr().out
-    assert compile_store.verified(store().file, compile_store.MB) == bytes(400_000)
+    assert compile_store.read_verified(store().file, compile_store.MB) == bytes(400_000)
     store(limit=0).load()
     store(limit=0).save()
     assert not capsys.readouterr().out
@@ -243,29 +251,29 @@ def steps_of(transformer, task, batch, steps=3):
 def test_both_passes_of_guidance_in_one(built, task, precision, batch):
     pipe, _ = built(task, precision)
     theirs = steps_of(transformer_of(task, precision), task, batch)
-    with guidance.together(pipe.transformer) as pairs:
+    with guidance.share_passes(pipe.transformer) as sharing:
         ours = steps_of(pipe.transformer, task, batch)
-    assert pairs.shared == 2  # the first step finds the second prompt
+    assert sharing.shared == 2  # the first step finds the second prompt
     assert apart(ours, theirs) < TOLERANCE[precision.value]
     assert torch.equal(steps_of(pipe.transformer, task, batch), theirs)  # nothing is left of it
 
 
 def test_a_large_picture_s_passes_stay_apart(built, monkeypatch):
-    monkeypatch.setattr(guidance, "FILLS", 48)  # what a pass of these tests has
+    monkeypatch.setattr(guidance, "FULL_PASS_TOKENS", 48)  # what a pass of these tests has
     pipe, _ = built("generate", Precision.FP32)
-    with guidance.together(pipe.transformer) as pairs:
+    with guidance.share_passes(pipe.transformer) as sharing:
         ours = steps_of(pipe.transformer, "generate", 1)
-    assert pairs.shared == 0
+    assert sharing.shared == 0
     assert torch.equal(ours, steps_of(transformer_of("generate", Precision.FP32), "generate", 1))
 
 
 def test_a_pass_that_is_not_the_expected_one_is_computed(built):
     """Without guidance from here on, or with another prompt: nothing that was computed ahead is taken for it."""
     pipe, _ = built("generate", Precision.FP32)
-    with guidance.together(pipe.transformer) as pairs:
+    with guidance.share_passes(pipe.transformer) as sharing:
         steps_of(pipe.transformer, "generate", 1, steps=2)
-        assert pairs.shared == 1
-        pairs.answer = (torch.zeros(1), torch.zeros(1)), torch.full((1, 48, 64), torch.nan)
+        assert sharing.shared == 1
+        sharing.answer = torch.zeros(1), torch.zeros(1), torch.full((1, 48, 64), torch.nan)
         ours = [pass_of(pipe.transformer, "generate", 1, seed=seed, guidance=None) for seed in (5, 6)]
     theirs = [pass_of(transformer_of("generate", Precision.FP32), "generate", 1, seed=seed) for seed in (5, 6)]
     assert all(map(torch.equal, ours, theirs))
@@ -275,7 +283,7 @@ def test_cudnn_s_attention_is_asked_first_and_the_others_stay(built):
     before = torch._C._get_sdp_priority_order()
     theirs = pass_of(transformer_of("generate", Precision.BF16), "generate", 2)
     pipe, _ = built("generate", Precision.BF16)
-    with attention.cudnn_first():
+    with attention.prefer_cudnn():
         assert torch._C._get_sdp_priority_order()[:4] == [3, 1, 2, 0]  # cuDNN, Flash, memory-efficient, plain
         assert torch.equal(pass_of(pipe.transformer, "generate", 2), theirs)
     assert torch._C._get_sdp_priority_order() == before
@@ -295,14 +303,15 @@ class HostReads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_no_step_waits_for_the_device(tiny, cached):
+def test_no_step_waits_for_the_device(tiny, cached, monkeypatch):
     pipe, table = pipeline(Settings, tiny / "generate", Precision.BF16, frozenset(Saving), table=True)
-    table.knows = lambda timestep: True  # as on a card: on a CPU it may look
-    with HostReads() as reads, table.watching(pipe.scheduler, torch.bfloat16), ExitStack() as stack:
+    # As on a card, where a look at the timesteps would make the host wait.
+    monkeypatch.setattr(modulation.ScheduleRows, "covers", lambda rows, timesteps: True)
+    with HostReads() as reads, table.following_schedules(pipe.scheduler, torch.bfloat16), ExitStack() as stack:
         if cached:
-            stack.enter_context(step_cache.predicting(pipe.transformer, 10))
+            stack.enter_context(step_cache.predict_steps(pipe.transformer, 10))
         else:
-            stack.enter_context(guidance.together(pipe.transformer))
+            stack.enter_context(guidance.share_passes(pipe.transformer))
 
         def after_step(_pipe, step, _timestep, tensors):
             reads.stepping = step < 9
@@ -316,7 +325,9 @@ def test_no_step_waits_for_the_device(tiny, cached):
 def on_card(capability, *asked, **changes):
     """States of the speed-ups that are asked for, all by name if none is, on a card."""
     gpu = Gpu("a card", capability, 80_000_000_000, 80_000_000_000)
-    found = placement.plan([as_model(checkpoint.known("Qwen/Qwen-Image"), [])], Machine(gpu, 200 * 10**9, 200 * 10**9))
+    found = placement.plan(
+        [as_model(checkpoint.released("Qwen/Qwen-Image"), [])], Machine(gpu, 200 * 10**9, 200 * 10**9)
+    )
     plan = dataclasses.replace(found, **changes)
     return speedups.decide(plan, frozenset(asked) if asked else None, capability)
 
@@ -350,7 +361,7 @@ def test_guidance_s_passes_stay_two_where_a_picture_is_decoded_in_tiles(cold_wor
     posted(worker, prompt="a red circle", width=256, height=256, num_inference_steps=1)
     loaded, drawn = worker.pipelines.loaded[worker.settings.QWEN_IMAGE_MODEL], []
 
-    def draw_one(pipe, *arguments):
+    def draw_picture(pipe, *arguments):
         drawn.append("forward" in vars(pipe.transformer))
         if drawn == [True]:
             raise torch.OutOfMemoryError
@@ -359,16 +370,17 @@ def test_guidance_s_passes_stay_two_where_a_picture_is_decoded_in_tiles(cold_wor
     def in_one(plan=loaded.plan, size=512, task="generate", **fields):
         fields = {"task": task, "prompt": "a red circle", "width": size, "height": size} | fields
         sources = [Image.new("RGB", (64, 64))] * (task == "edit")
-        there = dataclasses.replace(loaded, plan=plan)
-        inference.draw(there, Job("one", parse(fields, "one")), sources, None, (size, size), PromptCache(1))
+        planned = dataclasses.replace(loaded, plan=plan)
+        entry = DrawingJob(Job("one", parse(fields, "one")), Canvas(sources, None, (size, size)))
+        inference.draw(planned, entry, PromptCache(1), Previewer())
         return [drawn.pop(0) for _ in list(drawn)]
 
-    monkeypatch.setattr(inference, "draw_one", draw_one)
+    monkeypatch.setattr(inference, "draw_picture", draw_picture)
     assert in_one() == [True, False]  # the second without memory for the first
     drawn.append(True)
     assert in_one()[1:] == [True]
     plan = placement.plan([GENERATE], card(80))
-    tight = dataclasses.replace(plan, limit=plan.peak(512, 512))
+    tight = dataclasses.replace(plan, limit_bytes=plan.peak_bytes(512, 512))
     assert in_one(tight, 768) == [False]
     assert in_one(preset="balanced") == [False]
     assert in_one(task="edit", image_url="https://example.com/a.png") == [False]
@@ -377,7 +389,7 @@ def test_guidance_s_passes_stay_two_where_a_picture_is_decoded_in_tiles(cold_wor
 def test_an_error_within_leaves_the_transformer_and_its_blocks_as_they_were(tiny, traced):
     transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
     blocks, counts, _ = traced(transformer)
-    with pytest.raises(KeyError), guidance.together(transformer), blocks.paused():
+    with pytest.raises(KeyError), guidance.share_passes(transformer), blocks.pause():
         raise KeyError
     assert "forward" not in vars(transformer)
     pass_of(transformer, "generate", 1)
@@ -399,7 +411,7 @@ def test_a_second_pass_with_other_latents_is_computed_as_it_comes(tiny):
         ]
 
     theirs = passes()
-    with guidance.together(transformer):
+    with guidance.share_passes(transformer):
         ours = passes()
     assert all(apart(one, other) < TOLERANCE["fp32"] for one, other in zip(ours, theirs, strict=True))
 
@@ -423,11 +435,11 @@ def traced(monkeypatch):
 
         return call
 
-    def of(transformer, backend=backend, limit=compiled.GRAPHS):
+    def of(transformer, backend=backend, limit=compiled.MAX_GRAPHS):
         def compile_block(kind):
             return torch.compile(kind.forward, fullgraph=True, dynamic=True, backend=backend, recompile_limit=limit)
 
-        monkeypatch.setattr(compiled, "compiled", compile_block)
+        monkeypatch.setattr(compiled, "compiled_forward", compile_block)
         told = []
         return compiled.CompiledBlocks(transformer, told.append), counts, told
 
@@ -502,7 +514,7 @@ def test_a_job_s_own_lora_is_drawn_uncompiled_and_the_endpoint_s_compiled(tiny, 
     drawn_by = {}
     for own in (False, True, False):
         lora = dataclasses.replace(use(tmp_path / "lora.safetensors"), own=own)
-        with adapters.applied([lora]), speed.drawing(compiled=own):
+        with adapters.apply([lora]), speed.drawing(compiled=own):
             drawn_by[own] = pass_of(transformer, "generate", 1)
         calls.append(counts["calls"])
     assert calls == [0, len(names), len(names)] and counts["graphs"] == 1
@@ -520,13 +532,13 @@ def test_step_caches_skip_compiled_blocks_and_take_no_shared_passes(tiny, traced
     call |= {"num_inference_steps": 10, "output_type": "latent"}
 
     def drawn_cached():
-        with step_cache.predicting(pipe.transformer, 10):
+        with step_cache.predict_steps(pipe.transformer, 10):
             return pipe(**call, generator=torch.Generator().manual_seed(1)).images
 
     theirs = drawn_cached()
     blocks, counts, told = traced(pipe.transformer)
     speed = speedups.Speed({Speedup.GUIDANCE: "on"}, pipe.transformer, blocks)
-    with speed.drawing(apart=True):
+    with speed.drawing(separate_passes=True):
         assert "forward" not in vars(pipe.transformer)
         ours = drawn_cached()
     assert (ours - theirs).abs().max() < 1e-4 and not told

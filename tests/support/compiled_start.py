@@ -1,6 +1,8 @@
-"""A worker process's start with compiled blocks; what it compiled and how far its passes are from stock's, as JSON.
+"""A worker process's start with compiled blocks, load by load: how far its passes are from stock's, what it compiled.
 
-python -m tests.support.compiled_start FOLDER PRECISION BATCH
+python -m tests.support.compiled_start FOLDER PRECISION:BATCH ...
+
+Prints a list as JSON, one object for each load.
 """
 
 import json
@@ -15,9 +17,17 @@ from ..conftest import ROOT
 from ..speed.test_speedups import SHAPES, difference
 
 
-def main(folder: Path, precision: str, batch: int) -> dict:
-    from torch._dynamo.utils import counters
+def main(folder: Path, loads: list[str]) -> list[dict]:
+    facts = []
+    for precision, batch in (load.split(":") for load in loads):
+        before, kept = counts(), stamps(folder)
+        found = loaded(folder, precision, int(batch))
+        now = {name: count - before[name] for name, count in counts().items()}
+        facts.append(found | now | {"kept": stamps(folder) != kept})
+    return facts
 
+
+def loaded(folder: Path, precision: str, batch: int) -> dict:
     tiny = ROOT / "models/tiny-qwen-image"
     settings = Settings(
         QWEN_IMAGE_MODEL=str(tiny / "generate"),
@@ -34,14 +44,22 @@ def main(folder: Path, precision: str, batch: int) -> dict:
             found[f"{task} {tokens}"] = difference(one.pipe.transformer, task, precision, batch, tokens=tokens)
     with loaded["edit"].speed.drawing():  # a job's end keeps what it has compiled
         pass
-    return {
-        "differences": found,
-        "speedups": {task: str(one.speed) for task, one in loaded.items()},
-        "graphs": counters["stats"]["unique_graphs"],
-        "compiled": counters["inductor"]["fxgraph_cache_miss"],
-        "found": counters["inductor"]["fxgraph_cache_hit"],
-    }
+    return {"differences": found, "speedups": {task: str(one.speed) for task, one in loaded.items()}}
+
+
+def counts() -> dict[str, int]:
+    """Graphs that torch has traced in this process, and of them those that it compiled or found compiled."""
+    from torch._dynamo.utils import counters
+
+    found = {"graphs": counters["stats"]["unique_graphs"]}
+    names = {"compiled": "fxgraph_cache_miss", "found": "fxgraph_cache_hit"}
+    return found | {name: counters["inductor"][theirs] for name, theirs in names.items()}
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """When each file of compiled blocks was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.compiled")}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))))
+    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2:])))

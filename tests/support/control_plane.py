@@ -16,8 +16,8 @@ import time
 from urllib.parse import parse_qs, urlsplit
 
 from ..conftest import ROOT, respond
+from .patience import Patience, exit_status
 
-PATIENCE = 120  # seconds; a process imports torch before its first picture
 LIMIT = 10_000_000  # bytes of a result
 
 
@@ -34,6 +34,7 @@ class ControlPlane:
         self.changed = threading.Condition()
         self.lost = threading.local()
         self.numbers, self.cancelled = itertools.count(), set()
+        self.polls = 0  # for jobs, that are held at this moment
 
     def __call__(self, handler):
         address = urlsplit(handler.path)
@@ -43,10 +44,13 @@ class ControlPlane:
         if not self.survives(parts[0], handler):
             return None
         self.lost.value = getattr(self.lost, "fault", None) == "lose"
-        if parts[0] == "job-take":
-            return self.hand_out(handler, self.held(self.jobs, 1), single=True)
-        if parts[0] == "job-take-batch":
-            return self.hand_out(handler, self.held(self.jobs, int(options["batch_size"][0])), single=False)
+        if parts[0] in ("job-take", "job-take-batch"):
+            with self.changed:
+                self.polls += 1
+                self.changed.notify_all()
+            jobs = self.held(self.jobs, int(options.get("batch_size", ["1"])[0]))
+            self.polls -= 1
+            return self.hand_out(handler, jobs, single=parts[0] == "job-take")
         if parts[0] == "job-stop":
             ids = self.held(self.stops, 10)
             return answer(handler, {"jobsToStop": ids}) if ids else respond(handler, b"", 204)
@@ -82,6 +86,7 @@ class ControlPlane:
     def survives(self, kind, handler):
         with self.changed:
             self.counts[kind] = number = self.counts.get(kind, 0) + 1
+            self.changed.notify_all()
         fault = self.fault(kind, number)
         self.lost.fault = fault
         if fault == "lose":
@@ -141,8 +146,14 @@ class ControlPlane:
         return answer(handler, {})
 
     def wait(self, true):
+        """Until it is so, as long as anything is heard of the workers or they compute."""
+        patience = Patience(heard=lambda: len(self.log))
         with self.changed:
-            assert self.changed.wait_for(true, PATIENCE), f"taken {list(self.taken)}, answered {list(self.bodies)}"
+            while not self.changed.wait_for(true, 1):
+                try:
+                    patience.check()
+                except AssertionError as error:
+                    raise AssertionError(f"{error}: taken {list(self.taken)}, answered {list(self.bodies)}") from error
 
     def result(self, job_id):
         """The one body posted for the job."""
@@ -152,6 +163,10 @@ class ControlPlane:
 
     def put(self, job_id, fields, **more):
         self.jobs.put({"id": job_id, "input": fields, **more})
+
+    def steps(self, job_id):
+        """How far the job is by its own progress."""
+        return self.state(job_id).get("output", {}).get("step", 0)
 
     def kinds(self, job_id):
         with self.changed:
@@ -190,10 +205,13 @@ class WorkerProcess:
         return self
 
     def terminate(self):
-        """SIGTERM; (the exit status, the seconds until it ended)."""
-        started = time.monotonic()
+        """SIGTERM; the exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE), time.monotonic() - started
+        return self.end()
+
+    def end(self):
+        """The exit status, once the process has ended by itself."""
+        return exit_status(self.process, lambda: len(self.lines))
 
     def messages(self):
         """The log's objects; two that were printed at once may share a line."""

@@ -118,16 +118,21 @@ def is_large(file):
     return file.suffix == ".safetensors"
 
 
-@cache
 def sha256(file):
+    facts = file.stat()
+    return sha256_at(file, facts.st_size, facts.st_mtime_ns)
+
+
+@cache
+def sha256_at(file, _size, _changed):
+    """Read once for as long as nobody writes to the file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@cache
 def git_hash(file):
-    """A small file's name in git; of a large one's pointer, which nobody checks."""
-    data = b"" if is_large(file) else file.read_bytes()
+    """A small file's name in git; of a large one that of its pointer, which nobody checks."""
+    data = sha256(file).encode() if is_large(file) else file.read_bytes()
     return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
 
 

@@ -143,13 +143,13 @@ def test_a_text_encoder_that_lacks_a_weight_is_not_made_up(copy):
 
 def test_what_was_read_into_host_memory_is_what_the_model_holds(tiny, monkeypatch):
     """A second copy would be pageable, or pinned once more when it is streamed."""
-    taken, real = {}, assembly.WeightReader.take
+    taken, real = {}, assembly.WeightReader.pop
 
-    def take(self, name):
+    def pop(self, name):
         taken[name] = real(self, name)
         return taken[name]
 
-    monkeypatch.setattr(assembly.WeightReader, "take", take)
+    monkeypatch.setattr(assembly.WeightReader, "pop", pop)
     plan = plan_for(tiny / "edit", Precision.BF16, table=True)
     for name in ("text_encoder", "transformer"):
         taken.clear()
@@ -160,11 +160,11 @@ def test_what_was_read_into_host_memory_is_what_the_model_holds(tiny, monkeypatc
 
 def test_names_are_sorted_by_their_numbers():
     names = ["layers.10.b", "layers.9.a", "embed", "layers.9.b"]
-    assert sorted(names, key=assembly.natural) == ["embed", "layers.9.a", "layers.9.b", "layers.10.b"]
+    assert sorted(names, key=assembly.natural_order) == ["embed", "layers.9.a", "layers.9.b", "layers.10.b"]
 
 
 def test_models_are_made_without_memory_and_in_their_dtype():
-    with assembly.without_memory(torch.bfloat16):
+    with assembly.make_empty(torch.bfloat16):
         layer = torch.nn.Linear(2, 2)
         assert layer.weight.device.type == "meta" and torch.zeros(1).dtype == layer.weight.dtype == torch.bfloat16
     assert torch.get_default_dtype() == torch.float32 and torch.nn.Linear(2, 2).weight.device.type == "cpu"

@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qwen_worker.checkpoints.files import in_file
+from qwen_worker.checkpoints.files import tensors_in
 from qwen_worker.errors import LoadError
 from qwen_worker.weights import reader as weight_reader
 from qwen_worker.weights.reader import WeightReader
 from qwen_worker.weights.staging import checksum_of
 from qwen_worker.weights.writer import save
+
+from ..support.patience import wait_until
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.float8_e4m3fn, torch.bool)
 
@@ -43,76 +45,74 @@ def same(a, b):
 @pytest.fixture(params=[1 << 25, 1000])
 def chunk(monkeypatch, request):
     """Reads that hold many tensors each, and reads of which a tensor needs several."""
-    monkeypatch.setattr(weight_reader, "CHUNK", request.param)
+    monkeypatch.setattr(weight_reader, "READ_BYTES", request.param)
 
 
 @pytest.mark.parametrize("threads", [1, 8])
 @pytest.mark.parametrize("staged", [False, True])
 def test_every_tensor_arrives_bit_for_bit(shards, chunk, threads, staged):
     files, tensors = shards
-    wanted = [one for file in files for one in in_file(file, file.name)]
+    wanted = [one for file in files for one in tensors_in(file, file.name)]
     with WeightReader(wanted, "cpu", threads, staged=staged) as reader:
         for name in tensors:  # not the order of the files
-            assert same(reader.take(name), tensors[name]), name
+            assert same(reader.pop(name), tensors[name]), name
     assert reader.bytes == sum(tensor.nbytes for tensor in tensors.values())
 
 
 def test_only_what_is_wanted_is_read(shards, monkeypatch):
     files, tensors = shards
-    wanted = [one for one in in_file(files[0], "x") if "float32" in one.name]
+    wanted = [one for one in tensors_in(files[0], "x") if "float32" in one.name]
     seen = []
     monkeypatch.setattr(
         os, "preadv", lambda fd, views, at, real=os.preadv: seen.append(real(fd, views, at)) or seen[-1]
     )
     with WeightReader(wanted, "cpu", 2) as reader:
-        assert all(same(reader.take(one.name), tensors[one.name]) for one in wanted)
+        assert all(same(reader.pop(one.name), tensors[one.name]) for one in wanted)
     assert sum(seen) == reader.bytes < files[0].stat().st_size / 4
 
 
 def test_what_is_not_taken_stays_bounded_and_any_order_ends(shards, monkeypatch):
     files, tensors = shards
-    monkeypatch.setattr(weight_reader, "CHUNK", 1000)
-    monkeypatch.setattr(weight_reader, "AHEAD", 3000)
-    wanted = in_file(files[0], "x")
+    monkeypatch.setattr(weight_reader, "READ_BYTES", 1000)
+    monkeypatch.setattr(weight_reader, "MAX_BYTES_AHEAD", 3000)
+    wanted = tensors_in(files[0], "x")
     with WeightReader(wanted, "cpu", 2) as reader:
         reader.start()
-        deadline = time.monotonic() + 10
-        while reader.untaken < 3000 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: reader.bytes_ahead >= 3000)
         time.sleep(0.1)
-        assert 3000 <= reader.untaken <= 3000 + 2 * 1000
+        assert 3000 <= reader.bytes_ahead <= 3000 + 2 * 1000
         for one in reversed(wanted):  # the last first: the limit gives way to who waits
-            assert same(reader.take(one.name), tensors[one.name])
-        assert reader.untaken == 0
+            assert same(reader.pop(one.name), tensors[one.name])
+        assert reader.bytes_ahead == 0
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_said_to_be_corrupt(shards):
     files, _ = shards
-    wanted = in_file(files[0], "x")
+    wanted = tensors_in(files[0], "x")
     os.truncate(files[0], files[0].stat().st_size - 1000)
     with WeightReader(wanted, "cpu", 4) as reader:
         with pytest.raises(LoadError, match=r"/model-0.safetensors is corrupt: it ends before its last tensor does"):
             for one in wanted:
-                reader.take(one.name)
+                reader.pop(one.name)
 
 
 @pytest.mark.parametrize("call", ["open", "preadv"])
 def test_a_read_that_fails_names_the_file_and_may_be_tried_again(shards, monkeypatch, tmp_path, call):
-    wanted = in_file(shards[0][0], "x")
+    wanted = tensors_in(shards[0][0], "x")
 
     def fails(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(tmp_path / "model-0.safetensors"))
 
     monkeypatch.setattr(os, call, fails)
     with pytest.raises(LoadError) as caught, WeightReader(wanted, "cpu", 4) as reader:
-        reader.take(wanted[0].name)
+        reader.pop(wanted[0].name)
     assert caught.value.reason == f"{tmp_path.name}/model-0.safetensors cannot be read: Input/output error"
-    assert caught.value.passing
+    assert caught.value.transient
 
 
 def test_a_file_that_is_gone_is_named_without_where_it_was(tmp_path):
     with pytest.raises(LoadError) as caught:
-        in_file(tmp_path / "model.safetensors", "vae/model.safetensors")
+        tensors_in(tmp_path / "model.safetensors", "vae/model.safetensors")
     assert caught.value.reason == "vae/model.safetensors cannot be read: No such file or directory"
 
 
@@ -137,9 +137,9 @@ def test_blocks_that_were_zeroed_or_changed_places_change_the_checksum():
 def test_what_is_not_what_was_written_is_refused_by_the_tensor_s_name(shards, tmp_path):
     _, tensors = shards
     save(tensors, tmp_path / "ours.safetensors")
-    wanted = in_file(tmp_path / "ours.safetensors", "x")
+    wanted = tensors_in(tmp_path / "ours.safetensors", "x")
     with WeightReader(wanted, "cpu", 4) as reader:
-        assert all(same(reader.take(one.name), tensors[one.name]) for one in wanted)
+        assert all(same(reader.pop(one.name), tensors[one.name]) for one in wanted)
         reader.verify()
     changed = next(one for one in wanted if one.size > 100)
     with (tmp_path / "ours.safetensors").open("r+b") as file:
@@ -149,7 +149,7 @@ def test_what_is_not_what_was_written_is_refused_by_the_tensor_s_name(shards, tm
         file.write(bytes([byte ^ 1]))
     with WeightReader(wanted, "cpu", 4) as reader:
         for one in wanted:
-            reader.take(one.name)
+            reader.pop(one.name)
         with pytest.raises(LoadError) as caught:
             reader.verify()
     label = f"{tmp_path.name}/ours.safetensors"
@@ -157,15 +157,15 @@ def test_what_is_not_what_was_written_is_refused_by_the_tensor_s_name(shards, tm
 
 
 def test_a_reader_that_is_left_early_leaves_no_thread(shards, monkeypatch):
-    monkeypatch.setattr(weight_reader, "CHUNK", 1000)
-    monkeypatch.setattr(weight_reader, "AHEAD", 1000)
-    wanted = in_file(shards[0][0], "x")
+    monkeypatch.setattr(weight_reader, "READ_BYTES", 1000)
+    monkeypatch.setattr(weight_reader, "MAX_BYTES_AHEAD", 1000)
+    wanted = tensors_in(shards[0][0], "x")
     with pytest.raises(ZeroDivisionError), WeightReader(wanted, "cpu", 4) as reader:
-        reader.take(wanted[0].name)
+        reader.pop(wanted[0].name)
         raise ZeroDivisionError
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-")]
     with pytest.raises(RuntimeError, match="asked of a reader that is closed"):
-        reader.take(wanted[-1].name)
+        reader.pop(wanted[-1].name)
 
 
 @pytest.mark.parametrize(
@@ -180,4 +180,4 @@ def test_a_header_that_contradicts_itself_is_refused(tmp_path, header, reason):
     file = tmp_path / "x.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(LoadError, match=reason):
-        WeightReader(in_file(file, "x"), "cpu", 1)
+        WeightReader(tensors_in(file, "x"), "cpu", 1)

@@ -80,6 +80,9 @@ def jobs() -> dict[str, tuple[dict, dict]]:
     }  # fmt: skip
 
 
+COUNTED = {"health": ("stand_in", "stand_in_edit")}  # jobs that come first, because the reply tells how many there were
+
+
 def posted(name: str, workers: dict[tuple, object]) -> dict:
     """What the SDK posts for the job. `workers`: by their settings, those made so far; one is added where needed."""
     import runpod_handler

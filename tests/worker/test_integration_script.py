@@ -1,7 +1,6 @@
 """The local test script tells a picture from a gradient and from noise, and a stand-in fails it."""
 
 import os
-import subprocess
 import sys
 
 import pytest
@@ -10,7 +9,7 @@ from PIL import Image
 import test_qwen_integration as script
 from qwen_worker.pictures import fallback
 
-from ..conftest import ROOT
+from ..support.patience import run_to_its_end
 
 
 def test_pytest_does_not_collect_the_script():
@@ -42,10 +41,8 @@ def test_a_kept_subject_overlaps_and_a_lost_one_does_not():
 
 
 def test_a_worker_that_falls_back_fails_every_criterion(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "test_qwen_integration.py", "--size", "256", "--output", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, "QWEN_FALLBACK": "force"},
-    )  # fmt: skip
+    command = [sys.executable, "test_qwen_integration.py", "--size", "256", "--output", str(tmp_path)]
+    done = run_to_its_end(command, env={**os.environ, "QWEN_FALLBACK": "force"})
     assert done.returncode == 1
     assert done.stdout.count("FAIL") == 5 and "PASS" not in done.stdout
     assert (tmp_path / "contact-sheet.png").is_file()

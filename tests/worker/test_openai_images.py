@@ -11,7 +11,7 @@ from PIL import Image
 
 from qwen_worker.errors import InvalidInput
 from qwen_worker.jobs.openai_images import EDITS, GENERATIONS, MODELS, Call
-from qwen_worker.jobs.reply import posted_bytes, success
+from qwen_worker.jobs.reply import posted_bytes, success_reply
 
 from ..conftest import as_text, run
 from ..support.control_plane import ControlPlane, WorkerProcess, addresses
@@ -67,7 +67,7 @@ def test_the_official_client_against_the_worker_process(environment, web, client
             cast_to=openai.types.ImagesResponse,
         )
         assert opened(edited.data[0]).size == (256, 256) and edited.metadata["model"] == NAMES["edit"]
-        assert worker.terminate()[0] == 0
+        assert worker.terminate() == 0
 
 
 def uri_of(picture):
@@ -164,7 +164,7 @@ def test_the_answer_is_never_longer_than_the_reply_that_was_measured():
     request = parse({"task": "edit", "prompt": "a", "image": "aGk="}, "a")
     for field in ("image", "image_url"):
         for pictures in (["x"], ["x", "y"]):
-            reply = success(request, {"backend": "qwen-image"}, pictures, field)
+            reply = success_reply(request, {"backend": "qwen-image"}, pictures, field)
             answered = Call({"openai_route": EDITS}, NAMES).reply(reply)
             assert posted_bytes(answered) <= posted_bytes(reply) and len(answered["data"]) == len(pictures)
 
@@ -181,5 +181,5 @@ def test_two_calls_at_once_each_get_their_own(environment, web, client):
         for one in threads:
             one.start()
         for one in threads:
-            one.join(60)
+            one.join()
     assert found == {256: (256, 256), 512: (512, 512)}

@@ -15,8 +15,19 @@ PICTURES = ("image", "images", "b64_json")
 
 
 @pytest.fixture(scope="module")
-def workers():
+def recorded_workers():
     return {}
+
+
+@pytest.fixture
+def workers(name, recorded_workers):
+    """Workers by their settings, kept from one job to the next; of their own, for a job whose reply counts jobs."""
+    if name not in replies.COUNTED:
+        return recorded_workers
+    own = {}
+    for earlier in replies.COUNTED[name]:
+        replies.posted(earlier, own)
+    return own
 
 
 @pytest.mark.parametrize("name", replies.jobs())

@@ -8,16 +8,13 @@ import time
 import requests
 
 from ..conftest import ROOT, picture_of
+from ..support.patience import outcome, run_to_its_end
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2}
-PATIENCE = 120  # seconds; a process imports torch before its first picture
 
 
 def run_worker(*arguments, env, file="runpod_handler.py"):
-    return subprocess.run(
-        [sys.executable, file, *arguments], cwd=ROOT, env=env, capture_output=True, text=True,
-        timeout=PATIENCE,
-    )  # fmt: skip
+    return run_to_its_end([sys.executable, file, *arguments], env=env)
 
 
 def test_one_job_from_the_command_line(environment):
@@ -61,17 +58,16 @@ def test_the_local_api_serves_a_job(environment):
     env = environment(SERVER_MODE="local", QWEN_FALLBACK="force")
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            body = posted_when_up(f"http://127.0.0.1:{port}/runsync", {"input": SMALL})
+            body = outcome(server, lambda: posted_when_up(f"http://127.0.0.1:{port}/runsync", {"input": SMALL}, server))
         finally:
             server.terminate()
     assert body["status"] == "COMPLETED" and picture_of(body["output"]["image"]).size == (256, 256)
 
 
-def posted_when_up(url, body):
-    ends = time.monotonic() + PATIENCE
+def posted_when_up(url, body, server):
     while True:
         try:
-            return requests.post(url, json=body, timeout=PATIENCE).json()
+            return requests.post(url, json=body).json()
         except requests.ConnectionError:
-            assert time.monotonic() < ends, "the local API did not come up"
+            assert server.poll() is None, "the local API ended"
             time.sleep(0.2)
