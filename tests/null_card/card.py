@@ -78,7 +78,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen-null-card"
 
 
-def built() -> Path:
+def library_folder() -> Path:
     """The folder of the library, compiled where its source has changed. Raises `CalledProcessError`."""
     sources = sorted(NATIVE.glob("*.c"))
     digest = hashlib.sha256()
@@ -97,13 +97,22 @@ def built() -> Path:
         subprocess.run([*command, "-o", made / LIBRARY, "-lpthread", "-ldl"], check=True)
         for name in NAMES:
             (made / name).symlink_to(LIBRARY)
-        made.rename(folder)
+        put_in_place(made, folder)
     return folder
+
+
+def put_in_place(made: Path, folder: Path) -> None:
+    """Give a folder its name, once it is complete; another process may have made the same meanwhile."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
 
 
 def environment() -> dict[str, str]:
     """This process's, for one that has a null card: no setting of the worker, no other card, one thread."""
-    folder = str(built())
+    folder = str(library_folder())
     steering = ("QWEN_", "RUNPOD_", "BUCKET_", "NULL_CARD_", "CUDA_", "PYTORCH_", "SERVER_MODE", "STREAM", "LD_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
     return kept | {

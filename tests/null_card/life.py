@@ -79,12 +79,12 @@ def largest(plan: Any, references: int) -> tuple[int, int] | None:
     """The largest square that the plan has room for; None where it has room for none."""
     if plan.fits(LARGEST, LARGEST, references):
         return LARGEST, LARGEST
-    return plan.largest(LARGEST, LARGEST, MULTIPLE, references)
+    return plan.largest_size(LARGEST, LARGEST, MULTIPLE, references)
 
 
 def facts_of(served: Any, task: str) -> dict[str, Any]:
     plan = served.plan(task)
-    return {"plan": str(plan), "limit": plan.limit, "weights": plan.weights, "pinned": plan.ram}
+    return {"plan": str(plan), "limit": plan.limit_bytes, "weights": plan.weight_bytes, "pinned": plan.pinned_bytes}
 
 
 def draw(served: Any, what: str, task: str, width: int, height: int, references: int, **more: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import psutil
 import torch
 
 import runpod_handler
-from qwen_worker.loading.loaded import Loaded
+from qwen_worker.loading.loaded import LoadedPipeline
 from qwen_worker.memory import machine
 from qwen_worker.memory.footprint import CONTEXT_BYTES, Plan
 from qwen_worker.settings import Settings
@@ -88,7 +88,7 @@ class Served:
         """The plan of the task's model, made and not loaded. Raises `LoadError`."""
         return self.on_inference_thread(functools.partial(self.worker.pipelines.place, task))
 
-    def loaded(self, task: str) -> Loaded:
+    def loaded(self, task: str) -> LoadedPipeline:
         """The task's pipeline; raises `AssertionError` where it is not loaded."""
         found = self.worker.pipelines.get(task)
         assert found is not None, f"{task} is not loaded"
@@ -124,13 +124,13 @@ class Served:
         before, held = torch.cuda.memory_stats()["num_ooms"], torch.cuda.memory_allocated()
         reply = self.ask(task, width, height, references, **more)
         plan = self.loaded(task).plan
-        tiled = plan.tiles(width, height, references)
-        predicted = plan.peak(width, height, references, tiled)
+        tiled = plan.needs_tiles(width, height, references)
+        predicted = plan.peak_bytes(width, height, references, tiled)
         return reply, Figures(
             predicted=predicted,
             allocated=CONTEXT_BYTES + torch.cuda.max_memory_allocated(),
             reserved=CONTEXT_BYTES + torch.cuda.max_memory_reserved(),
-            room=predicted - CONTEXT_BYTES - plan.weights,
+            room=predicted - CONTEXT_BYTES - plan.weight_bytes,
             worked=torch.cuda.max_memory_allocated() - held,
             pinned=fields.read("pinned"),
             fits=plan.fits(width, height, references),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from .card import cache_folder
+from .card import cache_folder, put_in_place
 
 LIBRARIES = ("diffusers", "transformers")  # whose classes name the tensors
 RANK = 16
@@ -39,7 +39,7 @@ def folder() -> Path:
         found.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=found.parent) as place:
             write(Path(place) / "checkpoints")
-            (Path(place) / "checkpoints").rename(found)
+            put_in_place(Path(place) / "checkpoints", found)
     return found
 
 

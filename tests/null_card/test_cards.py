@@ -11,7 +11,6 @@ from tests.memory.test_placement import PLANS
 from . import life
 from .card import Card
 from .cases import ADA, AMPERE_PRO, BLACKWELL, CASES, HOPPER, Case
-from .conftest import proves
 
 SIDE = 1024
 READ = ("tabled/generate", "tabled/edit")  # the modulation's rows lie beside the weights: loaded seconds sooner
@@ -33,7 +32,7 @@ finding_8 = pytest.mark.xfail(
     strict=True,
     reason="quantized activations are not in the plan when a pass is not compiled: fp8 needs 2.4, int8 1.8 times",
 )
-only_proved = pytest.mark.skipif(not proves(), reason="a long proof, which was not asked for")
+only_proved = pytest.mark.skipif("not config.getoption('--prove')", reason="a long proof, which --prove asks for")
 
 
 def require_life(found):

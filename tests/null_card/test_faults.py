@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from .card import CallFailed, Card, environment
+from .card import CallFailed, Card, environment, put_in_place, why_not
 
 GB = 1_000_000_000
 NO_KERNEL_IMAGE, ILLEGAL_ADDRESS, OUT_OF_MEMORY = 209, 700, 2  # cudaError_t
@@ -166,10 +166,10 @@ def test_a_driver_older_than_torch_s_cuda_is_said_to_be(on_card, driver, works):
         assert error[0] == "RuntimeError" and "driver on your system is too old (found version 12040)" in error[1]
 
 
-def test_the_environment_sets_fields_too():
+def test_the_environment_sets_fields_too(needs_card):
     code = "import torch; torch.cuda.init(); print(torch.cuda.mem_get_info()[1])"
-    told = environment() | {"NULL_CARD_MEMORY": "12.5e9"}
-    done = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, timeout=120)
+    variables = environment() | {"NULL_CARD_MEMORY": "12.5e9"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "12500000000", done.stderr
 
 
@@ -237,3 +237,19 @@ def test_a_call_that_fails_says_what_it_wrote_and_the_next_one_works(on_card):
     with pytest.raises(CallFailed, match="said so"):
         on_card(see_nothing, Card())
     assert on_card(see_driver, Card()) == [True, None]
+
+
+def test_a_machine_without_a_compiler_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert "C compiler" in why_not()
+
+
+def test_of_two_processes_that_write_a_folder_at_once_the_first_one_s_stays(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "writer").write_text(name)
+        put_in_place(tmp_path / name, tmp_path / "kept")
+    assert (tmp_path / "kept/writer").read_text() == "first"
+    with pytest.raises(FileNotFoundError):
+        put_in_place(tmp_path / "none", tmp_path / "nowhere")
