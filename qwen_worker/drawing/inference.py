@@ -7,6 +7,7 @@ endpoint gives this up for speed, `batching.py` comes first. Knows nothing of ho
 import inspect
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -21,6 +22,7 @@ from ..memory.footprint import Plan
 from ..pictures.images import to_rgb
 from ..pictures.inputs import Canvas
 from ..pictures.masks import restore_outside
+from ..settings import Speedup
 from .configured import configured
 from .partial_denoise import PartialDenoise
 from .preview import Previewer
@@ -53,7 +55,7 @@ def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, p
 
     job, canvas, device = entry.job, entry.canvas, loaded.plan.device
     bytes_before = allocated_bytes(device)
-    tiled = plan_for(entry, loaded.plan).needs_tiles(*canvas.size, len(canvas.sources))
+    tiled = plan_for(entry, loaded.plan, loaded).needs_tiles(*canvas.size, len(canvas.sources))
     # After a lack of memory the picture is drawn again with the VAE in tiles, which takes less. Its seed is the same.
     for tiles in (False, True)[tiled:]:
         pictures: list[Image.Image] = []
@@ -85,9 +87,12 @@ def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, p
     )
 
 
-def plan_for(entry: DrawingJob, plan: Plan) -> Plan:
-    """The plan with the room that the job's own LoRAs take."""
-    return plan.with_loras(sum(use.file.parameters for use in entry.loras if not use.own))
+def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Plan:
+    """The plan with the room that the job's own LoRAs take, and blocks that the loaded pipeline could not compile."""
+    if loaded and not loaded.speed.has(Speedup.COMPILE):
+        plan = replace(plan, compiled=False)
+    job_loras = [use.file for use in entry.loras if not use.own]
+    return plan.with_loras(sum(file.parameters for file in job_loras)) if job_loras else plan
 
 
 @contextmanager

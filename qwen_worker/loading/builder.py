@@ -92,7 +92,7 @@ class Builder:
 
         if plan.device == "cuda":
             cuda.cap_memory(plan.limit_bytes, beside_others)
-            cuda.pin_exactly()
+            cuda.configure_allocators()
         if plan.swapped:
             self.swap = self.swap or Swap(plan.device)
             self.swap.clear()

@@ -13,6 +13,7 @@ from ..memory import placement
 from ..memory.footprint import GB, Plan
 from ..memory.machine import Machine
 from ..settings import Role, Settings
+from ..speed.speedups import has_compiler, may_compile
 from .catalogue import Catalogue
 from .loaded import LoadedPipeline
 
@@ -67,4 +68,5 @@ class Planner:
             round(cap_gb * GB) - resident_bytes if cap_gb else None,
             self.settings.QWEN_SAVINGS,
             self.settings.own_lora_count,
+            may_compile(self.settings.QWEN_SPEEDUPS) and has_compiler("cuda"),
         )

@@ -13,9 +13,15 @@ from ..errors import LoadError
 from .footprint import CONTEXT_BYTES, GB
 
 CUDA_FAILED = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")  # in torch's words, and compiled kernels'
-# By default torch rounds every pinned block up to a power of two: the modulation table's 5.5 GB take 8.6, a matrix of
-# 75 MB takes 134. A plan counts what is asked for. What diffusers pins goes by this setting too.
-PINNED_EXACTLY = "pinned_max_round_threshold_mb:1"
+# What is set of torch's allocators where the environment has not set the same.
+ALLOCATOR_SETTINGS = (
+    # By default torch rounds every pinned block up to a power of two: the modulation table's 5.5 GB take 8.6, a matrix
+    # of 75 MB takes 134. A plan counts what is asked for. What diffusers pins goes by this setting too.
+    "pinned_max_round_threshold_mb:1",
+    # By default memory that torch has freed is kept in blocks that cannot be joined: a VAE finds no room for a tensor
+    # of a gigabyte beside several gigabytes in smaller blocks, and the cap counts them all.
+    "expandable_segments:True",
+)
 
 
 def cap_memory(limit_bytes: int, beside_others: bool) -> None:
@@ -34,13 +40,17 @@ def cap_memory(limit_bytes: int, beside_others: bool) -> None:
     torch.cuda.set_per_process_memory_fraction(fraction)  # pyright: ignore[reportUnknownMemberType]  not annotated
 
 
-def pin_exactly() -> None:
-    """Have torch pin as much as it is asked for; its allocators' other settings stay."""
+def configure_allocators() -> None:
+    """Have torch's allocators take as much as they are asked for; what else is set of them stays.
+
+    Counts for the card's memory that is allocated afterwards.
+    """
     import torch
 
     before = torch._C._accelerator_getAllocatorSettings()
-    if PINNED_EXACTLY.partition(":")[0] not in before:
-        torch._C._accelerator_setAllocatorSettings(",".join(filter(None, [before, PINNED_EXACTLY])))
+    added = [setting for setting in ALLOCATOR_SETTINGS if setting.partition(":")[0] not in before]
+    if added:
+        torch._C._accelerator_setAllocatorSettings(",".join(filter(None, [before, *added])))
 
 
 def release_pinned_buffers() -> None:

@@ -29,11 +29,13 @@ def plan(
     vram_cap_bytes: int | None = None,
     savings: frozenset[Saving] = frozenset(Saving),
     own_loras: int = 0,
+    compiled: bool = True,
 ) -> Plan:
     """The first layout that fits, exact ones first.
 
-    `vram_cap_bytes`: that may be used of the card; `own_loras`: how many the endpoint has of its own. Raises
-    `LoadError`, before anything is allocated, that says what is needed and what is there.
+    `vram_cap_bytes`: that may be used of the card; `own_loras`: how many the endpoint has of its own; `compiled`:
+    whether the transformers' blocks will be. Raises `LoadError`, before anything is allocated, that says what is needed
+    and what is there.
     """
     if precision in LOSSY and not are_savable(models):
         raise LoadError(f"QWEN_PRECISION={precision.value} is for the 20B architecture, not for {names_of(models)}")
@@ -46,7 +48,7 @@ def plan(
         limit_bytes = min(limit_bytes, vram_cap_bytes)
     pinnable_bytes = round(machine.ram_available_bytes * RAM_SHARE)
     candidates = [
-        replace(layout, limit_bytes=limit_bytes, lora_bytes=own_loras * LORA_BYTES)
+        replace(layout, limit_bytes=limit_bytes, lora_bytes=own_loras * LORA_BYTES, compiled=compiled)
         for layout in layouts(models, precisions(models, gpu, precision), savings)
     ]
     images = int(any(model.edits for model in models))

@@ -114,6 +114,11 @@ def apply(
     return speed
 
 
+def may_compile(asked: frozenset[Speedup] | None) -> bool:
+    """Whether the setting leaves the compiling of blocks to a card. `asked`: as `decide` has it."""
+    return asked is None or Speedup.COMPILE in asked
+
+
 def has_compiler(device: str) -> bool:
     """Whether torch's compiler finds its own: Triton compiles launchers in C, and kernels for a CPU are C++."""
     variable, programs = ("CXX", ("g++",)) if device == "cpu" else ("CC", ("gcc", "clang"))
