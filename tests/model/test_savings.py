@@ -272,16 +272,17 @@ def test_torch_may_have_what_the_plan_counts_beside_what_it_holds(monkeypatch):
     assert shares == [(20_000_000_000 - context) / 50_000_000_000, (45_000_000_000 - context) / 50_000_000_000]
 
 
-def test_host_memory_is_pinned_to_the_byte_and_what_else_is_set_of_torch_s_allocators_stays():
+def test_torch_s_allocators_take_what_they_are_asked_for_and_what_else_is_set_of_them_stays():
     before = torch._C._accelerator_getAllocatorSettings()
     try:
         for set_before, wanted in (
-            ("max_split_size_mb:64", "max_split_size_mb:64,pinned_max_round_threshold_mb:1"),
-            ("pinned_max_round_threshold_mb:8", "pinned_max_round_threshold_mb:8"),
+            ("max_split_size_mb:64", "max_split_size_mb:64,pinned_max_round_threshold_mb:1,expandable_segments:True"),
+            ("pinned_max_round_threshold_mb:8", "pinned_max_round_threshold_mb:8,expandable_segments:True"),
+            ("expandable_segments:False", "expandable_segments:False,pinned_max_round_threshold_mb:1"),
         ):
             torch._C._accelerator_setAllocatorSettings(set_before)
-            cuda.pin_exactly()
-            cuda.pin_exactly()
+            cuda.configure_allocators()
+            cuda.configure_allocators()
             assert torch._C._accelerator_getAllocatorSettings() == wanted
     finally:
         torch._C._accelerator_setAllocatorSettings(before)

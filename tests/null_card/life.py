@@ -50,12 +50,12 @@ def served_for(card: Card, models: list[str], compiled: bool = False) -> tuple[A
     return served, {TASK[name]: MOST_REFERENCES[name] for name in names.values()}
 
 
-def draw_first(card: Card, models: list[str], *wanted: Any) -> dict[str, Any]:
-    """The row of a worker's first job, (task, width, height, references); all its models are loaded."""
+def draw_in_turn(card: Card, models: list[str], jobs: list[tuple[str, int, int, int]]) -> list[dict[str, Any]]:
+    """The rows of a new worker's jobs, each (task, width, height, references); all its models are loaded before."""
     served, tasks = served_for(card, models)
     for task in tasks:
         served.load(task)
-    return draw(served, "the first", *wanted)
+    return [draw(served, f"job {number}", *wanted) for number, wanted in enumerate(jobs)]
 
 
 def turns(tasks: dict[str, int], jobs: int) -> list[str]:

@@ -124,6 +124,8 @@ class Served:
         before, held = torch.cuda.memory_stats()["num_ooms"], torch.cuda.memory_allocated()
         reply = self.ask(task, width, height, references, **more)
         plan = self.loaded(task).plan
+        if "loras" in more:
+            plan = plan.with_loras(sparse.lora_parameters())
         tiled = plan.needs_tiles(width, height, references)
         predicted = plan.peak_bytes(width, height, references, tiled)
         return reply, Figures(

@@ -1,7 +1,6 @@
 """The real worker on cards that have no arithmetic: every layout loads, draws, and takes what its plan says.
 
-A few cards here, the whole table where the long proofs are asked for. What is not so today is marked with the audit's
-words, and strictly: once it is mended its mark is a failure, and goes.
+A few cards here, the whole table where the long proofs are asked for.
 """
 
 import pytest
@@ -16,21 +15,13 @@ SIDE = 1024
 READ = ("tabled/generate", "tabled/edit")  # the modulation's rows lie beside the weights: loaded seconds sooner
 READ_PLUS = ("tabled/generate", "tabled/edit_plus")
 MARGIN = 0.10  # of what is predicted, that a job's peak may be off
+SMALL_MARGIN = 0.05  # the same, of a job whose own room is a fifth of its peak
 PINNED_MARGIN = 0.01  # of what is planned, that pinned memory may be off
 SETTLES = 8 << 20  # bytes that the card may hold more after many jobs: what is fetched ahead of a streamed text encoder
 PROCESS = 3_000_000_000  # bytes of the host's memory that such a process may really take
 SAMPLE = (
     (Case(Card(80, HOPPER, 64), ("generate", "edit")), False),
     (Case(Card(32, BLACKWELL, 128), READ), True),  # transformers swapped, the text encoder streamed
-)
-FP8_ON_48 = Card(47.7, ADA, 62)
-finding_2 = pytest.mark.xfail(
-    strict=True,
-    reason="48 GB cards (A40, L40, L40S): the plan leaves 0.4 GB, the allocator needs more; in fp8 every edit fails",
-)
-finding_8 = pytest.mark.xfail(
-    strict=True,
-    reason="quantized activations are not in the plan when a pass is not compiled: fp8 needs 2.4, int8 1.8 times",
 )
 only_proved = pytest.mark.skipif("not config.getoption('--prove')", reason="a long proof, which --prove asks for")
 
@@ -40,7 +31,7 @@ def require_life(found):
     for row in found["rows"]:
         where = row["what"], row["task"], row["size"], row["references"]
         assert row["code"] == ("ok" if row["fits"] else "out_of_memory"), (*where, row["words"])
-        assert row["reserved"] <= found["limit"], where
+        assert row["reserved"] <= found["limit"] and not (row["fits"] and row["out_of_memory"]), where
     assert all(taken["reserved"] <= found["limit"] for taken in found["loading"].values())
     assert found["stopped"] and found["without room"] == "out_of_memory"
     assert all(words.startswith("out_of_memory") and "may be used" in words for words in found["refused"])
@@ -87,20 +78,25 @@ def test_the_table_has_every_size_of_card_that_placement_is_tested_for():
     assert {case.card.capability for case in CASES} >= {capability for (_, capability), *_ in PLANS}
 
 
-@finding_2
 @pytest.mark.parametrize(
-    "card", [FP8_ON_48, pytest.param(Card(47.7, AMPERE_PRO, 62), marks=only_proved)], ids=["fp8", "int8"]
+    "card",
+    [
+        Card(47.7, ADA, 128),
+        *(pytest.param(Card(47.7, *one), marks=only_proved) for one in ((ADA, 62), (AMPERE_PRO, 62))),
+    ],
+    ids=["bf16, swapped", "fp8", "int8"],
 )
-def test_an_edit_fits_a_card_of_48_gb_in_eight_bits_at_once(on_card, card):
-    row = on_card(life.draw_first, card, READ, "edit", SIDE, SIDE, 1)
-    assert (row["code"], row["out_of_memory"]) == ("ok", 0), row["words"]
+def test_jobs_in_turn_never_run_out_of_a_card_of_48_gb(on_card, card):
+    """The plan leaves these cards half a gigabyte."""
+    jobs = [("generate", SIDE, SIDE, 0), ("edit", SIDE, SIDE, 1)] * 3
+    rows = on_card(life.draw_in_turn, card, READ, jobs)
+    assert [(row["code"], row["out_of_memory"]) for row in rows] == [("ok", 0)] * len(jobs), rows
 
 
-@finding_8
 @pytest.mark.parametrize(
     "card", [Card(24, ADA, 64), pytest.param(Card(24, AMPERE_PRO, 64), marks=only_proved)], ids=["fp8", "int8"]
 )
 def test_an_edit_in_eight_bits_takes_the_room_that_is_planned_for_it(on_card, card):
-    row = on_card(life.draw_first, card, READ_PLUS, "edit", SIDE, SIDE, 3)
+    (row,) = on_card(life.draw_in_turn, card, READ_PLUS, [("edit", SIDE, SIDE, 3)])
     assert row["code"] == "ok"
-    assert row["worked"] <= row["room"] * (1 + MARGIN), row
+    assert row["allocated"] == pytest.approx(row["predicted"], rel=SMALL_MARGIN), row
