@@ -20,16 +20,20 @@ FROM ${BASE_IMAGE} AS packages
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates git && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /opt/venv
-# The CUDA build of torch, for the most hosts. Torch 2.14 comes for CUDA 12.6, 13.0 (PyPI's) and 13.2; those for 13 need
-# a driver of at least 580, which few of RunPod's hosts have. The one for 12.6 has no kernels for Blackwell cards (RTX
-# 5090, RTX PRO 6000, B200): those need .../whl/cu130. The CUDA floor of endpoints, .runpod/hub.json and `--gpu auto` is
-# read from this line.
+# The CUDA build of torch, for the most hosts: docs/deploying.md weighs the builds. The one for 12.6 has no kernels for
+# Blackwell cards (RTX 5090, RTX PRO 6000, B200): those need .../whl/cu130 and a driver of at least 580. The CUDA floor
+# of endpoints, .runpod/hub.json and `--gpu auto` is read from this line.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cu126
+# In place of the pinned releases, for an index that lacks them: "torch==2.11.0 torchvision==0.26.0" from .../whl/cu128.
+ARG TORCH=
 COPY requirements.txt /tmp/requirements.txt
-# From that index alone, so that the pin cannot be met by another build.
-RUN grep -E '^torch(vision)?==' /tmp/requirements.txt > /tmp/torch.txt \
+# From that index alone, so that the pin cannot be met by another build. TORCH is a list.
+# hadolint ignore=SC2086
+RUN { if [ -n "${TORCH}" ]; then printf '%s\n' ${TORCH}; else grep -E '^torch(vision)?==' /tmp/requirements.txt; fi; } \
+        > /tmp/torch.txt \
+    && grep -vE '^torch(vision)?==' /tmp/requirements.txt > /tmp/others.txt \
     && /opt/venv/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" -r /tmp/torch.txt \
-    && /opt/venv/bin/pip install --no-cache-dir -r /tmp/requirements.txt
+    && /opt/venv/bin/pip install --no-cache-dir --constraint /tmp/torch.txt -r /tmp/others.txt
 # In place of the pinned release, for example git+https://github.com/huggingface/diffusers@COMMIT.
 ARG DIFFUSERS=
 RUN if [ -n "${DIFFUSERS}" ]; then /opt/venv/bin/pip install --no-cache-dir "${DIFFUSERS}"; fi

@@ -3,13 +3,22 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: run test prove lint integration image-test hub-files clean
+.PHONY: run test test-versions prove lint integration image-test hub-files clean
 
 run: .venv/run-installed
 	$(BIN)/python examples/quickstart.py
 
 test: .venv/test-installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# What reaches into other libraries (docs/patches.md) on the oldest of their releases that the worker runs on, in an
+# environment of its own. OLDEST_INDEX: another index to look for torch in, as https://download.pytorch.org/whl/cpu.
+OLDEST_TESTS := tests/memory tests/model tests/speed tests/weights tests/lora/test_adapters.py tests/loading \
+	tests/drawing tests/worker/test_presets.py tests/serving/test_progress.py::test_the_estimate_is_the_finished_picture_where_the_path_is_straight \
+	tests/worker/test_handler.py::test_a_spoiled_card_asks_for_a_fresh_worker_once
+
+test-versions: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest -n auto --dist worksteal $(OLDEST_TESTS)
 
 # The long proofs, one after another, written to benchmarks/results/: about an hour (computed) on two idle cores. `make prove`
 # again goes on after the proofs that are over, which out/prove names; `rm -r out/prove` begins with the first again.
@@ -60,6 +69,16 @@ integration: .venv/run-installed
 	@$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-dev.txt
 	@touch $@ .venv/run-installed
 
+.venv-oldest/installed: requirements.txt requirements-dev.txt requirements-oldest.txt
+	@echo "Installing the oldest supported releases into .venv-oldest: about two minutes and 6 GB (torch with CUDA)."
+	@$(PYTHON) -m venv .venv-oldest
+	@oldest=$$(grep -oE '^[a-z_]+' requirements-oldest.txt | paste -sd '|' -); \
+		{ cat requirements-oldest.txt; cat requirements.txt requirements-dev.txt | grep -vE "^($$oldest)==|^-r"; } \
+		>.venv-oldest/requirements.txt
+	@.venv-oldest/bin/python -m pip install --disable-pip-version-check -q $(if $(OLDEST_INDEX),--extra-index-url $(OLDEST_INDEX)) \
+		-r .venv-oldest/requirements.txt
+	@touch $@
+
 # The Dockerfile really built, without Docker, and its worker really run; as root, with buildah and debootstrap.
 image-test: .venv/test-installed
 	$(BIN)/python -m tests.image
@@ -68,4 +87,4 @@ hub-files: .venv/test-installed
 	$(BIN)/python -m qwen_deploy.hub_files
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-oldest out

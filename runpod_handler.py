@@ -25,7 +25,7 @@ from qwen_worker.drawing.partial_denoise import drawn_steps, fixed_steps
 from qwen_worker.drawing.preview import Previewer
 from qwen_worker.drawing.prompt_cache import PromptCache
 from qwen_worker.drawing.queue import DrawingJob, WaitingQueue
-from qwen_worker.errors import JobError, LoadError
+from qwen_worker.errors import CudaSpoiledError, JobError, LoadError
 from qwen_worker.jobs import openai_images
 from qwen_worker.jobs import reply as replies
 from qwen_worker.jobs.deadline import Paces, kind_of, limit_of
@@ -39,7 +39,7 @@ from qwen_worker.loading.loader import Loader
 from qwen_worker.loading.pipelines import Pipelines
 from qwen_worker.log import log_exception, log_line
 from qwen_worker.lora.loras import Loras
-from qwen_worker.memory import cuda
+from qwen_worker.memory import card, cuda
 from qwen_worker.memory.footprint import Plan
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.network.bucket import bucket_from_settings
@@ -114,14 +114,21 @@ class Worker:
         except asyncio.CancelledError:
             self.counters.record(job_id, task, {"error": "cancelled"}, time.perf_counter() - started)
             raise
+        except CudaSpoiledError as error:
+            sentence = f"CUDA has failed on this worker ({error.reason}), which draws nothing any more"
+            reply = JobError("internal", sentence, refresh_worker=error.refresh_worker).reply()
         except Exception as error:  # noqa: BLE001  the SDK would post the traceback, with its paths, to the caller
             log_exception(job_id)
-            reply = JobError("internal", job_id, refresh_worker=cuda.is_cuda_failure(error)).reply()
+            reply = JobError("internal", job_id, refresh_worker=cuda.has_spoiled(error)).reply()
         finally:
             if self.jobs.get(job_id) is answering:  # the platform may hand a job out twice: the second has its id then
                 del self.jobs[job_id]
         self.counters.record(job_id, task, reply, time.perf_counter() - started)
         return call.reply(reply) if call else reply
+
+    def try_card(self) -> None:
+        """Compute on the card. Raises `LoadError` with what fails."""
+        self.inference_thread.submit(card.try_out).result()
 
     def report(self, request: Request) -> Reply:
         """The reply of health or debug; loads nothing."""
@@ -146,6 +153,7 @@ class Worker:
             canvas = Canvas(sources, mask, output_size(request, sources, mask, multiple))
             self.require_time(job, canvas)
 
+            job.enter(Stage.WAITING)
             outcome = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, failure)
             drawn = await job.wait_for(outcome, functools.partial(self.queue.has_abandoned_call, job))
             job.enter(Stage.DELIVERING)
@@ -197,8 +205,12 @@ class Worker:
         self.queue.enter_call(entry)
         with timed(job.timings, "inference"):
             inference.require_drawable(loaded, entry)
-            drawn = self.batches.draw(loaded, entry, self.prompt_cache)
-            drawn = drawn or inference.draw(loaded, entry, self.prompt_cache, self.previewer)
+            try:
+                drawn = self.batches.draw(loaded, entry, self.prompt_cache)
+                drawn = drawn or inference.draw(loaded, entry, self.prompt_cache, self.previewer)
+            except CudaSpoiledError as error:
+                raise self.pipelines.blame(loaded, error) from None
+        self.pipelines.notes.clear_unexplained()
         if drawn.batch == 1:  # in company a step takes longer and says nothing of how fast it could be
             kind, count = kind_of(job.request, canvas.size, len(canvas.sources)), len(drawn.pictures)
             self.paces.record(kind, job.step_seconds, count, drawn.steps, job.stage_seconds())
@@ -239,7 +251,8 @@ def main() -> None:
 
     if settings.SERVER_MODE is ServerMode.LOCAL and "--rp_serve_api" not in sys.argv:
         sys.argv.append("--rp_serve_api")
-    for check in fitness.checks(settings, worker().loader.why_not_placed, worker().loader.why_not_loaded):
+    loader = worker().loader
+    for check in fitness.checks(settings, loader.why_not_placed, loader.why_not_loaded, worker().try_card):
         runpod.serverless.register_fitness_check(check)  # pyright: ignore[reportUnknownMemberType]  not annotated
     slots = settings.QWEN_CONCURRENCY * settings.QWEN_BATCH
     loop = JobLoop(worker().jobs, slots, settings.QWEN_SHUTDOWN_SECONDS, settings.QWEN_STUCK_SECONDS)

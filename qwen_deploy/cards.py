@@ -11,6 +11,7 @@ from qwen_worker.checkpoints import checkpoint
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
 from qwen_worker.memory import placement
+from qwen_worker.memory.card import NEWER_BUILD
 from qwen_worker.memory.footprint import GB, Model, Plan
 from qwen_worker.memory.machine import Gpu, Machine
 from qwen_worker.settings import Settings
@@ -124,15 +125,15 @@ def fit(pool: Pool, settings: Settings, tasks: Sequence[str], ram_gb: float, cud
     if pool.capability is None:
         return Fit(pool, None, "a generation not known here")
     if not pool.runs(cuda):
-        index = "https://download.pytorch.org/whl/cu130"
-        return Fit(pool, None, f"torch for CUDA {cuda} has no Blackwell kernels (--build-arg TORCH_INDEX={index})")
+        return Fit(pool, None, f"torch for CUDA {cuda} has no Blackwell kernels ({NEWER_BUILD})")
     memory, ram = round(pool.memory * GB), round(ram_gb * GB)
     machine = Machine(Gpu(pool.cards[0], pool.capability, memory, memory), ram, ram)
     cap = round(settings.QWEN_VRAM_GB * GB) if settings.QWEN_VRAM_GB else None
     try:
         models = models_to_load(settings, tasks)
         precision, savings, own_loras = settings.QWEN_PRECISION, settings.QWEN_SAVINGS, settings.own_lora_count
-        plan = placement.plan(models, machine, precision, cap, savings, own_loras, may_compile(settings.QWEN_SPEEDUPS))
+        compiled = may_compile(settings.QWEN_SPEEDUPS)
+        plan = placement.plan(models, machine, precision, cap, savings, own_loras, compiled=compiled)
     except LoadError as error:
         return Fit(pool, None, f"too small: {error.reason}")
     return Fit(pool, plan)

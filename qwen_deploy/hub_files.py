@@ -51,6 +51,7 @@ NAMES = {
     "QWEN_SAVINGS": "Exact savings of memory",
     "QWEN_SPEEDUPS": "Speed-ups",
     "QWEN_COMPILED_MB": "Compiled blocks kept (MB)",
+    "QWEN_SELF_CHECK": "Self-check of optimisations",
     "QWEN_VRAM_GB": "GPU memory cap (GB)",
     "QWEN_CONCURRENCY": "Jobs held at once",
     "QWEN_BATCH": "Small pictures in one call",

@@ -54,8 +54,26 @@ def prove(
                 f"{task} took {answer.seconds:.0f} s on a cold worker, more than the endpoint's --execution-timeout of "
                 f"{limit:g} s: raise it, or the first job of each worker will be ended."
             )
+    with screen.live_progress():
+        models = cast(list[JsonObject], jobs.health().get("models") or [])
+    report_self_checks(models, screen)
     if intent.changes and intent.with_fallback_forbidden().target != intent.target:
         settle(session, options, intent, endpoint)
+
+
+def report_self_checks(models: list[JsonObject], screen: Screen) -> None:
+    """Say what the loaded models' self-checks found. `models`: as `health` has them, with those of one worker alone.
+
+    A finding that did not pass is no reason to roll back: the worker draws without that optimisation, and is slower.
+    """
+    for model in models:
+        findings = cast(list[JsonObject], model.get("self_check") or [])
+        failed = [finding for finding in findings if not finding["passed"]]
+        for finding in failed:
+            screen.warn(f"{model.get('model')}: the self-check failed: {finding['words']}")
+        if findings and not failed:
+            names = ", ".join(str(finding["name"]) for finding in findings)
+            screen.good(f"{model.get('model')}: the self-check passed: {names}")
 
 
 def settle(session: Session, options: DeployOptions, intent: Intent, endpoint: Endpoint) -> None:

@@ -21,7 +21,8 @@ HEAD = """\
 # Settings
 
 Each setting is an environment variable of the worker. This page is written from the code by
-`python -m qwen_deploy.settings_page`; the words are those of `qwen_worker/settings.py` and `preset_settings.py`.
+`python -m qwen_deploy.settings_page`; the words are those of `qwen_worker/settings.py`,
+`preset_settings.py` and `bucket_settings.py`.
 
 An empty variable counts as absent. A value that cannot be used ends the start of the worker with the variable's name. A
 variable that begins with `QWEN_` and is no setting is named in the log, with the setting that it resembles.
@@ -38,7 +39,7 @@ SECTIONS = {
     ),
     "Speed": (
         "[Speed](speed.md)",
-        ["QWEN_SPEEDUPS", "QWEN_COMPILED_FOLDER", "QWEN_COMPILED_MB", "QWEN_PROMPT_CACHE_MB"],
+        ["QWEN_SPEEDUPS", "QWEN_COMPILED_FOLDER", "QWEN_COMPILED_MB", "QWEN_SELF_CHECK", "QWEN_PROMPT_CACHE_MB"],
     ),
     "Presets and LoRAs": (
         "[Presets and LoRAs of the endpoint](operating.md#presets-and-loras-of-the-endpoint)",

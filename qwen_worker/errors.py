@@ -4,7 +4,12 @@ Every code that a reply can carry is in `CODES`. A `LoadError` does not end a jo
 it becomes a stand-in or `model_unavailable`. Knows nothing of where errors arise.
 """
 
+import re
 from typing import Any
+
+MAX_WORDS = 200  # characters of an exception's own words that a reply, `health` and a note keep
+# A path of a disk, in quotes or bare: what stands after its last slash is left.
+PATH = re.compile(r"(?<![\w:/])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+~-]+)*[/\\](?=[\w.@+~-])")
 
 CODES = {
     "invalid_input": "a field is missing, unknown, of the wrong type or outside its limits",
@@ -57,5 +62,22 @@ class LoadError(Exception):
         self.transient = transient
 
 
+class CudaSpoiledError(Exception):
+    """CUDA's context has failed for good: every later call in this process fails too, and a fresh process is needed.
+
+    `refresh_worker`: whether a fresh worker would do anything otherwise than this one.
+    """
+
+    def __init__(self, reason: str, refresh_worker: bool = True):
+        super().__init__(reason)
+        self.reason, self.refresh_worker = reason, refresh_worker
+
+
 class Cancelled(Exception):
     """The platform has stopped the job; raised where the job next looks, in the drawing at the next step."""
+
+
+def describe_error(error: BaseException) -> str:
+    """The exception's class and the first line of its words, without the folders of paths."""
+    words = PATH.sub("", str(error).strip().partition("\n")[0])
+    return f"{type(error).__name__}: {words}"[:MAX_WORDS] if words else type(error).__name__

@@ -5,16 +5,16 @@ Knows nothing of what a setting causes. Variables that a library reads itself ar
 """
 
 import difflib
-import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from . import __version__
+from .bucket_settings import BucketSettings
 from .preset_settings import Folders, PresetSettings
 
 if TYPE_CHECKING:
@@ -65,6 +65,14 @@ class Prepared(StrEnum):
 
     SAME_CARD = "same_card"  # only those that a card like the worker's computed: equal to the last bit
     ANY_CARD = "any_card"
+    OFF = "off"
+
+
+class SelfCheck(StrEnum):
+    """Whether a loaded model's optimisations are compared with the plain way."""
+
+    AUTO = "auto"  # on a GPU
+    ON = "on"
     OFF = "off"
 
 
@@ -136,7 +144,7 @@ def describe_error(error: "ErrorDetails") -> str:
     return f"{place}: {rule}" + ("" if hidden else f", not {value!r}")
 
 
-class Settings(PresetSettings):
+class Settings(PresetSettings, BucketSettings):
     """Each field is set by the environment variable of the same name; an empty variable counts as absent."""
 
     model_config = SettingsConfigDict(
@@ -187,6 +195,13 @@ class Settings(PresetSettings):
     )
     QWEN_COMPILED_MB: float = Field(
         default=500, ge=0, description="The most disk that compiled blocks may take, in MB. 0 keeps none."
+    )
+    QWEN_SELF_CHECK: SelfCheck = Field(
+        default=SelfCheck.AUTO,
+        description=(
+            "Whether each optimisation is compared with the plain way when a model is first loaded on a kind of card. "
+            "auto: on a GPU. on: also on a CPU. off: never."
+        ),
     )
     QWEN_VRAM_GB: float | None = Field(
         default=None,
@@ -285,35 +300,6 @@ class Settings(PresetSettings):
     QWEN_UPLOAD_SECONDS: float = Field(
         default=60, gt=0, description="How long uploading one job's pictures may take, in seconds."
     )
-    BUCKET_ENDPOINT_URL: str | None = Field(
-        default=None,
-        description="The address of the bucket's S3 service, which may name the bucket in its host or as its path.",
-    )
-    BUCKET_ACCESS_KEY_ID: SecretStr | None = Field(default=None, description="The bucket's access key.")
-    BUCKET_SECRET_ACCESS_KEY: SecretStr | None = Field(default=None, description="The bucket's secret key.")
-    BUCKET_NAME: str | None = Field(
-        default=None, description="The bucket's name. Without it: the one in BUCKET_ENDPOINT_URL."
-    )
-    BUCKET_REGION: str | None = Field(
-        default=None,
-        description=(
-            "The region that requests are signed for. Without it: the one in the address of Amazon's S3, auto for R2, "
-            "us-east-1 elsewhere."
-        ),
-    )
-    BUCKET_PREFIX: str = Field(default="", description="The beginning of every picture's key.")
-    BUCKET_KEY: str = Field(
-        default="{job_id}/{index}.{extension}",
-        description="The rest of a picture's key. {job_id} and {index} must be in it; {extension} and {task} may be.",
-    )
-    BUCKET_PUBLIC_URL: str | None = Field(
-        default=None,
-        pattern=r"^https?://",
-        description="The bucket's public address. Replies then name it and the key, in place of a presigned URL.",
-    )
-    BUCKET_URL_SECONDS: int = Field(
-        default=604_800, ge=1, le=604_800, description="How long a presigned URL is good for, in seconds."
-    )
     QWEN_WORKER_VERSION: str = Field(
         default=__version__, description="The version of the image, which replies and health repeat."
     )
@@ -321,17 +307,6 @@ class Settings(PresetSettings):
         default=ServerMode.RUNPOD,
         description="Where jobs come from. runpod: the platform's queue. local: the SDK's HTTP API on port 8000.",
     )
-
-    @field_validator("BUCKET_KEY")
-    @classmethod
-    def require_distinct_keys(cls, value: str) -> str:
-        """Refuse a template by which two pictures could share a key, or by which a key would need escaping in a URL."""
-        plain = re.sub(r"\{(job_id|index|extension|task)\}", "", value)
-        if "{job_id}" not in value or "{index}" not in value or not re.fullmatch(r"[A-Za-z0-9_./-]*", plain):
-            raise ValueError(
-                "must hold {job_id} and {index}, perhaps {extension} and {task}, else letters, digits, ._-/"
-            )
-        return value
 
     @field_validator("QWEN_SAVINGS", "QWEN_PRELOAD", mode="before")
     @classmethod

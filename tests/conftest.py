@@ -70,8 +70,14 @@ def tiny():
     return ROOT / "models/tiny-qwen-image"
 
 
+@pytest.fixture(scope="session")
+def compiled_folder(tmp_path_factory):
+    """A folder for compiled blocks and for notes of CUDA errors: no test leaves one for the machine's own worker."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture
-def settings(tiny):
+def settings(tiny, tmp_path):
     """Settings(**overrides) for the tiny checkpoint, with nowhere else to look for weights."""
     from qwen_worker.settings import Settings
 
@@ -79,6 +85,7 @@ def settings(tiny):
         "QWEN_IMAGE_MODEL": str(tiny / "generate"),
         "QWEN_EDIT_MODEL": str(tiny / "edit"),
         "QWEN_MODEL_ROOTS": (),
+        "QWEN_COMPILED_FOLDER": tmp_path / "compiled",
     }
     return lambda **overrides: Settings(**defaults | overrides)
 
@@ -92,13 +99,18 @@ def cold_worker(settings):
 
 
 @pytest.fixture(scope="session")
-def warm_worker(tiny):
+def warm_worker(tiny, compiled_folder):
     """One worker for the session: loading is what takes long. Tests that change a worker take `cold_worker`."""
     import runpod_handler
     from qwen_worker.settings import Settings
 
     return runpod_handler.Worker(
-        Settings(QWEN_IMAGE_MODEL=str(tiny / "generate"), QWEN_EDIT_MODEL=str(tiny / "edit"), QWEN_MODEL_ROOTS=())
+        Settings(
+            QWEN_IMAGE_MODEL=str(tiny / "generate"),
+            QWEN_EDIT_MODEL=str(tiny / "edit"),
+            QWEN_MODEL_ROOTS=(),
+            QWEN_COMPILED_FOLDER=compiled_folder,
+        )
     )
 
 

@@ -154,7 +154,9 @@ def test_the_table_of_fields_has_every_field_with_its_limits_and_default():
         for name in public_fields(TASKS[task]):
             field = "images" if name in IMAGE_FIELDS else name
             rule = IMAGE_RULE if name in ("image", "image_url") else rule_of(TASKS[task], (field,))
-            models[task, name] = rule, default_of(TASKS[task].model_fields[field])
+            # An edit has one of the three fields for pictures, whichever it is.
+            default = "one of three" if name in IMAGE_FIELDS else default_of(TASKS[task].model_fields[field])
+            models[task, name] = rule, default
     assert documented == models
 
 
@@ -294,6 +296,19 @@ def test_the_page_of_patches_names_nothing_that_is_gone():
     text = "\n".join(file.read_text() for file in sources())
     named = {part for span in code(patches) for part in re.split(r"[.=()]", span) if is_private(part)}
     assert named and {name for name in named if name not in text} == set()
+
+
+def test_what_holds_the_patches_runs_on_the_oldest_releases_too():
+    """The patches of torch and what stands on it; the other libraries have one release, which is pinned."""
+    named = set(re.findall(r"`(test_\w+)`", read(PATCHES).partition("## RunPod")[0]))
+    text = re.search(r"OLDEST_TESTS := (.*?)\n\n", read("Makefile"), re.DOTALL)[1].replace("\\", "")
+    for place in text.split():
+        path, _, only = place.partition("::")
+        files = (ROOT / path).rglob("test_*.py") if (ROOT / path).is_dir() else [ROOT / path]
+        defined = {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
+        assert not only or only in defined, place
+        named -= {only} if only else defined
+    assert named == set()
 
 
 def test_the_page_of_patches_names_modules_that_are_there():

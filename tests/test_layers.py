@@ -13,26 +13,29 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # The lowest layer first. A package may import from its own and from lower layers' packages, never from its neighbours'.
 LAYERS = (
-    ("errors", "settings", "preset_settings", "log", "stopwatch"),
+    ("errors", "settings", "preset_settings", "bucket_settings", "log", "stopwatch"),
     ("jobs", "network", "memory", "model"),
     ("pictures", "serving", "checkpoints", "speed"),
     ("lora", "weights"),
     ("loading",),
     ("drawing",),
-    ("prepare",),
+    ("prepare", "check_card"),
 )
 LAYER = {place: number for number, places in enumerate(LAYERS) for place in places}
 
 # A module: one idea. A face, which holds a docstring alone, may be shorter.
 FEWEST_LINES, MOST_LINES = 30, 350
 GROUND = LAYERS[0]
+PARTS_OF_SETTINGS = {"preset_settings", "bucket_settings"}
 
 SOCKETS = {"socket", "http", "requests", "aiohttp", "boto3", "botocore", "urllib3", "httpx", "httpx2", "runpod"}
 HUB_CALLS = {"HfApi", "hf_hub_download", "snapshot_download"}
 OPENS_SOCKETS = {"network", "checkpoints.remote", "serving.progress"}
 
 TENSORS = {"torch", "diffusers", "transformers", "accelerate", "peft", "torchao", "bitsandbytes"}
-TOUCHES_TENSORS = {"model", "speed", "lora", "weights", "loading", "drawing", "memory.cuda", "prepare"}
+TOUCHES_TENSORS = {
+    "model", "speed", "lora", "weights", "loading", "drawing", "memory.card", "memory.cuda", "prepare", "check_card",
+}  # fmt: skip
 
 
 def modules(package: str) -> dict[str, Path]:
@@ -83,8 +86,8 @@ def test_the_drawing_of_the_packages_is_these_layers():
     """Names stand between a layer's number and what they are for, which begins after two spaces or more."""
     page = (ROOT / "QWEN_IMPLEMENTATION.md").read_text()
     drawn = {int(number): set(names.split()) for number, names in re.findall(r"^(\d)  ((?:\w+ )*\w+)  ", page, re.M)}
-    assert drawn == {number: set(names) - {"preset_settings"} for number, names in enumerate(LAYERS, 1)}
-    assert "`preset_settings.py` is a part of `settings`" in page
+    assert drawn == {number: set(names) - PARTS_OF_SETTINGS for number, names in enumerate(LAYERS, 1)}
+    assert "`preset_settings.py` and `bucket_settings.py` are parts of `settings`" in page
 
 
 @pytest.mark.parametrize("name", sorted(set(WORKER) - {""}))

@@ -1,9 +1,9 @@
 """A long benchmark in parts: each in a process of its own, within a time, gone on with where the last call ended.
 
 What a part has measured is kept at once; a part that is killed loses only what it had not finished, and the next call
-measures that. A row that failed beside others that were measured has failed for good. A part of which every row failed
-has its turn again in the next call, after the others: what kept a model from loading may be mended by then. Knows
-nothing of what parts measure.
+measures that. A row that failed beside others that were measured has failed for good, unless its model did not load. A
+part of which every row failed has its turn again in the next call, after the others: what it failed by may be mended by
+then. Knows nothing of what parts measure.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def run(
         return
     failed = {part.name for part in chosen if all_failed(part, record)}
     for part in sorted(chosen, key=lambda part: part.name in failed):
-        todo = [row for row in part.rows if options.again or part.name in failed or record.outcome(row) is None]
+        todo = [row for row in part.rows if options.again or part.name in failed or not record.is_final(row)]
         left = end - time.monotonic()
         if part.obstacle:
             say(part, f"not measured: {part.obstacle}")

@@ -14,13 +14,14 @@ from importlib import metadata
 from pathlib import Path
 
 import psutil
-import pynvml
 
 from qwen_worker.jobs.request import Drawing
 from qwen_worker.memory.footprint import GB
 from qwen_worker.memory.machine import read_machine
+from qwen_worker.memory.nvml import driver_version
 
 MEASURED, NOT_MEASURED, FAILED = "measured", "not measured", "failed"
+NOT_LOADED, OUT_OF_MEMORY = "while loading", ("out of memory", "OutOfMemoryError")  # in the words of failures
 FULL_STEPS = Drawing.model_fields["num_inference_steps"].default  # of a whole job of `quality`
 AROUND = ("date", "driver", "processor")  # what may differ between two runs that are alike
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "torchao", "bitsandbytes")
@@ -57,6 +58,17 @@ class Record:
         alike = [number for number, run in self.runs.items() if self.is_alike(run)]
         recorded = (held for held in self.rows if held["run"] in alike and self.key_of(held) == self.key_of(row))
         return next((held["measured"] for held in recorded), None)
+
+    def is_final(self, row: dict) -> bool:
+        """Whether the row needs no other try: it is measured, or failed by what it measures.
+
+        A model that did not load says nothing of speed or memory, and may load once a package or our code is mended.
+        One that did not fit has been measured.
+        """
+        words = self.outcome(row)
+        if words is None or not words.startswith(FAILED):
+            return words is not None
+        return NOT_LOADED not in words or any(memory in words for memory in OUT_OF_MEMORY)
 
     def is_alike(self, run: dict) -> bool:
         """Whether the run has this run's device, libraries and settings; the machine around the card may be another."""
@@ -104,20 +116,11 @@ def surroundings() -> dict:
     return {
         "device": machine.gpu.name if machine.gpu else "CPU",
         "device GB": round((machine.gpu.total_bytes if machine.gpu else machine.ram_total_bytes) / GB, 1),
-        "driver": driver() if machine.gpu else None,
+        "driver": driver_version() if machine.gpu else None,
         "processor": f"{platform.machine()}, {psutil.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
     }
-
-
-def driver() -> str:
-    """The version of the card's driver."""
-    pynvml.nvmlInit()
-    try:
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def version(package: str) -> str | None:

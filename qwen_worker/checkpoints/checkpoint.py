@@ -163,11 +163,11 @@ def inspect(folder: Path) -> Checkpoint:
     shapes = {component: tensor_shapes(folder, component) for component in WEIGHTS}
     parameters = {component: sum(map(math.prod, shapes[component].values())) for component in WEIGHTS}
     multiple = size_multiple_of(class_name, read_json(folder, "vae/config.json"))
-    parts = count_parts(shapes) if is_savable(folder, class_name) else {}
+    parts = count_parts(shapes) if savings_apply(folder, class_name) else {}
     return Checkpoint(name, class_name, parameters, multiple, folder, revision=folder_digest(folder), parts=parts)
 
 
-def is_savable(folder: Path, class_name: str) -> bool:
+def savings_apply(folder: Path, class_name: str) -> bool:
     """Whether the savings know the architecture: 2.1 has another, and a layered model's modulation another input."""
     config = read_json(folder, "transformer/config.json")
     return class_name != "QwenImage21Pipeline" and not config.get("use_additional_t_cond")

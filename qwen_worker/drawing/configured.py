@@ -13,16 +13,18 @@ from ..jobs.request import Drawing, Edit
 from ..loading.loaded import LoadedPipeline
 from ..lora.file import LoraUse
 from ..preset_settings import Preset
+from ..settings import Speedup
 from .partial_denoise import drawn_steps, fixed_steps
 
 
 @contextmanager
 def configured(
-    loaded: LoadedPipeline, request: Drawing, loras: Sequence[LoraUse], tiles: bool = False
+    loaded: LoadedPipeline, request: Drawing, loras: Sequence[LoraUse], apart: bool = False, tiles: bool = False
 ) -> Generator[None]:
-    """Within, the pipeline is as the request asks for it. `tiles`: its pictures are decoded in tiles.
+    """Within, the pipeline is as the request asks for it.
 
-    The two passes of guidance are one call only where a picture is decoded whole: the memory for that holds both.
+    `apart`: guidance's passes stay two; `tiles`: pictures are decoded in tiles. The two passes are one call only where
+    a picture is decoded whole: the memory for that holds both.
     """
     steps = fixed_steps(loaded.pipe) or request.num_inference_steps
     drawn = drawn_steps(steps, request.strength) if isinstance(request, Edit) else steps
@@ -30,17 +32,28 @@ def configured(
     # One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.
     if steps == 1:
         changes["shift_terminal"] = None
-    cached = request.preset == Preset.BALANCED and loaded.checkpoint.adaptable
+    cached = caches_steps(loaded, request)
     with (
         loaded.adapters.apply(loras),
         loaded.speed.drawing(
-            compiled=all(use.own for use in loras),  # a job's own would each compile anew
-            separate_passes=cached or tiles or isinstance(request, Edit),
+            compiled=all(use.from_settings for use in loras),  # a job's own would each compile anew
+            separate_passes=apart or tiles or not shares_passes(loaded, request),
             cached_steps=drawn if cached else 0,
         ),
         configured_scheduler(loaded, changes),
     ):
         yield
+
+
+def caches_steps(loaded: LoadedPipeline, request: Drawing) -> bool:
+    """Whether a step cache serves the request."""
+    return request.preset == Preset.BALANCED and loaded.checkpoint.adaptable
+
+
+def shares_passes(loaded: LoadedPipeline, request: Drawing) -> bool:
+    """Whether guidance's two passes are one call for the request, where its picture is small."""
+    is_shared = loaded.speed.has(Speedup.GUIDANCE) and not isinstance(request, Edit)
+    return is_shared and not caches_steps(loaded, request)
 
 
 @contextmanager

@@ -4,11 +4,12 @@ One picture a call and not a batch: a batch rounds differently, and each seed mu
 endpoint gives this up for speed, `batching.py` comes first. Knows nothing of how a job arrived or its result leaves.
 """
 
+import functools
 import inspect
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -16,14 +17,16 @@ from ..errors import Cancelled, JobError
 from ..jobs.job import Job
 from ..jobs.reply import DrawingResult
 from ..jobs.request import Drawing, Edit, require_tokens
-from ..loading.loaded import LoadedPipeline
-from ..memory.cuda import allocated_bytes, peak_vram_gb
+from ..loading.loaded import LoadedPipeline, Shortage
+from ..log import log_line
+from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
+from ..memory.failures import Failure, attempt
 from ..memory.footprint import Plan
 from ..pictures.images import to_rgb
 from ..pictures.inputs import Canvas
 from ..pictures.masks import restore_outside
 from ..settings import Speedup
-from .configured import configured
+from .configured import configured, shares_passes
 from .partial_denoise import PartialDenoise
 from .preview import Previewer
 from .prompt_cache import PromptCache
@@ -42,56 +45,97 @@ def require_drawable(loaded: LoadedPipeline, entry: DrawingJob) -> None:
     tokenizer = getattr(loaded.pipe, "tokenizer", None) or loaded.pipe.processor.tokenizer
     for name, text in (("prompt", request.instruction), ("negative_prompt", request.negative_prompt or "")):
         require_tokens(name, len(tokenizer(text).input_ids))
-    loaded.adapters.require_fits(entry.loras)
+    loaded.adapters.require_made_for_model(entry.loras)
+
+
+class Attempt(NamedTuple):
+    """How a picture is drawn. `apart`: guidance's passes stay two; `tiles`: the VAE works in tiles."""
+
+    apart: bool = False
+    tiles: bool = False
+
+
+LASTING_SHORTAGE = 2  # jobs of one size in a row that had too little memory
+# After a lack of memory the next one is taken, which needs less. Its pictures differ by rounding, or by faint seams.
+ATTEMPTS = Attempt(), Attempt(apart=True), Attempt(apart=True, tiles=True)
 
 
 def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, previewer: Previewer) -> DrawingResult:
     """The pictures of the job's seeds, RGB of its canvas' size.
 
-    Raises `Cancelled` within a step once the job is stopped, and `JobError` out_of_memory where CUDA has too little
-    memory even for decoding in tiles.
+    Where a speed-up may have failed, all of the pipeline's are turned off, and the job is drawn once more from its
+    seeds. Raises `Cancelled` within a step once the job is stopped; `JobError` out_of_memory where CUDA has too little
+    memory even for decoding in tiles, or internal; and `CudaSpoiledError`.
+    """
+    draw_pictures = functools.partial(draw_within_memory, loaded, entry, prompt_cache, previewer)
+    result = attempt(draw_pictures)
+    if isinstance(result, Failure) and (names := loaded.speed.stand_all_down(result.reason)):
+        off = ", ".join(names)
+        log_line(entry.job.id, "WARN", f"drawn once more; off from now on: {off}, after {result.reason}")
+        release_unused(loaded.plan.device)
+        entry.job.start_over()
+        result = attempt(draw_pictures)
+    if isinstance(result, Failure):
+        raise JobError("internal", entry.job.id)
+    return result
+
+
+def draw_within_memory(
+    loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, previewer: Previewer
+) -> DrawingResult:
+    """The pictures, by the first attempt that memory is enough for.
+
+    One shortage may pass. After two jobs of a size in a row, the next begins with the attempt that went well.
     """
     import torch
 
     job, canvas, device = entry.job, entry.canvas, loaded.plan.device
     bytes_before = allocated_bytes(device)
-    tiled = plan_for(entry, loaded.plan, loaded).needs_tiles(*canvas.size, len(canvas.sources))
-    # After a lack of memory the picture is drawn again with the VAE in tiles, which takes less. Its seed is the same.
-    for tiles in (False, True)[tiled:]:
+    size = *canvas.size, len(canvas.sources)
+    first, shortage = 0 if shares_passes(loaded, job.request) else 1, loaded.shortages.get(size, Shortage(0, 0))
+    if plan_for(entry, loaded.plan, loaded).needs_tiles(*size):
+        first = len(ATTEMPTS) - 1
+    elif shortage.jobs >= LASTING_SHORTAGE:
+        first = max(first, shortage.attempt)
+    for number, (apart, tiles) in list(enumerate(ATTEMPTS))[first:]:
         pictures: list[Image.Image] = []
         steps = 0
         try:
             with (
-                configured(loaded, job.request, entry.loras, tiles),
+                configured(loaded, job.request, entry.loras, apart, tiles),
                 vae_tiles(loaded.pipe.vae, tiles),
                 prompt_cache.caching(loaded.pipe, job.require_running),
             ):
-                for number in range(job.request.num_images):
-                    picture, steps = draw_picture(loaded.pipe, job, canvas, number, previewer)
+                for picture_number in range(job.request.num_images):
+                    picture, steps = draw_picture(loaded.pipe, job, canvas, picture_number, previewer)
                     pictures.append(picture)
                     job.require_running()
+            if number > first:
+                loaded.shortages[size] = Shortage(number, shortage.jobs + 1)
+            elif shortage.jobs < LASTING_SHORTAGE:
+                loaded.shortages.pop(size, None)
             return DrawingResult(pictures, steps, loaded.drawing_model, peak_vram_gb=peak_vram_gb())
         except torch.OutOfMemoryError:
             pass
         # Outside the handler, where the traceback no longer holds the tensors that filled the card.
         if device == "cuda":
             torch.cuda.empty_cache()
-    size = "{}x{}".format(*canvas.size)
+    words = "{}x{}".format(*canvas.size)
     if len(canvas.sources) > 1:
-        size += f" with {len(canvas.sources)} input images"
+        words += f" with {len(canvas.sources)} input images"
     leaked_bytes = allocated_bytes(device) - bytes_before
     raise JobError(
         "out_of_memory",
-        f"{size} did not fit beside {loaded.checkpoint.name} ({loaded.plan})",
+        f"{words} did not fit beside {loaded.checkpoint.name} ({loaded.plan})",
         refresh_worker=leaked_bytes > LEAK_BYTES,
     )
 
 
 def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Plan:
-    """The plan with the room that the job's own LoRAs take, and blocks that the loaded pipeline could not compile."""
+    """The plan with the room that the job's own LoRAs take, and blocks that the loaded pipeline does not compile."""
     if loaded and not loaded.speed.has(Speedup.COMPILE):
         plan = replace(plan, compiled=False)
-    job_loras = [use.file for use in entry.loras if not use.own]
+    job_loras = [use.file for use in entry.loras if not use.from_settings]
     return plan.with_loras(sum(file.parameters for file in job_loras)) if job_loras else plan
 
 

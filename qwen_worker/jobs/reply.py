@@ -33,6 +33,7 @@ class DrawingModel:
     revision: str | None
     caches_steps: bool  # whether preset `balanced` has its step cache
     on_card: bool
+    stood_down: tuple[str, ...] = ()  # what of the worker's own it does without, because that failed
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class DrawingFacts(TypedDict):
     instruction: NotRequired[str]
     loras: NotRequired[list[LoraUsed]]
     step_cache: NotRequired[bool]
+    stood_down: NotRequired[list[str]]
     fallback_reason: NotRequired[str]
     batch: NotRequired[int]
     peak_vram_gb: NotRequired[float | None]
@@ -143,6 +145,8 @@ def drawing_facts(
         facts["fallback_reason"] = result.failure.reason
     if drawn_by and settings.QWEN_BATCH > 1:
         facts["batch"] = result.batch
+    if drawn_by and drawn_by.stood_down:
+        facts["stood_down"] = list(drawn_by.stood_down)
     if drawn_by and drawn_by.on_card:
         facts["peak_vram_gb"] = result.peak_vram_gb
     return facts

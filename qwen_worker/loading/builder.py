@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import WEIGHTS, Checkpoint
 from ..checkpoints.files import read_json, shards
+from ..log import log_line
 from ..memory import cuda
+from ..memory.failures import Failure, attempt
 from ..memory.footprint import Plan
 from ..memory.machine import read_machine
 from ..stopwatch import Stopwatch
 from . import libraries
 from .components import Reading, is_component, load_component, require_tokenizer, tabulate, trim
 from .page_cache import reading_ahead
+from .stand_down import MODULATION, READER, TRIM, StoodDown
 
 if TYPE_CHECKING:
     from ..model.modulation import ModulationTable
@@ -47,18 +50,22 @@ class Builder:
         shared: Mapping[str, Any],
         folder: Path | None = None,
         beside_others: bool = False,
+        stood_down: StoodDown | None = None,
     ) -> "tuple[Any, ModulationTable | None]":
         """The pipeline of the checkpoint's own class, and its modulation table where the plan has one.
 
         `model`: the name under which its transformer is swapped; `shared`: components that are loaded already;
-        `folder`: read in place of the checkpoint's own; `beside_others`: the card holds models of other plans. Raises
-        `LoadError`, and whatever the libraries raise.
+        `folder`: read in place of the checkpoint's own; `beside_others`: the card holds models of other plans;
+        `stood_down`: what has failed before, to which a reader that fails is added. Raises `LoadError`, and whatever
+        the libraries raise.
         """
         source = replace(checkpoint, folder=folder or checkpoint.folder)
+        # A prepared checkpoint has nothing that its library could read; its source is beside it.
+        load = self.load if folder is None else self.load_as_planned
         folder = source.local_folder
         index = read_json(folder, "model_index.json")
         names = [name for name in index if name not in shared and not name.startswith("_")]
-        reading = Reading(self.threads, self.stopwatch)
+        stood_down = stood_down or StoodDown()
         free_bytes = read_machine().ram_available_bytes - plan.pinned_bytes if self.threads else 0
         with self.stopwatch("import"), reading_ahead(weight_files(folder, names), round(free_bytes * AHEAD_SHARE)):
             libraries.import_all()
@@ -69,14 +76,16 @@ class Builder:
         components = dict(shared)
         for name in names:
             self.part, entry = name, index[name]
-            components[name] = load_component(source, name, entry, plan, reading) if is_component(entry) else entry
+            components[name] = load(source, name, entry, plan, stood_down) if is_component(entry) else entry
+            self.part = name + TRIM
             with self.stopwatch("trim"):
                 trim(components[name], name, plan)
         if self.swap and plan.swapped:
+            self.part = "swap"
             with self.stopwatch("copy"):
                 self.swap.add(model, components["transformer"])
-        self.part = "modulation"
-        table = tabulate(components["transformer"], folder, plan, reading)
+        self.part = MODULATION
+        table = tabulate(components["transformer"], folder, plan, Reading(self.threads, self.stopwatch))
         self.part = checkpoint.class_name
         with self.stopwatch("other"):
             pipe = getattr(diffusers, checkpoint.class_name)(**components)
@@ -86,11 +95,34 @@ class Builder:
             cuda.release_pinned_buffers()
         return pipe, table
 
+    def load(self, source: Checkpoint, name: str, entry: Sequence[str], plan: Plan, stood_down: StoodDown) -> Any:
+        """A component by the worker's own reader; where that fails for no fault of the files, by its library's.
+
+        Raises `LoadError`, and what the library raises.
+        """
+        if self.threads and name in WEIGHTS and not stood_down.is_read_by_library(name):
+            component = attempt(lambda: self.load_as_planned(source, name, entry, plan, stood_down))
+            if not isinstance(component, Failure):
+                return component
+            if component.out_of_memory:  # the library takes no less
+                raise MemoryError(component.reason)
+            self.give_back(plan.device)
+            stood_down.reasons[READER + name] = component.reason
+            log_line(None, "WARN", f"{source.name}: {name} is read by its library from now on: {component.reason}")
+        return load_component(source, name, entry, plan, Reading(0, self.stopwatch))
+
+    def load_as_planned(
+        self, source: Checkpoint, name: str, entry: Sequence[str], plan: Plan, stood_down: StoodDown
+    ) -> Any:
+        """A component by the worker's own reader, unless the settings have none."""
+        return load_component(source, name, entry, plan, Reading(self.threads, self.stopwatch))
+
     def claim_card(self, plan: Plan, beside_others: bool) -> None:
         """Keep torch to the plan's share of the card, and take a swapped transformer off it. Raises `LoadError`."""
         from ..model.residency import Swap
 
         if plan.device == "cuda":
+            cuda.release_unused(plan.device)  # what torch holds for nobody would count as the others'
             cuda.cap_memory(plan.limit_bytes, beside_others)
             cuda.configure_allocators()
         if plan.swapped:
@@ -98,11 +130,17 @@ class Builder:
             self.swap.clear()
             cuda.release_unused(plan.device)
 
-    def release(self, model: str, plan: Plan) -> None:
-        """Give back what a build that failed has left."""
+    def release(self, model: str, device: str) -> None:
+        """Give back what a build that failed, or a pipeline that nobody holds any more, has left."""
         if self.swap:
             self.swap.drop(model)
-        cuda.release_unused(plan.device)
+        self.give_back(device)
+
+    def give_back(self, device: str) -> None:
+        """Give back the card's memory and the pinned memory that no tensor holds."""
+        cuda.release_unused(device)
+        if device == "cuda":
+            cuda.release_pinned_buffers()
 
 
 def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:

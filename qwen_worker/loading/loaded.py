@@ -4,7 +4,7 @@ Knows nothing of how it was loaded, nor of what is drawn by it.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..jobs.reply import DrawingModel
@@ -14,6 +14,17 @@ from ..speed.speedups import Speed
 if TYPE_CHECKING:
     from ..lora.adapters import Adapters
     from ..model.modulation import ModulationTable
+    from .self_check import Finding
+
+
+Size = tuple[int, int, int]  # width and height in pixels, input pictures
+
+
+class Shortage(NamedTuple):
+    """`attempt`: which attempt at drawing had memory enough; `jobs`: how many in a row found the earlier ones short."""
+
+    attempt: int
+    jobs: int
 
 
 @dataclass(frozen=True)
@@ -29,12 +40,21 @@ class LoadedPipeline:
     stage_seconds: dict[str, float]  # of the load, by stage; `first_job` is added when that has been drawn
     prepared: str  # the name of the prepared checkpoint that it was loaded from, or why there is none
     speed: Speed  # what it is drawn faster by
+    loaded_without: dict[str, str]  # what of the worker's own failed when it was loaded, and why
+    shortages: dict[Size, Shortage] = field(default_factory=dict[Size, "Shortage"])
+    findings: "tuple[Finding, ...]" = ()  # of its self-check, none where it had none
 
     @property
     def drawing_model(self) -> DrawingModel:
         """What replies tell of it."""
         checkpoint = self.checkpoint
-        return DrawingModel(checkpoint.name, checkpoint.revision, checkpoint.adaptable, self.plan.device == "cuda")
+        on_card, stood_down = self.plan.device == "cuda", tuple(self.stood_down)
+        return DrawingModel(checkpoint.name, checkpoint.revision, checkpoint.adaptable, on_card, stood_down)
+
+    @property
+    def stood_down(self) -> dict[str, str]:
+        """What of the worker's own it does without because that failed, and why."""
+        return self.loaded_without | self.speed.failures
 
     def report(self) -> dict[str, Any]:
         """What `health` tells of it."""
@@ -47,7 +67,9 @@ class LoadedPipeline:
             "plan": str(self.plan),
             "weights_gb": round(self.plan.weight_bytes / GB, 3),
             "speedups": {name.value: state for name, state in self.speed.states.items()},
-            "loras": [{"setting": use.label, "scale": use.scale} for use in self.adapters.own],
+            "stood_down": self.stood_down,
+            "self_check": [finding.report() for finding in self.findings],
+            "loras": [{"setting": use.label, "scale": use.scale} for use in self.adapters.always_applied],
             "shared": list(self.shared),
             "prepared": self.prepared,
             "load_seconds": round(self.load_seconds, 3),

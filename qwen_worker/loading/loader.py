@@ -1,23 +1,35 @@
 """Each task's model as a job can have it: loaded on first need, or the reason why it cannot be, remembered.
 
 Every step returns what was asked for, or the `LoadError` that says why it cannot be had. Knows nothing of what follows
-from a failure: a stand-in or an error.
+from a failure, a stand-in or an error: for a job `Worker.fall_back` of the handler decides that, at the start
+`serving/fitness.py`.
 """
 
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import LoadError
-from ..log import log_exception, log_line
-from ..memory.cuda import is_cuda_failure
+from ..log import log_line
+from ..memory.failures import Failure, attempt
 from ..memory.footprint import Plan
 from ..settings import Fallback, Role, Settings
 from .loaded import LoadedPipeline
 from .pipelines import Pipelines
 
 Result = TypeVar("Result")
+MAX_PAUSE_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class LoadFailure:
+    """Why a model could not be had. `pause`: seconds before the next try, which may begin at `next_try` (monotonic)."""
+
+    error: LoadError
+    pause: float
+    next_try: float
 
 
 class Loader:
@@ -25,7 +37,7 @@ class Loader:
 
     def __init__(self, settings: Settings, pipelines: Pipelines, inference_thread: Executor):
         self.settings, self.pipelines, self.inference_thread = settings, pipelines, inference_thread
-        self.failures: dict[str, tuple[LoadError, float]] = {}  # by role: why loading failed, and when (monotonic)
+        self.failures: dict[str, LoadFailure] = {}  # by role
 
     def ready(self, task: str) -> bool:
         """Whether the task's pipeline is loaded."""
@@ -34,7 +46,7 @@ class Loader:
 
     def report(self) -> dict[str, Any]:
         """What `health` tells of stand-ins: whether there are any, and by role why a model could not be had."""
-        reasons = {role: failure.reason for role, (failure, _) in self.failures.items()}
+        reasons = {role: failure.error.reason for role, failure in self.failures.items()}
         return {"mode": self.settings.QWEN_FALLBACK.value, "reasons": reasons}
 
     def place(self, task: str) -> Plan | LoadError:
@@ -47,7 +59,10 @@ class Loader:
         if isinstance(plan, LoadError):
             return plan
         require_room(plan)
-        return self.attempt(self.load_and_log, task)
+        loaded = self.attempt(self.load_and_log, task)
+        if not isinstance(loaded, LoadError):
+            self.failures.pop(Role.of(task).value, None)
+        return loaded
 
     def why_not_placed(self, task: str) -> LoadError | None:
         """Why the task's model cannot be had on this machine, if so; loads nothing."""
@@ -66,7 +81,7 @@ class Loader:
         if not before:
             name = loaded.checkpoint.name
             stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in loaded.stage_seconds.items())
-            loras = ", ".join(f"{use.label} at {use.scale:g}" for use in loaded.adapters.own)
+            loras = ", ".join(f"{use.label} at {use.scale:g}" for use in loaded.adapters.always_applied)
             facts = f"{loaded.plan}; speed-ups: {loaded.speed}" + (f"; LoRAs: {loras}" if loras else "")
             at = f" at {revision}" if (revision := loaded.checkpoint.revision) else ""
             log_line(None, "INFO", f"{name}{at} loaded in {loaded.load_seconds:.1f} s: {facts}")
@@ -74,31 +89,26 @@ class Loader:
         return loaded
 
     def attempt(self, step: Callable[[str], Result], task: str) -> Result | LoadError:
-        """What `step(task)` returns, or why the model cannot be had: remembered, and tried again only if passing.
+        """What `step(task)` returns, or why the model cannot be had: remembered, and tried again if that is transient.
 
-        Raises what spoils the worker: no other model can be had in this process either, and stand-ins would hide it.
+        The pause before the next try doubles with each failure that follows another. Raises `CudaSpoiledError`: no
+        model can be had in this process any more, and stand-ins would hide it.
         """
         if self.settings.QWEN_FALLBACK is Fallback.FORCE:
             return LoadError("QWEN_FALLBACK=force: this worker loads no model")
         role = Role.of(task).value
-        failure, failed_at = self.failures.get(role, (None, 0.0))
-        paused = time.monotonic() - failed_at < self.settings.QWEN_LOAD_RETRY_SECONDS
-        if failure and (paused or not failure.transient):
-            return failure
+        before = self.failures.get(role)
+        if before and (not before.error.transient or time.monotonic() < before.next_try):
+            return before.error
         try:
-            result = step(task)
+            result = attempt(lambda: step(task))
         except LoadError as error:
-            failure = error
-        except Exception as error:  # noqa: BLE001  whatever keeps a model from loading means: it cannot be had
-            log_exception(None)
-            if is_cuda_failure(error):
-                raise
-            part = f"{role}/{self.pipelines.builder.part}".rstrip("/")
-            passing = type(error).__name__ == "OutOfMemoryError"  # what else holds the card's memory may give it back
-            failure = LoadError(f"{type(error).__name__} while loading {part}; the worker's log has the rest", passing)
-        else:
-            self.failures.pop(role, None)
+            result = error
+        if isinstance(result, Failure):  # of locating or planning: a load that fails says so in a LoadError of its own
+            result = LoadError(f"{result.reason} while looking for the {role} model", transient=True)
+        if not isinstance(result, LoadError):
             return result
-        log_line(None, "WARN", f"the {role} model cannot be loaded: {failure.reason}")
-        self.failures[role] = failure, time.monotonic()
-        return failure
+        log_line(None, "WARN", f"the {role} model cannot be loaded: {result.reason}")
+        pause = min(2 * before.pause, MAX_PAUSE_SECONDS) if before else self.settings.QWEN_LOAD_RETRY_SECONDS
+        self.failures[role] = LoadFailure(result, pause, time.monotonic() + pause)
+        return result

@@ -4,25 +4,34 @@ The catalogue says which checkpoint serves a task, the planner where it goes, an
 nothing of jobs and of what follows when a model cannot be loaded.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.files import label_of
 from ..checkpoints.sharing import shared_components
-from ..errors import JobError, LoadError
+from ..errors import CudaSpoiledError, JobError, LoadError
+from ..log import log_line
 from ..lora.file import LoraUse
-from ..memory.footprint import Plan
+from ..memory import cuda
+from ..memory.failures import Failure, attempt
+from ..memory.footprint import LOSSY, Plan
 from ..memory.machine import Machine, read_machine
-from ..settings import Role, Settings
-from ..speed import speedups
+from ..settings import Role, Saving, Settings, Speedup
+from ..speed import compile_store, speedups
 from ..stopwatch import Stopwatch
-from . import prepared
+from . import prepared, self_check
 from .builder import Builder
 from .catalogue import Catalogue
+from .crash_notes import CrashNotes
 from .loaded import LoadedPipeline
 from .planner import Planner
+from .self_check import Finding
+from .stand_down import PINNING, READER, ROOM, SELF_CHECK, SPEEDUPS, find_culprits
+from .subject import Subject
 
 if TYPE_CHECKING:
     from ..lora.adapters import Adapters
@@ -46,6 +55,12 @@ class Pipelines:
         self.planner = Planner(settings, catalogue, machine)
         self.builder = Builder(settings.QWEN_LOAD_THREADS)
         self.loaded: dict[str, LoadedPipeline] = {}  # by model setting
+        self.notes = CrashNotes(compile_store.folder(settings), self.machine_kind)
+
+    def machine_kind(self) -> str:
+        """The card, or the CPU, and the versions of what computes on it."""
+        gpu = self.planner.machine().gpu
+        return compile_store.machine_kind(gpu and gpu.name)
 
     def get(self, task: str) -> LoadedPipeline | None:
         """The task's pipeline, if it is loaded."""
@@ -57,32 +72,139 @@ class Pipelines:
 
     def place(self, task: str) -> Plan:
         """Where the task's model goes. Raises `LoadError`, before anything is fetched or allocated, where it cannot."""
+        self.heed_notes(self.catalogue.model_for(task))
         return self.planner.place(task, self.loaded.values())
 
     def load(self, task: str) -> LoadedPipeline:
-        """The task's pipeline, loaded on first use. Raises `LoadError`, before anything is fetched where it can."""
+        """The task's pipeline, loaded on first use.
+
+        Where something of the worker's own fails, the model is loaded again without it. Raises `LoadError`, before
+        anything is fetched where it can, and `CudaSpoiledError`.
+        """
         model = self.catalogue.model_for(task)
-        if model not in self.loaded:
-            started = time.perf_counter()
-            stopwatch = self.builder.stopwatch = Stopwatch()
-            plan, checkpoint = self.place(task), self.catalogue.locate(task)
-            folder, note = self.find_prepared(checkpoint, plan)
-            if folder is None and checkpoint.folder is None:
-                with stopwatch("download"):
-                    checkpoint = self.catalogue.fetch(task)
-            with stopwatch("compare"):
-                shared = self.shared_components(checkpoint)
-            loras = self.own_loras(Role.of(task))
-            pipe, table, note = self.build(model, checkpoint, plan, shared, folder, note)
-            adapters = adapters_of(checkpoint, plan, pipe, table, loras)
-            self.builder.part = "speed-ups"
-            with stopwatch("compile"):
-                machine = self.planner.machine()
-                speed = speedups.apply(pipe, plan, self.settings, machine, table, checkpoint.name)
-            self.builder.part = ""
-            facts = tuple(shared), time.perf_counter() - started, stopwatch.report(), note, speed
-            self.loaded[model] = LoadedPipeline(model, checkpoint, plan, pipe, table, adapters, *facts)
+        while model not in self.loaded:
+            try:
+                outcome = attempt(lambda: self.load_once(model, task))
+            except LoadError as error:
+                outcome = LoadError(error.reason, error.transient)  # without the traceback and all that its frames hold
+            except CudaSpoiledError as error:
+                suspects = self.find_culprits(model)
+                at_work = suspects if self.builder.part == SPEEDUPS else suspects[:1]
+                raise self.notes.blame(error.reason, at_work) from None
+            if isinstance(outcome, LoadedPipeline):
+                self.loaded[model] = outcome
+                break
+            self.builder.release(model, self.planner.device(model))
+            if isinstance(outcome, LoadError):
+                raise self.planner.stood_down[model].explain(outcome)
+            self.retreat(model, outcome)
         return self.loaded[model]
+
+    def heed_notes(self, model: str) -> None:
+        """Leave out what was at work when an earlier start met a CUDA error."""
+        for name, reason in self.notes.read().get("reasons", {}).items():
+            self.planner.stood_down[model].reasons.setdefault(name, f"an earlier start met {reason}")
+
+    def blame(self, loaded: LoadedPipeline, error: CudaSpoiledError) -> CudaSpoiledError:
+        """The error to raise for a context that was spoiled while the pipeline was drawing."""
+        plan, speed = loaded.plan, loaded.speed
+        at_work = [speedup.value for speedup in Speedup if speed.has(speedup)]
+        at_work = at_work or [plan.precision.value] * (plan.precision in LOSSY) or [Saving.TABLE.value] * plan.table
+        return self.notes.blame(error.reason, at_work)
+
+    def load_once(self, model: str, task: str) -> LoadedPipeline:
+        """The task's pipeline by its present plan. Raises `LoadError`, and whatever the libraries raise."""
+        started = time.perf_counter()
+        stopwatch, self.builder.part = Stopwatch(), ""
+        self.builder.stopwatch = stopwatch
+        plan, checkpoint, off = self.place_again(task), self.catalogue.locate(task), self.planner.stood_down[model]
+        folder, note = self.find_prepared(checkpoint, plan)
+        if folder is None and checkpoint.folder is None:
+            with stopwatch("download"):
+                checkpoint = self.catalogue.fetch(task)
+        with stopwatch("compare"):
+            shared = self.shared_components(checkpoint)
+        loras = self.own_loras(Role.of(task))
+        from ..model.host_memory import pinning
+
+        pinning.resume()
+        pipe, table, note = self.build(model, checkpoint, plan, shared, folder, note)
+        adapters = adapters_of(checkpoint, plan, pipe, table, loras)
+        self.builder.part = SPEEDUPS
+        with stopwatch("compile"):
+            machine = self.planner.machine()
+            speed = speedups.apply(pipe, plan, self.settings, machine, table, checkpoint.name, off.reasons)
+        findings = self.check(Subject(model, checkpoint, plan, pipe, table, speed, self.builder.swap, tuple(shared)))
+        self.builder.part = ""
+        seconds = time.perf_counter() - started
+        without = dict(off.reasons) | ({PINNING: pinning.refusal} if pinning.refusal else {})
+        facts = plan, pipe, table, adapters, tuple(shared), seconds, stopwatch.report(), note, speed, without
+        return LoadedPipeline(model, checkpoint, *facts, findings=findings)
+
+    def check(self, subject: Subject) -> tuple[Finding, ...]:
+        """The findings of the self-check. What has failed in it stands down, at the next start too.
+
+        A speed-up does so at once. Raises `ArithmeticError` for what the model has to be loaded again without; one that
+        could not be compared, as for want of memory, is no reason for that.
+        """
+        self.builder.part = "self-check"
+        with self.builder.stopwatch("check"):
+            gpu = self.planner.machine().gpu if subject.plan.device == "cuda" else None
+            findings = self_check.check(subject, self.settings, gpu and gpu.name)
+        failed = {finding.name: finding for finding in findings if not finding.passed}
+        for speedup in Speedup:
+            if speedup.value in failed and subject.speed.has(speedup):
+                subject.speed.stand_down(speedup, str(failed[speedup.value]))
+        for name, finding in failed.items():
+            if not finding.reason and name not in (*Speedup, "lora"):
+                self.notes.remember(name, str(finding))
+                self.builder.part = SELF_CHECK + name
+                raise ArithmeticError(str(finding))
+        return tuple(findings)
+
+    def place_again(self, task: str) -> Plan:
+        """The task's plan, alone on the card if after a failure there is no room for it beside what is loaded."""
+        try:
+            return self.place(task)
+        except LoadError:
+            if not self.loaded or not self.planner.stood_down[self.catalogue.model_for(task)].reasons:
+                raise
+        self.unload_all()
+        return self.place(task)
+
+    def unload_all(self) -> None:
+        """Let go of every pipeline: each is planned and loaded anew when a job needs it."""
+        for model, loaded in list(self.loaded.items()):
+            del self.loaded[model]
+            self.builder.release(model, loaded.plan.device)
+        self.planner.forget(())
+
+    def find_culprits(self, model: str) -> list[str]:
+        """What of the worker's own was at work where the model's load has stopped; most suspect first."""
+        plan = self.planner.plans.get(model)
+        if plan is None:
+            return []
+        names = find_culprits(self.builder.part, plan, self.planner.stood_down[model].reasons)
+        return [name for name in names if self.settings.QWEN_LOAD_THREADS or not name.startswith(READER)]
+
+    def retreat(self, model: str, failure: Failure) -> None:
+        """Have the model planned without what has failed. Raises a transient `LoadError` where nothing is left."""
+        plan, off = self.planner.plans.get(model), self.planner.stood_down[model]
+        at = f" while loading {self.builder.part}" if self.builder.part else ""
+        culprits = self.find_culprits(model)
+        if plan and failure.out_of_memory and plan.device == "cuda":
+            images = int(any(planned.edits for planned in plan.models))
+            off.max_bytes = min(cuda.free_bytes(), plan.peak_bytes(1024, 1024, images, tiled=True) - 1)
+            name = ROOM
+        elif culprits and not failure.out_of_memory:
+            name = culprits[0]
+        else:
+            raise off.explain(LoadError(f"{failure.reason}{at}", transient=True))
+        off.reasons[name] = f"{failure.reason}{at}"
+        log_line(None, "WARN", f"{label_of(model)} is loaded without {name} from now on: {failure.reason}{at}")
+        if plan and plan.swapped:
+            self.unload_all()  # the others' transformers wait for room that a plan of this model alone would take
+        self.planner.forget(self.loaded.values())
 
     def find_prepared(self, checkpoint: Checkpoint, plan: Plan) -> tuple[Path | None, str]:
         """The prepared checkpoint to load in the checkpoint's place, if any, and its name or why there is none."""
@@ -106,19 +228,43 @@ class Pipelines:
         Raises `LoadError` where there is no source to load instead.
         """
         beside_others = any(loaded.plan is not plan for loaded in self.loaded.values())
+        off = self.planner.stood_down[model]
+
+        def build_from(folder: Path | None) -> "tuple[Any, ModulationTable | None]":
+            return self.builder.build(model, checkpoint, plan, shared, folder, beside_others, off)
+
+        if folder and checkpoint.folder is None:
+            return (*build_from(folder), note)
         if folder:
             try:
-                return (*self.builder.build(model, checkpoint, plan, shared, folder, beside_others), note)
+                built = attempt(lambda: build_from(folder))
             except LoadError as failure:
-                if checkpoint.folder is None:
-                    raise
-                note = f"{folder.name} is not used: {failure.reason}"
-            self.builder.release(model, plan)
-        return (*self.builder.build(model, checkpoint, plan, shared, None, beside_others), note)
+                built = Failure(failure.reason)
+            if not isinstance(built, Failure):
+                return (*built, note)
+            note = f"{folder.name} is not used: {built.reason}"
+            self.builder.release(model, plan.device)
+        return (*build_from(None), note)
 
     def activate(self, loaded: LoadedPipeline) -> float:
-        """Bring the pipeline's transformer to the card if it is swapped; the seconds that it took."""
-        return self.builder.swap.activate(loaded.model) if self.builder.swap else 0.0
+        """Bring the pipeline's transformer to the card if it is swapped; the seconds that it took.
+
+        Raises `JobError` out_of_memory where the card has no room for it, and `CudaSpoiledError`.
+        """
+        if self.builder.swap is None:
+            return 0.0
+        bring = functools.partial(self.builder.swap.activate, loaded.model)
+        try:
+            seconds = attempt(bring)
+            if isinstance(seconds, Failure):  # no transformer is on the card then, and perhaps more of it is free
+                self.builder.give_back(loaded.plan.device)
+                seconds = attempt(bring)
+        except CudaSpoiledError as error:
+            raise self.blame(loaded, error) from None
+        if isinstance(seconds, Failure):
+            code = "out_of_memory" if seconds.out_of_memory else "internal"
+            raise JobError(code, f"{loaded.checkpoint.name} could not be brought to the card: {seconds.reason}")
+        return seconds
 
     def shared_components(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Components of pipelines already loaded that equal this checkpoint's, by name."""
@@ -144,7 +290,7 @@ def adapters_of(
 
     adapters = Adapters(pipe.transformer, table, getattr(torch, plan.dtype), plan.device, checkpoint.name, loras)
     try:
-        adapters.require_fits(loras)
+        adapters.require_made_for_model(loras)
         for use in loras:
             adapters.weights_for(use)
     except JobError as error:

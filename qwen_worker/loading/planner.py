@@ -3,19 +3,22 @@
 Loads and allocates nothing. Knows nothing of how a plan is carried out.
 """
 
-from collections.abc import Callable, Collection
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.sharing import as_model
 from ..errors import LoadError
-from ..memory import placement
+from ..memory import card, cuda, placement
 from ..memory.footprint import GB, Plan
 from ..memory.machine import Machine
-from ..settings import Role, Settings
+from ..settings import Role, Settings, Speedup
 from ..speed.speedups import has_compiler, may_compile
 from .catalogue import Catalogue
 from .loaded import LoadedPipeline
+from .stand_down import StoodDown, union
 
 
 class Planner:
@@ -23,25 +26,42 @@ class Planner:
 
     def __init__(self, settings: Settings, catalogue: Catalogue, machine: Callable[[], Machine]):
         self.settings, self.catalogue, self.machine = settings, catalogue, machine
-        self.plans: dict[str, Plan] = {}  # by model setting
+        # By model setting:
+        self.plans: dict[str, Plan] = {}
+        self.stood_down: defaultdict[str, StoodDown] = defaultdict(StoodDown)  # what a plan must do without
 
     def place(self, task: str, loaded: Collection[LoadedPipeline]) -> Plan:
         """Where the task's model goes, beside what is loaded.
 
         Planned for all models of the endpoint together, so that the first does not take the room of the second; for
         this model alone where together they do not fit or the other cannot be found. Raises `LoadError`, before
-        anything is fetched or allocated, where it fits nowhere.
+        anything is fetched or allocated, where it fits nowhere. A plan whose room something else has taken since is
+        made anew.
         """
         model, checkpoint = self.catalogue.model_for(task), self.catalogue.locate(task)
+        outdated = self.plans.get(model)
+        if outdated and not self.has_room(outdated, loaded):
+            self.plans = {other: plan for other, plan in self.plans.items() if plan is not outdated}
         if model not in self.plans:
             checkpoints = {model: checkpoint} | self.others(model)
             try:
-                plan = self.plan(checkpoints.values(), loaded)
+                plan = self.plan(checkpoints, loaded)
             except LoadError:
                 checkpoints = {model: checkpoint}
-                plan = self.plan(checkpoints.values(), loaded)
+                plan = self.plan(checkpoints, loaded)
             self.plans |= dict.fromkeys(checkpoints, plan)
         return self.plans[model]
+
+    def device(self, model: str) -> str:
+        """Where the model was planned to go, "cpu" if it has no plan."""
+        return self.plans[model].device if model in self.plans else "cpu"
+
+    def has_room(self, plan: Plan, loaded: Collection[LoadedPipeline]) -> bool:
+        """Whether the card still has what was planned with, as far as can be seen; no question once it is in use."""
+        if plan.device != "cuda" or any(pipeline.plan is plan for pipeline in loaded):
+            return True
+        room_bytes = card.room_bytes(beside_others=bool(loaded))
+        return room_bytes is None or room_bytes >= plan.limit_bytes
 
     def others(self, model: str) -> dict[str, Checkpoint]:
         """By setting, the endpoint's other model, if it can be found and nothing has been planned without it."""
@@ -53,20 +73,33 @@ class Planner:
                     others[other] = self.catalogue.locate(role.value)
         return others
 
-    def plan(self, checkpoints: Collection[Checkpoint], loaded: Collection[LoadedPipeline]) -> Plan:
-        """One plan for all these checkpoints. Raises `LoadError`."""
-        cap_gb = self.settings.QWEN_VRAM_GB
+    def forget(self, loaded: Collection[LoadedPipeline]) -> None:
+        """Have the models that are not loaded planned anew."""
+        kept = {pipeline.model for pipeline in loaded}
+        self.plans = {model: plan for model, plan in self.plans.items() if model in kept}
+
+    def plan(self, by_model: Mapping[str, Checkpoint], loaded: Collection[LoadedPipeline]) -> Plan:
+        """One plan for all these checkpoints, by model setting. Raises `LoadError`."""
+        checkpoints, off = by_model.values(), union([self.stood_down[model] for model in by_model])
+        cap_gb, machine = self.settings.QWEN_VRAM_GB, self.machine()
         resident_bytes = sum(pipeline.plan.weight_bytes for pipeline in loaded)
+        # torch sees limits and processes that NVML may not, and a load that lacked memory has shown what there is.
+        limits = [card.room_bytes(beside_others=bool(loaded)), off.max_bytes]
+        if machine.gpu and (found := [limit for limit in limits if limit is not None]):
+            gpu = replace(machine.gpu, free_bytes=min(machine.gpu.free_bytes, *found))
+            machine = replace(machine, gpu=gpu)
         models, before = [], [pipeline.checkpoint for pipeline in loaded]
         for checkpoint in sorted(checkpoints, key=lambda checkpoint: checkpoint.pipeline_class.max_images):
             models.append(as_model(checkpoint, before))
             before.append(checkpoint)
         return placement.plan(
             models,
-            self.machine(),
+            machine,
             self.settings.QWEN_PRECISION,
             round(cap_gb * GB) - resident_bytes if cap_gb else None,
-            self.settings.QWEN_SAVINGS,
+            off.savings(self.settings.QWEN_SAVINGS),
             self.settings.own_lora_count,
-            may_compile(self.settings.QWEN_SPEEDUPS) and has_compiler("cuda"),
+            off.layouts(),
+            cuda.pinned_cost() if machine.gpu else 1,
+            may_compile(self.settings.QWEN_SPEEDUPS) and has_compiler("cuda") and Speedup.COMPILE not in off.reasons,
         )

@@ -83,7 +83,7 @@ def find(
     for folder in folders(roots, checkpoint.folder):
         try:
             manifest = read_manifest(folder)
-            if not is_source(manifest["source"], checkpoint):
+            if not is_prepared_from(manifest["source"], checkpoint):
                 continue
             reason = mismatch(manifest, checkpoint, plan, gpu, allowed) or damage(folder, manifest)
         except LoadError as error:
@@ -115,7 +115,7 @@ def read_manifest(folder: Path) -> Manifest:
     return cast(Manifest, read_json(folder, MANIFEST))  # not checked: see above
 
 
-def is_source(source: Json, checkpoint: Checkpoint) -> bool:
+def is_prepared_from(source: Json, checkpoint: Checkpoint) -> bool:
     """Whether a manifest's source is this model, in any revision. A plain folder is known by its revision alone."""
     same_folder = checkpoint.hub_id is not None or source["revision"] == checkpoint.revision
     return source["hub_id"] == checkpoint.hub_id and same_folder

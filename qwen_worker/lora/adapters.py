@@ -51,8 +51,8 @@ class LoraWeights:
 class Adapters:
     """The LoRAs of one transformer. For the one inference thread.
 
-    `table`: stands for the transformer's modulation layers, if any; `model`: its name, for the errors; `own`: the
-    endpoint's LoRAs, part of every picture.
+    `table`: stands for the transformer's modulation layers, if any; `model`: its name, for the errors;
+    `always_applied`: the endpoint's LoRAs, part of every picture.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class Adapters:
         dtype: torch.dtype,
         device: str,
         model: str = "",
-        own: Sequence[LoraUse] = (),
+        always_applied: Sequence[LoraUse] = (),
     ):
         self.transformer, self.table, self.dtype, self.device = transformer, table, dtype, torch.device(device)
-        self.model, self.own = model, tuple(own)
+        self.model, self.always_applied = model, tuple(always_applied)
         self.weights: OrderedDict[str, LoraWeights] = OrderedDict()  # by the file's key, the latest used last
         # By the keys of the files that are used together, and by the transformer's names.
         self.layers: OrderedDict[tuple[str, ...], dict[str, PeftLayer]] = OrderedDict()
         self.shapes: dict[str, tuple[int, int]] = {}
 
-    def require_fits(self, uses: Sequence[LoraUse]) -> None:
+    def require_made_for_model(self, uses: Sequence[LoraUse]) -> None:
         """Raises `InvalidInput` for a LoRA that is made for another model, or that this plan cannot apply."""
         self.shapes = self.shapes or linear_shapes(self.transformer)
         for use in uses:
@@ -92,8 +92,8 @@ class Adapters:
     def apply(self, uses: Sequence[LoraUse]) -> Iterator[None]:
         """Within, the transformer computes with these LoRAs and the endpoint's own."""
         scales: dict[str, float] = {}
-        files = {use.file.key: use.file for use in (*self.own, *uses)}
-        for use in (*self.own, *uses):
+        files = {use.file.key: use.file for use in (*self.always_applied, *uses)}
+        for use in (*self.always_applied, *uses):
             scales[use.file.key] = scales.get(use.file.key, 0.0) + use.scale
         if not files:
             yield
@@ -101,7 +101,7 @@ class Adapters:
         loaded: dict[str, LoraWeights] = {}
         layers: dict[str, PeftLayer] = {}
         try:
-            for use in (*self.own, *uses):
+            for use in (*self.always_applied, *uses):
                 loaded[use.file.key] = self.weights_for(use)
             layers = self.layers_for(files)
             for weights in loaded.values():
@@ -184,8 +184,8 @@ class Adapters:
 
     def drop_unused(self) -> None:
         """Drop the longest unused weights and layers beyond the bounds; those of the endpoint's own LoRAs stay."""
-        own_keys = {use.file.key for use in self.own}
-        for key in [key for key in self.weights if key not in own_keys]:
+        always_kept = {use.file.key for use in self.always_applied}
+        for key in [key for key in self.weights if key not in always_kept]:
             if sum(weights.bytes for weights in self.weights.values()) <= KEPT_BYTES:
                 break
             del self.weights[key]
@@ -199,7 +199,7 @@ def blame_owner(use: LoraUse) -> Iterator[None]:
     try:
         yield
     except InvalidInput as error:
-        raise JobError("model_unavailable", error.sentence) if use.own else error from None
+        raise JobError("model_unavailable", error.sentence) if use.from_settings else error from None
 
 
 def add_lora(

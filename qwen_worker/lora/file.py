@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.files import METADATA, read_header, shape_of, span_of
 from ..errors import InvalidInput, JobError, LoadError
-from .names import NotALora, TensorNames, group_by_layer, printable
+from .names import TensorNames, UnusableLora, group_by_layer, printable
 
 if TYPE_CHECKING:
     import torch
@@ -179,12 +179,15 @@ class LoraFile:
 
 @dataclass(frozen=True)
 class LoraUse:
-    """A LoRA as one job uses it. `label`: its name in the errors; `own`: the endpoint's, with room in the plan."""
+    """A LoRA as one job uses it. `label`: its name in the errors.
+
+    `from_settings`: the endpoint names it and not the job; the plan has room for it.
+    """
 
     file: LoraFile
     scale: float
     label: str
-    own: bool = False
+    from_settings: bool = False
 
 
 def open_lora(path: Path, key: str | None, label: str) -> LoraFile:
@@ -197,30 +200,32 @@ def open_lora(path: Path, key: str | None, label: str) -> LoraFile:
         names_by_layer = group_by_layer(tensors.shapes)
         for name, dtype in tensors.dtypes.items():
             if dtype not in BYTES_BY_DTYPE:
-                raise NotALora(f"holds {printable(name)} as {printable(dtype)}; {', '.join(BYTES_BY_DTYPE)} are read")
+                raise UnusableLora(
+                    f"holds {printable(name)} as {printable(dtype)}; {', '.join(BYTES_BY_DTYPE)} are read"
+                )
         alphas = Alphas.from_metadata(tensors.metadata)
         layers = {layer: lora_layer(layer, names, tensors, alphas) for layer, names in names_by_layer.items()}
-    except NotALora as error:
+    except UnusableLora as error:
         raise InvalidInput(f"{label} {error}") from None
     return LoraFile(key or tensors.identity(), layers, tensors, is_immutable=key is not None)
 
 
 def lora_layer(layer: str, names: TensorNames, tensors: TensorFile, alphas: "Alphas") -> LoraLayer:
-    """One layer of the file. Raises `NotALora` where its tensors are no LoRA's."""
+    """One layer of the file. Raises `UnusableLora` where its tensors are no LoRA's."""
     shapes = tensors.shapes
     down, up = shapes[names.down], shapes[names.up]
     if len(down) != 2 or len(up) != 2 or down[0] != up[1] or not all((*down, *up)):
         sizes = f"{shape_text(down)} and {shape_text(up)}"
-        raise NotALora(f"has matrices of {sizes} for {printable(layer)}, which do not make a product")
+        raise UnusableLora(f"has matrices of {sizes} for {printable(layer)}, which do not make a product")
     rank = down[0]
     if not names.alpha:
         return LoraLayer(names, rank, down[1], up[0], alphas.scaling_of(layer, rank))
     if math.prod(shapes[names.alpha]) != 1:
         size = shape_text(shapes[names.alpha])
-        raise NotALora(f"holds {printable(names.alpha)} as {size}; an alpha is one number")
+        raise UnusableLora(f"holds {printable(names.alpha)} as {size}; an alpha is one number")
     alpha = float(tensors.read_tensor(names.alpha).item())
     if not math.isfinite(alpha):
-        raise NotALora(f"has an alpha of {alpha} for {printable(layer)}")
+        raise UnusableLora(f"has an alpha of {alpha} for {printable(layer)}")
     return LoraLayer(names, rank, down[1], up[0], alpha / rank)
 
 
@@ -238,27 +243,27 @@ class Alphas:
 
     @classmethod
     def from_metadata(cls, metadata: Any) -> "Alphas":
-        """Raises `NotALora` for a configuration that cannot be read, or is a DoRA's."""
+        """Raises `UnusableLora` for a configuration that cannot be read, or is a DoRA's."""
         try:
             facts = json.loads((metadata or {}).get(ADAPTER_METADATA, "{}"))
             facts = {name.removeprefix("transformer."): value for name, value in facts.items()}
             if facts.get("use_dora"):
-                raise NotALora("is a DoRA by its metadata, which cannot be applied")
+                raise UnusableLora("is a DoRA by its metadata, which cannot be applied")
             pattern = facts.get("alpha_pattern") or {}
             by_layer = {name.removeprefix("^"): float(alpha) for name, alpha in pattern.items()}
             default = facts.get("lora_alpha")
             return cls(None if default is None else float(default), by_layer, bool(facts.get("use_rslora")))
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-            raise NotALora(f"has {ADAPTER_METADATA} that cannot be read") from None
+            raise UnusableLora(f"has {ADAPTER_METADATA} that cannot be read") from None
 
     def scaling_of(self, layer: str, rank: int) -> float:
-        """By the layer's alpha, which peft files under its whole name or an end of it. Raises `NotALora`."""
+        """By the layer's alpha, which peft files under its whole name or an end of it. Raises `UnusableLora`."""
         ends = (layer[start:] for start in range(len(layer)) if start == 0 or layer[start - 1] == ".")
         alpha = next((self.by_layer[end] for end in ends if end in self.by_layer), self.default)
         if alpha is None:
             return 1.0
         if not math.isfinite(alpha):
-            raise NotALora(f"has an alpha of {alpha} for {printable(layer)} in its metadata")
+            raise UnusableLora(f"has an alpha of {alpha} for {printable(layer)} in its metadata")
         return alpha / (math.sqrt(rank) if self.uses_root else rank)
 
 

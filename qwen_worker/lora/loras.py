@@ -50,7 +50,7 @@ class Loras:
         with timed(job.timings, "input"):
             if request.preset == Preset.FAST:
                 file = self.open_for_preset(FAST_LORAS[Role.of(request.task)])
-                uses.append(LoraUse(file, 1.0, "the preset's LoRA", own=True))
+                uses.append(LoraUse(file, 1.0, "the preset's LoRA", from_settings=True))
             for number, lora in enumerate(request.loras):
                 label = f"loras[{number}]"
                 uses.append(LoraUse(self.open(lora.path, label, job.cancelled), lora.scale, label))
@@ -70,7 +70,7 @@ class Loras:
             if lora.task in (None, role):
                 label = f"QWEN_LORAS[{number}]"
                 try:
-                    uses.append(LoraUse(self.open_own(lora.path, label), lora.scale, label, own=True))
+                    uses.append(LoraUse(self.open_own(lora.path, label), lora.scale, label, from_settings=True))
                 except JobError as error:
                     raise LoadError(error.sentence, transient=error.code == FETCH_FAILED) from None
         return tuple(uses)

@@ -46,41 +46,41 @@ class TensorNames:
     alpha: str = ""
 
 
-class NotALora(Exception):
+class UnusableLora(Exception):
     """A file holds something other than a LoRA that can be applied; the message is a predicate of the file."""
 
 
 def group_by_layer(names: Iterable[str]) -> dict[str, TensorNames]:
     """The names of each layer's tensors, by the layer's name in the transformer.
 
-    Raises `NotALora` where a name is not understood, or a layer lacks a matrix or has one twice.
+    Raises `UnusableLora` where a name is not understood, or a layer lacks a matrix or has one twice.
     """
     layers: dict[str, dict[str, str]] = {}
     for name in names:
         layer, part = split_name(name)
         if part in layers.setdefault(layer, {}):
             first = layers[layer][part]
-            raise NotALora(f"has two tensors for {printable(layer)}: {printable(first)} and {printable(name)}")
+            raise UnusableLora(f"has two tensors for {printable(layer)}: {printable(first)} and {printable(name)}")
         layers[layer][part] = name
     for layer, parts in layers.items():
         if missing := sorted({"down", "up"} - set(parts)):
-            raise NotALora(f"lacks the {missing[0]} matrix of {printable(layer)}")
+            raise UnusableLora(f"lacks the {missing[0]} matrix of {printable(layer)}")
     if not layers:
-        raise NotALora("holds no tensors")
+        raise UnusableLora("holds no tensors")
     return {layer: TensorNames(**parts) for layer, parts in layers.items()}
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The layer of a tensor's name, and the tensor's part in the LoRA: down, up or alpha. Raises `NotALora`."""
+    """The layer of a tensor's name, and the tensor's part in the LoRA: down, up or alpha. Raises `UnusableLora`."""
     if TEXT_ENCODER.match(name):
-        raise NotALora(f"has a part for the text encoder ({printable(name)}), which cannot be applied")
+        raise UnusableLora(f"has a part for the text encoder ({printable(name)}), which cannot be applied")
     for part, suffix in PARTS:
         if match := suffix.search(name):
             return layer_name(name[: match.start()]), part
     for sign, kind in OTHER_KINDS.items():
         if sign in name:
-            raise NotALora(f"is {kind} ({printable(name)}), which cannot be applied")
-    raise NotALora(f"holds {printable(name)}, which belongs to no LoRA")
+            raise UnusableLora(f"is {kind} ({printable(name)}), which cannot be applied")
+    raise UnusableLora(f"holds {printable(name)}, which belongs to no LoRA")
 
 
 def layer_name(name: str) -> str:

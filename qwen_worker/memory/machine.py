@@ -1,48 +1,45 @@
-"""What this machine has: GPU, memory, disk. Reads NVML and the cgroup; imports no torch and opens no CUDA context.
+"""What this machine has: GPU, memory, disk. Opens no CUDA context, but where NVML cannot say what CUDA would use.
 
 Knows nothing of models.
 """
 
-# pynvml has neither stubs nor annotations; its functions and their results are still checked against its source.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
+import ctypes
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
-import pynvml
 
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-@dataclass(frozen=True)
-class Gpu:
-    name: str
-    capability: tuple[int, int]  # CUDA's compute capability, as (8, 9)
-    total_bytes: int
-    free_bytes: int
+from ..errors import LoadError
+from . import card, container, nvml
+from .nvml import Gpu
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`gpu` is None where there is none."""
+    """`gpu` is None where there is none that can be used; `gpu_obstacle`: why a driver that is here shows none.
+
+    `process_bytes`: the RAM that this process holds, which is not available any more.
+    """
 
     gpu: Gpu | None
     ram_total_bytes: int
     ram_available_bytes: int
+    process_bytes: int = 0
+    gpu_obstacle: str = ""
 
 
 def read_machine() -> Machine:
-    memory = psutil.virtual_memory()
-    limit_bytes = container_limit_bytes()
-    total_bytes = min(memory.total, limit_bytes or memory.total)
-    available_bytes = memory.available
-    if limit_bytes:  # inside a container the host's free memory is not the worker's to use
-        available_bytes = min(available_bytes, total_bytes - resident_bytes())
-    return Machine(read_gpu(), total_bytes, available_bytes)
+    """What there is now. A container may not use all that its host has free: its tightest limit counts."""
+    memory, process_bytes = psutil.virtual_memory(), resident_bytes()
+    total_bytes, available_bytes = memory.total, memory.available
+    for limit in container.read_limits():
+        used_bytes = process_bytes if limit.used_bytes is None else limit.used_bytes
+        total_bytes = min(total_bytes, limit.bytes)
+        available_bytes = min(available_bytes, max(0, limit.bytes - used_bytes))
+    gpu, obstacle = look_for_gpu()
+    return Machine(gpu, total_bytes, available_bytes, process_bytes, obstacle)
 
 
 def resident_bytes() -> int:
@@ -55,43 +52,38 @@ def bytes_in_use(machine: Machine) -> int:
     return machine.gpu.total_bytes - machine.gpu.free_bytes if machine.gpu else resident_bytes()
 
 
-def container_limit_bytes() -> int | None:
-    """The RAM that the cgroup allows this process; None without a cgroup or a limit."""
-    for path in CGROUP_LIMITS:
-        try:
-            text = Path(path).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            return int(text)
-    return None
-
-
 def read_gpu() -> Gpu | None:
-    """The first GPU that CUDA would use, or None without a driver, a card or permission to see one."""
+    """The first GPU that CUDA uses, or None where none can be used."""
+    return look_for_gpu()[0]
+
+
+def look_for_gpu() -> tuple[Gpu | None, str]:
+    """The first GPU that CUDA uses, or None and, where a driver is here, why it cannot be used.
+
+    NVML answers where it can. Where it cannot, as in a container without its library, torch may see a card all the
+    same: CUDA is opened then.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1", "NoDevFiles"):
-        return None
+        return None, ""
     try:
-        pynvml.nvmlInit()
+        return nvml.read_card(), ""
+    except nvml.Unreadable as unreadable:
+        if not has_driver():
+            return None, ""
         try:
-            handle = nvml_handle(visible)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            name = pynvml.nvmlDeviceGetName(handle)
-            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return None
-    return Gpu(str(name), (major, minor), int(memory.total), int(memory.free))
+            return card.read_device(), ""
+        except LoadError as failure:
+            return None, f"{unreadable}; {failure.reason}"
 
 
-def nvml_handle(visible: str | None) -> Any:
-    """NVML's handle of the first card in CUDA_VISIBLE_DEVICES, which renumbers the cards for CUDA, not for NVML."""
-    first = (visible or "0").split(",")[0].strip()
-    if first.isdigit():
-        return pynvml.nvmlDeviceGetHandleByIndex(int(first))
-    return pynvml.nvmlDeviceGetHandleByUUID(first)
+def has_driver() -> bool:
+    """Whether there is NVIDIA's driver library, which torch asks for a card: without it torch need not be imported."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def free_disk_bytes(folder: Path) -> int:

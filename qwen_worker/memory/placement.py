@@ -18,7 +18,9 @@ CPU_MAX_PARAMETERS = 2_000_000_000
 MIN_CAPABILITY = (8, 0)  # Ampere, the first with bfloat16 in hardware
 FP8_CAPABILITY = (8, 9)  # Ada, the first with fp8 matrix products
 USABLE = 0.97  # of the free memory: the allocator's blocks never fill a card, and near its end drivers page or hang
-RAM_SHARE = 0.9  # of the free RAM that pinned memory may take
+# Of the free RAM, for the process itself where a plan pins: torch with CUDA's and cuDNN's libraries (3 to 4 GB), the
+# buffers that weights come through (0.5 GB) and a little more. Less what the process holds already, which is not free.
+PROCESS_BYTES = 5_000_000_000
 NO_SAVINGS = frozenset[Saving]()
 
 
@@ -29,16 +31,21 @@ def plan(
     vram_cap_bytes: int | None = None,
     savings: frozenset[Saving] = frozenset(Saving),
     own_loras: int = 0,
+    without: frozenset[str] = frozenset(),
+    pinned_cost: int = 1,
     compiled: bool = True,
 ) -> Plan:
     """The first layout that fits, exact ones first.
 
-    `vram_cap_bytes`: that may be used of the card; `own_loras`: how many the endpoint has of its own; `compiled`:
-    whether the transformers' blocks will be. Raises `LoadError`, before anything is allocated, that says what is needed
-    and what is there.
+    `vram_cap_bytes`: that may be used of the card; `own_loras`: how many the endpoint has of its own; `without`:
+    precisions that failed on this machine, for which others are taken, also where one of them is asked for, and
+    "streamed" and "swapped"; `pinned_cost`: bytes of RAM that a pinned byte takes; `compiled`: whether the
+    transformers' blocks will be. Raises `LoadError`, before anything is allocated, that says what is needed and what is
+    there.
     """
-    if precision in LOSSY and not are_savable(models):
+    if precision in LOSSY and not savings_apply_to_all(models):
         raise LoadError(f"QWEN_PRECISION={precision.value} is for the 20B architecture, not for {names_of(models)}")
+    precision = Precision.AUTO if precision.value in without else precision
     gpu = machine.gpu
     if gpu is None:
         return plan_on_cpu(models, machine, precision, savings)
@@ -46,22 +53,31 @@ def plan(
     limit_bytes = round(gpu.free_bytes * USABLE)
     if vram_cap_bytes is not None:
         limit_bytes = min(limit_bytes, vram_cap_bytes)
-    pinnable_bytes = round(machine.ram_available_bytes * RAM_SHARE)
+    pinnable_bytes = pinnable(machine) // pinned_cost
+    possible = [candidate for candidate in precisions(models, gpu, precision) if candidate.value not in without]
     candidates = [
         replace(layout, limit_bytes=limit_bytes, lora_bytes=own_loras * LORA_BYTES, compiled=compiled)
-        for layout in layouts(models, precisions(models, gpu, precision), savings)
+        for layout in layouts(models, possible, savings)
+        if layout.text_encoder not in without and not (layout.swapped and "swapped" in without)
     ]
     images = int(any(model.edits for model in models))
     for tiled in (False, True):
         for layout in candidates:
             if layout.peak_bytes(1024, 1024, images, tiled) <= limit_bytes and layout.pinned_bytes <= pinnable_bytes:
                 return layout
-    raise LoadError(refusal(candidates, images, gpu, machine.ram_available_bytes, vram_cap_bytes))
+    if not candidates:
+        raise LoadError(f"{names_of(models)} fits {describe(gpu)} in no layout that works here")
+    raise LoadError(refusal(candidates, images, gpu, pinnable_bytes, vram_cap_bytes))
+
+
+def pinnable(machine: Machine) -> int:
+    """The bytes of RAM that a plan may pin."""
+    return max(0, machine.ram_available_bytes - max(0, PROCESS_BYTES - machine.process_bytes))
 
 
 def layouts(models: Sequence[Model], precisions: Sequence[Precision], savings: frozenset[Saving]) -> Iterator[Plan]:
     """Everything worth trying, best first: exact before lossy, resident before streamed, streamed before swapped."""
-    possible = savings if are_savable(models) else NO_SAVINGS
+    possible = savings if savings_apply_to_all(models) else NO_SAVINGS
     for precision in precisions:
         # In float32 timesteps are too many to list: the modulation's weights would stay.
         table = Saving.TABLE in possible and precision is not Precision.FP32
@@ -78,7 +94,7 @@ def precisions(models: Sequence[Model], gpu: Gpu, asked: Precision) -> list[Prec
     """Those worth trying on the card, best first; the one that is asked for alone, unless that is AUTO."""
     if asked is not Precision.AUTO:
         return [asked]
-    if not are_savable(models):
+    if not savings_apply_to_all(models):
         return [Precision.BF16]  # which layers bear quantizing is measured for the 20B architecture only
     fast = Precision.FP8 if gpu.capability >= FP8_CAPABILITY else Precision.INT8
     return [Precision.BF16, fast, Precision.NF4]
@@ -93,9 +109,7 @@ def require_capability(models: Sequence[Model], gpu: Gpu, precision: Precision) 
         raise LoadError(f"QWEN_PRECISION=fp8 needs compute capability 8.9 or later, not {describe(gpu)}")
 
 
-def refusal(
-    candidates: Sequence[Plan], images: int, gpu: Gpu, ram_available_bytes: int, vram_cap_bytes: int | None
-) -> str:
+def refusal(candidates: Sequence[Plan], images: int, gpu: Gpu, pinnable_bytes: int, vram_cap_bytes: int | None) -> str:
     """The least that would do, against what is there; `candidates`: layouts of which none fits."""
 
     def tiled_peak(layout: Plan) -> int:
@@ -113,23 +127,24 @@ def refusal(
         f"({least.precision.value}: weights {weight_bytes / GB:.1f}, {(needed_bytes - weight_bytes) / GB:.1f} to work)"
         f"; {describe(gpu)} has {limit_bytes / GB:.1f} GB to use{cap}"
     )
-    if least.pinned_bytes > round(ram_available_bytes * RAM_SHARE):
-        needed, free = least.pinned_bytes / GB, ram_available_bytes / GB
-        text += f"; {needed:.1f} GB of RAM would be needed and {free:.1f} GB are free"
+    if least.pinned_bytes > pinnable_bytes:
+        needed, free = least.pinned_bytes / GB, pinnable_bytes / GB
+        text += f"; {needed:.1f} GB of RAM would be pinned and {free:.1f} GB are free beside the process"
     return text
 
 
 def plan_on_cpu(models: Sequence[Model], machine: Machine, precision: Precision, savings: frozenset[Saving]) -> Plan:
     """The one layout of a machine without a GPU, for small models only. Raises `LoadError`."""
     precision = Precision.FP32 if precision is Precision.AUTO else precision
-    possible = (savings if are_savable(models) else NO_SAVINGS) - {Saving.TABLE}
+    possible = (savings if savings_apply_to_all(models) else NO_SAVINGS) - {Saving.TABLE}
     layout = Plan("cpu", precision, tuple(models), possible)
     count = sum(model.parameters_of(component) for model in models for component in model.parameters)
     if count > CPU_MAX_PARAMETERS or layout.weight_bytes > machine.ram_available_bytes:
         on_gpu = min(each.peak_bytes(1024, 1024) for each in layouts(models[:1], [Precision.BF16], savings))
+        obstacle = f" ({machine.gpu_obstacle})" if machine.gpu_obstacle else ""
         raise LoadError(
             f"{names_of(models)} needs a CUDA GPU (from {on_gpu / GB:.1f} GB free in bfloat16); this machine has no "
-            f"CUDA GPU and {machine.ram_available_bytes / GB:.1f} GB of RAM free, where "
+            f"CUDA GPU{obstacle} and {machine.ram_available_bytes / GB:.1f} GB of RAM free, where "
             f"{layout.weight_bytes / GB:.1f} GB in {layout.dtype} would be needed and a CPU serves at most "
             f"{CPU_MAX_PARAMETERS / 1e9:g} billion parameters, not {count / 1e9:.1f}"
         )
@@ -142,7 +157,7 @@ def require_disk(name: str, needed_bytes: int, free_bytes: int) -> None:
         raise LoadError(f"{name} needs {needed_bytes / GB:.1f} GB of disk; {free_bytes / GB:.1f} GB are free")
 
 
-def are_savable(models: Sequence[Model]) -> bool:
+def savings_apply_to_all(models: Sequence[Model]) -> bool:
     """Whether the savings and quantization know all of them: parts are counted of the 20B architecture only."""
     return all(model.parts for model in models)
 

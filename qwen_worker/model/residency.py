@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .host_memory import pinning
+
 if TYPE_CHECKING:
     from torch.utils._python_dispatch import TraceableWrapperSubclass
 
@@ -21,7 +23,10 @@ def stream(module: torch.nn.Module, device: str) -> None:
     """Make a module that lies in host memory compute on `device`, its weights there only while they are used."""
     from diffusers.hooks.group_offloading import apply_group_offloading
 
-    overlapped = device == "cuda"
+    if device == "cuda":
+        for parameter in module.parameters():  # diffusers pins what is not, and fails where it cannot
+            parameter.data = pinning.pin(parameter.data)
+    overlapped = device == "cuda" and not pinning.refusal
     apply_group_offloading(
         module,
         torch.device(device),
@@ -87,16 +92,23 @@ class Swap:
         self.active = None
 
     def activate(self, name: str) -> float:
-        """Bring a module to the device. Returns the seconds that it took, 0 if it was there."""
+        """Bring a module to the device. Returns the seconds that it took, 0 if it was there.
+
+        Raises `torch.OutOfMemoryError`; no module is on the device then.
+        """
         if self.active == name:
             return 0.0
         started = time.perf_counter()
         self.clear()
-        for home in self.homes[name]:
-            home.load(self.device)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.active = name
+        self.active = name  # from its first tensor on: if the device is short of memory, `clear` brings it back whole
+        try:
+            for home in self.homes[name]:
+                home.load(self.device)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+        except torch.OutOfMemoryError:
+            self.clear()
+            raise
         return time.perf_counter() - started
 
 
@@ -116,5 +128,5 @@ def plain_tensors(holder: "torch.Tensor | TraceableWrapperSubclass") -> Iterator
 def pin(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A copy in the host memory that a card fetches from, or the tensor itself if it lies there; for a CPU, a copy."""
     if device.type == "cuda":
-        return tensor if tensor.is_pinned() else tensor.cpu().pin_memory()
+        return pinning.pin(tensor)
     return tensor.to("cpu", copy=True)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 from ..errors import LoadError
+from ..memory.machine import Machine, read_machine
 from ..settings import Fallback, Role, Settings
 
 Attempt = Callable[[str], LoadError | None]  # task -> why its model cannot be had, or None
@@ -21,11 +22,18 @@ class Unfit(Exception):
     """Why this worker takes no jobs; its words go to the platform."""
 
 
-def checks(settings: Settings, place: Attempt, preload: Attempt) -> list[Callable[[], None]]:
+def checks(
+    settings: Settings,
+    place: Attempt,
+    preload: Attempt,
+    try_card: Callable[[], None],
+    machine: Callable[[], Machine] = read_machine,
+) -> list[Callable[[], None]]:
     """To be registered with the SDK in this order. Each raises `Unfit`.
 
-    `place` plans a task's model, `preload` loads it. A model that cannot be had ends the worker only where stand-ins
-    are forbidden; what `place` and `preload` raise always does.
+    `place` plans a task's model, `preload` loads it, and `try_card` computes on the card or raises `LoadError`. A model
+    that cannot be had ends the worker only where stand-ins are forbidden; a card that does not compute, and what
+    `place` and `preload` raise, always do: the platform starts another worker, mostly on another host.
     """
 
     def scratch_is_writable() -> None:
@@ -34,6 +42,18 @@ def checks(settings: Settings, place: Attempt, preload: Attempt) -> list[Callabl
                 file.write(b"x" * 4096)
         except OSError as error:
             raise Unfit(f"scratch: the folder for temporary files cannot be written ({error.strerror})") from None
+
+    def card_computes() -> None:
+        if settings.QWEN_FALLBACK is Fallback.FORCE:  # no model is loaded, so that no card is needed
+            return
+        here = machine()
+        if here.gpu_obstacle:
+            raise Unfit(f"card: {here.gpu_obstacle}")
+        if here.gpu:  # else torch is not even imported
+            try:
+                try_card()
+            except LoadError as failure:
+                raise Unfit(f"card: {failure.reason}") from None
 
     def models_can_be_had() -> None:
         if settings.QWEN_FALLBACK is not Fallback.FORBID:
@@ -68,7 +88,7 @@ def checks(settings: Settings, place: Attempt, preload: Attempt) -> list[Callabl
             role, failure = next(iter(failures.items()))
             raise Unfit(f"{role.value}: {failure.reason}")
 
-    return [scratch_is_writable, models_can_be_had, preloads]
+    return [scratch_is_writable, card_computes, models_can_be_had, preloads]
 
 
 def init_seconds() -> float:

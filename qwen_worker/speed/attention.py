@@ -37,6 +37,13 @@ def use_real_rotary(transformer: Any) -> None:
     transformer.pos_embed = RealRotary(transformer.pos_embed)
 
 
+def use_stock_rotary(transformer: Any) -> None:
+    """Undo `use_real_rotary`."""
+    for block in transformer.transformer_blocks:
+        block.attn.set_processor(QwenDoubleStreamAttnProcessor2_0())
+    transformer.pos_embed = transformer.pos_embed.stock
+
+
 class RealRotary(torch.nn.Module):
     """Stands where the transformer's `pos_embed` stood; gives the angles of the picture and of the text as real."""
 

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ..log import log_line
+from ..settings import Settings, hub_home
 
 MAGIC = b"qwen-image compiled 2\n"
 SUFFIX = ".compiled"
@@ -105,6 +106,11 @@ class CompileStore:
             room -= path.stat().st_size
             if room < 0:
                 path.unlink(missing_ok=True)
+
+
+def folder(settings: Settings) -> Path:
+    """Where the files of all kinds of machines lie, and notes beside them."""
+    return settings.QWEN_COMPILED_FOLDER or hub_home() / "qwen-image-compiled"
 
 
 @functools.cache

@@ -17,6 +17,7 @@ picture. Imports torch: import it inside functions. Knows nothing of where compi
 
 import contextlib
 import functools
+import inspect
 import math
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+from ..errors import describe_error
 from ..model.modulation import ModulationTable
 
 MAX_GRAPHS = 16  # of one block in its lifetime: for batches, masks, references and sets of LoRAs
@@ -54,7 +56,7 @@ class CompiledBlocks:
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             self.is_off = True
             cause = getattr(error, "inner_exception", error)  # what a backend raised
-            self.report_failure(f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0][:200]}")
+            self.report_failure(describe_error(cause))
             return self.stock(block, **inputs)
 
     @contextlib.contextmanager
@@ -94,10 +96,19 @@ class CompiledBlocks:
 @functools.cache
 def compiled_forward(block_class: Any) -> Callable[..., Any]:
     """The class's `forward`, compiled when it is called: transformers with blocks of one class share its graphs."""
-    # The overloads by which torch annotates `compile` lack `recompile_limit`.
-    options: dict[str, Any] = {"recompile_limit": MAX_GRAPHS}
     # fullgraph: a break in the graph would cost what compiling gains, and nothing would say so.
-    return torch.compile(block_class.forward, fullgraph=True, dynamic=True, **options)
+    return torch.compile(block_class.forward, fullgraph=True, dynamic=True, **keep_graphs(MAX_GRAPHS))
+
+
+def keep_graphs(limit: int) -> dict[str, Any]:
+    """What `torch.compile` is to be given to keep so many graphs of one function.
+
+    torch 2.11 takes no such option: its setting for the whole process is set instead.
+    """
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        return {"recompile_limit": limit}
+    torch._dynamo.config.recompile_limit = limit
+    return {}
 
 
 def copy_view(value: Any) -> Any:

@@ -8,15 +8,17 @@ names is used wherever it can be. Imports what touches tensors inside functions.
 import inspect
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..log import log_line
+from ..memory import cuda
+from ..memory.failures import Failure, attempt
 from ..memory.footprint import Plan
 from ..memory.machine import Machine
-from ..settings import Precision, Settings, Speedup, hub_home
+from ..settings import Precision, Settings, Speedup
 from . import step_cache
 
 if TYPE_CHECKING:
@@ -25,21 +27,45 @@ if TYPE_CHECKING:
     from .compiled import CompiledBlocks
 
 ON = "on"
+COMPILED_IN = (Speedup.ROTARY, Speedup.ATTENTION)  # which a graph of compiled blocks was traced with
 # Major compute capabilities of the cards whose fastest attention is cuDNN's: Hopper, data-centre Blackwell.
 CUDNN_CAPABILITIES = (9, 10)
 
 
 @dataclass(frozen=True)
 class Speed:
-    """The speed-ups of one pipeline. `states`: for each speed-up `on`, or why it is off."""
+    """The speed-ups of one pipeline. `states`: for each speed-up `on`, or why it is off.
+
+    `failures`: by the name of each that has failed, why.
+    """
 
     states: dict[Speedup, str] = field(default_factory=dict[Speedup, str])
+    failures: dict[str, str] = field(default_factory=dict[str, str])
     transformer: Any = None
     blocks: "CompiledBlocks | None" = None
     store: "CompileStore | None" = None  # of the code that the blocks are compiled to
 
     def has(self, speedup: Speedup) -> bool:
         return self.states.get(speedup) == ON
+
+    def stand_down(self, speedup: Speedup, reason: str) -> None:
+        """Draw without one from now on, and without compiled blocks if they have it in them."""
+        if speedup in COMPILED_IN and self.has(Speedup.COMPILE):
+            self.stand_down(Speedup.COMPILE, reason)
+        if speedup is Speedup.COMPILE and self.blocks:
+            self.blocks.is_off = True
+        if speedup is Speedup.ROTARY and self.has(speedup):
+            from . import attention
+
+            attention.use_stock_rotary(self.transformer)
+        self.states[speedup] = self.failures[speedup.value] = reason
+
+    def stand_all_down(self, reason: str) -> list[str]:
+        """Draw as the libraries do from now on; the names of those that were on."""
+        names = [speedup for speedup in self.states if self.has(speedup)]
+        for speedup in names:
+            self.stand_down(speedup, reason)
+        return [speedup.value for speedup in names]
 
     @contextmanager
     def drawing(self, compiled: bool = True, separate_passes: bool = False, cached_steps: int = 0) -> Iterator[None]:
@@ -97,26 +123,53 @@ def decide(plan: Plan, asked: frozenset[Speedup] | None, capability: tuple[int, 
 
 
 def apply(
-    pipe: Any, plan: Plan, settings: Settings, machine: Machine, table: "ModulationTable | None", name: str = ""
+    pipe: Any,
+    plan: Plan,
+    settings: Settings,
+    machine: Machine,
+    table: "ModulationTable | None",
+    name: str = "",
+    off: Mapping[str, str] | None = None,
 ) -> Speed:
-    """Give a loaded pipeline the speed-ups that it can have. `name`: the checkpoint's, for the log."""
+    """Give a loaded pipeline the speed-ups that it can have; one that fails costs itself and not the pipeline.
+
+    `name`: the checkpoint's, for the log; `off`: by the names of what has failed before, why. Raises
+    `CudaSpoiledError`.
+    """
     gpu = machine.gpu if plan.device == "cuda" else None
     states = decide(plan, settings.QWEN_SPEEDUPS, gpu and gpu.capability)
     if states[Speedup.COMPILE] == ON and not has_compiler(plan.device):
         states[Speedup.COMPILE] = "there is no C compiler here, which torch's compiler needs"
-    speed = Speed(states, pipe.transformer)
+    speed = Speed(states, transformer=pipe.transformer)
+    for speedup in Speedup:
+        if speed.has(speedup) and off and speedup.value in off:
+            speed.states[speedup] = speed.failures[speedup.value] = off[speedup.value]
     if speed.has(Speedup.ROTARY):
         from . import attention
 
         attention.use_real_rotary(pipe.transformer)
     if speed.has(Speedup.COMPILE):
-        speed = compile_blocks(speed, pipe, settings, gpu and gpu.name, plan.precision, table, name)
+        card = gpu and gpu.name
+        compiled = attempt(lambda: compile_blocks(speed, pipe, settings, card, plan.precision, table, name))
+        if isinstance(compiled, Failure):
+            stock_blocks(pipe.transformer)
+            speed.stand_down(Speedup.COMPILE, compiled.reason)
+            log_line(None, "WARN", f"{name}: the blocks are drawn without compiling: {compiled.reason}")
+            cuda.release_unused(plan.device)
+        else:
+            speed = compiled
     return speed
 
 
 def may_compile(asked: frozenset[Speedup] | None) -> bool:
     """Whether the setting leaves the compiling of blocks to a card. `asked`: as `decide` has it."""
     return asked is None or Speedup.COMPILE in asked
+
+
+def stock_blocks(transformer: Any) -> None:
+    """Have the transformer's blocks computed by their class's own code."""
+    for block in transformer.transformer_blocks:
+        vars(block).pop("forward", None)
 
 
 def has_compiler(device: str) -> bool:
@@ -142,11 +195,11 @@ def compile_blocks(
     from .compiled import SHORT_TEXT, WARM_TEXT, CompiledBlocks
 
     def report_failure(reason: str) -> None:
-        speed.states[Speedup.COMPILE] = reason
+        speed.stand_down(Speedup.COMPILE, reason)
         log_line(None, "WARN", f"{name}: the blocks are drawn without compiling from now on: {reason}")
 
-    folder = settings.QWEN_COMPILED_FOLDER or hub_home() / "qwen-image-compiled"
-    store = compile_store.process_store(folder, round(settings.QWEN_COMPILED_MB * compile_store.MB), card)
+    max_bytes = round(settings.QWEN_COMPILED_MB * compile_store.MB)
+    store = compile_store.process_store(compile_store.folder(settings), max_bytes, card)
     blocks = CompiledBlocks(pipe.transformer, report_failure)
     references = int("image" in inspect.signature(pipe.__call__).parameters)
     passes = [(1, WARM_TEXT)]

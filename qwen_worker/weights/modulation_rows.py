@@ -12,6 +12,7 @@ from diffusers.models.transformers.transformer_qwenimage import QwenImageTransfo
 
 from ..checkpoints.files import stored_tensors, tensors_in
 from ..errors import LoadError
+from ..model.host_memory import pinning
 from ..model.modulation import (
     STREAMS,
     ModulationTable,
@@ -51,7 +52,7 @@ def build(
     weights = {layer: tensors[names[layer][0]] for layer in layers}
     layers.sort(key=lambda layer: (weights[layer].file, weights[layer].start))  # the order of the bytes on the disk
     pinned = device.type == "cuda"
-    rows = torch.empty(stored_rows_shape(transformer), dtype=dtype, pin_memory=pinned)
+    rows = pinning.empty(stored_rows_shape(transformer), dtype, pinned)
     wanted = [tensors[name] for layer in layers for name in names[layer]]
     with WeightReader(wanted, str(device), threads) as reader:
 

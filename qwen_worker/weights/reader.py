@@ -12,6 +12,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from types import TracebackType
 
 import torch
 
@@ -54,6 +55,7 @@ class WeightReader:
         self.max_bytes_ahead = MAX_BYTES_AHEAD_ON_CARD if self.device.type == "cuda" else MAX_BYTES_AHEAD
         self.bytes_ahead = 0  # claimed by a thread or read, and not popped
         self.failure: BaseException | None = None
+        self.failure_traceback: TracebackType | None = None
         self.checksums: list[tuple[StoredTensor, torch.Tensor]] = []  # of popped tensors that have one in their file
         self.started = self.stopped = False
         count = max(1, min(threads, len(self.reads)))
@@ -69,6 +71,10 @@ class WeightReader:
         if self.started:
             for thread in self.threads:
                 thread.join()
+        # The failure's traceback holds the frames that hold this reader: a circle, which would keep all that was read.
+        self.failure = self.failure_traceback = None
+        self.arriving.clear()
+        self.checksums.clear()
 
     def start(self) -> None:
         with self.changed:
@@ -82,13 +88,18 @@ class WeightReader:
         """A tensor, once it is there; each can be popped once. Raises what reading raised."""
         self.start()
         with self.changed:
+            if self.stopped:
+                raise RuntimeError(f"{name} was asked of a reader that is closed")
             arriving = self.arriving.pop(name)
             self.waited_for.append(arriving)
             self.changed.notify_all()
             self.changed.wait_for(lambda: not arriving.missing_bytes or self.failure or self.stopped)
             self.waited_for.remove(arriving)
             if arriving.missing_bytes:
-                raise self.failure or RuntimeError(f"{name} was asked of a reader that is closed")
+                # The library asks for each of hundreds of tensors: raised as it is, it would get longer at each.
+                if self.failure is not None:
+                    raise self.failure.with_traceback(self.failure_traceback)
+                raise RuntimeError(f"{name} was asked of a reader that is closed")
             self.bytes_ahead -= arriving.stored.size
             self.changed.notify_all()
         tensor = arriving.wait(self.device, self.pinned)
@@ -115,7 +126,8 @@ class WeightReader:
                     self.record_arrival(pieces)
         except BaseException as error:  # noqa: BLE001  raised again where the tensor is popped
             with self.changed:
-                self.failure = self.failure or error
+                if self.failure is None:
+                    self.failure, self.failure_traceback = error, error.__traceback__
                 self.changed.notify_all()
 
     def claim(self) -> list[Piece]:

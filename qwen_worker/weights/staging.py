@@ -13,6 +13,7 @@ import torch
 
 from ..checkpoints.files import StoredTensor, explain_read_errors
 from ..errors import LoadError
+from ..model.host_memory import pinning
 
 SUM_BLOCK = 4096  # bytes
 
@@ -34,7 +35,10 @@ class ArrivingTensor:
         """The tensor; its memory is allocated by the first call."""
         with self.lock:
             if self.tensor is None:
-                tensor = torch.empty(self.stored.shape, dtype=self.dtype, device=device, pin_memory=pinned)
+                if device.type == "cpu":
+                    tensor = pinning.empty(self.stored.shape, self.dtype, pinned)
+                else:
+                    tensor = torch.empty(self.stored.shape, dtype=self.dtype, device=device)
                 if device.type == "cuda":
                     # The allocator may hand out memory whose last use is still queued on this stream.
                     self.allocated = torch.cuda.current_stream(device).record_event()
@@ -87,7 +91,7 @@ class PieceReader:
     def __enter__(self) -> "PieceReader":
         on_card = self.device.type == "cuda"
         if self.staged:
-            memory = [torch.empty(self.buffer_bytes, dtype=torch.uint8, pin_memory=on_card) for _ in range(2)]
+            memory = [pinning.empty((self.buffer_bytes,), torch.uint8, on_card) for _ in range(2)]
             self.buffers = list(map(Buffer, memory))
         self.stream = torch.cuda.Stream(self.device) if on_card else None
         return self

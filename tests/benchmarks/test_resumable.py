@@ -67,6 +67,11 @@ def send_all(send, todo, words="measured"):
         send(row | {"measured": words, "process": os.getpid()})
 
 
+def send_words(send, todo, words):
+    for row in todo:
+        send(row | {"measured": words.get(row["number"], "measured")})
+
+
 def send_one_and_wait(send, todo, gate):
     for row in todo:
         send(row | {"measured": "measured", "process": os.getpid()})
@@ -151,6 +156,15 @@ def test_a_part_of_which_every_row_failed_is_measured_again_after_the_others(rec
     assert said.index("whole: 2 rows") < said.index("broken: every row failed before") < said.index("broken: 3 rows")
     resumable.run([mended, parts[1]], record(), options(), math.inf)
     assert capsys.readouterr().out.splitlines() == ["broken: measured before", "whole: measured before"]
+
+
+def test_a_model_that_did_not_load_has_another_try_and_one_that_does_not_fit_has_not(record, capsys):
+    words = {0: "failed: TypeError while loading generate/speed-ups", 1: "failed: out of memory while loading: 2 GiB"}
+    run(part(send_words, arguments={"words": words}), record())
+    assert measured(record) == words | {2: "measured"}
+    run(part(send_all), record())
+    assert measured(record) == words | {0: "measured", 2: "measured"}
+    assert capsys.readouterr().out.splitlines()[-1].startswith("part: 1 rows in")
 
 
 def test_what_cannot_be_measured_here_is_said_and_spoils_nothing(record):

@@ -71,7 +71,7 @@ def test_pictures_are_stock_s_and_afterwards_the_base_s(base, ours, theirs, tmp_
     pipe, adapters = ours(precision, table)
     before, modules = drawn(pipe), dict(pipe.transformer.named_modules())
     uses = [use(one, 0.7), use(two, -0.5, "loras[1]")]
-    adapters.require_fits(uses)
+    adapters.require_made_for_model(uses)
     with adapters.apply(uses):
         with_loras = drawn(pipe)
     with adapters.apply(uses[:1]):
@@ -169,7 +169,7 @@ def test_quantized_layers_take_loras_and_stay_what_they_are(base, tiny, tmp_path
     adapters = Adapters(transformer, None, torch.bfloat16, "cpu")
     weights = matrices(base, PLAIN)
     uses = [use(write(tmp_path / "one.safetensors", weights), 0.5)]
-    adapters.require_fits(uses)
+    adapters.require_made_for_model(uses)
     random = torch.Generator().manual_seed(0)
     for name, (down, up) in weights.items():
         layer = transformer.get_submodule(name)
@@ -187,9 +187,9 @@ def test_a_lora_of_the_timestep_embedder_needs_its_modulation(base, ours, tmp_pa
     name = "time_text_embed.timestep_embedder.linear_1"
     uses = [use(write(tmp_path / "one.safetensors", matrices(base, [name])))]
     with pytest.raises(InvalidInput, match=r"loras\[0\] changes time_text_embed.*QWEN_SAVINGS without table"):
-        ours(BF16, True)[1].require_fits(uses)
+        ours(BF16, True)[1].require_made_for_model(uses)
     pipe, adapters = ours(BF16, False)
-    adapters.require_fits(uses)
+    adapters.require_made_for_model(uses)
     before = drawn(pipe)
     with adapters.apply(uses):
         assert not torch.equal(drawn(pipe), before)
@@ -214,7 +214,7 @@ def test_what_is_longest_unused_is_let_go(base, ours, tmp_path, monkeypatch):
     pipe, _ = ours(FP32, False)
     files = [write(tmp_path / f"{n}.safetensors", matrices(base, PLAIN, seed=n)) for n in range(4)]
     uses = [use(file) for file in files]
-    adapters = Adapters(pipe.transformer, None, torch.float32, "cpu", own=uses[:1])
+    adapters = Adapters(pipe.transformer, None, torch.float32, "cpu", always_applied=uses[:1])
     monkeypatch.setattr("qwen_worker.lora.adapters.KEPT_BYTES", 2.5 * uses[0].file.parameters * 4)
     for one in (uses[1], uses[2], uses[1], uses[3]):
         with adapters.apply([one]):

@@ -16,7 +16,7 @@ from qwen_worker.errors import InvalidInput, JobError
 from qwen_worker.lora import file as lora_file
 from qwen_worker.lora import names as lora_names
 from qwen_worker.lora.file import RECENT_SECONDS, LoraUse, require_layers, require_start
-from qwen_worker.lora.names import BLOCK_LAYERS, OTHER_LAYERS, NotALora
+from qwen_worker.lora.names import BLOCK_LAYERS, OTHER_LAYERS, UnusableLora
 
 from ..support.lora_files import FORMATS, write
 
@@ -316,7 +316,7 @@ def test_any_header_is_a_lora_or_refused(tmp_path, shapes, tail, valid):
 def test_any_names_are_layers_or_refused(given_names):
     try:
         assert all(found.down and found.up for found in lora_names.group_by_layer(given_names).values())
-    except NotALora:
+    except UnusableLora:
         pass
 
 

@@ -12,7 +12,8 @@ from qwen_worker.checkpoints.checkpoint import inspect
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.loading import components
 from qwen_worker.loading.builder import Builder
-from qwen_worker.memory import cuda, footprint, placement
+from qwen_worker.loading.tolerances import PICTURE, distance
+from qwen_worker.memory import placement
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.model import modulation
 from qwen_worker.model import vae as single_frame
@@ -102,12 +103,13 @@ def test_two_dimensional_convolutions_agree_to_a_millionth(tiny):
     pixels = torch.rand(1, 3, 1, 256, 192, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         latents = stock_vae.encode(pixels).latent_dist.mean
-        assert (flat.encode(pixels).latent_dist.mean - latents).abs().max() < 1e-5 * latents.abs().max()
-        assert (flat.decode(latents).sample - stock_vae.decode(latents).sample).abs().max() < 5e-6
-        for vae in (stock_vae, flat):
-            vae.enable_tiling(128, 128, 96, 96)
-        assert (flat.decode(latents).sample - stock_vae.decode(latents).sample).abs().max() < 5e-6
-        assert (flat.encode(pixels).latent_dist.mean - stock_vae.encode(pixels).latent_dist.mean).abs().max() < 1e-4
+        for tiled in (False, True):
+            if tiled:
+                for vae in (stock_vae, flat):
+                    vae.enable_tiling(128, 128, 96, 96)
+            encoded = [vae.encode(pixels).latent_dist.mean for vae in (flat, stock_vae)]
+            decoded = [vae.decode(latents).sample for vae in (flat, stock_vae)]
+            assert max(distance(*encoded), distance(*decoded)) <= PICTURE[torch.float32]
     with pytest.raises(ValueError, match="1 frame, not 4"):
         flat.encode(torch.zeros(1, 3, 5, 128, 128))
 
@@ -258,34 +260,6 @@ def test_quantized_transformers_take_turns_from_homes_of_their_own(tiny):
     assert weight.qdata.is_meta and weight.scale.is_meta
     turns.clear()
     assert torch.equal(weight.dequantize(), before)
-
-
-def test_torch_may_have_what_the_plan_counts_beside_what_it_holds(monkeypatch):
-    shares = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 50_000_000_000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 25_000_000_000)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
-    cuda.cap_memory(20_000_000_000, beside_others=False)
-    cuda.cap_memory(20_000_000_000, beside_others=True)
-    context = footprint.CONTEXT_BYTES
-    assert shares == [(20_000_000_000 - context) / 50_000_000_000, (45_000_000_000 - context) / 50_000_000_000]
-
-
-def test_torch_s_allocators_take_what_they_are_asked_for_and_what_else_is_set_of_them_stays():
-    before = torch._C._accelerator_getAllocatorSettings()
-    try:
-        for set_before, wanted in (
-            ("max_split_size_mb:64", "max_split_size_mb:64,pinned_max_round_threshold_mb:1,expandable_segments:True"),
-            ("pinned_max_round_threshold_mb:8", "pinned_max_round_threshold_mb:8,expandable_segments:True"),
-            ("expandable_segments:False", "expandable_segments:False,pinned_max_round_threshold_mb:1"),
-        ):
-            torch._C._accelerator_setAllocatorSettings(set_before)
-            cuda.configure_allocators()
-            cuda.configure_allocators()
-            assert torch._C._accelerator_getAllocatorSettings() == wanted
-    finally:
-        torch._C._accelerator_setAllocatorSettings(before)
 
 
 def test_a_dropped_module_leaves_nothing_behind(tiny):

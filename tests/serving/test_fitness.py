@@ -1,10 +1,12 @@
 """A worker that cannot do its work says why at its start and takes no job; one that can may load before its first."""
 
 import tempfile
+from dataclasses import replace
 
 import pytest
 
 from qwen_worker.errors import LoadError
+from qwen_worker.memory.machine import Gpu, Machine
 from qwen_worker.serving.fitness import Unfit, checks
 from qwen_worker.settings import Settings
 
@@ -13,8 +15,11 @@ from ..support.control_plane import ControlPlane, WorkerProcess, addresses
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 1}
 
 
-def examined(place=lambda task: None, preload=lambda task: None, **settings):
-    for check in checks(Settings(**settings), place, preload):
+NO_GPU, GPU = Machine(None, 8, 8), Machine(Gpu("NVIDIA Test", (9, 0), 80, 80), 8, 8)
+
+
+def examined(place=lambda task: None, preload=lambda task: None, try_card=lambda: None, here=NO_GPU, **settings):
+    for check in checks(Settings(**settings), place, preload, try_card, lambda: here):
         check()
 
 
@@ -29,6 +34,25 @@ def test_a_folder_for_temporary_files_that_cannot_be_written_is_a_reason(monkeyp
     with pytest.raises(Unfit, match="scratch: the folder for temporary files cannot be written") as caught:
         examined()
     assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("fallback", ["allow", "forbid"])
+def test_a_card_that_does_not_compute_is_a_reason_whatever_stands_in_for_models(fallback):
+    def fail():
+        raise LoadError("NVIDIA Test cannot be used: a product in bfloat16 fails: CUDA error: no kernel image")
+
+    placed = []
+    with pytest.raises(Unfit, match="^card: NVIDIA Test cannot be used: a product in bfloat16 fails: CUDA error"):
+        examined(placed.append, try_card=fail, here=GPU, QWEN_FALLBACK=fallback)
+    assert not placed  # nothing is planned for such a card
+    examined(try_card=fail, QWEN_FALLBACK=fallback)  # without a GPU nothing is tried
+    examined(try_card=fail, here=GPU, QWEN_FALLBACK="force")  # nor where no model will be loaded
+
+
+def test_a_driver_that_shows_no_card_is_a_reason():
+    here = replace(GPU, gpu=None, gpu_obstacle="NVML says: Driver/library version mismatch; torch sees none")
+    with pytest.raises(Unfit, match="^card: NVML says: Driver/library version mismatch; torch sees none"):
+        examined(here=here)
 
 
 @pytest.mark.parametrize(

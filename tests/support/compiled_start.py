@@ -9,8 +9,11 @@ import json
 import sys
 from pathlib import Path
 
+from qwen_worker.loading import self_check
 from qwen_worker.loading.catalogue import Catalogue
+from qwen_worker.loading.loaded import LoadedPipeline
 from qwen_worker.loading.pipelines import Pipelines
+from qwen_worker.loading.subject import Subject
 from qwen_worker.settings import Settings
 
 from ..conftest import ROOT
@@ -44,7 +47,15 @@ def loaded(folder: Path, precision: str, batch: int) -> dict:
             found[f"{task} {tokens}"] = difference(one.pipe.transformer, task, precision, batch, tokens=tokens)
     with loaded["edit"].speed.drawing():  # a job's end keeps what it has compiled
         pass
-    return {"differences": found, "speedups": {task: str(one.speed) for task, one in loaded.items()}}
+    checks = {task: checked(one) for task, one in loaded.items()}
+    speed = {task: str(one.speed) for task, one in loaded.items()}
+    return {"differences": found, "checks": checks, "speedups": speed}
+
+
+def checked(loaded: LoadedPipeline) -> dict[str, bool]:
+    """Of each finding of the self-check, whether it passed."""
+    parts = loaded.model, loaded.checkpoint, loaded.plan, loaded.pipe, loaded.table, loaded.speed, None, ("vae",)
+    return {finding.name: finding.passed for finding in self_check.compare_all(Subject(*parts))}
 
 
 def counts() -> dict[str, int]:

@@ -195,6 +195,16 @@ def test_a_load_that_takes_too_long_ends_the_job_and_goes_on(cold_worker, gate, 
     assert len(worker.pipelines.loaded) == 1
 
 
+def test_a_job_whose_time_ends_behind_another_job_waited_for_the_model(warm_worker, gate):
+    run(warm_worker, SMALL)
+    go_on = gate()
+    warm_worker.inference_thread.submit(go_on.wait)
+    # Of a size that is drawn nowhere else: nothing is known of the time that it needs.
+    job = {"id": "behind", "input": {**SMALL, "height": 320}, "policy": {"executionTimeout": 1000}}
+    error = asyncio.run(warm_worker.answer(job))["error"]
+    assert error == "deadline_exceeded: the job's 0.9 seconds ran out while it waited for the model"
+
+
 def test_a_fetch_that_takes_too_long_ends_the_job(cold_worker, web, gate):
     over = gate()
     fields = {"prompt": "a", "image_url": web(lambda handler: over.wait())}

@@ -1,0 +1,175 @@
+"""The self-check: whether each optimisation of a loaded pipeline gives what the plain way gives, on this very card.
+
+Nothing else would notice a kernel that computes wrong numbers without an error. It takes a second or two when a model
+is first loaded on a kind of card; its findings are kept beside the compiled blocks, and later starts of the same
+versions, layout and weights take them from there. `comparisons.py` says what is compared. Imports torch inside
+functions. Knows nothing of what follows from a finding.
+"""
+
+import functools
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LoadError
+from ..log import log_line
+from ..memory import cuda
+from ..memory.failures import Failure, attempt
+from ..memory.footprint import LOSSY
+from ..settings import Saving, SelfCheck, Settings, Speedup, hub_home
+from .subject import Subject
+
+if TYPE_CHECKING:
+    from .comparisons import Result
+
+SUFFIX = ".checked.json"
+MAX_KEPT = 50  # subjects in a file, the latest
+
+Comparison = Callable[[Subject], "Result | None"]  # None where there is nothing to compare with
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One optimisation beside the plain way. `distance`: NaN where a result holds NaN, or where there is none.
+
+    `name`: the value of a `Speedup`, `Saving` or `Precision`, or `streamed`, `swapped`, `lora`; `reason`: in words, why
+    the comparison could not be made.
+    """
+
+    name: str
+    distance: float
+    tolerance: float
+    seconds: float
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.reason and self.distance <= self.tolerance
+
+    def report(self) -> dict[str, Any]:
+        """As JSON, which has no NaN: null stands for it."""
+        distance = self.distance if math.isfinite(self.distance) else None
+        figures = {"distance": distance, "tolerance": self.tolerance, "seconds": round(self.seconds, 3)}
+        return {"name": self.name, "passed": self.passed, **figures, "words": str(self)}
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"{self.name} could not be compared: {self.reason}"
+        if math.isnan(self.distance):
+            return f"{self.name} gives NaN"
+        return f"{self.name} is {self.distance:.2g} from the plain way, where {self.tolerance:.2g} may be"
+
+
+def check(subject: Subject, settings: Settings, card: str | None) -> list[Finding]:
+    """The findings on a loaded pipeline, kept ones where an earlier start has made them; none where it is turned off.
+
+    `card`: its name, None for a CPU. Raises `CudaSpoiledError`.
+    """
+    wanted = settings.QWEN_SELF_CHECK
+    if wanted is SelfCheck.OFF or wanted is SelfCheck.AUTO and subject.plan.device == "cpu":
+        return []
+    file, key = kept_file(settings, card), f"{settings.QWEN_WORKER_VERSION}: {subject.description()}"
+    if kept := read_kept(file).get(key):
+        return [Finding(**finding) for finding in kept]
+    findings = compare_all(subject)
+    log_findings(subject.checkpoint.name, findings)
+    # What could not be compared may be at the next start: memory was short, or a file could not be read.
+    if not any(finding.reason for finding in findings):
+        keep(file, key, findings)
+    return findings
+
+
+def compare_all(subject: Subject) -> list[Finding]:
+    """Every comparison that the plan and the speed-ups call for. Raises `CudaSpoiledError`."""
+    import torch
+
+    with torch.no_grad():
+        found = [make(name, comparison, subject) for name, comparison in comparisons_of(subject).items()]
+    cuda.release_unused(subject.plan.device)
+    if subject.plan.device == "cuda":
+        cuda.release_pinned_buffers()
+    return [finding for finding in found if finding]
+
+
+def comparisons_of(subject: Subject) -> dict[str, Comparison]:
+    """By name, what is compared of this subject, weights before what computes with them."""
+    from . import comparisons as transformer
+    from . import component_comparisons as components
+
+    plan, speed = subject.plan, subject.speed
+    own_vae = subject.is_20b and "vae" not in subject.shared
+    chosen: list[tuple[str, bool, Comparison]] = [
+        ("swapped", plan.swapped, transformer.compare_swapped),
+        (plan.precision.value, plan.precision in LOSSY, transformer.compare_quantized),
+        (Saving.TABLE.value, subject.table is not None, transformer.compare_table),
+        (Speedup.ROTARY.value, speed.has(Speedup.ROTARY), transformer.compare_rotary),
+        (Speedup.ATTENTION.value, speed.has(Speedup.ATTENTION), transformer.compare_attention),
+        (Speedup.GUIDANCE.value, speed.has(Speedup.GUIDANCE), transformer.compare_guidance),
+        (Speedup.COMPILE.value, speed.has(Speedup.COMPILE), transformer.compare_compiled),
+        ("lora", subject.is_20b, transformer.compare_lora),
+        ("streamed", plan.text_encoder == "streamed", components.compare_streamed),
+    ]
+    for saving in (Saving.SINGLE_FRAME, Saving.CONV2D):
+        compare = functools.partial(components.compare_vae, saving=saving)
+        chosen.append((saving.value, own_vae and saving in plan.savings, compare))
+    return {name: comparison for name, applies, comparison in chosen if applies}
+
+
+def make(name: str, comparison: Comparison, subject: Subject) -> Finding | None:
+    """The finding of one comparison; None where there is nothing to compare with. Raises `CudaSpoiledError`."""
+    started = time.perf_counter()
+    try:
+        result = attempt(lambda: comparison(subject))
+    except LoadError as error:
+        result = Failure(error.reason)
+    if isinstance(result, Failure):
+        return Finding(name, math.nan, 0.0, time.perf_counter() - started, result.reason)
+    return result and Finding(name, *result, time.perf_counter() - started)
+
+
+def log_findings(name: str, findings: list[Finding]) -> None:
+    for finding in findings:
+        if not finding.passed:
+            log_line(None, "WARN", f"{name}: {finding}")
+    passed = sum(finding.passed for finding in findings)
+    seconds = sum(finding.seconds for finding in findings)
+    words = f"{passed} of {len(findings)} optimisations give what the plain way gives"
+    log_line(None, "INFO", f"{name} self-check: {words}, {seconds:.1f} s")
+
+
+def kept_file(settings: Settings, card: str | None) -> Path:
+    """Where the findings of this kind of machine are kept."""
+    from ..speed.compile_store import machine_kind
+
+    folder = settings.QWEN_COMPILED_FOLDER or hub_home() / "qwen-image-compiled"
+    return folder / f"{machine_kind(card)}{SUFFIX}"
+
+
+def read_kept(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """The kept findings, by what they are of. A file that cannot be read, or holds something else, holds none."""
+    try:
+        kept = json.loads(file.read_text())
+        for findings in kept.values():
+            for finding in findings:
+                Finding(**finding)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    return kept
+
+
+def keep(file: Path, key: str, findings: list[Finding]) -> None:
+    """Add findings to the file, in one move. A disk that does not take them is no failure, and the log says so."""
+    kept = {**read_kept(file), key: [asdict(finding) for finding in findings]}
+    latest = dict(list(kept.items())[-MAX_KEPT:])
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(latest, indent=1))
+        partial.replace(file)
+    except OSError as error:
+        log_line(None, "WARN", f"the self-check's findings are not kept: {error.strerror}")

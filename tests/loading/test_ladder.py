@@ -1,0 +1,609 @@
+"""What of the worker's own fails costs itself: the model draws by the plainer way, and the next job too."""
+
+import dataclasses
+import gc
+import json
+import weakref
+
+import pytest
+import torch
+
+from qwen_worker.drawing import inference
+from qwen_worker.errors import LoadError, describe_error
+from qwen_worker.loading import components
+from qwen_worker.loading.crash_notes import CrashNotes, read_note
+from qwen_worker.loading.stand_down import StoodDown
+from qwen_worker.memory import failures, placement
+from qwen_worker.memory.footprint import GB
+from qwen_worker.memory.machine import Gpu, Machine
+from qwen_worker.model import host_memory, quantization
+from qwen_worker.model import vae as single_frame
+from qwen_worker.settings import Precision, Saving, Speedup
+from qwen_worker.speed import compiled
+from qwen_worker.weights import assembly, modulation_rows, staging
+
+from ..conftest import place_by, run
+from ..memory.test_placement import GENERATE, card
+
+SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2, "seed": 1}
+ERRORS = {
+    "cudnn": RuntimeError("cuDNN Frontend error: [cudnn_frontend] Error: No valid execution plans built."),
+    "strides": AssertionError("expected size 24==24, stride 128==3072 at dim=1"),
+    "torchao": AssertionError("Float8 dynamic quantization requires CUDA capability 8.9"),
+    "ptxas": RuntimeError("PTXAS error: Internal Triton PTX codegen error"),
+    "launch": RuntimeError("Triton Error [CUDA]: out of resources"),
+    "gone": AttributeError("module 'torch._C' has no attribute '_accelerator_getAllocatorSettings'"),
+    "disk": OSError(5, "Input/output error", "/srv/models/secret/model.safetensors"),
+}
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """failing(owner, name, error): the function raises, every time or only as often as `times` says."""
+
+    def plant(owner, name, error, times=10**6):
+        real, calls = getattr(owner, name), []
+
+        def fails(*arguments, **options):
+            calls.append(name)
+            if len(calls) <= times:
+                raise fresh(error)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, fails)
+        return calls
+
+    return plant
+
+
+def fresh(error):
+    """The error as one that was never raised: a traceback would hold the frames of an earlier test."""
+    return type(error)(*error.args) if not isinstance(error, OSError) else OSError(*error.args, error.filename)
+
+
+def drawn(worker, **fields):
+    """The output of a job that the model drew."""
+    body = run(worker, SMALL | fields)
+    assert "error" not in body, body
+    assert body["output"]["metadata"]["backend"] == "qwen-image", body["output"]["metadata"]
+    return body["output"]
+
+
+def stood_down(worker):
+    """What `health` says that the loaded models do without, and why."""
+    reasons = {}
+    for model in run(worker, {"task": "health"})["output"]["models"]:
+        reasons |= model["stood_down"]
+    return reasons
+
+
+@pytest.fixture(scope="session")
+def plain(warm_worker):
+    """The picture by a sound worker, drawn before anything fails."""
+    return drawn(warm_worker)["image"]
+
+
+# One component by its library
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+@pytest.mark.parametrize("call", ["diffusers_model", "transformers_model"])
+def test_a_reader_that_fails_gives_way_to_the_library(cold_worker, plain, failing, capsys, call, error):
+    failing(assembly, call, error)
+    worker = cold_worker()
+    output = drawn(worker)
+    assert output["image"] == plain
+    names = ["reader/transformer", "reader/vae"] if call == "diffusers_model" else ["reader/text_encoder"]
+    assert sorted(stood_down(worker)) == names == sorted(output["metadata"]["stood_down"])
+    assert all(reason.startswith(type(error).__name__) for reason in stood_down(worker).values())
+    assert "/srv/models" not in json.dumps(run(worker, {"task": "health"}))
+    assert drawn(worker)["image"] == output["image"]
+    assert capsys.readouterr().out.count("is read by its library from now on") == len(names)
+
+
+def test_a_read_that_fails_in_a_thread_gives_way_too(cold_worker, plain, failing):
+    failing(staging.PieceReader, "read", RuntimeError("CUDA error: invalid argument"))
+    worker = cold_worker()
+    assert drawn(worker)["image"] == plain
+    assert set(stood_down(worker)) == {"reader/transformer", "reader/vae", "reader/text_encoder"}
+
+
+def test_damage_is_no_failure_of_the_reader(cold_worker, failing):
+    failing(assembly, "diffusers_model", LoadError("transformer/model.safetensors is corrupt: it is cut off"))
+    worker = cold_worker(QWEN_FALLBACK="forbid")
+    assert run(worker, SMALL)["error"] == "model_unavailable: transformer/model.safetensors is corrupt: it is cut off"
+
+
+# Another plan
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+def test_a_table_that_fails_is_done_without(cold_worker, failing, error):
+    worker = cold_worker(QWEN_PRECISION="bf16")
+    plan = dataclasses.replace(worker.pipelines.place("generate"), table=True)
+    place_by(worker, plan)
+    failing(modulation_rows, "build", error)
+    output = drawn(worker)
+    assert output["metadata"]["stood_down"] == ["table"]
+    assert stood_down(worker)["table"].endswith(" while loading modulation")
+    loaded = worker.pipelines.loaded[worker.settings.QWEN_IMAGE_MODEL]
+    assert loaded.table is None and not loaded.plan.table
+    assert drawn(worker)["image"] == output["image"]
+
+
+@pytest.mark.parametrize("name", ["skip_feature_cache", "use_2d_convolutions"])
+def test_a_saving_of_the_vae_that_fails_is_done_without(cold_worker, failing, name):
+    failing(single_frame, name, ERRORS["gone"])
+    worker = cold_worker()
+    drawn(worker)
+    # One after the other is left out, because a failure of both together does not say whose it is.
+    assert set(stood_down(worker)) <= {"single_frame", "conv2d"} and stood_down(worker)
+    drawn(worker)
+
+
+def test_a_quantization_that_fails_is_done_without_also_where_it_was_asked_for(cold_worker, failing):
+    failing(quantization, "weight_quantizer", ERRORS["torchao"])
+    failing(quantization, "configuration", ERRORS["torchao"])
+    worker = cold_worker(QWEN_PRECISION="int8")
+    output = drawn(worker)
+    assert {"int8", "reader/transformer"} <= set(stood_down(worker))
+    assert worker.pipelines.loaded[worker.settings.QWEN_IMAGE_MODEL].plan.precision is Precision.FP32
+    assert drawn(worker)["image"] == output["image"]
+
+
+def test_placement_leaves_out_precisions_that_failed():
+    asked = placement.plan([GENERATE], card(24, (8, 9)))
+    assert asked.precision is Precision.FP8
+    without = placement.plan([GENERATE], card(24, (8, 9)), without=frozenset({Precision.FP8}))
+    assert without.precision is Precision.NF4
+    everything = frozenset(Precision)
+    with pytest.raises(LoadError, match="in no layout that works here"):
+        placement.plan([GENERATE], card(24, (8, 9)), without=everything)
+
+
+def test_after_an_out_of_memory_the_next_plan_is_smaller_and_the_last_one_says_so(cold_worker, monkeypatch):
+    """By the free memory that CUDA tells then, and not by the plan that was made before."""
+    worker = cold_worker()
+    pipelines, model = worker.pipelines, worker.settings.QWEN_IMAGE_MODEL
+    pipelines.planner.machine = lambda: Machine(Gpu("a card", (8, 9), round(80 * GB), round(80 * GB)), 10**12, 10**12)
+    free = [60 * GB]
+    monkeypatch.setattr("qwen_worker.memory.cuda.free_bytes", lambda: round(free[0]))
+    monkeypatch.setattr("qwen_worker.memory.cuda.release_pinned_buffers", lambda: None)
+    monkeypatch.setattr(pipelines, "find_prepared", lambda *_: (None, "none"))
+    monkeypatch.setattr(pipelines, "shared_components", lambda *_: {})
+    plans = []
+
+    def build(model, checkpoint, plan, *_):
+        plans.append(plan)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(pipelines.builder, "build", build)
+    monkeypatch.setattr(pipelines.builder, "give_back", lambda device: None)
+    with pytest.raises(LoadError) as caught:
+        pipelines.load("generate")
+    peaks = [plan.peak_bytes(1024, 1024, 0, tiled=True) for plan in plans]
+    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks) >= 1
+    assert all(plan.limit_bytes < 60 * GB for plan in plans[1:])
+    assert caught.value.transient and "without room after OutOfMemoryError: CUDA out of memory" in caught.value.reason
+    assert pipelines.planner.stood_down[model].max_bytes < peaks[-1]
+
+
+# The last rung
+
+
+def test_the_last_rung_says_the_reason_and_is_tried_again_after_a_growing_pause(cold_worker, failing, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("qwen_worker.loading.loader.time.monotonic", lambda: now[0])
+    worker = cold_worker(QWEN_FALLBACK="forbid", QWEN_LOAD_RETRY_SECONDS=60)
+    calls = failing(components, "load_by_library", ERRORS["cudnn"])
+    failing(assembly, "diffusers_model", ERRORS["strides"])
+    for pause in (60, 120, 240):
+        body = run(worker, SMALL)
+        assert body["error"].startswith("model_unavailable: RuntimeError: cuDNN Frontend error")
+        assert "tried without reader/transformer after AssertionError: expected size" in body["error"]
+        assert "refresh_worker" not in body.get("output", {}) and "stopPod" not in body
+        count = len(calls)
+        now[0] += pause - 1
+        run(worker, SMALL)
+        assert len(calls) == count
+        now[0] += 2
+    monkeypatch.undo()
+    assert drawn(worker)
+
+
+def test_under_allow_the_stand_in_says_why(cold_worker, failing):
+    failing(components, "load_by_library", ERRORS["disk"])
+    failing(assembly, "diffusers_model", ERRORS["disk"])
+    facts = run(cold_worker(QWEN_FALLBACK="allow"), SMALL)["output"]["metadata"]
+    assert facts["backend"] == "pil-fallback" and "Input/output error" in facts["fallback_reason"]
+    assert "/srv" not in facts["fallback_reason"]
+
+
+# What a failed try leaves
+
+
+@pytest.mark.parametrize("seam", ["thread", "table", "adapters"])
+def test_nothing_of_a_failed_try_stays(cold_worker, failing, monkeypatch, seam):
+    """Also where the reader's failure holds the frame that holds the reader."""
+    worker = cold_worker(QWEN_FALLBACK="forbid", QWEN_LOAD_RETRY_SECONDS=0)
+    place_by(worker, dataclasses.replace(worker.pipelines.place("generate"), swapped=True))
+    made = []
+    build = assembly.make_empty
+
+    def noted(dtype):
+        return build(dtype)
+
+    monkeypatch.setattr(assembly, "make_empty", noted)
+    add = torch.nn.Module.__init__
+
+    def remember(module, *arguments, **options):
+        add(module, *arguments, **options)
+        made.append(weakref.ref(module))
+
+    monkeypatch.setattr(torch.nn.Module, "__init__", remember)
+    error = ERRORS["cudnn"]
+    if seam == "thread":
+        failing(staging.PieceReader, "read", error)
+        failing(components, "load_by_library", error)
+    elif seam == "table":
+        failing(components, "require_tokenizer", error)
+        monkeypatch.setattr("qwen_worker.loading.builder.require_tokenizer", components.require_tokenizer)
+    else:
+        failing(__import__("qwen_worker.loading.pipelines", fromlist=["x"]), "adapters_of", error)
+    assert run(worker, SMALL)["error"].startswith("model_unavailable: ")
+    gc.collect()
+    assert made and not [one() for one in made if one() is not None and type(one()).__module__.startswith("diffusers")]
+    swap = worker.pipelines.builder.swap
+    assert swap is None or (swap.homes == {} and swap.modules == {} and swap.active is None)
+
+
+def test_a_failure_is_put_into_words_and_let_go():
+    class Tensor:
+        pass
+
+    gone = []
+
+    def fail():
+        held = Tensor()
+        gone.append(weakref.ref(held))
+        raise RuntimeError("no kernel image at /srv/models/x.safetensors\nsecond line")
+
+    failure = failures.attempt(fail)
+    assert failure == failures.Failure("RuntimeError: no kernel image at x.safetensors") and gone[0]() is None
+    assert describe_error(KeyError()) == "KeyError"
+    told = describe_error(OSError(28, "No space left", "/mnt/a/b.bin"))
+    assert told == "OSError: [Errno 28] No space left: 'b.bin'"
+
+
+# Speed-ups
+
+
+@pytest.fixture
+def faster(cold_worker):
+    return lambda **settings: cold_worker(QWEN_SPEEDUPS="rotary,guidance,compile", **settings)
+
+
+@pytest.mark.parametrize(
+    "error", [*ERRORS.values(), torch.OutOfMemoryError("CUDA out of memory")], ids=[*ERRORS, "oom"]
+)
+def test_a_warm_up_that_fails_costs_the_speed_up(faster, failing, error):
+    failing(compiled.CompiledBlocks, "warm", error)
+    worker = faster()
+    output = drawn(worker)
+    assert output["metadata"]["stood_down"] == ["compile"]
+    (model,) = run(worker, {"task": "health"})["output"]["models"]
+    assert model["speedups"]["compile"].startswith(type(error).__name__) and model["speedups"]["rotary"] == "on"
+    assert drawn(worker)["image"] == output["image"]
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+def test_compiled_blocks_that_fail_when_they_run_are_left_and_the_job_is_drawn_once_more(
+    plain, faster, monkeypatch, error
+):
+    def raise_error(block, **inputs):
+        raise fresh(error)
+
+    monkeypatch.setattr(compiled, "compiled_forward", lambda block_class: raise_error)
+    monkeypatch.setattr(compiled.CompiledBlocks, "warm", lambda *_: None)
+    worker = faster()
+    output = drawn(worker)
+    assert output["image"] == plain  # stock's code, to the byte
+    assert set(stood_down(worker)) == {"compile", "rotary", "guidance"} == set(output["metadata"]["stood_down"])
+    assert drawn(worker)["image"] == output["image"]
+
+
+def test_only_the_second_failure_is_internal(faster, failing, monkeypatch):
+    monkeypatch.setattr(compiled.CompiledBlocks, "warm", lambda *_: None)
+    monkeypatch.setattr(compiled, "compiled_forward", lambda block_class: block_class.forward)
+    worker = faster()
+    worker.pipelines.load("generate")
+    calls = failing(inference, "draw_picture", ERRORS["cudnn"])
+    body = run(worker, SMALL, "twice")
+    assert body == {"error": "internal: twice", "output": {"success": False}} and len(calls) == 2
+    run(worker, SMALL, "once")
+    assert len(calls) == 3  # nothing is left to turn off
+    monkeypatch.undo()
+    drawn(worker)
+
+
+def test_short_of_memory_passes_are_parted_first_and_tiles_come_second(faster, monkeypatch):
+    monkeypatch.setattr(compiled.CompiledBlocks, "warm", lambda *_: None)
+    monkeypatch.setattr(compiled, "compiled_forward", lambda block_class: block_class.forward)
+    worker = faster()
+    loaded, tried = worker.pipelines.load("generate"), []
+    real, fits = inference.draw_picture, {"apart": False}
+
+    def draw_picture(pipe, *arguments):
+        tried.append(("forward" in vars(pipe.transformer), pipe.vae.use_tiling))
+        if not fits["apart"] and tried[-1][0] or fits["apart"] is None and not tried[-1][1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(pipe, *arguments)
+
+    monkeypatch.setattr(inference, "draw_picture", draw_picture)
+    drawn(worker)
+    assert tried == [(True, False), (False, False)]
+    fits["apart"] = None
+    tried.clear()
+    drawn(worker)
+    assert tried == [(True, False), (False, False), (False, True)]
+    tried.clear()
+    drawn(worker)  # two jobs in a row were short: the third begins with what was enough
+    assert tried == [(False, True)]
+    fits["apart"] = True
+    tried.clear()
+    drawn(worker, width=288)
+    assert tried == [(True, False)] and not loaded.pipe.vae.use_tiling
+
+
+# The self-check
+
+
+@pytest.fixture
+def finding(monkeypatch):
+    """finding(name, distance, reason): what the self-check says, where the subject has what it names."""
+    from qwen_worker.loading import self_check
+
+    def plant(name, distance=1.0, reason=""):
+        def check(subject, settings, card_name):
+            there = name in ("lora", "compile", "rotary", "guidance") or name == "table" and subject.table
+            there = there or name in subject.plan.savings or name == subject.plan.precision.value
+            return [self_check.Finding(name, distance, 0.01, 0.0, reason)] if there else []
+
+        monkeypatch.setattr(self_check, "check", check)
+
+    return plant
+
+
+@pytest.mark.parametrize("name", ["table", "conv2d", "bf16"])
+@pytest.mark.parametrize("distance", [0.5, float("nan")])
+def test_what_the_self_check_finds_wrong_stands_down_and_stays_so_at_the_next_start(
+    cold_worker, finding, name, distance
+):
+    worker = cold_worker(QWEN_PRECISION="bf16")
+    place_by(worker, dataclasses.replace(worker.pipelines.place("generate"), table=True))
+    finding(name, distance)
+    assert drawn(worker)["metadata"]["stood_down"] == [name]
+    assert "ArithmeticError: " + name in stood_down(worker)[name]
+    again = cold_worker(QWEN_PRECISION="bf16")
+    assert drawn(again)["metadata"]["stood_down"] == [name]
+    assert stood_down(again)[name].startswith("an earlier start met ")
+
+
+@pytest.mark.parametrize(("name", "off"), [("guidance", ["guidance"]), ("rotary", ["compile", "rotary"])])
+@pytest.mark.parametrize("reason", ["", "RuntimeError: no valid execution plans"])
+def test_a_speed_up_that_the_self_check_finds_wrong_is_off_at_once(
+    faster, finding, monkeypatch, plain, name, off, reason
+):
+    monkeypatch.setattr(compiled.CompiledBlocks, "warm", lambda *_: None)
+    monkeypatch.setattr(compiled, "compiled_forward", lambda block_class: block_class.forward)
+    finding(name, 0.5, reason)
+    worker = faster()
+    assert sorted(drawn(worker)["metadata"]["stood_down"]) == off
+    (model,) = run(worker, {"task": "health"})["output"]["models"]
+    assert model["self_check"][0]["name"] == name and not model["self_check"][0]["passed"]
+
+
+def test_a_lora_that_the_self_check_finds_wrong_is_said_and_the_model_stays(cold_worker, finding):
+    finding("lora")
+    worker = cold_worker()
+    assert "stood_down" not in drawn(worker)["metadata"]
+    (model,) = run(worker, {"task": "health"})["output"]["models"]
+    assert [each["passed"] for each in model["self_check"]] == [False]
+
+
+# Notes for the next start
+
+
+@pytest.fixture
+def spoiled(monkeypatch):
+    """Has CUDA's context be spoiled, as far as the worker can ask."""
+
+    def fail():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def spoil():
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "synchronize", fail)
+        monkeypatch.setattr("qwen_worker.memory.card.room_bytes", lambda beside_others: None)
+
+    return spoil
+
+
+ILLEGAL = RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_a_start_leaves_out_what_spoiled_the_one_before(faster, failing, spoiled, monkeypatch):
+    with monkeypatch.context():
+        failing(compiled.CompiledBlocks, "warm", ILLEGAL)
+        spoiled()
+        body = run(faster(), SMALL)
+        assert body["stopPod"] is True and "illegal memory access" in body["error"]
+        monkeypatch.undo()
+    failing(compiled.CompiledBlocks, "warm", AssertionError("the culprit is used again"))
+    worker = faster()
+    output = drawn(worker)
+    assert {"compile", "rotary", "guidance"} <= set(output["metadata"]["stood_down"])
+    assert stood_down(worker)["compile"].startswith("an earlier start met RuntimeError: CUDA error: an illegal memory")
+
+
+def test_a_job_that_spoils_the_card_leaves_a_note_of_what_was_on(faster, cold_worker, failing, spoiled, monkeypatch):
+    with monkeypatch.context():
+        monkeypatch.setattr(compiled.CompiledBlocks, "warm", lambda *_: None)
+        worker = faster()
+        worker.pipelines.load("generate")
+        failing(inference, "draw_picture", ILLEGAL)
+        spoiled()
+        assert run(worker, SMALL)["stopPod"] is True
+        monkeypatch.undo()
+    output = drawn(faster())
+    assert set(output["metadata"]["stood_down"]) == {"compile", "rotary", "guidance"}
+
+
+def test_a_table_that_spoils_the_card_is_left_out_by_the_next_start(cold_worker, failing, spoiled, monkeypatch):
+    def worker_with_table():
+        worker = cold_worker(QWEN_PRECISION="bf16")
+        place_by(worker, dataclasses.replace(worker.pipelines.place("generate"), table=True))
+        return worker
+
+    with monkeypatch.context():
+        failing(modulation_rows, "build", ILLEGAL)
+        spoiled()
+        assert run(worker_with_table(), SMALL)["stopPod"] is True
+        monkeypatch.undo()
+    note = read_note(cold_worker().pipelines.notes.file)
+    assert note["reasons"] == {"table": "RuntimeError: CUDA error: an illegal memory access was encountered"}
+
+
+def test_what_nothing_explains_asks_once_until_a_picture_is_drawn(tmp_path):
+    notes = CrashNotes(tmp_path, lambda: "card")
+    assert notes.blame("a", []).refresh_worker
+    again = CrashNotes(tmp_path, lambda: "card")
+    assert not again.blame("a", []).refresh_worker
+    assert again.blame("b", ["table"]).refresh_worker
+    later = CrashNotes(tmp_path, lambda: "card")
+    assert later.read() == {"reasons": {"table": "b"}} and later.blame("c", []).refresh_worker
+    later.clear_unexplained()
+    assert CrashNotes(tmp_path, lambda: "card").blame("c", []).refresh_worker
+    assert CrashNotes(tmp_path, lambda: "another card").read() == {}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"reasons": {"table": 1}}', '{"reasons": []}', "\x00" * 200_000])
+def test_a_damaged_note_is_ignored(tmp_path, content, capsys):
+    (tmp_path / "card.crash.json").write_text(content)
+    assert CrashNotes(tmp_path, lambda: "card").read() == {} and "is ignored" in capsys.readouterr().out
+
+
+def test_a_note_that_cannot_be_written_is_no_failure(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert CrashNotes(tmp_path / "file" / "folder", lambda: "card").blame("a", ["table"]).refresh_worker
+    assert "cannot be written" in capsys.readouterr().out
+
+
+# Pinned memory
+
+
+class Refused(RuntimeError):
+    error_code = 2
+
+
+@pytest.fixture
+def unpinnable(monkeypatch):
+    """No host memory can be pinned, as torch says it: an AcceleratorError of code 2."""
+    real, refusals = torch.empty, []
+
+    def empty(*arguments, pin_memory=False, **options):
+        if pin_memory:
+            refusals.append(arguments)
+            raise Refused("CUDA error: out of memory")
+        return real(*arguments, **options)
+
+    def pin_memory(tensor):
+        refusals.append(tensor)
+        raise Refused("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(host_memory, "pinning", host_memory.Pinning())
+    return refusals
+
+
+def test_memory_that_cannot_be_pinned_is_pageable_and_asked_for_once(unpinnable, capsys):
+    pinning = host_memory.pinning
+    assert pinning.empty((3, 4), torch.uint8).shape == (3, 4) and pinning.empty((2,), torch.int8).dtype == torch.int8
+    tensor = torch.arange(4)
+    assert pinning.pin(tensor) is tensor and len(unpinnable) == 1
+    assert pinning.refusal == "Refused: CUDA error: out of memory"
+    assert capsys.readouterr().out.count("is not pinned from now on") == 1
+    pinning.resume()
+    assert pinning.pin(tensor) is tensor and len(unpinnable) == 2
+
+
+def test_another_failure_of_pinning_is_no_lack_of_memory(monkeypatch):
+    def pin_memory(tensor):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    with pytest.raises(RuntimeError, match="illegal"):
+        host_memory.Pinning().pin(torch.arange(4))
+
+
+def test_a_pin_that_fails_spoils_nothing(spoiled):
+    from qwen_worker.memory import cuda
+
+    spoiled()
+    assert not cuda.has_spoiled(Refused("CUDA error: out of memory")) and cuda.is_out_of_memory(Refused("x"))
+    assert cuda.has_spoiled(ILLEGAL) and not cuda.has_spoiled(ValueError("x"))
+
+
+# Turns
+
+
+def test_a_transformer_that_finds_no_room_leaves_the_others_theirs(monkeypatch):
+    from qwen_worker.model.residency import Home, Swap
+
+    swap = Swap("cpu")
+    for name in ("a", "b"):
+        swap.add(name, torch.nn.Linear(4, 4))
+    load, fails = Home.load, [True]
+
+    def short(home, device):
+        if fails[0] and home is swap.homes["a"][1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        load(home, device)
+
+    monkeypatch.setattr(Home, "load", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        swap.activate("a")
+    assert swap.active is None
+    assert all(
+        home.owner.data is not None and home.owner.data_ptr() == home.tensor.data_ptr() for home in swap.homes["a"]
+    )
+    swap.activate("b")
+    fails[0] = False
+    swap.activate("a")
+    assert swap.active == "a"
+
+
+def test_a_swap_that_is_short_once_is_tried_again_and_then_refused_without_a_fresh_worker(cold_worker, failing):
+    from qwen_worker.model.residency import Swap
+
+    worker = cold_worker()
+    place_by(worker, dataclasses.replace(worker.pipelines.place("generate"), swapped=True))
+    drawn(worker)
+    worker.pipelines.builder.swap.clear()
+    calls = failing(Swap, "activate", torch.OutOfMemoryError("CUDA out of memory"), times=1)
+    drawn(worker)
+    assert len(calls) == 2
+    failing(Swap, "activate", torch.OutOfMemoryError("CUDA out of memory"), times=2)
+    body = run(worker, SMALL)
+    assert body["error"].startswith("out_of_memory: ") and "stopPod" not in body
+    drawn(worker)
+
+
+def test_what_several_models_do_without_is_what_one_of_them_does(tmp_path):
+    from qwen_worker.loading.stand_down import union
+
+    both = union([StoodDown({"table": "a"}, 5), StoodDown({"fp8": "b"}), StoodDown({}, 3)])
+    assert both.savings(frozenset(Saving)) == frozenset(Saving) - {Saving.TABLE}
+    assert both.layouts() == {"fp8"} and both.max_bytes == 3
+    assert Speedup.COMPILE.value not in both.reasons
