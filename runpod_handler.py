@@ -221,7 +221,7 @@ class Worker:
         """Refuse a job that the plan has no room for, before anything is loaded. Raises `JobError` out_of_memory."""
         checkpoint, canvas = self.catalogue.locate(entry.job.request.task), entry.canvas
         size = checkpoint.name, checkpoint.size_multiple, *canvas.size, len(canvas.sources)
-        inference.plan_for(entry, plan).require_fits(*size)
+        inference.plan_for(entry, plan, self.pipelines.get(entry.job.request.task)).require_fits(*size)
 
     def fall_back(self, entry: DrawingJob, failure: LoadError) -> DrawingResult:
         """Stand-ins for the job's pictures. Raises `JobError` model_unavailable where they are forbidden."""

@@ -15,6 +15,7 @@ from qwen_worker.memory.card import NEWER_BUILD
 from qwen_worker.memory.footprint import GB, Model, Plan
 from qwen_worker.memory.machine import Gpu, Machine
 from qwen_worker.settings import Settings
+from qwen_worker.speed.speedups import may_compile
 
 from .errors import DeployError, UsageError
 from .runpod.api import Api
@@ -130,9 +131,9 @@ def fit(pool: Pool, settings: Settings, tasks: Sequence[str], ram_gb: float, cud
     cap = round(settings.QWEN_VRAM_GB * GB) if settings.QWEN_VRAM_GB else None
     try:
         models = models_to_load(settings, tasks)
-        plan = placement.plan(
-            models, machine, settings.QWEN_PRECISION, cap, settings.QWEN_SAVINGS, settings.own_lora_count
-        )
+        precision, savings, own_loras = settings.QWEN_PRECISION, settings.QWEN_SAVINGS, settings.own_lora_count
+        compiled = may_compile(settings.QWEN_SPEEDUPS)
+        plan = placement.plan(models, machine, precision, cap, savings, own_loras, compiled=compiled)
     except LoadError as error:
         return Fit(pool, None, f"too small: {error.reason}")
     return Fit(pool, plan)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_worker.checkpoints.files import read_json, shards
-from qwen_worker.memory.footprint import CONTEXT_BYTES, GIB, MEGAPIXEL, Model, Plan
+from qwen_worker.memory.footprint import CONTEXT_BYTES, GIB, MEGAPIXEL, UNALLOCATED_BYTES, Model, Plan
 from qwen_worker.settings import Precision
 
 RESIDENT, BY_MODEL, BY_LAYER = "resident", "offloaded by model", "offloaded by layer"
@@ -26,11 +26,12 @@ def peaks(model: Model, side: int, images: int) -> dict[str, int]:
     vae = max(need.decode * pixels, need.encode * images)
     sizes = {name: 2 * count for name, count in model.parameters.items()}
     by_model = max(sizes["transformer"] + denoise * GIB, sizes["vae"] + vae * GIB, sizes["text_encoder"])
+    beside = CONTEXT_BYTES + UNALLOCATED_BYTES
     largest_layer = 2 * model.parts.get("embedding", 0)
     return {
         RESIDENT: whole.peak_bytes(side, side, images),
-        BY_MODEL: round(CONTEXT_BYTES + by_model),
-        BY_LAYER: round(CONTEXT_BYTES + max(largest_layer, max(denoise, vae) * GIB)),
+        BY_MODEL: round(beside + by_model),
+        BY_LAYER: round(beside + max(largest_layer, max(denoise, vae) * GIB)),
     }
 
 

@@ -69,7 +69,7 @@ class Batches:
         request = entry.job.request
         if not may_share(request) or loaded.checkpoint.class_name != "QwenImagePipeline":
             return 1
-        plan = inference.plan_for(entry, loaded.plan)
+        plan = inference.plan_for(entry, loaded.plan, loaded)
         return plan.pictures_per_call(request.width, request.height, self.max_pictures, self.max_pixels)
 
     def gather(

@@ -4,10 +4,10 @@ One picture a call and not a batch: a batch rounds differently, and each seed mu
 endpoint gives this up for speed, `batching.py` comes first. Knows nothing of how a job arrived or its result leaves.
 """
 
-import functools
 import inspect
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -19,11 +19,12 @@ from ..jobs.request import Drawing, Edit, require_tokens
 from ..loading.loaded import LoadedPipeline, Shortage
 from ..log import log_line
 from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
-from ..memory.failures import Failure, attempt
+from ..memory.failures import absorb_failure
 from ..memory.footprint import Plan
 from ..pictures.images import to_rgb
 from ..pictures.inputs import Canvas
 from ..pictures.masks import restore_outside
+from ..settings import Speedup
 from .configured import configured, shares_passes
 from .partial_denoise import PartialDenoise
 from .preview import Previewer
@@ -65,17 +66,17 @@ def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, p
     seeds. Raises `Cancelled` within a step once the job is stopped; `JobError` out_of_memory where CUDA has too little
     memory even for decoding in tiles, or internal; and `CudaSpoiledError`.
     """
-    draw_pictures = functools.partial(draw_within_memory, loaded, entry, prompt_cache, previewer)
-    result = attempt(draw_pictures)
-    if isinstance(result, Failure) and (names := loaded.speed.stand_all_down(result.reason)):
+    # No function around the call: the way from a job to its pipeline is to stay short.
+    with absorb_failure() as failures:
+        return draw_within_memory(loaded, entry, prompt_cache, previewer)
+    if names := loaded.speed.stand_all_down(failures[0].reason):
         off = ", ".join(names)
-        log_line(entry.job.id, "WARN", f"drawn once more; off from now on: {off}, after {result.reason}")
+        log_line(entry.job.id, "WARN", f"drawn once more; off from now on: {off}, after {failures[0].reason}")
         release_unused(loaded.plan.device)
         entry.job.start_over()
-        result = attempt(draw_pictures)
-    if isinstance(result, Failure):
-        raise JobError("internal", entry.job.id)
-    return result
+        with absorb_failure():
+            return draw_within_memory(loaded, entry, prompt_cache, previewer)
+    raise JobError("internal", entry.job.id)
 
 
 def draw_within_memory(
@@ -91,7 +92,7 @@ def draw_within_memory(
     bytes_before = allocated_bytes(device)
     size = *canvas.size, len(canvas.sources)
     first, shortage = 0 if shares_passes(loaded, job.request) else 1, loaded.shortages.get(size, Shortage(0, 0))
-    if plan_for(entry, loaded.plan).needs_tiles(*size):
+    if plan_for(entry, loaded.plan, loaded).needs_tiles(*size):
         first = len(ATTEMPTS) - 1
     elif shortage.jobs >= LASTING_SHORTAGE:
         first = max(first, shortage.attempt)
@@ -129,9 +130,12 @@ def draw_within_memory(
     )
 
 
-def plan_for(entry: DrawingJob, plan: Plan) -> Plan:
-    """The plan with the room that the job's own LoRAs take."""
-    return plan.with_loras(sum(use.file.parameters for use in entry.loras if not use.from_settings))
+def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Plan:
+    """The plan with the room that the job's own LoRAs take, and blocks that the loaded pipeline does not compile."""
+    if loaded and not loaded.speed.has(Speedup.COMPILE):
+        plan = replace(plan, compiled=False)
+    job_loras = [use.file for use in entry.loras if not use.from_settings]
+    return plan.with_loras(sum(file.parameters for file in job_loras)) if job_loras else plan
 
 
 @contextmanager

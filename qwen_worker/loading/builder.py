@@ -124,7 +124,7 @@ class Builder:
         if plan.device == "cuda":
             cuda.release_unused(plan.device)  # what torch holds for nobody would count as the others'
             cuda.cap_memory(plan.limit_bytes, beside_others)
-            cuda.pin_exactly()
+            cuda.configure_allocators()
         if plan.swapped:
             self.swap = self.swap or Swap(plan.device)
             self.swap.clear()

@@ -14,7 +14,8 @@ from ..errors import LoadError
 from ..memory import card, cuda, placement
 from ..memory.footprint import GB, Plan
 from ..memory.machine import Machine
-from ..settings import Role, Settings
+from ..settings import Role, Settings, Speedup
+from ..speed.speedups import has_compiler, may_compile
 from .catalogue import Catalogue
 from .loaded import LoadedPipeline
 from .stand_down import StoodDown, union
@@ -101,4 +102,5 @@ class Planner:
             self.settings.own_lora_count,
             off.layouts(),
             cuda.pinned_cost() if machine.gpu else 1,
+            may_compile(self.settings.QWEN_SPEEDUPS) and has_compiler("cuda") and Speedup.COMPILE not in off.reasons,
         )

@@ -20,10 +20,16 @@ from .footprint import CONTEXT_BYTES, GB
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, which torch raises as `AcceleratorError` for host memory
 CUDA_FAILED = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")  # in torch's words, and compiled kernels'
-# By default torch rounds every pinned block up to a power of two: the modulation table's 5.5 GB take 8.6, a matrix of
-# 75 MB takes 134. A plan counts what is asked for. What diffusers pins goes by this setting too.
-PINNED_EXACTLY = "pinned_max_round_threshold_mb:1"
-EXACT_SINCE = (2, 13)  # the first torch that has the setting
+# What is set of torch's allocators where the environment has not set the same.
+ALLOCATOR_SETTINGS = (
+    # By default torch rounds every pinned block up to a power of two: the modulation table's 5.5 GB take 8.6, a matrix
+    # of 75 MB takes 134. A plan counts what is asked for. What diffusers pins goes by this setting too.
+    "pinned_max_round_threshold_mb:1",
+    # By default memory that torch has freed is kept in blocks that cannot be joined: a VAE finds no room for a tensor
+    # of a gigabyte beside several gigabytes in smaller blocks, and the cap counts them all.
+    "expandable_segments:True",
+)
+EXACT_SINCE = (2, 13)  # the first torch that can pin exactly
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch reads the first that is set
 
 
@@ -50,20 +56,24 @@ def cap_memory(limit_bytes: int, beside_others: bool) -> None:
     torch.cuda.set_per_process_memory_fraction(fraction)  # pyright: ignore[reportUnknownMemberType]  not annotated
 
 
-def pin_exactly() -> None:
-    """Have torch pin as much as it is asked for; its allocators' other settings stay.
+def configure_allocators() -> None:
+    """Have torch's allocators take as much as they are asked for; what else is set of them stays.
 
-    Only a saving: where torch does not take the setting, the log says so and pinned blocks are rounded up.
+    Counts for the card's memory that is allocated afterwards. Only a saving: the log says what torch does not take.
     """
     import torch
 
-    before = allocator_settings()
-    if PINNED_EXACTLY.partition(":")[0] in before:
-        return
-    try:
-        torch._C._accelerator_setAllocatorSettings(",".join(filter(None, [before, PINNED_EXACTLY])))
-    except (AttributeError, RuntimeError, ValueError) as error:
-        report_refused_settings(f"{type(error).__name__}: {card.first_words(error)}")
+    settings = allocator_settings()
+    for setting in ALLOCATOR_SETTINGS:  # one by one: a torch that refuses one takes the other
+        if setting.partition(":")[0] in settings:
+            continue
+        extended = ",".join(filter(None, [settings, setting]))
+        try:
+            torch._C._accelerator_setAllocatorSettings(extended)
+        except (AttributeError, RuntimeError, ValueError) as error:
+            report_refused_setting(setting, f"{type(error).__name__}: {card.first_words(error)}")
+        else:
+            settings = extended
 
 
 def pinned_cost() -> int:
@@ -83,9 +93,9 @@ def allocator_settings() -> str:
 
 
 @functools.cache
-def report_refused_settings(reason: str) -> None:
-    """Log it, each reason once."""
-    log_line(None, "WARN", f"torch does not take {PINNED_EXACTLY}, and pins more than it is asked for: {reason}")
+def report_refused_setting(setting: str, reason: str) -> None:
+    """Log it, each once."""
+    log_line(None, "WARN", f"torch does not take {setting}, and its allocators take more than they need: {reason}")
 
 
 def release_pinned_buffers() -> None:

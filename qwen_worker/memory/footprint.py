@@ -14,6 +14,9 @@ GB = 1e9
 GIB = 2**30
 MEGAPIXEL = 1 << 20
 CONTEXT_BYTES = 1_000_000_000  # the CUDA context with cuBLAS and cuDNN
+# That torch's allocator holds beside tensors and cannot give them: rests of pages, and pages of other streams. With
+# less, it fetched and gave back pages hundreds of times a job in int8; in bfloat16 half of it would do.
+UNALLOCATED_BYTES = 400_000_000
 STREAMED_BYTES = 300_000_000  # beside the embedding: the matrix in use and the next, 136 MB each in Qwen2.5-VL-7B
 SCHEDULE_STEPS = 100  # the longest schedule whose modulation lies on the card
 TIMESTEPS = 1248  # distinct timesteps in [1, 1000] that bfloat16 can tell apart, divided by 1000 in bfloat16
@@ -24,6 +27,10 @@ TORCH_DTYPE = {Precision.FP32: "float32"}  # the others compute in bfloat16
 # https://arxiv.org/abs/2305.14314, section 3). The row-wise scales of fp8 and int8 are below a thousandth.
 BYTES = {Precision.BF16: 2.0, Precision.FP32: 4.0, Precision.FP8: 1.0, Precision.INT8: 1.0, Precision.NF4: 0.5176}
 LOSSY = (Precision.FP8, Precision.INT8, Precision.NF4)
+# GiB for each megapixel of picture and of references, where the blocks are not compiled: torchao quantizes activations
+# through copies in float32, which compiled code never writes to memory. Fitted to torch's allocator at 1024 x 1024 with
+# 0 to 3 references; the other precisions compute as `Working` says.
+UNCOMPILED_DENOISE = {Precision.FP8: 0.89, Precision.INT8: 0.65}
 
 # Where the text encoder's weights are: on the card in the plan's base precision, in pinned RAM and read from there
 # matrix by matrix, or on the card in the plan's own precision.
@@ -78,6 +85,7 @@ class Plan:
     swapped: bool = False  # one transformer at a time on the card
     limit_bytes: int = 0  # that may be used of the card; 0 on a CPU
     lora_bytes: int = 0  # that LoRAs take of the card while pictures are drawn, and of the host between jobs
+    compiled: bool = True  # whether the transformers' blocks are
 
     @property
     def base_precision(self) -> Precision:
@@ -152,7 +160,7 @@ class Plan:
             decode = need.tiled if tiled else (need.decode_frame if frame else need.decode) * pixels
             # Input pictures are brought to a megapixel each; strength and masks encode one at the asked size too.
             encode = need.tiled if tiled else (need.encode_frame if frame else need.encode) * max(1.0, pixels)
-            denoise = need.denoise_edit * (pixels + images) if images else need.denoise * pixels
+            denoise = self.denoise_rate(need, images) * (pixels + images)
             most = max(most, denoise, decode, encode if images else 0.0)
         streamed = 0
         if self.text_encoder == "streamed":
@@ -160,11 +168,17 @@ class Plan:
             streamed = round(embedding * BYTES[self.base_precision]) + STREAMED_BYTES
         rows = max(model.parts.get("modulation_outputs", 0) for model in self.models) * 2 * SCHEDULE_STEPS
         working = (rows if self.table else 0) + self.lora_bytes + max(round(most * GIB), streamed)
-        return CONTEXT_BYTES + self.weight_bytes + working
+        return CONTEXT_BYTES + UNALLOCATED_BYTES + self.weight_bytes + working
+
+    def denoise_rate(self, need: Working, images: int) -> float:
+        """GiB beside the weights for each megapixel that the transformer sees, of the picture and of the input ones."""
+        rate = need.denoise_edit if images else need.denoise
+        return rate if self.compiled else UNCOMPILED_DENOISE.get(self.precision, rate)
 
     def with_loras(self, parameters: int) -> "Plan":
-        """The same layout for a job that brings LoRAs of so many parameters."""
-        return replace(self, lora_bytes=self.lora_bytes + round(parameters * BYTES[self.base_precision]))
+        """The same layout for a job that brings LoRAs of so many parameters: it is drawn without compiled blocks."""
+        lora_bytes = self.lora_bytes + round(parameters * BYTES[self.base_precision])
+        return replace(self, lora_bytes=lora_bytes, compiled=False)
 
     def needs_tiles(self, width: int, height: int, images: int = 0) -> bool:
         """Whether the VAE has to work in tiles for this size to fit. Tiles cost time and may leave faint seams."""

@@ -33,14 +33,15 @@ def plan(
     own_loras: int = 0,
     without: frozenset[str] = frozenset(),
     pinned_cost: int = 1,
+    compiled: bool = True,
 ) -> Plan:
     """The first layout that fits, exact ones first.
 
     `vram_cap_bytes`: that may be used of the card; `own_loras`: how many the endpoint has of its own; `without`:
     precisions that failed on this machine, for which others are taken, also where one of them is asked for, and
-    "streamed" and "swapped";
-    `pinned_cost`: bytes of RAM that a pinned byte takes. Raises `LoadError`, before anything is allocated, that says
-    what is needed and what is there.
+    "streamed" and "swapped"; `pinned_cost`: bytes of RAM that a pinned byte takes; `compiled`: whether the
+    transformers' blocks will be. Raises `LoadError`, before anything is allocated, that says what is needed and what is
+    there.
     """
     if precision in LOSSY and not savings_apply_to_all(models):
         raise LoadError(f"QWEN_PRECISION={precision.value} is for the 20B architecture, not for {names_of(models)}")
@@ -55,7 +56,7 @@ def plan(
     pinnable_bytes = pinnable(machine) // pinned_cost
     possible = [candidate for candidate in precisions(models, gpu, precision) if candidate.value not in without]
     candidates = [
-        replace(layout, limit_bytes=limit_bytes, lora_bytes=own_loras * LORA_BYTES)
+        replace(layout, limit_bytes=limit_bytes, lora_bytes=own_loras * LORA_BYTES, compiled=compiled)
         for layout in layouts(models, possible, savings)
         if layout.text_encoder not in without and not (layout.swapped and "swapped" in without)
     ]

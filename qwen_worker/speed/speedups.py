@@ -161,6 +161,11 @@ def apply(
     return speed
 
 
+def may_compile(asked: frozenset[Speedup] | None) -> bool:
+    """Whether the setting leaves the compiling of blocks to a card. `asked`: as `decide` has it."""
+    return asked is None or Speedup.COMPILE in asked
+
+
 def stock_blocks(transformer: Any) -> None:
     """Have the transformer's blocks computed by their class's own code."""
     for block in transformer.transformer_blocks:

@@ -56,10 +56,10 @@ def test_what_the_real_card_cannot_run_is_not_measured(case, real, installed, wh
 def test_stock_is_loaded_the_fastest_way_that_fits():
     ways = {cap: layouts.way_of(Case("stock", cap, ("generate",)), 1024) for cap in (141, 80, 48, 32)}
     assert ways == {141: stock.RESIDENT, 80: stock.RESIDENT, 48: stock.BY_MODEL, 32: stock.BY_LAYER}
-    # 57.7 GB of weights, 1 of context, 3.38 GiB to decode; one model at a time: the transformer and 0.36 GiB.
+    # 57.7 GB of weights, 1 of context, 0.4 of torch's, 3.38 GiB to decode; or one model at a time.
     peaks = layouts.stock_peaks("generate", 1024)
-    assert peaks[stock.RESIDENT] / GB == pytest.approx(57.7 + 1 + 3.63, rel=0.002)
-    assert peaks[stock.BY_MODEL] / GB == pytest.approx(40.86 + 1 + 0.39, rel=0.002)
+    assert peaks[stock.RESIDENT] / GB == pytest.approx(57.7 + 1.4 + 3.63, rel=0.002)
+    assert peaks[stock.BY_MODEL] / GB == pytest.approx(40.86 + 1.4 + 0.39, rel=0.002)
 
 
 def test_caps_that_no_case_is_of_are_served_too():

@@ -185,6 +185,15 @@ def test_an_endpoint_whose_other_model_cannot_be_found_places_the_one(endpoint):
         pipelines.place("edit")
 
 
+def test_a_model_is_placed_as_its_blocks_will_be_drawn(endpoint, monkeypatch):
+    monkeypatch.setenv("CC", "gcc")
+    assert endpoint(80).place("generate").compiled and endpoint(80, QWEN_SPEEDUPS="compile").place("edit").compiled
+    assert not endpoint(80, QWEN_SPEEDUPS="rotary,guidance").place("generate").compiled
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not endpoint(80).place("generate").compiled
+
+
 @pytest.mark.parametrize("class_name", list(PIPELINE_CLASSES))
 def test_diffusers_accepts_every_argument_we_send(class_name):
     import diffusers

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from qwen_worker.errors import CODES
+from qwen_worker.settings import Precision
 
 from ..conftest import place_by, respond, run
 from ..drawing.test_batching import together
@@ -221,6 +222,17 @@ def test_a_lora_without_room_on_the_card_is_refused_before_anything_is_loaded(co
     place_by(worker, tight)
     error = run(worker, SMALL | {"loras": [{"path": "room.safetensors"}]})["error"]
     assert error.startswith("out_of_memory: 256x256 needs ") and not worker.pipelines.loaded
+
+
+def test_a_lora_is_drawn_without_compiled_blocks_and_is_refused_where_these_have_no_room(cold_worker, folder, base):
+    worker = cold_worker(QWEN_LORA_ROOTS=str(folder))
+    write(folder / "eager.safetensors", matrices(base, PLAIN))
+    plan = worker.pipelines.place("generate")
+    quantized = dataclasses.replace(plan, device="cuda", precision=Precision.FP8)
+    with_room = dataclasses.replace(quantized.with_loras(10**8), compiled=True)
+    place_by(worker, dataclasses.replace(quantized, limit_bytes=with_room.peak_bytes(1024, 1024, tiled=True)))
+    job = SMALL | {"width": 1024, "height": 1024, "loras": [{"path": "eager.safetensors"}]}
+    assert run(worker, job)["error"].startswith("out_of_memory: 1024x1024 needs ") and not worker.pipelines.loaded
 
 
 # Stops

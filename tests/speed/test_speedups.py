@@ -43,7 +43,7 @@ from qwen_worker.speed import (
     step_cache,
 )
 
-from ..conftest import ROOT, picture_of, posted
+from ..conftest import ROOT, picture_of, place_by, posted
 from ..lora.test_adapters import use
 from ..memory.test_placement import GENERATE, card
 from ..model.test_savings import DTYPES, pipeline, plan_for
@@ -386,6 +386,17 @@ def test_guidance_s_passes_stay_two_where_a_picture_is_decoded_in_tiles(cold_wor
     assert in_one(tight, 768) == [False]
     assert in_one(preset="balanced") == [False]
     assert in_one(task="edit", image_url="https://example.com/a.png") == [False]
+
+
+def test_blocks_that_do_not_compile_take_the_room_of_blocks_that_are_not_compiled(cold_worker):
+    """The plan was made for compiled ones. A CPU's pipeline has none."""
+    worker = cold_worker()
+    job = {"prompt": "a red circle", "width": 1024, "height": 1024, "num_inference_steps": 1}
+    posted(worker, **job | {"width": 256, "height": 256})
+    quantized = dataclasses.replace(worker.pipelines.place("generate"), device="cuda", precision=Precision.FP8)
+    assert quantized.compiled
+    place_by(worker, dataclasses.replace(quantized, limit_bytes=quantized.peak_bytes(1024, 1024, tiled=True)))
+    assert posted(worker, **job)["error"].startswith("out_of_memory: 1024x1024 needs ")
 
 
 def test_an_error_within_leaves_the_transformer_and_its_blocks_as_they_were(tiny, traced):
