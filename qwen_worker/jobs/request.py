@@ -119,7 +119,11 @@ class Drawing(Request, frozen=True):
     ) = None
     loras: Annotated[
         tuple[Lora, ...],
-        Field(max_length=MAX_LORAS, strict=False, description=f"a list of at most {MAX_LORAS} objects of path, scale"),
+        Field(
+            max_length=MAX_LORAS,
+            strict=False,
+            description=f"a list of at most {MAX_LORAS} objects, each with path and perhaps scale",
+        ),
     ] = ()
 
     @field_validator("prompt", "negative_prompt")

@@ -133,7 +133,8 @@ class Pipelines:
         pipe, table, note = self.build(model, checkpoint, plan, shared, folder, note)
         adapters = adapters_of(checkpoint, plan, pipe, table, loras)
         self.builder.part = SPEEDUPS
-        with stopwatch("compile"):
+        # The endpoint's own LoRAs are part of every picture, and so of what is compiled.
+        with stopwatch("compile"), adapters.apply(()):
             machine = self.planner.machine()
             speed = speedups.apply(pipe, plan, self.settings, machine, table, checkpoint.name, off.reasons)
         findings = self.check(Subject(model, checkpoint, plan, pipe, table, speed, self.builder.swap, tuple(shared)))

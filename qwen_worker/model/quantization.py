@@ -123,19 +123,33 @@ def quantize_model_to_nf4(model: torch.nn.Module, component: str) -> None:
             quantize_to_nf4(model, path)
 
 
-def pad_few_rows() -> None:
-    """From now on torchao's INT8 products have enough rows. A second call changes nothing.
+def use_own_int8_product() -> None:
+    """From now on torchao's INT8 products on a card are CUDA's own, with enough rows. A second call changes nothing.
 
     The text stream of a short prompt has few rows, and CUDA's product asks for more than 16. torchao itself goes over
-    to a product in float32 then, but not in compiled code, which fails when it runs.
+    to a product in float32 then, but not in compiled code, which fails when it runs. In code that is not compiled
+    torchao prints its rows at every product, to see whether they are fake: numbers come back from the card for that,
+    dozens of times, and the host waits for each. It also copies the whole matrix, which CUDA's product takes as it is.
     """
     from torchao.kernel import intmm
 
     if not hasattr(intmm.safe_int_mm, "__wrapped__"):
-        intmm.safe_int_mm = padded_product(intmm.safe_int_mm)
+        intmm.safe_int_mm = padded_product(direct_product(intmm.safe_int_mm))
 
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (M, K) and (K, N) -> (M, N)
+
+
+def direct_product(product: Product) -> Product:
+    """torch's own product of int8 rows and a matrix, (M, N) in int32, where a card can do it; else by `product`."""
+
+    @functools.wraps(product)
+    def call(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        if rows.is_cuda and not torch.compiler.is_compiling() and all(side % 8 == 0 for side in matrix.shape):
+            return torch._int_mm(rows.contiguous(), matrix)  # pyright: ignore[reportPrivateImportUsage]  no public name
+        return product(rows, matrix)
+
+    return call
 
 
 def padded_product(product: Product) -> Product:

@@ -65,7 +65,7 @@ class S3Config(BaseModel):
     accessSecret: Annotated[SecretStr, Field(min_length=1, max_length=200, description="a text of 1 to 200 characters")]
     bucketName: Annotated[str, Field(pattern=BUCKET_NAME, description="3 to 63 of a-z, 0-9, dot and hyphen")]
     endpointUrl: Annotated[
-        str, Field(max_length=500, description="an http or https URL with no path beyond the bucket's name")
+        str, Field(max_length=500, description="an http or https URL, with no path or the bucket's name as its path")
     ]
     region: Annotated[str, Field(pattern=REGION, description="a region's name, such as eu-central-1")] = ""
     prefix: Annotated[

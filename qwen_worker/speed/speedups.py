@@ -140,6 +140,10 @@ def apply(
     states = decide(plan, settings.QWEN_SPEEDUPS, gpu and gpu.capability)
     if states[Speedup.COMPILE] == ON and not has_compiler(plan.device):
         states[Speedup.COMPILE] = "there is no C compiler here, which torch's compiler needs"
+    if plan.precision is Precision.INT8:
+        from ..model import quantization
+
+        quantization.use_own_int8_product()  # also for what is not compiled: jobs' own LoRAs, the text encoder
     speed = Speed(states, transformer=pipe.transformer)
     for speedup in Speedup:
         if speed.has(speedup) and off and speedup.value in off:
@@ -190,7 +194,6 @@ def compile_blocks(
     """The speed-ups with compiled blocks, taken from an earlier start's store where that has them."""
     import torch
 
-    from ..model import quantization
     from . import compile_store
     from .compiled import SHORT_TEXT, WARM_TEXT, CompiledBlocks
 
@@ -205,10 +208,8 @@ def compile_blocks(
     passes = [(1, WARM_TEXT)]
     if speed.has(Speedup.GUIDANCE) and not references:  # the passes of edits are too large to be shared
         passes += [(2, WARM_TEXT)]
-    if precision is Precision.INT8:
-        quantization.pad_few_rows()
-        if not references:  # an edit's text is never short: it has the input pictures in it
-            passes += [(1, SHORT_TEXT)]  # short texts have a graph of their own
+    if precision is Precision.INT8 and not references:  # an edit's text has the input pictures in it
+        passes += [(1, SHORT_TEXT)]  # short texts have a graph of their own
     # torch chooses the attention's kernel while it traces a graph, and its cache's keys do not say which one.
     torch.compiler.config.cache_key_tag = "cudnn first" if speed.has(Speedup.ATTENTION) else ""
     with speed.attention_order():

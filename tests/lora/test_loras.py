@@ -428,3 +428,21 @@ def test_numbers_that_are_none_are_refused(worker, folder, plain, number):
         f"invalid_input: loras[0] holds infinite numbers, or none, in {name}"
     )
     assert run(worker, SMALL)["output"]["image"] == plain
+
+
+def test_blocks_are_warmed_up_with_the_endpoint_s_own_loras_in_them(cold_worker, base, folder, monkeypatch):
+    """They are part of every picture: without them the first job would compile the graph that it needs."""
+    from qwen_worker.speed.compiled import CompiledBlocks
+
+    layers = []
+
+    def warm(blocks, *_):
+        layers.append({type(module).__name__ for module in blocks.transformer.transformer_blocks.modules()})
+
+    monkeypatch.setattr(CompiledBlocks, "warm", warm)
+    path = write(folder / "warmed.safetensors", matrices(base, PLAIN, seed=7))
+    own = json.dumps([{"path": str(path), "scale": 1}])
+    loaded = cold_worker(QWEN_LORAS=own, QWEN_SPEEDUPS="compile", QWEN_FALLBACK="forbid").pipelines.load("generate")
+    (warmed,) = layers
+    left = {type(module).__name__ for module in loaded.pipe.transformer.transformer_blocks.modules()}
+    assert "Linear" in left and warmed - left, (warmed, left)

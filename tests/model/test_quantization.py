@@ -7,6 +7,7 @@ import torch
 from torch import _inductor as inductor
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen_worker.checkpoints.checkpoint import inspect
 from qwen_worker.checkpoints.sharing import as_model
@@ -82,20 +83,38 @@ def test_quantized_pictures_are_judged_like_those_of_bfloat16(sample):
 # On a card
 
 
-def test_no_product_in_int8_has_fewer_rows_than_cuda_takes(monkeypatch):
-    """Fake tensors stand for a card's; what torchao would have CUDA multiply is noted."""
+def test_products_in_int8_on_a_card_are_cuda_s_own_and_have_the_rows_that_it_asks_for(monkeypatch):
+    """Fake tensors stand for a card's. torchao's own product would print them, and copy the matrix."""
     from torchao.kernel import intmm
 
-    asked, stock = [], intmm.out_dtype
-    monkeypatch.setattr(intmm, "safe_int_mm", intmm.safe_int_mm)  # as it is now again at the end
-    monkeypatch.setattr(intmm, "out_dtype", lambda *call: asked.append(call[2].shape[0]) or stock(*call))
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            if function is torch.ops.aten._int_mm.default:
+                asked.append((arguments[0].shape[0], arguments[1].is_contiguous()))
+            return function(*arguments, **(options or {}))
+
+    asked = []
+    monkeypatch.setattr(intmm, "safe_int_mm", lambda *_: pytest.fail("torchao's own product"))
     with FakeTensorMode():
         layer = torch.nn.Linear(64, 32, device="cuda", dtype=torch.bfloat16)
         quantization.weight_quantizer("transformer", Precision.INT8, "cuda")(torch.nn.Sequential(layer), "0.weight")
-        quantization.pad_few_rows()
-        quantization.pad_few_rows()
-        rows = [layer(torch.zeros(1, count, 64, device="cuda", dtype=torch.bfloat16)).shape[1] for count in (6, 16, 17)]
-    assert asked == [17, 17, 17] and rows == [6, 16, 17]
+        quantization.use_own_int8_product()
+        quantization.use_own_int8_product()
+        inputs = [torch.zeros(1, count, 64, device="cuda", dtype=torch.bfloat16) for count in (6, 16, 17)]
+        with Products():
+            rows = [layer(each).shape[1] for each in inputs]
+    assert asked == [(17, False)] * 3 and rows == [6, 16, 17]
+
+
+def test_a_product_that_cuda_does_not_do_is_torchao_s(monkeypatch):
+    product = quantization.direct_product(lambda rows, matrix: "torchao's")
+    on_cpu = torch.zeros(17, 8, dtype=torch.int8), torch.zeros(8, 8, dtype=torch.int8)
+    assert product(*on_cpu) == "torchao's"
+    with FakeTensorMode():
+        rows, matrix = (torch.zeros(*shape, dtype=torch.int8, device="cuda") for shape in ((17, 8), (8, 9)))
+        assert product(rows, matrix) == "torchao's"
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert product(rows, matrix[:, :8]) == "torchao's"
 
 
 def test_rows_that_are_added_change_nothing_and_few_rows_are_one_graph_more():
