@@ -17,23 +17,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pynvml  # pyright: ignore[reportMissingTypeStubs]  it has none
-
 from .checkpoints.checkpoint import inspect
 from .checkpoints.sharing import as_model
-from .errors import LoadError
+from .errors import CudaSpoiledError, LoadError
 from .loading import self_check
 from .loading.builder import Builder
 from .loading.self_check import Finding
 from .loading.subject import Subject
 from .memory import cuda, placement
+from .memory.failures import Failure, attempt
 from .memory.footprint import LOSSY
-from .memory.machine import Gpu, Machine, read_machine
+from .memory.machine import Machine, read_machine
+from .memory.nvml import Gpu, driver_version
 from .serving.health import PACKAGES, installed_version
 from .settings import LOAD_THREADS, Precision, SelfCheck, Speedup, read_settings
 from .speed import speedups
@@ -127,16 +126,6 @@ def facts_of(gpu: Gpu | None) -> dict[str, Any]:
     }
 
 
-def driver_version() -> str | None:
-    with suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        try:
-            return str(pynvml.nvmlSystemGetDriverVersion())
-        finally:
-            pynvml.nvmlShutdown()
-    return None
-
-
 def cases(gpu: Gpu | None, compiled: bool) -> list[Case]:
     """What is checked, the most worth first."""
     plain = Precision.BF16 if gpu else Precision.FP32
@@ -155,32 +144,33 @@ def cases(gpu: Gpu | None, compiled: bool) -> list[Case]:
 def run(chosen: Sequence[Case], machine: Machine) -> list[Outcome]:
     """The outcomes, each printed as it comes. Nothing is computed after an error of CUDA itself."""
     started, outcomes = time.perf_counter(), list[Outcome]()
-    spoilt = ""
+    spoiled = ""
     with tempfile.TemporaryDirectory() as folder:
         for case in chosen:
             late = time.perf_counter() - started > LAST_START_SECONDS
-            reason = spoilt or ("there was no time for it" if late else "")
-            outcome = Outcome(case.name, left_out=reason) if reason else outcome_of(case, machine, Path(folder))
-            if "CUDA" in outcome.failure:
-                spoilt = "CUDA had failed"
+            reason = spoiled or ("there was no time for it" if late else "")
+            try:
+                outcome = Outcome(case.name, left_out=reason) if reason else outcome_of(case, machine, Path(folder))
+            except CudaSpoiledError as error:
+                outcome = Outcome(case.name, failure=", ".join([error.reason, *getattr(error, "__notes__", ())]))
+                spoiled = "CUDA had failed"
             outcomes.append(outcome)
             show(outcome)
     return outcomes
 
 
 def outcome_of(case: Case, machine: Machine, scratch: Path) -> Outcome:
+    """Raises `CudaSpoiledError`."""
     started = time.perf_counter()
+    if not TINY.is_dir():
+        return Outcome(case.name, left_out="models/tiny-qwen-image is not here")
     try:
-        if not TINY.is_dir():
-            raise LoadError("models/tiny-qwen-image is not here")
-        findings = self_check.compare_all(load(case, machine, scratch))
+        findings = attempt(lambda: self_check.compare_all(load(case, machine, scratch)))
     except LoadError as error:
         return Outcome(case.name, left_out=error.reason)
-    except (RuntimeError, OSError) as error:
-        words = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        return Outcome(case.name, failure=words + "".join(f", {note}" for note in getattr(error, "__notes__", ())))
-    finally:
-        cuda.release_unused("cuda" if machine.gpu else "cpu")
+    cuda.release_unused("cuda" if machine.gpu else "cpu")
+    if isinstance(findings, Failure):
+        return Outcome(case.name, failure=findings.reason)
     return Outcome(case.name, findings, time.perf_counter() - started)
 
 

@@ -96,6 +96,8 @@ class Pipelines:
                 break
             self.builder.release(model, self.planner.device(model))
             if isinstance(outcome, LoadError):
+                if self.planner.is_outdated(model, self.loaded.values()):
+                    continue  # another process took of the card: the next plan counts with what is left
                 raise self.planner.stood_down[model].explain(outcome)
             self.retreat(model, outcome)
         return self.loaded[model]

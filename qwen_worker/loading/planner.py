@@ -39,8 +39,8 @@ class Planner:
         made anew.
         """
         model, checkpoint = self.catalogue.model_for(task), self.catalogue.locate(task)
-        outdated = self.plans.get(model)
-        if outdated and not self.has_room(outdated, loaded):
+        if self.is_outdated(model, loaded):
+            outdated = self.plans[model]
             self.plans = {other: plan for other, plan in self.plans.items() if plan is not outdated}
         if model not in self.plans:
             checkpoints = {model: checkpoint} | self.others(model)
@@ -56,12 +56,13 @@ class Planner:
         """Where the model was planned to go, "cpu" if it has no plan."""
         return self.plans[model].device if model in self.plans else "cpu"
 
-    def has_room(self, plan: Plan, loaded: Collection[LoadedPipeline]) -> bool:
-        """Whether the card still has what was planned with, as far as can be seen; no question once it is in use."""
-        if plan.device != "cuda" or any(pipeline.plan is plan for pipeline in loaded):
-            return True
+    def is_outdated(self, model: str, loaded: Collection[LoadedPipeline]) -> bool:
+        """Whether something else has taken of what the model was planned with; never once the plan is in use."""
+        plan = self.plans.get(model)
+        if plan is None or plan.device != "cuda" or any(pipeline.plan is plan for pipeline in loaded):
+            return False
         room_bytes = card.room_bytes(beside_others=bool(loaded))
-        return room_bytes is None or room_bytes >= plan.limit_bytes
+        return room_bytes is not None and room_bytes < plan.limit_bytes
 
     def others(self, model: str) -> dict[str, Checkpoint]:
         """By setting, the endpoint's other model, if it can be found and nothing has been planned without it."""
@@ -83,11 +84,11 @@ class Planner:
         checkpoints, off = by_model.values(), union([self.stood_down[model] for model in by_model])
         cap_gb, machine = self.settings.QWEN_VRAM_GB, self.machine()
         resident_bytes = sum(pipeline.plan.weight_bytes for pipeline in loaded)
-        # torch sees limits and processes that NVML may not, and a load that lacked memory has shown what there is.
-        limits = [card.room_bytes(beside_others=bool(loaded)), off.max_bytes]
-        if machine.gpu and (found := [limit for limit in limits if limit is not None]):
-            gpu = replace(machine.gpu, free_bytes=min(machine.gpu.free_bytes, *found))
-            machine = replace(machine, gpu=gpu)
+        if machine.gpu:
+            # torch sees limits and processes that NVML may not, and a load that lacked memory has shown what there is.
+            limits = machine.gpu.free_bytes, card.room_bytes(beside_others=bool(loaded)), off.max_bytes
+            free_bytes = min(limit for limit in limits if limit is not None)
+            machine = replace(machine, gpu=replace(machine.gpu, free_bytes=free_bytes))
         models, before = [], [pipeline.checkpoint for pipeline in loaded]
         for checkpoint in sorted(checkpoints, key=lambda checkpoint: checkpoint.pipeline_class.max_images):
             models.append(as_model(checkpoint, before))

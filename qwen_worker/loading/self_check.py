@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LoadError
+from ..errors import CudaSpoiledError, JobError, LoadError, describe_error
 from ..log import log_line
 from ..memory import cuda
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import LOSSY
-from ..settings import Saving, SelfCheck, Settings, Speedup, hub_home
+from ..settings import Saving, SelfCheck, Settings, Speedup
+from ..speed import compile_store
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Finding:
 def check(subject: Subject, settings: Settings, card: str | None) -> list[Finding]:
     """The findings on a loaded pipeline, kept ones where an earlier start has made them; none where it is turned off.
 
-    `card`: its name, None for a CPU. Raises `CudaSpoiledError`.
+    `card`: its name, None for a CPU. Raises `CudaSpoiledError`, with a note of what was compared.
     """
     wanted = settings.QWEN_SELF_CHECK
     if wanted is SelfCheck.OFF or wanted is SelfCheck.AUTO and subject.plan.device == "cpu":
@@ -125,11 +126,15 @@ def make(name: str, comparison: Comparison, subject: Subject) -> Finding | None:
     started = time.perf_counter()
     try:
         result = attempt(lambda: comparison(subject))
-    except LoadError as error:
-        result = Failure(error.reason)
+    except (JobError, LoadError) as error:
+        result = Failure(describe_error(error))
+    except CudaSpoiledError as error:
+        error.add_note(f"in the self-check of {name}")
+        raise
+    seconds = time.perf_counter() - started
     if isinstance(result, Failure):
-        return Finding(name, math.nan, 0.0, time.perf_counter() - started, result.reason)
-    return result and Finding(name, *result, time.perf_counter() - started)
+        return Finding(name, math.nan, 0.0, seconds, result.reason)
+    return result and Finding(name, *result, seconds)
 
 
 def log_findings(name: str, findings: list[Finding]) -> None:
@@ -144,10 +149,7 @@ def log_findings(name: str, findings: list[Finding]) -> None:
 
 def kept_file(settings: Settings, card: str | None) -> Path:
     """Where the findings of this kind of machine are kept."""
-    from ..speed.compile_store import machine_kind
-
-    folder = settings.QWEN_COMPILED_FOLDER or hub_home() / "qwen-image-compiled"
-    return folder / f"{machine_kind(card)}{SUFFIX}"
+    return compile_store.folder(settings) / f"{compile_store.machine_kind(card)}{SUFFIX}"
 
 
 def read_kept(file: Path) -> dict[str, list[dict[str, Any]]]:

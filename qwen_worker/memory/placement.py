@@ -129,7 +129,7 @@ def refusal(candidates: Sequence[Plan], images: int, gpu: Gpu, pinnable_bytes: i
     )
     if least.pinned_bytes > pinnable_bytes:
         needed, free = least.pinned_bytes / GB, pinnable_bytes / GB
-        text += f"; {needed:.1f} GB of RAM would be pinned and {free:.1f} GB are free beside the process"
+        text += f"; {needed:.1f} GB of RAM would be pinned and {free:.1f} GB can be, beside the process"
     return text
 
 

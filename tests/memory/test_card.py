@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from qwen_worker.errors import LoadError
+from qwen_worker.loading.loaded import LoadedPipeline
+from qwen_worker.loading.pipelines import Pipelines
 from qwen_worker.loading.planner import Planner
 from qwen_worker.memory import card, cuda, footprint, machine
 from qwen_worker.memory.footprint import CONTEXT_BYTES
@@ -275,13 +277,35 @@ def test_plans_are_made_by_what_torch_sees_and_anew_when_the_room_is_gone(on_car
     assert first.text_encoder == "resident" and plans.place("generate", ()) is first
     on_card.free -= 15 * GB  # another process, of which NVML in here knows nothing
     loaded = SimpleNamespace(plan=first, checkpoint=None)
-    assert plans.has_room(first, [loaded])  # what is loaded stays planned
+    assert not plans.is_outdated("Qwen/Qwen-Image", [loaded])  # what is loaded stays planned
     second = plans.place("generate", ())
     assert second.text_encoder == "streamed" and second.limit_bytes == round(0.97 * 35 * GB)
     assert plans.place("generate", ()) is second
     on_card.free -= 34 * GB
     with pytest.raises(LoadError, match="has 1.0 GB to use"):
         plans.place("generate", ())
+
+
+def test_a_load_that_finds_less_room_than_planned_goes_on_by_a_plan_for_what_is_left(on_card, monkeypatch):
+    """The card is open with the first load alone: before it, nobody tells what the other process holds."""
+    here = Machine(Gpu("NVIDIA Test", (9, 0), 50 * GB, 50 * GB), 200 * GB, 200 * GB)
+    model, tried = "Qwen/Qwen-Image", []
+    pipelines = Pipelines(Settings(QWEN_EDIT_MODEL="/none"), catalogue_of(model), machine=lambda: here)
+
+    def load_once(model, task):
+        plan = pipelines.place(task)
+        tried.append(plan)
+        cuda.cap_memory(plan.limit_bytes, beside_others=False)
+        return LoadedPipeline(model, None, plan, *[None] * 9)
+
+    monkeypatch.setattr(pipelines, "load_once", load_once)
+    monkeypatch.setattr(pipelines.builder, "release", lambda *_: None)
+    on_card.free -= 15 * GB
+    loaded = pipelines.load("generate")
+    assert [plan.text_encoder for plan in tried] == ["resident", "streamed"] and loaded.plan is tried[1]
+    on_card.free -= 33 * GB
+    pipelines.loaded.clear()
+    assert refusal(lambda: pipelines.load("generate")).reason.startswith("Qwen/Qwen-Image needs")
 
 
 def test_a_limit_of_the_settings_leaves_room_for_others(on_card, planner):

@@ -184,7 +184,7 @@ def test_sizes_beyond_the_room_are_tiled_or_refused_with_the_largest_that_fits()
         ([GENERATE], card(8, ADA), "Qwen/Qwen-Image needs 10.4 GB of GPU memory at the least (nf4: weights 7."),
         ([GENERATE], card(8, ADA), "NVIDIA Test (compute capability 8.9, 8.0 GB) has 7.8 GB to use"),
         ([GENERATE], card(80, free=9), "80.0 GB) has 8.7 GB to use"),
-        (BOTH, card(16, ADA, ram=8), "; 40.8 GB of RAM would be pinned and 3.0 GB are free beside the process"),
+        (BOTH, card(16, ADA, ram=8), "; 40.8 GB of RAM would be pinned and 3.0 GB can be"),
         ([GENERATE], card(16, TURING), "needs bfloat16 (compute capability 8.0 or later), not NVIDIA Test (compute"),
         ([GENERATE], LAPTOP, "needs a CUDA GPU (from 30."),
         ([GENERATE], LAPTOP, "this machine has no CUDA GPU and 12.0 GB of RAM free, where 110."),

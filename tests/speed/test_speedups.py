@@ -492,7 +492,7 @@ def test_graphs_are_kept_by_attention_s_order_and_int8_is_ready_for_short_texts(
         ("edit", Precision.INT8, Speedup.GUIDANCE),
     ):
         assert intmm.safe_int_mm is stock or precision is Precision.INT8
-        speed = speedups.Speed(dict.fromkeys(on, speedups.ON), pipes[task].transformer)
+        speed = speedups.Speed(dict.fromkeys(on, speedups.ON), transformer=pipes[task].transformer)
         speedups.compile_blocks(speed, pipes[task], settings, None, precision, None, task)
     assert seen == [("cudnn first", [(1, 48), (2, 48)]), ("", [(1, 48), (1, 6)]), ("", [(1, 48)])]
     assert intmm.safe_int_mm is not stock
@@ -531,7 +531,7 @@ def test_a_job_s_own_lora_is_drawn_uncompiled_and_the_endpoint_s_compiled(tiny, 
     write(tmp_path / "lora.safetensors", matrices(transformer, names))
     adapters = Adapters(transformer, None, torch.float32, "cpu", "tiny")
     blocks, counts, _ = traced(transformer)
-    speed, calls = speedups.Speed({}, transformer, blocks), []
+    speed, calls = speedups.Speed({}, transformer=transformer, blocks=blocks), []
     drawn_by = {}
     for own in (False, True, False):
         lora = dataclasses.replace(use(tmp_path / "lora.safetensors"), from_settings=own)
@@ -558,7 +558,7 @@ def test_step_caches_skip_compiled_blocks_and_take_no_shared_passes(tiny, traced
 
     theirs = drawn_cached()
     blocks, counts, told = traced(pipe.transformer)
-    speed = speedups.Speed({Speedup.GUIDANCE: "on"}, pipe.transformer, blocks)
+    speed = speedups.Speed({Speedup.GUIDANCE: "on"}, transformer=pipe.transformer, blocks=blocks)
     with speed.drawing(separate_passes=True):
         assert "forward" not in vars(pipe.transformer)
         ours = drawn_cached()
