@@ -208,7 +208,7 @@ def test_weights_that_do_not_fit_their_class_are_a_load_failure_without_a_path(c
 
 def test_forbidden_to_fall_back_the_job_fails_with_the_reason(cold_worker):
     body = run(cold_worker(QWEN_FALLBACK="forbid", QWEN_IMAGE_MODEL="Qwen/Qwen-Image"), SMALL)
-    assert body["error"].startswith("model_unavailable: Qwen/Qwen-Image needs a CUDA GPU (from 30.2 GB free")
+    assert body["error"].startswith("model_unavailable: Qwen/Qwen-Image needs a CUDA GPU (from 30.6 GB free")
     assert body["output"] == {"success": False}
 
 

@@ -46,7 +46,7 @@ def test_a_setting_that_cannot_be_used_ends_the_start_by_its_name(environment):
 def test_a_laptop_is_answered_in_moments_and_fetches_nothing(environment, tmp_path):
     env = environment(QWEN_IMAGE_MODEL="Qwen/Qwen-Image", HF_HOME=str(tmp_path / "hub"), CUDA_VISIBLE_DEVICES="")
     done = run_worker("--test_input", '{"input": {"prompt": "a cat"}}', env=env)
-    assert "needs a CUDA GPU (from 30.2 GB free" in done.stdout and "backend=pil-fallback code=ok" in done.stdout
+    assert "needs a CUDA GPU (from 30.6 GB free" in done.stdout and "backend=pil-fallback code=ok" in done.stdout
     assert not (tmp_path / "hub").exists()
 
 
