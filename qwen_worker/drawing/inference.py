@@ -4,7 +4,6 @@ One picture a call and not a batch: a batch rounds differently, and each seed mu
 endpoint gives this up for speed, `batching.py` comes first. Knows nothing of how a job arrived or its result leaves.
 """
 
-import functools
 import inspect
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from ..jobs.request import Drawing, Edit, require_tokens
 from ..loading.loaded import LoadedPipeline, Shortage
 from ..log import log_line
 from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
-from ..memory.failures import Failure, attempt
+from ..memory.failures import absorb_failure
 from ..memory.footprint import Plan
 from ..pictures.images import to_rgb
 from ..pictures.inputs import Canvas
@@ -67,17 +66,17 @@ def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, p
     seeds. Raises `Cancelled` within a step once the job is stopped; `JobError` out_of_memory where CUDA has too little
     memory even for decoding in tiles, or internal; and `CudaSpoiledError`.
     """
-    draw_pictures = functools.partial(draw_within_memory, loaded, entry, prompt_cache, previewer)
-    result = attempt(draw_pictures)
-    if isinstance(result, Failure) and (names := loaded.speed.stand_all_down(result.reason)):
+    # No function around the call: the way from a job to its pipeline is to stay short.
+    with absorb_failure() as failures:
+        return draw_within_memory(loaded, entry, prompt_cache, previewer)
+    if names := loaded.speed.stand_all_down(failures[0].reason):
         off = ", ".join(names)
-        log_line(entry.job.id, "WARN", f"drawn once more; off from now on: {off}, after {result.reason}")
+        log_line(entry.job.id, "WARN", f"drawn once more; off from now on: {off}, after {failures[0].reason}")
         release_unused(loaded.plan.device)
         entry.job.start_over()
-        result = attempt(draw_pictures)
-    if isinstance(result, Failure):
-        raise JobError("internal", entry.job.id)
-    return result
+        with absorb_failure():
+            return draw_within_memory(loaded, entry, prompt_cache, previewer)
+    raise JobError("internal", entry.job.id)
 
 
 def draw_within_memory(

@@ -409,13 +409,13 @@ def test_a_size_without_room_is_refused_before_anything_is_loaded(cold_worker, m
     small = dataclasses.replace(plan, device="cuda", limit_bytes=2_000_000_000)
     monkeypatch.setitem(worker.pipelines.planner.plans, worker.settings.QWEN_IMAGE_MODEL, small)
     assert run(worker, SMALL | {"width": 2048, "height": 2048})["error"] == (
-        "out_of_memory: 2048x2048 needs 2.6 GB with tiny-qwen-image/generate and 2.0 GB may be used; "
-        "the largest of this aspect is 1600x1600"
+        "out_of_memory: 2048x2048 needs 3.0 GB with tiny-qwen-image/generate and 2.0 GB may be used; "
+        "the largest of this aspect is 1216x1216"
     )
     assert worker.pipelines.loaded == {}
     assert capsys.readouterr().out.endswith(
-        "code=out_of_memory (2048x2048 needs 2.6 GB with tiny-qwen-image/generate "
-        "and 2.0 GB may be used; the largest of this aspect is 1600x1600)\n"
+        "code=out_of_memory (2048x2048 needs 3.0 GB with tiny-qwen-image/generate "
+        "and 2.0 GB may be used; the largest of this aspect is 1216x1216)\n"
     )
 
 

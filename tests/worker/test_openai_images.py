@@ -146,6 +146,7 @@ def test_a_fault_of_ours_is_a_server_error_and_asks_for_a_fresh_worker(cold_work
         raise RuntimeError("CUDA error: secret at /srv/weights")
 
     monkeypatch.setattr("qwen_worker.pictures.fallback.draw", broken)
+    monkeypatch.setattr("qwen_worker.memory.cuda.has_spoiled", lambda error: True)
     body = run(worker, {"openai_route": GENERATIONS, "openai_input": {"prompt": "a"}}, "job-9")
     error = json.loads(body["error"])
     assert error["type"] == "server_error" and error["message"] == "internal: job-9"
