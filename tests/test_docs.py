@@ -16,10 +16,12 @@ from qwen_worker.jobs.openai_images import call_of
 from qwen_worker.jobs.parsing import ALIASES, parse, public_fields, rule_of
 from qwen_worker.jobs.presets import Presets
 from qwen_worker.jobs.request import IMAGE_FIELDS, IMAGE_RULE, TASKS, Drawing, Edit, Lora
+from qwen_worker.memory import placement
 from qwen_worker.network import bucket
 from qwen_worker.settings import Settings
 
 from .conftest import ROOT, run
+from .memory.test_placement import ADA, BLACKWELL, BOTH, GB, HOPPER, card
 
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
@@ -309,6 +311,18 @@ def test_what_holds_the_patches_runs_on_the_oldest_releases_too():
         assert not only or only in defined, place
         named -= {only} if only else defined
     assert named == set()
+
+
+def test_the_plans_of_the_page_are_the_worker_s():
+    """By their figures: weights on the card, peak, pinned RAM; for both models and 128 GB of RAM."""
+    table = read("docs/operating.md").partition("For both models these are the plans:")[2].partition("*Resident*")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")][2:]
+    cards = {16: ADA, 24: ADA, 32: BLACKWELL, 48: ADA, 80: HOPPER, 141: HOPPER}
+    assert [int(row[0].split()[0]) for row in rows] == list(cards)
+    for row, (gigabytes, capability) in zip(rows, cards.items(), strict=True):
+        plan = placement.plan(BOTH, card(gigabytes, capability, ram=128))
+        figures = plan.weight_bytes, plan.peak_bytes(1024, 1024, 1), plan.pinned_bytes
+        assert [float(cell.split()[0]) for cell in row[3:]] == [round(figure / GB, 1) for figure in figures], plan
 
 
 def test_the_page_of_patches_names_modules_that_are_there():

@@ -97,9 +97,10 @@ int nvmlDeviceGetComputeRunningProcesses(void *card, unsigned int *number, void 
     return SUCCESS;
 }
 
-/* Links between cards, of which there is one: not told. */
+/* Parts of a card, and links between cards, of which there is one whole: not told. */
 #define UNTOLD(name) \
     int name(void) { return NOT_SUPPORTED; }
+UNTOLD(nvmlDeviceGetMigMode)
 UNTOLD(nvmlDeviceGetNvLinkRemoteDeviceType)
 UNTOLD(nvmlDeviceGetNvLinkRemotePciInfo_v2)
 UNTOLD(nvmlDeviceGetGpuFabricInfo)
