@@ -473,9 +473,18 @@ def test_quantized_blocks_are_one_graph(tiny, traced, precision):
     assert counts == {"graphs": 1, "calls": 2 * len(transformer.transformer_blocks)} and not told
 
 
-def test_graphs_are_kept_by_attention_s_order_and_int8_is_ready_for_short_texts(tiny, tmp_path, monkeypatch):
+def test_int8_has_its_own_product_also_where_nothing_is_compiled(tiny, monkeypatch):
     from torchao.kernel import intmm
 
+    monkeypatch.setattr(intmm, "safe_int_mm", stock := intmm.safe_int_mm)  # as it is again at the end
+    pipe, _ = pipeline(Settings, tiny / "generate", Precision.BF16, frozenset())
+    for precision, own in ((Precision.BF16, False), (Precision.INT8, True)):
+        plan = plan_for(tiny / "generate", precision, frozenset())
+        speedups.apply(pipe, plan, Settings(QWEN_SPEEDUPS=frozenset()), read_machine(), None)
+        assert (intmm.safe_int_mm is not stock) is own
+
+
+def test_graphs_are_kept_by_attention_s_order_and_int8_is_ready_for_short_texts(tiny, tmp_path, monkeypatch):
     seen = []
 
     def warm(self, table, references, passes):
@@ -483,7 +492,6 @@ def test_graphs_are_kept_by_attention_s_order_and_int8_is_ready_for_short_texts(
 
     monkeypatch.setattr(compiled.CompiledBlocks, "warm", warm)
     monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "")  # as it was again at the end
-    monkeypatch.setattr(intmm, "safe_int_mm", stock := intmm.safe_int_mm)
     settings = Settings(QWEN_COMPILED_FOLDER=tmp_path, QWEN_COMPILED_MB=0)
     pipes = {task: pipeline(Settings, tiny / task, Precision.BF16, frozenset())[0] for task in ("generate", "edit")}
     for task, precision, *on in (
@@ -491,11 +499,9 @@ def test_graphs_are_kept_by_attention_s_order_and_int8_is_ready_for_short_texts(
         ("generate", Precision.INT8),
         ("edit", Precision.INT8, Speedup.GUIDANCE),
     ):
-        assert intmm.safe_int_mm is stock or precision is Precision.INT8
         speed = speedups.Speed(dict.fromkeys(on, speedups.ON), transformer=pipes[task].transformer)
         speedups.compile_blocks(speed, pipes[task], settings, None, precision, None, task)
     assert seen == [("cudnn first", [(1, 48), (2, 48)]), ("", [(1, 48), (1, 6)]), ("", [(1, 48)])]
-    assert intmm.safe_int_mm is not stock
 
 
 def test_what_does_not_compile_is_drawn_as_before(tiny, traced):
