@@ -29,6 +29,7 @@ PLANS = [
     ((16, ADA), [GENERATE], 64, ("nf4", True, "streamed", False)),
     ((16, ADA), [EDIT], 64, ("nf4", True, "streamed", False)),
     ((16, AMPERE_PRO), BOTH, 64, ("nf4", True, "streamed", True)),
+    ((16.9, AMPERE_PRO), BOTH, 31, ("nf4", True, "quantized", True)),  # what CUDA has of an RTX A4000
     ((24, ADA), [GENERATE], 64, ("fp8", True, "streamed", False)),
     ((24, ADA), [EDIT], 64, ("fp8", True, "streamed", False)),
     ((24, ADA), BOTH, 64, ("fp8", True, "streamed", True)),

@@ -18,6 +18,7 @@ MARGIN = 0.10  # of what is predicted, that a job's peak may be off
 SMALL_MARGIN = 0.05  # the same, of a job whose own room is a fifth of its peak
 PINNED_MARGIN = 0.01  # of what is planned, that pinned memory may be off
 SETTLES = 8 << 20  # bytes that the card may hold more after many jobs: what is fetched ahead of a streamed text encoder
+PAGE = 20 << 20  # bytes: torch compares a request with its cap, and then takes whole pages of an expandable segment
 PROCESS = 3_000_000_000  # bytes of the host's memory that such a process may really take
 SAMPLE = (
     (Case(Card(80, HOPPER, 64), READ), False),
@@ -31,8 +32,8 @@ def require_life(found):
     for row in found["rows"]:
         where = row["what"], row["task"], row["size"], row["references"]
         assert row["code"] == ("ok" if row["fits"] else "out_of_memory"), (*where, row["words"])
-        assert row["reserved"] <= found["limit"] and not (row["fits"] and row["out_of_memory"]), where
-    assert all(taken["reserved"] <= found["limit"] for taken in found["loading"].values())
+        assert row["reserved"] < found["limit"] + PAGE and not (row["fits"] and row["out_of_memory"]), where
+    assert all(taken["reserved"] < found["limit"] + PAGE for taken in found["loading"].values())
     assert found["stopped"] and found["without room"] == "out_of_memory"
     assert all(words.startswith("out_of_memory") and "may be used" in words for words in found["refused"])
     assert set(found["after"]) <= {"ok"}
@@ -78,10 +79,16 @@ def test_the_table_has_every_size_of_card_that_placement_is_tested_for():
     assert {case.card.capability for case in CASES} >= {capability for (_, capability), *_ in PLANS}
 
 
-@only_proved
-@pytest.mark.parametrize("card", [Card(47.7, ADA, 128), Card(47.7, ADA, 62), Card(47.7, AMPERE_PRO, 62)], ids=str)
-def test_jobs_in_turn_never_run_out_of_a_card_of_48_gb(on_card, card):
-    """The plan leaves these cards half a gigabyte."""
+@pytest.mark.parametrize(
+    "card",
+    [
+        Card(16.9, ADA, 31),
+        *(pytest.param(Card(47.7, *host), marks=only_proved) for host in ((ADA, 128), (ADA, 62), (AMPERE_PRO, 62))),
+    ],
+    ids=str,
+)
+def test_jobs_in_turn_never_run_out_of_a_card_that_the_plan_fills(on_card, card):
+    """A plan leaves these cards 0.1 to 0.2 GB: without expandable segments the decoder finds no room."""
     jobs = [("generate", SIDE, SIDE, 0), ("edit", SIDE, SIDE, 1)] * 3
     rows = on_card(life.draw_in_turn, card, READ, jobs)
     assert [(row["code"], row["out_of_memory"]) for row in rows] == [("ok", 0)] * len(jobs), rows
