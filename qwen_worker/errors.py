@@ -7,6 +7,7 @@ it becomes a stand-in or `model_unavailable`. Knows nothing of where errors aris
 import re
 from typing import Any
 
+OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, which torch raises as `AcceleratorError` for host memory
 MAX_WORDS = 200  # characters of an exception's own words that a reply, `health` and a note keep
 # A path of a disk, in quotes or bare: what stands after its last slash is left.
 PATH = re.compile(r"(?<![\w:/])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+~-]+)*[/\\](?=[\w.@+~-])")
@@ -81,3 +82,10 @@ def describe_error(error: BaseException) -> str:
     """The exception's class and the first line of its words, without the folders of paths."""
     words = PATH.sub("", str(error).strip().partition("\n")[0])
     return f"{type(error).__name__}: {words}"[:MAX_WORDS] if words else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short: of the card, or of the host where it is pinned for the card."""
+    if isinstance(error, MemoryError):
+        return True
+    return type(error).__name__ == "OutOfMemoryError" or getattr(error, "error_code", None) == OUT_OF_MEMORY

@@ -8,7 +8,7 @@ import functools
 import sys
 from typing import TYPE_CHECKING
 
-from ..errors import LoadError
+from ..errors import LoadError, is_out_of_memory
 from .footprint import CONTEXT_BYTES
 from .nvml import Gpu, Unreadable, driver_cuda, driver_version, read_card
 
@@ -52,7 +52,7 @@ def host_memory() -> "torch.Tensor":
     try:
         return torch.empty(PINNED_BYTES, dtype=torch.uint8, pin_memory=True)
     except RuntimeError as error:
-        if getattr(error, "error_code", None) != 2:  # cudaErrorMemoryAllocation
+        if not is_out_of_memory(error):
             raise
         return torch.empty(PINNED_BYTES, dtype=torch.uint8)
 

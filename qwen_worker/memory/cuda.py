@@ -13,12 +13,11 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 
-from ..errors import LoadError
+from ..errors import LoadError, is_out_of_memory
 from ..log import log_line
 from . import card
 from .footprint import CONTEXT_BYTES, GB
 
-OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, which torch raises as `AcceleratorError` for host memory
 CUDA_FAILED = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")  # in torch's words, and compiled kernels'
 # What is set of torch's allocators where the environment has not set the same.
 ALLOCATOR_SETTINGS = (
@@ -139,13 +138,6 @@ def peak_vram_gb(reset: bool = False) -> float | None:
     if reset:
         torch.cuda.reset_peak_memory_stats()
     return round(peak, 3)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short: of the card, or of the host where it is pinned for the card."""
-    if isinstance(error, MemoryError):
-        return True
-    return type(error).__name__ == "OutOfMemoryError" or getattr(error, "error_code", None) == OUT_OF_MEMORY
 
 
 def has_spoiled(error: BaseException) -> bool:

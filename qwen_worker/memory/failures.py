@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..errors import Cancelled, CudaSpoiledError, JobError, LoadError, describe_error
+from ..errors import Cancelled, CudaSpoiledError, JobError, LoadError, describe_error, is_out_of_memory
 from ..log import log_exception
 from . import cuda
 
@@ -39,7 +39,7 @@ def absorb_failure() -> Generator[list[Failure]]:
         raise
     except Exception as error:  # noqa: BLE001  an optimisation may raise anything, and costs no more than itself
         log_exception(None)
-        failures.append(Failure(describe_error(error), cuda.is_out_of_memory(error)))
+        failures.append(Failure(describe_error(error), is_out_of_memory(error)))
         spoiled = cuda.has_spoiled(error)
     # Outside the handler, where nothing holds the exception any more.
     if spoiled:

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..errors import describe_error
+from ..errors import describe_error, is_out_of_memory
 from ..log import log_line
-
-OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
 class Pinning:
@@ -53,7 +51,7 @@ class Pinning:
 
     def record(self, error: RuntimeError) -> None:
         """Remember a refusal. Raises the error again if it is another one."""
-        if not isinstance(error, torch.OutOfMemoryError) and getattr(error, "error_code", None) != OUT_OF_MEMORY:
+        if not is_out_of_memory(error):
             raise error
         self.refusal = describe_error(error)
         log_line(

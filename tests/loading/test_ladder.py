@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qwen_worker.drawing import inference
-from qwen_worker.errors import LoadError, describe_error
+from qwen_worker.errors import LoadError, describe_error, is_out_of_memory
 from qwen_worker.loading import components
 from qwen_worker.loading.crash_notes import CrashNotes, read_note
 from qwen_worker.loading.stand_down import StoodDown
@@ -551,7 +551,7 @@ def test_a_pin_that_fails_spoils_nothing(spoiled):
     from qwen_worker.memory import cuda
 
     spoiled()
-    assert not cuda.has_spoiled(Refused("CUDA error: out of memory")) and cuda.is_out_of_memory(Refused("x"))
+    assert not cuda.has_spoiled(Refused("CUDA error: out of memory")) and is_out_of_memory(Refused("x"))
     assert cuda.has_spoiled(ILLEGAL) and not cuda.has_spoiled(ValueError("x"))
 
 
