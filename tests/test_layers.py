@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # The lowest layer first. A package may import from its own and from lower layers' packages, never from its neighbours'.
 LAYERS = (
-    ("errors", "settings", "preset_settings", "bucket_settings", "log", "stopwatch"),
+    ("errors", "settings", "preset_settings", "bucket_settings", "log", "stopwatch", "whole_file"),
     ("jobs", "network", "memory", "model"),
     ("pictures", "serving", "checkpoints", "speed"),
     ("lora", "weights"),

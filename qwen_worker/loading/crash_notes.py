@@ -7,13 +7,13 @@ read or written is no failure. Knows nothing of what the names mean.
 """
 
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypedDict, cast
 
 from ..errors import CudaSpoiledError
 from ..log import log_line
+from ..whole_file import write_whole
 
 SUFFIX = ".crash.json"
 MAX_BYTES = 100_000
@@ -67,18 +67,14 @@ class CrashNotes:
 
     def clear_unexplained(self) -> None:
         """A picture was drawn: an error that nothing explained was that one card's, or has passed."""
-        if note := self.note:
-            if "unexplained" in note:
-                self.write(Note(reasons=dict(note.get("reasons", {}))))
+        if self.note and "unexplained" in self.note:
+            self.write(Note(reasons=self.note.get("reasons", {})))
 
     def write(self, note: Note) -> None:
         """Replace the file in one move."""
         self.note = note
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.folder, delete=False, suffix=".part") as file:
-                json.dump(note, file)
-            Path(file.name).replace(self.file)
+            write_whole(self.file, json.dumps(note).encode())
         except OSError as error:
             log_line(None, "WARN", f"the next start will not know of this: {self.file.name} cannot be written: {error}")
 

@@ -9,7 +9,6 @@ functions. Knows nothing of what follows from a finding.
 import functools
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from ..memory.failures import Failure, attempt
 from ..memory.footprint import LOSSY
 from ..settings import Saving, SelfCheck, Settings, Speedup
 from ..speed import compile_store
+from ..whole_file import write_whole
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -168,10 +168,7 @@ def keep(file: Path, key: str, findings: list[Finding]) -> None:
     """Add findings to the file, in one move. A disk that does not take them is no failure, and the log says so."""
     kept = {**read_kept(file), key: [asdict(finding) for finding in findings]}
     latest = dict(list(kept.items())[-MAX_KEPT:])
-    partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(latest, indent=1))
-        partial.replace(file)
+        write_whole(file, json.dumps(latest, indent=1).encode())
     except OSError as error:
         log_line(None, "WARN", f"the self-check's findings are not kept: {error.strerror}")

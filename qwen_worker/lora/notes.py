@@ -7,11 +7,10 @@ files come or go.
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..whole_file import write_whole
 from .store import modified
 
 MAX_NAMES = 1000
@@ -42,9 +41,7 @@ class Notes:
 
     def write(self, name: str, fetched: Fetched) -> None:
         """Raises `OSError` where the disk does not take it; the oldest notes beyond `MAX_NAMES` go."""
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as stream:
-            stream.write(json.dumps(asdict(fetched)).encode())
-        os.replace(stream.name, self.path(name))
+        write_whole(self.path(name), json.dumps(asdict(fetched)).encode())
         for note in sorted(self.folder.glob("*.json"), key=modified, reverse=True)[MAX_NAMES:]:
             note.unlink(missing_ok=True)
 

@@ -10,15 +10,14 @@ content: whoever can write below HF_HOME can run code here. Imports torch inside
 
 import functools
 import hashlib
-import os
 import platform
-import tempfile
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
 from ..log import log_line
 from ..settings import Settings, hub_home
+from ..whole_file import write_whole
 
 MAGIC = b"qwen-image compiled 2\n"
 SUFFIX = ".compiled"
@@ -91,15 +90,7 @@ class CompileStore:
 
         Raises `OSError`.
         """
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.file.parent, delete=False) as temporary:
-            try:
-                temporary.write(MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
-                temporary.flush()
-                os.replace(temporary.name, self.file)
-            except OSError:  # a full disk: the part that was written goes
-                os.unlink(temporary.name)
-                raise
+        write_whole(self.file, MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
         others = [path for path in self.file.parent.glob(f"*{SUFFIX}") if path != self.file]
         room = self.max_bytes - self.file.stat().st_size
         for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
