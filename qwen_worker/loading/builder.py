@@ -4,6 +4,7 @@ torch, diffusers and transformers are imported inside functions: importing the p
 of CPU on a cold worker. Knows nothing of which checkpoint serves what, nor of what else is loaded.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,11 +62,10 @@ class Builder:
         """
         source = replace(checkpoint, folder=folder or checkpoint.folder)
         # A prepared checkpoint has nothing that its library could read; its source is beside it.
-        load = self.load if folder is None else self.load_as_planned
+        stood_down = None if folder else stood_down or StoodDown()
         folder = source.local_folder
         index = read_json(folder, "model_index.json")
         names = [name for name in index if name not in shared and not name.startswith("_")]
-        stood_down = stood_down or StoodDown()
         free_bytes = read_machine().ram_available_bytes - plan.pinned_bytes if self.threads else 0
         with self.stopwatch("import"), reading_ahead(weight_files(folder, names), round(free_bytes * AHEAD_SHARE)):
             libraries.import_all()
@@ -76,7 +76,7 @@ class Builder:
         components = dict(shared)
         for name in names:
             self.part, entry = name, index[name]
-            components[name] = load(source, name, entry, plan, stood_down) if is_component(entry) else entry
+            components[name] = self.load(source, name, entry, plan, stood_down) if is_component(entry) else entry
             self.part = name + TRIM
             with self.stopwatch("trim"):
                 trim(components[name], name, plan)
@@ -95,13 +95,20 @@ class Builder:
             cuda.release_pinned_buffers()
         return pipe, table
 
-    def load(self, source: Checkpoint, name: str, entry: Sequence[str], plan: Plan, stood_down: StoodDown) -> Any:
+    def load(
+        self, source: Checkpoint, name: str, entry: Sequence[str], plan: Plan, stood_down: StoodDown | None
+    ) -> Any:
         """A component by the worker's own reader; where that fails for no fault of the files, by its library's.
 
+        `stood_down`: what has failed before, to which the reader is added; None for files that the library cannot read.
         Raises `LoadError`, and what the library raises.
         """
-        if self.threads and name in WEIGHTS and not stood_down.is_read_by_library(name):
-            component = attempt(lambda: self.load_as_planned(source, name, entry, plan, stood_down))
+        read = functools.partial(load_component, source, name, entry, plan)
+        own = Reading(self.threads, self.stopwatch)
+        if stood_down is None or not self.threads or name not in WEIGHTS:
+            return read(own)
+        if not stood_down.is_read_by_library(name):
+            component = attempt(lambda: read(own))
             if not isinstance(component, Failure):
                 return component
             if component.out_of_memory:  # the library takes no less
@@ -109,13 +116,7 @@ class Builder:
             self.give_back(plan.device)
             stood_down.reasons[READER + name] = component.reason
             log_line(None, "WARN", f"{source.name}: {name} is read by its library from now on: {component.reason}")
-        return load_component(source, name, entry, plan, Reading(0, self.stopwatch))
-
-    def load_as_planned(
-        self, source: Checkpoint, name: str, entry: Sequence[str], plan: Plan, stood_down: StoodDown
-    ) -> Any:
-        """A component by the worker's own reader, unless the settings have none."""
-        return load_component(source, name, entry, plan, Reading(self.threads, self.stopwatch))
+        return read(Reading(0, self.stopwatch))
 
     def claim_card(self, plan: Plan, beside_others: bool) -> None:
         """Keep torch to the plan's share of the card, and take a swapped transformer off it. Raises `LoadError`."""

@@ -16,7 +16,6 @@ from ..checkpoints.sharing import shared_components
 from ..errors import CudaSpoiledError, JobError, LoadError
 from ..log import log_line
 from ..lora.file import LoraUse
-from ..memory import cuda
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import LOSSY, Plan
 from ..memory.machine import Machine, read_machine
@@ -116,6 +115,8 @@ class Pipelines:
 
     def load_once(self, model: str, task: str) -> LoadedPipeline:
         """The task's pipeline by its present plan. Raises `LoadError`, and whatever the libraries raise."""
+        from ..model.host_memory import pinning
+
         started = time.perf_counter()
         stopwatch, self.builder.part = Stopwatch(), ""
         self.builder.stopwatch = stopwatch
@@ -127,8 +128,6 @@ class Pipelines:
         with stopwatch("compare"):
             shared = self.shared_components(checkpoint)
         loras = self.own_loras(Role.of(task))
-        from ..model.host_memory import pinning
-
         pinning.resume()
         pipe, table, note = self.build(model, checkpoint, plan, shared, folder, note)
         adapters = adapters_of(checkpoint, plan, pipe, table, loras)
@@ -137,14 +136,15 @@ class Pipelines:
         with stopwatch("compile"), adapters.apply(()):
             machine = self.planner.machine()
             speed = speedups.apply(pipe, plan, self.settings, machine, table, checkpoint.name, off.reasons)
-        findings = self.check(Subject(model, checkpoint, plan, pipe, table, speed, self.builder.swap, tuple(shared)))
+        subject = Subject(model, checkpoint, plan, pipe, table, speed, self.builder.swap, tuple(shared))
+        findings = self.check(subject, machine)
         self.builder.part = ""
         seconds = time.perf_counter() - started
         without = dict(off.reasons) | ({PINNING: pinning.refusal} if pinning.refusal else {})
         facts = plan, pipe, table, adapters, tuple(shared), seconds, stopwatch.report(), note, speed, without
         return LoadedPipeline(model, checkpoint, *facts, findings=findings)
 
-    def check(self, subject: Subject) -> tuple[Finding, ...]:
+    def check(self, subject: Subject, machine: Machine) -> tuple[Finding, ...]:
         """The findings of the self-check. What has failed in it stands down, at the next start too.
 
         A speed-up does so at once. Raises `ArithmeticError` for what the model has to be loaded again without; one that
@@ -152,7 +152,7 @@ class Pipelines:
         """
         self.builder.part = "self-check"
         with self.builder.stopwatch("check"):
-            gpu = self.planner.machine().gpu if subject.plan.device == "cuda" else None
+            gpu = machine.gpu if subject.plan.device == "cuda" else None
             findings = self_check.check(subject, self.settings, gpu and gpu.name)
         failed = {finding.name: finding for finding in findings if not finding.passed}
         for speedup in Speedup:
@@ -197,7 +197,7 @@ class Pipelines:
         culprits = self.find_culprits(model)
         if plan and failure.out_of_memory and plan.device == "cuda":
             images = int(any(planned.edits for planned in plan.models))
-            off.max_bytes = min(cuda.free_bytes(), plan.peak_bytes(1024, 1024, images, tiled=True) - 1)
+            off.max_bytes = plan.peak_bytes(1024, 1024, images, tiled=True) - 1
             name = ROOM
         elif culprits and not failure.out_of_memory:
             name = culprits[0]

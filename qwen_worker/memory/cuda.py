@@ -115,13 +115,6 @@ def release_unused(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def free_bytes() -> int:
-    """The card's memory that is free, by CUDA's own figure."""
-    import torch
-
-    return torch.cuda.mem_get_info()[0]
-
-
 def allocated_bytes(device: str) -> int:
     """The card's memory that torch's tensors hold; 0 for a CPU."""
     import torch

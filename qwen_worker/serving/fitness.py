@@ -37,58 +37,80 @@ def checks(
     """
 
     def scratch_is_writable() -> None:
-        try:
-            with tempfile.TemporaryFile() as file:
-                file.write(b"x" * 4096)
-        except OSError as error:
-            raise Unfit(f"scratch: the folder for temporary files cannot be written ({error.strerror})") from None
+        require_scratch()
 
     def card_computes() -> None:
-        if settings.QWEN_FALLBACK is Fallback.FORCE:  # no model is loaded, so that no card is needed
-            return
-        here = machine()
-        if here.gpu_obstacle:
-            raise Unfit(f"card: {here.gpu_obstacle}")
-        if here.gpu:  # else torch is not even imported
-            try:
-                try_card()
-            except LoadError as failure:
-                raise Unfit(f"card: {failure.reason}") from None
+        # With `force` no model is loaded, so that no card is needed.
+        if settings.QWEN_FALLBACK is not Fallback.FORCE:
+            require_card(machine(), try_card)
 
     def models_can_be_had() -> None:
-        if settings.QWEN_FALLBACK is not Fallback.FORBID:
-            return
-        # A model that the endpoint does not use may be missing; without any model there is nothing to do.
-        failures = {role: place(role.value) for role in Role}
-        required = settings.QWEN_PRELOAD or (Role if all(failures.values()) else ())
-        for role, failure in failures.items():
-            if role in required and failure:
-                raise Unfit(f"{role.value}: {failure.reason}")
+        if settings.QWEN_FALLBACK is Fallback.FORBID:
+            require_models(settings, place)
 
     def preloads() -> None:
-        if not settings.QWEN_PRELOAD:
-            return
-        failures: dict[Role, LoadError] = {}
-        errors: list[Exception] = []
-
-        def load() -> None:
-            try:
-                for role in Role:
-                    if role in settings.QWEN_PRELOAD and (failure := preload(role.value)):
-                        failures[role] = failure
-            except Exception as error:  # noqa: BLE001  nobody hears an exception of this thread
-                errors.append(error)
-
-        loading = threading.Thread(target=load, name="preload", daemon=True)
-        loading.start()
-        loading.join(init_seconds() * INIT_SHARE)
-        if errors:
-            raise Unfit(f"{type(errors[0]).__name__} while loading; the worker's log has the rest")
-        if failures and settings.QWEN_FALLBACK is Fallback.FORBID:
-            role, failure = next(iter(failures.items()))
-            raise Unfit(f"{role.value}: {failure.reason}")
+        if settings.QWEN_PRELOAD:
+            require_preloads(settings, preload)
 
     return [scratch_is_writable, card_computes, models_can_be_had, preloads]
+
+
+def require_scratch() -> None:
+    """Raises `Unfit` where temporary files cannot be written."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(b"x" * 4096)
+    except OSError as error:
+        raise Unfit(f"scratch: the folder for temporary files cannot be written ({error.strerror})") from None
+
+
+def require_card(machine: Machine, try_card: Callable[[], None]) -> None:
+    """Raises `Unfit` where a card is here that does not compute; without a card torch is not even imported."""
+    if machine.gpu_obstacle:
+        raise Unfit(f"card: {machine.gpu_obstacle}")
+    if machine.gpu:
+        try:
+            try_card()
+        except LoadError as failure:
+            raise Unfit(f"card: {failure.reason}") from None
+
+
+def require_models(settings: Settings, place: Attempt) -> None:
+    """Raises `Unfit` for a model that is preloaded and cannot be had, or where none can be had.
+
+    A model that the endpoint does not use may be missing.
+    """
+    failures = {role: place(role.value) for role in Role}
+    required = settings.QWEN_PRELOAD or (Role if all(failures.values()) else ())
+    for role, failure in failures.items():
+        if role in required and failure:
+            raise Unfit(f"{role.value}: {failure.reason}")
+
+
+def require_preloads(settings: Settings, preload: Attempt) -> None:
+    """Load the models that are preloaded, and wait for them as long as the platform's patience allows.
+
+    Raises `Unfit` for an error, and for a model that cannot be had where stand-ins are forbidden.
+    """
+    failures: dict[Role, LoadError] = {}
+    errors: list[Exception] = []
+
+    def load() -> None:
+        try:
+            for role in Role:
+                if role in settings.QWEN_PRELOAD and (failure := preload(role.value)):
+                    failures[role] = failure
+        except Exception as error:  # noqa: BLE001  nobody hears an exception of this thread
+            errors.append(error)
+
+    loading = threading.Thread(target=load, name="preload", daemon=True)
+    loading.start()
+    loading.join(init_seconds() * INIT_SHARE)
+    if errors:
+        raise Unfit(f"{type(errors[0]).__name__} while loading; the worker's log has the rest")
+    if failures and settings.QWEN_FALLBACK is Fallback.FORBID:
+        role, failure = next(iter(failures.items()))
+        raise Unfit(f"{role.value}: {failure.reason}")
 
 
 def init_seconds() -> float:
