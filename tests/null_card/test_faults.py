@@ -109,6 +109,54 @@ def test_pinned_memory_has_an_end_that_spoils_nothing(on_card):
     assert seen["counted"] == (1 << 30) + 2 * (1 << 20)
 
 
+def see_worker_pin(card):
+    """How the worker takes a refusal to pin, which is torch's own here."""
+    import torch
+
+    from qwen_worker.memory import cuda
+    from qwen_worker.model.host_memory import Pinning
+
+    torch.cuda.init()
+    pinning = Pinning()
+    tensors = [pinning.empty((size,), torch.uint8) for size in (1 << 20, 1 << 30, 1 << 20)]
+    kept = pinning.pin(torch.zeros(8))
+    refusal = pinning.refusal
+    pinning.resume()
+    try:
+        torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError as error:
+        spoiled = cuda.has_spoiled(error)
+    return {
+        "pinned": [tensor.is_pinned() for tensor in (*tensors, kept, pinning.pin(torch.zeros(8)))],
+        "refusal": refusal,
+        "spoiled": spoiled,
+    }
+
+
+def test_the_worker_goes_on_in_pageable_memory_where_torch_pins_no_more(on_card):
+    seen = on_card(see_worker_pin, Card(fields={"pinned_limit": 1 << 29}))
+    assert seen["pinned"] == [True, False, False, False, True] and seen["spoiled"] is False
+    assert seen["refusal"].startswith("AcceleratorError: CUDA error: out of memory")
+
+
+def see_worker_judge(card):
+    """Whether the worker takes what a kernel raises for the end of CUDA in its process."""
+    import torch
+
+    from qwen_worker.memory import cuda
+
+    values = torch.empty(1000, device="cuda")
+    try:
+        values.add_(1)
+    except RuntimeError as error:
+        return cuda.has_spoiled(error)
+
+
+@pytest.mark.parametrize(("error", "spoils"), [(ILLEGAL_ADDRESS, True), (NO_KERNEL_IMAGE, False)])
+def test_the_worker_tells_an_error_that_spoils_cuda_from_one_that_ends_a_call(on_card, error, spoils):
+    assert on_card(see_worker_judge, Card(fields={"launch_error": error})) is spoils
+
+
 def see_launches(card):
     """What works, one after the other: five kernels, a product, memory."""
     import torch
