@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
+from .transformer import WaitFreeTransformer
+
 STREAMS = ("img_mod", "txt_mod")
 REMEMBERED_TIMESTEPS = 512  # whose computed rows are kept
 
@@ -66,7 +68,7 @@ class Lookup(torch.nn.Module):
         return rows.chunk(len(STREAMS), dim=-1)[self.stream]
 
 
-class TabledTransformer(QwenImageTransformer2DModel):
+class TabledTransformer(WaitFreeTransformer):
     """The transformer without modulation weights: `from_pretrained` neither makes nor reads them."""
 
     _keys_to_ignore_on_load_unexpected = [r"transformer_blocks\.\d+\.(img|txt)_mod\."]

@@ -292,40 +292,7 @@ def test_cudnn_s_attention_is_asked_first_and_the_others_stay(built):
     assert torch._C._get_sdp_priority_order() == before
 
 
-class HostReads(TorchDispatchMode):
-    """Notes where the host waits for a number of the device: `.item()`, `bool()`, `.tolist()` of a tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.found, self.stepping = [], False
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if self.stepping and func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
-            self.found.append("".join(traceback.format_stack(limit=8)))
-        return func(*args, **kwargs or {})
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_no_step_waits_for_the_device(tiny, cached, monkeypatch):
-    pipe, table = pipeline(Settings, tiny / "generate", Precision.BF16, frozenset(Saving), table=True)
-    # As on a card, where a look at the timesteps would make the host wait.
-    monkeypatch.setattr(modulation.ScheduleRows, "covers", lambda rows, timesteps: True)
-    with HostReads() as reads, table.following_schedules(pipe.scheduler, torch.bfloat16), ExitStack() as stack:
-        if cached:
-            stack.enter_context(step_cache.predict_steps(pipe.transformer, 10))
-        else:
-            stack.enter_context(guidance.share_passes(pipe.transformer))
-
-        def after_step(_pipe, step, _timestep, tensors):
-            reads.stepping = step < 9
-            return tensors
-
-        pipe("a red circle", negative_prompt=" ", true_cfg_scale=4.0, width=256, height=256, num_inference_steps=10,
-             output_type="latent", callback_on_step_end=after_step)  # fmt: skip
-    assert reads.found == []
-
-
-def on_card(capability, *asked, **changes):
+def on_card(capability, *asked, cudnn_first=False, **changes):
     """States of the speed-ups that are asked for, all by name if none is, on a card."""
     gpu = Gpu("a card", capability, 80_000_000_000, 80_000_000_000)
     found = placement.plan(
