@@ -299,14 +299,16 @@ def on_card(capability, *asked, cudnn_first=False, **changes):
         [as_model(checkpoint.released("Qwen/Qwen-Image"), [])], Machine(gpu, 200 * 10**9, 200 * 10**9)
     )
     plan = dataclasses.replace(found, **changes)
-    return speedups.decide(plan, frozenset(asked) if asked else None, capability)
+    return speedups.decide(plan, frozenset(asked) if asked else None, capability, cudnn_first)
 
 
 def test_a_card_has_by_itself_what_pays_and_a_cpu_nothing(settings, tiny):
     states = on_card((9, 0))
     auto = {one for one, state in states.items() if state == "on"}
     assert auto == {Speedup.COMPILE, Speedup.ROTARY, Speedup.GUIDANCE, Speedup.ATTENTION}
-    assert "torch's own order" in on_card((8, 9))[Speedup.ATTENTION]
+    for capability in ((8, 9), (10, 3), (12, 0)):
+        assert "torch's own order" in on_card(capability)[Speedup.ATTENTION]
+    assert "by itself" in on_card((10, 0), cudnn_first=True)[Speedup.ATTENTION]
     assert on_card((9, 0), Speedup.ROTARY)[Speedup.GUIDANCE] == "not in QWEN_SPEEDUPS"
     on_cpu = speedups.decide(plan_for(tiny / "generate", Precision.FP32, frozenset(Saving)), None, None)
     assert len(on_cpu) == len(Speedup) and all("bit-equal" in state for state in on_cpu.values())
