@@ -489,6 +489,17 @@ def test_what_does_not_compile_is_drawn_as_before(tiny, traced):
 
 def test_torch_without_the_option_keeps_as_many_graphs_by_its_setting(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, *, fullgraph=False, dynamic=None, backend=None: None)
+def test_prompts_of_one_length_share_the_graph_of_those_that_differ(tiny, traced):
+    """The pipelines drop a mask that masks nothing; a card would compile for a minute within that job."""
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    _, counts, told = traced(transformer)
+    for mask in (torch.ones(2, 9), None):
+        inputs = {"encoder_hidden_states_mask": mask}
+        theirs = pass_of(transformer_of("generate", Precision.FP32), "generate", 2, **inputs)
+        assert distance(pass_of(transformer, "generate", 2, **inputs), theirs) < TOLERANCE[Precision.FP32]
+    assert counts["graphs"] == 1 and not told
+
+
     with torch._dynamo.config.patch(recompile_limit=8):
         assert compiled.keep_graphs(16) == {} and torch._dynamo.config.recompile_limit == 16
 
