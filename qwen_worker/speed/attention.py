@@ -67,7 +67,8 @@ def rotate(x: torch.Tensor, angles: Angles) -> torch.Tensor:
     """(B, tokens, heads, channels), rotated by the angles of its positions; computes in float32, as stock."""
     cos, sin = angles
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).type_as(x)
+    # The halves are rounded before they are joined: compiled code keeps what it joins in memory.
+    return torch.stack([(a * cos - b * sin).type_as(x), (b * cos + a * sin).type_as(x)], dim=-1).flatten(-2)
 
 
 class JointAttention(QwenDoubleStreamAttnProcessor2_0):
