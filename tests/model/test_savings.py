@@ -204,6 +204,18 @@ def test_there_are_1248_timesteps_and_zero():
     assert torch.isin(asked, values).all()
 
 
+def test_a_schedule_s_rows_go_to_the_device_from_where_they_are_kept():
+    """Gathered before, hundreds of megabytes would be copied twice, and wait: what is gathered is not pinned."""
+    rows = torch.rand(1249, 2, 2, 6 * 32).bfloat16()
+    source = modulation.StoredRows(rows)
+    assert all(row.untyped_storage().data_ptr() == rows.untyped_storage().data_ptr() for row in source([0.5, 0.0]))
+    table = modulation.ModulationTable(small_transformer(), source)
+    table.prepare(torch.tensor([1.0, 0.5]).bfloat16())
+    wanted = [int((modulation.bfloat16_timesteps() == value).nonzero()) for value in (0.0, 0.5, 1.0)]
+    assert table.schedule.values == [0.0, 0.5, 1.0] and torch.equal(table.schedule.rows[:-1], rows[wanted])
+    assert table.schedule.rows[-1].isnan().all()
+
+
 def test_a_timestep_outside_the_table_is_an_error_or_shows(monkeypatch):
     table = modulation.StoredRows(torch.zeros(1249, 1, 2, 6))
     with pytest.raises(ValueError, match="timestep 2.0 is not in the modulation table"):
