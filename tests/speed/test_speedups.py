@@ -8,15 +8,12 @@ import json
 import os
 import shutil
 import sys
-import traceback
-from contextlib import ExitStack
 
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from PIL import Image, ImageChops
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen_worker.checkpoints import checkpoint
 from qwen_worker.checkpoints.sharing import as_model
@@ -32,7 +29,6 @@ from qwen_worker.loading.tolerances import distance
 from qwen_worker.lora.adapters import Adapters
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import Gpu, Machine, read_machine
-from qwen_worker.model import modulation
 from qwen_worker.pictures.inputs import Canvas
 from qwen_worker.settings import Precision, Saving, Settings, Speedup
 from qwen_worker.speed import (
@@ -489,6 +485,10 @@ def test_what_does_not_compile_is_drawn_as_before(tiny, traced):
 
 def test_torch_without_the_option_keeps_as_many_graphs_by_its_setting(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, *, fullgraph=False, dynamic=None, backend=None: None)
+    with torch._dynamo.config.patch(recompile_limit=8):
+        assert compiled.keep_graphs(16) == {} and torch._dynamo.config.recompile_limit == 16
+
+
 def test_prompts_of_one_length_share_the_graph_of_those_that_differ(tiny, traced):
     """The pipelines drop a mask that masks nothing; a card would compile for a minute within that job."""
     transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
@@ -498,10 +498,6 @@ def test_prompts_of_one_length_share_the_graph_of_those_that_differ(tiny, traced
         theirs = pass_of(transformer_of("generate", Precision.FP32), "generate", 2, **inputs)
         assert distance(pass_of(transformer, "generate", 2, **inputs), theirs) < TOLERANCE[Precision.FP32]
     assert counts["graphs"] == 1 and not told
-
-
-    with torch._dynamo.config.patch(recompile_limit=8):
-        assert compiled.keep_graphs(16) == {} and torch._dynamo.config.recompile_limit == 16
 
 
 def test_more_graphs_than_are_kept_are_drawn_as_before(tiny, traced):
