@@ -116,6 +116,10 @@ def plain_tensors(holder: "torch.Tensor | TraceableWrapperSubclass") -> Iterator
     """(owner, attribute, tensor) of what a parameter consists of: its data, or a quantized one's values and scales."""
     if not is_traceable_wrapper_subclass(holder):
         yield holder, "data", holder.detach()
+        # bitsandbytes keeps an NF4 weight's scales, 0.2 GB of a transformer, in an object beside the data. The object's
+        # other tensors are tables of some kilobytes: they stay where they are.
+        if (state := getattr(holder, "quant_state", None)) is not None:
+            yield state, "absmax", state.absmax
         return
     for name in holder.__tensor_flatten__()[0]:
         inner = getattr(holder, name)
