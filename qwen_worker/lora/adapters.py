@@ -11,7 +11,7 @@ Imports torch: import it inside functions. Knows nothing of jobs, nor where file
 
 import functools
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +19,15 @@ from typing import Any
 import torch
 
 from ..errors import InvalidInput, JobError
+from ..memory import cuda
+from ..memory.machine import read_ram
 from ..model.modulation import Lookup, LowRank, ModulationTable
 from ..model.residency import pin
 from .file import LoraFile, LoraLayer, LoraUse, require_layers
 
 KEPT_BYTES = 4_000_000_000  # of host memory for the weights of the latest jobs' LoRAs
+# Of host memory that keeping them leaves free. No plan counts them, and a plan may pin nearly all that there is.
+SPARE_BYTES = 1_000_000_000
 KEPT_SETS = 4  # of LoRAs that were used together, for which peft's layers are kept
 
 PeftLayer = Any  # peft's Linear, whose dictionaries of adapters have no types
@@ -110,12 +114,8 @@ class Adapters:
             self.change_table(files, scales)
             yield
         finally:
-            for name, layer in layers.items():
-                self.transformer.set_submodule(name, layer.base_layer)
-            if self.table:
-                self.table.set_changes(())
-            for weights in loaded.values():
-                weights.unload()
+            self.take_off(layers, loaded.values())
+            layers, loaded = {}, {}  # else they would hold what is dropped until this function returns
             self.drop_unused()
 
     def insert_layers(self, layers: Mapping[str, PeftLayer], scales: Mapping[str, float]) -> None:
@@ -124,6 +124,15 @@ class Adapters:
             for key, scaling in layer.lora_alpha.items():
                 layer.scaling[key] = scales[key] * scaling
             self.transformer.set_submodule(name, layer)
+
+    def take_off(self, layers: Mapping[str, PeftLayer], loaded: Iterable[LoraWeights]) -> None:
+        """Have the transformer as it was before, and the weights in host memory."""
+        for name, layer in layers.items():
+            self.transformer.set_submodule(name, layer.base_layer)
+        if self.table:
+            self.table.set_changes(())
+        for weights in loaded:
+            weights.unload()
 
     def change_table(self, files: Mapping[str, LoraFile], scales: Mapping[str, float]) -> None:
         """Add to the table's rows what LoRAs add to the modulation layers, for which the table stands."""
@@ -185,12 +194,17 @@ class Adapters:
     def drop_unused(self) -> None:
         """Drop the longest unused weights and layers beyond the bounds; those of the endpoint's own LoRAs stay."""
         always_kept = {use.file.key for use in self.always_applied}
+        _, free_bytes = read_ram()
+        held_bytes, dropped_bytes = sum(weights.bytes for weights in self.weights.values()), 0
+        excess_bytes = max(held_bytes - KEPT_BYTES, SPARE_BYTES - free_bytes)
         for key in [key for key in self.weights if key not in always_kept]:
-            if sum(weights.bytes for weights in self.weights.values()) <= KEPT_BYTES:
+            if dropped_bytes >= excess_bytes:
                 break
-            del self.weights[key]
+            dropped_bytes += self.weights.pop(key).bytes
         usable = [keys for keys in self.layers if all(key in self.weights for key in keys)]
         self.layers = OrderedDict((keys, self.layers[keys]) for keys in usable[-KEPT_SETS:])
+        if dropped_bytes and self.device.type == "cuda":
+            cuda.release_pinned_buffers()  # torch would keep the RAM of what was dropped
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 import dataclasses
 import hashlib
 
+import psutil
 import pytest
 import torch
 
 from qwen_worker.errors import InvalidInput
 from qwen_worker.loading.components import load_component
 from qwen_worker.lora import file as lora_file
-from qwen_worker.lora.adapters import KEPT_SETS, Adapters, linear_shapes
+from qwen_worker.lora.adapters import KEPT_SETS, SPARE_BYTES, Adapters, linear_shapes
 from qwen_worker.lora.file import LoraUse
 from qwen_worker.model import modulation
 from qwen_worker.settings import Precision
@@ -221,6 +222,20 @@ def test_what_is_longest_unused_is_let_go(base, ours, tmp_path, monkeypatch):
             pass
     kept = {uses[0].file.key, uses[3].file.key}
     assert set(adapters.weights) == kept and all(set(names) <= kept for names in adapters.layers)
+
+
+def test_where_ram_is_short_only_the_endpoint_s_own_loras_are_kept(base, ours, tmp_path, monkeypatch):
+    pipe, _ = ours(FP32, False)
+    uses = [use(write(tmp_path / f"{n}.safetensors", matrices(base, PLAIN, seed=n))) for n in range(3)]
+    adapters = Adapters(pipe.transformer, None, torch.float32, "cpu", always_applied=uses[:1])
+    memory, size = psutil.virtual_memory(), uses[0].file.parameters * 4
+    for missing_bytes, kept in ((0, uses), (size // 2, [uses[0], uses[2]]), (2 * size, uses[:1])):
+        left = SPARE_BYTES - missing_bytes
+        monkeypatch.setattr(psutil, "virtual_memory", lambda left=left: memory._replace(available=left))
+        for one in uses[1:]:
+            with adapters.apply([one]):
+                pass
+        assert set(adapters.weights) == {one.file.key for one in kept}, missing_bytes
 
 
 def test_refused_jobs_leave_no_more_than_drawn_ones(base, ours, tmp_path, monkeypatch):
