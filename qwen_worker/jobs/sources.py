@@ -5,7 +5,6 @@ Knows nothing of how files are fetched or what is in them.
 
 import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
 
 MAX_CHARACTERS = 2048  # of a LoRA's path
 MAX_NAME_BYTES = 255  # of a file's or a folder's name, on any disk
@@ -32,14 +31,6 @@ class HubFile:
 def is_url(text: str) -> bool:
     """Whether the text names a scheme, which base64 never does; a data URI is no URL here."""
     return "://" in text[:40] and not text[:5].lower() == "data:"
-
-
-def without_secrets(path: str) -> str:
-    """A LoRA's path; a URL without its credentials and its query, which may be a signature."""
-    if not is_url(path):
-        return path
-    parts = urlsplit(path)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def hub_file(text: str) -> HubFile | None:
