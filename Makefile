@@ -3,13 +3,17 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: run test test-versions prove lint integration image-test hub-files clean
+.PHONY: run test test-gpu test-versions prove lint integration image-test hub-files clean
 
 run: .venv/run-installed
 	$(BIN)/python examples/quickstart.py
 
 test: .venv/test-installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# What only a card can show. Without one each test that needs it is skipped, and says so.
+test-gpu: .venv/test-installed
+	$(BIN)/python -m pytest tests/gpu
 
 # What reaches into other libraries (docs/patches.md) on the oldest of their releases that the worker runs on, in an
 # environment of its own. OLDEST_INDEX: another index to look for torch in, as https://download.pytorch.org/whl/cpu.

@@ -27,7 +27,7 @@ COLUMNS = (
     "part", "task", "size", "plan", "predicted peak GB", "peak GB", "of predicted", "step s", "job s", "load s",
     "load GB/s", "read GB/s", "measured",
 )  # fmt: skip
-PART_NEEDS = 100  # seconds a part is likely to take: reading 57 GB, two sizes, a few steps
+PART_NEEDS = 170  # seconds a part is likely to take: writing or reading 57 GB, compiling, two sizes, a few steps
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -31,6 +31,7 @@ def pytest_addoption(parser):
     parser.addoption("--prove", action="store_true", help="the long proofs whole, of which there is else a sample")
 
 
+@pytest.hookimpl(optionalhook=True)  # a machine with a card may have no xdist
 def pytest_xdist_auto_num_workers(config):
     """`-n auto`: a process for each processor, as far as there is memory for them."""
     return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // PROCESS_BYTES))

@@ -325,6 +325,18 @@ def test_the_plans_of_the_page_are_the_worker_s():
         assert [float(cell.split()[0]) for cell in row[3:]] == [round(figure / GB, 1) for figure in figures], plan
 
 
+def test_the_table_of_injected_faults_is_what_the_worker_answered():
+    section_text = section("docs/operating.md", "When an optimisation fails")
+    table = rows(section_text, "the job that meets the fault gets", "the next job gets", "faults")
+    met = json.loads(read("benchmarks/results/injected_faults.json"))["faults"]
+    kinds = ["a picture", "out_of_memory: ", "internal: ", "a stand-in: "]
+    counted = [sum(row["first reply"].startswith(kind) for row in met) for kind in kinds]
+    assert [int(count) for *_, count in table] == counted
+    assert all(first.strip("`").startswith(kind.strip(": ")) for (first, *_), kind in zip(table, kinds, strict=True))
+    named = re.search(r"cannot run either: (.*?)\.", section_text, re.DOTALL)[1]
+    assert named.replace("\n", " ").split(", ") == [row["fault"] for row in met if row["stock"] != "runs"]
+
+
 def test_the_page_of_patches_names_modules_that_are_there():
     modules = set(re.findall(r"^\| `([a-z]+/\w+)` \|", read(PATCHES), re.MULTILINE))
     assert modules and {name for name in modules if not (ROOT / f"qwen_worker/{name}.py").is_file()} == set()

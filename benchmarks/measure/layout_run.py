@@ -4,7 +4,7 @@ Knows nothing of which parts there are, nor of records.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,15 @@ def load_timed(
         "load GB": round(size / GB, 3),
         "load GB/s": gb(size / seconds),
         "read GB/s": gb(raw_read.read_rate(files)),
-        "page cache": "dropped" if cold else "as it was",
+        "page cache": cache_state(files, cold),
     }
+
+
+def cache_state(files: Sequence[Path], cold: bool) -> str:
+    """What a row says of the page cache before a load of the files. `cold`: they were dropped from it."""
+    if any(map(raw_read.is_on_ram_disk, files)):
+        return "files on a RAM disk"
+    return "dropped" if cold else "as it was"
 
 
 def job_fields(card: Card, contender: Ours | Stock, task: str, side: int, steps: int) -> dict:

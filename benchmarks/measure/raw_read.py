@@ -6,17 +6,26 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
+
 from qwen_worker.checkpoints.checkpoint import WEIGHTS
 from qwen_worker.checkpoints.files import shards
 
 THREADS = 8
 PIECE = 1 << 24  # bytes of one read
+RAM_DISKS = ("tmpfs", "ramfs")  # file systems whose pages are the files themselves
 READ_SECONDS = 10  # the rate is steady by then, and time on a lent machine is short
 
 
 def weight_files(folder: Path, without: Iterable[str] = ()) -> list[Path]:
     """The files that a load of the checkpoint reads. `without`: components that are in memory already."""
     return [file for component in WEIGHTS if component not in set(without) for file in shards(folder, component)]
+
+
+def is_on_ram_disk(file: Path) -> bool:
+    """Whether the file lies in memory, of which nothing can be dropped."""
+    kinds = {Path(one.mountpoint): one.fstype for one in psutil.disk_partitions(all=True)}
+    return next((kinds[parent] for parent in file.resolve().parents if parent in kinds), "") in RAM_DISKS
 
 
 def drop_from_cache(files: Sequence[Path]) -> None:

@@ -52,7 +52,7 @@ def configured(
 
 def caches_steps(loaded: LoadedPipeline, request: Drawing) -> bool:
     """Whether a step cache serves the request."""
-    return request.preset == Preset.BALANCED and loaded.checkpoint.adaptable
+    return request.preset == Preset.BALANCED and loaded.caches_steps
 
 
 def shares_passes(loaded: LoadedPipeline, request: Drawing) -> bool:

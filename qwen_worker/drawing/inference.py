@@ -25,7 +25,7 @@ from ..pictures.images import to_rgb
 from ..pictures.inputs import Canvas
 from ..pictures.masks import restore_outside
 from ..settings import Speedup
-from .configured import configured, shares_passes
+from .configured import caches_steps, configured, shares_passes
 from .partial_denoise import PartialDenoise
 from .preview import Previewer
 from .prompt_cache import PromptCache
@@ -62,14 +62,14 @@ ATTEMPTS = Attempt(), Attempt(apart=True), Attempt(apart=True, tiles=True)
 def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, previewer: Previewer) -> DrawingResult:
     """The pictures of the job's seeds, RGB of its canvas' size.
 
-    Where a speed-up may have failed, all of the pipeline's are turned off, and the job is drawn once more from its
+    Where a speed-up or the step cache may have failed, all are turned off, and the job is drawn once more from its
     seeds. Raises `Cancelled` within a step once the job is stopped; `JobError` out_of_memory where CUDA has too little
     memory even for decoding in tiles, or internal; and `CudaSpoiledError`.
     """
     # No function around the call: the way from a job to its pipeline is to stay short.
     with absorb_failure() as failures:
         return draw_within_memory(loaded, entry, prompt_cache, previewer)
-    if names := loaded.speed.stand_all_down(failures[0].reason):
+    if names := loaded.speed.stand_all_down(failures[0].reason, caches_steps(loaded, entry.job.request)):
         off = ", ".join(names)
         log_line(entry.job.id, "WARN", f"drawn once more; off from now on: {off}, after {failures[0].reason}")
         release_unused(loaded.plan.device)

@@ -2,13 +2,16 @@
 
 Two successive latents give the velocity, v = (x_t - x_s) / (t - s), and that the estimate of the finished picture,
 x_0 = x_t - t v. The estimate is pooled to a thumbnail before it is decoded, and left out where it would take more than
-its share of the job's time. Knows nothing of where a preview is sent.
+its share of the job's time. A preview that fails is left out, with all that would follow it: the picture is what was
+asked for. Knows nothing of where a preview is sent.
 """
 
 import base64
 import io
 import time
 from typing import Any
+
+from ..memory.failures import Failure, attempt
 
 SHARE = 0.02  # of the drawing's time, at most
 LATENT_SIDE = 32  # latents a side, at most, that are decoded
@@ -33,6 +36,7 @@ class Preview:
     def __init__(self, previewer: Previewer, pipe: Any, size: tuple[int, int]):
         self.previewer, self.pipe, self.size = previewer, pipe, size
         self.earlier: Any = None  # the latents that the present step starts from
+        self.has_failed = False
         self.spent_seconds, self.started = 0.0, time.monotonic()
 
     def remember(self, latents: Any) -> None:
@@ -42,15 +46,18 @@ class Preview:
     def after_step(self, step: int, latents: Any) -> str | None:
         """A JPEG in base64 after step `step` (from 0), or None where there is nothing to show or no time for it."""
         steps = self.pipe.num_timesteps
-        if self.earlier is None or step + 1 >= steps or not self.has_time(step, steps):
+        if self.has_failed or self.earlier is None or step + 1 >= steps or not self.has_time(step, steps):
             return None
         started = time.monotonic()
         sigmas = self.pipe.scheduler.sigmas
         sigma, earlier_sigma = float(sigmas[step + 1]), float(sigmas[step])
         velocity = (latents.float() - self.earlier.float()) / (sigma - earlier_sigma)
-        preview = self.thumbnail(latents.float() - sigma * velocity)
+        preview = attempt(lambda: self.thumbnail(latents.float() - sigma * velocity))
         self.previewer.cost_seconds = time.monotonic() - started
         self.spent_seconds += self.previewer.cost_seconds
+        if isinstance(preview, Failure):
+            self.has_failed = True
+            return None
         return preview
 
     def has_time(self, step: int, steps: int) -> bool:

@@ -1,6 +1,7 @@
 """The text encoder's output for prompts (and the pictures that go with them) encoded before, kept in RAM up to a bound.
 
-Exact: what is returned equals what the encoder would compute. Knows nothing of jobs.
+Exact: what is returned equals what the encoder would compute. An encoding that cannot be copied to RAM is not kept.
+Knows nothing of jobs.
 """
 
 import hashlib
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
+
+from ..memory.failures import Failure, attempt
 
 
 class NoDigest(Exception):
@@ -67,7 +70,9 @@ class PromptCache:
             return tuple(from_ram(part) for part in self.entries[key])
         self.misses += 1
         encoded = encode(*call.args, **call.kwargs)
-        self.keep(key, tuple(to_ram(part) for part in encoded))
+        copied = attempt(lambda: tuple(to_ram(part) for part in encoded))
+        if not isinstance(copied, Failure):
+            self.keep(key, copied)
         return encoded
 
     def keep(self, key: tuple[Any, ...], parts: tuple[Any, ...]) -> None:

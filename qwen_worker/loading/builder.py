@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.checkpoint import WEIGHTS, Checkpoint
 from ..checkpoints.files import read_json, shards
 from ..log import log_line
-from ..memory import cuda
+from ..memory import card, cuda
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import Plan
 from ..memory.machine import read_machine
@@ -21,7 +21,7 @@ from ..stopwatch import Stopwatch
 from . import libraries
 from .components import Reading, is_component, load_component, require_tokenizer, tabulate, trim
 from .page_cache import reading_ahead
-from .stand_down import MODULATION, READER, TRIM, StoodDown
+from .stand_down import MODULATION, READER, SWAP, TRIM, StoodDown
 
 if TYPE_CHECKING:
     from ..model.modulation import ModulationTable
@@ -68,6 +68,8 @@ class Builder:
         names = [name for name in index if name not in shared and not name.startswith("_")]
         free_bytes = read_machine().ram_available_bytes - plan.pinned_bytes if self.threads else 0
         with self.stopwatch("import"), reading_ahead(weight_files(folder, names), round(free_bytes * AHEAD_SHARE)):
+            if plan.device == "cuda":
+                card.start()  # before libraries that look for a card as they are imported, and hide why there is none
             libraries.import_all()
         import diffusers
 
@@ -81,7 +83,7 @@ class Builder:
             with self.stopwatch("trim"):
                 trim(components[name], name, plan)
         if self.swap and plan.swapped:
-            self.part = "swap"
+            self.part = SWAP
             with self.stopwatch("copy"):
                 self.swap.add(model, components["transformer"])
         self.part = MODULATION

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..checkpoints.checkpoint import Checkpoint
 from ..jobs.reply import DrawingModel
 from ..memory.footprint import GB, Plan
-from ..speed.speedups import Speed
+from ..speed.speedups import STEP_CACHE, Speed
 
 if TYPE_CHECKING:
     from ..lora.adapters import Adapters
@@ -49,7 +49,12 @@ class LoadedPipeline:
         """What replies tell of it."""
         checkpoint = self.checkpoint
         on_card, stood_down = self.plan.device == "cuda", tuple(self.stood_down)
-        return DrawingModel(checkpoint.name, checkpoint.revision, checkpoint.adaptable, on_card, stood_down)
+        return DrawingModel(checkpoint.name, checkpoint.revision, self.caches_steps, on_card, stood_down)
+
+    @property
+    def caches_steps(self) -> bool:
+        """Whether preset `balanced` has its step cache: its transformer is known to it, and it has not failed."""
+        return self.checkpoint.adaptable and STEP_CACHE not in self.speed.failures
 
     @property
     def stood_down(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Files read ahead into the system's page cache, while Python is busy with imports that use no disk to speak of.
 
-What is read is thrown away: the reader proper finds it in memory. Imports no torch. Knows nothing of what is in the
-files.
+What is read is thrown away: the reader proper finds it in memory, or reads it itself where reading ahead has failed.
+Imports no torch. Knows nothing of what is in the files.
 """
 
 import itertools
@@ -10,6 +10,8 @@ import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ..memory.failures import attempt
 
 CHUNK_BYTES = 16 << 20
 THREADS = 4
@@ -20,13 +22,14 @@ def reading_ahead(files: Iterable[Path], limit_bytes: int) -> Generator["ReadAhe
     """Within, the files are read, in order and up to `limit_bytes`."""
     ahead = ReadAhead(files, limit_bytes)
     try:
+        attempt(ahead.start)
         yield ahead
     finally:
         ahead.stop()
 
 
 class ReadAhead:
-    """Reads from its making until `stop`, the end of the files or `limit_bytes`, whichever comes first."""
+    """Reads from `start` until `stop`, the end of the files or `limit_bytes`, whichever comes first."""
 
     def __init__(self, files: Iterable[Path], limit_bytes: int):
         self.stopped = threading.Event()
@@ -36,6 +39,9 @@ class ReadAhead:
         self.threads = [
             threading.Thread(target=self.read_chunks, name=f"ahead-{number}", daemon=True) for number in range(THREADS)
         ]
+
+    def start(self) -> None:
+        """Raises `RuntimeError` where the system starts no more threads."""
         for thread in self.threads:
             thread.start()
 
@@ -43,7 +49,8 @@ class ReadAhead:
         """Returns when no thread reads any more."""
         self.stopped.set()
         for thread in self.threads:
-            thread.join()
+            if thread.ident is not None:  # it was started
+                thread.join()
 
     def read_chunks(self) -> None:
         """On each thread: the next chunk that no other thread has, until there is none."""

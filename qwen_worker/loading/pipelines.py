@@ -5,6 +5,7 @@ nothing of jobs and of what follows when a model cannot be loaded.
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -148,12 +149,14 @@ class Pipelines:
         """The findings of the self-check. What has failed in it stands down, at the next start too.
 
         A speed-up does so at once. Raises `ArithmeticError` for what the model has to be loaded again without; one that
-        could not be compared, as for want of memory, is no reason for that.
+        could not be compared, as for want of memory, is no reason for that, nor is a self-check that fails itself.
         """
         self.builder.part = "self-check"
         with self.builder.stopwatch("check"):
             gpu = machine.gpu if subject.plan.device == "cuda" else None
-            findings = self_check.check(subject, self.settings, gpu and gpu.name)
+            findings = attempt(lambda: self_check.check(subject, self.settings, gpu and gpu.name))
+        if isinstance(findings, Failure):
+            findings = [Finding("self-check", math.nan, 0.0, 0.0, findings.reason)]
         failed = {finding.name: finding for finding in findings if not finding.passed}
         for speedup in Speedup:
             if speedup.value in failed and subject.speed.has(speedup):
@@ -214,7 +217,8 @@ class Pipelines:
         if not self.settings.QWEN_LOAD_THREADS:
             return None, "not looked for: QWEN_LOAD_THREADS=0"
         roots, gpu = self.settings.QWEN_MODEL_ROOTS, read_machine().gpu
-        return prepared.find(checkpoint, plan, roots, gpu, self.settings.QWEN_PREPARED)
+        found = attempt(lambda: prepared.find(checkpoint, plan, roots, gpu, self.settings.QWEN_PREPARED))
+        return (None, f"not found: {found.reason}") if isinstance(found, Failure) else found
 
     def build(
         self,

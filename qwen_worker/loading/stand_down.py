@@ -17,9 +17,9 @@ READER = "reader/"  # before a component's name: the worker's own reader of its 
 ROOM = "room"  # the layout was too large for what the card really had
 PINNING = "pinning"  # of host memory, which is pageable then
 # Parts of a build, beside the components whose weights are read.
-MODULATION, SPEEDUPS, TRIM = "modulation", "speed-ups", "/savings"
+MODULATION, SPEEDUPS, SWAP, TRIM = "modulation", "speed-ups", "swap", "/savings"
 SELF_CHECK = "self-check of "  # before the name of what it found wrong
-LAYOUTS = ("streamed", "swapped")  # names of layouts that the self-check may find wrong
+STREAMED, SWAPPED = LAYOUTS = ("streamed", "swapped")  # names of layouts that may fail
 TRIMS = {"vae": (Saving.SINGLE_FRAME, Saving.CONV2D), "text_encoder": (Saving.TRIM,)}
 
 
@@ -71,8 +71,11 @@ def find_culprits(part: str, plan: Plan, off: Mapping[str, str]) -> list[str]:
         suspects = [speedup.value for speedup in Speedup]
     elif part == MODULATION:
         suspects = [Saving.TABLE.value]
+    elif part == SWAP:
+        suspects = [SWAPPED]
     elif part.endswith(TRIM):
-        suspects = [saving.value for saving in TRIMS.get(component, ()) if saving in plan.savings]
+        suspects = [STREAMED] * (component == "text_encoder" and plan.text_encoder == STREAMED)
+        suspects += [saving.value for saving in TRIMS.get(component, ()) if saving in plan.savings]
     elif component in WEIGHTS:
         suspects = [READER + component]
         suspects += [plan.precision.value] * is_quantized(component, plan)

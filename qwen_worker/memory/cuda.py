@@ -35,8 +35,9 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch
 def cap_memory(limit_bytes: int, beside_others: bool) -> None:
     """Keep torch from taking more of the card than `limit_bytes`: an error here, not another process's.
 
-    `beside_others`: the limit is for new tensors, beside all that torch holds already. Raises `LoadError` where torch
-    cannot use the card, or something else has taken so much of it that the limit cannot be had.
+    `beside_others`: the limit is for new tensors, beside all that torch holds already. A torch that cannot be kept to a
+    share of the card goes on by the plan alone, and the log says so. Raises `LoadError` where torch cannot use the
+    card, or something else has taken so much of it that the limit cannot be had.
     """
     import torch
 
@@ -52,7 +53,11 @@ def cap_memory(limit_bytes: int, beside_others: bool) -> None:
     held_bytes = torch.cuda.memory_reserved() if beside_others else 0
     total_bytes = torch.cuda.mem_get_info()[1]  # what the fraction is of: less than the driver's figure for the card
     fraction = min(1.0, (held_bytes + limit_bytes - CONTEXT_BYTES) / total_bytes)
-    torch.cuda.set_per_process_memory_fraction(fraction)  # pyright: ignore[reportUnknownMemberType]  not annotated
+    try:
+        torch.cuda.set_per_process_memory_fraction(fraction)  # pyright: ignore[reportUnknownMemberType]  not annotated
+    except (AttributeError, RuntimeError, ValueError) as error:
+        words = f"{type(error).__name__}: {card.first_words(error)}"
+        log_line(None, "WARN", f"torch may take more of the card than its plan: it cannot be kept to a share: {words}")
 
 
 def configure_allocators() -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .compiled import CompiledBlocks
 
 ON = "on"
+INT8_PRODUCT, STEP_CACHE = "int8 product", "step cache"  # names of what may fail beside the speed-ups
 COMPILED_IN = (Speedup.ROTARY, Speedup.ATTENTION)  # which a graph of compiled blocks was traced with
 # Compute capabilities of the cards whose fastest attention is cuDNN's: Hopper, data-centre Blackwell. On (10, 3), the
 # B300, cuDNN could not build its plans with CUDA 12.8.
@@ -62,12 +63,14 @@ class Speed:
             attention.use_stock_rotary(self.transformer)
         self.states[speedup] = self.failures[speedup.value] = reason
 
-    def stand_all_down(self, reason: str) -> list[str]:
-        """Draw as the libraries do from now on; the names of those that were on."""
+    def stand_all_down(self, reason: str, cached: bool = False) -> list[str]:
+        """Draw as the libraries do from now on; the names of those that were on. `cached`: a step cache was, too."""
         names = [speedup for speedup in self.states if self.has(speedup)]
         for speedup in names:
             self.stand_down(speedup, reason)
-        return [speedup.value for speedup in names]
+        if cached:
+            self.failures[STEP_CACHE] = reason
+        return [*(speedup.value for speedup in names), *([STEP_CACHE] if cached else [])]
 
     @contextmanager
     def drawing(self, compiled: bool = True, separate_passes: bool = False, cached_steps: int = 0) -> Iterator[None]:
@@ -154,11 +157,15 @@ def apply(
     states = decide(plan, settings.QWEN_SPEEDUPS, gpu and gpu.capability, asks_cudnn_first())
     if states[Speedup.COMPILE] == ON and not has_compiler(plan.device):
         states[Speedup.COMPILE] = "there is no C compiler here, which torch's compiler needs"
+    speed = Speed(states, transformer=pipe.transformer)
     if plan.precision is Precision.INT8:
         from ..model import quantization
 
-        quantization.use_own_int8_product()  # also for what is not compiled: jobs' own LoRAs, the text encoder
-    speed = Speed(states, transformer=pipe.transformer)
+        # Also for what is not compiled: jobs' own LoRAs, the text encoder.
+        changed = attempt(quantization.use_own_int8_product)
+        if isinstance(changed, Failure):
+            speed.failures[INT8_PRODUCT] = changed.reason
+            log_line(None, "WARN", f"{name}: products in int8 are torchao's own: {changed.reason}")
     for speedup in Speedup:
         if speed.has(speedup) and off and speedup.value in off:
             speed.states[speedup] = speed.failures[speedup.value] = off[speedup.value]

@@ -2,12 +2,21 @@
 
 import re
 import subprocess
+from types import SimpleNamespace
 
 from benchmarks import fit, speed
-from benchmarks.measure import layouts
+from benchmarks.measure import layout_run, layouts, raw_read
 
 from ..conftest import ROOT
 from .conftest import options
+
+
+def test_what_lies_in_memory_is_not_said_to_be_dropped(tmp_path, monkeypatch):
+    mounts = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint=str(tmp_path), fstype="tmpfs")]
+    monkeypatch.setattr(raw_read.psutil, "disk_partitions", lambda all: mounts)
+    there, elsewhere = tmp_path / "folder/model.safetensors", tmp_path.parent / "model.safetensors"
+    assert layout_run.cache_state([elsewhere, there], True) == "files on a RAM disk"
+    assert [layout_run.cache_state([elsewhere], cold) for cold in (True, False)] == ["dropped", "as it was"]
 
 
 def test_the_script_for_a_gpu_names_parts_that_there_are():

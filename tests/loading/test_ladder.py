@@ -1,4 +1,7 @@
-"""What of the worker's own fails costs itself: the model draws by the plainer way, and the next job too."""
+"""What of the worker's own fails costs itself: by which plainer way the model draws, what is tried again, and when.
+
+`test_faults.py` meets many more errors; here is what cannot be seen from the replies around one.
+"""
 
 import dataclasses
 import gc
@@ -11,13 +14,12 @@ import torch
 from qwen_worker.drawing import inference
 from qwen_worker.errors import LoadError, describe_error, is_out_of_memory
 from qwen_worker.loading import builder, components, pipelines
-from qwen_worker.loading.crash_notes import CrashNotes, read_note
+from qwen_worker.loading.crash_notes import CrashNotes
 from qwen_worker.loading.stand_down import StoodDown
 from qwen_worker.memory import failures, placement
 from qwen_worker.memory.footprint import GB
 from qwen_worker.memory.machine import Gpu, Machine
 from qwen_worker.model import host_memory, quantization
-from qwen_worker.model import vae as single_frame
 from qwen_worker.settings import Precision, Saving, Speedup
 from qwen_worker.speed import compiled
 from qwen_worker.weights import assembly, modulation_rows, staging
@@ -32,7 +34,6 @@ ERRORS = {
     "torchao": AssertionError("Float8 dynamic quantization requires CUDA capability 8.9"),
     "ptxas": RuntimeError("PTXAS error: Internal Triton PTX codegen error"),
     "launch": RuntimeError("Triton Error [CUDA]: out of resources"),
-    "gone": AttributeError("module 'torch._C' has no attribute '_accelerator_getAllocatorSettings'"),
     "disk": OSError(5, "Input/output error", "/srv/models/secret/model.safetensors"),
 }
 
@@ -86,16 +87,15 @@ def plain(warm_worker):
 # One component by its library
 
 
-@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 @pytest.mark.parametrize("call", ["diffusers_model", "transformers_model"])
-def test_a_reader_that_fails_gives_way_to_the_library(cold_worker, plain, failing, capsys, call, error):
-    failing(assembly, call, error)
+def test_a_reader_that_fails_gives_way_to_the_library(cold_worker, plain, failing, capsys, call):
+    failing(assembly, call, ERRORS["disk"])
     worker = cold_worker()
     output = drawn(worker)
     assert output["image"] == plain
     names = ["reader/transformer", "reader/vae"] if call == "diffusers_model" else ["reader/text_encoder"]
     assert sorted(stood_down(worker)) == names == sorted(output["metadata"]["stood_down"])
-    assert all(reason.startswith(type(error).__name__) for reason in stood_down(worker).values())
+    assert all(reason.startswith("OSError") for reason in stood_down(worker).values())
     assert "/srv/models" not in json.dumps(run(worker, {"task": "health"}))
     assert drawn(worker)["image"] == output["image"]
     assert capsys.readouterr().out.count("is read by its library from now on") == len(names)
@@ -119,28 +119,17 @@ def test_damage_is_no_failure_of_the_reader(cold_worker, failing):
 # Another plan
 
 
-@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
-def test_a_table_that_fails_is_done_without(cold_worker, failing, error):
+def test_a_table_that_fails_is_done_without(cold_worker, failing):
     worker = cold_worker(QWEN_PRECISION="bf16")
     plan = dataclasses.replace(worker.pipelines.place("generate"), table=True)
     place_by(worker, plan)
-    failing(modulation_rows, "build", error)
+    failing(modulation_rows, "build", ERRORS["strides"])
     output = drawn(worker)
     assert output["metadata"]["stood_down"] == ["table"]
     assert stood_down(worker)["table"].endswith(" while loading modulation")
     loaded = worker.pipelines.loaded[worker.settings.QWEN_IMAGE_MODEL]
     assert loaded.table is None and not loaded.plan.table
     assert drawn(worker)["image"] == output["image"]
-
-
-@pytest.mark.parametrize("name", ["skip_feature_cache", "use_2d_convolutions"])
-def test_a_saving_of_the_vae_that_fails_is_done_without(cold_worker, failing, name):
-    failing(single_frame, name, ERRORS["gone"])
-    worker = cold_worker()
-    drawn(worker)
-    # One after the other is left out, because a failure of both together does not say whose it is.
-    assert set(stood_down(worker)) <= {"single_frame", "conv2d"} and stood_down(worker)
-    drawn(worker)
 
 
 def test_a_quantization_that_fails_is_done_without_also_where_it_was_asked_for(cold_worker, failing):
@@ -277,25 +266,17 @@ def faster(cold_worker):
     return lambda **settings: cold_worker(QWEN_SPEEDUPS="rotary,guidance,compile", **settings)
 
 
-@pytest.mark.parametrize(
-    "error", [*ERRORS.values(), torch.OutOfMemoryError("CUDA out of memory")], ids=[*ERRORS, "oom"]
-)
-def test_a_warm_up_that_fails_costs_the_speed_up(faster, failing, error):
-    failing(compiled.CompiledBlocks, "warm", error)
+def test_a_warm_up_that_fails_costs_no_other_speed_up(faster, failing):
+    failing(compiled.CompiledBlocks, "warm", ERRORS["ptxas"])
     worker = faster()
-    output = drawn(worker)
-    assert output["metadata"]["stood_down"] == ["compile"]
+    drawn(worker)
     (model,) = run(worker, {"task": "health"})["output"]["models"]
-    assert model["speedups"]["compile"].startswith(type(error).__name__) and model["speedups"]["rotary"] == "on"
-    assert drawn(worker)["image"] == output["image"]
+    assert model["speedups"]["compile"].startswith("RuntimeError: PTXAS") and model["speedups"]["rotary"] == "on"
 
 
-@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
-def test_compiled_blocks_that_fail_when_they_run_are_left_and_the_job_is_drawn_once_more(
-    plain, faster, monkeypatch, error
-):
+def test_compiled_blocks_that_fail_when_they_run_are_left_and_the_job_is_drawn_once_more(plain, faster, monkeypatch):
     def raise_error(block, **inputs):
-        raise fresh(error)
+        raise fresh(ERRORS["launch"])
 
     monkeypatch.setattr(compiled, "compiled_forward", lambda block_class: raise_error)
     monkeypatch.setattr(compiled.CompiledBlocks, "warm", lambda *_: None)
@@ -424,45 +405,6 @@ def spoiled(monkeypatch):
 
 
 ILLEGAL = RuntimeError("CUDA error: an illegal memory access was encountered")
-
-
-def test_a_start_leaves_out_what_spoiled_the_one_before(faster, failing, spoiled, monkeypatch):
-    failing(compiled.CompiledBlocks, "warm", ILLEGAL)
-    spoiled()
-    body = run(faster(), SMALL)
-    assert body["stopPod"] is True and "illegal memory access" in body["error"]
-    monkeypatch.undo()
-    failing(compiled.CompiledBlocks, "warm", AssertionError("the culprit is used again"))
-    worker = faster()
-    output = drawn(worker)
-    assert {"compile", "rotary", "guidance"} <= set(output["metadata"]["stood_down"])
-    assert stood_down(worker)["compile"].startswith("an earlier start met RuntimeError: CUDA error: an illegal memory")
-
-
-def test_a_job_that_spoils_the_card_leaves_a_note_of_what_was_on(faster, cold_worker, failing, spoiled, monkeypatch):
-    monkeypatch.setattr(compiled.CompiledBlocks, "warm", lambda *_: None)
-    worker = faster()
-    worker.pipelines.load("generate")
-    failing(inference, "draw_picture", ILLEGAL)
-    spoiled()
-    assert run(worker, SMALL)["stopPod"] is True
-    monkeypatch.undo()
-    output = drawn(faster())
-    assert set(output["metadata"]["stood_down"]) == {"compile", "rotary", "guidance"}
-
-
-def test_a_table_that_spoils_the_card_is_left_out_by_the_next_start(cold_worker, failing, spoiled, monkeypatch):
-    def worker_with_table():
-        worker = cold_worker(QWEN_PRECISION="bf16")
-        place_by(worker, dataclasses.replace(worker.pipelines.place("generate"), table=True))
-        return worker
-
-    failing(modulation_rows, "build", ILLEGAL)
-    spoiled()
-    assert run(worker_with_table(), SMALL)["stopPod"] is True
-    monkeypatch.undo()
-    note = read_note(cold_worker().pipelines.notes.file)
-    assert note["reasons"] == {"table": "RuntimeError: CUDA error: an illegal memory access was encountered"}
 
 
 def test_what_nothing_explains_asks_once_until_a_picture_is_drawn(tmp_path):

@@ -75,6 +75,8 @@ def pass_of(transformer, task, batch, tokens=9, seed=0, timestep=0.5, **changes)
         "attention_kwargs": {},
         "return_dict": False,
     }
+    device = transformer.device
+    given = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
     with torch.no_grad():
         return transformer(**given | changes)[0].float()
 
