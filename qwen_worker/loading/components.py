@@ -43,7 +43,7 @@ def trim(component: Any, name: str, plan: Plan) -> None:
         if Saving.CONV2D in plan.savings:
             single_frame.use_2d_convolutions(component)
     if name == "text_encoder":
-        from ..model import residency
+        from ..model import residency, vision
 
         if is_trimmed(class_name, plan):
             import torch
@@ -54,6 +54,8 @@ def trim(component: Any, name: str, plan: Plan) -> None:
             component.lm_head = torch.nn.Identity()
             if not plan.vision:
                 component.model.visual = torch.nn.Identity()
+            elif plan.device == "cuda" and vision.convolves_slowly():
+                vision.project_patches(component.model.visual)
         if plan.text_encoder == "streamed":
             residency.stream(component, plan.device)
 
