@@ -19,7 +19,8 @@ MIN_CAPABILITY = (8, 0)  # Ampere, the first with bfloat16 in hardware
 FP8_CAPABILITY = (8, 9)  # Ada, the first with fp8 matrix products
 USABLE = 0.97  # of the free memory: the allocator's blocks never fill a card, and near its end drivers page or hang
 # Of the free RAM, for the process itself where a plan pins: torch with CUDA's and cuDNN's libraries (3 to 4 GB), the
-# buffers that weights come through (0.5 GB) and a little more. Less what the process holds already, which is not free.
+# buffers that weights come through (0.5 GB) and the processes in which torch compiles afterwards (0.45 GB, and about
+# 0.1 for each of the four that is at work). Less what the process holds already, which is not free.
 PROCESS_BYTES = 5_000_000_000
 NO_SAVINGS = frozenset[Saving]()
 
@@ -64,7 +65,7 @@ def plan(
     for tiled in (False, True):
         for layout in candidates:
             if layout.peak_bytes(1024, 1024, images, tiled) <= limit_bytes and layout.pinned_bytes <= pinnable_bytes:
-                return layout
+                return replace(layout, spare_bytes=pinnable_bytes - layout.pinned_bytes)
     if not candidates:
         raise LoadError(f"{names_of(models)} fits {describe(gpu)} in no layout that works here")
     raise LoadError(refusal(candidates, images, gpu, pinnable_bytes, vram_cap_bytes))
@@ -148,7 +149,7 @@ def plan_on_cpu(models: Sequence[Model], machine: Machine, precision: Precision,
             f"{layout.weight_bytes / GB:.1f} GB in {layout.dtype} would be needed and a CPU serves at most "
             f"{CPU_MAX_PARAMETERS / 1e9:g} billion parameters, not {count / 1e9:.1f}"
         )
-    return layout
+    return replace(layout, spare_bytes=machine.ram_available_bytes - layout.weight_bytes)
 
 
 def require_disk(name: str, needed_bytes: int, free_bytes: int) -> None:

@@ -19,16 +19,22 @@ import contextlib
 import functools
 import inspect
 import math
+import os
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from ..errors import describe_error
 from ..model.modulation import ModulationTable
 
+# That compile kernels beside each other, in RAM that no plan counts. torch starts one for each core, up to 32 of a
+# machine whose cores a container sees and may not use; a graph has 12 to 15 kernels.
+COMPILE_PROCESSES = 4
+COMPILE_VARIABLE = "TORCHINDUCTOR_COMPILE_THREADS"  # by which the environment says how many
 MAX_GRAPHS = 16  # of one block in its lifetime: for batches, masks, references and sets of LoRAs
 # Of the picture with which blocks are compiled ahead of jobs, in the transformer's tokens. 64 tokens: 1024 pixels.
 WARM_SIDE = {"cuda": 64, "cpu": 8}
@@ -96,8 +102,16 @@ class CompiledBlocks:
 @functools.cache
 def compiled_forward(block_class: Any) -> Callable[..., Any]:
     """The class's `forward`, compiled when it is called: transformers with blocks of one class share its graphs."""
+    limit_compile_processes()
     # fullgraph: a break in the graph would cost what compiling gains, and nothing would say so.
     return torch.compile(block_class.forward, fullgraph=True, dynamic=True, **keep_graphs(MAX_GRAPHS))
+
+
+def limit_compile_processes() -> None:
+    """Have torch compile kernels in few processes, unless the environment says in how many."""
+    config = torch._inductor.config
+    if COMPILE_VARIABLE not in os.environ and config.compile_threads is not None:
+        config.compile_threads = min(config.compile_threads, COMPILE_PROCESSES)
 
 
 def keep_graphs(limit: int) -> dict[str, Any]:

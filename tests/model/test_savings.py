@@ -312,6 +312,28 @@ def test_quantized_transformers_take_turns_from_homes_of_their_own(tiny):
     assert torch.equal(weight.dequantize(), before)
 
 
+def test_the_scales_of_nf4_leave_the_card_with_the_weights(tiny):
+    from qwen_worker.model.residency import Swap
+
+    plan = plan_for(tiny / "generate", Precision.NF4, frozenset(Saving))
+    kind = ["diffusers", "QwenImageTransformer2DModel"]
+    model = components.load_component(inspect(tiny / "generate"), "transformer", kind, plan)
+    state = model.transformer_blocks[0].attn.to_q.weight.quant_state
+    before = state.absmax.clone()
+    turns = Swap("cpu")
+    turns.add("generate", model)
+    for home in (one for one in turns.homes["generate"] if one.owner is state):
+        home.load(torch.device("meta"))  # stands for a card
+    assert state.absmax.is_meta
+    turns.clear()
+    assert torch.equal(state.absmax, before)
+    waiting = {home.tensor.data_ptr(): home.tensor.nbytes for home in turns.homes["generate"]}
+    assert state.absmax.data_ptr() in waiting
+    # What is planned for a swapped transformer is what waits for its turn.
+    (planned,) = plan.models
+    assert sum(waiting.values()) == pytest.approx(plan.transformer_bytes(planned), rel=0.01)
+
+
 def test_a_dropped_module_leaves_nothing_behind(tiny):
     from qwen_worker.model.residency import Swap
 

@@ -500,6 +500,18 @@ def test_prompts_of_one_length_share_the_graph_of_those_that_differ(tiny, traced
     assert counts["graphs"] == 1 and not told
 
 
+@pytest.mark.parametrize(("threads", "asked", "found"), [(32, None, 4), (2, None, 2), (32, "32", 32)])
+def test_kernels_are_compiled_in_few_processes_unless_the_environment_says_in_how_many(
+    monkeypatch, threads, asked, found
+):
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", asked)
+    with torch._inductor.config.patch(compile_threads=threads):
+        compiled.compiled_forward.__wrapped__(QwenImageTransformer2DModel)
+        assert torch._inductor.config.compile_threads == found
+
+
 def test_more_graphs_than_are_kept_are_drawn_as_before(tiny, traced):
     transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
     _, counts, told = traced(transformer, limit=1)
