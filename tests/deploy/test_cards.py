@@ -8,8 +8,9 @@ from .conftest import SHIP, job_tasks, only
 
 
 def test_auto_takes_the_cheapest_pool_that_holds_the_models_and_has_a_card(runpod, command):
-    """16 GB and 32 GB of RAM are too little for both models; AMPERE_24 has no card now."""
-    assert command(*SHIP)[0] == 0 and only(runpod)["gpu"]["pools"] == ["ADA_24"]
+    assert command(*SHIP)[0] == 0 and only(runpod)["gpu"]["pools"] == ["AMPERE_16"]
+    assert command(*SHIP, "--ram-gb", "30")[0] == 0  # too little beside 16 GB; AMPERE_24 has no card now
+    assert only(runpod)["gpu"]["pools"] == ["ADA_24"]
 
 
 @pytest.mark.parametrize("arguments, pool", [

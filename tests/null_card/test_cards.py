@@ -82,7 +82,7 @@ def test_the_table_has_every_size_of_card_that_placement_is_tested_for():
 @pytest.mark.parametrize(
     "card",
     [
-        Card(16.9, ADA, 31),
+        Card(16, AMPERE_PRO, 31),
         *(pytest.param(Card(47.7, *host), marks=only_proved) for host in ((ADA, 128), (ADA, 62), (AMPERE_PRO, 62))),
     ],
     ids=str,
