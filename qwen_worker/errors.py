@@ -1,7 +1,8 @@
 """What a caller is told when a job cannot be done: a stable code and one sentence.
 
 Every code that a reply can carry is in `CODES`. A `LoadError` does not end a job by itself: the handler decides whether
-it becomes a stand-in or `model_unavailable`. Knows nothing of where errors arise.
+it becomes a stand-in or `model_unavailable`. A URL loses its secrets in every sentence here, whoever quotes it. Knows
+nothing of where errors arise.
 """
 
 import re
@@ -11,6 +12,13 @@ OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, which torch raises as `Accelerat
 MAX_WORDS = 200  # characters of an exception's own words that a reply, `health` and a note keep
 # A path of a disk, in quotes or bare: what stands after its last slash is left.
 PATH = re.compile(r"(?<![\w:/])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+~-]+)*[/\\](?=[\w.@+~-])")
+# The rest of a URL after its scheme, or of one whose host requests names apart: credentials, also with a slash in the
+# password, which makes the URL invalid; the place; a query or fragment. All parts end at the same characters, so that
+# the search takes one pass through any text.
+URL = re.compile(
+    r"""(?:(?<=://)(?:[^\s/?#"<>]*@|[^\s/?#@:"<>]*:(?!\d+[/?#])[^\s"<>]*@)?|(?<=with url: ))"""
+    r"""(?P<place>[^\s?#"<>]*)(?:[?#][^\s"<>]*)?"""
+)
 
 CODES = {
     "invalid_input": "a field is missing, unknown, of the wrong type or outside its limits",
@@ -27,7 +35,7 @@ CODES = {
 
 
 class JobError(Exception):
-    """Ends a job with a failure that its caller may read: no path, traceback or secret belongs in `sentence`.
+    """Ends a job with a failure that its caller may read: no path or traceback belongs in `sentence`.
 
     Raises `KeyError` for a code that is not in `CODES`.
     """
@@ -35,6 +43,7 @@ class JobError(Exception):
     def __init__(self, code: str, sentence: str, refresh_worker: bool = False):
         if code not in CODES:
             raise KeyError(f"{code} is not one of {', '.join(CODES)}")
+        sentence = hide_secrets(sentence)
         super().__init__(f"{code}: {sentence}")
         self.code, self.sentence = code, sentence
         self.refresh_worker = refresh_worker
@@ -58,8 +67,8 @@ class LoadError(Exception):
     """A model cannot be loaded, for a reason that a caller may read. `transient`: a later try may succeed."""
 
     def __init__(self, reason: str, transient: bool = False):
-        super().__init__(reason)
-        self.reason = reason
+        self.reason = hide_secrets(reason)
+        super().__init__(self.reason)
         self.transient = transient
 
 
@@ -78,9 +87,17 @@ class Cancelled(Exception):
     """The platform has stopped the job; raised where the job next looks, in the drawing at the next step."""
 
 
+def hide_secrets(text: str) -> str:
+    """The text, in which each URL lacks its credentials, and its query and fragment, which may be a signature.
+
+    A URL that will be cut short goes through here first: of half a URL nobody can tell where the credentials end.
+    """
+    return URL.sub(r"\g<place>", text)
+
+
 def describe_error(error: BaseException) -> str:
-    """The exception's class and the first line of its words, without the folders of paths."""
-    words = PATH.sub("", str(error).strip().partition("\n")[0])
+    """The exception's class and the first line of its words, without the folders of paths or the secrets of URLs."""
+    words = PATH.sub("", hide_secrets(str(error).strip().partition("\n")[0]))
     return f"{type(error).__name__}: {words}"[:MAX_WORDS] if words else type(error).__name__
 
 

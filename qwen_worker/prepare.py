@@ -25,7 +25,7 @@ from .checkpoints import checkpoint as checkpoints
 from .checkpoints.checkpoint import WEIGHTS, Checkpoint
 from .checkpoints.files import read_json
 from .checkpoints.sharing import SHAREABLE, as_model, component_digest
-from .errors import LoadError
+from .errors import LoadError, hide_secrets
 from .loading import libraries, prepared
 from .memory.footprint import GB, LOSSY, TIMESTEPS, Plan
 from .memory.machine import free_disk_bytes, read_machine
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
                 raise LoadError("It is not below QWEN_MODEL_ROOTS, nor in the hub's cache: download it first")
             folder = prepare(checkpoint, plan_of(checkpoint, options), options.output / prepared.FOLDER)
         except (LoadError, OSError, RuntimeError) as failure:
-            sys.exit(f"{model} cannot be prepared. {reason_of(failure)}.")
+            sys.exit(f"{hide_secrets(model)} cannot be prepared. {reason_of(failure)}.")
         source_bytes = weight_bytes(checkpoint.local_folder)
         print(f"{folder}: {weight_bytes(folder) / GB:.2f} GB, from {source_bytes / GB:.2f} GB", flush=True)
 

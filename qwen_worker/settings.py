@@ -15,6 +15,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from . import __version__
 from .bucket_settings import BucketSettings
+from .errors import hide_secrets
 from .preset_settings import Folders, PresetSettings
 
 if TYPE_CHECKING:
@@ -137,11 +138,12 @@ def environment_warnings(environment: Mapping[str, str]) -> list[str]:
 
 
 def describe_error(error: "ErrorDetails") -> str:
-    """One of pydantic's errors in a line. A LoRA's value is left out, since it may hold a URL with credentials."""
+    """One of pydantic's errors in a line. A LoRA's is left out: in broken JSON a URL's end may not be seen."""
     place, value = ".".join(map(str, error["loc"])), error["input"]
     hidden = place.partition(".")[0].endswith(("_LORA", "_LORAS")) and not isinstance(value, int | float)
     rule = error["msg"].removeprefix("Value error, ")
-    return f"{place}: {rule}" + ("" if hidden else f", not {value!r}")
+    quoted = hide_secrets(value) if isinstance(value, str) else value
+    return f"{place}: {rule}" + ("" if hidden else f", not {quoted!r}")
 
 
 class Settings(PresetSettings, BucketSettings):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ..errors import LoadError
+from ..errors import LoadError, hide_secrets
 
 CHECKSUMS = "qwen_worker.sums"  # the key in a file's metadata, where this worker wrote the file: checksums by tensor
 HEADER_LIMIT = 100_000_000  # bytes; the format's own cap on a header
@@ -47,7 +47,9 @@ def is_missing(source: str) -> bool:
 
 def label_of(model: str) -> str:
     """A model setting as a caller may see it: a hub id without its revision, or a folder's last two names."""
-    return "/".join(Path(model).absolute().parts[-2:])[-200:] if is_folder(model) else model.partition("@")[0][:200]
+    if is_folder(model):
+        return "/".join(Path(model).absolute().parts[-2:])[-200:]
+    return hide_secrets(model).partition("@")[0][:200]
 
 
 def read_json(folder: Path, relative: str) -> Json:

@@ -19,12 +19,17 @@ from .partial_denoise import drawn_steps, fixed_steps
 
 @contextmanager
 def configured(
-    loaded: LoadedPipeline, request: Drawing, loras: Sequence[LoraUse], apart: bool = False, tiles: bool = False
+    loaded: LoadedPipeline,
+    request: Drawing,
+    loras: Sequence[LoraUse],
+    apart: bool = False,
+    tiles: bool = False,
+    streamed_loras: bool = False,
 ) -> Generator[None]:
     """Within, the pipeline is as the request asks for it.
 
     `apart`: guidance's passes stay two; `tiles`: pictures are decoded in tiles. The two passes are one call only where
-    a picture is decoded whole: the memory for that holds both.
+    a picture is decoded whole: the memory for that holds both. `streamed_loras`: LoRAs stay in host memory.
     """
     steps = fixed_steps(loaded.pipe) or request.num_inference_steps
     drawn = drawn_steps(steps, request.strength) if isinstance(request, Edit) else steps
@@ -34,7 +39,7 @@ def configured(
         changes["shift_terminal"] = None
     cached = caches_steps(loaded, request)
     with (
-        loaded.adapters.apply(loras),
+        loaded.adapters.apply(loras, streamed_loras),
         loaded.speed.drawing(
             compiled=all(use.from_settings for use in loras),  # a job's own would each compile anew
             separate_passes=apart or tiles or not shares_passes(loaded, request),

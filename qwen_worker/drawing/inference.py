@@ -92,7 +92,8 @@ def draw_within_memory(
     bytes_before = allocated_bytes(device)
     size = *canvas.size, len(canvas.sources)
     first, shortage = 0 if shares_passes(loaded, job.request) else 1, loaded.shortages.get(size, Shortage(0, 0))
-    if plan_for(entry, loaded.plan, loaded).needs_tiles(*size):
+    plan = plan_for(entry, loaded.plan, loaded)
+    if plan.needs_tiles(*size):
         first = len(ATTEMPTS) - 1
     elif shortage.jobs >= LASTING_SHORTAGE:
         first = max(first, shortage.attempt)
@@ -101,7 +102,7 @@ def draw_within_memory(
         steps = 0
         try:
             with (
-                configured(loaded, job.request, entry.loras, apart, tiles),
+                configured(loaded, job.request, entry.loras, apart, tiles, plan.streamed_loras),
                 vae_tiles(loaded.pipe.vae, tiles),
                 prompt_cache.caching(loaded.pipe, job.require_running),
             ):
@@ -131,11 +132,20 @@ def draw_within_memory(
 
 
 def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Plan:
-    """The plan with the room that the job's own LoRAs take, and blocks that the loaded pipeline does not compile."""
+    """The plan with the room that the job's own LoRAs take, and blocks that the loaded pipeline does not compile.
+
+    The LoRAs are streamed where the card has no room for them beside a picture that is decoded without tiles.
+    """
     if loaded and not loaded.speed.has(Speedup.COMPILE):
         plan = replace(plan, compiled=False)
     job_loras = [use.file for use in entry.loras if not use.from_settings]
-    return plan.with_loras(sum(file.parameters for file in job_loras)) if job_loras else plan
+    if not job_loras:
+        return plan
+    whole = plan.with_loras(sum(file.parameters for file in job_loras))
+    held_by_host = whole.lora_bytes <= plan.kept_lora_bytes
+    if not held_by_host or not whole.needs_tiles(*entry.canvas.size, len(entry.canvas.sources)):
+        return whole
+    return plan.with_loras(sum(file.parameters_at_once for file in job_loras), streamed=True)
 
 
 @contextmanager

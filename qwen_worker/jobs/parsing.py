@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ..errors import InvalidInput
+from ..errors import InvalidInput, hide_secrets
 from .presets import Presets
 from .request import (
     IMAGE_FIELDS,
@@ -210,11 +210,11 @@ def public_fields(model: type[Request]) -> list[str]:
 
 
 def short_json(value: "JsonValue | tuple[JsonValue, ...]") -> str:
-    """A value as its JSON, short enough for a sentence."""
+    """A value as its JSON, short enough for a sentence; a URL without its secrets."""
     if isinstance(value, (dict, list, tuple)):
         return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
     try:
-        text = json.dumps(value, ensure_ascii=True)
+        text = json.dumps(hide_secrets(value) if isinstance(value, str) else value, ensure_ascii=True)
     except TypeError:
         text = type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
-from ..errors import LoadError
+from ..errors import LoadError, hide_secrets
 from ..preset_settings import Preset
 from ..settings import Settings
 from .request import Drawing, Edit
-from .sources import without_secrets
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -138,7 +137,7 @@ def drawing_facts(
     if request.instruction != request.prompt:
         facts["instruction"] = request.instruction
     if request.loras:
-        facts["loras"] = [{"path": without_secrets(lora.path), "scale": lora.scale} for lora in request.loras]
+        facts["loras"] = [{"path": hide_secrets(lora.path), "scale": lora.scale} for lora in request.loras]
     if drawn_by and request.preset == Preset.BALANCED:
         facts["step_cache"] = drawn_by.caches_steps
     if result.failure:

@@ -5,15 +5,14 @@ Knows nothing of how files are fetched or what is in them.
 
 import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
 
 MAX_CHARACTERS = 2048  # of a LoRA's path
 MAX_NAME_BYTES = 255  # of a file's or a folder's name, on any disk
 SUFFIX = ".safetensors"
 STANDARD_NAME = "pytorch_lora_weights.safetensors"  # diffusers' trainers name so the LoRA beside their checkpoints
 RULE = (
-    "a hub repository as ORG/NAME, or a file in one as ORG/NAME/FILE.safetensors (@REVISION may follow NAME); an "
-    "http(s) URL; or a .safetensors file in the endpoint's folder of LoRAs"
+    "ORG/NAME (a hub repository), ORG/NAME/FILE.safetensors (a file in a hub repository), an http(s) URL, or the name "
+    "of a .safetensors file in the endpoint's folder of LoRAs; @REVISION may follow NAME"
 )
 HUB_PATH = re.compile(
     r"(?P<hub_id>\w[\w.-]*/\w[\w.-]*?)(@(?P<revision>\w[\w.-]*))?(/(?P<file>[^@]+\.safetensors))?", re.ASCII
@@ -32,14 +31,6 @@ class HubFile:
 def is_url(text: str) -> bool:
     """Whether the text names a scheme, which base64 never does; a data URI is no URL here."""
     return "://" in text[:40] and not text[:5].lower() == "data:"
-
-
-def without_secrets(path: str) -> str:
-    """A LoRA's path; a URL without its credentials and its query, which may be a signature."""
-    if not is_url(path):
-        return path
-    parts = urlsplit(path)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def hub_file(text: str) -> HubFile | None:

@@ -291,7 +291,8 @@ def adapters_of(
 
     from ..lora.adapters import Adapters
 
-    adapters = Adapters(pipe.transformer, table, getattr(torch, plan.dtype), plan.device, checkpoint.name, loras)
+    dtype, kept_bytes = getattr(torch, plan.dtype), plan.kept_lora_bytes
+    adapters = Adapters(pipe.transformer, table, dtype, plan.device, checkpoint.name, loras, kept_bytes)
     try:
         adapters.require_made_for_model(loras)
         for use in loras:

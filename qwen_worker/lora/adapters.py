@@ -3,7 +3,9 @@
 The layers' own weights are never touched. Any precision therefore takes LoRAs, quantized ones too, and the next job
 finds the transformer as this job found it, to the bit: while a job is drawn, peft's layers stand where the
 transformer's own stood, and these return at its end. Between jobs the transformer's tree holds nothing of a LoRA, and
-is moved and counted as if there were none. A LoRA's weights wait in host memory and are on the card during its jobs.
+is moved and counted as if there were none. A LoRA's weights wait in host memory, as far as the plan leaves some, and
+are on the card during its jobs. Where they would take the room of a picture there, each block's are on the card during
+the block's own pass alone.
 
 peft's own injection walks the whole tree, which takes a second each time; here its layers are made one by one.
 Imports torch: import it inside functions. Knows nothing of jobs, nor where files come from.
@@ -11,8 +13,8 @@ Imports torch: import it inside functions. Knows nothing of jobs, nor where file
 
 import functools
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +22,11 @@ import torch
 
 from ..errors import InvalidInput, JobError
 from ..memory import cuda
-from ..memory.machine import read_ram
+from ..memory.footprint import KEPT_LORA_BYTES
 from ..model.modulation import Lookup, LowRank, ModulationTable
 from ..model.residency import pin
-from .file import LoraFile, LoraLayer, LoraUse, require_layers
+from .file import LoraFile, LoraLayer, LoraUse, require_layers, streamed_block
 
-KEPT_BYTES = 4_000_000_000  # of host memory for the weights of the latest jobs' LoRAs
-# Of host memory that keeping them leaves free. No plan counts them, and a plan may pin nearly all that there is.
-SPARE_BYTES = 1_000_000_000
 KEPT_SETS = 4  # of LoRAs that were used together, for which peft's layers are kept
 
 PeftLayer = Any  # peft's Linear, whose dictionaries of adapters have no types
@@ -35,28 +34,40 @@ PeftLayer = Any  # peft's Linear, whose dictionaries of adapters have no types
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """One LoRA's matrices, (rank, in) and (out, rank), by layer. `host_tensors`: what they hold between jobs."""
+    """One LoRA's matrices, (rank, in) and (out, rank), by layer.
+
+    `host_tensors`: what they hold between jobs; none of a LoRA that host memory has no room for, whose matrices are
+    made on the card and go at the job's end.
+    """
 
     down: Mapping[str, torch.nn.Parameter]
     up: Mapping[str, torch.nn.Parameter]
     host_tensors: Mapping[torch.nn.Parameter, torch.Tensor]
-    bytes: int
 
-    def load(self, device: torch.device) -> None:
+    @property
+    def host_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.host_tensors.values())
+
+    def of_block(self, block: str) -> "list[torch.nn.Parameter]":
+        """The parameters of one block, or with an empty name those that no single block needs."""
+        layers = [name for name in self.down if streamed_block(name) == block]
+        return [matrices[name] for name in layers for matrices in (self.down, self.up)]
+
+    def load(self, device: torch.device, parameters: Collection[torch.nn.Parameter] | None = None) -> None:
         """Have the parameters hold copies on the device, which are still on their way when this returns."""
-        for parameter, tensor in self.host_tensors.items():
-            parameter.data = tensor.to(device, non_blocking=True)
+        for parameter in self.host_tensors if parameters is None else parameters:
+            parameter.data = self.host_tensors[parameter].to(device, non_blocking=True)
 
-    def unload(self) -> None:
-        for parameter, tensor in self.host_tensors.items():
-            parameter.data = tensor
+    def unload(self, parameters: Collection[torch.nn.Parameter] | None = None) -> None:
+        for parameter in self.host_tensors if parameters is None else parameters:
+            parameter.data = self.host_tensors[parameter]
 
 
 class Adapters:
     """The LoRAs of one transformer. For the one inference thread.
 
     `table`: stands for the transformer's modulation layers, if any; `model`: its name, for the errors;
-    `always_applied`: the endpoint's LoRAs, part of every picture.
+    `always_applied`: the endpoint's LoRAs, part of every picture; `kept_bytes`: of host memory for all weights.
     """
 
     def __init__(
@@ -67,9 +78,10 @@ class Adapters:
         device: str,
         model: str = "",
         always_applied: Sequence[LoraUse] = (),
+        kept_bytes: int = KEPT_LORA_BYTES,
     ):
         self.transformer, self.table, self.dtype, self.device = transformer, table, dtype, torch.device(device)
-        self.model, self.always_applied = model, tuple(always_applied)
+        self.model, self.always_applied, self.kept_bytes = model, tuple(always_applied), kept_bytes
         self.weights: OrderedDict[str, LoraWeights] = OrderedDict()  # by the file's key, the latest used last
         # By the keys of the files that are used together, and by the transformer's names.
         self.layers: OrderedDict[tuple[str, ...], dict[str, PeftLayer]] = OrderedDict()
@@ -93,8 +105,11 @@ class Adapters:
             )
 
     @contextmanager
-    def apply(self, uses: Sequence[LoraUse]) -> Iterator[None]:
-        """Within, the transformer computes with these LoRAs and the endpoint's own."""
+    def apply(self, uses: Sequence[LoraUse], streamed: bool = False) -> Iterator[None]:
+        """Within, the transformer computes with these LoRAs and the endpoint's own.
+
+        `streamed`: the matrices of a block are on the card during its pass alone.
+        """
         scales: dict[str, float] = {}
         files = {use.file.key: use.file for use in (*self.always_applied, *uses)}
         for use in (*self.always_applied, *uses):
@@ -104,19 +119,41 @@ class Adapters:
             return
         loaded: dict[str, LoraWeights] = {}
         layers: dict[str, PeftLayer] = {}
+        hooks = ExitStack()
         try:
             for use in (*self.always_applied, *uses):
-                loaded[use.file.key] = self.weights_for(use)
+                loaded[use.file.key] = self.weights_for(use, files)
             layers = self.layers_for(files)
             for weights in loaded.values():
-                weights.load(self.device)
+                if streamed and weights.host_tensors:
+                    self.stream_blocks(weights, hooks)
+                else:
+                    weights.load(self.device)
             self.insert_layers(layers, scales)
             self.change_table(files, scales)
             yield
         finally:
-            self.take_off(layers, loaded.values())
-            layers, loaded = {}, {}  # else they would hold what is dropped until this function returns
+            hooks.close()
+            for name, layer in layers.items():
+                self.transformer.set_submodule(name, layer.base_layer)
+            if self.table:
+                self.table.set_changes(())
+            for weights in loaded.values():
+                weights.unload()
             self.drop_unused()
+
+    def stream_blocks(self, weights: LoraWeights, hooks: ExitStack) -> None:
+        """Until `hooks` closes, have each block load its own matrices before its pass, and unload them after it.
+
+        The card runs copies and products in the order in which they are asked for, so that none waits for the host.
+        """
+        weights.load(self.device, weights.of_block(""))
+        for number, block in enumerate(self.transformer.transformer_blocks):
+            if parameters := weights.of_block(f"transformer_blocks.{number}"):
+                load = functools.partial(weights.load, self.device, parameters)
+                unload = functools.partial(weights.unload, parameters)
+                hooks.callback(block.register_forward_pre_hook(ignore_arguments(load)).remove)
+                hooks.callback(block.register_forward_hook(ignore_arguments(unload)).remove)
 
     def insert_layers(self, layers: Mapping[str, PeftLayer], scales: Mapping[str, float]) -> None:
         """Replace the transformer's layers by peft's; `scales`: of the LoRAs, by their files' keys."""
@@ -124,15 +161,6 @@ class Adapters:
             for key, scaling in layer.lora_alpha.items():
                 layer.scaling[key] = scales[key] * scaling
             self.transformer.set_submodule(name, layer)
-
-    def take_off(self, layers: Mapping[str, PeftLayer], loaded: Iterable[LoraWeights]) -> None:
-        """Have the transformer as it was before, and the weights in host memory."""
-        for name, layer in layers.items():
-            self.transformer.set_submodule(name, layer.base_layer)
-        if self.table:
-            self.table.set_changes(())
-        for weights in loaded:
-            weights.unload()
 
     def change_table(self, files: Mapping[str, LoraFile], scales: Mapping[str, float]) -> None:
         """Add to the table's rows what LoRAs add to the modulation layers, for which the table stands."""
@@ -144,17 +172,37 @@ class Adapters:
                 if (place := lookup_place(self.transformer, name))
             )
 
-    def weights_for(self, use: LoraUse) -> LoraWeights:
-        """The file's weights, read unless an earlier job left them in memory. Raises what `read_weights` raises."""
+    def weights_for(self, use: LoraUse, in_use: Collection[str] = ()) -> LoraWeights:
+        """The file's weights, read unless an earlier job left them in memory; `in_use`: the keys of the job's files.
+
+        Raises what `read_weights` raises.
+        """
         key = use.file.key
         if key not in self.weights:
             with blame_owner(use):
-                self.weights[key] = self.read_weights(use)
+                self.weights[key] = self.read_weights(use, self.make_room(use, in_use))
         self.weights.move_to_end(key)
         return self.weights[key]
 
-    def read_weights(self, use: LoraUse) -> LoraWeights:
-        """The file's weights in host memory.
+    def make_room(self, use: LoraUse, in_use: Collection[str]) -> bool:
+        """Drop the longest unused weights until host memory takes the file's too. Returns whether it does.
+
+        The endpoint's own LoRAs are always taken: the plan counts them.
+        """
+        always_kept = {own.file.key for own in self.always_applied}
+        fixed_bytes = sum(self.weights[key].host_bytes for key in self.weights if key in always_kept or key in in_use)
+        left_bytes = self.kept_bytes - fixed_bytes - use.file.parameters * self.dtype.itemsize
+        if use.file.key in always_kept or left_bytes < 0:
+            return use.file.key in always_kept
+        unused = [key for key in self.weights if key not in always_kept and key not in in_use]
+        while sum(self.weights[key].host_bytes for key in unused) > left_bytes:
+            self.drop(unused.pop(0))
+        if self.device.type == "cuda":
+            cuda.release_pinned_buffers()  # which torch would keep for tensors of the same sizes
+        return True
+
+    def read_weights(self, use: LoraUse, kept: bool) -> LoraWeights:
+        """The file's weights: in host memory, or, if they are not to be kept there, on the device.
 
         Raises `InvalidInput` where a number is NaN or infinite, which would spoil the picture without a word, and where
         the file was written since it was opened; `JobError` where the disk does not give it.
@@ -163,18 +211,20 @@ class Adapters:
         host_tensors: dict[torch.nn.Parameter, torch.Tensor] = {}
 
         def read_parameter(name: str) -> torch.nn.Parameter:
-            tensor = pin(file.tensors.read_tensor(name).to(self.dtype), self.device)
+            tensor = file.tensors.read_tensor(name).to(self.dtype)
             if not tensor.isfinite().all():
                 raise InvalidInput(f"{use.label} holds infinite numbers, or none, in {name}")
+            tensor = pin(tensor, self.device) if kept else tensor.to(self.device)
             parameter = torch.nn.Parameter(tensor, requires_grad=False)
-            host_tensors[parameter] = parameter.data
+            if kept:
+                host_tensors[parameter] = parameter.data
             return parameter
 
         down = {name: read_parameter(layer.names.down) for name, layer in file.layers.items()}
         up = {name: read_parameter(layer.names.up) for name, layer in file.layers.items()}
         if file.is_changed():
             raise InvalidInput(f"{use.label} was written anew before it was read; send the job again")
-        return LoraWeights(down, up, host_tensors, file.parameters * self.dtype.itemsize)
+        return LoraWeights(down, up, host_tensors)
 
     def layers_for(self, files: Mapping[str, LoraFile]) -> dict[str, PeftLayer]:
         """peft's layers for LoRAs used together, by the transformer's names; `files`: by their keys."""
@@ -192,19 +242,21 @@ class Adapters:
         return self.layers[keys]
 
     def drop_unused(self) -> None:
-        """Drop the longest unused weights and layers beyond the bounds; those of the endpoint's own LoRAs stay."""
-        always_kept = {use.file.key for use in self.always_applied}
-        _, free_bytes = read_ram()
-        held_bytes, dropped_bytes = sum(weights.bytes for weights in self.weights.values()), 0
-        excess_bytes = max(held_bytes - KEPT_BYTES, SPARE_BYTES - free_bytes)
-        for key in [key for key in self.weights if key not in always_kept]:
-            if dropped_bytes >= excess_bytes:
-                break
-            dropped_bytes += self.weights.pop(key).bytes
-        usable = [keys for keys in self.layers if all(key in self.weights for key in keys)]
-        self.layers = OrderedDict((keys, self.layers[keys]) for keys in usable[-KEPT_SETS:])
-        if dropped_bytes and self.device.type == "cuda":
-            cuda.release_pinned_buffers()  # torch would keep the RAM of what was dropped
+        """At a job's end, drop the weights that host memory has no room for, and the longest unused of the layers."""
+        for key in [key for key, weights in self.weights.items() if not weights.host_tensors]:
+            self.drop(key)
+        while len(self.layers) > KEPT_SETS:
+            self.layers.popitem(last=False)
+
+    def drop(self, key: str) -> None:
+        """Drop a file's weights, and the layers that hold them."""
+        del self.weights[key]
+        self.layers = OrderedDict((keys, layers) for keys, layers in self.layers.items() if key not in keys)
+
+
+def ignore_arguments(work: Callable[[], None]) -> Callable[..., None]:
+    """A module's hook that does the work, and leaves the module's inputs and output as they are."""
+    return lambda *_: work()
 
 
 @contextmanager

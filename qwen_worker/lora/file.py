@@ -10,8 +10,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 import weakref
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ HEADER_BYTES = 10_000_000  # thirty times what a LoRA of every layer of the 20B 
 START_BYTES = 9  # by which a safetensors file is recognized: its header's length, and the brace that it begins with
 NAME_CHARACTERS = 500  # of a tensor's name; the longest of a LoRA of the 20B transformer has some 90
 DIMENSIONS = 8
+BLOCK = re.compile(r"transformer_blocks\.\d+(?=\.)")
 BYTES_BY_DTYPE = {"F32": 4, "F16": 2, "BF16": 2}  # of one number; other dtypes are not read
 # A file that changed less than so long ago may change again without other times: clocks tick in milliseconds, and the
 # clock of a network volume may be off by more.
@@ -175,6 +178,23 @@ class LoraFile:
     @property
     def parameters(self) -> int:
         return sum(layer.parameters for layer in self.layers.values())
+
+    @property
+    def parameters_at_once(self) -> int:
+        """The most that a pass computes with at a time: those of one block, and of all layers outside of blocks."""
+        by_block: Counter[str] = Counter()
+        for name, layer in self.layers.items():
+            by_block[streamed_block(name)] += layer.parameters
+        return by_block.pop("", 0) + max(by_block.values(), default=0)
+
+
+def streamed_block(layer: str) -> str:
+    """The block whose pass alone needs the layer's matrices, by its name.
+
+    Empty for a layer outside of the blocks, and for one of the modulation, whose rows a table has for all blocks.
+    """
+    match = BLOCK.match(layer)
+    return match[0] if match and "_mod." not in layer else ""
 
 
 @dataclass(frozen=True)

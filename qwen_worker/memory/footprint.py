@@ -23,6 +23,7 @@ SCHEDULE_STEPS = 100  # the longest schedule whose modulation lies on the card
 TIMESTEPS = 1248  # distinct timesteps in [1, 1000] that bfloat16 can tell apart, divided by 1000 in bfloat16
 
 LORA_BYTES = 850_000_000  # set aside for each of the endpoint's own: rank 64 on all matrices of the 20B transformer
+KEPT_LORA_BYTES = 4_000_000_000  # of host memory for jobs' LoRAs between jobs, where the plan leaves so much
 TORCH_DTYPE = {Precision.FP32: "float32"}  # the others compute in bfloat16
 # Bytes a parameter. NF4: 4 bits, a scale of 8 bits for 64 weights, and a scale of 32 bits for 256 of those (QLoRA,
 # https://arxiv.org/abs/2305.14314, section 3). The row-wise scales of fp8 and int8 are below a thousandth.
@@ -87,6 +88,8 @@ class Plan:
     limit_bytes: int = 0  # that may be used of the card; 0 on a CPU
     lora_bytes: int = 0  # that LoRAs take of the card while pictures are drawn, and of the host between jobs
     compiled: bool = True  # whether the transformers' blocks are
+    spare_bytes: int = 0  # of host memory, which may be pinned beside what the plan pins
+    streamed_loras: bool = False  # a job's LoRAs are read from host memory, block by block
 
     @property
     def base_precision(self) -> Precision:
@@ -148,6 +151,11 @@ class Plan:
             + self.lora_bytes
         )
 
+    @property
+    def kept_lora_bytes(self) -> int:
+        """Host memory for one model's LoRAs: for the endpoint's own, and for what jobs bring, also between jobs."""
+        return self.lora_bytes + min(KEPT_LORA_BYTES, self.spare_bytes) // len(self.models)
+
     def peak_bytes(self, width: int, height: int, images: int = 0, tiled: bool = False) -> int:
         """The most of the card that a job of this size will take; `images`: how many input pictures an edit has."""
         if self.device == "cpu":
@@ -177,10 +185,13 @@ class Plan:
         rate = need.denoise_edit if images else need.denoise
         return rate if self.compiled else UNCOMPILED_DENOISE.get(self.precision, rate)
 
-    def with_loras(self, parameters: int) -> "Plan":
-        """The same layout for a job that brings LoRAs of so many parameters: it is drawn without compiled blocks."""
+    def with_loras(self, parameters: int, streamed: bool = False) -> "Plan":
+        """The same layout for a job that brings LoRAs: it is drawn without compiled blocks.
+
+        `parameters`: of the LoRAs on the card at a time, of `streamed` ones those of one block.
+        """
         lora_bytes = self.lora_bytes + round(parameters * BYTES[self.base_precision])
-        return replace(self, lora_bytes=lora_bytes, compiled=False)
+        return replace(self, lora_bytes=lora_bytes, compiled=False, streamed_loras=streamed)
 
     def needs_tiles(self, width: int, height: int, images: int = 0) -> bool:
         """Whether the VAE has to work in tiles for this size to fit. Tiles cost time and may leave faint seams."""

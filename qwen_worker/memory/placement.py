@@ -65,7 +65,7 @@ def plan(
     for tiled in (False, True):
         for layout in candidates:
             if layout.peak_bytes(1024, 1024, images, tiled) <= limit_bytes and layout.pinned_bytes <= pinnable_bytes:
-                return layout
+                return replace(layout, spare_bytes=pinnable_bytes - layout.pinned_bytes)
     if not candidates:
         raise LoadError(f"{names_of(models)} fits {describe(gpu)} in no layout that works here")
     raise LoadError(refusal(candidates, images, gpu, pinnable_bytes, vram_cap_bytes))
@@ -149,7 +149,7 @@ def plan_on_cpu(models: Sequence[Model], machine: Machine, precision: Precision,
             f"{layout.weight_bytes / GB:.1f} GB in {layout.dtype} would be needed and a CPU serves at most "
             f"{CPU_MAX_PARAMETERS / 1e9:g} billion parameters, not {count / 1e9:.1f}"
         )
-    return layout
+    return replace(layout, spare_bytes=machine.ram_available_bytes - layout.weight_bytes)
 
 
 def require_disk(name: str, needed_bytes: int, free_bytes: int) -> None:

@@ -7,6 +7,7 @@ Imports torch: import it inside functions. Knows nothing of plans or jobs.
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +33,36 @@ def stream(module: torch.nn.Module, device: str) -> None:
         for parameter in module.parameters():  # diffusers pins what is not, and fails where it cannot
             parameter.data = pinning.pin(parameter.data)
     overlapped = device == "cuda" and not pinning.refusal
-    apply_group_offloading(
-        module,
-        torch.device(device),
-        torch.device("cpu"),
-        "leaf_level",
-        use_stream=overlapped,
-        non_blocking=overlapped,
-        record_stream=overlapped,
-    )
+    with vision_apart(module) as parts:
+        for part in parts:
+            apply_group_offloading(
+                part,
+                torch.device(device),
+                torch.device("cpu"),
+                "leaf_level",
+                use_stream=overlapped,
+                non_blocking=overlapped,
+                record_stream=overlapped,
+            )
+
+
+@contextmanager
+def vision_apart(module: torch.nn.Module) -> Iterator[list[torch.nn.Module]]:
+    """Within, the module lacks its vision tower, if it has one. Gives the module and the tower.
+
+    diffusers takes the order in which layers are fetched from the first run. A prompt without a picture leaves the
+    tower out: in one order with the rest, its layers would be missed with a warning, and their runs be noted for ever.
+    """
+    inner = getattr(module, "model", None)
+    tower = getattr(inner, "visual", None)
+    if inner is None or tower is None:
+        yield [module]
+        return
+    inner.visual = torch.nn.Identity()
+    try:
+        yield [module, tower]
+    finally:
+        inner.visual = tower
 
 
 @dataclass(frozen=True)

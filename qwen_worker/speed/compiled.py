@@ -58,7 +58,7 @@ class CompiledBlocks:
         if self.is_off:
             return self.stock(block, **inputs)
         try:
-            return self.compiled(block, **{name: copy_view(value) for name, value in inputs.items()})
+            return self.compiled(block, **{name: copy_view(value) for name, value in with_mask(inputs).items()})
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             self.is_off = True
             cause = getattr(error, "inner_exception", error)  # what a backend raised
@@ -123,6 +123,17 @@ def keep_graphs(limit: int) -> dict[str, Any]:
         return {"recompile_limit": limit}
     torch._dynamo.config.recompile_limit = limit
     return {}
+
+
+def with_mask(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A block's inputs, with a mask where there are several rows, of which no token is masked if they came without.
+
+    Prompts of one length come without, and would take a graph of their own, compiled within the first job of such.
+    """
+    text = inputs["encoder_hidden_states"]
+    if inputs["encoder_hidden_states_mask"] is not None or len(text) == 1:
+        return inputs
+    return inputs | {"encoder_hidden_states_mask": text.new_ones(text.shape[:2], dtype=torch.bool)}
 
 
 def copy_view(value: Any) -> Any:

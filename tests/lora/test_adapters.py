@@ -3,14 +3,13 @@
 import dataclasses
 import hashlib
 
-import psutil
 import pytest
 import torch
 
 from qwen_worker.errors import InvalidInput
 from qwen_worker.loading.components import load_component
 from qwen_worker.lora import file as lora_file
-from qwen_worker.lora.adapters import KEPT_SETS, SPARE_BYTES, Adapters, linear_shapes
+from qwen_worker.lora.adapters import KEPT_SETS, Adapters, linear_shapes
 from qwen_worker.lora.file import LoraUse
 from qwen_worker.model import modulation
 from qwen_worker.settings import Precision
@@ -211,37 +210,58 @@ def test_the_matrices_of_lookups_are_not_put_in_the_tree(base, ours, tmp_path):
     assert [name for name, _ in pipe.transformer.named_parameters()] == names
 
 
-def test_what_is_longest_unused_is_let_go(base, ours, tmp_path, monkeypatch):
+def test_what_is_longest_unused_is_let_go(base, ours, tmp_path):
     pipe, _ = ours(FP32, False)
     files = [write(tmp_path / f"{n}.safetensors", matrices(base, PLAIN, seed=n)) for n in range(4)]
     uses = [use(file) for file in files]
-    adapters = Adapters(pipe.transformer, None, torch.float32, "cpu", always_applied=uses[:1])
-    monkeypatch.setattr("qwen_worker.lora.adapters.KEPT_BYTES", 2.5 * uses[0].file.parameters * 4)
+    kept_bytes = 10 * uses[0].file.parameters
+    adapters = Adapters(pipe.transformer, None, torch.float32, "cpu", always_applied=uses[:1], kept_bytes=kept_bytes)
     for one in (uses[1], uses[2], uses[1], uses[3]):
         with adapters.apply([one]):
-            pass
+            assert sum(weights.host_bytes for weights in adapters.weights.values()) <= kept_bytes
     kept = {uses[0].file.key, uses[3].file.key}
     assert set(adapters.weights) == kept and all(set(names) <= kept for names in adapters.layers)
 
 
-def test_where_ram_is_short_only_the_endpoint_s_own_loras_are_kept(base, ours, tmp_path, monkeypatch):
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_host_memory_has_no_room_for_is_drawn_and_not_kept(base, ours, tmp_path, streamed):
     pipe, _ = ours(FP32, False)
-    uses = [use(write(tmp_path / f"{n}.safetensors", matrices(base, PLAIN, seed=n))) for n in range(3)]
-    adapters = Adapters(pipe.transformer, None, torch.float32, "cpu", always_applied=uses[:1])
-    memory, size = psutil.virtual_memory(), uses[0].file.parameters * 4
-    for missing_bytes, kept in ((0, uses), (size // 2, [uses[0], uses[2]]), (2 * size, uses[:1])):
-        left = SPARE_BYTES - missing_bytes
-        monkeypatch.setattr(psutil, "virtual_memory", lambda left=left: memory._replace(available=left))
-        for one in uses[1:]:
-            with adapters.apply([one]):
-                pass
-        assert set(adapters.weights) == {one.file.key for one in kept}, missing_bytes
+    files = [write(tmp_path / f"{n}.safetensors", matrices(base, PLAIN, seed=n)) for n in range(2)]
+    bytes_of_one = 4 * use(files[0]).file.parameters
+    kept, poor = (Adapters(pipe.transformer, None, torch.float32, "cpu", kept_bytes=n * bytes_of_one) for n in (9, 1))
+    with kept.apply([use(file) for file in files]):
+        pictures = drawn(pipe)
+    for _ in range(2):
+        with poor.apply([use(file) for file in files], streamed):
+            assert sum(weights.host_bytes for weights in poor.weights.values()) == bytes_of_one
+            assert torch.equal(drawn(pipe), pictures)
+        assert list(poor.weights) == [use(files[0]).file.key] and not poor.layers
+    with poor.apply([use(files[1])]):
+        assert list(poor.weights) == [use(files[1]).file.key]
 
 
-def test_refused_jobs_leave_no_more_than_drawn_ones(base, ours, tmp_path, monkeypatch):
+@pytest.mark.parametrize("table", [True, False])
+def test_a_block_brings_its_streamed_matrices_itself(base, ours, tmp_path, table):
+    """A CPU's copy is the tensor itself: in its place stands what would spoil the picture."""
+    pipe, adapters = ours(BF16, table)
+    file = write(tmp_path / "one.safetensors", matrices(base, LAYERS + OTHERS))
+    with adapters.apply([use(file)]):
+        pictures = drawn(pipe)
+    with adapters.apply([use(file)], streamed=True):
+        weights = adapters.weights[use(file).file.key]
+        streamed = [*weights.of_block("transformer_blocks.0"), *weights.of_block("transformer_blocks.3")]
+        assert len(streamed) == 2 * 12 * 2
+        for parameter in streamed:
+            parameter.data = torch.full_like(parameter, torch.nan)
+        assert torch.equal(drawn(pipe), pictures)
+    assert not any(block._forward_hooks for block in pipe.transformer.transformer_blocks)
+    with adapters.apply([use(file)]):
+        assert torch.equal(drawn(pipe), pictures)
+
+
+def test_refused_jobs_leave_no_more_than_drawn_ones(base, ours, tmp_path):
     pipe, _ = ours(FP32, False)
-    adapters = Adapters(pipe.transformer, None, torch.float32, "cpu")
-    monkeypatch.setattr("qwen_worker.lora.adapters.KEPT_BYTES", 1)
+    adapters = Adapters(pipe.transformer, None, torch.float32, "cpu", kept_bytes=1)
     spoilt = {name: (down * torch.nan, up) for name, (down, up) in matrices(base, PLAIN, seed=9).items()}
     bad = write(tmp_path / "bad.safetensors", spoilt)
     for number in range(3):

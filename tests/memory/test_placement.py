@@ -8,7 +8,7 @@ from qwen_worker.checkpoints.checkpoint import PARTS_20B, SIZE_2_1, SIZE_20B
 from qwen_worker.errors import LoadError
 from qwen_worker.memory.footprint import GIB, UNALLOCATED_BYTES, WORKING_2_1, Model
 from qwen_worker.memory.machine import Gpu, Machine
-from qwen_worker.memory.placement import plan, require_disk
+from qwen_worker.memory.placement import pinnable, plan, require_disk
 from qwen_worker.settings import Precision, Saving
 
 GB = 1_000_000_000
@@ -206,6 +206,17 @@ def test_what_does_not_fit_is_refused_with_the_figures(models, machine, words):
     with pytest.raises(LoadError) as caught:
         plan(models, machine)
     assert words in caught.value.reason and not caught.value.transient
+
+
+@pytest.mark.parametrize(("gpu", "models", "ram", "expected"), PLANS)
+def test_jobs_loras_take_no_more_host_memory_than_the_plan_leaves(gpu, models, ram, expected):
+    machine = card(*gpu, ram=ram)
+    found = plan(models, machine)
+    kept_bytes = len(models) * found.kept_lora_bytes
+    assert found.pinned_bytes + kept_bytes <= pinnable(machine) and 0 <= kept_bytes <= 4 * GB
+    assert kept_bytes == 4 * GB or ram < 32
+    own = plan(models, card(*gpu), own_loras=1)
+    assert own.kept_lora_bytes == own.lora_bytes + 4 * GB // len(models)
 
 
 def test_pinned_memory_leaves_the_process_its_own_five_gigabytes():

@@ -11,6 +11,7 @@ import gc
 import io
 import os
 import resource
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +19,18 @@ from typing import Any
 
 import psutil
 import torch
+from PIL import Image
 
 import runpod_handler
+from qwen_worker.drawing import inference
+from qwen_worker.drawing.queue import DrawingJob
+from qwen_worker.jobs.job import Job
+from qwen_worker.jobs.parsing import parse
 from qwen_worker.loading.loaded import LoadedPipeline
+from qwen_worker.lora.file import LoraUse
 from qwen_worker.memory import container
 from qwen_worker.memory.footprint import CONTEXT_BYTES, Plan
+from qwen_worker.pictures.inputs import Canvas
 from qwen_worker.settings import Settings
 
 from . import arithmetic, fields, sparse
@@ -126,7 +134,7 @@ class Served:
         reply = self.ask(task, width, height, references, **more)
         plan = self.loaded(task).plan
         if "loras" in more:
-            plan = plan.with_loras(sparse.lora_parameters())
+            plan = self.plan_with_loras(task, width, height, references, more["loras"])
         tiled = plan.needs_tiles(width, height, references)
         predicted = plan.peak_bytes(width, height, references, tiled)
         return reply, Figures(
@@ -140,6 +148,15 @@ class Served:
             tiled=tiled,
             out_of_memory=torch.cuda.memory_stats()["num_ooms"] - before,
         )
+
+    def plan_with_loras(self, task: str, width: int, height: int, references: int, loras: list[dict[str, Any]]) -> Plan:
+        """The loaded task's plan for a job that brings these LoRAs."""
+        files = [self.worker.loras.open(lora["path"], "a LoRA", threading.Event()) for lora in loras]
+        request = parse(job(task, width, height, references, loras=loras), "planned")
+        uses = tuple(LoraUse(file, 1.0, "a LoRA") for file in files)
+        canvas = Canvas([Image.new("RGB", (8, 8))] * references, None, (width, height))
+        loaded = self.loaded(task)
+        return inference.plan_for(DrawingJob(Job("planned", request), canvas, uses), loaded.plan, loaded)
 
     def stop_inside(self, block: int, task: str, width: int, height: int, references: int = 0) -> bool:
         """Stop a job while a block of the transformer computes; whether it has ended as stopped."""

@@ -80,13 +80,6 @@ def lora_shapes(transformer: Any) -> Iterable[tuple[str, tuple[int, ...]]]:
             yield f"transformer.{name}.lora_B.weight", (module.out_features, RANK)
 
 
-def lora_parameters() -> int:
-    """How many parameters the LoRA has."""
-    with (folder() / LORA).open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for tensor in header.values())
-
-
 def write_hole(path: Path, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> None:
     """A safetensors file in bfloat16 with these tensors: its header, and a hole in place of the rest."""
     header, end = {}, 0
