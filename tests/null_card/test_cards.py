@@ -51,7 +51,7 @@ def require_figures(found):
     *_, again, lora, _, _ = found["rows"]
     assert lora["what"] == "with a LoRA" and again["what"] == "the other model again"
     assert again["pinned"] == pytest.approx(found["pinned"], rel=PINNED_MARGIN)
-    last = [row for row in found["rows"] if row["fits"] and row["pinned"] >= again["pinned"]]
+    last = [row for row in found["rows"] if row["fits"] and row["models"] == again["models"]]
     assert last
     for row in last:
         assert row["allocated"] == pytest.approx(row["predicted"], rel=MARGIN), row
