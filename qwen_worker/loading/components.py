@@ -31,7 +31,7 @@ class Reading:
 
 
 def trim(component: Any, name: str, plan: Plan) -> None:
-    """Apply the exact savings to one freshly loaded component."""
+    """Apply the exact savings to one freshly loaded component, and have a text encoder place pictures as it learnt."""
     if not hasattr(component, "parameters"):
         return
     class_name = type(component).__name__
@@ -45,6 +45,7 @@ def trim(component: Any, name: str, plan: Plan) -> None:
     if name == "text_encoder":
         from ..model import residency, vision
 
+        vision.mark_picture_tokens(component)
         if is_trimmed(class_name, plan):
             import torch
 

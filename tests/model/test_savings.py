@@ -18,6 +18,7 @@ from qwen_worker.memory.machine import read_machine
 from qwen_worker.model import modulation
 from qwen_worker.model import vae as single_frame
 from qwen_worker.model.transformer import WaitFreeTransformer
+from qwen_worker.model.vision import mark_picture_tokens
 from qwen_worker.settings import LOAD_THREADS, Precision, Saving
 from qwen_worker.weights import modulation_rows
 
@@ -40,6 +41,7 @@ def pipeline(settings, folder, precision, savings, **changes):
 def stock(folder, precision, kind=QwenImagePipeline):
     pipe = kind.from_pretrained(folder, dtype=DTYPES[precision])
     pipe.set_progress_bar_config(disable=True)
+    mark_picture_tokens(pipe.text_encoder)  # diffusers drops what the processor says of a picture's tokens
     return pipe
 
 
