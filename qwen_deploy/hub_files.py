@@ -37,9 +37,7 @@ PRESETS = {
         ("AMPERE_48", "ADA_48_PRO"), {"QWEN_PRECISION": "bf16", "QWEN_IMAGE_MODEL": NO_MODEL}),
     "24 GB (4090): text to image alone, fp8": (
         ("ADA_24",), {"QWEN_PRECISION": "fp8", "QWEN_EDIT_MODEL": NO_MODEL}),
-    "24 GB: both models, NF4": (("AMPERE_24", "ADA_24"), {"QWEN_PRECISION": "nf4"}),
-    "16 GB: text to image alone, NF4": (
-        ("AMPERE_16",), {"QWEN_PRECISION": "nf4", "QWEN_EDIT_MODEL": NO_MODEL}),
+    "16 and 24 GB: both models, NF4": (("AMPERE_16", "AMPERE_24", "ADA_24"), {"QWEN_PRECISION": "nf4"}),
 }  # fmt: skip
 # Settings that someone who deploys from the Hub may want to choose, by their names in its form; the first few are
 # shown, the others are advanced.

@@ -58,7 +58,9 @@ class Saving(StrEnum):
     TABLE = "table"  # modulation is looked up by timestep, where the card is too small for its weights
     SINGLE_FRAME = "single_frame"  # the VAE without the cache that only videos need
     CONV2D = "conv2d"  # the VAE's causal 3-D convolutions as 2-D ones: equal to about 1e-6
-    TRIM = "trim"  # the text encoder without its language head, and without vision where nothing is edited
+    # The text encoder without its language head, and without vision where nothing is edited; where it has vision, its
+    # first layer as a matrix product, if torch computes it slowly.
+    TRIM = "trim"
 
 
 class Prepared(StrEnum):

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
 
-from ..model import residency
+from ..model import residency, vision
 from ..model import vae as single_frame
 from ..settings import Saving
 from .comparisons import Result, furthest
@@ -20,6 +20,7 @@ from .tolerances import PASS, PICTURE, distance
 
 LATENT_SIDE = 16
 TEXT_TOKENS = 32
+PATCHES = 16
 
 
 def stock_vae(subject: Subject) -> AutoencoderKLQwenImage | None:
@@ -59,6 +60,17 @@ def compare_vae(subject: Subject, saving: Saving) -> Result | None:
 
 def pictures_apart(ours: list[torch.Tensor], plain: list[torch.Tensor]) -> float:
     return furthest(distance(*pair) for pair in zip(ours, plain, strict=True))
+
+
+def compare_patches(subject: Subject) -> Result | None:
+    """Patches of a picture by the vision tower's matrix beside its convolution; None where it has the convolution."""
+    layer = subject.pipe.text_encoder.model.visual.patch_embed.proj
+    if not isinstance(layer, vision.PatchProjection):
+        return None
+    weight = layer.weight.detach().to(subject.plan.device)
+    patches = subject.random(PATCHES, *weight.shape[1:])
+    plain = torch.nn.functional.conv3d(patches, weight).flatten(1)
+    return Result(distance(vision.project(patches, weight), plain), PASS[subject.dtype])
 
 
 def compare_streamed(subject: Subject) -> Result:

@@ -31,7 +31,7 @@ class Reading:
 
 
 def trim(component: Any, name: str, plan: Plan) -> None:
-    """Apply the exact savings to one freshly loaded component."""
+    """Apply the exact savings to one freshly loaded component, and have a text encoder place pictures as it learnt."""
     if not hasattr(component, "parameters"):
         return
     class_name = type(component).__name__
@@ -43,8 +43,9 @@ def trim(component: Any, name: str, plan: Plan) -> None:
         if Saving.CONV2D in plan.savings:
             single_frame.use_2d_convolutions(component)
     if name == "text_encoder":
-        from ..model import residency
+        from ..model import residency, vision
 
+        vision.mark_picture_tokens(component)
         if is_trimmed(class_name, plan):
             import torch
 
@@ -54,6 +55,8 @@ def trim(component: Any, name: str, plan: Plan) -> None:
             component.lm_head = torch.nn.Identity()
             if not plan.vision:
                 component.model.visual = torch.nn.Identity()
+            elif plan.device == "cuda" and vision.convolves_slowly():
+                vision.project_patches(component.model.visual)
         if plan.text_encoder == "streamed":
             residency.stream(component, plan.device)
 

@@ -113,12 +113,19 @@ def comparisons_of(subject: Subject) -> dict[str, Comparison]:
         (Speedup.GUIDANCE.value, speed.has(Speedup.GUIDANCE), transformer.compare_guidance),
         (Speedup.COMPILE.value, speed.has(Speedup.COMPILE), transformer.compare_compiled),
         ("lora", subject.is_20b, transformer.compare_lora),
+        (Saving.TRIM.value, projects_patches(subject), components.compare_patches),
         ("streamed", plan.text_encoder == "streamed", components.compare_streamed),
     ]
     for saving in (Saving.SINGLE_FRAME, Saving.CONV2D):
         compare = functools.partial(components.compare_vae, saving=saving)
         chosen.append((saving.value, own_vae and saving in plan.savings, compare))
     return {name: comparison for name, applies, comparison in chosen if applies}
+
+
+def projects_patches(subject: Subject) -> bool:
+    """Whether the vision tower may have been given a matrix in place of its convolution."""
+    plan = subject.plan
+    return subject.is_20b and plan.vision and Saving.TRIM in plan.savings and "text_encoder" not in subject.shared
 
 
 def make(name: str, comparison: Comparison, subject: Subject) -> Finding | None:

@@ -17,6 +17,7 @@ CONTEXT_BYTES = 1_000_000_000  # the CUDA context with cuBLAS and cuDNN
 # That torch's allocator holds beside tensors and cannot give them: rests of pages, and pages of other streams. With
 # less, it fetched and gave back pages hundreds of times a job in int8; in bfloat16 half of it would do.
 UNALLOCATED_BYTES = 400_000_000
+UNALLOCATED_NF4_BYTES = 200_000_000  # with which it gave nothing back on a card that both models in NF4 fill
 STREAMED_BYTES = 300_000_000  # beside the embedding: the matrix in use and the next, 136 MB each in Qwen2.5-VL-7B
 SCHEDULE_STEPS = 100  # the longest schedule whose modulation lies on the card
 TIMESTEPS = 1248  # distinct timesteps in [1, 1000] that bfloat16 can tell apart, divided by 1000 in bfloat16
@@ -43,7 +44,7 @@ class Working:
     """Memory beside the weights, GiB for each megapixel; computed from the modules' shapes in bfloat16."""
 
     denoise: float = 0.36
-    denoise_edit: float = 0.41  # each megapixel of picture and of references
+    denoise_edit: float = 0.38  # each megapixel of picture and of references
     decode: float = 3.38
     decode_frame: float = 1.32  # without the video's feature cache
     encode: float = 1.89
@@ -176,7 +177,8 @@ class Plan:
             streamed = round(embedding * BYTES[self.base_precision]) + STREAMED_BYTES
         rows = max(model.parts.get("modulation_outputs", 0) for model in self.models) * 2 * SCHEDULE_STEPS
         working = (rows if self.table else 0) + self.lora_bytes + max(round(most * GIB), streamed)
-        return CONTEXT_BYTES + UNALLOCATED_BYTES + self.weight_bytes + working
+        unallocated = UNALLOCATED_NF4_BYTES if self.precision is Precision.NF4 else UNALLOCATED_BYTES
+        return CONTEXT_BYTES + unallocated + self.weight_bytes + working
 
     def denoise_rate(self, need: Working, images: int) -> float:
         """GiB beside the weights for each megapixel that the transformer sees, of the picture and of the input ones."""

@@ -160,17 +160,25 @@ def pin_together(tensors: Sequence[torch.Tensor], device: torch.device) -> list[
     """What `pin` returns of each; copies that are pinned lie side by side in large blocks."""
     if device.type != "cuda":
         return [pin(tensor, device) for tensor in tensors]
-    moved = [tensor for tensor in tensors if not tensor.is_pinned() and tensor.is_contiguous()]
-    left_bytes, block = sum(map(aligned_bytes, moved)), torch.empty(0, dtype=torch.uint8)
     copies: dict[int, torch.Tensor] = {}
-    for tensor in moved:
-        size = aligned_bytes(tensor)
-        if len(block) < size:
-            block = pinning.empty((max(size, min(BLOCK_BYTES, left_bytes)),), torch.uint8)
-        memory, block = block[: tensor.nbytes], block[size:]
-        copies[id(tensor)] = memory.view(tensor.dtype).view(tensor.shape).copy_(tensor)
-        left_bytes -= size
+    for group in groups([tensor for tensor in tensors if not tensor.is_pinned() and tensor.is_contiguous()]):
+        sizes = list(map(aligned_bytes, group))
+        block = pinning.empty((sum(sizes),), torch.uint8)
+        for tensor, memory in zip(group, block.split(sizes), strict=True):
+            copies[id(tensor)] = memory[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
     return [copies[id(tensor)] if id(tensor) in copies else pin(tensor, device) for tensor in tensors]
+
+
+def groups(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """The tensors in order, as many together as `BLOCK_BYTES` hold; a larger one by itself."""
+    group: list[torch.Tensor] = []
+    for tensor in tensors:
+        if group and sum(map(aligned_bytes, (*group, tensor))) > BLOCK_BYTES:
+            yield group
+            group = []
+        group.append(tensor)
+    if group:
+        yield group
 
 
 def aligned_bytes(tensor: torch.Tensor) -> int:

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from qwen_worker.checkpoints.checkpoint import PIPELINE_CLASSES
 from qwen_worker.drawing.inference import call_arguments
@@ -51,8 +52,6 @@ def succeeded(worker, **fields):
 
 def parameters(worker):
     """Parameters in memory over all loaded pipelines, each tensor once."""
-    import torch
-
     found = {}
     for one in worker.pipelines.loaded.values():
         for component in one.pipe.components.values():
@@ -77,8 +76,6 @@ def test_generate_and_edit_of_one_family_share_all_but_the_transformer(warm_work
 
 
 def test_the_plan_is_what_was_loaded(warm_worker):
-    import torch
-
     succeeded(warm_worker)
     loaded = warm_worker.pipelines.loaded[warm_worker.settings.QWEN_IMAGE_MODEL]
     assert (loaded.plan.device, loaded.plan.dtype) == ("cpu", "float32")
@@ -91,6 +88,35 @@ def test_edit_plus_takes_several_pictures(cold_worker, edit_plus, scene):
     assert facts["model"].endswith("/edit-plus")
     assert type(worker.pipelines.loaded[str(edit_plus)].pipe).__name__ == "QwenImageEditPlusPipeline"
     succeeded(worker, image=as_text(scene), strength=0.5, num_inference_steps=2)
+
+
+@pytest.mark.parametrize(("folder", "count"), [("edit", 1), ("edit_plus", 2), ("random_21", 2)])
+def test_a_picture_s_tokens_lie_in_rows_and_columns_for_the_text_encoder(
+    cold_worker, tiny, scene, request, monkeypatch, folder, count
+):
+    """transformers' own positions for what the processor returned; in one long row they would be equal three times."""
+    checkpoint = tiny / "edit" if folder == "edit" else request.getfixturevalue(folder)
+    worker = cold_worker(QWEN_IMAGE_MODEL=str(checkpoint), QWEN_EDIT_MODEL=str(checkpoint))
+    pipe = worker.pipelines.load("edit").pipe
+    model, processor = pipe.text_encoder.model, type(pipe.processor)
+    read, process, returned, positions = model.language_model.rotary_emb.forward, processor.__call__, [], []
+
+    def recorded(self, *args, **kwargs):
+        returned.append(process(self, *args, **kwargs))
+        return returned[-1]
+
+    def rotary(x, position_ids):
+        positions.append(position_ids)
+        return read(x, position_ids)
+
+    monkeypatch.setattr(processor, "__call__", recorded)
+    monkeypatch.setattr(model.language_model.rotary_emb, "forward", rotary)
+    wide = scene.resize((384, 256))
+    succeeded(worker, images=[as_text(wide), as_text(wide.rotate(90, expand=True))][:count], negative_prompt="a cat")
+    fields = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+    expected = [model.get_rope_index(**{name: batch[name] for name in fields})[0] for batch in returned]
+    assert len(positions) == len(expected) == 2 and all(map(torch.equal, positions, expected))
+    assert all((ids[1] != ids[2]).any() and (ids[0] != ids[1]).any() for ids in positions)
 
 
 def test_the_edit_class_takes_one_picture(ask, scene):

@@ -17,7 +17,7 @@ from qwen_worker.loading.self_check import Finding
 from qwen_worker.loading.subject import Subject
 from qwen_worker.lora.adapters import Adapters
 from qwen_worker.memory import cuda
-from qwen_worker.model import residency
+from qwen_worker.model import residency, vision
 from qwen_worker.model import vae as single_frame
 from qwen_worker.settings import Precision, Saving, SelfCheck, Settings, Speedup
 from qwen_worker.speed import attention, compiled, guidance, speedups
@@ -193,6 +193,15 @@ def test_a_wrong_graph_for_short_prompts_is_found(subject, monkeypatch):
 
     monkeypatch.setattr(compiled, "compiled_forward", forward)
     assert failed(subject(Precision.INT8, [Speedup.COMPILE])) == {"compile"}
+
+
+def test_patches_that_are_multiplied_in_the_wrong_order_are_found(subject, monkeypatch):
+    checked = subject(task="edit", fresh=True)
+    vision.project_patches(checked.pipe.text_encoder.model.visual)
+    assert {"trim"} <= {finding.name for finding in self_check.compare_all(checked) if finding.passed}
+    project = vision.project
+    monkeypatch.setattr(vision, "project", lambda patches, weight: project(patches.flip(-1), weight))
+    assert failed(checked) == {"trim"}
 
 
 def test_padding_that_is_not_masked_is_found(subject, monkeypatch):

@@ -29,6 +29,7 @@ PLANS = [
     ((16, ADA), [GENERATE], 64, ("nf4", True, "streamed", False)),
     ((16, ADA), [EDIT], 64, ("nf4", True, "streamed", False)),
     ((16, AMPERE_PRO), BOTH, 64, ("nf4", True, "streamed", True)),
+    ((16, AMPERE_PRO), BOTH, 31, ("nf4", True, "quantized", True)),
     ((16.9, AMPERE_PRO), BOTH, 31, ("nf4", True, "quantized", True)),  # what CUDA has of an RTX A4000
     ((24, ADA), [GENERATE], 64, ("fp8", True, "streamed", False)),
     ((24, ADA), [EDIT], 64, ("fp8", True, "streamed", False)),
@@ -149,6 +150,15 @@ def test_quantized_activations_take_room_where_blocks_are_not_compiled(capabilit
         assert found.with_loras(10**6).peak_bytes(1024, 1024, 3) == uncompiled.peak_bytes(1024, 1024, 3) + 2 * 10**6
 
 
+# GiB that torch's allocator gave a pass of an edit on the null card, beside the weights, in bfloat16.
+@pytest.mark.parametrize(
+    ("side", "images", "allocated"), [(1024, 1, 0.752), (1024, 2, 1.084), (1024, 3, 1.442), (1328, 1, 0.992)]
+)
+def test_an_edit_s_room_is_what_it_takes_and_little_more(side, images, allocated):
+    planned = EDIT.working.denoise_edit * ((side / 1024) ** 2 + images)
+    assert allocated < planned < 1.06 * allocated
+
+
 @pytest.mark.parametrize("machine", [card(16, ADA, ram=64), card(80)])
 def test_what_is_not_quantized_takes_the_same_compiled_or_not(machine):
     compiled, uncompiled = plan(BOTH, machine), plan(BOTH, machine, compiled=False)
@@ -182,10 +192,11 @@ def test_sizes_beyond_the_room_are_tiled_or_refused_with_the_largest_that_fits()
 @pytest.mark.parametrize(
     ("models", "machine", "words"),
     [
-        ([GENERATE], card(8, ADA), "Qwen/Qwen-Image needs 10.4 GB of GPU memory at the least (nf4: weights 7."),
+        ([GENERATE], card(8, ADA), "Qwen/Qwen-Image needs 10.2 GB of GPU memory at the least (nf4: weights 7."),
         ([GENERATE], card(8, ADA), "NVIDIA Test (compute capability 8.9, 8.0 GB) has 7.8 GB to use"),
         ([GENERATE], card(80, free=9), "80.0 GB) has 8.7 GB to use"),
-        (BOTH, card(16, ADA, ram=8), "; 40.8 GB of RAM would be pinned and 3.0 GB can be"),
+        (BOTH, card(16, ADA, ram=8), "; 25.3 GB of RAM would be pinned and 3.0 GB can be"),
+        (BOTH, card(15, ADA, ram=8), "; 40.8 GB of RAM would be pinned and 3.0 GB can be"),
         ([GENERATE], card(16, TURING), "needs bfloat16 (compute capability 8.0 or later), not NVIDIA Test (compute"),
         ([GENERATE], LAPTOP, "needs a CUDA GPU (from 30."),
         ([GENERATE], LAPTOP, "this machine has no CUDA GPU and 12.0 GB of RAM free, where 110."),

@@ -12,12 +12,13 @@ from qwen_worker.checkpoints.checkpoint import inspect
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.loading import components
 from qwen_worker.loading.builder import Builder
-from qwen_worker.loading.tolerances import PICTURE, distance
+from qwen_worker.loading.tolerances import PASS, PICTURE, distance
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.model import modulation
 from qwen_worker.model import vae as single_frame
 from qwen_worker.model.transformer import WaitFreeTransformer
+from qwen_worker.model.vision import mark_picture_tokens
 from qwen_worker.settings import LOAD_THREADS, Precision, Saving
 from qwen_worker.weights import modulation_rows
 
@@ -40,6 +41,7 @@ def pipeline(settings, folder, precision, savings, **changes):
 def stock(folder, precision, kind=QwenImagePipeline):
     pipe = kind.from_pretrained(folder, dtype=DTYPES[precision])
     pipe.set_progress_bar_config(disable=True)
+    mark_picture_tokens(pipe.text_encoder)  # diffusers drops what the processor says of a picture's tokens
     return pipe
 
 
@@ -253,6 +255,24 @@ def test_a_streamed_text_encoder_says_the_same(settings, tiny):
     ours, _ = pipeline(settings, folder, Precision.BF16, frozenset(), text_encoder="streamed")
     assert torch.equal(drawn(ours), drawn(stock(folder, Precision.BF16)))
     assert components.is_component(["diffusers", "X"])
+
+
+@pytest.mark.parametrize(("version", "kind"), [(90701, "Conv3d"), (91002, "PatchProjection"), (92400, "Conv3d")])
+def test_a_vision_tower_s_patches_are_multiplied_where_torch_convolves_slowly(
+    settings, tiny, monkeypatch, version, kind
+):
+    """By cuDNN's version, and on a card alone: a CPU's pictures are stock's to the bit."""
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    ours, _ = pipeline(settings, tiny / "edit", Precision.BF16, frozenset(Saving))
+    layer = ours.text_encoder.model.visual.patch_embed.proj
+    assert type(layer) is torch.nn.Conv3d
+    patches = torch.randn(12, *layer.weight.shape[1:], generator=torch.Generator().manual_seed(0)).bfloat16()
+    theirs = layer(patches)
+    components.trim(
+        ours.text_encoder, "text_encoder", plan_for(tiny / "edit", Precision.BF16, frozenset(Saving), device="cuda")
+    )
+    assert type(layer).__name__ == kind and isinstance(layer, torch.nn.Conv3d)
+    assert layer(patches).shape == theirs.shape and distance(layer(patches), theirs) < PASS[torch.bfloat16]
 
 
 def test_transformers_take_turns(tiny):

@@ -1,8 +1,8 @@
 """`python -m tests.null_card`: the table of card, task and size, printed, and kept in benchmarks/results.
 
 It says what today's worker takes of each card, beside what its plan says. Of the cases those are run whose names hold a
-word that is given, or all; the others stay in the file as they were. The file has each case's date, and the names of
-those that were never run.
+word that is given, or all; the others stay in the file as they were. The file has each case's date and number of jobs,
+and the names of those that were never run.
 """
 
 import argparse
@@ -66,13 +66,13 @@ def chosen(words: Sequence[str], done: Collection[str]) -> list[Case]:
 
 
 def run(processes: Processes, case: Case, jobs: int) -> dict[str, Any]:
-    """What became of the case: what `life.live` found, or why it failed; and the day of that."""
+    """What became of the case: what `life.live` found, or why it failed; the day, and the jobs in the end."""
     try:
         found = processes.call(life.live, case.card, case.models, case.compiled, jobs, seconds=SECONDS)
     except CallFailed as failure:
         print(failure, file=sys.stderr)
         found = {"failed": str(failure).splitlines()[-1]}
-    return {"date": f"{datetime.now(UTC):%Y-%m-%d}"} | found
+    return {"date": f"{datetime.now(UTC):%Y-%m-%d}", "jobs": jobs} | found
 
 
 def write(path: Path, held: dict[str, Any]) -> None:

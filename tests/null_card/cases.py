@@ -33,6 +33,7 @@ UNCOMPILED = tuple(
         (16, ADA, 64, (GENERATE,)),
         (16, ADA, 64, (EDIT,)),
         (16, AMPERE_PRO, 64, BOTH_PLUS),
+        (16, AMPERE_PRO, 31, BOTH),
         (16.9, ADA, 31, BOTH_PLUS),
         (24, ADA, 16, (GENERATE,)),
         (24, ADA, 64, (GENERATE,)),

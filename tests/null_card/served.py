@@ -46,7 +46,8 @@ class Figures:
     """What one job took, in bytes. `allocated`, `reserved`: the most by torch's allocator, with the context set aside.
 
     `room`: what is planned for it beside the weights, `worked`: what was allocated beside all that was held before;
-    `pinned`: the host's, between jobs; `fits`, `tiled`: by plan; `out_of_memory`: how often torch found no room.
+    `pinned`: the host's, between jobs; `models`: how many were loaded; `fits`, `tiled`: by plan; `out_of_memory`: how
+    often torch found no room.
     """
 
     predicted: int
@@ -55,6 +56,7 @@ class Figures:
     room: int
     worked: int
     pinned: int
+    models: int
     fits: bool
     tiled: bool
     out_of_memory: int
@@ -144,6 +146,7 @@ class Served:
             room=predicted - CONTEXT_BYTES - plan.weight_bytes,
             worked=torch.cuda.max_memory_allocated() - held,
             pinned=fields.read("pinned"),
+            models=len(self.worker.pipelines.loaded),
             fits=plan.fits(width, height, references),
             tiled=tiled,
             out_of_memory=torch.cuda.memory_stats()["num_ooms"] - before,

@@ -51,7 +51,7 @@ def require_figures(found):
     *_, again, lora, _, _ = found["rows"]
     assert lora["what"] == "with a LoRA" and again["what"] == "the other model again"
     assert again["pinned"] == pytest.approx(found["pinned"], rel=PINNED_MARGIN)
-    last = [row for row in found["rows"] if row["fits"] and row["pinned"] >= again["pinned"]]
+    last = [row for row in found["rows"] if row["fits"] and row["models"] == again["models"]]
     assert last
     for row in last:
         assert row["allocated"] == pytest.approx(row["predicted"], rel=MARGIN), row
@@ -82,13 +82,13 @@ def test_the_table_has_every_size_of_card_that_placement_is_tested_for():
 @pytest.mark.parametrize(
     "card",
     [
-        Card(16.9, ADA, 31),
+        Card(16.6, AMPERE_PRO, 31),
         *(pytest.param(Card(47.7, *host), marks=only_proved) for host in ((ADA, 128), (ADA, 62), (AMPERE_PRO, 62))),
     ],
     ids=str,
 )
 def test_jobs_in_turn_never_run_out_of_a_card_that_the_plan_fills(on_card, card):
-    """A plan leaves these cards 0.1 to 0.2 GB: without expandable segments the decoder finds no room."""
+    """A plan leaves these cards 0.2 GB at the most: without expandable segments the decoder finds no room."""
     jobs = [("generate", SIDE, SIDE, 0), ("edit", SIDE, SIDE, 1)] * 3
     rows = on_card(life.draw_in_turn, card, READ, jobs)
     assert [(row["code"], row["out_of_memory"]) for row in rows] == [("ok", 0)] * len(jobs), rows
