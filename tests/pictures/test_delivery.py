@@ -329,7 +329,7 @@ def test_a_name_that_leads_elsewhere_after_it_was_checked_is_not_followed(cold_w
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"bucketName": "../x"}, "s3Config.bucketName must be 3 to 63 of a-z"),
+        ({"bucketName": "../x"}, "s3Config.bucketName must be 3 to 63 characters: a-z"),
         ({"accessSecret": None}, "s3Config.accessSecret is required"),
         ({"accessId": 7}, "s3Config.accessId must be a text"),
         ({"prefix": "/a"}, "s3Config.prefix must be at most 200"),
