@@ -42,7 +42,7 @@ def plan(
     precisions that failed on this machine, for which others are taken, also where one of them is asked for, and
     "streamed" and "swapped"; `pinned_cost`: bytes of RAM that a pinned byte takes; `compiled`: whether the
     transformers' blocks will be. Raises `LoadError`, before anything is allocated, that says what is needed and what is
-    there.
+    there: a transient one where the card would have the room if nothing else held a part of it.
     """
     if precision in LOSSY and not savings_apply_to_all(models):
         raise LoadError(f"QWEN_PRECISION={precision.value} is for the 20B architecture, not for {names_of(models)}")
@@ -51,9 +51,8 @@ def plan(
     if gpu is None:
         return plan_on_cpu(models, machine, precision, savings)
     require_capability(models, gpu, precision)
-    limit_bytes = round(gpu.free_bytes * USABLE)
-    if vram_cap_bytes is not None:
-        limit_bytes = min(limit_bytes, vram_cap_bytes)
+    limits = [round(room_bytes * USABLE) for room_bytes in (gpu.free_bytes, gpu.total_bytes)]
+    limit_bytes, whole_bytes = (limit if vram_cap_bytes is None else min(limit, vram_cap_bytes) for limit in limits)
     pinnable_bytes = pinnable(machine) // pinned_cost
     possible = [candidate for candidate in precisions(models, gpu, precision) if candidate.value not in without]
     candidates = [
@@ -61,14 +60,22 @@ def plan(
         for layout in layouts(models, possible, savings)
         if layout.text_encoder not in without and not (layout.swapped and "swapped" in without)
     ]
+    if not candidates:
+        raise LoadError(f"{names_of(models)} fits {describe(gpu)} in no layout that works here")
     images = int(any(model.edits for model in models))
+    if layout := first_fitting(candidates, images, limit_bytes, pinnable_bytes):
+        return replace(layout, spare_bytes=pinnable_bytes - layout.pinned_bytes)
+    fits_whole_card = first_fitting(candidates, images, whole_bytes, pinnable_bytes) is not None
+    raise LoadError(refusal(candidates, images, gpu, pinnable_bytes, vram_cap_bytes), transient=fits_whole_card)
+
+
+def first_fitting(candidates: Sequence[Plan], images: int, limit_bytes: int, pinnable_bytes: int) -> Plan | None:
+    """The first layout with room for a picture of 1024 x 1024, whole or at least in tiles."""
     for tiled in (False, True):
         for layout in candidates:
             if layout.peak_bytes(1024, 1024, images, tiled) <= limit_bytes and layout.pinned_bytes <= pinnable_bytes:
-                return replace(layout, spare_bytes=pinnable_bytes - layout.pinned_bytes)
-    if not candidates:
-        raise LoadError(f"{names_of(models)} fits {describe(gpu)} in no layout that works here")
-    raise LoadError(refusal(candidates, images, gpu, pinnable_bytes, vram_cap_bytes))
+                return layout
+    return None
 
 
 def pinnable(machine: Machine) -> int:

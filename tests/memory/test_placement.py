@@ -194,7 +194,6 @@ def test_sizes_beyond_the_room_are_tiled_or_refused_with_the_largest_that_fits()
     [
         ([GENERATE], card(8, ADA), "Qwen/Qwen-Image needs 10.2 GB of GPU memory at the least (nf4: weights 7."),
         ([GENERATE], card(8, ADA), "NVIDIA Test (compute capability 8.9, 8.0 GB) has 7.8 GB to use"),
-        ([GENERATE], card(80, free=9), "80.0 GB) has 8.7 GB to use"),
         (BOTH, card(16, ADA, ram=8), "; 25.3 GB of RAM would be pinned and 3.0 GB can be"),
         (BOTH, card(15, ADA, ram=8), "; 40.8 GB of RAM would be pinned and 3.0 GB can be"),
         ([GENERATE], card(16, TURING), "needs bfloat16 (compute capability 8.0 or later), not NVIDIA Test (compute"),
@@ -207,6 +206,15 @@ def test_what_does_not_fit_is_refused_with_the_figures(models, machine, words):
     with pytest.raises(LoadError) as caught:
         plan(models, machine)
     assert words in caught.value.reason and not caught.value.transient
+
+
+def test_what_does_not_fit_beside_what_others_hold_of_the_card_is_tried_again():
+    with pytest.raises(LoadError, match=r"80\.0 GB\) has 8\.7 GB to use") as caught:
+        plan([GENERATE], card(80, free=9))
+    assert caught.value.transient
+    with pytest.raises(LoadError) as caught:
+        plan([GENERATE], card(80, free=9), vram_cap_bytes=9 * GB)
+    assert not caught.value.transient
 
 
 @pytest.mark.parametrize(("gpu", "models", "ram", "expected"), PLANS)
