@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .compiled import CompiledBlocks
 
 ON = "on"
+COMPILED_LORAS = "compiled_loras"  # the name of jobs' own LoRAs in compiled blocks, among what has failed
 COMPILED_IN = (Speedup.ROTARY, Speedup.ATTENTION)  # which a graph of compiled blocks was traced with
 # Major compute capabilities of the cards whose fastest attention is cuDNN's: Hopper, data-centre Blackwell.
 CUDNN_CAPABILITIES = (9, 10)
@@ -60,6 +61,11 @@ class Speed:
             attention.use_stock_rotary(self.transformer)
         self.states[speedup] = self.failures[speedup.value] = reason
 
+    def stand_down_loras(self, reason: str) -> None:
+        """Draw jobs' own LoRAs without compiled blocks from now on."""
+        self.failures[COMPILED_LORAS] = reason
+        log_line(None, "WARN", f"jobs' LoRAs are drawn without compiled blocks from now on: {reason}")
+
     def stand_all_down(self, reason: str) -> list[str]:
         """Draw as the libraries do from now on; the names of those that were on."""
         names = [speedup for speedup in self.states if self.has(speedup)]
@@ -68,11 +74,19 @@ class Speed:
         return [speedup.value for speedup in names]
 
     @contextmanager
-    def drawing(self, compiled: bool = True, separate_passes: bool = False, cached_steps: int = 0) -> Iterator[None]:
+    def drawing(
+        self,
+        compiled: bool = True,
+        separate_passes: bool = False,
+        cached_steps: int = 0,
+        padded_loras: bool = False,
+    ) -> Iterator[None]:
         """Within, a job is drawn; at its end what was compiled for it is kept.
 
-        `compiled`: by compiled blocks, where there are any. `separate_passes`: guidance's passes stay two, whatever the
-        picture's size. `cached_steps`: those of the schedule if a step cache serves it, 0 if none does.
+        `compiled`: by compiled blocks, where there are any. `padded_loras`: with the job's own LoRAs, for which graphs
+        of their own are compiled; where that fails, only these stand down. `separate_passes`: guidance's passes stay
+        two, whatever the picture's size. `cached_steps`: those of the schedule if a step cache serves it, 0 if none
+        does.
         """
         with ExitStack() as stack:
             stack.enter_context(self.attention_order())
@@ -84,6 +98,8 @@ class Speed:
                 stack.enter_context(guidance.share_passes(self.transformer))
             if self.blocks and not compiled:
                 stack.enter_context(self.blocks.pause())
+            if self.blocks and padded_loras:
+                stack.enter_context(self.blocks.try_with(self.stand_down_loras))
             yield
         if self.store:
             self.store.save()
