@@ -1,6 +1,6 @@
 """The text of docs/cards.md, from the rows of `costs`, `fit` and `speed`. Knows nothing of how a figure was had."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from .measure.layouts import layout_of
 from .report.rows import FAILED, MEASURED, NOT_MEASURED
@@ -32,13 +32,19 @@ COMPUTED = """
 ## Computed
 
 Seconds and dollars of a job at 1024x1024 by preset; prices of June 2026. The seconds follow from the 18.5 s that others
-measured for a picture on an H100 with stock diffusers, 2.6 times that for an edit, and the ratio of the cards' dense
+measured for a picture on an H100 with stock diffusers, the arithmetic of a pass, and the ratio of the cards' dense
 bfloat16 rates. A figure that is scaled follows in the same way from another card's seconds above.
+
+The edit is one by Qwen-Image-Edit, whose pass has {edit:.1f} times a picture's arithmetic. With Qwen-Image-Edit-2509
+and -2511 it is {one:.1f} times with one input picture, and {two:.1f} times with two.
 
 """
 READING = """
 {cheapest}
 These jobs end within {limit} seconds: {within}.
+
+The share of its rate that the H100 reaches is stock diffusers': [speed-ups](speed.md#speed-ups) are not counted. With
+them a picture should take 10 to 12 s there, by the rates that others measured for each kind of kernel.
 
 Smaller cards reach a larger share of their rate, so what is computed or scaled for them is likelier to be too high: an
 L20 took 181 s, measured by others at 1328x1328, where this arithmetic says 290. Loads, transfers from RAM and quantized
@@ -71,13 +77,16 @@ worker with a setting.
 """
 
 
-def page(rows: list[dict], fit: list[dict], speed: list[dict]) -> str:
-    """The page in Markdown. `rows`: of `costs`, `quality`'s first; `fit`, `speed`: as recorded, with their device."""
+def page(rows: list[dict], fit: list[dict], speed: list[dict], ratios: Mapping[str, float]) -> str:
+    """The page in Markdown. `rows`: of `costs`, `quality`'s first; `fit`, `speed`: as recorded, with their device.
+
+    `ratios`: of the arithmetic of edits to a picture's, by the names that `COMPUTED` has.
+    """
     seconds = seconds_table(rows, measured=True)
     measured = (SECONDS + seconds if seconds else "") + speed_section(speed) + memory_section(fit)
     quality = [row for row in rows if row["preset"] == rows[0]["preset"]]
     reading = READING.format(limit=LIMIT, cheapest=cheapest(quality), within=within_limit(rows))
-    computed = COMPUTED + seconds_table(rows, measured=False) + reading
+    computed = COMPUTED.format(**ratios) + seconds_table(rows, measured=False) + reading
     return HEAD + (measured.lstrip("\n") or "No card has been measured yet.\n") + computed + MEASURING
 
 

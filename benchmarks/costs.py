@@ -19,10 +19,13 @@ from .measure.stage_times import job_seconds
 from .report.rows import FULL_STEPS, MEASURED
 
 PASSES = 2 * FULL_STEPS
-TFLOP_A_PASS = 70  # linear layers 57, attention 13: 4,096 latents and about a hundred tokens
+# Of a pass at 1024x1024 with about a hundred tokens of text. A picture: linear layers 57, attention 13, for 4,096
+# latents. An edit by Qwen-Image-Edit: as many again for its input picture, and 1,379 tokens of text, of which most are
+# of the picture. By Qwen-Image-Edit-2509 or -2511: by the number of input pictures, each of 203 tokens in the text.
+TFLOP_A_PASS = {"generate": 70, "edit": 198}
+TFLOP_A_PLUS_PASS = {1: 166, 2: 292}
 H100_SECONDS, H100_RATE = 18.5, 989
-SHARE = PASSES * TFLOP_A_PASS / H100_SECONDS / H100_RATE
-EDIT = 51.5 / 20.0  # an edit's latents are twice as many: vLLM-Omni's seconds of an edit and a picture on an H200
+SHARE = PASSES * TFLOP_A_PASS["generate"] / H100_SECONDS / H100_RATE
 SIZE, QUALITY = 1024, "quality"
 MAX_STEPS = 100  # that a job may ask for
 SCALED, COMPUTED = "scaled", "computed"
@@ -74,7 +77,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
     fit, speed = recorded(options.fit), recorded(options.speed)
     rows = [row_of(card, preset, fit, speed) for preset in presets(speed) for card in CARDS]
-    options.page.write_text(cards_page.page(rows, fit, speed))
+    edits = {"edit": TFLOP_A_PASS["edit"], "one": TFLOP_A_PLUS_PASS[1], "two": TFLOP_A_PLUS_PASS[2]}
+    ratios = {name: tflop / TFLOP_A_PASS["generate"] for name, tflop in edits.items()}
+    options.page.write_text(cards_page.page(rows, fit, speed, ratios))
     return rows, {"size": SIZE, "prices of": "2026-06"}
 
 
@@ -119,7 +124,7 @@ def figure_of(card: Card, task: str, preset: str, fit: list[dict], speed: list[d
             seconds = seconds_of(row) * other.rate / card.rate
             return Figure(seconds, seconds / steps_of(row), f"{SCALED} from {other.name}")
     passes, steps = passes_of(preset, speed)
-    seconds = passes * TFLOP_A_PASS / (card.rate * SHARE) * (EDIT if task == "edit" else 1)
+    seconds = passes * TFLOP_A_PASS[task] / (card.rate * SHARE)
     return Figure(seconds, seconds / steps, COMPUTED)
 
 

@@ -70,6 +70,7 @@ The worker's libraries read these themselves.
 | `HF_ENDPOINT` | huggingface_hub | The address of a mirror of the hub. |
 | `TORCH_HOME` | torch | The folder of torch's own downloads. |
 | `TORCHINDUCTOR_CACHE_DIR` | torch | The folder in which torch keeps what it compiles. |
+| `TORCHINDUCTOR_COMPILE_THREADS` | torch | In how many processes torch compiles kernels. Without it, at most 4. |
 | `PYTORCH_ALLOC_CONF` | torch | The settings of torch's allocators. The worker adds two that are not set. |
 | `RUNPOD_DEBUG_LEVEL` | RunPod's SDK | The least level of lines in the log. Without it the worker sets `INFO`. |
 | `RUNPOD_INIT_TIMEOUT` | RunPod | How many seconds a worker may take to start. |

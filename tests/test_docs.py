@@ -157,7 +157,7 @@ def test_the_table_of_fields_has_every_field_with_its_limits_and_default():
             field = "images" if name in IMAGE_FIELDS else name
             rule = IMAGE_RULE if name in ("image", "image_url") else rule_of(TASKS[task], (field,))
             # An edit has one of the three fields for pictures, whichever it is.
-            default = "one of three" if name in IMAGE_FIELDS else default_of(TASKS[task].model_fields[field])
+            default = "one is required" if name in IMAGE_FIELDS else default_of(TASKS[task].model_fields[field])
             models[task, name] = rule, default
     assert documented == models
 

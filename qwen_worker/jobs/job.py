@@ -114,7 +114,11 @@ class Job:
         self.steps_per_picture, self.total_steps = steps, steps * self.request.num_images
 
     def end_step(self, step: int, steps: int) -> None:
-        """Step number `step` of the present call's `steps` is done, counted from 1."""
+        """Step number `step` of the present call's `steps` is done, counted from 1.
+
+        That is, for the host: a card still has up to a pass of the transformer in its queue. As many wait after each
+        step, so that the host's clock tells how long a step takes.
+        """
         now, pictures = time.monotonic(), len(self.call_pictures)
         self.expect_steps(steps)
         self.steps_done = self.call_pictures.start * steps + step * pictures

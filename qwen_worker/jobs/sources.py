@@ -11,8 +11,8 @@ MAX_NAME_BYTES = 255  # of a file's or a folder's name, on any disk
 SUFFIX = ".safetensors"
 STANDARD_NAME = "pytorch_lora_weights.safetensors"  # diffusers' trainers name so the LoRA beside their checkpoints
 RULE = (
-    "a hub repository as ORG/NAME, or a file in one as ORG/NAME/FILE.safetensors (@REVISION may follow NAME); an "
-    "http(s) URL; or a .safetensors file in the endpoint's folder of LoRAs"
+    "ORG/NAME (a hub repository), ORG/NAME/FILE.safetensors (a file in a hub repository), an http(s) URL, or the name "
+    "of a .safetensors file in the endpoint's folder of LoRAs; @REVISION may follow NAME"
 )
 HUB_PATH = re.compile(
     r"(?P<hub_id>\w[\w.-]*/\w[\w.-]*?)(@(?P<revision>\w[\w.-]*))?(/(?P<file>[^@]+\.safetensors))?", re.ASCII

@@ -95,12 +95,20 @@ def load_component(
     if name not in WEIGHTS:
         with reading.stopwatch("other"):
             return component_class.from_pretrained(folder, local_files_only=True)
-    if name == "transformer" and plan.table and plan.base_precision is Precision.BF16:
-        from ..model.modulation import TabledTransformer as component_class
+    if class_name == "QwenImageTransformer2DModel":
+        component_class = transformer_class(plan)
     if not reading.threads:
         with reading.stopwatch("read"):
             return load_by_library(component_class, library, folder, plan)
     return read_component(component_class, library, folder, plan, reading)
+
+
+def transformer_class(plan: Plan) -> Any:
+    """The worker's own of the 20B architecture; where a table in bfloat16 is planned, one without what it replaces."""
+    from ..model.modulation import TabledTransformer
+    from ..model.transformer import WaitFreeTransformer
+
+    return TabledTransformer if plan.table and plan.base_precision is Precision.BF16 else WaitFreeTransformer
 
 
 def read_component(component_class: Any, library: str, folder: Path, plan: Plan, reading: Reading) -> Any:

@@ -123,11 +123,14 @@ def allocated_bytes(device: str) -> int:
 
 
 def peak_vram_gb(reset: bool = False) -> float | None:
-    """The most GPU memory that torch has reserved since the last reset, in GB; None where torch has no GPU in use."""
+    """The most GPU memory that tensors took since the last reset, in GB; None where torch has no GPU in use.
+
+    Not what torch reserved: it keeps what a larger job before needed.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return None
-    peak = torch.cuda.max_memory_reserved() / GB
+    peak = torch.cuda.max_memory_allocated() / GB
     if reset:
         torch.cuda.reset_peak_memory_stats()
     return round(peak, 3)

@@ -31,15 +31,23 @@ class Machine:
 
 
 def read_machine() -> Machine:
-    """What there is now. A container may not use all that its host has free: its tightest limit counts."""
-    memory, process_bytes = psutil.virtual_memory(), resident_bytes()
+    """What there is now."""
+    gpu, obstacle = look_for_gpu()
+    return Machine(gpu, *read_ram(), resident_bytes(), obstacle)
+
+
+def read_ram() -> tuple[int, int]:
+    """The bytes of RAM in all, and those that are available now.
+
+    A container may not use all that its host has free: its tightest limit counts.
+    """
+    memory = psutil.virtual_memory()
     total_bytes, available_bytes = memory.total, memory.available
     for limit in container.read_limits():
-        used_bytes = process_bytes if limit.used_bytes is None else limit.used_bytes
+        used_bytes = resident_bytes() if limit.used_bytes is None else limit.used_bytes
         total_bytes = min(total_bytes, limit.bytes)
         available_bytes = min(available_bytes, max(0, limit.bytes - used_bytes))
-    gpu, obstacle = look_for_gpu()
-    return Machine(gpu, total_bytes, available_bytes, process_bytes, obstacle)
+    return total_bytes, available_bytes
 
 
 def resident_bytes() -> int:

@@ -19,7 +19,8 @@ MIN_CAPABILITY = (8, 0)  # Ampere, the first with bfloat16 in hardware
 FP8_CAPABILITY = (8, 9)  # Ada, the first with fp8 matrix products
 USABLE = 0.97  # of the free memory: the allocator's blocks never fill a card, and near its end drivers page or hang
 # Of the free RAM, for the process itself where a plan pins: torch with CUDA's and cuDNN's libraries (3 to 4 GB), the
-# buffers that weights come through (0.5 GB) and a little more. Less what the process holds already, which is not free.
+# buffers that weights come through (0.5 GB) and the processes in which torch compiles afterwards (0.45 GB, and about
+# 0.1 for each of the four that is at work). Less what the process holds already, which is not free.
 PROCESS_BYTES = 5_000_000_000
 NO_SAVINGS = frozenset[Saving]()
 

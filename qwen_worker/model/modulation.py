@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
+from .transformer import WaitFreeTransformer
+
 STREAMS = ("img_mod", "txt_mod")
 REMEMBERED_TIMESTEPS = 512  # whose computed rows are kept
 
@@ -66,7 +68,7 @@ class Lookup(torch.nn.Module):
         return rows.chunk(len(STREAMS), dim=-1)[self.stream]
 
 
-class TabledTransformer(QwenImageTransformer2DModel):
+class TabledTransformer(WaitFreeTransformer):
     """The transformer without modulation weights: `from_pretrained` neither makes nor reads them."""
 
     _keys_to_ignore_on_load_unexpected = [r"transformer_blocks\.\d+\.(img|txt)_mod\."]
@@ -94,10 +96,10 @@ class StoredRows:
         self.rows = rows
         self.index = {value: number for number, value in enumerate(bfloat16_timesteps().tolist())}
 
-    def __call__(self, timesteps: list[float]) -> torch.Tensor:
-        """(n, blocks, 2, 6 dim). Raises `ValueError` for a timestep that is none of bfloat16's."""
+    def __call__(self, timesteps: list[float]) -> list[torch.Tensor]:
+        """Of each timestep (blocks, 2, 6 dim), in place. Raises `ValueError` for one that is none of bfloat16's."""
         try:
-            return self.rows[[self.index[value] for value in timesteps]]
+            return [self.rows[self.index[value]] for value in timesteps]
         except KeyError as error:
             raise ValueError(f"timestep {error.args[0]} is not in the modulation table") from None
 
@@ -111,8 +113,8 @@ class ComputedRows:
         self.rows_by_timestep: dict[float, torch.Tensor] = {}  # (blocks, 2, 6 dim)
 
     @torch.no_grad()
-    def __call__(self, timesteps: list[float]) -> torch.Tensor:
-        """(n, blocks, 2, 6 dim)"""
+    def __call__(self, timesteps: list[float]) -> list[torch.Tensor]:
+        """Of each timestep (blocks, 2, 6 dim)."""
         while len(self.rows_by_timestep) > REMEMBERED_TIMESTEPS:
             self.rows_by_timestep.pop(next(iter(self.rows_by_timestep)))
         for value in timesteps:
@@ -120,7 +122,7 @@ class ComputedRows:
                 temb = self.embed(torch.tensor([value], dtype=self.dtype))
                 rows = [torch.cat([stream(temb) for stream in block]) for block in self.modules]
                 self.rows_by_timestep[value] = torch.stack(rows)
-        return torch.stack([self.rows_by_timestep[value] for value in timesteps])
+        return [self.rows_by_timestep[value] for value in timesteps]
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class ScheduleRows:
 class ModulationTable:
     """The rows of one transformer, which the blocks get in place of `temb`.
 
-    `source` gives (n, blocks, 2, 6 dim) for a list of n timesteps.
+    `source` gives (blocks, 2, 6 dim) for each of a list of timesteps.
     """
 
     def __init__(self, transformer: QwenImageTransformer2DModel, source: StoredRows | ComputedRows):
@@ -164,10 +166,12 @@ class ModulationTable:
         values = wanted.tolist()
         if self.schedule and self.schedule.is_of(values, wanted):
             return
-        rows = self.source(values)
+        found = self.source(values)
         # A timestep that nobody prepared is looked up in the last row, and its NaN spoils the picture visibly. Asking
         # the card whether there is such a timestep would make the host wait in every step.
-        rows = torch.cat([rows, torch.full_like(rows[:1], torch.nan)]).to(timesteps.device, non_blocking=True)
+        rows = found[0].new_full((len(found) + 1, *found[0].shape), torch.nan, device=timesteps.device)
+        for row, stored in zip(rows[:-1], found, strict=True):
+            row.copy_(stored, non_blocking=True)  # from where it is pinned: gathered first, it would be pageable
         if self.changes:
             add_low_rank(self.changes, rows, wanted, self.embed)
         self.schedule = ScheduleRows(wanted, rows, values)

@@ -63,14 +63,17 @@ class S3Config(BaseModel):
 
     accessId: Annotated[SecretStr, Field(min_length=1, max_length=200, description="a text of 1 to 200 characters")]
     accessSecret: Annotated[SecretStr, Field(min_length=1, max_length=200, description="a text of 1 to 200 characters")]
-    bucketName: Annotated[str, Field(pattern=BUCKET_NAME, description="3 to 63 of a-z, 0-9, dot and hyphen")]
+    bucketName: Annotated[str, Field(pattern=BUCKET_NAME, description="3 to 63 characters: a-z, 0-9, dots and hyphens")]
     endpointUrl: Annotated[
-        str, Field(max_length=500, description="an http or https URL, with no path or the bucket's name as its path")
+        str, Field(max_length=500, description="an http or https URL; its path is empty or the bucket's name")
     ]
     region: Annotated[str, Field(pattern=REGION, description="a region's name, such as eu-central-1")] = ""
     prefix: Annotated[
         str,
-        Field(pattern=r"^[A-Za-z0-9_.-][A-Za-z0-9_./-]{0,199}$", description="at most 200 of letters, digits and ._-/"),
+        Field(
+            pattern=r"^[A-Za-z0-9_.-][A-Za-z0-9_./-]{0,199}$",
+            description="at most 200 characters: letters, digits, dots, underscores, hyphens and slashes",
+        ),
     ] = ""
 
 

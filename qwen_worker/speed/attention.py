@@ -7,11 +7,13 @@ so the result is bit-equal where no compiler contracts them to fused multiply-ad
 the last place of float32, before the rounding to bfloat16). Without compiling `rotate` is slower, four kernels for
 three: it pays in compiled blocks, where all of it is one kernel.
 
-`scaled_dot_product_attention` takes the first kernel of an order that can do the call. On Hopper and data-centre
-Blackwell torch's own FlashAttention 2 comes before cuDNN's kernel, which uses those cards' asynchronous tensor cores.
-`prefer_cudnn` changes the order and excludes no kernel: a mask or a shape that cuDNN does not take goes to the next
-one. diffusers' own switch (`set_attention_backend("_native_cudnn")`) allows cuDNN alone and fails there; its other
-backends need packages (flash-attn, kernels, sageattention) that the image does not have. Equal up to the order of sums.
+`scaled_dot_product_attention` takes the first kernel of an order that can do the call. Torch for CUDA 12 asks its own
+FlashAttention 2 before cuDNN's kernel, which uses the asynchronous tensor cores of Hopper and data-centre Blackwell:
+its wheels bring a cuDNN with a fault in gradients, which the worker does not compute. Torch for CUDA 13 asks a newer
+cuDNN first by itself. `prefer_cudnn` changes the order and excludes no kernel: a mask or a shape that cuDNN does not
+take goes to the next one. diffusers' own switch (`set_attention_backend("_native_cudnn")`) allows cuDNN alone and fails
+there; its other backends need packages (flash-attn, kernels, sageattention) that the image does not have. Equal up to
+the order of sums.
 
 Imports torch and diffusers: import it inside functions. Covers neither tensor nor context parallelism, nor
 Qwen-Image-2.1, which has a rotary embedding of its own. Knows nothing of when which order is the better one.
@@ -65,7 +67,8 @@ def rotate(x: torch.Tensor, angles: Angles) -> torch.Tensor:
     """(B, tokens, heads, channels), rotated by the angles of its positions; computes in float32, as stock."""
     cos, sin = angles
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).type_as(x)
+    # The halves are rounded before they are joined: compiled code keeps what it joins in memory.
+    return torch.stack([(a * cos - b * sin).type_as(x), (b * cos + a * sin).type_as(x)], dim=-1).flatten(-2)
 
 
 class JointAttention(QwenDoubleStreamAttnProcessor2_0):

@@ -20,16 +20,22 @@ import contextlib
 import functools
 import inspect
 import math
+import os
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from ..errors import describe_error
 from ..model.modulation import ModulationTable
 
+# That compile kernels beside each other, in RAM that no plan counts. torch starts one for each core, up to 32 of a
+# machine whose cores a container sees and may not use; a graph has 12 to 15 kernels.
+COMPILE_PROCESSES = 4
+COMPILE_VARIABLE = "TORCHINDUCTOR_COMPILE_THREADS"  # by which the environment says how many
 MAX_GRAPHS = 32  # of one block in its lifetime: for batches, masks, references, and sets or ranks of LoRAs
 # Of the picture with which blocks are compiled ahead of jobs, in the transformer's tokens. 64 tokens: 1024 pixels.
 WARM_SIDE = {"cuda": 64, "cpu": 8}
@@ -53,7 +59,7 @@ class CompiledBlocks:
         if self.is_off:
             return self.stock(block, **inputs)
         try:
-            return self.compiled(block, **{name: copy_view(value) for name, value in inputs.items()})
+            return self.compiled(block, **{name: copy_view(value) for name, value in with_mask(inputs).items()})
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             self.is_off = True
             cause = getattr(error, "inner_exception", error)  # what a backend raised
@@ -107,8 +113,16 @@ class CompiledBlocks:
 @functools.cache
 def compiled_forward(block_class: Any) -> Callable[..., Any]:
     """The class's `forward`, compiled when it is called: transformers with blocks of one class share its graphs."""
+    limit_compile_processes()
     # fullgraph: a break in the graph would cost what compiling gains, and nothing would say so.
     return torch.compile(block_class.forward, fullgraph=True, dynamic=True, **keep_graphs(MAX_GRAPHS))
+
+
+def limit_compile_processes() -> None:
+    """Have torch compile kernels in few processes, unless the environment says in how many."""
+    config = torch._inductor.config
+    if COMPILE_VARIABLE not in os.environ and config.compile_threads is not None:
+        config.compile_threads = min(config.compile_threads, COMPILE_PROCESSES)
 
 
 def keep_graphs(limit: int) -> dict[str, Any]:
@@ -120,6 +134,17 @@ def keep_graphs(limit: int) -> dict[str, Any]:
         return {"recompile_limit": limit}
     torch._dynamo.config.recompile_limit = limit
     return {}
+
+
+def with_mask(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A block's inputs, with a mask where there are several rows, of which no token is masked if they came without.
+
+    Prompts of one length come without, and would take a graph of their own, compiled within the first job of such.
+    """
+    text = inputs["encoder_hidden_states"]
+    if inputs["encoder_hidden_states_mask"] is not None or len(text) == 1:
+        return inputs
+    return inputs | {"encoder_hidden_states_mask": text.new_ones(text.shape[:2], dtype=torch.bool)}
 
 
 def copy_view(value: Any) -> Any:

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 ON = "on"
 COMPILED_LORAS = "compiled_loras"  # the name of jobs' own LoRAs in compiled blocks, among what has failed
 COMPILED_IN = (Speedup.ROTARY, Speedup.ATTENTION)  # which a graph of compiled blocks was traced with
-# Major compute capabilities of the cards whose fastest attention is cuDNN's: Hopper, data-centre Blackwell.
-CUDNN_CAPABILITIES = (9, 10)
+# Compute capabilities of the cards whose fastest attention is cuDNN's: Hopper, data-centre Blackwell. On (10, 3), the
+# B300, cuDNN could not build its plans with CUDA 12.8.
+CUDNN_CAPABILITIES = (9, 0), (10, 0)
+CUDNN_FIRST_ABOVE = 91500  # the cuDNN above which torch for CUDA 13 itself asks cuDNN first on these cards
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,13 @@ class Speed:
         return ", ".join(speedup.value for speedup in self.states if self.has(speedup)) or "none"
 
 
-def decide(plan: Plan, asked: frozenset[Speedup] | None, capability: tuple[int, int] | None) -> dict[Speedup, str]:
+def decide(
+    plan: Plan, asked: frozenset[Speedup] | None, capability: tuple[int, int] | None, cudnn_first: bool = False
+) -> dict[Speedup, str]:
     """For each speed-up `on`, or why it is off.
 
     `asked`: the speed-ups that the setting names, None where it leaves the choice; `capability`: the card's compute
-    capability, (major, minor), None on a CPU.
+    capability, (major, minor), None on a CPU; `cudnn_first`: torch itself asks cuDNN first where that is the fastest.
     """
     is_20b = all(model.parts for model in plan.models)
     states: dict[Speedup, str] = {}
@@ -131,11 +135,21 @@ def decide(plan: Plan, asked: frozenset[Speedup] | None, capability: tuple[int, 
             states[speedup] = "not in QWEN_SPEEDUPS"
         elif asked is None and plan.device == "cpu":
             states[speedup] = "a CPU has none by itself: its pictures stay bit-equal to stock's"
-        elif speedup is Speedup.ATTENTION and (capability or (0, 0))[0] not in CUDNN_CAPABILITIES:
+        elif speedup is Speedup.ATTENTION and capability not in CUDNN_CAPABILITIES:
             states[speedup] = "torch's own order is the best that is known for this card"
+        elif speedup is Speedup.ATTENTION and cudnn_first:
+            states[speedup] = "this torch asks cuDNN first by itself on this card"
         else:
             states[speedup] = ON
     return states
+
+
+def asks_cudnn_first() -> bool:
+    """Whether torch's own order of attention kernels begins with cuDNN's on the cards that it is the fastest on."""
+    import torch
+
+    version: int = torch.backends.cudnn.version() or 0
+    return (torch.version.cuda or "").startswith("13.") and version > CUDNN_FIRST_ABOVE
 
 
 def apply(
@@ -153,7 +167,7 @@ def apply(
     `CudaSpoiledError`.
     """
     gpu = machine.gpu if plan.device == "cuda" else None
-    states = decide(plan, settings.QWEN_SPEEDUPS, gpu and gpu.capability)
+    states = decide(plan, settings.QWEN_SPEEDUPS, gpu and gpu.capability, asks_cudnn_first())
     if states[Speedup.COMPILE] == ON and not has_compiler(plan.device):
         states[Speedup.COMPILE] = "there is no C compiler here, which torch's compiler needs"
     if plan.precision is Precision.INT8:

@@ -24,6 +24,7 @@ def test_the_page_of_cards_is_what_its_command_writes(tmp_path):
     assert committed == written
 
 
+RATIOS = {"edit": 2.83, "one": 2.37, "two": 4.17}
 CARDS = {card.name: card for card in costs.CARDS}
 
 
@@ -34,7 +35,7 @@ def figure(name, fit_rows=(), speed_rows=(), task="generate", preset="quality"):
 
 def test_figures_are_measured_scaled_or_computed():
     assert figure("H100") == (18.5, "computed")
-    assert figure("H100", task="edit") == (round(18.5 * 51.5 / 20, 3), "computed")
+    assert figure("H100", task="edit") == (round(18.5 * 198 / 70, 3), "computed")
     measured = [speed_row()]
     assert figure("H100", speed_rows=measured) == (0.5 + 0.4 + 0.1 + 50 * 0.2, "measured")
     assert figure("H100", speed_rows=[*measured, speed_row(whole=True, steps=50, **{"job s": 12.0})]) == (
@@ -77,11 +78,11 @@ def test_the_page_keeps_what_is_measured_and_what_is_computed_apart():
     ]
     stock_row = speed_row(contender="stock", **{"job s": 4.0, "step s": 0.4})
     ours_row = speed_row(**{"floor step s": 0.177, "of stock": 0.57})
-    page = cards_page.page(rows, fitted, [ours_row, stock_row])
+    page = cards_page.page(rows, fitted, [ours_row, stock_row], RATIOS)
     measured, computed = page.split("## Computed")
     assert "| generate | 1024 | quality | 8 | 2.6 | 4 | 0.2 | 0.4 | 0.177 | 0.57 |" in measured
     assert "| ADA_80_PRO | H100 | 4.18 | fast | 1.4 s, $0.002 |  |" in measured
-    assert "| ADA_80_PRO | H100 | 4.18 | fast |  | 3.8 s, $0.004 |" in computed
+    assert "| ADA_80_PRO | H100 | 4.18 | fast |  | 4.2 s, $0.005 |" in computed
     assert "| AMPERE_80 | A100 | 2.74 | fast | 4.4 s, $0.003, scaled from H100 |" in computed
     assert "a picture by `fast` on RTX A4000" in computed and "an edit by `quality` on B200" in computed
     assert "| ours-24-generate | generate | fp8 | 17.5 / 17.5 | 16.9 / failed | 0.2 | NVIDIA H100 80GB HBM3 |" in page
@@ -95,6 +96,6 @@ def test_a_preset_that_no_card_has_drawn_is_not_on_the_page(fields):
 
 def test_a_page_of_no_measurement_says_so():
     rows = [costs.row_of(card, "quality", [], []) for card in costs.CARDS]
-    page = cards_page.page(rows, [fit_row(measured="not measured: not yet", device=None)], [])
+    page = cards_page.page(rows, [fit_row(measured="not measured: not yet", device=None)], [], RATIOS)
     assert page.split("## Measured\n\n")[1].startswith("No card has been measured yet.\n\n## Computed\n")
     assert page.count("| quality |") == len(costs.CARDS)

@@ -32,9 +32,15 @@ def test_the_flops_of_a_pass_are_what_torch_counts(transformer, batch, height, w
     assert floor.passes_flops(config, [(batch, latents, text)] * 2) == 2 * counter.get_total_flops()
 
 
-def test_a_pass_of_the_released_model_takes_70_tflop(released_models):
+def test_passes_of_the_released_models_take_what_costs_counts_with(released_models):
+    """Tokens of text: as the processors make them of a hundred, and of the pictures that an edit's text has in it."""
     config = released_models["transformer"].config
-    assert floor.forward_flops(config, 1, 4096, 100) / 1e12 == pytest.approx(costs.TFLOP_A_PASS, rel=0.01)
+
+    def tflop(latents, text):
+        return pytest.approx(floor.forward_flops(config, 1, latents, text) / 1e12, rel=0.01)
+
+    assert costs.TFLOP_A_PASS == {"generate": tflop(4096, 100), "edit": tflop(2 * 4096, 1379)}
+    assert costs.TFLOP_A_PLUS_PASS == {1: tflop(2 * 4096, 209), 2: tflop(3 * 4096, 412)}
 
 
 def test_the_rate_of_a_product_is_the_median_of_its_times(monkeypatch):

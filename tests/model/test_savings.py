@@ -17,6 +17,7 @@ from qwen_worker.memory import placement
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.model import modulation
 from qwen_worker.model import vae as single_frame
+from qwen_worker.model.transformer import WaitFreeTransformer
 from qwen_worker.settings import LOAD_THREADS, Precision, Saving
 from qwen_worker.weights import modulation_rows
 
@@ -133,14 +134,17 @@ def small_transformer(**changes):
     return transformer.bfloat16()
 
 
-def forward(transformer, timestep, shapes, tokens=8):
+ALL_SEEN = torch.ones(1, 5)
+
+
+def forward(transformer, timestep, shapes, tokens=8, mask=ALL_SEEN):
     generator = torch.Generator().manual_seed(1)
     batch = len(timestep)
     with torch.no_grad():
         return transformer(
             hidden_states=torch.randn(batch, tokens, 16, generator=generator).bfloat16(),
             encoder_hidden_states=torch.randn(batch, 5, 24, generator=generator).bfloat16(),
-            encoder_hidden_states_mask=torch.ones(batch, 5).bool(),
+            encoder_hidden_states_mask=None if mask is None else mask.expand(batch, -1),
             timestep=timestep.bfloat16(),
             img_shapes=[shapes] * batch,
             return_dict=False,
@@ -158,6 +162,22 @@ def test_the_table_serves_bfloat16_timesteps_and_2511_s_zero(tmp_path, zero_cond
         timestep = torch.tensor([t]).bfloat16() / 1000
         shapes = [(1, 2, 2), (1, 2, 2)]
         assert torch.equal(forward(ours, timestep, shapes), forward(theirs, timestep, shapes))
+
+
+@pytest.mark.parametrize("shapes", [[(1, 2, 4)], [(1, 2, 2), (1, 2, 2)], [(1, 2, 1), (1, 2, 2), (1, 1, 2)]])
+@pytest.mark.parametrize("zero_cond_t", [False, True])
+def test_a_pass_without_waits_is_stock_s(tmp_path, shapes, zero_cond_t):
+    """With one row and with two, each with a mask and without; of a picture, and of one with its input pictures."""
+    theirs = small_transformer(zero_cond_t=zero_cond_t)
+    theirs.save_pretrained(tmp_path / "transformer")
+    ours = WaitFreeTransformer.from_pretrained(tmp_path / "transformer", dtype=torch.bfloat16)
+    for rows in (1, 2):
+        timestep = torch.full((rows,), 0.5)
+        ended_early = torch.ones(rows, 5)
+        ended_early[-1:, -2:] = 0
+        for mask in (None, ended_early):
+            given = timestep, shapes, 8, mask
+            assert torch.equal(forward(ours, *given), forward(theirs, *given))
 
 
 def test_a_lora_on_the_modulation_rebuilds_the_table(tmp_path):
@@ -182,6 +202,18 @@ def test_there_are_1248_timesteps_and_zero():
     assert len(values) == 1249 and values[0] == 0 and values[-1] == 1
     asked = (torch.linspace(1, 1000, 100_000).bfloat16() / 1000).unique()
     assert torch.isin(asked, values).all()
+
+
+def test_a_schedule_s_rows_go_to_the_device_from_where_they_are_kept():
+    """Gathered before, hundreds of megabytes would be copied twice, and wait: what is gathered is not pinned."""
+    rows = torch.rand(1249, 2, 2, 6 * 32).bfloat16()
+    source = modulation.StoredRows(rows)
+    assert all(row.untyped_storage().data_ptr() == rows.untyped_storage().data_ptr() for row in source([0.5, 0.0]))
+    table = modulation.ModulationTable(small_transformer(), source)
+    table.prepare(torch.tensor([1.0, 0.5]).bfloat16())
+    wanted = [int((modulation.bfloat16_timesteps() == value).nonzero()) for value in (0.0, 0.5, 1.0)]
+    assert table.schedule.values == [0.0, 0.5, 1.0] and torch.equal(table.schedule.rows[:-1], rows[wanted])
+    assert table.schedule.rows[-1].isnan().all()
 
 
 def test_a_timestep_outside_the_table_is_an_error_or_shows(monkeypatch):
@@ -260,6 +292,28 @@ def test_quantized_transformers_take_turns_from_homes_of_their_own(tiny):
     assert weight.qdata.is_meta and weight.scale.is_meta
     turns.clear()
     assert torch.equal(weight.dequantize(), before)
+
+
+def test_the_scales_of_nf4_leave_the_card_with_the_weights(tiny):
+    from qwen_worker.model.residency import Swap
+
+    plan = plan_for(tiny / "generate", Precision.NF4, frozenset(Saving))
+    kind = ["diffusers", "QwenImageTransformer2DModel"]
+    model = components.load_component(inspect(tiny / "generate"), "transformer", kind, plan)
+    state = model.transformer_blocks[0].attn.to_q.weight.quant_state
+    before = state.absmax.clone()
+    turns = Swap("cpu")
+    turns.add("generate", model)
+    for home in (one for one in turns.homes["generate"] if one.owner is state):
+        home.load(torch.device("meta"))  # stands for a card
+    assert state.absmax.is_meta
+    turns.clear()
+    assert torch.equal(state.absmax, before)
+    waiting = {home.tensor.data_ptr(): home.tensor.nbytes for home in turns.homes["generate"]}
+    assert state.absmax.data_ptr() in waiting
+    # What is planned for a swapped transformer is what waits for its turn.
+    (planned,) = plan.models
+    assert sum(waiting.values()) == pytest.approx(plan.transformer_bytes(planned), rel=0.01)
 
 
 def test_a_dropped_module_leaves_nothing_behind(tiny):

@@ -1,13 +1,16 @@
 """`python -m tests.null_card`: the table of card, task and size, printed, and kept in benchmarks/results.
 
 It says what today's worker takes of each card, beside what its plan says. Of the cases those are run whose names hold a
-word that is given, or all; the others stay in the file as they were.
+word that is given, or all; the others stay in the file as they were. The file has each case's date, and the names of
+those that were never run.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,34 +42,50 @@ HEADER = (
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.null_card", description=__doc__)
     parser.add_argument("words", nargs="*", help="run the cases whose names hold one of these (default: all)")
+    parser.add_argument("--missing", action="store_true", help="leave out the cases that the file has, unless failed")
     parser.add_argument("--jobs", type=int, default=JOBS, help="jobs in the end of each case (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the file to write (default: %(default)s)")
     options = parser.parse_args()
     if reason := why_not():
         sys.exit(reason)
     held = json.loads(options.output.read_text())["cases"] if options.output.exists() else {}
+    done = {name for name, found in held.items() if options.missing and "failed" not in found}
     with Processes() as processes:
-        for case in (one for one in CASES if not options.words or any(word in one.name for word in options.words)):
+        for case in chosen(options.words, done):
             started = time.perf_counter()
             held[case.name] = run(processes, case, options.jobs)
             show(case.name, held[case.name], time.perf_counter() - started)
-            write(options.output, {one.name: held[one.name] for one in CASES if one.name in held})
+            write(options.output, held)
     return any("failed" in one for one in held.values())
 
 
+def chosen(words: Sequence[str], done: Collection[str]) -> list[Case]:
+    """The cases whose names hold one of the words, or all without words, less those of the names in `done`."""
+    wanted = (case for case in CASES if not words or any(word in case.name for word in words))
+    return [case for case in wanted if case.name not in done]
+
+
 def run(processes: Processes, case: Case, jobs: int) -> dict[str, Any]:
-    """What became of the case: what `life.live` found, or why it failed."""
+    """What became of the case: what `life.live` found, or why it failed; and the day of that."""
     try:
-        return processes.call(life.live, case.card, case.models, case.compiled, jobs, seconds=SECONDS)
+        found = processes.call(life.live, case.card, case.models, case.compiled, jobs, seconds=SECONDS)
     except CallFailed as failure:
         print(failure, file=sys.stderr)
-        return {"failed": str(failure).splitlines()[-1]}
+        found = {"failed": str(failure).splitlines()[-1]}
+    return {"date": f"{datetime.now(UTC):%Y-%m-%d}"} | found
 
 
-def write(path: Path, cases: dict[str, Any]) -> None:
+def write(path: Path, held: dict[str, Any]) -> None:
+    """Write what was found of the cases, by their names, in the table's order."""
     versions = {name: metadata.version(name) for name in PACKAGES}
-    text = json.dumps({"benchmark": "null_card", "versions": versions, "cases": cases}, indent=1)
-    path.write_text(text + "\n")
+    names = [case.name for case in CASES]
+    facts = {
+        "benchmark": "null_card",
+        "versions": versions,
+        "never run": [name for name in names if name not in held],
+        "cases": {name: held[name] for name in names if name in held},
+    }
+    path.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def show(name: str, found: dict[str, Any], seconds: float) -> None:

@@ -139,6 +139,44 @@ def test_the_worker_goes_on_in_pageable_memory_where_torch_pins_no_more(on_card)
     assert seen["refusal"].startswith("AcceleratorError: CUDA error: out of memory")
 
 
+def see_waiting(card):
+    """What waits for its turn in pinned memory: many small tensors of two kinds, after buffers have gone."""
+    import torch
+
+    from qwen_worker.memory import cuda
+    from qwen_worker.model.residency import Swap
+
+    from . import fields
+
+    torch.cuda.init()
+    cuda.configure_allocators()
+    buffers = [torch.empty(32 << 20, dtype=torch.uint8, pin_memory=True) for _ in range(4)]
+    del buffers
+    cuda.release_pinned_buffers()
+    free = [torch.empty(32 << 20, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+    del free  # torch keeps these for a tensor that needs less
+    before, module = fields.read("pinned"), torch.nn.Linear(4096, 4500, device="cuda", dtype=torch.bfloat16)
+    for number in range(300):
+        module.register_parameter(f"scales{number}", torch.nn.Parameter(torch.full((70_001,), float(number)).cuda()))
+    swap = Swap("cuda")
+    swap.add("module", module)
+    swap.clear()
+    return {
+        "pinned": fields.read("pinned") - before,
+        "bytes": sum(parameter.nbytes for parameter in module.parameters()),
+        "all pinned": all(parameter.is_pinned() for parameter in module.parameters()),
+        "values": [module.scales7[-1].item(), module.scales299[0].item()],
+        "shapes": [list(module.weight.shape), str(module.weight.dtype)],
+    }
+
+
+def test_what_waits_for_its_turn_pins_no_more_than_it_has(on_card):
+    seen = on_card(see_waiting, Card(10))
+    assert seen["all pinned"] and seen["values"] == [7, 299]
+    assert seen["shapes"] == [[4500, 4096], "torch.bfloat16"]
+    assert seen["bytes"] <= seen["pinned"] < 1.001 * seen["bytes"]
+
+
 def see_worker_judge(card):
     """Whether the worker takes what a kernel raises for the end of CUDA in its process."""
     import torch

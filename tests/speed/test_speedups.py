@@ -8,15 +8,12 @@ import json
 import os
 import shutil
 import sys
-import traceback
-from contextlib import ExitStack
 
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from PIL import Image, ImageChops
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen_worker.checkpoints import checkpoint
 from qwen_worker.checkpoints.sharing import as_model
@@ -33,7 +30,6 @@ from qwen_worker.lora.adapters import Adapters
 from qwen_worker.lora.ranks import padded_rank
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import Gpu, Machine, read_machine
-from qwen_worker.model import modulation
 from qwen_worker.pictures.inputs import Canvas
 from qwen_worker.settings import Precision, Saving, Settings, Speedup
 from qwen_worker.speed import (
@@ -293,54 +289,23 @@ def test_cudnn_s_attention_is_asked_first_and_the_others_stay(built):
     assert torch._C._get_sdp_priority_order() == before
 
 
-class HostReads(TorchDispatchMode):
-    """Notes where the host waits for a number of the device: `.item()`, `bool()`, `.tolist()` of a tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.found, self.stepping = [], False
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if self.stepping and func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
-            self.found.append("".join(traceback.format_stack(limit=8)))
-        return func(*args, **kwargs or {})
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_no_step_waits_for_the_device(tiny, cached, monkeypatch):
-    pipe, table = pipeline(Settings, tiny / "generate", Precision.BF16, frozenset(Saving), table=True)
-    # As on a card, where a look at the timesteps would make the host wait.
-    monkeypatch.setattr(modulation.ScheduleRows, "covers", lambda rows, timesteps: True)
-    with HostReads() as reads, table.following_schedules(pipe.scheduler, torch.bfloat16), ExitStack() as stack:
-        if cached:
-            stack.enter_context(step_cache.predict_steps(pipe.transformer, 10))
-        else:
-            stack.enter_context(guidance.share_passes(pipe.transformer))
-
-        def after_step(_pipe, step, _timestep, tensors):
-            reads.stepping = step < 9
-            return tensors
-
-        pipe("a red circle", negative_prompt=" ", true_cfg_scale=4.0, width=256, height=256, num_inference_steps=10,
-             output_type="latent", callback_on_step_end=after_step)  # fmt: skip
-    assert reads.found == []
-
-
-def on_card(capability, *asked, **changes):
+def on_card(capability, *asked, cudnn_first=False, **changes):
     """States of the speed-ups that are asked for, all by name if none is, on a card."""
     gpu = Gpu("a card", capability, 80_000_000_000, 80_000_000_000)
     found = placement.plan(
         [as_model(checkpoint.released("Qwen/Qwen-Image"), [])], Machine(gpu, 200 * 10**9, 200 * 10**9)
     )
     plan = dataclasses.replace(found, **changes)
-    return speedups.decide(plan, frozenset(asked) if asked else None, capability)
+    return speedups.decide(plan, frozenset(asked) if asked else None, capability, cudnn_first)
 
 
 def test_a_card_has_by_itself_what_pays_and_a_cpu_nothing(settings, tiny):
     states = on_card((9, 0))
     auto = {one for one, state in states.items() if state == "on"}
     assert auto == {Speedup.COMPILE, Speedup.ROTARY, Speedup.GUIDANCE, Speedup.ATTENTION}
-    assert "torch's own order" in on_card((8, 9))[Speedup.ATTENTION]
+    for capability in ((8, 9), (10, 3), (12, 0)):
+        assert "torch's own order" in on_card(capability)[Speedup.ATTENTION]
+    assert "by itself" in on_card((10, 0), cudnn_first=True)[Speedup.ATTENTION]
     assert on_card((9, 0), Speedup.ROTARY)[Speedup.GUIDANCE] == "not in QWEN_SPEEDUPS"
     on_cpu = speedups.decide(plan_for(tiny / "generate", Precision.FP32, frozenset(Saving)), None, None)
     assert len(on_cpu) == len(Speedup) and all("bit-equal" in state for state in on_cpu.values())
@@ -523,6 +488,29 @@ def test_torch_without_the_option_keeps_as_many_graphs_by_its_setting(monkeypatc
     monkeypatch.setattr(torch, "compile", lambda model, *, fullgraph=False, dynamic=None, backend=None: None)
     with torch._dynamo.config.patch(recompile_limit=8):
         assert compiled.keep_graphs(16) == {} and torch._dynamo.config.recompile_limit == 16
+
+
+def test_prompts_of_one_length_share_the_graph_of_those_that_differ(tiny, traced):
+    """The pipelines drop a mask that masks nothing; a card would compile for a minute within that job."""
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    _, counts, told = traced(transformer)
+    for mask in (torch.ones(2, 9), None):
+        inputs = {"encoder_hidden_states_mask": mask}
+        theirs = pass_of(transformer_of("generate", Precision.FP32), "generate", 2, **inputs)
+        assert distance(pass_of(transformer, "generate", 2, **inputs), theirs) < TOLERANCE[Precision.FP32]
+    assert counts["graphs"] == 1 and not told
+
+
+@pytest.mark.parametrize(("threads", "asked", "found"), [(32, None, 4), (2, None, 2), (32, "32", 32)])
+def test_kernels_are_compiled_in_few_processes_unless_the_environment_says_in_how_many(
+    monkeypatch, threads, asked, found
+):
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", asked)
+    with torch._inductor.config.patch(compile_threads=threads):
+        compiled.compiled_forward.__wrapped__(QwenImageTransformer2DModel)
+        assert torch._inductor.config.compile_threads == found
 
 
 def test_more_graphs_than_are_kept_are_drawn_as_before(tiny, traced):

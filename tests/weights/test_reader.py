@@ -4,6 +4,8 @@ import errno
 import os
 import threading
 import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -108,6 +110,22 @@ def test_a_read_that_fails_names_the_file_and_may_be_tried_again(shards, monkeyp
         reader.pop(wanted[0].name)
     assert caught.value.reason == f"{tmp_path.name}/model-0.safetensors cannot be read: Input/output error"
     assert caught.value.transient
+
+
+def test_a_failure_that_hundreds_of_tensors_meet_is_told_in_a_few_lines(tmp_path, monkeypatch):
+    """transformers asks for every tensor from threads of its own, also once one has failed."""
+    save_file({f"layer.{number}": torch.zeros(8) for number in range(600)}, tmp_path / "model.safetensors")
+    wanted = tensors_in(tmp_path / "model.safetensors", "x")
+
+    def fails(*_):
+        raise RuntimeError("the reader's own")
+
+    monkeypatch.setattr(weight_reader.PieceReader, "read", fails)
+    with WeightReader(wanted, "cpu", 4) as reader, ThreadPoolExecutor(4) as threads:
+        failures = [asked.exception() for asked in [threads.submit(reader.pop, one.name) for one in wanted]]
+        lines = {len(traceback.format_exception(failure)) for failure in failures}
+    assert {str(failure) for failure in failures} == {"the reader's own"}
+    assert max(lines) < 20, lines
 
 
 def test_a_file_that_is_gone_is_named_without_where_it_was(tmp_path):

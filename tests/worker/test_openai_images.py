@@ -124,7 +124,7 @@ def test_a_call_that_cannot_be_meant_is_refused_by_its_field(given, words):
         ({"quality": "low"}, "preset 'fast' is not served for generate here"),
         ({"quality": "best"}, "quality must be 'low', 'medium', 'high' or 'hd', not \"best\""),
         ({"quality": "high", "preset": "fast"}, "preset is given twice, as quality and as preset"),
-        ({"loras": [{"path": "x"}]}, "loras[0].path must be a hub repository as ORG/NAME"),
+        ({"loras": [{"path": "x"}]}, "loras[0].path must be ORG/NAME (a hub repository)"),
         ({"stream": True}, '"stream" is not a field of generate'),
         ({"partial_images": False}, '"partial_images" is not a field of generate'),
         ({"output_compression": 0}, "output_quality (sent as output_compression) must be a whole number from 1 to 100"),

@@ -1,0 +1,77 @@
+"""The transformer's forward pass without a wait for the card: the host can queue a step while the card draws another.
+
+Stock's pass copies numbers from the host where a prompt is padded (the text's length, which nobody reads), and in
+Edit-2511 (for each of 8,192 and more tokens, whether it is an input picture's). Such a copy ends when all that was
+queued before it is done, so the card idles until the next kernels arrive. Here the first is left out, and the card
+counts the second by itself. Bit-equal to stock.
+
+Covers neither ControlNet, gradients, nor models that embed guidance. Imports torch and diffusers: import it inside
+functions. Knows nothing of what the blocks do with what they get.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+
+Shape = tuple[int, int, int]  # frames, rows and columns of a picture's tokens
+
+
+class WaitFreeTransformer(QwenImageTransformer2DModel):
+    """Stock's but for its `forward`."""
+
+    # The base class also takes what no pipeline of the worker passes.
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        img_shapes: Sequence[Sequence[Shape]],
+        encoder_hidden_states_mask: torch.Tensor | None = None,
+        guidance: None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        additional_t_cond: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """(B, picture's tokens, channels), (B, text's tokens, dim) and (B,) -> (B, picture's tokens, channels).
+
+        `img_shapes`: for each row those of the picture and of its input pictures; `encoder_hidden_states_mask`: not 0
+        where a token of the text is attended to, (B, text's tokens).
+        """
+        assert guidance is None
+        picture = self.img_in(hidden_states)
+        timestep = timestep.to(picture.dtype)
+        index = None
+        if self.zero_cond_t:  # input pictures are modulated as at timestep 0
+            timestep = torch.cat([timestep, timestep * 0])
+            index = input_index(img_shapes, picture.device)
+        text = self.txt_in(self.txt_norm(encoder_hidden_states))
+        mask = None if encoder_hidden_states_mask is None else encoder_hidden_states_mask.bool()
+        temb = self.time_text_embed(timestep, picture, additional_t_cond)
+        rotary = self.pos_embed(img_shapes, max_txt_seq_len=text.shape[1], device=picture.device)
+        for block in self.transformer_blocks:
+            text, picture = block(
+                hidden_states=picture,
+                encoder_hidden_states=text,
+                encoder_hidden_states_mask=mask,
+                temb=temb,
+                image_rotary_emb=rotary,
+                joint_attention_kwargs=attention_kwargs,
+                modulate_index=index,
+            )
+        if self.zero_cond_t:
+            temb = temb.chunk(2)[0]
+        output = self.proj_out(self.norm_out(picture, temb))
+        return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+
+def input_index(shapes: Sequence[Sequence[Shape]], device: torch.device) -> torch.Tensor:
+    """0 for each token of the picture, 1 for those of its input pictures: (B, tokens) of int32, counted on `device`."""
+    rows: list[torch.Tensor] = []
+    for own, *inputs in shapes:
+        tokens = math.prod(own) + sum(map(math.prod, inputs))
+        rows.append(torch.arange(tokens, device=device) >= math.prod(own))
+    return torch.stack(rows).int()
