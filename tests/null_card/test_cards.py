@@ -82,7 +82,8 @@ def test_a_lora_in_eight_bits_is_compiled_once_and_takes_the_room_that_is_planne
     before, first, second, after = found["graphs"]
     assert before < first == second == after and not found["failures"], found
     for row in found["rows"]:
-        assert row["code"] == "ok" and not row["tiled"], row
+        # The matrices of the modulation are on the card whole, and take more of it than a full plan leaves.
+        assert row["code"] == "ok" and row["tiled"] <= (row["what"] == "with a LoRA" and card.gigabytes > 24), row
         assert row["allocated"] < row["predicted"] * (1 + MARGIN), row
 
 
