@@ -81,7 +81,7 @@ def configured_pipelines(task: str, wanted: list[str]) -> Iterator[tuple[str, An
     for preset in wanted:
         fields = {"task": task, "prompt": "-", "preset": preset} | ({"image": "-"} if task == "edit" else {})
         job = Job("benchmark", parse(fields, "benchmark", Presets(settings)))
-        with configured(loaded, job.request, Loras(settings).open_for_job(job, loaded.checkpoint)):
+        with configured(loaded, job.request, Loras(settings).open_for_job(job, loaded.checkpoint), loaded.plan):
             yield preset, job.request, loaded
 
 

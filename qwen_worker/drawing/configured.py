@@ -12,6 +12,7 @@ from ..jobs.presets import FEW_STEP_SCHEDULER
 from ..jobs.request import Drawing, Edit
 from ..loading.loaded import LoadedPipeline
 from ..lora.file import LoraUse
+from ..memory.footprint import Plan
 from ..preset_settings import Preset
 from ..settings import Speedup
 from .partial_denoise import drawn_steps, fixed_steps
@@ -22,14 +23,14 @@ def configured(
     loaded: LoadedPipeline,
     request: Drawing,
     loras: Sequence[LoraUse],
+    plan: Plan,
     apart: bool = False,
     tiles: bool = False,
-    streamed_loras: bool = False,
 ) -> Generator[None]:
     """Within, the pipeline is as the request asks for it.
 
-    `apart`: guidance's passes stay two; `tiles`: pictures are decoded in tiles. The two passes are one call only where
-    a picture is decoded whole: the memory for that holds both. `streamed_loras`: LoRAs stay in host memory.
+    `plan`: of the job, which says how its LoRAs are applied; `apart`: guidance's passes stay two; `tiles`: pictures are
+    decoded in tiles. The two passes are one call only where a picture is decoded whole: the memory for that holds both.
     """
     steps = fixed_steps(loaded.pipe) or request.num_inference_steps
     drawn = drawn_steps(steps, request.strength) if isinstance(request, Edit) else steps
@@ -39,9 +40,10 @@ def configured(
         changes["shift_terminal"] = None
     cached = caches_steps(loaded, request)
     with (
-        loaded.adapters.apply(loras, streamed_loras),
+        loaded.adapters.apply(loras, plan.streamed_loras, plan.lora_rank),
         loaded.speed.drawing(
-            compiled=all(use.from_settings for use in loras),  # a job's own would each compile anew
+            compiled=plan.compiled,
+            padded_loras=plan.lora_rank > 0,
             separate_passes=apart or tiles or not shares_passes(loaded, request),
             cached_steps=drawn if cached else 0,
         ),

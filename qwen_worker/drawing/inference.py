@@ -18,20 +18,25 @@ from ..jobs.reply import DrawingResult
 from ..jobs.request import Drawing, Edit, require_tokens
 from ..loading.loaded import LoadedPipeline, Shortage
 from ..log import log_line
+from ..lora.ranks import padded_parameters, padded_rank
 from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
 from ..memory.failures import absorb_failure
-from ..memory.footprint import Plan
+from ..memory.footprint import UNCOMPILED_DENOISE, Plan
 from ..pictures.images import to_rgb
 from ..pictures.inputs import Canvas
 from ..pictures.masks import restore_outside
 from ..settings import Speedup
+from ..speed.speedups import COMPILED_LORAS
 from .configured import caches_steps, configured, shares_passes
-from .partial_denoise import PartialDenoise
+from .partial_denoise import PartialDenoise, drawn_steps
 from .preview import Previewer
 from .prompt_cache import PromptCache
 from .queue import DrawingJob
 
 LEAK_BYTES = 1_000_000_000  # memory that does not come back after a failed job: the worker is better restarted
+# From so many steps on, a job with its own LoRAs may be the first to compile a graph for them. It depends on the job
+# alone, and not on what is compiled already: the same job gives the same picture.
+COMPILED_LORA_STEPS = 20
 MAX_SEQUENCE_LENGTH = 1024  # always passed: diffusers cuts at 512 tokens in silence
 
 
@@ -102,7 +107,7 @@ def draw_within_memory(
         steps = 0
         try:
             with (
-                configured(loaded, job.request, entry.loras, apart, tiles, plan.streamed_loras),
+                configured(loaded, job.request, entry.loras, plan, apart, tiles),
                 vae_tiles(loaded.pipe.vae, tiles),
                 prompt_cache.caching(loaded.pipe, job.require_running),
             ):
@@ -134,18 +139,43 @@ def draw_within_memory(
 def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Plan:
     """The plan with the room that the job's own LoRAs take, and blocks that the loaded pipeline does not compile.
 
-    The LoRAs are streamed where the card has no room for them beside a picture that is decoded without tiles.
+    Of the ways to apply the LoRAs, the first is taken that has room for a picture which is decoded without tiles.
     """
     if loaded and not loaded.speed.has(Speedup.COMPILE):
         plan = replace(plan, compiled=False)
-    job_loras = [use.file for use in entry.loras if not use.from_settings]
-    if not job_loras:
+    if all(use.from_settings for use in entry.loras):
         return plan
-    whole = plan.with_loras(sum(file.parameters for file in job_loras))
-    held_by_host = whole.lora_bytes <= plan.kept_lora_bytes
-    if not held_by_host or not whole.needs_tiles(*entry.canvas.size, len(entry.canvas.sources)):
-        return whole
-    return plan.with_loras(sum(file.parameters_at_once for file in job_loras), streamed=True)
+    size, ways = (*entry.canvas.size, len(entry.canvas.sources)), plans_with_loras(entry, plan, loaded)
+    fitting = [way for way in ways if way.fits(*size)] or ways
+    return next((way for way in fitting if not way.needs_tiles(*size)), fitting[0])
+
+
+def plans_with_loras(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> list[Plan]:
+    """The plan for each way in which the job's LoRAs could be applied, the best first.
+
+    By compiled blocks before others, where they are much faster and the job has steps enough to pay for a graph that is
+    not compiled yet; on the card before in host memory, where there is so much of it.
+    """
+    request, always_applied = entry.job.request, loaded.adapters.always_applied if loaded else ()
+    job_files = [use.file for use in entry.loras if not use.from_settings]
+    parameters = sum(file.parameters for file in job_files)
+    is_held = plan.with_loras(parameters).lora_bytes <= plan.kept_lora_bytes
+    stock = [plan.with_loras(parameters)]
+    if is_held:
+        stock.append(plan.with_loras(sum(file.parameters_at_once for file in job_files), streamed=True))
+    files = {use.file.key: use.file for use in (*always_applied, *entry.loras)}
+    rank = padded_rank(files.values(), plan.table)
+    is_able = plan.compiled and plan.precision in UNCOMPILED_DENOISE
+    if not rank or not is_able or (loaded and COMPILED_LORAS in loaded.speed.failures):
+        return stock
+    padded, padded_at_once = padded_parameters(list(files.values()), rank)
+    if is_held:
+        ways = [plan.with_loras(padded, rank=rank), plan.with_loras(padded_at_once, streamed=True, rank=rank)]
+    else:  # the matrices are made on the card, and are there beside the padded ones
+        ways = [plan.with_loras(padded + parameters, rank=rank)]
+    strength = request.strength if isinstance(request, Edit) else 1.0
+    pays = drawn_steps(request.num_inference_steps, strength) >= COMPILED_LORA_STEPS
+    return ways + stock if pays else stock + ways
 
 
 @contextmanager

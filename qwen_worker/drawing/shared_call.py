@@ -50,8 +50,8 @@ def draw_together(
     calls = [numbers[start : start + pictures_per_call] for start in range(0, len(numbers), pictures_per_call)]
     pictures: dict[DrawingJob, list[Image.Image]] = {entry: [] for entry in encoded}
     steps, leader = 0, numbers[0][0]
-    streamed_loras = inference.plan_for(leader, loaded.plan, loaded).streamed_loras
-    with configured(loaded, leader.job.request, leader.loras, streamed_loras=streamed_loras):
+    plan = inference.plan_for(leader, loaded.plan, loaded)
+    with configured(loaded, leader.job.request, leader.loras, plan):
         for call in calls:
             images, steps = draw_call(loaded, encoded, call)
             for (entry, _), image in zip(call, images, strict=True):

@@ -7,15 +7,16 @@ is moved and counted as if there were none. A LoRA's weights wait in host memory
 are on the card during its jobs. Where they would take the room of a picture there, each block's are on the card during
 the block's own pass alone.
 
-peft's own injection walks the whole tree, which takes a second each time; here its layers are made one by one.
+peft's own injection walks the whole tree, which takes a second each time; here its layers are made one by one. Compiled
+blocks get layers of ours in their place, which all have one rank (`padded.py`).
 Imports torch: import it inside functions. Knows nothing of jobs, nor where files come from.
 """
 
 import functools
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,43 +25,13 @@ from ..errors import InvalidInput, JobError
 from ..memory import cuda
 from ..memory.footprint import KEPT_LORA_BYTES
 from ..model.modulation import Lookup, LowRank, ModulationTable
-from ..model.residency import pin
 from .file import LoraFile, LoraLayer, LoraUse, require_layers, streamed_block
+from .matrices import LoraWeights, read_weights
+from .padded import LowRankPart, PaddedLinear, load_layers, padded_layers, unload_layers
 
 KEPT_SETS = 4  # of LoRAs that were used together, for which peft's layers are kept
 
 PeftLayer = Any  # peft's Linear, whose dictionaries of adapters have no types
-
-
-@dataclass(frozen=True)
-class LoraWeights:
-    """One LoRA's matrices, (rank, in) and (out, rank), by layer.
-
-    `host_tensors`: what they hold between jobs; none of a LoRA that host memory has no room for, whose matrices are
-    made on the card and go at the job's end.
-    """
-
-    down: Mapping[str, torch.nn.Parameter]
-    up: Mapping[str, torch.nn.Parameter]
-    host_tensors: Mapping[torch.nn.Parameter, torch.Tensor]
-
-    @property
-    def host_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.host_tensors.values())
-
-    def of_block(self, block: str) -> "list[torch.nn.Parameter]":
-        """The parameters of one block, or with an empty name those that no single block needs."""
-        layers = [name for name in self.down if streamed_block(name) == block]
-        return [matrices[name] for name in layers for matrices in (self.down, self.up)]
-
-    def load(self, device: torch.device, parameters: Collection[torch.nn.Parameter] | None = None) -> None:
-        """Have the parameters hold copies on the device, which are still on their way when this returns."""
-        for parameter in self.host_tensors if parameters is None else parameters:
-            parameter.data = self.host_tensors[parameter].to(device, non_blocking=True)
-
-    def unload(self, parameters: Collection[torch.nn.Parameter] | None = None) -> None:
-        for parameter in self.host_tensors if parameters is None else parameters:
-            parameter.data = self.host_tensors[parameter]
 
 
 class Adapters:
@@ -105,10 +76,11 @@ class Adapters:
             )
 
     @contextmanager
-    def apply(self, uses: Sequence[LoraUse], streamed: bool = False) -> Iterator[None]:
+    def apply(self, uses: Sequence[LoraUse], streamed: bool = False, rank: int = 0) -> Iterator[None]:
         """Within, the transformer computes with these LoRAs and the endpoint's own.
 
-        `streamed`: the matrices of a block are on the card during its pass alone.
+        `streamed`: the matrices of a block are on the card during its pass alone. `rank`: of the path that each matrix
+        of the blocks gets, 0 for peft's layers.
         """
         scales: dict[str, float] = {}
         files = {use.file.key: use.file for use in (*self.always_applied, *uses)}
@@ -118,17 +90,14 @@ class Adapters:
             yield
             return
         loaded: dict[str, LoraWeights] = {}
-        layers: dict[str, PeftLayer] = {}
+        layers: dict[str, PeftLayer | PaddedLinear] = {}
         hooks = ExitStack()
         try:
             for use in (*self.always_applied, *uses):
                 loaded[use.file.key] = self.weights_for(use, files)
-            layers = self.layers_for(files)
-            for weights in loaded.values():
-                if streamed and weights.host_tensors:
-                    self.stream_blocks(weights, hooks)
-                else:
-                    weights.load(self.device)
+            outside = self.make_layers(files, outside_blocks=True) if rank else {}
+            layers = outside | self.padded_layers(files, scales, rank) if rank else dict(self.layers_for(files))
+            self.load(loaded, layers, streamed, hooks)
             self.insert_layers(layers, scales)
             self.change_table(files, scales)
             yield
@@ -142,24 +111,54 @@ class Adapters:
                 weights.unload()
             self.drop_unused()
 
-    def stream_blocks(self, weights: LoraWeights, hooks: ExitStack) -> None:
-        """Until `hooks` closes, have each block load its own matrices before its pass, and unload them after it.
+    def load(
+        self,
+        weights_by_key: Mapping[str, LoraWeights],
+        layers: Mapping[str, PeftLayer | PaddedLinear],
+        streamed: bool,
+        hooks: ExitStack,
+    ) -> None:
+        """Bring the matrices to the card; those of blocks, if `streamed`, until `hooks` closes in their block's pass.
 
         The card runs copies and products in the order in which they are asked for, so that none waits for the host.
         """
-        weights.load(self.device, weights.of_block(""))
-        for number, block in enumerate(self.transformer.transformer_blocks):
-            if parameters := weights.of_block(f"transformer_blocks.{number}"):
-                load = functools.partial(weights.load, self.device, parameters)
-                unload = functools.partial(weights.unload, parameters)
-                hooks.callback(block.register_forward_pre_hook(ignore_arguments(load)).remove)
-                hooks.callback(block.register_forward_hook(ignore_arguments(unload)).remove)
-
-    def insert_layers(self, layers: Mapping[str, PeftLayer], scales: Mapping[str, float]) -> None:
-        """Replace the transformer's layers by peft's; `scales`: of the LoRAs, by their files' keys."""
+        held = [weights for weights in weights_by_key.values() if weights.host_tensors]  # the others are on the card
+        padded: defaultdict[str, list[PaddedLinear]] = defaultdict(list)  # by block
         for name, layer in layers.items():
-            for key, scaling in layer.lora_alpha.items():
-                layer.scaling[key] = scales[key] * scaling
+            if isinstance(layer, PaddedLinear):
+                padded[streamed_block(name)].append(layer)
+        for weights in held:
+            weights.load(self.device, weights.of_block("") if streamed or padded else None)
+        for number, block in enumerate(self.transformer.transformer_blocks):
+            name = f"transformer_blocks.{number}"
+            if not streamed:
+                load_layers(padded[name])
+            elif padded:
+                hook_block(block, partial(load_layers, padded[name]), partial(unload_layers, padded[name]), hooks)
+            else:
+                for weights in held:
+                    own = weights.of_block(name)
+                    hook_block(block, partial(weights.load, self.device, own), partial(weights.unload, own), hooks)
+
+    def padded_layers(
+        self, files: Mapping[str, LoraFile], scales: Mapping[str, float], rank: int
+    ) -> dict[str, PaddedLinear]:
+        """A layer of one rank for every matrix of the blocks; `files`, `scales`: by the files' keys."""
+        parts: defaultdict[str, list[LowRankPart]] = defaultdict(list)
+        for key, file in files.items():
+            weights = self.weights[key]
+            for name, layer in file.layers.items():
+                if streamed_block(name):
+                    scale = scales[key] * layer.scaling
+                    parts[name].append(LowRankPart(weights.down[name], weights.up[name], scale))
+        return padded_layers(self.transformer, parts, rank, self.dtype, self.device)
+
+    def insert_layers(self, layers: Mapping[str, PeftLayer | PaddedLinear], scales: Mapping[str, float]) -> None:
+        """Replace the transformer's layers; `scales`: of the LoRAs, by their files' keys."""
+        for name, layer in layers.items():
+            if not isinstance(layer, PaddedLinear):
+                for key, scaling in layer.lora_alpha.items():
+                    layer.scaling[key] = scales[key] * scaling
             self.transformer.set_submodule(name, layer)
 
     def change_table(self, files: Mapping[str, LoraFile], scales: Mapping[str, float]) -> None:
@@ -180,7 +179,7 @@ class Adapters:
         key = use.file.key
         if key not in self.weights:
             with blame_owner(use):
-                self.weights[key] = self.read_weights(use, self.make_room(use, in_use))
+                self.weights[key] = read_weights(use, self.dtype, self.device, self.make_room(use, in_use))
         self.weights.move_to_end(key)
         return self.weights[key]
 
@@ -201,45 +200,25 @@ class Adapters:
             cuda.release_pinned_buffers()  # which torch would keep for tensors of the same sizes
         return True
 
-    def read_weights(self, use: LoraUse, kept: bool) -> LoraWeights:
-        """The file's weights: in host memory, or, if they are not to be kept there, on the device.
-
-        Raises `InvalidInput` where a number is NaN or infinite, which would spoil the picture without a word, and where
-        the file was written since it was opened; `JobError` where the disk does not give it.
-        """
-        file = use.file
-        host_tensors: dict[torch.nn.Parameter, torch.Tensor] = {}
-
-        def read_parameter(name: str) -> torch.nn.Parameter:
-            tensor = file.tensors.read_tensor(name).to(self.dtype)
-            if not tensor.isfinite().all():
-                raise InvalidInput(f"{use.label} holds infinite numbers, or none, in {name}")
-            tensor = pin(tensor, self.device) if kept else tensor.to(self.device)
-            parameter = torch.nn.Parameter(tensor, requires_grad=False)
-            if kept:
-                host_tensors[parameter] = parameter.data
-            return parameter
-
-        down = {name: read_parameter(layer.names.down) for name, layer in file.layers.items()}
-        up = {name: read_parameter(layer.names.up) for name, layer in file.layers.items()}
-        if file.is_changed():
-            raise InvalidInput(f"{use.label} was written anew before it was read; send the job again")
-        return LoraWeights(down, up, host_tensors)
-
     def layers_for(self, files: Mapping[str, LoraFile]) -> dict[str, PeftLayer]:
         """peft's layers for LoRAs used together, by the transformer's names; `files`: by their keys."""
         keys = tuple(files)
         if keys not in self.layers:
-            layers: dict[str, PeftLayer] = {}
-            for key, file in files.items():
-                for name, layer in file.layers.items():
-                    if not lookup_place(self.transformer, name):
-                        base = layers.get(name, self.transformer.get_submodule(name))
-                        weights = self.weights[key]
-                        layers[name] = add_lora(base, key, layer, weights.down[name], weights.up[name])
-            self.layers[keys] = layers
+            self.layers[keys] = self.make_layers(files)
         self.layers.move_to_end(keys)
         return self.layers[keys]
+
+    def make_layers(self, files: Mapping[str, LoraFile], outside_blocks: bool = False) -> dict[str, PeftLayer]:
+        """peft's layers for LoRAs used together, if wanted without those of the blocks' matrices."""
+        layers: dict[str, PeftLayer] = {}
+        for key, file in files.items():
+            for name, layer in file.layers.items():
+                if lookup_place(self.transformer, name) or (outside_blocks and streamed_block(name)):
+                    continue
+                base = layers.get(name, self.transformer.get_submodule(name))
+                weights = self.weights[key]
+                layers[name] = add_lora(base, key, layer, weights.down[name], weights.up[name])
+        return layers
 
     def drop_unused(self) -> None:
         """At a job's end, drop the weights that host memory has no room for, and the longest unused of the layers."""
@@ -254,9 +233,10 @@ class Adapters:
         self.layers = OrderedDict((keys, layers) for keys, layers in self.layers.items() if key not in keys)
 
 
-def ignore_arguments(work: Callable[[], None]) -> Callable[..., None]:
-    """A module's hook that does the work, and leaves the module's inputs and output as they are."""
-    return lambda *_: work()
+def hook_block(block: Any, load: Callable[[], None], unload: Callable[[], None], hooks: ExitStack) -> None:
+    """Until `hooks` closes, have the block call `load` before each pass and `unload` after it."""
+    hooks.callback(block.register_forward_pre_hook(lambda *_: load()).remove)
+    hooks.callback(block.register_forward_hook(lambda *_: unload()).remove)
 
 
 @contextmanager

@@ -90,6 +90,7 @@ class Plan:
     compiled: bool = True  # whether the transformers' blocks are
     spare_bytes: int = 0  # of host memory, which may be pinned beside what the plan pins
     streamed_loras: bool = False  # a job's LoRAs are read from host memory, block by block
+    lora_rank: int = 0  # to which a job's LoRAs are padded for compiled blocks; 0 for LoRAs as they are
 
     @property
     def base_precision(self) -> Precision:
@@ -185,13 +186,14 @@ class Plan:
         rate = need.denoise_edit if images else need.denoise
         return rate if self.compiled else UNCOMPILED_DENOISE.get(self.precision, rate)
 
-    def with_loras(self, parameters: int, streamed: bool = False) -> "Plan":
-        """The same layout for a job that brings LoRAs: it is drawn without compiled blocks.
+    def with_loras(self, parameters: int, streamed: bool = False, rank: int = 0) -> "Plan":
+        """The same layout for a job that brings LoRAs: without a `rank` it is drawn without compiled blocks.
 
         `parameters`: of the LoRAs on the card at a time, of `streamed` ones those of one block.
         """
         lora_bytes = self.lora_bytes + round(parameters * BYTES[self.base_precision])
-        return replace(self, lora_bytes=lora_bytes, compiled=False, streamed_loras=streamed)
+        compiled = self.compiled and rank > 0
+        return replace(self, lora_bytes=lora_bytes, compiled=compiled, streamed_loras=streamed, lora_rank=rank)
 
     def needs_tiles(self, width: int, height: int, images: int = 0) -> bool:
         """Whether the VAE has to work in tiles for this size to fit. Tiles cost time and may leave faint seams."""

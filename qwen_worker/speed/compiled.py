@@ -5,8 +5,9 @@ constant of its own. Sizes are dynamic: two or three graphs draw pictures and pr
 picture; several with padded prompts; the rows of Edit-2511's references; in INT8, short texts), and a new size does not
 wait for another graph. The compiled code lies beneath diffusers' hooks, so that step caches work as without it.
 
-Jobs with LoRAs of their own are drawn by the blocks that are not compiled: each set of LoRAs would be compiled for
-longer than it saves. The endpoint's LoRAs are part of every picture and are compiled in, one graph for each set.
+The endpoint's LoRAs are part of every picture and are compiled in, one graph for each set. Jobs' own LoRAs are compiled
+in where blocks are fp8 or int8, which are much slower when they are not compiled: the LoRAs are padded to one of a few
+ranks, and the graphs for a rank are compiled when a job first needs them. Others are drawn without compiling.
 
 Not bit-equal: kernels keep intermediate results in float32 that are rounded to bfloat16 otherwise, and sums run in
 another order. Blocks that do not compile are drawn by stock's code, and the log says why. CUDA graphs are left out:
@@ -35,7 +36,7 @@ from ..model.modulation import ModulationTable
 # machine whose cores a container sees and may not use; a graph has 12 to 15 kernels.
 COMPILE_PROCESSES = 4
 COMPILE_VARIABLE = "TORCHINDUCTOR_COMPILE_THREADS"  # by which the environment says how many
-MAX_GRAPHS = 16  # of one block in its lifetime: for batches, masks, references and sets of LoRAs
+MAX_GRAPHS = 32  # of one block in its lifetime: for batches, masks, references, and sets or ranks of LoRAs
 # Of the picture with which blocks are compiled ahead of jobs, in the transformer's tokens. 64 tokens: 1024 pixels.
 WARM_SIDE = {"cuda": 64, "cpu": 8}
 WARM_TEXT, SHORT_TEXT = 48, 6  # tokens of a prompt; short: of a negative prompt that says nothing
@@ -73,6 +74,16 @@ class CompiledBlocks:
             yield
         finally:
             self.is_off = before
+
+    @contextlib.contextmanager
+    def try_with(self, report_failure: Callable[[str], None]) -> Iterator[None]:
+        """Within, what does not compile is reported here, and keeps nothing after this from being drawn compiled."""
+        before = self.is_off, self.report_failure
+        self.report_failure = report_failure
+        try:
+            yield
+        finally:
+            self.is_off, self.report_failure = before
 
     @torch.no_grad()
     def warm(self, table: ModulationTable | None, references: int, passes: Iterable[tuple[int, int]]) -> None:

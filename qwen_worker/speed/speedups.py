@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from .compiled import CompiledBlocks
 
 ON = "on"
-INT8_PRODUCT, STEP_CACHE = "int8 product", "step cache"  # names of what may fail beside the speed-ups
+# Names of what may fail beside the speed-ups. The last: jobs' own LoRAs in compiled blocks.
+INT8_PRODUCT, STEP_CACHE, COMPILED_LORAS = "int8 product", "step cache", "compiled LoRAs"
 COMPILED_IN = (Speedup.ROTARY, Speedup.ATTENTION)  # which a graph of compiled blocks was traced with
 # Compute capabilities of the cards whose fastest attention is cuDNN's: Hopper, data-centre Blackwell. On (10, 3), the
 # B300, cuDNN could not build its plans with CUDA 12.8.
@@ -63,6 +64,11 @@ class Speed:
             attention.use_stock_rotary(self.transformer)
         self.states[speedup] = self.failures[speedup.value] = reason
 
+    def stand_down_loras(self, reason: str) -> None:
+        """Draw jobs' own LoRAs without compiled blocks from now on."""
+        self.failures[COMPILED_LORAS] = reason
+        log_line(None, "WARN", f"jobs' LoRAs are drawn without compiled blocks from now on: {reason}")
+
     def stand_all_down(self, reason: str, cached: bool = False) -> list[str]:
         """Draw as the libraries do from now on; the names of those that were on. `cached`: a step cache was, too."""
         names = [speedup for speedup in self.states if self.has(speedup)]
@@ -73,11 +79,19 @@ class Speed:
         return [*(speedup.value for speedup in names), *([STEP_CACHE] if cached else [])]
 
     @contextmanager
-    def drawing(self, compiled: bool = True, separate_passes: bool = False, cached_steps: int = 0) -> Iterator[None]:
+    def drawing(
+        self,
+        compiled: bool = True,
+        separate_passes: bool = False,
+        cached_steps: int = 0,
+        padded_loras: bool = False,
+    ) -> Iterator[None]:
         """Within, a job is drawn; at its end what was compiled for it is kept.
 
-        `compiled`: by compiled blocks, where there are any. `separate_passes`: guidance's passes stay two, whatever the
-        picture's size. `cached_steps`: those of the schedule if a step cache serves it, 0 if none does.
+        `compiled`: by compiled blocks, where there are any. `padded_loras`: with the job's own LoRAs, for which graphs
+        of their own are compiled; where that fails, only these stand down. `separate_passes`: guidance's passes stay
+        two, whatever the picture's size. `cached_steps`: those of the schedule if a step cache serves it, 0 if none
+        does.
         """
         with ExitStack() as stack:
             stack.enter_context(self.attention_order())
@@ -89,6 +103,8 @@ class Speed:
                 stack.enter_context(guidance.share_passes(self.transformer))
             if self.blocks and not compiled:
                 stack.enter_context(self.blocks.pause())
+            if self.blocks and padded_loras:
+                stack.enter_context(self.blocks.try_with(self.stand_down_loras))
             yield
         if self.store:
             self.store.save()

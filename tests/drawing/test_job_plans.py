@@ -1,6 +1,7 @@
 """What a job's own LoRAs find of room on each card: on the card, or in host memory and there by turns."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -13,9 +14,11 @@ from qwen_worker.lora.file import LoraFile, LoraLayer, LoraUse
 from qwen_worker.lora.names import BLOCK_LAYERS, TensorNames
 from qwen_worker.memory.placement import plan
 from qwen_worker.pictures.inputs import Canvas
+from qwen_worker.settings import Precision, Speedup
+from qwen_worker.speed.speedups import COMPILED_LORAS, Speed
 
 from ..conftest import as_text
-from ..memory.test_placement import ADA, BOTH, GB, PLANS, card
+from ..memory.test_placement import ADA, AMPERE_PRO, BOTH, GB, PLANS, card
 
 WIDTH, MLP = 3072, 12288  # of the 20B transformer's 60 blocks
 
@@ -31,14 +34,14 @@ def lora(rank, modulation=False):
     return LoraFile(f"rank {rank}", layers, None)
 
 
-def job_plan(planned, edits, *files, size=1024, steps=50):
+def job_plan(planned, edits, *files, size=1024, steps=50, loaded=None):
     """The plan of a job that brings these LoRAs, with one input picture if it edits."""
     source = as_text(Image.new("RGB", (64, 64)))
     fields = {"task": "edit", "image": source} if edits else {"task": "generate", "width": size, "height": size}
     request = parse(fields | {"prompt": "a fox", "num_inference_steps": steps}, "one")
     uses = tuple(LoraUse(file, 1.0, f"loras[{number}]") for number, file in enumerate(files))
     canvas = Canvas([Image.new("RGB", (64, 64))] * edits, None, (size, size))
-    return inference.plan_for(DrawingJob(Job("one", request), canvas, uses), planned, None)
+    return inference.plan_for(DrawingJob(Job("one", request), canvas, uses), planned, loaded)
 
 
 @pytest.mark.parametrize(("gpu", "models", "ram", "expected"), PLANS)
@@ -46,9 +49,8 @@ def test_a_lora_takes_no_job_s_room_on_any_card(gpu, models, ram, expected):
     """Rank 64 on every matrix, 0.85 GB: more than many plans leave of the card beside a picture."""
     planned = plan(models, card(*gpu, ram=ram))
     for edits in {int(model.edits) for model in models}:
-        if expected[0] == "fp8" and edits:
-            continue  # a pass that is not compiled may lack room even without a LoRA
         with_lora = job_plan(planned, edits, lora(64))
+        assert with_lora.compiled is (expected[0] in ("fp8", "int8"))
         plain = planned.needs_tiles(1024, 1024, edits)
         if ram > 31:  # such a host holds the LoRA
             assert with_lora.fits(1024, 1024, edits) and with_lora.needs_tiles(1024, 1024, edits) == plain
@@ -67,3 +69,39 @@ def test_loras_are_streamed_where_the_card_lacks_their_room_and_the_host_has_it(
     assert not job_plan(poor, 0, lora(64)).streamed_loras
     larger = plan(BOTH, card(47.7, ADA, ram=128), own_loras=1)
     assert job_plan(larger, 0, lora(16)).lora_bytes == larger.lora_bytes + lora(16).parameters * 2
+
+
+@pytest.mark.parametrize("capability", [ADA, AMPERE_PRO])
+def test_what_is_slow_without_compiling_is_compiled_for_jobs_that_pay_for_it(capability):
+    planned = plan(BOTH, card(24, capability, ram=64))
+    assert planned.precision in (Precision.FP8, Precision.INT8)
+
+    def way(*files, planned=planned, **more):
+        found = job_plan(planned, 0, *files, **more)
+        assert found.compiled is (found.lora_rank > 0)
+        return found.lora_rank, found.lora_bytes
+
+    assert way(lora(16)) == (16, lora(16).parameters * 2) and way(lora(17)) == (32, lora(32).parameters * 2)
+    assert way(lora(16), lora(40)) == (64, lora(64).parameters * 2)
+    assert way(lora(16), steps=8) == (0, lora(16).parameters * 2)
+    assert way(lora(129))[0] == way(lora(65), lora(64))[0] == 0  # no graph takes so many
+    assert way(lora(16, modulation=True))[0] == 16  # whose rows are the table's
+    without_table = dataclasses.replace(planned, table=False)
+    assert way(lora(16, modulation=True), planned=without_table)[0] == 0 and way(lora(16), planned=without_table)[0]
+    assert way(lora(16), planned=dataclasses.replace(planned, compiled=False))[0] == 0
+    assert way(lora(16), planned=dataclasses.replace(planned, precision=Precision.BF16))[0] == 0
+    state = {Speedup.COMPILE: "on"}
+    for failures, rank in (({}, 32), ({COMPILED_LORAS: "no such instruction"}, 0)):
+        own = SimpleNamespace(always_applied=[LoraUse(lora(16), 1.0, "QWEN_LORAS[0]", from_settings=True)])
+        loaded = SimpleNamespace(speed=Speed(state, failures), adapters=own)
+        assert job_plan(planned, 0, lora(10), loaded=loaded).lora_rank == rank
+    # Matrices that the host does not hold are made on the card, beside the padded ones.
+    poor = dataclasses.replace(planned, spare_bytes=0)
+    assert way(lora(17), planned=poor) == (32, (lora(17).parameters + lora(32).parameters) * 2)
+
+
+def test_a_short_job_is_drawn_compiled_where_it_has_no_room_otherwise():
+    planned = plan(BOTH, card(47.7, ADA, ram=62))
+    short = job_plan(planned, 1, lora(16), steps=8)
+    assert short.compiled and short.streamed_loras and not short.needs_tiles(1024, 1024, 1)
+    assert not dataclasses.replace(short, compiled=False).fits(1024, 1024, 1)

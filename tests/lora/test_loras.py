@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from qwen_worker.errors import CODES
+from qwen_worker.lora.ranks import RANKS
 from qwen_worker.settings import Precision
 
 from ..conftest import place_by, respond, run
@@ -224,9 +225,11 @@ def test_a_lora_without_room_on_the_card_is_refused_before_anything_is_loaded(co
     assert error.startswith("out_of_memory: 256x256 needs ") and not worker.pipelines.loaded
 
 
-def test_a_lora_is_drawn_without_compiled_blocks_and_is_refused_where_these_have_no_room(cold_worker, folder, base):
+def test_a_lora_that_no_graph_takes_is_refused_where_blocks_that_are_not_compiled_have_no_room(
+    cold_worker, folder, base
+):
     worker = cold_worker(QWEN_LORA_ROOTS=str(folder))
-    write(folder / "eager.safetensors", matrices(base, PLAIN))
+    write(folder / "eager.safetensors", matrices(base, PLAIN, rank=RANKS[-1] + 1))
     plan = worker.pipelines.place("generate")
     quantized = dataclasses.replace(plan, device="cuda", precision=Precision.FP8)
     with_room = dataclasses.replace(quantized.with_loras(10**8), compiled=True)

@@ -58,6 +58,23 @@ def draw_in_turn(card: Card, models: list[str], jobs: list[tuple[str, int, int, 
     return [draw(served, f"job {number}", *wanted) for number, wanted in enumerate(jobs)]
 
 
+def draw_with_loras(card: Card, models: list[str], steps: int) -> dict[str, Any]:
+    """The rows of a new worker's jobs with compiled blocks: without a LoRA, twice with one, and without.
+
+    `graphs`: how many were traced by the end of each job; `failures`: of the speed-ups, by name.
+    """
+    from torch._dynamo.utils import counters
+
+    served, tasks = served_for(card, models, compiled=True)
+    task, most = next(iter(tasks.items()))
+    wanted, loras = (task, SIDE, SIDE, min(1, most)), {"loras": [{"path": "lora.safetensors"}]}
+    rows, graphs = [], []
+    for more in ({}, loras, loras, {}):
+        rows.append(draw(served, "with a LoRA" if more else "without", *wanted, num_inference_steps=steps, **more))
+        graphs.append(counters["stats"]["unique_graphs"])
+    return {"rows": rows, "graphs": graphs, "failures": served.loaded(task).speed.failures}
+
+
 def turns(tasks: dict[str, int], jobs: int) -> list[str]:
     """The tasks of so many jobs, one after the other."""
     return (list(tasks) * jobs)[:jobs]

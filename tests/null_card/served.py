@@ -136,7 +136,7 @@ class Served:
         reply = self.ask(task, width, height, references, **more)
         plan = self.loaded(task).plan
         if "loras" in more:
-            plan = self.plan_with_loras(task, width, height, references, more["loras"])
+            plan = self.plan_with_loras(task, width, height, references, **more)
         tiled = plan.needs_tiles(width, height, references)
         predicted = plan.peak_bytes(width, height, references, tiled)
         return reply, Figures(
@@ -152,10 +152,10 @@ class Served:
             out_of_memory=torch.cuda.memory_stats()["num_ooms"] - before,
         )
 
-    def plan_with_loras(self, task: str, width: int, height: int, references: int, loras: list[dict[str, Any]]) -> Plan:
-        """The loaded task's plan for a job that brings these LoRAs."""
-        files = [self.worker.loras.open(lora["path"], "a LoRA", threading.Event()) for lora in loras]
-        request = parse(job(task, width, height, references, loras=loras), "planned")
+    def plan_with_loras(self, task: str, width: int, height: int, references: int, **more: Any) -> Plan:
+        """The loaded task's plan for a job that brings LoRAs."""
+        files = [self.worker.loras.open(lora["path"], "a LoRA", threading.Event()) for lora in more["loras"]]
+        request = parse(job(task, width, height, references, **more), "planned")
         uses = tuple(LoraUse(file, 1.0, "a LoRA") for file in files)
         canvas = Canvas([Image.new("RGB", (8, 8))] * references, None, (width, height))
         loaded = self.loaded(task)

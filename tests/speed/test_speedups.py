@@ -27,6 +27,7 @@ from qwen_worker.loading import tolerances
 from qwen_worker.loading.components import load_component
 from qwen_worker.loading.tolerances import distance
 from qwen_worker.lora.adapters import Adapters
+from qwen_worker.lora.ranks import padded_rank
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import Gpu, Machine, read_machine
 from qwen_worker.pictures.inputs import Canvas
@@ -543,6 +544,104 @@ def test_a_job_s_own_lora_is_drawn_uncompiled_and_the_endpoint_s_compiled(tiny, 
         plain = pass_of(transformer, "generate", 1)
     assert counts == {"graphs": 2, "calls": 2 * len(names)}
     assert torch.equal(plain, pass_of(transformer_of("generate", Precision.FP32), "generate", 1))
+
+
+@pytest.fixture
+def lora(tmp_path):
+    """lora(transformer, layers, rank): one in a file, of these layers of every block."""
+
+    def of(transformer, layers, rank, strength=3):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.safetensors"
+        names = [f"transformer_blocks.{n}.{one}" for n in range(len(transformer.transformer_blocks)) for one in layers]
+        stock = transformer_of("generate", Precision.FP32)
+        return use(write(path, matrices(stock, names, seed=rank, rank=rank, strength=strength)))
+
+    return of
+
+
+def quantized_transformer(precision):
+    folder = ROOT / "models/tiny-qwen-image/generate"
+    plan = plan_for(folder, precision, frozenset(Saving))
+    return load_component(checkpoint.inspect(folder), "transformer", ["diffusers", "QwenImageTransformer2DModel"], plan)
+
+
+ATTENTION = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"]
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP8, Precision.INT8])
+def test_loras_of_jobs_share_a_graph_for_each_padded_rank(traced, lora, precision):
+    """Whatever layers they change, however many a job has, and at whatever scale; without them nothing is compiled."""
+    transformer = quantized_transformer(precision)
+    adapters = Adapters(transformer, None, transformer.dtype, "cpu", "tiny")
+    small, other = lora(transformer, ATTENTION, 4), lora(transformer, ["img_mlp.net.0.proj", "attn.to_q"], 7)
+    large = lora(transformer, ATTENTION, 20)
+    jobs = [[small], [dataclasses.replace(other, scale=-0.7)], [small, other], [large], [small]]
+    ranks = [padded_rank([one.file for one in job], has_table=True) for job in jobs]
+    assert ranks == [16, 16, 16, 32, 16]
+    plain = pass_of(transformer, "generate", 1)
+    theirs = []
+    for job in jobs:
+        with adapters.apply(job):
+            theirs.append(pass_of(transformer, "generate", 1))
+    assert min(distance(one, plain) for one in theirs) > 5 * TOLERANCE[Precision.BF16]
+    blocks, counts, told = traced(transformer)
+    speed, graphs = speedups.Speed({}, transformer=transformer, blocks=blocks), []
+    assert torch.equal(pass_of(transformer, "generate", 1), plain) and counts["graphs"] == 1
+    for job, rank, their in zip(jobs, ranks, theirs, strict=True):
+        for streamed in (False, True):
+            with adapters.apply(job, streamed, rank), speed.drawing(padded_loras=True):
+                ours = pass_of(transformer, "generate", 1)
+            assert distance(ours, their) < tolerances.PASS[transformer.dtype]
+        graphs.append(counts["graphs"])
+    assert graphs == [2, 2, 2, 3, 3] and not told and not speed.failures
+    assert torch.equal(pass_of(transformer, "generate", 1), plain) and counts["graphs"] == 3
+    assert counts["calls"] == 12 * len(transformer.transformer_blocks)
+
+
+def test_where_loras_do_not_compile_what_has_none_is_drawn_compiled_still(traced, lora, capsys):
+    transformer = quantized_transformer(Precision.FP32)
+    adapters = Adapters(transformer, None, transformer.dtype, "cpu", "tiny")
+    small, plain = lora(transformer, ATTENTION, 4), pass_of(transformer, "generate", 1)
+    with adapters.apply([small]):
+        theirs = pass_of(transformer, "generate", 1)
+    calls = []
+
+    def first_alone(graph, inputs):
+        if calls:
+            raise RuntimeError("too many registers")
+        return lambda *arguments: calls.append(1) or graph(*arguments)
+
+    blocks, _, told = traced(transformer, first_alone)
+    speed = speedups.Speed({Speedup.COMPILE: "on"}, transformer=transformer, blocks=blocks)
+    pass_of(transformer, "generate", 1)
+    assert len(calls) == len(transformer.transformer_blocks)
+    with adapters.apply([small], rank=16), speed.drawing(padded_loras=True):
+        assert distance(pass_of(transformer, "generate", 1), theirs) < TOLERANCE[Precision.FP32]
+    assert "too many registers" in speed.failures[speedups.COMPILED_LORAS] and speed.has(Speedup.COMPILE)
+    assert "jobs' LoRAs are drawn without compiled blocks" in capsys.readouterr().out and not told
+    with speed.drawing():
+        assert torch.equal(pass_of(transformer, "generate", 1), plain)
+    assert len(calls) == 2 * len(transformer.transformer_blocks)
+
+
+def test_a_job_that_pays_for_it_is_drawn_compiled_with_its_lora(cold_worker, traced, lora, monkeypatch, tmp_path):
+    """In int8, as on a card without fp8; a short job is drawn as stock does, and so is every job in bfloat16."""
+    stock = transformer_of("generate", Precision.FP32)
+    path = lora(stock, ATTENTION, 4).file and next(tmp_path.glob("*.safetensors")).name
+    _, counts, _ = traced(quantized_transformer(Precision.FP32))
+    drawn = {}
+    for precision in ("int8", "bf16"):
+        settings = {"QWEN_SPEEDUPS": "compile,rotary", "QWEN_PRECISION": precision, "QWEN_LORA_ROOTS": str(tmp_path)}
+        worker = cold_worker(QWEN_COMPILED_MB="0", **settings)
+        job = {"prompt": "a red circle", "width": 256, "height": 256, "seed": 3, "guidance_scale": 1}
+        for steps in (1, 20):
+            fields = job | {"num_inference_steps": steps, "loras": [{"path": path}]}
+            posted(worker, **job | {"num_inference_steps": 1})
+            before = dict(counts)
+            assert "error" not in posted(worker, **fields)["output"]
+            drawn[precision, steps] = counts["calls"] - before["calls"], counts["graphs"] - before["graphs"]
+    calls = 20 * len(stock.transformer_blocks)
+    assert drawn == {("int8", 1): (0, 0), ("int8", 20): (calls, 1), ("bf16", 1): (0, 0), ("bf16", 20): (0, 0)}
 
 
 def test_step_caches_skip_compiled_blocks_and_take_no_shared_passes(tiny, traced):

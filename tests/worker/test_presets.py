@@ -438,7 +438,7 @@ def test_the_cache_knows_the_steps_that_are_drawn(cold_worker, monkeypatch, step
         step_cache, "predict_steps", lambda model, count: told.append(count) or predict_steps(model, count)
     )
     fields = {"prompt": "a", "image_url": "https://a.b/c", "strength": strength, "num_inference_steps": steps}
-    with configured.configured(loaded, parse(fields | {"preset": "balanced"}, "one"), ()):
+    with configured.configured(loaded, parse(fields | {"preset": "balanced"}, "one"), (), loaded.plan):
         assert told == [drawn]
 
 

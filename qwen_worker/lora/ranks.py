@@ -1,0 +1,47 @@
+"""The ranks to which LoRAs are padded for compiled blocks, and the room that they take then. Pure.
+
+A graph is compiled for one rank. With a few ranks, all jobs with LoRAs have a few graphs in common. Knows nothing of
+how LoRAs are applied; that is in `padded.py`.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from .file import LoraFile, streamed_block
+from .names import BLOCK_LAYERS
+
+RANKS = (16, 32, 64, 128)
+MATRICES = tuple(layer for layer in BLOCK_LAYERS if "_mod." not in layer)  # of a block, those that may be padded
+
+
+def padded_rank(files: Iterable[LoraFile], has_table: bool) -> int:
+    """The rank to which the matrices of these LoRAs are padded together.
+
+    0 where this form does not hold them: their ranks are too many, or they change what compiled blocks compute besides
+    the matrices, as they do without a table.
+    """
+    ranks = Counter[str]()
+    for file in files:
+        for name, layer in file.layers.items():
+            if streamed_block(name):
+                ranks[name] += layer.rank
+            elif name.startswith("transformer_blocks.") and not has_table:
+                return 0
+    most = max(ranks.values(), default=0)
+    return next((rank for rank in RANKS if 0 < most <= rank), 0)
+
+
+def padded_parameters(files: Sequence[LoraFile], rank: int) -> tuple[int, int]:
+    """The parameters of these LoRAs on the device once they are padded: of all together, and at a time if streamed."""
+    sides: dict[str, int] = {}  # inputs and outputs, by layer
+    outside = 0
+    for file in files:
+        for name, layer in file.layers.items():
+            if streamed_block(name):
+                sides[name] = layer.inputs + layer.outputs
+            else:
+                outside += layer.parameters
+    by_block = Counter[str]()
+    for name, both in sides.items():
+        by_block[streamed_block(name)] += rank * both
+    return outside + by_block.total(), outside + max(by_block.values(), default=0)
