@@ -74,13 +74,17 @@ def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, p
     # No function around the call: the way from a job to its pipeline is to stay short.
     with absorb_failure() as failures:
         return draw_within_memory(loaded, entry, prompt_cache, previewer)
-    if names := loaded.speed.stand_all_down(failures[0].reason, caches_steps(loaded, entry.job.request)):
+    cached = caches_steps(loaded, entry.job.request)
+    if names := loaded.speed.stand_all_down(failures[0].reason, cached):
         off = ", ".join(names)
         log_line(entry.job.id, "WARN", f"drawn once more; off from now on: {off}, after {failures[0].reason}")
         release_unused(loaded.plan.device)
         entry.job.start_over()
         with absorb_failure():
             return draw_within_memory(loaded, entry, prompt_cache, previewer)
+        if cached:
+            loaded.speed.use_step_cache_again()
+            log_line(entry.job.id, "WARN", "the job failed without the step cache too, which later jobs have again")
     raise JobError("internal", entry.job.id)
 
 

@@ -78,6 +78,10 @@ class Speed:
             self.failures[STEP_CACHE] = reason
         return [*(speedup.value for speedup in names), *([STEP_CACHE] if cached else [])]
 
+    def use_step_cache_again(self) -> None:
+        """Have later jobs drawn with the step cache again: what it stood down for was no fault of it."""
+        self.failures.pop(STEP_CACHE, None)
+
     @contextmanager
     def drawing(
         self,
