@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlsplit
 
@@ -103,6 +104,7 @@ def upload_files(
 
 def send_files(bucket: Bucket, files: list[File], deadline: float) -> list[str]:
     """As `upload_files`, on the present thread. `deadline`: of `time.monotonic()`; asked before each file."""
+    import_module("boto3")  # whole: another thread may have its parts, and not have come to the package's end
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
