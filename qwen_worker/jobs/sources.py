@@ -12,7 +12,7 @@ SUFFIX = ".safetensors"
 STANDARD_NAME = "pytorch_lora_weights.safetensors"  # diffusers' trainers name so the LoRA beside their checkpoints
 RULE = (
     "ORG/NAME (a hub repository), ORG/NAME/FILE.safetensors (a file in a hub repository), an http(s) URL, or the name "
-    "of a .safetensors file in the endpoint's folder of LoRAs; @REVISION may follow NAME"
+    "of a .safetensors file in one of the endpoint's folders of LoRAs; @REVISION may follow NAME"
 )
 HUB_PATH = re.compile(
     r"(?P<hub_id>\w[\w.-]*/\w[\w.-]*?)(@(?P<revision>\w[\w.-]*))?(/(?P<file>[^@]+\.safetensors))?", re.ASCII
