@@ -120,7 +120,8 @@ def drawing_facts(
 ) -> DrawingFacts:
     """What is known of the pictures before they are encoded.
 
-    `size`: width and height of the result in pixels. `drawn_size`: those at which the pipeline drew. `model`: the name to report where no model is loaded.
+    `size`: width and height of the result in pixels; `drawn_size`: those at which the pipeline drew. `model`: the name
+    to report where no model is loaded.
     """
     drawn_by = result.model
     facts: DrawingFacts = {

@@ -1,10 +1,10 @@
 """The size at which the pipeline draws an edit, and the size of the picture that the job gets.
 
-The edit pipelines look at an input picture in about a megapixel of its aspect, and the model lays what it draws over what
-it sees, latent by latent. At any other size the drawing comes out zoomed and shifted: on the tiny checkpoint a circle
-whose centre belongs at x = 63 of 256 lands at 28 when drawn 512 pixels wide, and at 86 when drawn 1536 wide. An edit is
-therefore drawn at the size at which its input picture is looked at, and then resampled. Knows nothing of torch or of the
-pipelines.
+The edit pipelines look at an input picture in about a megapixel of its aspect, and the model lays what it draws over
+what it sees, latent by latent. At any other size the drawing comes out zoomed and shifted: on the tiny checkpoint a
+circle whose centre belongs at x = 63 of 256 lands at 28 when drawn 512 pixels wide, and at 86 when drawn 1536 wide. An
+edit is therefore drawn at the size at which its input picture is looked at, and then resampled. Knows nothing of torch
+or of the pipelines.
 """
 
 from typing import NamedTuple

@@ -105,7 +105,14 @@ def distance(a, b):
 
 
 def test_strength_0_3_stays_nearer_the_source_than_0_9(draw, square):
-    fields = {**EDIT, "num_inference_steps": 10, "image": as_text(square), "width": 256, "height": 256, "draw_size": "asked"}
+    fields = {
+        **EDIT,
+        "num_inference_steps": 10,
+        "image": as_text(square),
+        "width": 256,
+        "height": 256,
+        "draw_size": "asked",
+    }
     near, facts = draw(**fields, strength=0.3)
     far, _ = draw(**fields, strength=0.9)
     assert facts["steps"] == 3 and facts["strength"] == 0.3
