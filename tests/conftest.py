@@ -25,6 +25,7 @@ os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing listens there
 ROOT = Path(__file__).parents[1]
 PROCESS_BYTES = 3_000_000_000  # of a process of tests with torch, and of a worker process that it starts
 job_numbers = itertools.count()
+only_proved = pytest.mark.skipif("not config.getoption('--prove')", reason="a long proof, which --prove asks for")
 
 
 def pytest_addoption(parser):

@@ -7,6 +7,7 @@ import pytest
 
 from tests.memory.test_placement import PLANS
 
+from ..conftest import only_proved
 from . import life
 from .card import Card
 from .cases import ADA, AMPERE_PRO, CASES, HOPPER, Case
@@ -24,7 +25,6 @@ SAMPLE = (
     Case(Card(80, HOPPER, 64), READ),
     Case(Card(16.9, ADA, 31), READ),  # NF4, transformers swapped, and a card that the plan fills
 )
-only_proved = pytest.mark.skipif("not config.getoption('--prove')", reason="a long proof, which --prove asks for")
 
 
 def require_life(found):

@@ -5,12 +5,12 @@ import re
 
 import pytest
 
+from ..conftest import only_proved
 from .card import Card
 from .cases import ADA, AMPERE, AMPERE_PRO, BLACKWELL, HOPPER
 
 B200 = (10, 0)
 WIDTH = 3072  # of the transformer, and so of a token's query
-only_proved = pytest.mark.skipif("not config.getoption('--prove')", reason="a long proof, which --prove asks for")
 
 
 def see_code(card):

@@ -1,13 +1,12 @@
 """An edit lies on its input picture, whatever the size: the tiny edit checkpoint leaves a shape where it was."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from qwen_tiny.evaluate import judge_edit, sample_edits
 from qwen_tiny.world import scenes
 
-from ..conftest import as_text, picture_of, run
+from ..conftest import as_text, only_proved, picture_of, run
 
 # Sides of input picture and result, for a long side of 1.
 WIDE = ((1, 1 / 8), (1, 1 / 5), (1, 1 / 3), (1, 9 / 16), (1, 3 / 4))
@@ -61,7 +60,7 @@ def test_an_edit_leaves_a_shape_within_half_a_pixel_of_its_place(warm_worker, sa
     assert sum(errors) / len(errors) < 0.5, errors
 
 
-@pytest.mark.skipif("not config.getoption('--prove')", reason="a long proof, which --prove asks for")
+@only_proved
 def test_edits_are_as_right_at_other_sizes_as_at_the_pipeline_s_own(warm_worker):
     right = {}
     edits = sample_edits(24, seed=1)
