@@ -45,7 +45,8 @@ from qwen_worker.memory.machine import read_machine
 from qwen_worker.network.bucket import bucket_from_settings
 from qwen_worker.pictures import fallback
 from qwen_worker.pictures.delivery import Terms, deliver, require_usable, terms_of
-from qwen_worker.pictures.inputs import Canvas, open_images, output_size
+from qwen_worker.pictures.inputs import Canvas, open_images
+from qwen_worker.pictures.sizes import sizes_of
 from qwen_worker.serving import fitness, health
 from qwen_worker.serving.job_loop import JobLoop, end_process
 from qwen_worker.serving.progress import Post, Progress, poster
@@ -150,7 +151,7 @@ class Worker:
             require_served_by(checkpoint, request)
             loras = () if failure else await job.run_on(self.side_threads, self.loras.open_for_job, job, checkpoint)
             multiple = checkpoint.size_multiple if checkpoint else SIDE_MULTIPLE
-            canvas = Canvas(sources, mask, output_size(request, sources, mask, multiple))
+            canvas = Canvas(sources, mask, *sizes_of(request, sources, mask, multiple))
             self.require_time(job, canvas)
 
             job.enter(Stage.WAITING)
@@ -158,7 +159,7 @@ class Worker:
             drawn = await job.wait_for(outcome, functools.partial(self.queue.has_abandoned_call, job))
             job.enter(Stage.DELIVERING)
             label = self.catalogue.label_for(request.task)
-            metadata = replies.drawing_facts(request, canvas.size, drawn, label, self.settings)
+            metadata = replies.drawing_facts(request, canvas.result_size, canvas.size, drawn, label, self.settings)
             metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings)
             delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled
             return await job.run_on(self.side_threads, deliver, *delivery)
@@ -229,7 +230,7 @@ class Worker:
             raise JobError("model_unavailable", failure.reason)
         self.queue.enter_call(entry)
         with timed(entry.job.timings, "inference"):
-            return DrawingResult(fallback.draw(entry.job.request, *entry.canvas.parts), 0, failure=failure)
+            return DrawingResult(fallback.draw(entry.job.request, entry.canvas), 0, failure=failure)
 
 
 def require_served_by(checkpoint: Checkpoint | None, request: Drawing) -> None:

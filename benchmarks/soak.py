@@ -87,8 +87,14 @@ class Soak:
         fields = {
             "generate": {"prompt": "a red circle", **SMALL},
             "url": {"prompt": "a blue square", "delivery": "url", **SMALL},
-            "edit": {"prompt": "make it green", **by_url, **SMALL},
-            "background": {"task": "background_replacement", "prompt": "a wall", **image, **SMALL},
+            "edit": {"prompt": "make it green", **by_url, **SMALL, "draw_size": "asked"},
+            "background": {
+                "task": "background_replacement",
+                "prompt": "a wall",
+                **image,
+                **SMALL,
+                "draw_size": "asked",
+            },
             "health": {"task": "health"},
             "bad": {"prompt": "a", "width": self.rng.choice((1, 257, 10_000))},
             "stop": {"prompt": "a red circle", **SMALL, "num_inference_steps": 100, "num_images": 4},

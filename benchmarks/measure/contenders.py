@@ -67,7 +67,9 @@ class Ours:
     def draw(self, task: str, side: int, **fields: Any) -> int:
         """Draw one job of `side` pixels square; the denoising steps that it ran. Raises `Failed`."""
         job = {"task": task, "prompt": PROMPT if task == "generate" else INSTRUCTION, "width": side, "height": side}
-        job |= {"seed": 1} | ({"image": base64.b64encode(picture_file(side)).decode()} if task == "edit" else {})
+        if task == "edit":
+            job |= {"image": base64.b64encode(picture_file(side)).decode(), "draw_size": "asked"}  # as the others draw
+        job |= {"seed": 1}
         reply = asyncio.run(self.worker.answer({"id": f"{task}-{side}", "input": job | fields}))
         if "error" in reply:
             raise Failed(reply["error"])

@@ -24,7 +24,6 @@ from ..memory.failures import absorb_failure
 from ..memory.footprint import UNCOMPILED_DENOISE, Plan
 from ..pictures.images import to_rgb
 from ..pictures.inputs import Canvas
-from ..pictures.masks import restore_outside
 from ..settings import Speedup
 from ..speed.speedups import COMPILED_LORAS
 from .configured import caches_steps, configured, shares_passes
@@ -65,7 +64,7 @@ ATTEMPTS = Attempt(), Attempt(apart=True), Attempt(apart=True, tiles=True)
 
 
 def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, previewer: Previewer) -> DrawingResult:
-    """The pictures of the job's seeds, RGB of its canvas' size.
+    """The pictures of the job's seeds, RGB of its canvas' `result_size`.
 
     Where a speed-up or the step cache may have failed, all are turned off, and the job is drawn once more from its
     seeds. Raises `Cancelled` within a step once the job is stopped; `JobError` out_of_memory where CUDA has too little
@@ -199,13 +198,13 @@ def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Pr
     """Picture `number` of the job, counted from 0, and the steps that it took."""
     import torch
 
-    request, (sources, mask, size) = job.request, canvas.parts
+    request, mask = job.request, canvas.mask
     # A CPU generator draws the same noise whatever the card.
     generator = torch.Generator("cpu").manual_seed(request.seeds[number])
     call = call_arguments(pipe, request, canvas)
     partial = None
     if isinstance(request, Edit) and (mask is not None or request.strength < 1):
-        partial = PartialDenoise(pipe, sources[0], mask, size, request, generator)
+        partial = PartialDenoise(pipe, canvas.sources[0], mask, canvas.size, request, generator)
         call |= {"latents": partial.latents, "sigmas": partial.sigmas}
     steps = 0
 
@@ -222,11 +221,10 @@ def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Pr
         return tensors
 
     job.begin_drawing(number)
-    preview = previewer.start(pipe, size) if request.preview else None
+    preview = previewer.start(pipe, canvas.size) if request.preview else None
     with cleaning_up(pipe):
         picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
-    picture = to_rgb(picture)
-    return restore_outside(picture, sources[0], mask) if mask is not None else picture, steps
+    return canvas.finish(to_rgb(picture)), steps
 
 
 @contextmanager
@@ -249,7 +247,7 @@ def cleaning_up(pipe: Any) -> Generator[None]:
 
 def call_arguments(pipe: Any, request: Drawing, canvas: Canvas) -> dict[str, Any]:
     """The call's arguments that follow from the request and its pictures alone."""
-    sources, _, (width, height) = canvas.parts
+    sources, (width, height) = canvas.sources, canvas.size
     call: dict[str, Any] = {
         "prompt": request.instruction,
         "true_cfg_scale": request.guidance_scale,

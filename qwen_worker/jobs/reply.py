@@ -64,6 +64,7 @@ class DrawingFacts(TypedDict):
     width: int
     height: int
     dimensions: str
+    drawn_dimensions: NotRequired[str]
     preset: str | None
     steps: int
     guidance_scale: float
@@ -110,11 +111,17 @@ def success_reply(
 
 
 def drawing_facts(
-    request: Drawing, size: tuple[int, int], result: DrawingResult, model: str, settings: Settings
+    request: Drawing,
+    size: tuple[int, int],
+    drawn_size: tuple[int, int],
+    result: DrawingResult,
+    model: str,
+    settings: Settings,
 ) -> DrawingFacts:
     """What is known of the pictures before they are encoded.
 
-    `size`: width and height in pixels. `model`: the name to report where no model is loaded.
+    `size`: width and height of the result in pixels; `drawn_size`: those at which the pipeline drew. `model`: the name
+    to report where no model is loaded.
     """
     drawn_by = result.model
     facts: DrawingFacts = {
@@ -132,6 +139,8 @@ def drawing_facts(
         "seeds": request.seeds,
         "worker_version": settings.QWEN_WORKER_VERSION,
     }
+    if drawn_by and drawn_size != size:
+        facts["drawn_dimensions"] = f"{drawn_size[0]}x{drawn_size[1]}"
     if isinstance(request, Edit):
         facts["strength"] = request.strength
     if request.instruction != request.prompt:

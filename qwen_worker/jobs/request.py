@@ -168,6 +168,7 @@ class Edit(Drawing, frozen=True):
     ]
     mask_image: ImageText | None = None
     strength: Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1")] = 1.0
+    draw_size: Annotated[Literal["input", "asked"], Field(description="'input' or 'asked'")] = "input"
 
     @model_validator(mode="after")
     def require_fields_to_agree(self) -> Self:
@@ -205,8 +206,9 @@ def require_served(request: Drawing, multiple: int, max_images: int) -> None:
 
     `multiple`: pixels of which width and height must be a multiple. Raises `InvalidInput`.
     """
+    is_resampled = isinstance(request, Edit) and request.draw_size == "input"
     for name, side in (("width", request.width), ("height", request.height)):
-        if side and side % multiple:
+        if side and side % multiple and not is_resampled:
             raise InvalidInput(f"{name} must be a multiple of {multiple} for this checkpoint, not {side}")
     if isinstance(request, Edit) and len(request.images) > max_images:
         raise InvalidInput(f"images must hold at most {max_images} for this checkpoint, not {len(request.images)}")

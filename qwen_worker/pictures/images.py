@@ -22,7 +22,6 @@ MAX_PIXELS = 50_000_000  # a 50-megapixel photo decodes to 150 MB
 # A longer picture would reach the limits of the edit pipelines: their processor raises at 200:1, and their arithmetic
 # comes to a side of 0.
 MAX_ASPECT = 8
-EDIT_AREA = 1024 * 1024  # pixels; the area at which the edit pipelines aim
 JPEG_QUALITY = 92
 
 # Some small files take minutes to decode: a progressive JPEG repeats its scans over the whole picture, a JPEG or PNG
@@ -168,23 +167,3 @@ def encode_picture(picture: Image.Image, output_format: str, quality: int | None
     buffer = io.BytesIO()
     picture.save(buffer, format=output_format.upper(), **options)
     return buffer.getvalue()
-
-
-def edit_size(source: tuple[int, int], mask: bool, multiple: int, low: int, high: int) -> tuple[int, int]:
-    """Width and height of an edit that asks for none: the source's aspect at about a megapixel, as the pipelines do it.
-
-    `low` and `high`: the limits of a side. With a mask it is the source's own size where that is a `multiple`, since
-    the pixels outside the mask stay as they are.
-    """
-    width, height = source
-    if mask and all(side % multiple == 0 and low <= side <= high for side in source):
-        return source
-    ratio = width / height
-    # Both sides are rounded to 32 pixels. A side above the limit takes the limit, and the other follows by the aspect.
-    width = min(high, round((EDIT_AREA * ratio) ** 0.5 / 32) * 32)
-    height = min(high, round((EDIT_AREA / ratio) ** 0.5 / 32) * 32)
-    if width == high:
-        height = round(width / ratio / 32) * 32
-    elif height == high:
-        width = round(height * ratio / 32) * 32
-    return max(low, width), max(low, height)

@@ -5,24 +5,34 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ..jobs.request import MAX_SIDE, MIN_SIDE, Drawing, Edit
+from ..jobs.request import Drawing, Edit
 from ..jobs.sources import is_url
 from ..network.fetch import fetch
-from .images import MAX_BYTES, decode_base64, decode_picture, edit_size
-from .masks import decode_mask
+from .images import MAX_BYTES, decode_base64, decode_picture
+from .masks import decode_mask, restore_outside
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What a job draws on: RGB sources (none for generate), the mask (`L`, 255 = repaint), width and height."""
+    """What a job draws on: RGB sources (none for generate), the mask (`L`, 255 = repaint), and sizes in pixels.
+
+    `size`: width and height that the pipeline draws. `delivered_size`: those of the result, where they are others.
+    """
 
     sources: list[Image.Image]
     mask: Image.Image | None
     size: tuple[int, int]
+    delivered_size: tuple[int, int] | None = None
 
     @property
-    def parts(self) -> tuple[list[Image.Image], Image.Image | None, tuple[int, int]]:
-        return self.sources, self.mask, self.size
+    def result_size(self) -> tuple[int, int]:
+        return self.delivered_size or self.size
+
+    def finish(self, drawn: Image.Image) -> Image.Image:
+        """The result of a drawing (RGB): in the result's size, and outside the mask the source's own pixels."""
+        if drawn.size != self.result_size:
+            drawn = drawn.resize(self.result_size, Image.Resampling.LANCZOS)
+        return restore_outside(drawn, self.sources[0], self.mask) if self.mask is not None else drawn
 
 
 def open_images(
@@ -48,12 +58,3 @@ def open_images(
 def read_image(text: str, label: str, fetch_seconds: float, cancelled: threading.Event | None) -> bytes:
     """The file of an image that a job gives as URL, base64 or data URI."""
     return fetch(text, label, MAX_BYTES, fetch_seconds, cancelled) if is_url(text) else decode_base64(text, label)
-
-
-def output_size(
-    request: Drawing, sources: list[Image.Image], mask: Image.Image | None, multiple: int
-) -> tuple[int, int]:
-    """The width and height that the job asks for, else about a megapixel in the aspect of its last source."""
-    if request.width and request.height:
-        return request.width, request.height
-    return edit_size(sources[-1].size, mask is not None, multiple, MIN_SIDE, MAX_SIDE)

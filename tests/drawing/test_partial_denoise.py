@@ -105,7 +105,14 @@ def distance(a, b):
 
 
 def test_strength_0_3_stays_nearer_the_source_than_0_9(draw, square):
-    fields = {**EDIT, "num_inference_steps": 10, "image": as_text(square), "width": 256, "height": 256}
+    fields = {
+        **EDIT,
+        "num_inference_steps": 10,
+        "image": as_text(square),
+        "width": 256,
+        "height": 256,
+        "draw_size": "asked",
+    }
     near, facts = draw(**fields, strength=0.3)
     far, _ = draw(**fields, strength=0.9)
     assert facts["steps"] == 3 and facts["strength"] == 0.3
@@ -117,7 +124,7 @@ def test_outside_the_mask_the_reply_equals_the_source_byte_for_byte(draw):
     mask = Image.new("L", source.size, 0)
     mask.paste(255, (200, 100, 500, 400))
     fields = {**EDIT, "num_inference_steps": 2, "image": as_text(source), "mask_image": as_text(mask)}
-    for size in ({"width": 768, "height": 512}, {}):
+    for size in ({"width": 768, "height": 512}, {"draw_size": "asked"}):
         picture, facts = draw(**fields, **size)
         assert facts["dimensions"] == "768x512" and picture.size == (768, 512)
         outside = ImageChops.invert(mask)

@@ -52,10 +52,14 @@ def test_several_pictures_of_a_job_are_encoded_once(warm_worker, encoded):
 
 def test_an_edit_is_cached_with_its_picture(warm_worker, encoded, scene):
     calls, prompt = encoded(warm_worker), "make it green, once"
-    first = image(warm_worker, prompt, image=as_text(scene))
-    assert len(calls) == 2 and image(warm_worker, prompt, image=as_text(scene)) == first and len(calls) == 2
+    first = image(warm_worker, prompt, image=as_text(scene), draw_size="asked")
+    assert (
+        len(calls) == 2
+        and image(warm_worker, prompt, image=as_text(scene), draw_size="asked") == first
+        and len(calls) == 2
+    )
     other = as_text(scene.rotate(90).point(lambda value: 255 - value))
-    assert image(warm_worker, prompt, image=other) != first and len(calls) == 4
+    assert image(warm_worker, prompt, image=other, draw_size="asked") != first and len(calls) == 4
 
 
 def test_what_is_kept_is_bounded_and_what_was_not_used_for_longest_goes_first():

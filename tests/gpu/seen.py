@@ -81,7 +81,7 @@ def see_jobs_in_turn(card: Card | None, folder: str, jobs: int) -> list[dict[str
     worker = tiny_worker.start(card, Path(folder), **UNCOMPILED)
     held = []
     for number in range(jobs):
-        fields = JOB | {"task": "edit", "image": reference()} if number % 2 else JOB
+        fields = JOB | {"task": "edit", "image": reference(), "draw_size": "asked"} if number % 2 else JOB
         reply = tiny_worker.ask(worker, f"job-{number}", **fields | {"seed": number})
         assert code_of(reply) == "ok", reply
         pinned = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)

@@ -41,7 +41,8 @@ def random_21(tmp_path_factory):
 
 
 def succeeded(worker, **fields):
-    body = run(worker, {**SMALL, **fields})
+    as_asked = {"draw_size": "asked"} if {"image", "images"} & set(fields) else {}
+    body = run(worker, {**SMALL, **as_asked, **fields})
     assert "error" not in body, body["error"]
     facts = body["output"]["metadata"]
     assert facts["backend"] == "qwen-image"
@@ -259,7 +260,7 @@ def test_models_that_take_turns_draw_what_resident_ones_draw(cold_worker, ask, s
     plan = dataclasses.replace(worker.pipelines.place("generate"), swapped=True)
     place_by(worker, plan)
     fields = SMALL | {"num_inference_steps": 2}
-    jobs = [fields, fields | {"image": as_text(scene)}, fields]
+    jobs = [fields, fields | {"image": as_text(scene), "draw_size": "asked"}, fields]
     swaps = []
     for job in jobs:
         output = run(worker, job)["output"]

@@ -75,7 +75,7 @@ def drawn(worker, **fields):
 
 
 def test_pictures_from_prepared_checkpoints_are_bit_equal(cold_worker, root, scene):
-    jobs = [{}, {"image": as_text(scene)}]
+    jobs = [{}, {"image": as_text(scene), "draw_size": "asked"}]
     images, words = [], []
     for roots in ((), (root,)):
         worker = with_table(cold_worker(QWEN_PRECISION="bf16", QWEN_MODEL_ROOTS=roots))
@@ -303,7 +303,7 @@ def test_a_prepared_model_needs_no_source_and_shares_what_both_have(cold_worker,
     models = {"QWEN_IMAGE_MODEL": "Org/Generate", "QWEN_EDIT_MODEL": "Org/Edit@eeee"}
     worker = with_table(cold_worker(QWEN_PRECISION="bf16", QWEN_MODEL_ROOTS=(hub_root,), **models))
     drawn(worker)
-    drawn(worker, image=as_text(scene))
+    drawn(worker, image=as_text(scene), draw_size="asked")
     generate, edit = worker.pipelines.load("generate"), worker.pipelines.load("edit")
     assert edit.shared == ("text_encoder", "vae", "tokenizer") and edit.pipe.vae is generate.pipe.vae
     assert (generate.checkpoint.revision, edit.checkpoint.revision) == ("g" * 40, "e" * 40)

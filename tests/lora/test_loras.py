@@ -109,7 +109,7 @@ def test_edits_and_several_pictures_take_loras(worker, base, folder, scene):
 
     write(folder / "c.safetensors", matrices(base, PLAIN, seed=9))
     lora = {"path": "c.safetensors"}
-    edit = {"image": as_text(scene), "prompt": "make it green"}
+    edit = {"image": as_text(scene), "prompt": "make it green", "draw_size": "asked"}
     assert drawn(worker, lora, **edit)["image"] != run(worker, SMALL | edit)["output"]["image"]
     several = drawn(worker, lora, num_images=2)
     assert several["images"][1] == drawn(worker, lora, seed=6)["image"]
@@ -275,7 +275,7 @@ def test_the_endpoint_s_own_loras_are_part_of_its_pictures(cold_worker, worker, 
     endpoint = cold_worker(QWEN_LORAS=json.dumps(own))
     capsys.readouterr()
     assert run(endpoint, SMALL)["output"]["image"] == drawn(worker, {"path": path.name, "scale": 0.6})["image"]
-    edit = SMALL | {"image": as_text(scene), "prompt": "make it green"}
+    edit = SMALL | {"image": as_text(scene), "prompt": "make it green", "draw_size": "asked"}
     assert run(endpoint, edit)["output"]["image"] == run(worker, edit)["output"]["image"]
     assert "; LoRAs: QWEN_LORAS[0] at 0.6" in capsys.readouterr().out
     models = run(endpoint, {"task": "health"})["output"]["models"]

@@ -210,7 +210,7 @@ def tell_host_memory(size: int) -> None:
 def job(task: str, width: int, height: int, references: int = 0, **more: Any) -> dict[str, Any]:
     """A job's input. `references`: how many pictures of a megapixel an edit is given."""
     made = {"task": task, "prompt": "a fox in the snow", "num_inference_steps": STEPS, "seed": 1}
-    pictures = {"images": [reference()] * references} if references else {}
+    pictures = {"images": [reference()] * references, "draw_size": "asked"} if references else {}
     return made | pictures | {"width": width, "height": height} | more
 
 

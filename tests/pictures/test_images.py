@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from qwen_worker.errors import JobError
-from qwen_worker.pictures.images import decode_base64, decode_picture, edit_size, encode_picture
+from qwen_worker.pictures.images import decode_base64, decode_picture, encode_picture
 from qwen_worker.pictures.masks import decode_mask, feather, restore_outside
 
 from ..conftest import as_text, file_of, text_of
@@ -235,23 +235,6 @@ def test_the_edge_fades_inside_the_mask():
     found = restore_outside(Image.new("RGB", (64, 64), "white"), Image.new("RGB", (64, 64), "black"), mask)
     ramp = [found.getpixel((column, 32))[0] for column in range(16, 36)]
     assert ramp[:4] == [0] * 4 and ramp[-5:] == [255] * 5 and ramp == sorted(ramp) and len(set(ramp)) > 6
-
-
-@pytest.mark.parametrize(
-    ("source", "mask", "size"),
-    [
-        ((1024, 1024), False, (1024, 1024)),
-        ((4000, 3000), False, (1184, 896)),
-        ((300, 600), False, (736, 1440)),
-        ((768, 512), True, (768, 512)),
-        ((770, 512), True, (1248, 832)),
-        ((4096, 4096), True, (1024, 1024)),
-        ((800, 100), False, (2048, 256)),
-        ((100, 700), False, (288, 2048)),
-    ],
-)
-def test_an_edit_keeps_the_source_s_aspect(source, mask, size):
-    assert edit_size(source, mask, 32, 256, 2048) == size
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "jpeg"])

@@ -1,9 +1,9 @@
-"""Which pictures a request brings, and what size follows from them."""
+"""Which pictures a request brings."""
 
 from PIL import Image
 
 from qwen_worker.jobs.parsing import parse
-from qwen_worker.pictures.inputs import open_images, output_size
+from qwen_worker.pictures.inputs import open_images
 
 from ..conftest import as_text
 
@@ -23,10 +23,3 @@ def test_pictures_come_in_their_order_with_the_mask():
     assert [source.size for source in sources] == [(600, 300), (300, 600)] and mask is None
     sources, mask = open_images(request(image=as_text(WIDE), mask=as_text(Image.new("L", (600, 300), 255))), 1)
     assert mask.size == sources[0].size and mask.mode == "L"
-
-
-def test_the_size_asked_for_wins_else_the_last_picture_s_aspect():
-    both = request(images=["aGk=", "aGk="])
-    assert output_size(both, [WIDE, TALL], None, 16) == (736, 1440)
-    assert output_size(both, [TALL, WIDE], None, 16) == (1440, 736)
-    assert output_size(request(image="aGk=", size="512x256"), [WIDE], None, 16) == (512, 256)

@@ -52,7 +52,7 @@ def jobs() -> dict[str, tuple[dict, dict]]:
     """By name: settings that differ from the recorded endpoint's, and the job's input."""
     small = {"prompt": "a large red circle in the center, on a blue background", "width": 256, "height": 256}
     draw = {**small, "num_inference_steps": 4, "seed": 7}
-    edit = {**draw, "prompt": "make the background green", "image": scene()}
+    edit = {**draw, "prompt": "make the background green", "image": scene(), "draw_size": "asked"}
     forced = {"QWEN_FALLBACK": "force"}
     return {
         "generate": ({}, draw),
@@ -64,7 +64,7 @@ def jobs() -> dict[str, tuple[dict, dict]]:
         "balanced": ({}, {**draw, "preset": "balanced", "num_inference_steps": 10}),
         "fast": ({}, {**small, "seed": 7, "preset": "fast"}),
         "lora": ({}, {**draw, "loras": [{"path": FEW_STEP.name, "scale": 0.5}]}),
-        "edit": ({}, edit),
+        "edit": ({}, {name: value for name, value in edit.items() if name != "draw_size"}),
         "edit_strength": ({}, {**edit, "strength": 0.5}),
         "edit_mask": ({}, {**edit, "mask_image": scene(turned=True)}),
         "background_replacement": ({}, {**edit, "task": "background_replacement", "prompt": "a plain green wall"}),

@@ -18,7 +18,7 @@ from ..conftest import as_text, file_of, picture_of, respond, run, text_of
 from ..pictures.test_images import png_header
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2}
-EDIT = {**SMALL, "prompt": "make the background green"}
+EDIT = {**SMALL, "prompt": "make the background green", "draw_size": "asked"}
 
 
 def test_generate_replies_with_the_contract_s_fields(ask):
@@ -82,7 +82,7 @@ def test_an_edit_without_a_size_keeps_the_aspect_at_a_megapixel(draw, scene):
 
 
 def test_background_replacement_says_what_it_told_the_model(ask, scene):
-    output = ask(**SMALL, task="background_replacement", image=as_text(scene))["output"]
+    output = ask(**SMALL, task="background_replacement", image=as_text(scene), draw_size="asked")["output"]
     assert output["message"] == "Background replaced"
     assert output["metadata"]["instruction"] == BACKGROUND_INSTRUCTION.format(prompt="a red circle")
     assert output["metadata"]["prompt"] == "a red circle"

@@ -348,7 +348,7 @@ def test_transformers_that_take_turns_do_so_around_lora_jobs(cold_worker, few_st
     worker, resident = (cold_worker(**lora) for _ in range(2))
     plan = dataclasses.replace(worker.pipelines.place("generate"), swapped=True)
     place_by(worker, plan)
-    edit = {"image": as_text(scene), "prompt": "make it green"}
+    edit = {"image": as_text(scene), "prompt": "make it green", "draw_size": "asked"}
     for fields in ({}, {"preset": "fast"}, edit, edit | {"preset": "fast"}, {"preset": "balanced"}, {}):
         fields = SMALL | {"num_inference_steps": 2} | fields
         assert run(worker, fields)["output"]["image"] == run(resident, fields)["output"]["image"], fields
@@ -417,7 +417,8 @@ def test_cached_edits_and_partial_ones_are_drawn(cold_worker, scene):
     worker = cold_worker()
     mask = Image.new("L", scene.size)
     mask.paste(255, (128, 128, 384, 384))
-    fields = SMALL | {"prompt": "make it green", "image": as_text(scene), "preset": "balanced"}
+    edit = {"prompt": "make it green", "image": as_text(scene), "draw_size": "asked"}
+    fields = SMALL | edit | {"preset": "balanced"}
     for more in ({"num_inference_steps": 8}, {"strength": 0.5, "num_inference_steps": 18, "mask": as_text(mask)}):
         facts = run(worker, fields | more)["output"]["metadata"]
         assert facts["step_cache"] is True and facts["backend"] == "qwen-image"

@@ -241,7 +241,7 @@ def test_the_steps_named_are_those_that_fit():
 def test_an_edit_is_judged_by_the_steps_that_its_strength_leaves(warm_worker, scene):
     # Of a size that is drawn nowhere else, as slow as this.
     warm_worker.paces.record(("edit", (256, 288), 1, True, "quality"), 1000.0, pictures=1, steps=10, seconds=10_000)
-    fields = {**SMALL, "height": 288, "num_inference_steps": 10, "image": as_text(scene)}
+    fields = {**SMALL, "height": 288, "num_inference_steps": 10, "image": as_text(scene), "draw_size": "asked"}
 
     def answered(strength):
         job = {"id": "edit", "input": {**fields, "strength": strength}, "policy": {"executionTimeout": 4_500_000}}

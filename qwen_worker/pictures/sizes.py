@@ -1,0 +1,68 @@
+"""The size at which the pipeline draws an edit, and the size of the picture that the job gets.
+
+The edit pipelines look at an input picture in about a megapixel of its aspect, and the model lays what it draws over
+what it sees, latent by latent. At any other size the drawing comes out zoomed and shifted: on the tiny checkpoint a
+circle whose centre belongs at x = 63 of 256 lands at 28 when drawn 512 pixels wide, and at 86 when drawn 1536 wide. An
+edit is therefore drawn at the size at which its input picture is looked at, and then resampled. Knows nothing of torch
+or of the pipelines.
+"""
+
+from typing import NamedTuple
+
+from PIL import Image
+
+from ..jobs.request import MAX_SIDE, MIN_SIDE, Drawing, Edit
+
+CONDITIONING_AREA = 1024 * 1024  # pixels; `VAE_IMAGE_SIZE` of diffusers' edit pipelines
+CONDITIONING_MULTIPLE = 32  # pixels, to which these pipelines round each side
+# A result may be stretched by this much along one axis, which nobody sees: the sizes in use for 4:3 or 3:2 are rounded.
+# What is asked in another shape is composed anew by the model, and stretched faces are not delivered.
+MAX_STRETCH = 1.05
+
+Size = tuple[int, int]  # width and height in pixels
+
+
+class Sizes(NamedTuple):
+    """`drawn` by the pipeline, and `delivered` to the caller."""
+
+    drawn: Size
+    delivered: Size
+
+
+def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | None, multiple: int) -> Sizes:
+    """The sizes of the request's pictures. `multiple`: of which a drawn side must be one for the checkpoint."""
+    asked = (request.width, request.height) if request.width and request.height else None
+    if not isinstance(request, Edit):
+        assert asked is not None  # a picture from a prompt has a default for both
+        return Sizes(asked, asked)
+    source = sources[-1].size
+    looked_at = conditioning_size(source)
+    if request.draw_size == "asked":
+        own = source if mask and is_drawable(source, multiple) else looked_at
+        return Sizes(asked or own, asked or own)
+    delivered = asked or (source if mask and is_drawable(source, 1) else looked_at)
+    # A mask and the start from the input picture tie every pixel of the result to one of that picture.
+    is_tied = mask is not None or request.strength < 1
+    if is_tied or stretch(source, delivered) <= MAX_STRETCH:
+        return Sizes(looked_at, delivered)
+    return Sizes(conditioning_size(delivered), delivered)
+
+
+def conditioning_size(source: Size) -> Size:
+    """The size in which the edit pipelines look at a picture: `calculate_dimensions` of diffusers, word for number."""
+    ratio = source[0] / source[1]
+    width = (CONDITIONING_AREA * ratio) ** 0.5
+    return round(width / CONDITIONING_MULTIPLE) * CONDITIONING_MULTIPLE, (
+        round(width / ratio / CONDITIONING_MULTIPLE) * CONDITIONING_MULTIPLE
+    )
+
+
+def is_drawable(size: Size, multiple: int) -> bool:
+    """Whether a job could ask for a picture of this size."""
+    return all(side % multiple == 0 and MIN_SIDE <= side <= MAX_SIDE for side in size)
+
+
+def stretch(source: Size, delivered: Size) -> float:
+    """How many times more one axis grows than the other when a picture is brought from one size to the other."""
+    ratio = source[0] * delivered[1] / (source[1] * delivered[0])
+    return max(ratio, 1 / ratio)

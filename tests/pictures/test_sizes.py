@@ -1,0 +1,99 @@
+"""An edit is drawn at the size at which its pipeline looks at the input picture, whatever size is delivered."""
+
+import importlib
+
+import pytest
+from PIL import Image, ImageChops
+
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.request import require_served
+from qwen_worker.pictures.inputs import Canvas
+from qwen_worker.pictures.sizes import MAX_STRETCH, conditioning_size, sizes_of, stretch
+
+SIDES = (256, 300, 512, 768, 1000, 1024, 1536, 2048)
+PIPELINES = (
+    "qwenimage.pipeline_qwenimage_edit",
+    "qwenimage.pipeline_qwenimage_edit_plus",
+    "qwenimage21.pipeline_qwenimage21",
+)
+
+
+def picture(size):
+    return Image.new("RGB", size, "red")
+
+
+def sizes(*sources, mask=False, multiple=16, **fields):
+    """The sizes of an edit of pictures of these sizes."""
+    images = {"images": ["aGk="] * len(sources)} | ({"mask": "aGk="} if mask else {})
+    request = parse({"prompt": "a", **images, **fields}, "job")
+    return sizes_of(request, [picture(size) for size in sources], picture(sources[0]) if mask else None, multiple)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_the_size_at_which_an_edit_is_drawn_is_that_at_which_diffusers_looks_at_its_picture(pipeline):
+    calculated = importlib.import_module(f"diffusers.pipelines.{pipeline}").calculate_dimensions
+    for width in SIDES:
+        for height in SIDES:
+            assert conditioning_size((width, height)) == calculated(1024 * 1024, width / height)[:2]
+
+
+@pytest.mark.parametrize(
+    ("source", "fields", "drawn", "delivered"),
+    [
+        ((1024, 1024), {}, (1024, 1024), (1024, 1024)),
+        ((4000, 3000), {}, (1184, 896), (1184, 896)),
+        ((800, 100), {}, (2912, 352), (2912, 352)),  # beyond 4:1 one side is longer than a job may ask for
+        ((512, 512), {"size": "512x512"}, (1024, 1024), (512, 512)),
+        ((512, 512), {"size": "2048x2048"}, (1024, 1024), (2048, 2048)),
+        ((1600, 1200), {"size": "1152x896"}, (1184, 896), (1152, 896)),  # 4:3 as it is rounded: stretched by 4 %
+        ((512, 512), {"mask": True}, (1024, 1024), (512, 512)),
+        ((770, 510), {"mask": True}, (1248, 832), (770, 510)),
+        ((4096, 4096), {"mask": True}, (1024, 1024), (1024, 1024)),  # larger than a result may be
+        ((1024, 512), {"mask": True, "size": "512x512"}, (1440, 736), (512, 512)),
+        ((1024, 512), {"strength": 0.5, "size": "512x512"}, (1440, 736), (512, 512)),
+        # Another shape without a mask is composed anew, in a megapixel of that shape.
+        ((1024, 1024), {"size": "1024x512"}, (1440, 736), (1024, 512)),
+        ((1024, 1024), {"size": "512x2048"}, (512, 2048), (512, 2048)),
+        # The size that is asked for, as the model draws it there.
+        ((1024, 1024), {"draw_size": "asked", "size": "512x768"}, (512, 768), (512, 768)),
+        ((1024, 1024), {"draw_size": "asked"}, (1024, 1024), (1024, 1024)),
+        ((512, 768), {"draw_size": "asked", "mask": True}, (512, 768), (512, 768)),
+        ((770, 510), {"draw_size": "asked", "mask": True}, (1248, 832), (1248, 832)),
+    ],
+)
+def test_an_edit_is_drawn_as_its_picture_is_looked_at_and_delivered_as_asked(source, fields, drawn, delivered):
+    assert sizes(source, **fields) == (drawn, delivered)
+
+
+def test_the_last_of_several_pictures_gives_the_shape():
+    assert sizes((600, 300), (300, 600)).drawn == (736, 1440)
+    assert sizes((300, 600), (600, 300)).drawn == (1440, 736)
+
+
+def test_a_picture_from_a_prompt_is_drawn_as_asked():
+    request = parse({"prompt": "a", "size": "512x768"}, "job")
+    assert sizes_of(request, [], None, 16) == ((512, 768), (512, 768))
+
+
+def test_every_side_that_can_be_asked_for_is_drawn_at_one_that_all_checkpoints_take():
+    for width in range(256, 2049, 128):
+        for height in range(256, 2049, 128):
+            if max(width, height) <= 8 * min(width, height):
+                drawn, delivered = sizes((width, height), size=f"{width}x{height}")
+                assert delivered == (width, height) and stretch((width, height), drawn) < MAX_STRETCH
+                assert all(side % 32 == 0 for side in drawn) and 0.95 < drawn[0] * drawn[1] / 2**20 < 1.05
+
+
+def test_a_checkpoint_s_grid_binds_only_what_is_drawn_at_the_size_asked_for():
+    fields = {"prompt": "a", "image": "aGk=", "size": "272x256"}
+    require_served(parse(fields, "job"), 32, 1)
+    with pytest.raises(Exception, match="width must be a multiple of 32 for this checkpoint, not 272"):
+        require_served(parse(fields | {"draw_size": "asked"}, "job"), 32, 1)
+
+
+def test_what_lies_outside_the_mask_is_the_source_s_to_the_bit_whatever_size_was_drawn():
+    source = Image.effect_noise((512, 384), 60).convert("RGB")
+    mask = Image.new("L", source.size, 0)
+    mask.paste(255, (128, 96, 256, 192))
+    result = Canvas([source], mask, (1184, 896), source.size).finish(picture((1184, 896)))
+    assert ImageChops.difference(result, source).getbbox() == (128, 96, 256, 192)
