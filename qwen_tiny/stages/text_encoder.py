@@ -127,7 +127,9 @@ def instruction_inputs(
     template = architecture.templates()["QwenImageEditPipeline"]
     prompts = [template.format(instruction) for instruction in instructions]
     batch = processor(text=prompts, images=pictures, padding=True, return_tensors="pt")
-    return {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
+    # With the type of each token, a picture's tokens lie in rows and columns, as in the released models.
+    names = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids")
+    return {name: batch[name] for name in names}
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:

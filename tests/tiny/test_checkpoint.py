@@ -6,9 +6,11 @@ import hashlib
 import diffusers
 import pytest
 import torch
+from PIL import Image
 
 from qwen_tiny import CHECKPOINT, architecture
 from qwen_tiny.stages import pools, text_encoder, transformer, vae
+from qwen_worker.model.vision import mark_picture_tokens
 
 MEGABYTE = 1_000_000
 
@@ -92,6 +94,23 @@ def test_remembered_latents_are_those_of_this_vae_and_these_scenes(autoencoder, 
         changed.quant_conv.bias.add_(1.0)
     assert not torch.equal(first, latents(changed, 0))
     assert not torch.equal(first, latents(autoencoder, 1))
+
+
+def test_an_instruction_is_embedded_for_training_as_the_worker_embeds_it():
+    """With the picture's tokens in rows and columns, which diffusers' pipeline alone would put into one row."""
+    edit = diffusers.DiffusionPipeline.from_pretrained(CHECKPOINT / "edit", dtype=torch.float32)
+    picture = torch.randint(0, 256, (3, 112, 168), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    ours, mask = text_encoder.Embedder(edit.text_encoder, edit.processor).embed_instructions(["a"], [picture])
+    image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+
+    def distance():
+        with torch.no_grad():
+            theirs, _ = edit.encode_prompt(prompt="a", image=image)
+        return float((ours[:, mask[0]].float() - theirs).norm() / theirs.norm())
+
+    alone = distance()
+    mark_picture_tokens(edit.text_encoder)
+    assert distance() < 1e-3 < 1e-2 < alone  # kept in float16
 
 
 def test_packing_is_that_of_the_pipelines():
