@@ -158,7 +158,8 @@ class Worker:
             drawn = await job.wait_for(outcome, functools.partial(self.queue.has_abandoned_call, job))
             job.enter(Stage.DELIVERING)
             label = self.catalogue.label_for(request.task)
-            metadata = replies.drawing_facts(request, canvas.size, drawn, label, self.settings)
+            scalings = [use.file.scalings for use in loras if not use.from_settings]
+            metadata = replies.drawing_facts(request, canvas.size, drawn, label, self.settings, scalings)
             metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings)
             delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled
             return await job.run_on(self.side_threads, deliver, *delivery)

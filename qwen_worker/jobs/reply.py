@@ -4,14 +4,14 @@ Knows nothing of how the pictures came about, nor of how they reach the caller (
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from ..errors import LoadError, hide_secrets
 from ..preset_settings import Preset
 from ..settings import Settings
-from .request import Drawing, Edit
+from .request import Drawing, Edit, Lora
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,6 +52,8 @@ class LoraUsed(TypedDict):
 
     path: str
     scale: float
+    strength: NotRequired[float]  # scale x alpha / rank, where it is one for all layers
+    strength_range: NotRequired[list[float]]  # else the least and the most
 
 
 class DrawingFacts(TypedDict):
@@ -110,11 +112,17 @@ def success_reply(
 
 
 def drawing_facts(
-    request: Drawing, size: tuple[int, int], result: DrawingResult, model: str, settings: Settings
+    request: Drawing,
+    size: tuple[int, int],
+    result: DrawingResult,
+    model: str,
+    settings: Settings,
+    lora_scalings: Sequence[tuple[float, float]] = (),
 ) -> DrawingFacts:
     """What is known of the pictures before they are encoded.
 
-    `size`: width and height in pixels. `model`: the name to report where no model is loaded.
+    `size`: width and height in pixels. `model`: the name to report where no model is loaded. `lora_scalings`: of each
+    of the job's LoRAs, the least and the most of alpha / rank.
     """
     drawn_by = result.model
     facts: DrawingFacts = {
@@ -137,7 +145,8 @@ def drawing_facts(
     if request.instruction != request.prompt:
         facts["instruction"] = request.instruction
     if request.loras:
-        facts["loras"] = [{"path": hide_secrets(lora.path), "scale": lora.scale} for lora in request.loras]
+        scalings = [*lora_scalings, *[None] * len(request.loras)] if drawn_by else [None] * len(request.loras)
+        facts["loras"] = [lora_used(lora, scaling) for lora, scaling in zip(request.loras, scalings, strict=False)]
     if drawn_by and request.preset == Preset.BALANCED:
         facts["step_cache"] = drawn_by.caches_steps
     if result.failure:
@@ -149,6 +158,18 @@ def drawing_facts(
     if drawn_by and drawn_by.on_card:
         facts["peak_vram_gb"] = result.peak_vram_gb
     return facts
+
+
+def lora_used(lora: Lora, scaling: tuple[float, float] | None) -> LoraUsed:
+    """`scaling`: the least and the most of the layers' alpha / rank; None for a LoRA that nothing was drawn with."""
+    used: LoraUsed = {"path": hide_secrets(lora.path), "scale": lora.scale}
+    if scaling:
+        least, most = sorted(float(f"{lora.scale * bound:.6g}") for bound in scaling)
+        if least == most:
+            used["strength"] = least
+        else:
+            used["strength_range"] = [least, most]
+    return used
 
 
 def complete_metadata(facts: DrawingFacts, timings: dict[str, float], delivery: DeliveryFacts) -> Metadata:

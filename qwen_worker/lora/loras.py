@@ -16,8 +16,9 @@ from ..network.fetch import FetchTarget
 from ..preset_settings import Preset
 from ..settings import Role, Settings, hub_home
 from ..stopwatch import timed
-from .fetch import FETCH_FAILED, LoraFetcher, default_lora, local_file
+from .fetch import FETCH_FAILED, LoraFetcher
 from .file import LoraFile, LoraUse, open_lora
+from .places import LocalFile, default_lora, local_file
 
 OWN_BYTES = 20_000_000_000  # the most of a LoRA that the endpoint's settings name
 FOLDER = "qwen-image-loras"  # of fetched files, below HF_HOME
@@ -78,7 +79,7 @@ class Loras:
     def open(self, text: str, label: str, cancelled: threading.Event) -> LoraFile:
         """The LoRA that a job's path names. Raises `invalid_input`, `lora_fetch_failed` or `Cancelled`."""
         wanted = FetchTarget(label, round(self.settings.QWEN_LORA_MB * 1e6), FETCH_FAILED)
-        return open_lora(*self.fetcher.find(text, wanted, self.settings.QWEN_LORA_ROOTS, cancelled), label)
+        return open_found(self.fetcher.find(text, wanted, self.settings.QWEN_LORA_ROOTS, cancelled), label)
 
     def open_own(self, text: str, label: str) -> LoraFile:
         """The LoRA that a path of the settings names, which may also lead to any file or folder of this machine.
@@ -93,5 +94,10 @@ class Loras:
                     raise InvalidInput(f"{label} names a folder that does not hold one .safetensors file")
                 path = path / name
             file = local_file(path, wanted) if path.is_file() else self.fetcher.find(text, wanted, ())
-            self.own_files[text] = open_lora(*file, label)
+            self.own_files[text] = open_found(file, label)
         return self.own_files[text]
+
+
+def open_found(file: LocalFile, label: str) -> LoraFile:
+    """Raises what `open_lora` raises."""
+    return open_lora(file.path, file.key, label, file.config, file.warnings)

@@ -12,9 +12,9 @@ import pytest
 from qwen_worker.errors import InvalidInput
 from qwen_worker.lora import fetch as lora_fetch
 from qwen_worker.lora.fetch import LoraFetcher
-from qwen_worker.lora.file import TensorFile
 from qwen_worker.lora.hub_cache import HubCache
 from qwen_worker.lora.store import ABANDONED_SECONDS
+from qwen_worker.lora.tensor_file import TensorFile
 from qwen_worker.network import hub
 
 from ..conftest import ROOT

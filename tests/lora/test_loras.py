@@ -97,7 +97,8 @@ def test_loras_add_up_by_their_scales_and_the_reply_names_them(worker, base, fol
         write(folder / f"{name}.safetensors", matrices(base, PLAIN, seed=ord(name)))
     a, b = {"path": "a.safetensors"}, {"path": "b.safetensors", "scale": -0.5}
     both = drawn(worker, a, b)
-    assert both["metadata"]["loras"] == [a | {"scale": 1.0}, b] and both["metadata"]["preset"] == "quality"
+    named = [a | {"scale": 1.0, "strength": 1.0}, b | {"strength": -0.5}]
+    assert both["metadata"]["loras"] == named and both["metadata"]["preset"] == "quality"
     assert len({both["image"], drawn(worker, a)["image"], drawn(worker, b)["image"], plain}) == 4
     assert drawn(worker, a | {"scale": 0})["image"] == plain == run(worker, SMALL)["output"]["image"]
     assert drawn(worker, b, a)["image"] != plain
@@ -121,7 +122,7 @@ def test_a_url_s_lora_is_the_file_s_and_the_url_s_secrets_are_not_told(worker, b
     host = address.removeprefix("http://")
     output = drawn(worker, {"path": f"http://user:hush@{host}/d?signature=hush"})
     assert output["image"] == drawn(worker, {"path": "d.safetensors"})["image"]
-    assert output["metadata"]["loras"] == [{"path": f"http://{host}/d", "scale": 1.0}]
+    assert output["metadata"]["loras"] == [{"path": f"http://{host}/d", "scale": 1.0, "strength": 1.0}]
 
 
 def test_the_hub_s_lora_is_the_file_s(worker, base, folder, web, monkeypatch, tmp_path):

@@ -15,8 +15,9 @@ from safetensors.torch import save
 from qwen_worker.errors import Cancelled, JobError
 from qwen_worker.jobs.sources import is_source
 from qwen_worker.lora import fetch as lora_fetch
-from qwen_worker.lora.fetch import LoraFetcher, find_below
+from qwen_worker.lora.fetch import LoraFetcher
 from qwen_worker.lora.notes import Fetched, Notes
+from qwen_worker.lora.places import find_below
 from qwen_worker.lora.store import ABANDONED_SECONDS, Incoming, LoraStore, Unwritable
 
 from ..conftest import ROOT, respond
@@ -60,7 +61,7 @@ def test_only_files_below_a_root_are_found(tmp_path):
     os.mkfifo(root / "pipe.safetensors")
     roots = [tmp_path / "missing", root]
     for text in ("sub/a.safetensors", str(inside), "in.safetensors"):
-        assert find_below(roots, text) == inside
+        assert find_below(roots, text) == (inside, root)
     for text in ("../outside.safetensors", str(outside), "out.safetensors", "sub/../../outside.safetensors", "sub",
                  "pipe.safetensors", "a" * 4000, "/dev/zero", "none.safetensors"):  # fmt: skip
         assert find_below(roots, text) is None, text
@@ -354,7 +355,7 @@ def test_the_names_that_are_remembered_are_bounded(store, monkeypatch):
     monkeypatch.setattr("qwen_worker.lora.notes.MAX_NAMES", 5)
     file = keep(store, FILE).name
     for number in range(9):
-        Notes(store.folder).write(f"name {number}", Fetched(file, "key"))
+        Notes(store.folder).write(f"name {number}", Fetched(file, "key", ""))
     assert len(list(store.folder.glob("*.json"))) == 5
 
 
@@ -378,10 +379,11 @@ def test_a_kill_while_a_file_comes_leaves_no_file(store):
 
 def test_a_note_that_cannot_be_read_is_none(store):
     notes, file = Notes(store.folder), keep(store, FILE).name
-    note = Fetched(file, "key", "etag")
+    note = Fetched(file, "key", "", etag="etag")
     notes.write("name", note)
     assert notes.read("name") == note
     for text in ("", "[]", '{"file": "x"}', '{"file": 1, "key": "2"}', '{"file": "x", "key": "y", "more": 3}', "{",
-                 '{"file": "gone.safetensors", "key": "key"}'):  # fmt: skip
+                 '{"file": "gone.safetensors", "key": "key", "config": ""}',
+                 f'{{"file": "{file}", "key": "before there were configurations"}}'):  # fmt: skip
         notes.path("name").write_text(text)
         assert notes.read("name") is None
