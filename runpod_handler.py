@@ -160,7 +160,7 @@ class Worker:
             label = self.catalogue.label_for(request.task)
             scalings = [use.file.scalings for use in loras if not use.from_settings]
             metadata = replies.drawing_facts(request, canvas.size, drawn, label, self.settings, scalings)
-            metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings)
+            metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings, job.warnings)
             delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled
             return await job.run_on(self.side_threads, deliver, *delivery)
 

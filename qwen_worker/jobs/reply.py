@@ -93,6 +93,7 @@ class DeliveryFacts(TypedDict):
 class Metadata(DrawingFacts, DeliveryFacts):
     """A reply's `metadata`."""
 
+    warnings: NotRequired[list[str]]  # one sentence for each thing that was not done as the job asks
     processing_time: float  # seconds
     timings: dict[str, float]  # seconds by stage
 
@@ -172,14 +173,19 @@ def lora_used(lora: Lora, scaling: tuple[float, float] | None) -> LoraUsed:
     return used
 
 
-def complete_metadata(facts: DrawingFacts, timings: dict[str, float], delivery: DeliveryFacts) -> Metadata:
-    """The facts, those of the delivery, and the seconds of each stage so far."""
-    return {
+def complete_metadata(
+    facts: DrawingFacts, timings: dict[str, float], warnings: Sequence[str], delivery: DeliveryFacts
+) -> Metadata:
+    """The facts, those of the delivery, and the warnings and the seconds of each stage so far."""
+    metadata: Metadata = {
         **facts,
         **delivery,
         "processing_time": round(sum(timings.values()), 3),
         "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
     }
+    if warnings:
+        metadata["warnings"] = list(warnings)
+    return metadata
 
 
 def posted_bytes(reply: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..errors import InvalidInput, JobError, LoadError
 from ..jobs.job import Job, Stage
 from ..jobs.presets import FAST_LORAS, require_adaptable
+from ..log import log_line
 from ..memory.footprint import GB
 from ..network.fetch import FetchTarget
 from ..preset_settings import Preset
@@ -54,7 +55,10 @@ class Loras:
                 uses.append(LoraUse(file, 1.0, "the preset's LoRA", from_settings=True))
             for number, lora in enumerate(request.loras):
                 label = f"loras[{number}]"
-                uses.append(LoraUse(self.open(lora.path, label, job.cancelled), lora.scale, label))
+                use = LoraUse(self.open(lora.path, label, job.cancelled), lora.scale, label)
+                uses.append(use)
+                for warning in use.file.warnings:
+                    job.warn(f"{label} {warning}")
         return tuple(uses)
 
     def open_for_preset(self, setting: str) -> LoraFile:
@@ -95,6 +99,8 @@ class Loras:
                 path = path / name
             file = local_file(path, wanted) if path.is_file() else self.fetcher.find(text, wanted, ())
             self.own_files[text] = open_found(file, label)
+            for warning in self.own_files[text].warnings:
+                log_line(None, "WARN", f"{label} {warning}")
         return self.own_files[text]
 
 
