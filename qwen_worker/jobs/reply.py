@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 from ..errors import LoadError, hide_secrets
 from ..preset_settings import Preset
 from ..settings import Settings
+from .few_steps import takes_few_steps
 from .request import Drawing, Edit, Lora
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def drawing_facts(
         scalings = [*lora_scalings, *[None] * len(request.loras)] if drawn_by else [None] * len(request.loras)
         facts["loras"] = [lora_used(lora, scaling) for lora, scaling in zip(request.loras, scalings, strict=False)]
     if drawn_by and request.preset == Preset.BALANCED:
-        facts["step_cache"] = drawn_by.caches_steps
+        facts["step_cache"] = drawn_by.caches_steps and not takes_few_steps(request)
     if result.failure:
         facts["fallback_reason"] = result.failure.reason
     if drawn_by and settings.QWEN_BATCH > 1:
