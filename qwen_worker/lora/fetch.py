@@ -75,7 +75,8 @@ class LoraFetcher:
             raise InvalidInput(f"{wanted.label} names no file {where}")
         if file := find_in_caches(source, (*self.hub_roots, hub.hub_cache_folder())):
             return local_file(file, wanted)
-        return self.fetch(text, lambda: self.fetch_from_hub(text, source, wanted), wanted, cancelled)
+        name = source.hub_id.lower() + text.removeprefix(source.hub_id)  # the hub takes ids in any case
+        return self.fetch(name, lambda: self.fetch_from_hub(name, source, wanted), wanted, cancelled)
 
     def fetch(
         self, name: str, fetch: Callable[[], Fetched], wanted: FetchTarget, cancelled: threading.Event | None

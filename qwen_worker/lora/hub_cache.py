@@ -55,6 +55,7 @@ class HubCache:
         """
         from huggingface_hub import try_to_load_from_cache
 
+        hub_id = self.spelling_of(hub_id)
         if isinstance(file := try_to_load_from_cache(hub_id, name, self.folder, commit), str):
             return Path(file), False
         with writable():
@@ -62,6 +63,14 @@ class HubCache:
             if not os.access(self.folder, os.W_OK):
                 raise PermissionError
         return hub.download_file(hub_id, name, commit, self.folder), True
+
+    def spelling_of(self, hub_id: str) -> str:
+        """The id as its folder here has it already: the hub takes ids in any case, and each would have a copy."""
+        folder = f"models--{hub_id.replace('/', '--')}"
+        found = next(
+            (path.name for path in self.folder.glob("models--*") if path.name.lower() == folder.lower()), folder
+        )
+        return found.removeprefix("models--").replace("--", "/", 1)
 
     def evict(self, kept: Path) -> None:
         """Delete the longest unused contents beyond the bound, but for `kept`, and what killed workers left."""

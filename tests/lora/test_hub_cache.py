@@ -69,6 +69,17 @@ def test_a_repository_s_only_lora_or_a_named_one_is_fetched_once(fetcher, served
     assert not list(store.folder.glob("*.safetensors"))
 
 
+def test_an_id_in_another_case_is_the_same_repository(fetcher, fetching, served, repos, cached):
+    served.repos["org/one"] = repos / "One"
+    found = find(fetcher, "Org/One")
+    asked = len(served.paths)
+    assert find(fetcher, "org/one") == found and len(served.paths) == asked
+    assert find(fetcher, "org/one/style.safetensors") == found and served.sent == {digest(FILE): len(FILE)}
+    assert cached() == ["One/style.safetensors"] and len(list(fetcher.hub_cache.folder.glob("models--*"))) == 1
+    served.status = 503
+    assert find(fetching(), "org/one") == found
+
+
 def test_what_the_hub_cannot_give_is_told(fetcher, served):
     assert refusal(fetcher, "Org/Many") == (
         "invalid_input: loras[0] must name a file of Org/Many, which holds 3: a.safetensors, b.safetensors, "
