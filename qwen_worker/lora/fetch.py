@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import InvalidInput, JobError, LoadError
 from ..jobs.sources import PEFT_NAME, HubFile, hub_file, is_url
@@ -163,7 +163,8 @@ class LoraFetcher:
         parts = urlsplit(url)
         if not parts.path.endswith(f"/{PEFT_NAME}"):
             return ""
-        text, config_url = bytearray(), parts._replace(path=parts.path.removesuffix(PEFT_NAME) + CONFIG_NAME).geturl()
+        path = parts.path.removesuffix(PEFT_NAME) + CONFIG_NAME
+        text, config_url = bytearray(), urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
         target = replace(wanted, label=f"{wanted.label}'s {CONFIG_NAME}", max_bytes=CONFIG_BYTES)
         try:
             download(config_url, target, ends, text.extend)
