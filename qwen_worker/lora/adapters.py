@@ -29,7 +29,7 @@ from .file import LoraFile, LoraLayer, LoraUse, require_layers, streamed_block
 from .matrices import LoraWeights, read_weights
 from .names import Kind
 from .padded import LowRankPart, PaddedLinear, load_layers, padded_layers, unload_layers
-from .products import AdaptedLinear, product_of
+from .products import AdaptedLinear, AddedProduct, product_of
 
 KEPT_SETS = 4  # of LoRAs that were used together, for which peft's layers are kept
 
@@ -159,7 +159,7 @@ class Adapters:
         """Replace the transformer's layers; `scales`: of the LoRAs, by their files' keys."""
         for name, layer in layers.items():
             if isinstance(layer, AdaptedLinear):
-                layer.scales = {key: scales[key] for key in layer.products}
+                layer.set_scales(scales)
             adapted = layer.inner if isinstance(layer, AdaptedLinear) else layer
             if not isinstance(adapted, PaddedLinear) and adapted is not layer.base_layer:
                 for key, scaling in adapted.lora_alpha.items():
@@ -226,7 +226,7 @@ class Adapters:
                 layers[name] = add_lora(base, key, layer, matrices["down"], matrices["up"])
             else:
                 layers[name] = base if isinstance(base, AdaptedLinear) else AdaptedLinear(base)
-                layers[name].products[key] = product_of(layer.kind, matrices), layer.scaling
+                layers[name].products[key] = AddedProduct(layer.kind, matrices, layer.scaling)
         return layers
 
     def drop_unused(self) -> None:

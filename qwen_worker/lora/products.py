@@ -67,26 +67,45 @@ def loha_product(matrices: Matrices, inputs: torch.Tensor) -> torch.Tensor:
 PRODUCTS = {Kind.LORA: lora_product, Kind.LOKR: lokr_product, Kind.LOHA: loha_product}
 
 
-class AdaptedLinear(torch.nn.Module):
-    """A linear layer, or peft's layer around one, and beside it the products of LoKrs and LoHas.
+class AddedProduct(torch.nn.Module):
+    """One adapter's product of one layer, times its own scaling and the job's scale.
 
-    `products`: by the files' keys, with their own scaling; `scales`: by the same keys.
+    The matrices are parameters by their parts, so that a compiler finds those of every block in the same place.
     """
+
+    def __init__(self, kind: Kind, matrices: Mapping[str, torch.nn.Parameter], scaling: float):
+        super().__init__()
+        self.kind, self.parts, self.scaling, self.scale = kind, tuple(matrices), scaling, 1.0
+        for part, matrix in matrices.items():
+            self.register_parameter(part, matrix)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(.., in) -> (.., out)"""
+        matrices = {part: getattr(self, part) for part in self.parts}
+        return PRODUCTS[self.kind](matrices, inputs) * (self.scale * self.scaling)
+
+
+class AdaptedLinear(torch.nn.Module):
+    """A linear layer, or peft's layer around one, and beside it the products of LoKrs and LoHas, by the files' keys."""
 
     def __init__(self, inner: Any):
         super().__init__()
-        self.inner = inner
-        self.products: dict[str, tuple[Product, float]] = {}
-        self.scales: dict[str, float] = {}
+        self.inner, self.products = inner, torch.nn.ModuleDict()
 
     @property
     def base_layer(self) -> Any:
         """The transformer's own layer."""
         return getattr(self.inner, "base_layer", self.inner)
 
+    def set_scales(self, scales: Mapping[str, float]) -> None:
+        """`scales`: of the job's LoRAs, by the files' keys."""
+        for key, product in self.products.items():
+            assert isinstance(product, AddedProduct)
+            product.scale = scales[key]
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(.., in) -> (.., out)"""
         outputs = self.inner(inputs)
-        for key, (product, scaling) in self.products.items():
-            outputs = outputs + product(inputs) * (self.scales[key] * scaling)
+        for product in self.products.values():
+            outputs = outputs + product(inputs)
         return outputs

@@ -12,8 +12,8 @@ from qwen_worker.loading.components import load_component
 from qwen_worker.lora import file as lora_file
 from qwen_worker.lora.adapters import KEPT_SETS, Adapters, linear_shapes
 from qwen_worker.lora.file import LoraUse
-from qwen_worker.lora.names import Kind
-from qwen_worker.lora.products import product_of
+from qwen_worker.lora.names import LOHA_PARTS, Kind
+from qwen_worker.lora.products import AdaptedLinear, AddedProduct, product_of
 from qwen_worker.lora.ranks import padded_rank
 from qwen_worker.model import modulation
 from qwen_worker.settings import Precision, Settings
@@ -407,3 +407,22 @@ def test_a_lokr_of_any_factors_takes_no_more_room_than_its_layer(sides):
     assert torch.allclose(found, x @ torch.kron(w1, w2).T, atol=1e-4) and largest <= max(
         3 * 128, w1.numel(), w2.numel()
     )
+
+
+def test_lokr_and_loha_of_the_endpoint_s_own_are_compiled_in_with_one_graph_for_all_blocks():
+    """Compiled blocks have a bound of graphs, and blocks that are beyond it are drawn without."""
+    from torch._dynamo.testing import CompileCounter
+
+    def layer():
+        adapted = AdaptedLinear(torch.nn.Linear(16, 16))
+        parts = {"lokr_w1": (4, 4), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 4)}
+        for kind, shapes in ((Kind.LOKR, parts), (Kind.LOHA, {part: (16, 16) for part in LOHA_PARTS})):
+            made = {part: torch.nn.Parameter(torch.randn(shape)) for part, shape in shapes.items()}
+            adapted.products[kind] = AddedProduct(kind, made, 0.5)
+        return adapted.requires_grad_(False)
+
+    counter, inputs = CompileCounter(), torch.randn(3, 16)
+    compiled = torch.compile(lambda block, x: block(x), backend=counter, fullgraph=True)
+    for block in (layer(), layer(), layer()):
+        assert torch.allclose(compiled(block, inputs), block(inputs), atol=1e-5)
+    assert counter.frame_count == 1
