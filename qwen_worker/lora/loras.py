@@ -14,7 +14,7 @@ from ..jobs.presets import FAST_LORAS, require_adaptable
 from ..log import log_line
 from ..memory.footprint import GB
 from ..network.fetch import FetchTarget
-from ..preset_settings import Preset
+from ..preset_settings import Preset, steps_in
 from ..settings import Role, Settings, hub_home
 from ..stopwatch import timed
 from .fetch import FETCH_FAILED, LoraFetcher
@@ -74,6 +74,9 @@ class Loras:
         for number, lora in enumerate(self.settings.QWEN_LORAS):
             if lora.task in (None, role):
                 label = f"QWEN_LORAS[{number}]"
+                if steps_in(lora.path):
+                    words = f"{label} is a few-step LoRA by its name, and is drawn on the model's own schedule"
+                    log_line(None, "WARN", f"{words}: {FAST_LORAS[role]} and QWEN_PRESET=fast draw it on its own")
                 try:
                     uses.append(LoraUse(self.open_own(lora.path, label), lora.scale, label, from_settings=True))
                 except JobError as error:

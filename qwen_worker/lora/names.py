@@ -22,13 +22,14 @@ OTHER_LAYERS = (
     "time_text_embed.timestep_embedder.linear_2",
 )  # fmt: skip
 PREFIX = re.compile(
-    r"\A(base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|transformer\.|pipe\.dit\.|module\.)*"
+    r"\A(base_model\.model\.|model\.|diffusion_model\.|transformer\.|unet\.|pipe\.dit\.|dit\.|module\.)*"
 )
 FLAT_PREFIX = re.compile(r"(lora_unet|lora_transformer|lycoris)_")
 FLAT_NAMES = {layer.replace(".", "_"): layer for layer in BLOCK_LAYERS}
 FLAT_OTHERS = {layer.replace(".", "_"): layer for layer in OTHER_LAYERS}
-# What `torch.compile` puts before the names of a module that it wraps, also of one within another.
-COMPILED, FLAT_COMPILED = re.compile(r"(?<![^.])_orig_mod\."), re.compile(r"(\A|_)_orig_mod_")
+# What torch puts before the names of a module that it compiles, shards or computes again, also of one within another.
+WRAPPERS = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)"
+WRAPPED, FLAT_WRAPPED = re.compile(rf"(?<![^.]){WRAPPERS}\."), re.compile(rf"(\A|_){WRAPPERS}_")
 # What follows a layer's name in a tensor's; peft writes the adapter's name before `weight`.
 PARTS = (
     ("down", re.compile(r"\.(lora_down|lora_A|lora\.down)(\.[^.]+)?\.weight\Z")),
@@ -128,12 +129,12 @@ def layer_tensors(layer: str, parts: dict[str, str]) -> TensorNames:
 def layer_name(name: str) -> str:
     """The transformer's own name of a layer, from a name with prefixes or a flat one."""
     if flat := FLAT_PREFIX.match(name):
-        name = FLAT_COMPILED.sub(r"\1", name[flat.end() :])
+        name = FLAT_WRAPPED.sub(r"\1", name[flat.end() :])
         block = re.fullmatch(r"transformer_blocks_([0-9]+)_(\w+)", name)
         if block and block[2] in FLAT_NAMES:
             return f"transformer_blocks.{block[1]}.{FLAT_NAMES[block[2]]}"
         return FLAT_OTHERS.get(name, name)
-    return PREFIX.sub("", COMPILED.sub("", name), count=1)
+    return PREFIX.sub("", WRAPPED.sub("", name), count=1)
 
 
 def printable(name: str) -> str:

@@ -19,6 +19,7 @@ CONFIG_NAME = "adapter_config.json"  # where peft keeps it
 PLAIN_ALPHAS = ("lora_alpha", "network_alpha", "ss_network_alpha")
 PLAIN_RANKS = ("rank", "r", "lora_rank", "network_dim", "ss_network_dim")
 KOHYA_MODULE = "ss_network_module"
+MOST_PATTERNS = 10_000  # ten times the layers of the 20B transformer
 MOST_SCALING = 10_000  # beyond this an alpha is a slip or worse, and bfloat16 ends
 # Of peft's patterns for layers' names, what is no regular expression: a name, or an end of one.
 PLAIN_PATTERN = re.compile(r"(?P<start>\^)?(\.\*\\?\.?)?(?P<name>(\w|\\?\.)+)\$?")
@@ -153,6 +154,9 @@ def config_pattern(facts: Mapping[str, Any], field_name: str, source: str) -> Pa
     pattern = facts.get(field_name)
     if not isinstance(pattern, dict | None):
         raise UnusableLora(f"has {source} that cannot be read: {field_name} must be numbers by layer")
+    if pattern and len(pattern) > MOST_PATTERNS:
+        words = f"has {source} with {len(pattern):,} layers in {field_name}"
+        raise UnusableLora(f"{words}; at most {MOST_PATTERNS:,} are read")
     numbers: dict[str, tuple[int, float]] = {}
     whole: set[str] = set()
     for place, key in enumerate(cast("dict[str, Any]", pattern or {})):

@@ -265,11 +265,17 @@ def test_a_configuration_that_makes_no_sense_is_refused(tmp_path, text, words):
     assert caught.value.sentence.startswith("loras[0] ") and words in caught.value.sentence
 
 
-def test_a_configuration_of_very_many_patterns_is_read_in_a_moment(tmp_path):
-    text = json.dumps({"lora_alpha": 4, "alpha_pattern": {f"a.{number}": number for number in range(50_000)}})
+def test_a_configuration_of_very_many_patterns_is_refused_in_a_moment(tmp_path):
+    """Also in a file's own metadata, where a header has room for half a million."""
+    pattern = {f"a.{number}": number for number in range(400_000)}
+    words = "has {} with {} layers in alpha_pattern; at most 10,000 are read"
     started = time.process_time()
-    assert configured(tmp_path, text).scalings == (1.0, 1.0)
-    assert time.process_time() - started < 5
+    with pytest.raises(InvalidInput) as caught:
+        configured(tmp_path, json.dumps({"alpha_pattern": dict(list(pattern.items())[:40_000])}))
+    assert words.format("adapter_config.json", "40,000") in caught.value.sentence
+    path = write(tmp_path / "b.safetensors", weights([Q]), metadata={"transformer.alpha_pattern": pattern})
+    assert words.format("lora_adapter_metadata", "400,000") in refusal(path)
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize(
@@ -285,6 +291,24 @@ def test_plain_metadata_that_cannot_be_used_are_told(tmp_path, metadata, warning
     save_file({f"{Q}.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}, path, metadata=metadata)
     (found,) = open_file(path).warnings or ("",)
     assert found.startswith(warning) and bool(found) is bool(warning) and open_file(path).scalings == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer._orig_mod.transformer_blocks.0.attn.to_q",
+        "base_model.model._orig_mod.transformer_blocks.0._orig_mod.attn.to_q",
+        "module._fsdp_wrapped_module.transformer_blocks.0._checkpoint_wrapped_module.attn.to_q",
+        "model.diffusion_model.transformer_blocks.0.attn.to_q",
+        "pipe.dit.transformer_blocks.0.attn.to_q",
+        "lycoris_transformer_blocks_0_attn_to_q",
+        "lora_unet__orig_mod_transformer_blocks_0__orig_mod_attn_to_q",
+    ],
+)
+@pytest.mark.parametrize("adapter", ["", ".default", ".my-style", ".2", ".style_v2-1"])
+def test_prefixes_of_wrapped_modules_and_adapters_names_are_understood(name, adapter):
+    layers, _ = lora_names.group_by_layer([f"{name}.lora_A{adapter}.weight", f"{name}.lora_B{adapter}.weight"])
+    assert set(layers) == {Q}
 
 
 def test_a_part_for_the_text_encoder_is_left_out_and_told(tmp_path):

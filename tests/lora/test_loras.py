@@ -349,6 +349,17 @@ def test_the_endpoint_s_own_loras_are_part_of_its_pictures(cold_worker, worker, 
     assert [model["loras"] for model in models] == [[{"setting": "QWEN_LORAS[0]", "scale": 0.6}], []]
 
 
+def test_a_few_step_lora_among_the_endpoint_s_own_is_warned_of_in_the_log(tiny, capsys):
+    from qwen_worker.lora.loras import Loras
+    from qwen_worker.settings import Settings
+
+    own = [{"path": str(tiny / "few-step/tiny-qwen-image-4steps.safetensors")}]
+    (use,) = Loras(Settings(QWEN_LORAS=json.dumps(own))).open_for_endpoint("edit")
+    assert use.file.layers and use.from_settings
+    said = capsys.readouterr().out
+    assert "QWEN_LORAS[0] is a few-step LoRA by its name" in said and "QWEN_EDIT_FAST_LORA and QWEN_PRESET=fast" in said
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
