@@ -29,6 +29,7 @@ from qwen_worker.errors import CudaSpoiledError, JobError, LoadError
 from qwen_worker.jobs import openai_images
 from qwen_worker.jobs import reply as replies
 from qwen_worker.jobs.deadline import Paces, kind_of, limit_of
+from qwen_worker.jobs.few_steps import warnings_of
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
@@ -141,7 +142,8 @@ class Worker:
 
     async def serve(self, request: Drawing, sdk_job: SdkJob, post: Post | None, limit_bytes: int) -> Reply:
         """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread."""
-        job = Job(str(sdk_job.get("id")), request, limit_of(sdk_job, self.settings.QWEN_JOB_SECONDS))
+        limit_seconds = limit_of(sdk_job, self.settings.QWEN_JOB_SECONDS)
+        job = Job(str(sdk_job.get("id")), request, limit_seconds, warnings_of(request))
         terms = terms_of(sdk_job, request, self.settings, limit_bytes, self.bucket)
         async with Progress(job, post or poster(job.id), self.settings.QWEN_PROGRESS_SECONDS), job.within_limit():
             require_served_by(self.catalogue.located(request.task), request)
@@ -159,8 +161,9 @@ class Worker:
             drawn = await job.wait_for(outcome, functools.partial(self.queue.has_abandoned_call, job))
             job.enter(Stage.DELIVERING)
             label = self.catalogue.label_for(request.task)
-            metadata = replies.drawing_facts(request, canvas.result_size, canvas.size, drawn, label, self.settings)
-            metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings)
+            scalings, sizes = [use.file.scalings for use in loras if not use.from_settings], (canvas.result_size, canvas.size)
+            metadata = replies.drawing_facts(request, *sizes, drawn, label, self.settings, scalings)
+            metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings, job.warnings)
             delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled
             return await job.run_on(self.side_threads, deliver, *delivery)
 

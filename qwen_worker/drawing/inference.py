@@ -161,11 +161,12 @@ def plans_with_loras(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | Non
     """
     request, always_applied = entry.job.request, loaded.adapters.always_applied if loaded else ()
     job_files = [use.file for use in entry.loras if not use.from_settings]
-    parameters = sum(file.parameters for file in job_files)
+    parameters, scratch = sum(file.parameters for file in job_files), max(file.scratch_parameters for file in job_files)
     is_held = plan.with_loras(parameters).lora_bytes <= plan.kept_lora_bytes
-    stock = [plan.with_loras(parameters)]
+    stock = [plan.with_loras(parameters + scratch)]
     if is_held:
-        stock.append(plan.with_loras(sum(file.parameters_at_once for file in job_files), streamed=True))
+        streamed = sum(file.parameters_at_once for file in job_files)
+        stock.append(plan.with_loras(streamed + scratch, streamed=True))
     files = {use.file.key: use.file for use in (*always_applied, *entry.loras)}
     rank = padded_rank(files.values(), plan.table)
     is_able = plan.compiled and plan.precision in UNCOMPILED_DENOISE
