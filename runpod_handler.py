@@ -159,7 +159,7 @@ class Worker:
             job.enter(Stage.DELIVERING)
             label = self.catalogue.label_for(request.task)
             metadata = replies.drawing_facts(request, canvas.size, drawn, label, self.settings)
-            metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings)
+            metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings, job.warnings)
             delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled
             return await job.run_on(self.side_threads, deliver, *delivery)
 

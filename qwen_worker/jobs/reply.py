@@ -4,7 +4,7 @@ Knows nothing of how the pictures came about, nor of how they reach the caller (
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
@@ -91,6 +91,7 @@ class DeliveryFacts(TypedDict):
 class Metadata(DrawingFacts, DeliveryFacts):
     """A reply's `metadata`."""
 
+    warnings: NotRequired[list[str]]  # one sentence for each thing that was not done as the job asks
     processing_time: float  # seconds
     timings: dict[str, float]  # seconds by stage
 
@@ -151,14 +152,19 @@ def drawing_facts(
     return facts
 
 
-def complete_metadata(facts: DrawingFacts, timings: dict[str, float], delivery: DeliveryFacts) -> Metadata:
-    """The facts, those of the delivery, and the seconds of each stage so far."""
-    return {
+def complete_metadata(
+    facts: DrawingFacts, timings: dict[str, float], warnings: Sequence[str], delivery: DeliveryFacts
+) -> Metadata:
+    """The facts, those of the delivery, and the warnings and the seconds of each stage so far."""
+    metadata: Metadata = {
         **facts,
         **delivery,
         "processing_time": round(sum(timings.values()), 3),
         "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
     }
+    if warnings:
+        metadata["warnings"] = list(warnings)
+    return metadata
 
 
 def posted_bytes(reply: Mapping[str, Any]) -> int:
