@@ -44,7 +44,7 @@ from qwen_worker.memory.footprint import Plan
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.network.bucket import bucket_from_settings
 from qwen_worker.pictures import fallback
-from qwen_worker.pictures.delivery import Terms, deliver, require_usable, terms_of
+from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
 from qwen_worker.pictures.inputs import Canvas, open_images, output_size
 from qwen_worker.serving import fitness, health
 from qwen_worker.serving.job_loop import JobLoop, end_process
@@ -152,6 +152,8 @@ class Worker:
             multiple = checkpoint.size_multiple if checkpoint else SIDE_MULTIPLE
             canvas = Canvas(sources, mask, output_size(request, sources, mask, multiple))
             self.require_time(job, canvas)
+            if warning := size_warning(request, canvas.size, terms):
+                job.warn(warning)
 
             job.enter(Stage.WAITING)
             outcome = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, failure)

@@ -1,5 +1,6 @@
 """Pictures leave in the reply or by URL from a bucket, never above the limit, and no key leaks. Against moto's S3."""
 
+import asyncio
 import base64
 import functools
 import io
@@ -70,8 +71,6 @@ def sent(pictures, settings, fields=None, job=None, limit=10 * MB):
 
 
 def test_the_size_is_that_of_the_body_which_the_sdk_posts(web, monkeypatch):
-    import asyncio
-
     import aiohttp
     from runpod.serverless.modules import rp_http
 
@@ -144,6 +143,26 @@ def test_a_result_of_25_mb_through_a_worker_process_is_never_dropped(environment
         r"result_too_large: the reply has 24\.\d\d MB and at most 9\.5 MB are delivered; .*", refused["error"]
     )
     assert plane.refused == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"output_format": "png"}, "output_format png: 1 picture of 512x512 may have 1 MB in the reply"),
+        ({"output_format": "webp", "num_images": 4}, "output_format webp: 4 pictures of 512x512 may have 2 MB"),
+        ({"output_format": "png", "delivery": "url"}, None),  # by a bucket
+        ({"output_format": "webp", "output_quality": 90}, None),
+        ({"output_format": "jpeg"}, None),
+        ({}, None),
+    ],
+)
+def test_a_reply_that_may_be_too_large_is_told_before_it_is_drawn(cold_worker, operator, fields, words):
+    """And is sent where it is not: how large a PNG gets nobody knows before."""
+    bucket = operator() if "delivery" in fields else {}
+    worker = cold_worker(QWEN_FALLBACK="force", QWEN_RESULT_LIMIT_MB=0.5, **bucket)
+    warnings = run(worker, {**SMALL, "width": 512, "height": 512, **fields})["output"]["metadata"].get("warnings", [])
+    assert len(warnings) == (words is not None)
+    assert not words or (words in warnings[0] and "at most 0.5 MB" in warnings[0])
 
 
 def test_auto_never_goes_below_the_quality_asked_for():
@@ -285,8 +304,6 @@ def test_a_job_s_own_bucket_gets_its_pictures(cold_worker, s3, monkeypatch, caps
 
 
 def run_job(worker, more, **fields):
-    import asyncio
-
     from runpod.serverless.modules.rp_job import run_job as sdk_s
 
     return asyncio.run(sdk_s(worker.answer, {"id": "own-1", "input": {**SMALL, **fields}, **more}))
