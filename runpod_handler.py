@@ -45,7 +45,7 @@ from qwen_worker.memory.footprint import Plan
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.network.bucket import bucket_from_settings
 from qwen_worker.pictures import fallback
-from qwen_worker.pictures.delivery import Terms, deliver, require_usable, terms_of
+from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
 from qwen_worker.pictures.inputs import Canvas, open_images
 from qwen_worker.pictures.sizes import sizes_of
 from qwen_worker.serving import fitness, health
@@ -155,13 +155,16 @@ class Worker:
             multiple = checkpoint.size_multiple if checkpoint else SIDE_MULTIPLE
             canvas = Canvas(sources, mask, *sizes_of(request, sources, mask, multiple))
             self.require_time(job, canvas)
+            if warning := size_warning(request, canvas.result_size, terms):
+                job.warn(warning)
 
             job.enter(Stage.WAITING)
             outcome = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, failure)
             drawn = await job.wait_for(outcome, functools.partial(self.queue.has_abandoned_call, job))
             job.enter(Stage.DELIVERING)
             label = self.catalogue.label_for(request.task)
-            scalings, sizes = [use.file.scalings for use in loras if not use.from_settings], (canvas.result_size, canvas.size)
+            scalings = [use.file.scalings for use in loras if not use.from_settings]
+            sizes = canvas.result_size, canvas.size
             metadata = replies.drawing_facts(request, *sizes, drawn, label, self.settings, scalings)
             metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings, job.warnings)
             delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled

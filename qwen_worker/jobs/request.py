@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 MIN_SIDE, MAX_SIDE = 256, 2048  # pixels
 SIDE_MULTIPLE = 16  # pixels: the VAE halves a side three times, and the transformer takes 2 x 2 latents as one token
-MAX_PROMPT_CHARACTERS = 2000
 MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
+# No bound on meaning, which tokens are, but on what is counted: English has 4 to 5 characters a token, and the longest
+# words some 20.
+MAX_PROMPT_CHARACTERS = 20_000
 MAX_SEED = 2**53 - 1  # the largest whole number that every JSON client holds exactly
 MAX_IMAGES_IN = 3
 MAX_IMAGE_CHARACTERS = 28_000_000  # base64 of 20 MB, the platform's largest request body
@@ -109,7 +111,7 @@ class Drawing(Request, frozen=True):
     num_images: Annotated[int, whole_number(1, 4)] = 1
     output_format: Annotated[
         Literal["png", "webp", "jpeg", "auto"], Field(description="'png', 'webp', 'jpeg' or 'auto'")
-    ] = "png"
+    ] = "auto"
     output_quality: Annotated[int, whole_number(1, 100)] | None = None
     delivery: Annotated[Literal["auto", "inline", "url"], Field(description="'auto', 'inline' or 'url'")] | None = None
     preview: Annotated[bool, Field(description="true or false")] = False

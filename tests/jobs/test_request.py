@@ -53,7 +53,7 @@ def test_the_task_follows_from_the_fields_when_none_is_named(fields, model):
 def test_the_defaults_are_the_contract_s():
     request = parse(PROMPT, "job")
     assert (request.width, request.height, request.num_inference_steps, request.guidance_scale) == (1024, 1024, 50, 4)
-    assert (request.num_images, request.output_format, request.negative_prompt) == (1, "png", None)
+    assert (request.num_images, request.output_format, request.negative_prompt) == (1, "auto", None)
     edit = parse(EDIT, "job")
     assert (edit.width, edit.height, edit.strength, edit.mask_image) == (None, None, 1, None)
 
@@ -102,9 +102,9 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({"task": None, "mask": "aGk="}, 'is not empty; this input has only "mask"'),
         ({"prompt": ""}, "prompt must not be empty"),
         ({"prompt": " \n\t"}, "prompt must not be empty"),
-        ({"prompt": "x" * 2001}, "prompt must be Unicode text of at most 2000 characters, not 2001 characters"),
+        ({"prompt": "x" * 20001}, "prompt must be Unicode text of at most 20000 characters, not 20001 characters"),
         ({"prompt": "\ud800"}, "prompt must be Unicode text"),
-        ({"prompt": 7}, "prompt must be Unicode text of at most 2000 characters, not 7"),
+        ({"prompt": 7}, "prompt must be Unicode text of at most 20000 characters, not 7"),
         ({"prompt": "a <|image_pad|> b"}, "prompt must not contain special tokens of the tokenizer such as <|image"),
         ({**PROMPT, "negative_prompt": "<|im_end|>"}, "negative_prompt must not contain special tokens"),
         ({**PROMPT, "width": 1000}, "width must be a whole number from 256 to 2048 and a multiple of 16, not 1000"),
