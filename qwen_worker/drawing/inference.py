@@ -24,7 +24,6 @@ from ..memory.failures import absorb_failure
 from ..memory.footprint import UNCOMPILED_DENOISE, Plan
 from ..pictures.images import to_rgb
 from ..pictures.inputs import Canvas
-from ..pictures.masks import restore_outside
 from ..settings import Speedup
 from ..speed.speedups import COMPILED_LORAS
 from .configured import caches_steps, configured, shares_passes
@@ -225,8 +224,7 @@ def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Pr
     preview = previewer.start(pipe, size) if request.preview else None
     with cleaning_up(pipe):
         picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
-    picture = to_rgb(picture)
-    return restore_outside(picture, sources[0], mask) if mask is not None else picture, steps
+    return canvas.restore(to_rgb(picture)), steps
 
 
 @contextmanager

@@ -12,25 +12,20 @@ from collections.abc import Callable
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from ..jobs.request import Drawing
-from .masks import restore_outside
+from .inputs import Canvas
 
 
-def draw(
-    request: Drawing, sources: list[Image.Image], mask: Image.Image | None, size: tuple[int, int]
-) -> list[Image.Image]:
-    """One RGB stand-in of `size`, width and height in pixels, for each of the request's seeds."""
-    return [stand_in(request, sources, mask, size, seed) for seed in request.seeds]
+def draw(request: Drawing, canvas: Canvas) -> list[Image.Image]:
+    """One stand-in of the canvas' size for each of the request's seeds."""
+    return [stand_in(request, canvas, seed) for seed in request.seeds]
 
 
-def stand_in(
-    request: Drawing, sources: list[Image.Image], mask: Image.Image | None, size: tuple[int, int], seed: int
-) -> Image.Image:
+def stand_in(request: Drawing, canvas: Canvas, seed: int) -> Image.Image:
     """A filter on the first source, inside the mask where there is one; without a source a gradient."""
-    if not sources:
-        return gradient(request.prompt, size, seed)
-    source = sources[0].resize(size, Image.Resampling.BICUBIC)
-    picture = FILTERS[filter_name(request.prompt)](source)
-    return restore_outside(picture, source, mask) if mask is not None else picture
+    if not canvas.sources:
+        return gradient(request.prompt, canvas.size, seed)
+    source = canvas.sources[0].resize(canvas.size, Image.Resampling.BICUBIC)
+    return canvas.restore(FILTERS[filter_name(request.prompt)](source))
 
 
 def gradient(prompt: str, size: tuple[int, int], seed: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Bytes to PIL images and back: base64 and data URIs in, upright 8-bit RGB of every mode, PNG, WebP or JPEG out.
+"""Bytes to PIL images and back: base64 and data URIs in, upright pictures of 8 bits, PNG, WebP or JPEG out.
 
 Knows nothing of the network (`fetch.py`), of torch or of the models.
 """
@@ -10,11 +10,14 @@ import re
 import struct
 import warnings
 import zlib
-from typing import cast
+from typing import Any, cast
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from ..errors import InvalidInput, JobError
+from ..errors import InvalidInput
+from .colour import PROFILE, srgb_profile, to_srgb
+from .structure import PNG_START, png_colours, require_few_pieces, unreadable_error
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_BYTES = 20_000_000  # one encoded input image; the platform's largest request body
@@ -25,10 +28,6 @@ MAX_ASPECT = 8
 EDIT_AREA = 1024 * 1024  # pixels; the area at which the edit pipelines aim
 JPEG_QUALITY = 92
 
-# Some small files take minutes to decode: a progressive JPEG repeats its scans over the whole picture, a JPEG or PNG
-# may consist of millions of empty pieces, a TIFF's tile may be larger than the picture. Cameras stay far below these
-# bounds.
-MAX_SCANS, MAX_PIECES = 100, 20_000
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT_TURNS = {  # by the tag's value; 1, which is missing here, says that the picture is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -41,10 +40,6 @@ DECODE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
     RuntimeError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
-
-
-def unreadable_error(label: str, reason: str) -> JobError:
-    return JobError("image_unreadable", f"{label} {reason}")
 
 
 def decode_base64(text: str, label: str) -> bytes:
@@ -67,13 +62,23 @@ def decode_base64(text: str, label: str) -> bytes:
 
 
 def decode_picture(data: bytes, label: str, background: str = "white") -> Image.Image:
-    """An upright RGB picture of at most `MAX_PIXELS`, its alpha flattened on the background.
+    """An upright RGB picture of the file's own numbers, its alpha flattened on the background.
 
     Raises `JobError` image_unreadable, or invalid_input for the picture's shape.
+    """
+    return as_rgb(flatten(load_picture(data, label), background))
+
+
+def load_picture(data: bytes, label: str) -> Image.Image:
+    """An upright picture of at most `MAX_PIXELS` in the file's own numbers, of mode L, LA, RGB, RGBA or CMYK.
+
+    Its `info` has what the file says of its colours. Raises `JobError` image_unreadable, or invalid_input for the
+    picture's shape.
     """
     if not data:
         raise unreadable_error(label, "is empty")
     require_few_pieces(data, label)
+    data, colours = png_colours(data) if data.startswith(PNG_START) else (data, {})
     with warnings.catch_warnings():
         # Pillow warns of large sizes, which `require_shape` refuses, and of damaged EXIF, which spoils no pixel.
         warnings.simplefilter("ignore")
@@ -81,22 +86,12 @@ def decode_picture(data: bytes, label: str, background: str = "white") -> Image.
         require_shape(*picture.size, label)
         try:
             require_small_tiles(picture, label)
-            return to_rgb(turn_upright(picture), background)
+            picture.load()  # turns a TIFF upright by itself, and then no longer has the tag that says so
+            plain = to_plain_mode(turn_upright(picture))
         except DECODE_ERRORS:
             raise unreadable_error(label, f"is a damaged {picture.format} file") from None
-
-
-def require_few_pieces(data: bytes, label: str) -> None:
-    """Refuse a JPEG or PNG of so many pieces that decoding would take minutes."""
-    if data[:2] == b"\xff\xd8":
-        scans = data.count(b"\xff\xda")
-        pieces = sum(data.count(b"\xff" + bytes([kind])) for kind in (0xFE, *range(0xE0, 0xF0)))
-    elif data[:4] == b"\x89PNG":
-        scans, pieces = 0, data.count(b"IDAT")
-    else:
-        return
-    if scans > MAX_SCANS or pieces > MAX_PIECES:
-        raise unreadable_error(label, f"has {max(scans, pieces):,} parts, far more than pictures have")
+        plain.info = {**picture.info, **colours}
+        return plain
 
 
 def require_small_tiles(picture: Image.Image, label: str) -> None:
@@ -135,14 +130,35 @@ def require_shape(width: int, height: int, label: str) -> None:
 
 def to_rgb(picture: Image.Image, background: str = "white") -> Image.Image:
     """8-bit RGB of the first frame; alpha is flattened on the background, deep greyscale is scaled to 8 bits."""
+    return as_rgb(flatten(to_plain_mode(picture), background))
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """RGB of the picture's numbers, without `info`; Pillow's own `convert` would copy what is RGB already."""
+    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+    picture.info = {}
+    return picture
+
+
+def to_plain_mode(picture: Image.Image) -> Image.Image:
+    """8 bits of grey, RGB or CMYK, the first two perhaps with alpha: mode L, LA, RGB, RGBA or CMYK."""
     if picture.mode.startswith("I;16"):
         picture = picture.convert("I").point(lambda value: value / 257).convert("L")
     elif picture.mode in ("I", "F"):
         picture = scale_to_8_bits(picture)
+    is_grey = picture.mode in ("1", "L", "LA", "La")
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, background), picture)
-    return picture.convert("RGB")
+        return picture.convert("LA" if is_grey else "RGBA")
+    return picture if picture.mode in ("L", "RGB", "CMYK") else picture.convert("L" if is_grey else "RGB")
+
+
+def flatten(picture: Image.Image, background: str = "white") -> Image.Image:
+    """A picture of a plain mode without its alpha, which shows a background of grey: mode L, RGB or CMYK."""
+    if picture.mode not in ("LA", "RGBA"):
+        return picture
+    layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", picture.size, background), layer)
+    return flat.getchannel("R") if picture.mode == "LA" else flat.convert("RGB")
 
 
 def scale_to_8_bits(picture: Image.Image) -> Image.Image:
@@ -159,12 +175,24 @@ def scale_to_8_bits(picture: Image.Image) -> Image.Image:
 
 
 def encode_picture(picture: Image.Image, output_format: str, quality: int | None = None) -> bytes:
-    """The bytes of a `png`, a `webp` (lossless unless a quality of 1 to 100 is given) or a `jpeg` file."""
-    options = {
+    """The bytes of a `png`, a `webp` (lossless unless a quality of 1 to 100 is given) or a `jpeg` file.
+
+    The file says which colour space its numbers are of: that of the picture's own profile, else sRGB.
+    """
+    if output_format == "webp" and picture.mode == "L":  # WebP has no grey, and a grey profile fits nothing else
+        picture = to_srgb(picture)
+    options: dict[str, Any] = {
         "png": {"compress_level": 1},  # `optimize` would cost twice the time for 15 % fewer bytes
         "webp": {"quality": quality} if quality else {"lossless": True, "method": 0, "quality": 0},
         "jpeg": {"quality": quality or JPEG_QUALITY},
     }[output_format]
+    if profile := picture.info.get(PROFILE):
+        options["icc_profile"] = profile
+    elif output_format == "png":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add(b"sRGB", b"\0")  # 13 bytes, where a profile takes 300
+    else:
+        options["icc_profile"] = srgb_profile()
     buffer = io.BytesIO()
     picture.save(buffer, format=output_format.upper(), **options)
     return buffer.getvalue()

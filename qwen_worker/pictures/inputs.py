@@ -1,48 +1,88 @@
-"""A request's input pictures and mask, fetched and decoded. Knows nothing of what is drawn from them."""
+"""A request's input pictures and mask, fetched, decoded and in sRGB. Knows nothing of what is drawn from them."""
 
 import threading
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 
 from ..jobs.request import MAX_SIDE, MIN_SIDE, Drawing, Edit
 from ..jobs.sources import is_url
 from ..network.fetch import fetch
-from .images import MAX_BYTES, decode_base64, decode_picture, edit_size
-from .masks import decode_mask
+from .colour import PROFILE, Warn, space_of
+from .images import MAX_BYTES, as_rgb, decode_base64, edit_size, flatten, load_picture
+from .masks import decode_mask, restore_outside
+
+
+class Inputs(NamedTuple):
+    """RGB sources in sRGB (none for generate); the mask, `L` of the source's size with 255 = repaint.
+
+    `original`: the masked source, RGB or L, in its own colour space and with its profile, where its file has one.
+    """
+
+    sources: list[Image.Image]
+    mask: Image.Image | None
+    original: Image.Image | None = None
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What a job draws on: RGB sources (none for generate), the mask (`L`, 255 = repaint), width and height."""
+    """What a job draws on: its pictures as in `Inputs`, and width and height."""
 
     sources: list[Image.Image]
     mask: Image.Image | None
     size: tuple[int, int]
+    original: Image.Image | None = None
 
     @property
     def parts(self) -> tuple[list[Image.Image], Image.Image | None, tuple[int, int]]:
         return self.sources, self.mask, self.size
 
+    def restore(self, picture: Image.Image) -> Image.Image:
+        """A drawn sRGB picture with the source's own pixels outside the mask, in the source's own colour space."""
+        if self.mask is None:
+            return picture
+        return restore_outside(picture, self.original or self.sources[0], self.mask)
 
-def open_images(
-    request: Drawing, fetch_seconds: float, cancelled: threading.Event | None = None
-) -> tuple[list[Image.Image], Image.Image | None]:
-    """The RGB sources (none for generate) and the mask, `L` of the source's size with 255 = repaint.
+
+def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: threading.Event | None = None) -> Inputs:
+    """The request's pictures; `warn` gets what is left out of account.
 
     Raises `JobError` image_unreadable, image_fetch_failed or invalid_input, naming the picture, or `Cancelled`.
     """
     if not isinstance(request, Edit):
-        return [], None
-    several = len(request.images) > 1
+        return Inputs([], None)
+    several, is_masked = len(request.images) > 1, request.mask_image is not None
     sources: list[Image.Image] = []
+    original = None
     for number, text in enumerate(request.images):
         label = f"images[{number}]" if several else "image"
-        sources.append(decode_picture(read_image(text, label, fetch_seconds, cancelled), label))
+        data = read_image(text, label, fetch_seconds, cancelled)
+        source, original = open_source(data, label, warn, is_masked)
+        sources.append(source)
     if request.mask_image is None:
-        return sources, None
+        return Inputs(sources, None)
     data = read_image(request.mask_image, "mask_image", fetch_seconds, cancelled)
-    return sources, decode_mask(data, "mask_image", sources[0].size)
+    return Inputs(sources, decode_mask(data, "mask_image", sources[0].size), original)
+
+
+def open_source(data: bytes, label: str, warn: Warn, is_masked: bool) -> tuple[Image.Image, Image.Image | None]:
+    """The picture in sRGB as the model sees it, and, where it is masked, in its own space where that is kept."""
+    picture = load_picture(data, label)
+    space = space_of(picture, label, warn)
+    original = flatten(picture) if is_masked and space and space.is_kept else None
+    source = as_rgb(flatten(space.to_srgb(picture) if space else picture))
+    if picture.mode == "CMYK":
+        warn(f"{label} is CMYK, and the result is sRGB")
+    elif is_masked and space and not original:
+        warn(f"{label} has a colour profile that pictures cannot be written with, and the result is sRGB")
+    if not original or not space:
+        return source, None
+    original = original if original.mode == space.mode else original.convert(space.mode)
+    original.info = {PROFILE: space.profile}
+    if space.mode == "L":
+        warn(f"{label} is grey by its colour profile, and so is the result; send it as RGB for colours")
+    return source, original
 
 
 def read_image(text: str, label: str, fetch_seconds: float, cancelled: threading.Event | None) -> bytes:

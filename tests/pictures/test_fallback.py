@@ -5,6 +5,7 @@ from PIL import Image, ImageChops
 
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.pictures import fallback
+from qwen_worker.pictures.inputs import Canvas
 
 
 def request(**fields):
@@ -17,16 +18,16 @@ def differ(a, b):
 
 @pytest.mark.parametrize("size", [(256, 2048), (512, 512), (2048, 256)])
 def test_a_gradient_has_the_size_asked_for_and_is_repeatable(size):
-    first, again = (fallback.draw(request(), [], None, size)[0] for _ in range(2))
+    first, again = (fallback.draw(request(), Canvas([], None, size))[0] for _ in range(2))
     assert (first.size, first.mode) == (size, "RGB") and not differ(first, again)
 
 
 def test_the_prompt_is_drawn_and_the_seed_changes_the_picture():
     blank, cat = (fallback.gradient(prompt, (512, 512), 1) for prompt in (" ", "a cat"))
     assert differ(blank, cat)
-    one, two = fallback.draw(request(num_images=2), [], None, (512, 512))
+    one, two = fallback.draw(request(num_images=2), Canvas([], None, (512, 512)))
     assert differ(one, two)
-    assert not differ(two, fallback.draw(request(seed=2), [], None, (512, 512))[0])
+    assert not differ(two, fallback.draw(request(seed=2), Canvas([], None, (512, 512)))[0])
 
 
 def test_a_prompt_of_any_characters_is_drawn():
@@ -67,5 +68,5 @@ def test_outside_the_mask_nothing_changes():
     source = Image.effect_noise((256, 256), 60).convert("RGB")
     mask = Image.new("L", source.size, 0)
     mask.paste(255, (64, 64, 192, 192))
-    found = fallback.draw(request(image="aGk=", prompt="invert"), [source], mask, source.size)[0]
+    found = fallback.draw(request(image="aGk=", prompt="invert"), Canvas([source], mask, source.size))[0]
     assert ImageChops.difference(found, source).getbbox() == (64, 64, 192, 192)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from qwen_worker.errors import JobError
-from qwen_worker.pictures.images import decode_base64, decode_picture, edit_size, encode_picture
+from qwen_worker.pictures.images import UPRIGHT_TURNS, decode_base64, decode_picture, edit_size, encode_picture
 from qwen_worker.pictures.masks import decode_mask, feather, restore_outside
 
 from ..conftest import as_text, file_of, text_of
@@ -55,6 +55,22 @@ def test_exif_orientation_is_applied(photo):
     exif[0x0112] = 6  # rotate 90 degrees clockwise to see it upright
     sideways = photo.transpose(Image.Transpose.ROTATE_90)
     assert near(decode_picture(file_of(sideways, "PNG", exif=exif), "image"), photo)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", [2, 3, 5, 6, 8])
+def test_a_picture_is_turned_upright_once_in_every_format(photo, format, orientation):
+    """A TIFF says so by a tag of its own, which Pillow applies itself; AVIF by boxes, which Pillow makes EXIF of."""
+    backwards = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    sideways = photo.transpose(backwards.get(orientation) or UPRIGHT_TURNS[orientation])  # the others undo themselves
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {} if format in ("PNG", "TIFF") else {"lossless": True} if format == "WEBP" else {"quality": 100}
+    options |= {"subsampling": "4:4:4"} if format in ("JPEG", "AVIF") else {}
+    data = file_of(sideways, format, exif=exif, **options)
+    if format == "TIFF":
+        assert Image.open(io.BytesIO(data)).tag_v2[0x0112] == orientation
+    assert near(decode_picture(data, "image"), photo, 12)
 
 
 def test_alpha_is_flattened_on_white(photo):
