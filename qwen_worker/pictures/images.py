@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 import zlib
-from typing import Any, cast
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -27,6 +27,10 @@ MAX_PIXELS = 50_000_000  # a 50-megapixel photo decodes to 150 MB
 MAX_ASPECT = 8
 EDIT_AREA = 1024 * 1024  # pixels; the area at which the edit pipelines aim
 JPEG_QUALITY = 92
+# Of floats whose white is 1: the largest value that counts as such in any case, and the largest where at least so many
+# percent of the pixels are below 1.
+OVERSHOOT, HIGHLIGHT, BULK = 2.0, 100.0, 99.0
+SAMPLE = 1_000_000  # pixels that stand for all of a large picture
 
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT_TURNS = {  # by the tag's value; 1, which is missing here, says that the picture is upright
@@ -162,16 +166,23 @@ def flatten(picture: Image.Image, background: str = "white") -> Image.Image:
 
 
 def scale_to_8_bits(picture: Image.Image) -> Image.Image:
-    """32-bit greyscale as 8-bit, white at the ceiling of its values: 1, 255, 65535, or the largest of them.
+    """32-bit greyscale as 8-bit, black at 0 and white at the ceiling of its values: 1, 255, 65535, or the largest.
 
-    Pillow opens scientific TIFFs as 32-bit, and in some versions 16-bit PNGs.
+    Pillow opens scientific TIFFs as 32-bit, and in some versions 16-bit PNGs. What is no number, or below 0, is black.
     """
-    low, high = cast("tuple[float, float]", picture.getextrema())  # one pair, since the picture has one band
-    if low >= 0 and high <= 1 and picture.mode == "F":
-        ceiling = 1
-    else:
-        ceiling = 255 if high <= 255 else 65535 if high <= 65535 else high
-    return picture.point(lambda value: value * (255 / ceiling)).convert("L")
+    import numpy as np
+
+    values = np.array(picture, dtype=np.float32)
+    np.nan_to_num(values, copy=False, nan=0.0, posinf=np.inf, neginf=0.0)
+    high = float(np.max(values, where=np.isfinite(values), initial=0))
+    sample = np.minimum(values.ravel()[:: 1 + values.size // SAMPLE], high)  # infinite ones count as the largest
+    bulk = float(np.percentile(sample, BULK))
+    # Floats from 0 to 1 run a little over where a filter sharpened them, and far over where a lamp shines.
+    is_unit = picture.mode == "F" and (high <= OVERSHOOT or (bulk <= 1 and high <= HIGHLIGHT))
+    ceiling = 1.0 if is_unit else next((limit for limit in (255.0, 65535.0) if high <= limit), high)
+    np.clip(values, 0, ceiling, out=values)
+    values *= 255 / ceiling
+    return Image.fromarray(values.astype(np.uint8), "L")
 
 
 def encode_picture(picture: Image.Image, output_format: str, quality: int | None = None) -> bytes:

@@ -50,6 +50,37 @@ def test_every_mode_becomes_rgb(mode):
         assert near(found.convert("L"), grey, tolerance=9)
 
 
+def float_picture(values):
+    """A 64 x 64 TIFF of floats that repeats these values."""
+    data = struct.pack("<4096f", *(values[k % len(values)] for k in range(4096)))
+    return file_of(Image.frombytes("F", (64, 64), data), "TIFF")
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("values", "greys"),
+    [
+        ((0.0, 0.5, 1.0), (0, 127, 255)),
+        ((0.0, 0.5, 1.0, 1.02), (0, 127, 255, 255)),  # sharpened
+        ((-0.03, 0.5, 1.0), (0, 127, 255)),  # and below 0
+        ((0.25,) * 200 + (40.0,), (63,)),  # a lamp
+        ((0.0, 51.0, 255.0), (0, 51, 255)),
+        ((0.0, 65535.0, 32768.0), (0, 255, 127)),
+        ((0.0, 200000.0, 100000.0), (0, 255, 127)),
+        ((0.5, NAN, INFINITE, -INFINITE), (127, 0, 255, 0)),
+        ((51.0, NAN, INFINITE, 255.0), (51, 0, 255, 255)),
+        ((NAN,), (0,)),
+        ((0.0,), (0,)),
+        ((-5.0, -1.0), (0, 0)),
+    ],
+)
+def test_floats_are_scaled_by_what_their_white_is_and_what_is_no_number_is_bounded(values, greys):
+    found = decode_picture(float_picture(values), "image").convert("L").tobytes()
+    assert tuple(found[: len(greys)]) == greys
+
+
 def test_exif_orientation_is_applied(photo):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate 90 degrees clockwise to see it upright
