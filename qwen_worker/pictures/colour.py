@@ -6,7 +6,6 @@ files (`images.py`) or of how a profile is built (`icc.py`).
 
 import functools
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +21,10 @@ from .icc import (
     matrix_profile,
     space_of_profile,
 )
+from .structure import Warn
 
-Warn = Callable[[str], None]
 PROFILE = "icc_profile"  # in a picture's `info`
+COLOUR_INFO = (PROFILE, "cicp", "srgb", "gamma", "chromaticity")  # all that `info` may say of a picture's colours
 # Every picture of a reply brings its profile: four of this size leave three quarters of the reply to their pixels.
 MAX_KEPT_BYTES = 500_000
 # Levels by which two 8-bit numbers may differ of profiles that mean the same space. sRGB has many profiles, which round

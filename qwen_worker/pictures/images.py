@@ -13,11 +13,15 @@ import zlib
 from typing import Any
 
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from ..errors import InvalidInput
-from .colour import PROFILE, srgb_profile, to_srgb
-from .structure import PNG_START, png_colours, require_few_pieces, unreadable_error
+from .colour import COLOUR_INFO, PROFILE, srgb_profile, to_srgb
+from .jpeg_files import END as JPEG_END
+from .jpeg_files import START as JPEG_START
+from .jpeg_files import read_scans, reduce_large, require_nearly_whole
+from .structure import PNG_START, Warn, png_colours, require_few_pieces, unreadable_error
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_BYTES = 20_000_000  # one encoded input image; the platform's largest request body
@@ -65,36 +69,44 @@ def decode_base64(text: str, label: str) -> bytes:
     return data
 
 
-def decode_picture(data: bytes, label: str, background: str = "white") -> Image.Image:
+def decode_picture(
+    data: bytes, label: str, background: str = "white", warn: Warn = lambda sentence: None
+) -> Image.Image:
     """An upright RGB picture of the file's own numbers, its alpha flattened on the background.
 
     Raises `JobError` image_unreadable, or invalid_input for the picture's shape.
     """
-    return as_rgb(flatten(load_picture(data, label), background))
+    return as_rgb(flatten(load_picture(data, label, warn), background))
 
 
-def load_picture(data: bytes, label: str) -> Image.Image:
+def load_picture(data: bytes, label: str, warn: Warn) -> Image.Image:
     """An upright picture of at most `MAX_PIXELS` in the file's own numbers, of mode L, LA, RGB, RGBA or CMYK.
 
-    Its `info` has what the file says of its colours. Raises `JobError` image_unreadable, or invalid_input for the
-    picture's shape.
+    Its `info` has what the file says of its colours. `warn` gets what is missing of it. Raises `JobError`
+    image_unreadable, or invalid_input for the picture's shape.
     """
     if not data:
         raise unreadable_error(label, "is empty")
     require_few_pieces(data, label)
     data, colours = png_colours(data) if data.startswith(PNG_START) else (data, {})
+    scans = read_scans(data) if data.startswith(JPEG_START) else None
+    data += JPEG_END if scans and scans.is_cut_off else b""
     with warnings.catch_warnings():
         # Pillow warns of large sizes, which `require_shape` refuses, and of damaged EXIF, which spoils no pixel.
         warnings.simplefilter("ignore")
         picture = open_picture(data, label)
+        if scans and isinstance(picture, JpegImageFile):
+            reduce_large(picture, scans, label, MAX_PIXELS)
         require_shape(*picture.size, label)
         try:
             require_small_tiles(picture, label)
+            if scans and scans.is_cut_off:
+                require_nearly_whole(data, scans, label, warn)
             picture.load()  # turns a TIFF upright by itself, and then no longer has the tag that says so
             plain = to_plain_mode(turn_upright(picture))
         except DECODE_ERRORS:
             raise unreadable_error(label, f"is a damaged {picture.format} file") from None
-        plain.info = {**picture.info, **colours}
+        plain.info = {**{name: picture.info[name] for name in COLOUR_INFO if name in picture.info}, **colours}
         return plain
 
 
@@ -127,7 +139,9 @@ def open_picture(data: bytes, label: str) -> Image.Image:
 def require_shape(width: int, height: int, label: str) -> None:
     """Refuse more than `MAX_PIXELS`, and a side of more than `MAX_ASPECT` times the other."""
     if width * height > MAX_PIXELS:
-        raise InvalidInput(f"{label} must have at most {MAX_PIXELS:,} pixels, not {width}x{height}")
+        raise InvalidInput(
+            f"{label} must have at most {MAX_PIXELS:,} pixels, not {width}x{height}; a JPEG may have more"
+        )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InvalidInput(f"{label} must have an aspect of at most {MAX_ASPECT}:1, not {width}x{height}")
 

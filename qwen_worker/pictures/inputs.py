@@ -9,9 +9,10 @@ from PIL import Image
 from ..jobs.request import MAX_SIDE, MIN_SIDE, Drawing, Edit
 from ..jobs.sources import is_url
 from ..network.fetch import fetch
-from .colour import PROFILE, Warn, space_of
+from .colour import PROFILE, space_of
 from .images import MAX_BYTES, as_rgb, decode_base64, edit_size, flatten, load_picture
 from .masks import decode_mask, restore_outside
+from .structure import Warn
 
 
 class Inputs(NamedTuple):
@@ -68,7 +69,7 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
 
 def open_source(data: bytes, label: str, warn: Warn, is_masked: bool) -> tuple[Image.Image, Image.Image | None]:
     """The picture in sRGB as the model sees it, and, where it is masked, in its own space where that is kept."""
-    picture = load_picture(data, label)
+    picture = load_picture(data, label, warn)
     space = space_of(picture, label, warn)
     original = flatten(picture) if is_masked and space and space.is_kept else None
     source = as_rgb(flatten(space.to_srgb(picture) if space else picture))

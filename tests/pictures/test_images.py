@@ -225,6 +225,29 @@ def test_a_tiff_with_a_tile_larger_than_any_picture_is_refused():
         decode_picture(tiff(*size, *tile), "image")
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("is_big", [False, True])
+def test_a_tiff_of_countless_strips_is_refused_before_it_is_opened(order, is_big, monkeypatch):
+    """Pillow would make a record of each strip when it opens the file: a million of them are made of four megabytes."""
+    entries = [(256, 3, 1, 256), (257, 3, 1, 256), (273, 4, 1_000_000, 500)]
+    if is_big:
+        head = struct.pack(f"{order}HHHQ", 43, 8, 0, 16) + struct.pack(f"{order}Q", len(entries))
+        body = b"".join(struct.pack(f"{order}HHQQ", *entry) for entry in entries)
+    else:
+        head = struct.pack(f"{order}HI", 42, 8) + struct.pack(f"{order}H", len(entries))
+        body = b"".join(struct.pack(f"{order}HHII", *entry) for entry in entries)
+    data = {"<": b"II", ">": b"MM"}[order] + head + body + bytes(4_000_000)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(JobError, match="image_unreadable: image has 1,000,000 parts, far more than pictures have"):
+        decode_picture(data, "image")
+
+
+def test_a_tiff_of_many_strips_is_read(photo):
+    """One row in each, as some scanners write it."""
+    tall = photo.resize((64, 500))
+    assert near(decode_picture(file_of(tall, "TIFF", tiffinfo={278: 1}, strip_size=1), "image"), tall, 0)
+
+
 def test_any_damage_is_unreadable_or_a_picture():
     """Every single byte of small files overwritten: never another exception."""
     for format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
