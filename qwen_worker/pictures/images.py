@@ -17,15 +17,18 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from ..errors import InvalidInput
+from .boxes import is_container, require_decodable
 from .colour import COLOUR_INFO, PROFILE, srgb_profile, to_srgb
 from .jpeg_files import END as JPEG_END
 from .jpeg_files import START as JPEG_START
 from .jpeg_files import read_scans, reduce_large, require_nearly_whole
 from .structure import PNG_START, Warn, png_colours, require_few_pieces, unreadable_error
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")  # as Pillow calls them
+FORMAT_NAMES = "PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF or HEIC"
 MAX_BYTES = 20_000_000  # one encoded input image; the platform's largest request body
 MAX_PIXELS = 50_000_000  # a 50-megapixel photo decodes to 150 MB
+MAX_CODED_PIXELS = 2 * MAX_PIXELS  # of a HEIC or AVIF file, with alpha and the tiles that the picture is cut from
 # A longer picture would reach the limits of the edit pipelines: their processor raises at 200:1, and their arithmetic
 # comes to a side of 0.
 MAX_ASPECT = 8
@@ -89,6 +92,9 @@ def load_picture(data: bytes, label: str, warn: Warn) -> Image.Image:
         raise unreadable_error(label, "is empty")
     require_few_pieces(data, label)
     data, colours = png_colours(data) if data.startswith(PNG_START) else (data, {})
+    if is_container(data):
+        data, numbers = require_decodable(data, label, MAX_CODED_PIXELS)
+        colours = {"cicp": numbers} if numbers else {}
     scans = read_scans(data) if data.startswith(JPEG_START) else None
     data += JPEG_END if scans and scans.is_cut_off else b""
     with warnings.catch_warnings():
@@ -128,12 +134,18 @@ def turn_upright(picture: Image.Image) -> Image.Image:
 
 def open_picture(data: bytes, label: str) -> Image.Image:
     """The picture as its header describes it; its pixels are not decoded yet."""
+    if is_container(data):
+        import pi_heif  # pyright: ignore[reportMissingTypeStubs]
+
+        # Adds to Pillow's formats. What else a file holds beside its picture is not looked for.
+        options = {"thumbnails": False, "depth_images": False, "aux_images": False}
+        pi_heif.register_heif_opener(**options)  # pyright: ignore[reportUnknownMemberType]  not annotated
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise InvalidInput(f"{label} must have at most {MAX_PIXELS:,} pixels") from None
     except DECODE_ERRORS:
-        raise unreadable_error(label, f"is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from None
+        raise unreadable_error(label, f"is not a {FORMAT_NAMES} picture") from None
 
 
 def require_shape(width: int, height: int, label: str) -> None:

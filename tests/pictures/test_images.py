@@ -149,7 +149,7 @@ def test_too_many_bytes_are_refused():
     ("data", "words"),
     [
         (b"", "image is empty"),
-        (b"just some text, no picture", "image is not a PNG, JPEG, WEBP, GIF, BMP or TIFF picture"),
+        (b"just some text, no picture", "image is not a PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF or HEIC picture"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image is not a PNG"),
         (b"%PDF-1.7", "image is not a PNG"),
     ],

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image, ImageChops, ImageCms
 
 from qwen_worker.pictures.colour import PROFILE, srgb_profile
+from qwen_worker.pictures.images import decode_picture
 
-from ..conftest import as_text
+from ..conftest import as_text, heic_of, picture_of, run, text_of
 from ..support import profiles
 
 EDIT = {"task": "edit", "prompt": "make the background green", "num_inference_steps": 2, "guidance_scale": 1, "seed": 7}
@@ -69,8 +70,6 @@ def test_cmyk_comes_back_as_srgb_and_the_reply_says_so(edited, small):
 
 
 def test_a_stand_in_keeps_the_numbers_outside_the_mask_too(cold_worker, small):
-    from ..conftest import picture_of, run
-
     p3, mask = in_space(small, profiles.DISPLAY_P3), Image.new("L", (256, 256), 0)
     mask.paste(255, (0, 0, 128, 256))
     fields = {"image": as_text(p3, icc_profile=profiles.DISPLAY_P3), "mask_image": as_text(mask), "prompt": "invert"}
@@ -78,3 +77,13 @@ def test_a_stand_in_keeps_the_numbers_outside_the_mask_too(cold_worker, small):
     found = picture_of(reply["image"])
     assert found.info[PROFILE] == profiles.DISPLAY_P3
     assert changed(found, p3)[1] == (0, 0, 128, 256)
+
+
+def test_a_heic_of_a_phone_is_edited_and_keeps_its_profile_outside_the_mask(edited, small):
+    mask = Image.new("L", (256, 256), 0)
+    mask.paste(255, (0, 0, 128, 256))
+    data = heic_of(in_space(small, profiles.DISPLAY_P3), quality=95, icc_profile=profiles.DISPLAY_P3)
+    sent = decode_picture(data, "image")  # in its own numbers
+    found, metadata = edited(image=text_of(data), mask_image=as_text(mask))
+    assert found.info[PROFILE] == profiles.DISPLAY_P3 and "warnings" not in metadata
+    assert changed(found, sent)[1][2] <= 128
