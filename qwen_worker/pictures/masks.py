@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from PIL import Image
 
 from ..errors import InvalidInput
+from .colour import in_space_of
 from .images import decode_picture
 
 if TYPE_CHECKING:
@@ -37,11 +38,11 @@ def decode_mask(data: bytes, label: str, size: tuple[int, int]) -> Image.Image:
 def restore_outside(picture: Image.Image, source: Image.Image, mask: Image.Image) -> Image.Image:
     """The picture inside the mask and the source's own pixels outside; they fade over `FEATHER` pixels inside its edge.
 
-    Source and mask are brought to the picture's size.
+    Source and mask are brought to the picture's size, and the picture, which is sRGB, to the source's colour space.
     """
     source = source.resize(picture.size, Image.Resampling.LANCZOS) if source.size != picture.size else source
     mask = mask.resize(picture.size, Image.Resampling.NEAREST) if mask.size != picture.size else mask
-    return Image.composite(picture, source, feather(mask))
+    return Image.composite(in_space_of(picture, source), source, feather(mask))
 
 
 def feather(mask: Image.Image) -> Image.Image:

@@ -15,11 +15,12 @@ def request(**fields):
 
 
 def test_generate_brings_none():
-    assert open_images(request(), 1) == ([], None)
+    assert open_images(request(), 1, print) == ([], None, None)
 
 
 def test_pictures_come_in_their_order_with_the_mask():
-    sources, mask = open_images(request(images=[as_text(WIDE), as_text(TALL)]), 1)
+    sources, mask, _ = open_images(request(images=[as_text(WIDE), as_text(TALL)]), 1, print)
     assert [source.size for source in sources] == [(600, 300), (300, 600)] and mask is None
-    sources, mask = open_images(request(image=as_text(WIDE), mask=as_text(Image.new("L", (600, 300), 255))), 1)
+    white = as_text(Image.new("L", (600, 300), 255))
+    sources, mask, _ = open_images(request(image=as_text(WIDE), mask=white), 1, print)
     assert mask.size == sources[0].size and mask.mode == "L"
