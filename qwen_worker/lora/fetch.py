@@ -38,9 +38,6 @@ HUB_CACHE = "hub"  # below the folder of fetched LoRAs
 CONFIG_SUFFIX = ".config.json"  # of configurations from URLs, among the notes: the oldest of these go with them
 
 
-NO_CONFIG = f"comes from a URL that has no {CONFIG_NAME} beside it: an alpha in that was not used"
-
-
 class LoraFetcher:
     """For any thread.
 
@@ -149,7 +146,7 @@ class LoraFetcher:
                 incoming.stream.flush()
                 TensorFile(Path(incoming.stream.name), wanted.label)  # one cut short is not kept, nor its ETag
         config = self.fetch_config(url, wanted, ends)
-        warning = NO_CONFIG if config == "" and urlsplit(url).path.endswith(f"/{PEFT_NAME}") else ""
+        _, warning = choose_config(file_name(url), [CONFIG_NAME] * bool(config))
         if answer is None and before:
             return replace(before, config=config, warning=warning)
         etag = answer.get("ETag", "") if answer else ""
@@ -160,9 +157,9 @@ class LoraFetcher:
 
         Raises `InvalidInput` for one that is too large, and `Unwritable`.
         """
-        parts = urlsplit(url)
-        if not parts.path.endswith(f"/{PEFT_NAME}"):
+        if file_name(url) != PEFT_NAME:
             return ""
+        parts = urlsplit(url)
         path = parts.path.removesuffix(PEFT_NAME) + CONFIG_NAME
         text, config_url = bytearray(), urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
         target = replace(wanted, label=f"{wanted.label}'s {CONFIG_NAME}", max_bytes=CONFIG_BYTES)
@@ -219,3 +216,7 @@ class StartCheck:
     def end(self) -> None:
         """Call it when all bytes have come: a shorter file is none either."""
         require_start(self.start, self.label)
+
+
+def file_name(url: str) -> str:
+    return urlsplit(url).path.rpartition("/")[2]

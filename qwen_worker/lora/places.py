@@ -17,6 +17,7 @@ from .strength import CONFIG_NAME
 STRAY_CONFIG = (
     f"lies beside other LoRAs and one {CONFIG_NAME}, which peft writes for {PEFT_NAME}: an alpha in that was not used"
 )
+NO_CONFIG = f"has no {CONFIG_NAME} beside it, which peft writes with {PEFT_NAME}: an alpha in that was not used"
 
 
 class LocalFile(NamedTuple):
@@ -40,9 +41,9 @@ def local_file(path: Path, wanted: FetchTarget, root: Path | None = None) -> Loc
     require_size(path, wanted)
     try:
         config = path.with_name(CONFIG_NAME)
-        if not config.is_file() or (root and not config.resolve().is_relative_to(root.resolve())):
-            return LocalFile(path)
-        chosen, warning = choose_config(path.name, [file.name for file in path.parent.iterdir()])
+        is_here = config.is_file() and (not root or config.resolve().is_relative_to(root.resolve()))
+        names = {file.name for file in path.parent.iterdir()} if is_here else set[str]()
+        chosen, warning = choose_config(path.name, names)
         return LocalFile(path, None, config if chosen else None, tuple(filter(None, [warning])))
     except OSError:
         raise wanted.fetch_error("cannot be read on the worker's disk") from None
@@ -66,7 +67,7 @@ def choose_config(file: str, names: Iterable[str]) -> tuple[str, str]:
     folder, _, name = file.rpartition("/")
     beside = {other.rpartition("/")[2] for other in names if other.rpartition("/")[0] == folder}
     if CONFIG_NAME not in beside:
-        return "", ""
+        return "", NO_CONFIG if name == PEFT_NAME else ""
     if name == PEFT_NAME or not any(other.endswith(SUFFIX) for other in beside - {name}):
         return f"{folder}/{CONFIG_NAME}".lstrip("/"), ""
     return "", STRAY_CONFIG

@@ -351,9 +351,7 @@ def test_a_configuration_that_is_gone_from_the_disk_is_fetched_again(fetcher, we
 def test_a_url_without_a_configuration_is_drawn_and_told(fetcher, web):
     file = found_file(fetcher, web(Peft(status=403)) + "/a/adapter_model.safetensors")
     assert file.config is None
-    assert file.warnings == (
-        "comes from a URL that has no adapter_config.json beside it: an alpha in that was not used",
-    )
+    assert len(file.warnings) == 1 and file.warnings[0].startswith("has no adapter_config.json beside it, which peft")
 
 
 def test_a_configuration_of_megabytes_is_refused(fetcher, web, store):
@@ -379,6 +377,16 @@ def test_a_configuration_belongs_to_peft_s_own_name_or_to_the_only_lora(fetcher,
     found = fetcher.find(f"{name}.safetensors", FetchTarget("loras[0]", MB), [tmp_path])
     assert found.config == (tmp_path / "adapter_config.json" if is_used else None)
     assert [warning[:37] for warning in found.warnings] == ["lies beside other LoRAs and one adapt"] * (not is_used)
+
+
+def test_peft_s_file_without_its_configuration_is_told(fetcher, tmp_path):
+    for name in ("adapter_model", "other"):
+        (tmp_path / f"{name}.safetensors").write_bytes(FILE)
+    warnings = [
+        fetcher.find(f"{name}.safetensors", FetchTarget("loras[0]", MB), [tmp_path]).warnings
+        for name in ("adapter_model", "other")
+    ]
+    assert len(warnings[0]) == 1 and "has no adapter_config.json beside it" in warnings[0][0] and not warnings[1]
 
 
 def test_a_configuration_out_of_the_folder_is_not_followed(fetcher, tmp_path):
