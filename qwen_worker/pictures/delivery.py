@@ -28,8 +28,8 @@ CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 # The qualities of lossy WebP that output_format auto tries in turn, down to the job's output_quality.
 QUALITIES = (95, 85)
 LOWEST_QUALITY = 75  # where the job sets none
-# Of photographs and paintings as PNG, about; drawings of few colours have a tenth of it, and noise twice as much. It is no
-# limit: what a picture really has is known when it is drawn.
+# Of photographs and paintings as PNG, about; drawings of few colours have a tenth of it, and noise twice as much. It is
+# no limit: what a picture really has is known when it is drawn.
 PNG_BYTES_PER_PIXEL = 1.5
 
 
