@@ -1,6 +1,7 @@
 """Checkpoints that are not here: refused before a byte is fetched, downloaded whole, and failures told apart."""
 
 import errno
+import json
 import shutil
 from pathlib import Path
 
@@ -107,6 +108,31 @@ def test_variants_and_backups_are_neither_counted_nor_fetched(hub_of, tiny, tmp_
     fetched = remote.download(found)
     assert {file.stem for file in fetched.local_folder.rglob("*.safetensors")} == {"diffusion_pytorch_model", "model"}
     assert not any(path.endswith(f"/{found.revision}/{name}.safetensors") for path in served.paths for name in beside)
+
+
+def test_a_repository_that_is_stored_quantized_is_counted_by_its_bytes_and_refused_before_it_is_fetched(
+    hub_of, tiny, tmp_path
+):
+    folder = Path(shutil.copytree(tiny / "generate", tmp_path / "own"))
+    served = hub_of(folder)
+    config = folder / "transformer/config.json"
+    plain = json.loads(config.read_text())
+    config.write_text(json.dumps(plain | {"quantization_config": {"quant_method": "torchao"}}))
+    found = remote.look_up("Org/Name")
+    stored = sum(file.stat().st_size for file in (folder / "transformer").glob("*.safetensors"))
+    assert found.packed == {"transformer": stored} and found.parameters["transformer"] == 0
+    config.write_text(json.dumps(plain | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(LoadError, match="transformer/ is stored quantized by gptq, which is not loaded here"):
+        remote.look_up("Org/Name")
+    assert not any(path.endswith(".safetensors") for path in served.paths)
+
+
+def test_both_settings_may_write_one_repository_in_two_ways(cold_worker):
+    names = {"QWEN_IMAGE_MODEL": "Qwen/Qwen-Image-2.1", "QWEN_EDIT_MODEL": "qwen/qwen-image-2.1"}
+    catalogue = cold_worker(**names).catalogue
+    assert catalogue.locate("generate") is catalogue.locate("edit")
+    other = cold_worker(**names | {"QWEN_EDIT_MODEL": "qwen/qwen-image-2.1@v2"}).catalogue
+    assert other.locate("generate") is not other.locate("edit")
 
 
 def test_a_repository_that_does_not_exist_is_no_passing_failure(hub_of, tiny):

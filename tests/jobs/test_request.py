@@ -78,6 +78,12 @@ def test_names_of_other_apis_are_understood(fields, name, value):
     assert getattr(parse({**PROMPT, **fields}, "job"), name) == value
 
 
+@pytest.mark.parametrize("prompt", ["a photograph of a red fox in the snow, " * 60, "雪の中の赤い狐の写真。" * 90])
+def test_prompts_are_bounded_by_their_tokens_and_by_characters_only_against_abuse(prompt):
+    """Qwen's tokenizer makes 600 tokens of the first, which has 2,340 characters."""
+    assert parse({"prompt": prompt, "negative_prompt": prompt}, "job").prompt == prompt
+
+
 def test_the_seed_follows_from_the_job_id_and_image_k_adds_k():
     assert parse(PROMPT, "a").seed == parse({**PROMPT, "seed": -1}, "a").seed != parse(PROMPT, "b").seed
     assert parse(PROMPT, "a").seed == 0xCA978112CA1BBDCAFAC231B39A23DC4DA786EFF8147C4E72B9807785AFEE48BB >> (256 - 53)

@@ -296,7 +296,7 @@ def test_an_endpoint_that_streams_answers_with_a_list_and_hears_a_stop(environme
         assert chunks == output and plane.kinds("good")[-1] == "result"
         plane.put("bad", {"prompt": ""})
         assert plane.result("bad") == {"error": "invalid_input: prompt must not be empty"}
-        noisy = {"prompt": "a", "width": 1024, "height": 1024, "num_inference_steps": 1}
+        noisy = {"prompt": "a", "width": 1024, "height": 1024, "num_inference_steps": 1, "output_format": "png"}
         plane.put("large", noisy)
         large = plane.result("large")
         assert large["error"].startswith("result_too_large: the reply has ") and "at most 1 MB" in large["error"]
