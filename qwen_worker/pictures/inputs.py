@@ -10,7 +10,7 @@ from ..jobs.request import MAX_SIDE, MIN_SIDE, Drawing, Edit
 from ..jobs.sources import is_url
 from ..network.fetch import fetch
 from .colour import PROFILE, space_of
-from .images import MAX_BYTES, as_rgb, decode_base64, edit_size, flatten, load_picture
+from .images import MAX_BYTES, QUOTES, as_rgb, decode_base64, edit_size, flatten, load_picture, require_reachable
 from .masks import decode_mask, restore_outside
 from .structure import Warn
 
@@ -64,7 +64,7 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
     if request.mask_image is None:
         return Inputs(sources, None)
     data = read_image(request.mask_image, "mask_image", fetch_seconds, cancelled)
-    return Inputs(sources, decode_mask(data, "mask_image", sources[0].size), original)
+    return Inputs(sources, decode_mask(data, "mask_image", sources[0].size, warn, request.mask_from), original)
 
 
 def open_source(data: bytes, label: str, warn: Warn, is_masked: bool) -> tuple[Image.Image, Image.Image | None]:
@@ -87,14 +87,17 @@ def open_source(data: bytes, label: str, warn: Warn, is_masked: bool) -> tuple[I
 
 
 def read_image(text: str, label: str, fetch_seconds: float, cancelled: threading.Event | None) -> bytes:
-    """The file of an image that a job gives as URL, base64 or data URI."""
+    """The file of an image that a job gives as URL, base64 or data URI, perhaps in quotes or with space around it."""
+    text = text.strip(QUOTES)
+    require_reachable(text, label)
     return fetch(text, label, MAX_BYTES, fetch_seconds, cancelled) if is_url(text) else decode_base64(text, label)
 
 
 def output_size(
     request: Drawing, sources: list[Image.Image], mask: Image.Image | None, multiple: int
 ) -> tuple[int, int]:
-    """The width and height that the job asks for, else about a megapixel in the aspect of its last source."""
+    """The width and height that the job asks for, else about a megapixel in the aspect of the source it names."""
     if request.width and request.height:
         return request.width, request.height
-    return edit_size(sources[-1].size, mask is not None, multiple, MIN_SIDE, MAX_SIDE)
+    number = request.size_from if isinstance(request, Edit) else 0
+    return edit_size(sources[number].size, mask is not None, multiple, MIN_SIDE, MAX_SIDE)
