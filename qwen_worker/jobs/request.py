@@ -37,6 +37,7 @@ BACKGROUND_INSTRUCTION = (
 )
 
 IMAGE_FIELDS = ("image", "image_url", "images")
+MASK_FIELDS = ("mask_image", "mask_from")
 
 
 def whole_number(low: int, high: int, multiple: int = 1) -> "FieldInfo":
@@ -159,7 +160,7 @@ class Generate(Drawing, frozen=True):
 
 
 class Edit(Drawing, frozen=True):
-    """A picture from one to three pictures and a prompt. Without width and height it has the source's aspect."""
+    """A picture from one to three pictures and a prompt. Without width and height it has a source's aspect."""
 
     task = "edit"
     images: Annotated[
@@ -169,6 +170,9 @@ class Edit(Drawing, frozen=True):
         ),
     ]
     mask_image: ImageText | None = None
+    # Whether the mask's transparent or its white pixels are repainted; None where its colours say it by themselves.
+    mask_from: Annotated[Literal["alpha", "white"], Field(description="'alpha' or 'white'")] | None = None
+    size_from: Annotated[int, whole_number(0, MAX_IMAGES_IN - 1)] = 0
     strength: Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1")] = 1.0
     draw_size: Annotated[Literal["input", "asked"], Field(description="'input' or 'asked'")] = "input"
 
@@ -176,6 +180,10 @@ class Edit(Drawing, frozen=True):
     def require_fields_to_agree(self) -> Self:
         if len(self.images) > 1 and (self.mask_image or self.strength < 1):
             raise ValueError(f"mask_image and strength below 1 work on one image, not {len(self.images)}")
+        if self.mask_from and not self.mask_image:
+            raise ValueError("mask_from says how mask_image is read, and mask_image is not given")
+        if self.size_from >= len(self.images):
+            raise ValueError(f"size_from must be below the number of images, {len(self.images)}, not {self.size_from}")
         if (self.width is None) != (self.height is None):
             raise ValueError("width and height go together: give both or neither")
         return self
@@ -186,6 +194,7 @@ class BackgroundReplacement(Edit, frozen=True):
 
     task = "background_replacement"
     mask_image: None = None
+    mask_from: None = None
 
     @property
     def instruction(self) -> str:

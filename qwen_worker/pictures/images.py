@@ -45,11 +45,32 @@ UPRIGHT_TURNS = {  # by the tag's value; 1, which is missing here, says that the
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 
+QUOTES = " \t\r\n\"'"  # what may stand around an image in a job
+MAX_PATH = 4096  # characters
+# A drive or a share, or a name with the ending of a picture: base64 has no dot, colon or backslash.
+LOCAL_PATH = re.compile(
+    r"[A-Za-z]:[\\/]|\\\\|(?![A-Za-z][\w+.-]*:)[^\0\n]*\.(?:png|jpe?g|webp|gif|bmp|tiff?|hei[cf]|avif)$",
+    re.IGNORECASE,
+)
+
 # The exceptions that Pillow's decoders raise on bytes that do not match their header.
 DECODE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
     RuntimeError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
+
+
+def require_reachable(text: str, label: str) -> None:
+    """Refuse what names a picture on the sender's own machine, or is what a program made of one. Raises `JobError`."""
+    if text.startswith("[object "):
+        reason = f"is the text {text[:15]}, which JavaScript makes of an object; send the base64 of the file in it"
+    elif text[:5].lower() == "blob:":
+        reason = "is a blob: URL, which only the browser that made it can read; send the base64 of the file"
+    elif len(text) <= MAX_PATH and LOCAL_PATH.match(text):
+        reason = "is the path of a file, which the worker cannot reach; send the file's base64, or an http(s) URL"
+    else:
+        return
+    raise unreadable_error(label, reason)
 
 
 def decode_base64(text: str, label: str) -> bytes:

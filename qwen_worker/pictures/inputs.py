@@ -10,7 +10,7 @@ from ..jobs.request import Drawing, Edit
 from ..jobs.sources import is_url
 from ..network.fetch import fetch
 from .colour import PROFILE, space_of
-from .images import MAX_BYTES, as_rgb, decode_base64, flatten, load_picture
+from .images import MAX_BYTES, QUOTES, as_rgb, decode_base64, flatten, load_picture, require_reachable
 from .masks import decode_mask, restore_outside
 from .structure import Warn
 
@@ -73,7 +73,7 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
     if request.mask_image is None:
         return Inputs(sources, None)
     data = read_image(request.mask_image, "mask_image", fetch_seconds, cancelled)
-    return Inputs(sources, decode_mask(data, "mask_image", sources[0].size), original)
+    return Inputs(sources, decode_mask(data, "mask_image", sources[0].size, warn, request.mask_from), original)
 
 
 def open_source(data: bytes, label: str, warn: Warn, is_masked: bool) -> tuple[Image.Image, Image.Image | None]:
@@ -96,5 +96,7 @@ def open_source(data: bytes, label: str, warn: Warn, is_masked: bool) -> tuple[I
 
 
 def read_image(text: str, label: str, fetch_seconds: float, cancelled: threading.Event | None) -> bytes:
-    """The file of an image that a job gives as URL, base64 or data URI."""
+    """The file of an image that a job gives as URL, base64 or data URI, perhaps in quotes or with space around it."""
+    text = text.strip(QUOTES)
+    require_reachable(text, label)
     return fetch(text, label, MAX_BYTES, fetch_seconds, cancelled) if is_url(text) else decode_base64(text, label)

@@ -9,7 +9,8 @@ from PIL import Image, ImageChops
 
 from qwen_worker.errors import JobError
 from qwen_worker.pictures.images import UPRIGHT_TURNS, decode_base64, decode_picture, encode_picture
-from qwen_worker.pictures.masks import decode_mask, feather, restore_outside
+from qwen_worker.pictures.inputs import read_image
+from qwen_worker.pictures.masks import feather, restore_outside
 
 from ..conftest import as_text, file_of, text_of
 
@@ -140,6 +141,39 @@ def test_what_is_no_base64_is_unreadable(text):
         decode_picture(decode_base64(text, "image"), "image")
 
 
+@pytest.mark.parametrize(
+    "dress", ['"{}"', "'{}'", "  {}\n", '\t" {} "', '"data:image/png;base64,{}"', " data:image/png;base64,{}"]
+)
+def test_an_image_in_quotes_or_with_space_around_it_is_read(photo, dress):
+    data = file_of(photo)
+    assert read_image(dress.format(text_of(data)), "image", 1, None) == data
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[object Object]", "is the text \\[object Object\\], which JavaScript makes of an object"),
+        ("[object File]", "is the text \\[object File\\], which JavaScript makes of an object"),
+        ("blob:https://example.com/0b1c", "is a blob: URL, which only the browser that made it can read"),
+        ("/home/me/photo.PNG", "is the path of a file, which the worker cannot reach"),
+        ("C:\\Users\\me\\photo.jpg", "is the path of a file"),
+        ("\\\\server\\share\\scan", "is the path of a file"),
+        ("~/my pictures/photo.heic", "is the path of a file"),
+        ("photo.webp", "is the path of a file"),
+        ('"photo.webp"', "is the path of a file"),
+        ("not base64!", "is neither base64, a base64 data URI nor an http\\(s\\) URL"),
+    ],
+)
+def test_what_a_program_or_a_person_puts_in_an_image_s_place_gets_its_own_sentence(text, words):
+    with pytest.raises(JobError, match=f"^image_unreadable: image {words}"):
+        read_image(text, "image", 1, None)
+
+
+def test_base64_that_begins_like_a_path_is_base64(photo):
+    data = file_of(photo, "JPEG")
+    assert text_of(data).startswith("/9j/") and read_image(text_of(data), "image", 1, None) == data
+
+
 def test_too_many_bytes_are_refused():
     with pytest.raises(JobError, match="invalid_input: image must be at most 20 MB, not 20.0 MB"):
         decode_base64(text_of(b"\0" * 20_000_001), "image")
@@ -260,17 +294,6 @@ def test_any_damage_is_unreadable_or_a_picture():
                 pass
 
 
-def test_a_mask_is_black_and_white_of_the_image_s_size():
-    mask = Image.new("L", (64, 64), 0)
-    mask.paste(200, (10, 10, 20, 20))
-    found = decode_mask(file_of(mask), "mask_image", (64, 64))
-    assert (found.mode, found.getbbox(), found.getextrema()) == ("L", (10, 10, 20, 20), (0, 255))
-    with pytest.raises(JobError, match="mask_image must have the size of the image, 32x64, not 64x64"):
-        decode_mask(file_of(mask), "mask_image", (32, 64))
-    with pytest.raises(JobError, match="has no white pixel"):
-        decode_mask(file_of(Image.new("L", (64, 64), 100)), "mask_image", (64, 64))
-
-
 def test_outside_the_mask_every_pixel_is_the_source_s_and_deep_inside_the_picture_s(photo):
     source = Image.effect_noise((128, 128), 80).convert("RGB")
     picture = Image.new("RGB", (128, 128), "lime")
@@ -291,12 +314,6 @@ def test_the_middle_of_a_mask_however_thin_is_repainted_whole(box):
     found = feather(mask)
     assert found.getbbox() == box and found.getextrema()[1] == 255
     assert ImageChops.multiply(found, ImageChops.invert(mask)).getbbox() is None
-
-
-def test_a_mask_s_transparent_part_is_kept_and_its_white_part_repainted():
-    mask = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
-    mask.paste((255, 255, 255, 255), (10, 10, 30, 30))
-    assert decode_mask(file_of(mask), "mask_image", (64, 64)).getbbox() == (10, 10, 30, 30)
 
 
 def test_the_edge_fades_inside_the_mask():

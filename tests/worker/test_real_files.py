@@ -9,7 +9,7 @@ from PIL import Image, ImageChops, ImageCms
 from qwen_worker.pictures.colour import PROFILE, srgb_profile
 from qwen_worker.pictures.images import decode_picture
 
-from ..conftest import as_text, heic_of, picture_of, run, text_of
+from ..conftest import as_text, file_of, heic_of, picture_of, run, text_of
 from ..support import profiles
 
 EDIT = {"task": "edit", "prompt": "make the background green", "num_inference_steps": 2, "guidance_scale": 1, "seed": 7}
@@ -87,3 +87,25 @@ def test_a_heic_of_a_phone_is_edited_and_keeps_its_profile_outside_the_mask(edit
     found, metadata = edited(image=text_of(data), mask_image=as_text(mask))
     assert found.info[PROFILE] == profiles.DISPLAY_P3 and "warnings" not in metadata
     assert changed(found, sent)[1][2] <= 128
+
+
+def test_openai_s_mask_is_repainted_where_it_is_transparent_and_a_native_one_must_say_so(ask, small):
+    mask = Image.new("RGBA", (512, 512), "white")  # of twice the picture's size, which is fitted
+    mask.paste((255, 255, 255, 0), (0, 0, 256, 512))
+    fields = {name: value for name, value in EDIT.items() if name != "task"} | {"image": as_text(small)}
+    openai_input = fields | {"mask": {"image_url": f"data:image/png;base64,{as_text(mask)}"}}
+    reply = ask(openai_route="/v1/images/edits", openai_input=openai_input)["output"]
+    found = picture_of(reply["data"][0]["b64_json"])
+    worst, box = changed(found, small)
+    assert worst > 30 and box[2] <= 128
+    refused = ask(**fields, mask_image=as_text(mask))["error"]
+    assert refused.startswith("invalid_input: mask_image has transparent pixels") and "mask_from" in refused
+    native = ask(**fields, mask_image=as_text(mask), mask_from="alpha")["output"]
+    assert native["image"] == reply["data"][0]["b64_json"]
+
+
+def test_what_was_read_otherwise_than_sent_is_in_the_reply(edited, small):
+    data = file_of(small, "JPEG", quality=90)[:-2]
+    _, metadata = edited(image=f'"{text_of(data)}"')
+    (warning,) = metadata["warnings"]
+    assert warning.startswith("image is a JPEG file that was cut off: less than 1 % of the picture")
