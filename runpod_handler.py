@@ -14,8 +14,6 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
-from PIL import Image
-
 from qwen_worker.checkpoints import checkpoint as checkpoints
 from qwen_worker.checkpoints.checkpoint import Checkpoint
 from qwen_worker.checkpoints.files import is_missing
@@ -29,6 +27,7 @@ from qwen_worker.errors import CudaSpoiledError, JobError, LoadError
 from qwen_worker.jobs import openai_images
 from qwen_worker.jobs import reply as replies
 from qwen_worker.jobs.deadline import Paces, kind_of, limit_of
+from qwen_worker.jobs.few_steps import warnings_of
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
@@ -44,8 +43,8 @@ from qwen_worker.memory.footprint import Plan
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.network.bucket import bucket_from_settings
 from qwen_worker.pictures import fallback
-from qwen_worker.pictures.delivery import Terms, deliver, require_usable, terms_of
-from qwen_worker.pictures.inputs import Canvas, open_images
+from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
+from qwen_worker.pictures.inputs import Canvas, Inputs, open_images
 from qwen_worker.pictures.sizes import sizes_of
 from qwen_worker.serving import fitness, health
 from qwen_worker.serving.job_loop import JobLoop, end_process
@@ -141,34 +140,40 @@ class Worker:
 
     async def serve(self, request: Drawing, sdk_job: SdkJob, post: Post | None, limit_bytes: int) -> Reply:
         """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread."""
-        job = Job(str(sdk_job.get("id")), request, limit_of(sdk_job, self.settings.QWEN_JOB_SECONDS))
+        limit_seconds = limit_of(sdk_job, self.settings.QWEN_JOB_SECONDS)
+        job = Job(str(sdk_job.get("id")), request, limit_seconds, warnings_of(request))
         terms = terms_of(sdk_job, request, self.settings, limit_bytes, self.bucket)
         async with Progress(job, post or poster(job.id), self.settings.QWEN_PROGRESS_SECONDS), job.within_limit():
             require_served_by(self.catalogue.located(request.task), request)
             # Before anything that waits for the inference thread, which may be at another job's drawing.
-            sources, mask = await job.run_on(self.side_threads, self.open_pictures, job, terms)
+            inputs = await job.run_on(self.side_threads, self.open_pictures, job, terms)
             checkpoint, failure = await self.locate(job)
             require_served_by(checkpoint, request)
             loras = () if failure else await job.run_on(self.side_threads, self.loras.open_for_job, job, checkpoint)
             multiple = checkpoint.size_multiple if checkpoint else SIDE_MULTIPLE
-            canvas = Canvas(sources, mask, *sizes_of(request, sources, mask, multiple))
+            sizes = sizes_of(request, inputs.sources, inputs.mask, multiple)
+            canvas = Canvas(inputs.sources, inputs.mask, *sizes, inputs.original)
             self.require_time(job, canvas)
+            if warning := size_warning(request, canvas.result_size, terms):
+                job.warn(warning)
 
             job.enter(Stage.WAITING)
             outcome = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, failure)
             drawn = await job.wait_for(outcome, functools.partial(self.queue.has_abandoned_call, job))
             job.enter(Stage.DELIVERING)
             label = self.catalogue.label_for(request.task)
-            metadata = replies.drawing_facts(request, canvas.result_size, canvas.size, drawn, label, self.settings)
-            metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings)
+            scalings = [use.file.scalings for use in loras if not use.from_settings]
+            sizes = canvas.result_size, canvas.size
+            metadata = replies.drawing_facts(request, *sizes, drawn, label, self.settings, scalings)
+            metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings, job.warnings)
             delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled
             return await job.run_on(self.side_threads, deliver, *delivery)
 
-    def open_pictures(self, job: Job, terms: Terms) -> tuple[list[Image.Image], Image.Image | None]:
+    def open_pictures(self, job: Job, terms: Terms) -> Inputs:
         """The job's input pictures and its mask; on a side thread."""
         with timed(job.timings, "input"):
             require_usable(terms, job.cancelled)
-            return open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.cancelled)
+            return open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.warn, job.cancelled)
 
     async def locate(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
         """The checkpoint that serves the job, where it has been located, and why its model cannot be had, if so."""

@@ -12,7 +12,9 @@ from pydantic_settings import BaseSettings
 class BucketSettings(BaseSettings):
     BUCKET_ENDPOINT_URL: str | None = Field(
         default=None,
-        description="The address of the bucket's S3 service, which may name the bucket in its host or as its path.",
+        description=(
+            "The address of the bucket's S3 service, which may name the bucket in its host or at the end of its path."
+        ),
     )
     BUCKET_ACCESS_KEY_ID: SecretStr | None = Field(default=None, description="The bucket's access key.")
     BUCKET_SECRET_ACCESS_KEY: SecretStr | None = Field(default=None, description="The bucket's secret key.")
@@ -22,8 +24,8 @@ class BucketSettings(BaseSettings):
     BUCKET_REGION: str | None = Field(
         default=None,
         description=(
-            "The region that requests are signed for. Without it: the one in the address of Amazon's S3, auto for R2, "
-            "us-east-1 elsewhere."
+            "The region that requests are signed for. Without it: the one in the address of Amazon, Backblaze, "
+            "DigitalOcean, RunPod or Wasabi, auto for R2, us-east-1 elsewhere."
         ),
     )
     BUCKET_PREFIX: str = Field(default="", description="The beginning of every picture's key.")

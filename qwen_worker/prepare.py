@@ -91,6 +91,8 @@ def plan_of(checkpoint: Checkpoint, options: Options) -> Plan:
     """The plan that the files are for, as far as it shows in them. Raises `LoadError`."""
     if not checkpoint.parts:
         raise LoadError(f"Nothing of a {checkpoint.class_name} of this architecture can be prepared")
+    if checkpoint.packed:
+        raise LoadError("It is stored quantized already, and would be loaded no faster")
     if options.quantize_text_encoder and Precision(options.precision) not in LOSSY:
         raise LoadError(f"--quantize-text-encoder needs a quantized --precision, not {options.precision}")
     return Plan(

@@ -177,6 +177,15 @@ def file_of(picture, format="PNG", **options):
     return buffer.getvalue()
 
 
+def heic_of(picture, **options):
+    """A HEIC of the picture: the worker has no encoder."""
+    import pillow_heif
+
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(picture).save(buffer, **options)
+    return buffer.getvalue()
+
+
 def text_of(data):
     return base64.b64encode(data).decode()
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..errors import LoadError
-from ..network.hub import hub_cache_folder
-from .files import Json, is_folder, label_of, read_json, shards, tensor_shapes
+from ..network.hub import hub_cache_folder, is_same_repository
+from .files import Json, describe_contents, is_folder, label_of, read_json, shards, spellings, stored_tensors
+from .stored_quantization import plain_tensors, stored_quantization
 
 WEIGHTS = ("transformer", "text_encoder", "vae")  # components that hold parameters
 
@@ -84,6 +85,9 @@ class Checkpoint:
     revision: str | None = None  # a commit, a branch, or a digest of a plain folder
     parts: dict[str, int] = field(default_factory=dict[str, int], hash=False)  # parameters; see PART_PATTERNS
     digests: dict[str, str] = field(default_factory=dict[str, str], hash=False)  # of components' content, if taken
+    # Bytes of the weights that are stored quantized, by component and by part, of which `parameters` and `parts` count
+    # only the others.
+    packed: dict[str, int] = field(default_factory=dict[str, int], hash=False)
 
     @property
     def pipeline_class(self) -> PipelineClass:
@@ -121,8 +125,9 @@ def find(model: str, roots: Iterable[Path]) -> Checkpoint | None:
 
 def released(model: str) -> Checkpoint | None:
     """The checkpoint by its hub id alone, from the table of released ones; None where it is not among them."""
-    hub_id, _, revision = model.partition("@")
-    if hub_id not in RELEASED:
+    written, _, revision = model.partition("@")
+    hub_id = next((hub_id for hub_id in RELEASED if is_same_repository(hub_id, written)), None)
+    if hub_id is None:
         return None
     class_name, parameters = RELEASED[hub_id]
     multiple = size_multiple_of(class_name)
@@ -131,8 +136,22 @@ def released(model: str) -> Checkpoint | None:
 
 
 def candidates(root: Path, hub_id: str, revision: str) -> list[tuple[Path, str | None]]:
-    """(folder, commit) below a root, in the layout of the hub's cache or as a plain ORG/NAME folder."""
-    cache = root / f"models--{hub_id.replace('/', '--')}"
+    """(folder, commit) below a root, in the layout of the hub's cache or as a plain ORG/NAME folder.
+
+    Ids are equal whatever their case, and platforms write folders in lower case. Among several spellings the id's own
+    comes first, then the others in alphabetical order.
+    """
+    found: list[tuple[Path, str | None]] = []
+    for cache in spellings(root, f"models--{hub_id.replace('/', '--')}"):
+        found += snapshots_of(cache, revision)
+    if found or revision:
+        return found
+    organisation, name = hub_id.split("/")
+    return [(folder, None) for above in spellings(root, organisation) for folder in spellings(above, name)]
+
+
+def snapshots_of(cache: Path, revision: str) -> list[tuple[Path, str | None]]:
+    """(folder, commit) of a revision in one model's folder of the hub's cache; of the main branch where it is empty."""
     snapshots = cache / "snapshots"
     reference = cache / "refs" / (revision or "main")
     if reference.is_file():
@@ -142,29 +161,53 @@ def candidates(root: Path, hub_id: str, revision: str) -> list[tuple[Path, str |
     if revision:
         return [(folder, folder.name) for folder in folders if folder.name.startswith(revision)]
     # Without a ref, a single snapshot is unambiguous; among several nothing says which is meant.
-    if len(folders) == 1:
-        return [(folders[0], folders[0].name)]
-    return [(root / hub_id, None)]
+    return [(folder, folder.name) for folder in folders] if len(folders) == 1 else []
 
 
 def inspect(folder: Path) -> Checkpoint:
     """What the folder holds, from its configs and headers. Raises `LoadError` naming the file or the class."""
     name = label_of(str(folder))
+    if os.path.isfile(folder):
+        raise LoadError(f"{name} is a file and no folder: {describe_contents([name])}")
     if not os.path.isdir(folder):
         raise LoadError(f"{name} is not a folder on this worker")
     if (folder / "prepared.json").is_file():
         raise LoadError(f"{name} is a prepared checkpoint: name the model that it was made of, which will find it")
     if not (folder / "model_index.json").is_file():
-        raise LoadError(f"{name} holds no model_index.json: it is not a diffusers checkpoint")
+        raise LoadError(f"{name} holds no model_index.json: {describe_contents(os.listdir(folder))}")
     class_name = require_class(name, read_json(folder, "model_index.json").get("_class_name"))
     require_files(folder, class_name)
     if read_json(folder, "transformer/config.json").get("guidance_embeds"):
         raise LoadError(f"{name} is guidance-distilled (guidance_embeds), which diffusers' {class_name} cannot run")
-    shapes = {component: tensor_shapes(folder, component) for component in WEIGHTS}
+    shapes, packed = plain_shapes(folder)
     parameters = {component: sum(map(math.prod, shapes[component].values())) for component in WEIGHTS}
     multiple = size_multiple_of(class_name, read_json(folder, "vae/config.json"))
     parts = count_parts(shapes) if savings_apply(folder, class_name) else {}
-    return Checkpoint(name, class_name, parameters, multiple, folder, revision=folder_digest(folder), parts=parts)
+    revision = folder_digest(folder)
+    return Checkpoint(name, class_name, parameters, multiple, folder, revision=revision, parts=parts, packed=packed)
+
+
+def plain_shapes(folder: Path) -> tuple[dict[str, dict[str, tuple[int, ...]]], dict[str, int]]:
+    """By component the shapes of tensors by name, and as `Checkpoint.packed` the bytes of those left out as quantized.
+
+    Raises `LoadError`, also for a component that is quantized in a way that is not loaded here.
+    """
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    packed: dict[str, int] = {}
+    for component in WEIGHTS:
+        tensors = stored_tensors(folder, component)
+        plain = list(tensors.values())
+        if stored_quantization(folder, component):
+            plain = plain_tensors(plain)
+            kept = {tensor.name for tensor in plain}
+            rest = [tensor for name, tensor in tensors.items() if name not in kept]
+            packed[component] = sum(tensor.size for tensor in rest)
+            for part in ("lm_head", "vision"):
+                owner, pattern = PART_PATTERNS[part]
+                if owner == component:
+                    packed[part] = sum(tensor.size for tensor in rest if re.search(pattern, tensor.name))
+        shapes[component] = {tensor.name: tensor.shape for tensor in plain}
+    return shapes, packed
 
 
 def savings_apply(folder: Path, class_name: str) -> bool:

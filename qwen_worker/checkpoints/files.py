@@ -7,8 +7,8 @@ files a checkpoint needs.
 import json
 import os
 import re
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -17,6 +17,10 @@ from ..errors import LoadError, hide_secrets
 
 CHECKSUMS = "qwen_worker.sums"  # the key in a file's metadata, where this worker wrote the file: checksums by tensor
 HEADER_LIMIT = 100_000_000  # bytes; the format's own cap on a header
+JSON_LIMIT = 50_000_000  # bytes; an index of the 20B transformer has a few hundred thousand
+SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
+DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"  # names of weights' files begin with these
+PREPARED_STEM = "weights"  # and in prepared checkpoints with this
 METADATA = "__metadata__"  # what a safetensors header holds beside tensors
 
 Json = dict[str, Any]  # a JSON object
@@ -45,6 +49,15 @@ def is_missing(source: str) -> bool:
     return is_folder(source) and not Path(source).expanduser().exists()
 
 
+def spellings(folder: Path, name: str) -> Iterator[Path]:
+    """The entries of a folder that have this name in any case: as it is written first, then in alphabetical order."""
+    if (folder / name).exists():
+        yield folder / name
+    with suppress(OSError):  # no such folder, or one that cannot be read
+        entries = sorted(os.listdir(folder))
+        yield from (folder / entry for entry in entries if entry != name and entry.lower() == name.lower())
+
+
 def label_of(model: str) -> str:
     """A model setting as a caller may see it: a hub id without its revision, or a folder's last two names."""
     if is_folder(model):
@@ -52,13 +65,30 @@ def label_of(model: str) -> str:
     return hide_secrets(model).partition("@")[0][:200]
 
 
+def describe_contents(names: Iterable[str]) -> str:
+    """What a folder or repository without model_index.json seems to be, and what is needed in its place."""
+    kinds = {"GGUF files": (".gguf",), "single files such as ComfyUI's": (SUFFIX, ".ckpt", ".pt", ".pth")}
+    files = sorted(names)
+    for kind, suffixes in kinds.items():
+        if name := next((name for name in files if name.lower().endswith(suffixes)), None):
+            return (
+                f"it is not a diffusers checkpoint, but {kind} ({name[-80:]}), which are not read; needed is a "
+                "checkpoint in diffusers' layout, such as Qwen/Qwen-Image"
+            )
+    return "it is not a diffusers checkpoint"
+
+
 def read_json(folder: Path, relative: str) -> Json:
     """The JSON object in a file. Raises `LoadError` where it is not readable or holds something else."""
     try:
-        value = json.loads((folder / relative).read_text())
+        with (folder / relative).open("rb") as stream:
+            text = stream.read(JSON_LIMIT + 1)
+        if len(text) > JSON_LIMIT:
+            raise LoadError(f"{relative} is corrupt: it has more than {JSON_LIMIT:,} bytes")
+        value = json.loads(text)
     except OSError:
         raise LoadError(f"{label_of(str(folder))} holds no readable {relative}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise LoadError(f"{relative} is corrupt: not JSON") from None
     if not isinstance(value, dict):
         raise LoadError(f"{relative} is corrupt: not a JSON object")
@@ -66,35 +96,60 @@ def read_json(folder: Path, relative: str) -> Json:
 
 
 def shards(folder: Path, component: str) -> list[Path]:
-    """The component's safetensors files. Raises `LoadError` naming the first that is missing."""
-    indexes = sorted((folder / component).glob("*.safetensors.index.json"))
-    if indexes:
-        relative = f"{component}/{indexes[0].name}"
-        names = indexed_names(read_json(folder, relative).get("weight_map"), relative)
-    else:
-        names = sorted(file.name for file in (folder / component).glob("*.safetensors"))
-        # A download cut short may have brought a shard and not yet the index.
-        if numbered := next((re.search(r"-of-(\d+)\.safetensors$", name) for name in names), None):
-            raise LoadError(f"{component}/ holds shards of {int(numbered[1])} and no index that names them")
-    if not names:
-        raise LoadError(f"{label_of(str(folder))} holds no safetensors file in {component}/")
+    """The component's safetensors files, those alone that its library's `from_pretrained` reads.
+
+    Variants, backups and averaged weights may lie beside them. Raises `LoadError` naming the first that is missing.
+    """
+    place = folder / component
+    # A prepared checkpoint's weights have a name of their own, which no library reads.
+    for stem in (weights_stem(component), PREPARED_STEM):
+        index, single = f"{stem}{INDEX_SUFFIX}", f"{stem}{SUFFIX}"
+        has_index, has_single = (place / index).is_file(), (place / single).is_file()
+        # Where both are there, transformers reads the one file, and diffusers the shards.
+        if has_single and not (has_index and stem != TRANSFORMERS_STEM):
+            return [place / single]
+        if has_index:
+            weight_map = read_json(folder, f"{component}/{index}").get("weight_map")
+            return indexed_files(place, indexed_names(weight_map, f"{component}/{index}"))
+    raise LoadError(describe_other_files(folder, component))
+
+
+def indexed_files(place: Path, names: Sequence[str]) -> list[Path]:
+    """The files of these names in a component's folder. Raises `LoadError` naming the first that is missing."""
     for name in names:
-        if not (folder / component / name).is_file():
-            raise LoadError(f"{component}/{name} is named by the index and missing")
-    return [folder / component / name for name in names]
+        if not (place / name).is_file():
+            raise LoadError(f"{place.name}/{name} is named by the index and missing")
+    return [place / name for name in names]
+
+
+def weights_stem(component: str) -> str:
+    """What the component's library calls files of weights, before the number of a shard and the suffix."""
+    return TRANSFORMERS_STEM if component == "text_encoder" else DIFFUSERS_STEM
+
+
+def describe_other_files(folder: Path, component: str) -> str:
+    """Why a component without the weights that its library reads cannot be loaded, by what lies in its folder."""
+    stem = weights_stem(component)
+    names = sorted(file.name for file in (folder / component).glob(f"*{SUFFIX}"))
+    # A download cut short may have brought a shard and not yet the index.
+    if numbered := next((re.match(rf"{stem}-\d+-of-(\d+){SUFFIX}$", name) for name in names), None):
+        return f"{component}/ holds shards of {int(numbered[1])} and no index that names them"
+    if names:
+        others = f"{names[0][:100]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        return f"{component}/ holds no {stem}{SUFFIX} and no index, which are what its library reads, but {others}"
+    return f"{label_of(str(folder))} holds no safetensors file in {component}/"
 
 
 def indexed_names(weight_map: object, relative: str) -> list[str]:
     """The files that an index names. `weight_map`: by tensor, its file. Raises `LoadError` where it is none."""
-    names = list(cast(Json, weight_map).values()) if isinstance(weight_map, dict) else [None]
-    if not all(isinstance(name, str) for name in names):
+    names = list(cast(Json, weight_map).values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
         raise LoadError(f"{relative} is corrupt: its weight_map names no files")
-    return sorted(set(map(str, names)))
-
-
-def tensor_shapes(folder: Path, component: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of the component's tensors by name, from the files' headers."""
-    return {name: tensor.shape for name, tensor in stored_tensors(folder, component).items()}
+    files = sorted(set(map(str, names)))
+    # A name with a slash would lead out of the folder.
+    if wrong := next((name for name in files if not re.fullmatch(rf"[\w.-]+{SUFFIX}", name, re.ASCII)), None):
+        raise LoadError(f"{relative} is corrupt: {json.dumps(wrong[:60])} is no name of a safetensors file")
+    return files
 
 
 def stored_tensors(folder: Path, component: str) -> dict[str, StoredTensor]:

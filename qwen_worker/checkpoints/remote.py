@@ -3,36 +3,59 @@
 Every failure comes out as a `LoadError`, transient where a later try may help. Knows nothing of torch or pipelines.
 """
 
-import json
+from collections.abc import Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..network.hub import READ_FILES, explain_errors, hub_cache_folder, hub_endpoint
+from ..errors import LoadError
+from ..network.hub import (
+    READ_FILES,
+    WEIGHT_FILES,
+    download_file,
+    explain_errors,
+    hub_cache_folder,
+    hub_endpoint,
+    listing,
+)
 from .checkpoint import WEIGHTS, Checkpoint, inspect, require_class, size_multiple_of
+from .files import Json, describe_contents, read_json
+from .stored_quantization import quantization_of
 
 
 def look_up(model: str) -> Checkpoint:
     """A checkpoint that is neither on this machine nor among the released ones: its class and sizes, from the hub.
 
-    A parameter is counted for every two bytes, since the released checkpoints are bfloat16.
+    A parameter is counted for every two bytes, since the released checkpoints are bfloat16; of a component that is
+    stored quantized, its bytes. Raises `LoadError`, also for a repository that holds no checkpoint of diffusers.
     """
-    from huggingface_hub import (
-        HfApi,
-        hf_hub_download,  # pyright: ignore[reportUnknownVariableType]  of its progress bar's type
-    )
-
     hub_id, _, revision = model.partition("@")
-    with explain_errors(hub_id):
-        repository = HfApi(endpoint=hub_endpoint()).model_info(hub_id, revision=revision or None, files_metadata=True)
-        commit = repository.sha
-        index = hf_hub_download(hub_id, "model_index.json", revision=commit, endpoint=hub_endpoint())
-    class_name = require_class(hub_id, json.loads(Path(index).read_text()).get("_class_name"))
-    parameters = {component: 0 for component in WEIGHTS}
-    for file in repository.siblings or []:
-        component = file.rfilename.split("/")[0]
-        if component in parameters and file.rfilename.endswith(".safetensors"):
-            parameters[component] += (file.size or 0) // 2
-    return Checkpoint(hub_id, class_name, parameters, size_multiple_of(class_name), hub_id=hub_id, revision=commit)
+    commit, sizes = listing(hub_id, revision)
+    if "model_index.json" not in sizes:
+        raise LoadError(f"{hub_id} is on the hub and holds no model_index.json: {describe_contents(sizes)}")
+    class_name = require_class(hub_id, read_remote(hub_id, "model_index.json", commit).get("_class_name"))
+    stored = {component: weight_bytes(sizes, component) for component in WEIGHTS}
+    packed: dict[str, int] = {}
+    for component in WEIGHTS:
+        config = f"{component}/config.json"
+        if config in sizes and quantization_of(read_remote(hub_id, config, commit), component):
+            packed[component] = stored.pop(component)
+    parameters = {component: stored.get(component, 0) // 2 for component in WEIGHTS}
+    multiple = size_multiple_of(class_name)
+    return Checkpoint(hub_id, class_name, parameters, multiple, hub_id=hub_id, revision=commit, packed=packed)
+
+
+def weight_bytes(sizes: Mapping[str, int], component: str) -> int:
+    """The bytes of a component's weights, of those that are read. `sizes`: of a repository's files, by name."""
+    names = (name for name in sizes if name.startswith(f"{component}/") and name.count("/") == 1)
+    return sum(sizes[name] for name in names if any(fnmatchcase(name, pattern) for pattern in WEIGHT_FILES))
+
+
+def read_remote(hub_id: str, name: str, commit: str) -> Json:
+    """The JSON object in a file of a repository. Raises `LoadError`."""
+    file = download_file(hub_id, name, commit, hub_cache_folder())
+    folder = file.parents[name.count("/")]
+    return read_json(folder, name)
 
 
 def fetched_bytes(checkpoint: Checkpoint) -> int:
@@ -48,7 +71,11 @@ def download(checkpoint: Checkpoint) -> Checkpoint:
     with explain_errors(checkpoint.name):
         folder = Path(
             snapshot_download(
-                checkpoint.name, revision=checkpoint.revision, allow_patterns=READ_FILES, endpoint=hub_endpoint()
+                checkpoint.name,
+                revision=checkpoint.revision,
+                allow_patterns=READ_FILES,
+                ignore_patterns=["*/*/*"],  # the patterns' * crosses folders
+                endpoint=hub_endpoint(),
             )
         )
     return replace(inspect(folder), name=checkpoint.name, hub_id=checkpoint.hub_id, revision=folder.name)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..memory.footprint import WORKING, WORKING_2_1, Model
-from .checkpoint import Checkpoint
-from .files import Json, read_json
+from .checkpoint import WEIGHTS, Checkpoint
+from .files import INDEX_SUFFIX, PREPARED_STEM, SUFFIX, Json, read_json, shards, weights_stem
 
 SHAREABLE = ("text_encoder", "vae", "tokenizer")  # each edit or fine-tune has a transformer of its own
 # Written by the saving library and without effect on what is loaded.
@@ -35,6 +35,7 @@ def as_model(checkpoint: Checkpoint, before: Sequence[Checkpoint]) -> Model:
         checkpoint.parts,
         tuple(sorted(shared)),
         WORKING_2_1 if checkpoint.class_name == "QwenImage21Pipeline" else WORKING,
+        checkpoint.packed,
     )
 
 
@@ -47,7 +48,8 @@ def is_shared(name: str, checkpoint: Checkpoint, other: Checkpoint) -> bool:
         digest, other_digest = find_digest(name, checkpoint), find_digest(name, other)
         if digest and other_digest:
             return digest == other_digest
-    return name in checkpoint.parameters and checkpoint.parameters[name] == other.parameters.get(name)
+    sizes, other_sizes = ((each.parameters.get(name), each.packed.get(name)) for each in (checkpoint, other))
+    return name in checkpoint.parameters and sizes == other_sizes
 
 
 def find_digest(name: str, checkpoint: Checkpoint) -> str | None:
@@ -65,8 +67,13 @@ def same_component(a: Path, b: Path) -> bool:
 
 
 def content_names(folder: Path) -> set[str]:
-    """The files of a component that count: no hidden ones, no READMEs."""
-    return {file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith((".", "README"))}
+    """The files of a component that count: no hidden ones, no READMEs, and of weights those that are read."""
+    names = {file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith((".", "README"))}
+    if folder.name not in WEIGHTS:
+        return names
+    read = {file.name for file in shards(folder.parent, folder.name)}
+    read |= {f"{stem}{INDEX_SUFFIX}" for stem in (weights_stem(folder.name), PREPARED_STEM)}
+    return {name for name in names if name in read or not name.endswith((SUFFIX, INDEX_SUFFIX))}
 
 
 def same_file(a: Path, b: Path) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from ..jobs.few_steps import takes_few_steps
 from ..jobs.presets import FEW_STEP_SCHEDULER
 from ..jobs.request import Drawing, Edit
 from ..loading.loaded import LoadedPipeline
@@ -34,7 +35,7 @@ def configured(
     """
     steps = fixed_steps(loaded.pipe) or request.num_inference_steps
     drawn = drawn_steps(steps, request.strength) if isinstance(request, Edit) else steps
-    changes: dict[str, Any] = dict(FEW_STEP_SCHEDULER) if request.preset == Preset.FAST else {}
+    changes: dict[str, Any] = dict(FEW_STEP_SCHEDULER) if takes_few_steps(request) else {}
     # One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.
     if steps == 1:
         changes["shift_terminal"] = None
@@ -53,8 +54,8 @@ def configured(
 
 
 def caches_steps(loaded: LoadedPipeline, request: Drawing) -> bool:
-    """Whether a step cache serves the request."""
-    return request.preset == Preset.BALANCED and loaded.caches_steps
+    """Whether a step cache serves the request; few steps leave it nothing to predict."""
+    return request.preset == Preset.BALANCED and loaded.caches_steps and not takes_few_steps(request)
 
 
 def shares_passes(loaded: LoadedPipeline, request: Drawing) -> bool:

@@ -27,6 +27,7 @@ from ..pictures.inputs import Canvas
 from ..settings import Speedup
 from ..speed.speedups import COMPILED_LORAS
 from .configured import caches_steps, configured, shares_passes
+from .finite import FiniteCheck, internal_error
 from .partial_denoise import PartialDenoise, drawn_steps
 from .preview import Previewer
 from .prompt_cache import PromptCache
@@ -79,12 +80,12 @@ def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, p
         log_line(entry.job.id, "WARN", f"drawn once more; off from now on: {off}, after {failures[0].reason}")
         release_unused(loaded.plan.device)
         entry.job.start_over()
-        with absorb_failure():
+        with absorb_failure() as failures:
             return draw_within_memory(loaded, entry, prompt_cache, previewer)
         if cached:
             loaded.speed.use_step_cache_again()
             log_line(entry.job.id, "WARN", "the job failed without the step cache too, which later jobs have again")
-    raise JobError("internal", entry.job.id)
+    raise internal_error(loaded, entry.job.id, failures[0].reason)
 
 
 def draw_within_memory(
@@ -122,6 +123,7 @@ def draw_within_memory(
                 loaded.shortages[size] = Shortage(number, shortage.jobs + 1)
             elif shortage.jobs < LASTING_SHORTAGE:
                 loaded.shortages.pop(size, None)
+            loaded.not_finite.clear()
             return DrawingResult(pictures, steps, loaded.drawing_model, peak_vram_gb=peak_vram_gb())
         except torch.OutOfMemoryError:
             pass
@@ -161,11 +163,12 @@ def plans_with_loras(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | Non
     """
     request, always_applied = entry.job.request, loaded.adapters.always_applied if loaded else ()
     job_files = [use.file for use in entry.loras if not use.from_settings]
-    parameters = sum(file.parameters for file in job_files)
+    parameters, scratch = sum(file.parameters for file in job_files), max(file.scratch_parameters for file in job_files)
     is_held = plan.with_loras(parameters).lora_bytes <= plan.kept_lora_bytes
-    stock = [plan.with_loras(parameters)]
+    stock = [plan.with_loras(parameters + scratch)]
     if is_held:
-        stock.append(plan.with_loras(sum(file.parameters_at_once for file in job_files), streamed=True))
+        streamed = sum(file.parameters_at_once for file in job_files)
+        stock.append(plan.with_loras(streamed + scratch, streamed=True))
     files = {use.file.key: use.file for use in (*always_applied, *entry.loras)}
     rank = padded_rank(files.values(), plan.table)
     is_able = plan.compiled and plan.precision in UNCOMPILED_DENOISE
@@ -218,12 +221,14 @@ def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Pr
         tensors = partial.after_step(step, tensors) if partial else tensors
         if preview:
             preview.remember(tensors["latents"])
+        check.after_step(tensors["latents"])
         return tensors
 
     job.begin_drawing(number)
     preview = previewer.start(pipe, canvas.size) if request.preview else None
-    with cleaning_up(pipe):
+    with cleaning_up(pipe), FiniteCheck(pipe) as check:
         picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
+        check.require_numbers()
     return canvas.finish(to_rgb(picture)), steps
 
 

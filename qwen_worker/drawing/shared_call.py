@@ -19,6 +19,7 @@ from ..memory.cuda import peak_vram_gb
 from ..pictures.images import to_rgb
 from . import inference
 from .configured import configured
+from .finite import FiniteCheck
 from .prompt_cache import PromptCache
 from .queue import DrawingJob
 
@@ -84,12 +85,14 @@ def draw_call(
         for entry in counts:
             entry.job.end_step(step + 1, pipe.num_timesteps)
         require_any_running(encoded)
+        check.after_step(tensors["latents"])
         return tensors
 
     for entry, count in counts.items():
         entry.job.begin_drawing(first[entry], count)
-    with inference.cleaning_up(pipe):
+    with inference.cleaning_up(pipe), FiniteCheck(pipe) as check:
         images = pipe(**arguments, generator=generators, callback_on_step_end=after_step).images
+        check.require_numbers()
     return images, pipe.num_timesteps
 
 

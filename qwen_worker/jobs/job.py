@@ -7,13 +7,13 @@ platform.
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import TypeVar
 
-from ..errors import Cancelled, JobError
+from ..errors import Cancelled, JobError, hide_secrets
 from .request import Drawing
 
 Result = TypeVar("Result")
@@ -30,12 +30,16 @@ class Stage(StrEnum):
 
 
 class Job:
-    """`limit_seconds`: how long the job may take from now on; None for as long as it likes."""
+    """`limit_seconds`: how long the job may take from now on; None for as long as it likes.
 
-    def __init__(self, job_id: str, request: Drawing, limit_seconds: float | None = None):
+    `warnings`: what was noticed of it before it began, as `warn` takes it.
+    """
+
+    def __init__(self, job_id: str, request: Drawing, limit_seconds: float | None = None, warnings: Iterable[str] = ()):
         self.id, self.request, self.limit_seconds = job_id, request, limit_seconds
         self.started = time.monotonic()
         self.timings: dict[str, float] = {}  # seconds by stage, as the reply shows them
+        self.warnings: list[str] = []  # as the reply shows them
         self.cancelled = threading.Event()
         self.stage, self.stage_started = Stage.OPENING, self.started
         self.steps_done = 0  # of all pictures together
@@ -44,6 +48,8 @@ class Job:
         self.step_seconds: float | None = None  # mean of the timed steps of one picture
         self.timed_steps, self.last_step_ended = 0, 0.0  # a call's first step is not timed; 0.0 before its end
         self.preview: str | None = None  # a JPEG in base64, until it is popped
+        for sentence in warnings:
+            self.warn(sentence)
 
     @asynccontextmanager
     async def within_limit(self) -> AsyncGenerator[None]:
@@ -82,6 +88,15 @@ class Job:
             running.add_done_callback(lambda done: done.cancelled() or done.exception())
             running.cancel()  # work that has not begun never will
             raise
+
+    def warn(self, sentence: str) -> None:
+        """Tell the caller, in the reply, what was understood and not done as asked: the field, what is done instead.
+
+        From any thread. The same sentence counts once, so that a job which is drawn once more says it once.
+        """
+        sentence = hide_secrets(sentence)
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
 
     def enter(self, stage: Stage) -> None:
         """Begin the stage. Raises `Cancelled` where the job has been stopped."""

@@ -30,10 +30,6 @@ VALUES_WITHOUT_EFFECT: "dict[str, tuple[JsonValue, ...]]" = {
 }
 DELIVERIES = {"b64_json": "inline", "url": "url"}
 PRESETS = {"low": "fast", "medium": "balanced", "high": "quality", "hd": "quality"}  # by their `quality`
-REFUSED_FIELDS = {
-    "task": "the route says it",
-    "mask": "mask_image is: it is white where the picture is to be repainted",
-}
 CALLER_ERROR_CODES = (
     "invalid_input", "image_unreadable", "image_fetch_failed", "lora_fetch_failed", "result_too_large"
 )  # fmt: skip
@@ -60,9 +56,8 @@ class Call:
         arguments: dict[str, JsonValue] = {
             name: value for name, value in openai_input.items() if value is not None and has_effect(name, value)
         }
-        for name, advice in REFUSED_FIELDS.items():
-            if name in arguments:
-                raise InvalidInput(f"{name} is not taken by {self.route}; {advice}")
+        if "task" in arguments:
+            raise InvalidInput(f"task is not taken by {self.route}; the route says it")
         task = TASKS[self.route]
         model = arguments.pop("model", self.models[task])
         if model != self.models[task]:
@@ -111,6 +106,11 @@ def translate_fields(arguments: "dict[str, JsonValue]") -> "dict[str, JsonValue]
         fields["images"] = fields.pop("image")
     if isinstance(images := fields.get("images"), list):
         fields["images"] = [unwrap_url(image) for image in images]
+    if "mask" in fields:
+        if "mask_image" in fields:
+            raise InvalidInput("mask_image is given twice, as mask and as mask_image")
+        fields["mask_image"] = unwrap_url(fields.pop("mask"))
+        fields.setdefault("mask_from", "alpha")  # OpenAI's masks are transparent where the picture is repainted
     return fields
 
 

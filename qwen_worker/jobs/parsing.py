@@ -14,6 +14,7 @@ from .presets import Presets
 from .request import (
     IMAGE_FIELDS,
     IMAGE_RULE,
+    MASK_FIELDS,
     MAX_IMAGES_IN,
     MAX_PROMPT_CHARACTERS,
     TASKS,
@@ -164,8 +165,8 @@ def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[st
         return f"{short_json(name)} is not a field of {model.task}; its fields are {fields}"
     if error["type"] == "value_error":
         return f"{label} {error.get('ctx', {})['error']}"
-    if name == "mask_image" and model is BackgroundReplacement:
-        return "mask_image is not taken by background_replacement; task edit takes it"
+    if name in MASK_FIELDS and model is BackgroundReplacement:
+        return f"{name} is not taken by background_replacement; task edit takes it"
     value = short_json(error["input"])
     if isinstance(error["input"], str) and len(error["input"]) > MAX_PROMPT_CHARACTERS:
         value = f"{len(error['input'])} characters"
@@ -205,7 +206,7 @@ def rule_of(model: type[Request], place: "tuple[int | str, ...]") -> str:
 
 def public_fields(model: type[Request]) -> list[str]:
     """The names of the task's fields, without aliases."""
-    names = [name for name in model.model_fields if not (name == "mask_image" and model is BackgroundReplacement)]
+    names = [name for name in model.model_fields if not (name in MASK_FIELDS and model is BackgroundReplacement)]
     return [public for name in names for public in (IMAGE_FIELDS if name == "images" else (name,))]
 
 

@@ -11,6 +11,7 @@ from typing import Protocol, TypedDict
 from ..errors import InvalidInput
 from ..preset_settings import Preset, steps_in
 from ..settings import Role, Settings
+from .few_steps import few_step_loras
 from .request import Drawing
 
 # The step cache predicts 12 of balanced's 30 steps, so that the transformer computes about a third of quality's.
@@ -63,19 +64,23 @@ class Presets:
         return getattr(self.settings, FAST_LORAS[role])
 
     def apply(self, request: Drawing) -> Drawing:
-        """The request with its preset, and with the preset's steps and guidance where it sets none itself.
+        """The request with its preset, and with the steps and guidance of the preset, or of a few-step LoRA that it
+        brings, where it sets none itself.
 
         Raises `InvalidInput` for a preset that the endpoint does not serve.
         """
-        role = Role.of(request.task)
+        role, few = Role.of(request.task), few_step_loras(request)
         if request.preset is None:
-            default = self.settings.QWEN_PRESET
+            # A few-step LoRA of the job's own stands for the endpoint's, and leaves nothing for a step cache.
+            default = Preset.QUALITY if few else self.settings.QWEN_PRESET
             preset = Preset.QUALITY if self.obstacle(default, role) else default
         else:
             preset = Preset(request.preset)
             if reason := self.obstacle(preset, role):
                 raise InvalidInput(f"preset '{preset.value}' is not served for {request.task} here: {reason}")
         values = {"num_inference_steps": self.steps(preset, role), "guidance_scale": GUIDANCE[preset]}
+        if few and preset is not Preset.FAST:
+            values = {"num_inference_steps": next(iter(few.values())), "guidance_scale": GUIDANCE[Preset.FAST]}
         update = {name: value for name, value in values.items() if name not in request.model_fields_set}
         return request.model_copy(update={"preset": preset.value, **update})
 

@@ -4,14 +4,15 @@ Knows nothing of how the pictures came about, nor of how they reach the caller (
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from ..errors import LoadError, hide_secrets
 from ..preset_settings import Preset
 from ..settings import Settings
-from .request import Drawing, Edit
+from .few_steps import takes_few_steps
+from .request import Drawing, Edit, Lora
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,6 +53,8 @@ class LoraUsed(TypedDict):
 
     path: str
     scale: float
+    strength: NotRequired[float]  # scale x alpha / rank, where it is one for all layers
+    strength_range: NotRequired[list[float]]  # else the least and the most
 
 
 class DrawingFacts(TypedDict):
@@ -92,6 +95,7 @@ class DeliveryFacts(TypedDict):
 class Metadata(DrawingFacts, DeliveryFacts):
     """A reply's `metadata`."""
 
+    warnings: NotRequired[list[str]]  # one sentence for each thing that was not done as the job asks
     processing_time: float  # seconds
     timings: dict[str, float]  # seconds by stage
 
@@ -117,11 +121,13 @@ def drawing_facts(
     result: DrawingResult,
     model: str,
     settings: Settings,
+    lora_scalings: Sequence[tuple[float, float]] = (),
 ) -> DrawingFacts:
     """What is known of the pictures before they are encoded.
 
     `size`: width and height of the result in pixels; `drawn_size`: those at which the pipeline drew. `model`: the name
-    to report where no model is loaded.
+    to report where no model is loaded. `lora_scalings`: of each of the job's LoRAs, the least and the most of
+    alpha / rank.
     """
     drawn_by = result.model
     facts: DrawingFacts = {
@@ -146,9 +152,10 @@ def drawing_facts(
     if request.instruction != request.prompt:
         facts["instruction"] = request.instruction
     if request.loras:
-        facts["loras"] = [{"path": hide_secrets(lora.path), "scale": lora.scale} for lora in request.loras]
+        scalings = [*lora_scalings, *[None] * len(request.loras)] if drawn_by else [None] * len(request.loras)
+        facts["loras"] = [lora_used(lora, scaling) for lora, scaling in zip(request.loras, scalings, strict=False)]
     if drawn_by and request.preset == Preset.BALANCED:
-        facts["step_cache"] = drawn_by.caches_steps
+        facts["step_cache"] = drawn_by.caches_steps and not takes_few_steps(request)
     if result.failure:
         facts["fallback_reason"] = result.failure.reason
     if drawn_by and settings.QWEN_BATCH > 1:
@@ -160,14 +167,31 @@ def drawing_facts(
     return facts
 
 
-def complete_metadata(facts: DrawingFacts, timings: dict[str, float], delivery: DeliveryFacts) -> Metadata:
-    """The facts, those of the delivery, and the seconds of each stage so far."""
-    return {
+def lora_used(lora: Lora, scaling: tuple[float, float] | None) -> LoraUsed:
+    """`scaling`: the least and the most of the layers' alpha / rank; None for a LoRA that nothing was drawn with."""
+    used: LoraUsed = {"path": hide_secrets(lora.path), "scale": lora.scale}
+    if scaling:
+        least, most = sorted(float(f"{lora.scale * bound:.6g}") for bound in scaling)
+        if least == most:
+            used["strength"] = least
+        else:
+            used["strength_range"] = [least, most]
+    return used
+
+
+def complete_metadata(
+    facts: DrawingFacts, timings: dict[str, float], warnings: Sequence[str], delivery: DeliveryFacts
+) -> Metadata:
+    """The facts, those of the delivery, and the warnings and the seconds of each stage so far."""
+    metadata: Metadata = {
         **facts,
         **delivery,
         "processing_time": round(sum(timings.values()), 3),
         "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
     }
+    if warnings:
+        metadata["warnings"] = list(warnings)
+    return metadata
 
 
 def posted_bytes(reply: Mapping[str, Any]) -> int:

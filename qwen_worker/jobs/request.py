@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 MIN_SIDE, MAX_SIDE = 256, 2048  # pixels
 SIDE_MULTIPLE = 16  # pixels: the VAE halves a side three times, and the transformer takes 2 x 2 latents as one token
-MAX_PROMPT_CHARACTERS = 2000
 MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
+# No bound on meaning, which tokens are, but on what is counted: English has 4 to 5 characters a token, and the longest
+# words some 20.
+MAX_PROMPT_CHARACTERS = 20_000
 MAX_SEED = 2**53 - 1  # the largest whole number that every JSON client holds exactly
 MAX_IMAGES_IN = 3
 MAX_IMAGE_CHARACTERS = 28_000_000  # base64 of 20 MB, the platform's largest request body
@@ -35,6 +37,7 @@ BACKGROUND_INSTRUCTION = (
 )
 
 IMAGE_FIELDS = ("image", "image_url", "images")
+MASK_FIELDS = ("mask_image", "mask_from")
 
 
 def whole_number(low: int, high: int, multiple: int = 1) -> "FieldInfo":
@@ -109,7 +112,7 @@ class Drawing(Request, frozen=True):
     num_images: Annotated[int, whole_number(1, 4)] = 1
     output_format: Annotated[
         Literal["png", "webp", "jpeg", "auto"], Field(description="'png', 'webp', 'jpeg' or 'auto'")
-    ] = "png"
+    ] = "auto"
     output_quality: Annotated[int, whole_number(1, 100)] | None = None
     delivery: Annotated[Literal["auto", "inline", "url"], Field(description="'auto', 'inline' or 'url'")] | None = None
     preview: Annotated[bool, Field(description="true or false")] = False
@@ -157,7 +160,7 @@ class Generate(Drawing, frozen=True):
 
 
 class Edit(Drawing, frozen=True):
-    """A picture from one to three pictures and a prompt. Without width and height it has the source's aspect."""
+    """A picture from one to three pictures and a prompt. Without width and height it has a source's aspect."""
 
     task = "edit"
     images: Annotated[
@@ -167,6 +170,9 @@ class Edit(Drawing, frozen=True):
         ),
     ]
     mask_image: ImageText | None = None
+    # Whether the mask's transparent or its white pixels are repainted; None where its colours say it by themselves.
+    mask_from: Annotated[Literal["alpha", "white"], Field(description="'alpha' or 'white'")] | None = None
+    size_from: Annotated[int, whole_number(0, MAX_IMAGES_IN - 1)] = 0
     strength: Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1")] = 1.0
     draw_size: Annotated[Literal["input", "asked"], Field(description="'input' or 'asked'")] = "input"
 
@@ -174,6 +180,10 @@ class Edit(Drawing, frozen=True):
     def require_fields_to_agree(self) -> Self:
         if len(self.images) > 1 and (self.mask_image or self.strength < 1):
             raise ValueError(f"mask_image and strength below 1 work on one image, not {len(self.images)}")
+        if self.mask_from and not self.mask_image:
+            raise ValueError("mask_from says how mask_image is read, and mask_image is not given")
+        if self.size_from >= len(self.images):
+            raise ValueError(f"size_from must be below the number of images, {len(self.images)}, not {self.size_from}")
         if (self.width is None) != (self.height is None):
             raise ValueError("width and height go together: give both or neither")
         return self
@@ -184,6 +194,7 @@ class BackgroundReplacement(Edit, frozen=True):
 
     task = "background_replacement"
     mask_image: None = None
+    mask_from: None = None
 
     @property
     def instruction(self) -> str:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 MAX_CHARACTERS = 2048  # of a LoRA's path
 MAX_NAME_BYTES = 255  # of a file's or a folder's name, on any disk
 SUFFIX = ".safetensors"
-STANDARD_NAME = "pytorch_lora_weights.safetensors"  # diffusers' trainers name so the LoRA beside their checkpoints
+PEFT_NAME = "adapter_model.safetensors"  # peft names so what `adapter_config.json` beside it belongs to
+# diffusers' trainers, and peft, name so the LoRA beside their checkpoints.
+STANDARD_NAMES = ("pytorch_lora_weights.safetensors", PEFT_NAME)
 RULE = (
     "ORG/NAME (a hub repository), ORG/NAME/FILE.safetensors (a file in a hub repository), an http(s) URL, or the name "
     "of a .safetensors file in one of the endpoint's folders of LoRAs; @REVISION may follow NAME"

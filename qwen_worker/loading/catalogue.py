@@ -5,12 +5,12 @@ Knows nothing of where a model goes and how it is loaded.
 
 from ..checkpoints import checkpoint as checkpoints
 from ..checkpoints import remote
-from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.files import label_of
+from ..checkpoints.checkpoint import WEIGHTS, Checkpoint
+from ..checkpoints.files import is_folder, label_of
 from ..errors import LoadError
 from ..memory.machine import free_disk_bytes
 from ..memory.placement import require_disk
-from ..network.hub import hub_cache_folder
+from ..network.hub import hub_cache_folder, is_same_repository
 from ..settings import Role, Settings
 from . import prepared
 
@@ -23,8 +23,9 @@ class Catalogue:
         self.checkpoints: dict[str, Checkpoint] = {}  # by model setting, once they are located
 
     def model_for(self, task: str) -> str:
-        """The setting that names the task's model."""
-        return self.settings.QWEN_IMAGE_MODEL if Role.of(task) is Role.GENERATE else self.settings.QWEN_EDIT_MODEL
+        """The setting that names the task's model; in one spelling, where both settings name the same repository."""
+        image_model, edit_model = self.settings.QWEN_IMAGE_MODEL, self.settings.QWEN_EDIT_MODEL
+        return image_model if Role.of(task) is Role.GENERATE or is_same_model(image_model, edit_model) else edit_model
 
     def label_for(self, task: str) -> str:
         """The model's name as a caller may see it."""
@@ -57,7 +58,14 @@ class Catalogue:
         """The task's checkpoint, its files on this machine. Raises `LoadError`, as where the disk is too small."""
         checkpoint = self.locate(task)
         needed_bytes = sum(checkpoint.parameters.values()) * 2  # the released checkpoints are bfloat16
+        needed_bytes += sum(checkpoint.packed.get(component, 0) for component in WEIGHTS)
         missing_bytes = max(0, needed_bytes - remote.fetched_bytes(checkpoint))
         require_disk(checkpoint.name, missing_bytes, free_disk_bytes(hub_cache_folder()))
         self.checkpoints[self.model_for(task)] = checkpoint = remote.download(checkpoint)
         return checkpoint
+
+
+def is_same_model(model: str, other: str) -> bool:
+    """Whether two model settings name one repository of the hub at one revision."""
+    (hub_id, _, revision), (other_id, _, other_revision) = model.partition("@"), other.partition("@")
+    return not is_folder(model) and revision == other_revision and is_same_repository(hub_id, other_id)

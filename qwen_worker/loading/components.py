@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import PART_PATTERNS, WEIGHTS, Checkpoint
+from ..checkpoints.stored_quantization import StoredQuantization, stored_quantization
 from ..errors import LoadError
+from ..memory.failures import Failure, attempt
 from ..memory.footprint import LOSSY, Plan
 from ..settings import LOAD_THREADS, Precision, Saving
 from ..stopwatch import Stopwatch
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from ..model.modulation import ModulationTable
 
 LIBRARIES = ("diffusers", "transformers")
+# What the worker's own reader takes of diffusers' components, also on a CPU, for which diffusers refuses it.
+READ_QUANTIZED = StoredQuantization("bitsandbytes", 4)
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,10 @@ def load_component(
             return component_class.from_pretrained(folder, local_files_only=True)
     if class_name == "QwenImageTransformer2DModel":
         component_class = transformer_class(plan)
+    stored = stored_quantization(checkpoint.local_folder, name)
+    if stored and not (library == "diffusers" and stored == READ_QUANTIZED and reading.threads):
+        with reading.stopwatch("read"):
+            return load_stored_quantized(component_class, library, folder, plan, stored)
     if not reading.threads:
         with reading.stopwatch("read"):
             return load_by_library(component_class, library, folder, plan)
@@ -125,7 +133,8 @@ def read_component(component_class: Any, library: str, folder: Path, plan: Plan,
     name, device = folder.name, home_device(folder.name, plan)
     pinned = plan.device == "cuda" and device == "cpu"
     target = assembly.Target(device, getattr(torch, plan.dtype), reading.threads, pinned, reading.stopwatch)
-    quantize = is_quantized(name, plan) and not quantized_weights.read_entries(folder)
+    is_stored_quantized = bool(quantized_weights.read_entries(folder) or stored_quantization(folder.parent, name))
+    quantize = is_quantized(name, plan) and not is_stored_quantized
     if library != "transformers":
         quantizer = quantization.weight_quantizer(name, plan.precision, plan.device) if quantize else None
         return assembly.diffusers_model(component_class, folder, target, quantizer)
@@ -158,23 +167,44 @@ def home_device(name: str, plan: Plan) -> str:
     return "cpu" if streamed or swapped else plan.device
 
 
-def load_by_library(component_class: Any, library: str, folder: Path, plan: Plan) -> Any:
+def load_stored_quantized(
+    component_class: Any, library: str, folder: Path, plan: Plan, stored: StoredQuantization
+) -> Any:
+    """A component that is stored quantized, by its library. Raises `LoadError` in its words, or `MemoryError`."""
+    if stored.method == "sdnq":
+        importlib.import_module("sdnq")  # transformers knows the method from then on
+
+    def load() -> Any:
+        return load_by_library(component_class, library, folder, plan, is_stored_quantized=True)
+
+    model = attempt(load)
+    if not isinstance(model, Failure):
+        return model
+    if model.out_of_memory:
+        raise MemoryError(model.reason)
+    raise LoadError(f"{folder.name}/ is stored quantized by {stored}, and {library} cannot load it: {model.reason}")
+
+
+def load_by_library(
+    component_class: Any, library: str, folder: Path, plan: Plan, is_stored_quantized: bool = False
+) -> Any:
     """The component by its library's `from_pretrained`."""
     import torch
 
     from ..model import quantization
+    from ..weights.known import require_known
 
     name = folder.name
     # Weights go straight to the device: no second copy in RAM on the way to a GPU.
     options = {"dtype": getattr(torch, plan.dtype), "local_files_only": True, "device_map": home_device(name, plan)}
-    quantize = is_quantized(name, plan)
+    quantize = is_quantized(name, plan) and not is_stored_quantized
     if quantize and not is_quantized_in_place(plan):
         options["quantization_config"] = quantization.configuration(name, plan.precision, plan.device)
+    model, report = component_class.from_pretrained(folder, output_loading_info=True, **options)
     if library == "transformers":
-        model, report = component_class.from_pretrained(folder, output_loading_info=True, **options)
         require_weights(name, report)
-    else:
-        model = component_class.from_pretrained(folder, **options)
+    if not is_stored_quantized:  # parts of quantized weights are unexpected to some of the libraries' versions
+        require_known(name, component_class, report["unexpected_keys"])
     if quantize and is_quantized_in_place(plan):
         quantization.quantize_model_to_nf4(model, name)
     return model

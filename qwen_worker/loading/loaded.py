@@ -41,6 +41,7 @@ class LoadedPipeline:
     prepared: str  # the name of the prepared checkpoint that it was loaded from, or why there is none
     speed: Speed  # what it is drawn faster by
     loaded_without: dict[str, str]  # what of the worker's own failed when it was loaded, and why
+    not_finite: list[str] = field(default_factory=list[str])  # ids of the last jobs in a row that came to NaN
     shortages: dict[Size, Shortage] = field(default_factory=dict[Size, "Shortage"])
     findings: "tuple[Finding, ...]" = ()  # of its self-check, none where it had none
 

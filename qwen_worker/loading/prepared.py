@@ -19,6 +19,7 @@ from ..checkpoints.files import Json, explain_read_errors, is_folder, read_json,
 from ..errors import LoadError
 from ..memory.footprint import Plan
 from ..memory.machine import Gpu
+from ..network.hub import is_same_repository
 from ..settings import Precision, Prepared, Saving
 
 FOLDER = "prepared"
@@ -117,8 +118,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 def is_prepared_from(source: Json, checkpoint: Checkpoint) -> bool:
     """Whether a manifest's source is this model, in any revision. A plain folder is known by its revision alone."""
-    same_folder = checkpoint.hub_id is not None or source["revision"] == checkpoint.revision
-    return source["hub_id"] == checkpoint.hub_id and same_folder
+    if checkpoint.hub_id is None or source["hub_id"] is None:
+        return source["hub_id"] == checkpoint.hub_id and source["revision"] == checkpoint.revision
+    return is_same_repository(source["hub_id"], checkpoint.hub_id)
 
 
 def mismatch(manifest: Manifest, checkpoint: Checkpoint, plan: Plan, gpu: Gpu | None, allowed: Prepared) -> str | None:
@@ -210,8 +212,8 @@ def find_source(model: str, roots: Iterable[Path]) -> Checkpoint | None:
     for folder in folders(roots, None):
         try:
             source = read_manifest(folder)["source"]
-            if source["hub_id"] == hub_id and source["revision"].startswith(revision):
+            if is_same_repository(source["hub_id"] or "", hub_id) and source["revision"].startswith(revision):
                 return Checkpoint(**source)
-        except (LoadError, KeyError, TypeError):
+        except (LoadError, KeyError, TypeError, AttributeError):
             continue
     return None

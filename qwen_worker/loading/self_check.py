@@ -104,9 +104,10 @@ def comparisons_of(subject: Subject) -> dict[str, Comparison]:
 
     plan, speed = subject.plan, subject.speed
     own_vae = subject.is_20b and "vae" not in subject.shared
+    stored_quantized = "transformer" in subject.checkpoint.packed
     chosen: list[tuple[str, bool, Comparison]] = [
         ("swapped", plan.swapped, transformer.compare_swapped),
-        (plan.precision.value, plan.precision in LOSSY, transformer.compare_quantized),
+        (plan.precision.value, plan.precision in LOSSY and not stored_quantized, transformer.compare_quantized),
         (Saving.TABLE.value, subject.table is not None, transformer.compare_table),
         (Speedup.ROTARY.value, speed.has(Speedup.ROTARY), transformer.compare_rotary),
         (Speedup.ATTENTION.value, speed.has(Speedup.ATTENTION), transformer.compare_attention),

@@ -1,4 +1,4 @@
-"""LoRAs on a transformer for the length of a job: a low-rank path beside each layer, y = W x + scale * B (A x).
+"""LoRAs on a transformer for the length of a job: a path beside each layer, y = W x + scale * B (A x), or a LoKr's.
 
 The layers' own weights are never touched. Any precision therefore takes LoRAs, quantized ones too, and the next job
 finds the transformer as this job found it, to the bit: while a job is drawn, peft's layers stand where the
@@ -24,14 +24,16 @@ import torch
 from ..errors import InvalidInput, JobError
 from ..memory import cuda
 from ..memory.footprint import KEPT_LORA_BYTES
-from ..model.modulation import Lookup, LowRank, ModulationTable
+from ..model.modulation import Lookup, ModulationTable, RowChange
 from .file import LoraFile, LoraLayer, LoraUse, require_layers, streamed_block
 from .matrices import LoraWeights, read_weights
+from .names import Kind
 from .padded import LowRankPart, PaddedLinear, load_layers, padded_layers, unload_layers
+from .products import AdaptedLinear, AddedProduct, product_of
 
 KEPT_SETS = 4  # of LoRAs that were used together, for which peft's layers are kept
 
-PeftLayer = Any  # peft's Linear, whose dictionaries of adapters have no types
+PeftLayer = Any  # peft's Linear, whose dictionaries of adapters have no types, or an `AdaptedLinear` around one
 
 
 class Adapters:
@@ -149,23 +151,26 @@ class Adapters:
             weights = self.weights[key]
             for name, layer in file.layers.items():
                 if streamed_block(name):
-                    scale = scales[key] * layer.scaling
-                    parts[name].append(LowRankPart(weights.down[name], weights.up[name], scale))
+                    matrices, scale = weights.matrices[name], scales[key] * layer.scaling
+                    parts[name].append(LowRankPart(matrices["down"], matrices["up"], scale))
         return padded_layers(self.transformer, parts, rank, self.dtype, self.device)
 
     def insert_layers(self, layers: Mapping[str, PeftLayer | PaddedLinear], scales: Mapping[str, float]) -> None:
         """Replace the transformer's layers; `scales`: of the LoRAs, by their files' keys."""
         for name, layer in layers.items():
-            if not isinstance(layer, PaddedLinear):
-                for key, scaling in layer.lora_alpha.items():
-                    layer.scaling[key] = scales[key] * scaling
+            if isinstance(layer, AdaptedLinear):
+                layer.set_scales(scales)
+            adapted = layer.inner if isinstance(layer, AdaptedLinear) else layer
+            if not isinstance(adapted, PaddedLinear) and adapted is not layer.base_layer:
+                for key, scaling in adapted.lora_alpha.items():
+                    adapted.scaling[key] = scales[key] * scaling
             self.transformer.set_submodule(name, layer)
 
     def change_table(self, files: Mapping[str, LoraFile], scales: Mapping[str, float]) -> None:
         """Add to the table's rows what LoRAs add to the modulation layers, for which the table stands."""
         if self.table:
             self.table.set_changes(
-                LowRank(*place, self.weights[key].down[name], self.weights[key].up[name], scales[key] * layer.scaling)
+                RowChange(*place, product_of(layer.kind, self.weights[key].matrices[name]), scales[key] * layer.scaling)
                 for key, file in files.items()
                 for name, layer in file.layers.items()
                 if (place := lookup_place(self.transformer, name))
@@ -211,13 +216,17 @@ class Adapters:
     def make_layers(self, files: Mapping[str, LoraFile], outside_blocks: bool = False) -> dict[str, PeftLayer]:
         """peft's layers for LoRAs used together, if wanted without those of the blocks' matrices."""
         layers: dict[str, PeftLayer] = {}
-        for key, file in files.items():
-            for name, layer in file.layers.items():
-                if lookup_place(self.transformer, name) or (outside_blocks and streamed_block(name)):
-                    continue
-                base = layers.get(name, self.transformer.get_submodule(name))
-                weights = self.weights[key]
-                layers[name] = add_lora(base, key, layer, weights.down[name], weights.up[name])
+        # peft's layers stand around the transformer's own alone, and so before those of other kinds.
+        wanted = [(name, key, layer) for key, file in files.items() for name, layer in file.layers.items()]
+        for name, key, layer in sorted(wanted, key=lambda entry: entry[2].kind is not Kind.LORA):
+            if lookup_place(self.transformer, name) or (outside_blocks and streamed_block(name)):
+                continue
+            base, matrices = layers.get(name, self.transformer.get_submodule(name)), self.weights[key].matrices[name]
+            if layer.kind is Kind.LORA:
+                layers[name] = add_lora(base, key, layer, matrices["down"], matrices["up"])
+            else:
+                layers[name] = base if isinstance(base, AdaptedLinear) else AdaptedLinear(base)
+                layers[name].products[key] = AddedProduct(layer.kind, matrices, layer.scaling)
         return layers
 
     def drop_unused(self) -> None:

@@ -10,34 +10,32 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
-from ..checkpoints.checkpoint import candidates
-from ..errors import InvalidInput, LoadError
-from ..jobs.sources import STANDARD_NAME, SUFFIX, HubFile, hub_file, is_url
+from ..errors import InvalidInput, JobError, LoadError
+from ..jobs.sources import PEFT_NAME, HubFile, hub_file, is_url
 from ..network import hub
 from ..network.fetch import FetchTarget, download, explain_waits, require_url
 from ..network.side_threads import SideThreads, acquire_lock
-from .file import START_BYTES, TensorFile, require_start
+from ..whole_file import write_whole
+from .file import CONFIG_BYTES
 from .hub_cache import HubCache
 from .notes import Fetched, Notes
-from .store import Incoming, LoraStore, Unwritable
+from .places import LocalFile, choose_config, choose_file, find_below, find_in_caches, local_file, require_size
+from .store import Incoming, LoraStore, Unwritable, writable
+from .strength import CONFIG_NAME
+from .tensor_file import START_BYTES, TensorFile, require_start
 
 MAX_FETCHES = 4
 REASK_SECONDS = 300
 MAX_ASKED = 256  # names of which the worker remembers when they were last asked for
 FETCH_FAILED = "lora_fetch_failed"
 HUB_CACHE = "hub"  # below the folder of fetched LoRAs
-
-
-class LocalFile(NamedTuple):
-    """A file on this disk. `key`: equal for equal contents only, of a file that was fetched: nobody writes to those."""
-
-    path: Path
-    key: str | None = None
+CONFIG_SUFFIX = ".config.json"  # of configurations from URLs, among the notes: the oldest of these go with them
 
 
 class LoraFetcher:
@@ -63,8 +61,8 @@ class LoraFetcher:
 
         Raises `invalid_input` or `lora_fetch_failed`, or `Cancelled` within a moment once `cancelled` is set.
         """
-        if file := find_below(roots, text):
-            return local_file(file, wanted)
+        if found := find_below(roots, text):
+            return local_file(found[0], wanted, root=found[1])
         if is_url(text):
             require_url(text, wanted)
             return self.fetch(text, lambda: self.fetch_url(text, wanted), wanted, cancelled)
@@ -74,7 +72,8 @@ class LoraFetcher:
             raise InvalidInput(f"{wanted.label} names no file {where}")
         if file := find_in_caches(source, (*self.hub_roots, hub.hub_cache_folder())):
             return local_file(file, wanted)
-        return self.fetch(text, lambda: self.fetch_from_hub(text, source, wanted), wanted, cancelled)
+        name = source.hub_id.lower() + text.removeprefix(source.hub_id)  # the hub takes ids in any case
+        return self.fetch(name, lambda: self.fetch_from_hub(name, source, wanted), wanted, cancelled)
 
     def fetch(
         self, name: str, fetch: Callable[[], Fetched], wanted: FetchTarget, cancelled: threading.Event | None
@@ -89,10 +88,13 @@ class LoraFetcher:
         except Unwritable:
             raise wanted.fetch_error("has no room on the worker's disk") from None
         path = self.folder / fetched.file
-        with contextlib.suppress(OSError):  # another worker's eviction, or a disk that may only be read
-            os.utime(path)
+        config = self.folder / fetched.config if fetched.config else None
+        for file in filter(None, (path, config)):
+            with contextlib.suppress(OSError):  # another worker's eviction, or a disk that may only be read
+                os.utime(file)
         # Checked again, because the endpoint's own LoRA may be larger than a job's, and behind the same name.
-        return local_file(path, wanted, fetched.key)
+        require_size(path, wanted)
+        return LocalFile(path, fetched.key, config, tuple(filter(None, [fetched.warning])))
 
     def fetch_once(self, name: str, fetch: Callable[[], Fetched], cancelled: threading.Event | None) -> Fetched:
         """What `fetch` brings, called on a side thread by the first of the jobs that want the name at once.
@@ -122,7 +124,7 @@ class LoraFetcher:
         """What the name led to when it was last asked for, if that is not long ago and the file still here."""
         asked_at, fetched = self.asked.get(name, (0.0, None))
         is_recent = time.monotonic() - asked_at < REASK_SECONDS
-        return fetched if fetched and is_recent and (self.folder / fetched.file).is_file() else None
+        return fetched if fetched and is_recent and fetched.is_in(self.folder) else None
 
     def name_lock(self, name: str) -> threading.Lock:
         with self.locks_guard:
@@ -139,12 +141,38 @@ class LoraFetcher:
         with self.store.incoming() as incoming:
             check = StartCheck(incoming, wanted.label)
             answer = download(url, wanted, ends, check, headers)
-            if answer is None and before:
-                return before
-            check.end()
-            incoming.stream.flush()
-            TensorFile(Path(incoming.stream.name), wanted.label)  # a file that was cut short is not kept, nor its ETag
-        return Fetched(incoming.file, incoming.sha256, answer.get("ETag", "") if answer else "")
+            if answer is not None or not before:
+                check.end()
+                incoming.stream.flush()
+                TensorFile(Path(incoming.stream.name), wanted.label)  # one cut short is not kept, nor its ETag
+        config = self.fetch_config(url, wanted, ends)
+        _, warning = choose_config(file_name(url), [CONFIG_NAME] * bool(config))
+        if answer is None and before:
+            return replace(before, config=config, warning=warning)
+        etag = answer.get("ETag", "") if answer else ""
+        return Fetched(incoming.file, incoming.sha256, config, warning, etag)
+
+    def fetch_config(self, url: str, wanted: FetchTarget, ends: float) -> str:
+        """The name of peft's configuration from beside a URL that names peft's file; empty where there is none.
+
+        Raises `InvalidInput` for one that is too large, and `Unwritable`.
+        """
+        if file_name(url) != PEFT_NAME:
+            return ""
+        parts = urlsplit(url)
+        path = parts.path.removesuffix(PEFT_NAME) + CONFIG_NAME
+        text, config_url = bytearray(), urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+        target = replace(wanted, label=f"{wanted.label}'s {CONFIG_NAME}", max_bytes=CONFIG_BYTES)
+        try:
+            download(config_url, target, ends, text.extend)
+        except InvalidInput:
+            raise
+        except JobError:  # as where the URL is signed, and so for its own path alone
+            return ""
+        name = f"{hashlib.sha256(text).hexdigest()}{CONFIG_SUFFIX}"
+        with writable():
+            write_whole(self.folder / name, bytes(text))
+        return name
 
     def fetch_from_hub(self, name: str, source: HubFile, wanted: FetchTarget) -> Fetched:
         """What the hub has now, in its library's cache; if it cannot be reached, what the name led to last.
@@ -156,14 +184,20 @@ class LoraFetcher:
             file = choose_file(source, sizes, wanted)
             if sizes[file] > wanted.max_bytes:
                 raise wanted.size_error(f"{sizes[file] / 1e6:.1f} MB")
+            config, warning = choose_config(file, sizes)
+            if config and sizes[config] > CONFIG_BYTES:
+                words = f"{wanted.label}'s {CONFIG_NAME} must be at most {CONFIG_BYTES / 1e6:g} MB"
+                raise InvalidInput(f"{words}, not {sizes[config] / 1e6:.1f} MB")
             path = self.hub_cache.fetch(source.hub_id, file, commit, wanted.label)
+            config_path = self.hub_cache.fetch_file(source.hub_id, config, commit)[0] if config else None
         except LoadError as error:
             if error.transient and (before := self.notes.read(name)):
                 return before
             raise wanted.fetch_error(f"cannot be had: {error.reason}") from None
         # The path is a link to a file that the library names by the hub's hash of it.
         key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
-        return Fetched(str(path.relative_to(self.folder)), key)
+        config_name = str(config_path.relative_to(self.folder)) if config_path else ""
+        return Fetched(str(path.relative_to(self.folder)), key, config_name, warning)
 
 
 class StartCheck:
@@ -184,55 +218,5 @@ class StartCheck:
         require_start(self.start, self.label)
 
 
-def local_file(path: Path, wanted: FetchTarget, key: str | None = None) -> LocalFile:
-    """Raises `invalid_input` for a file that is too large, `lora_fetch_failed` for one that has just gone."""
-    try:
-        size = path.stat().st_size
-    except OSError:
-        raise wanted.fetch_error("cannot be read on the worker's disk") from None
-    if size > wanted.max_bytes:
-        raise wanted.size_error(f"{size / 1e6:.1f} MB")
-    return LocalFile(path, key)
-
-
-def find_in_caches(source: HubFile, roots: Iterable[Path]) -> Path | None:
-    """The hub's file in the first of the folders that has it; they are laid out as the hub's cache or as ORG/NAME."""
-    for root in roots:
-        for folder, _ in candidates(root, source.hub_id, source.revision):
-            if folder.is_dir():
-                name = source.file or default_lora(file.name for file in folder.iterdir())
-                if name and (folder / name).is_file():
-                    return folder / name
-    return None
-
-
-def choose_file(source: HubFile, sizes: Mapping[str, int], wanted: FetchTarget) -> str:
-    """The name of the file that is meant, of a repository's. Raises `InvalidInput` where that is not clear."""
-    if source.file:
-        if source.file not in sizes:
-            raise InvalidInput(f"{wanted.label} names {source.file}, which {source.hub_id} does not hold")
-        return source.file
-    name = default_lora(sizes)
-    if name is None:
-        loras = [name for name in sizes if name.endswith(SUFFIX)]
-        listed = ": " + ", ".join(loras[:5]) if loras else ""
-        raise InvalidInput(f"{wanted.label} must name a file of {source.hub_id}, which holds {len(loras)}{listed}")
-    return name
-
-
-def find_below(roots: Iterable[Path], text: str) -> Path | None:
-    """The file that a relative or absolute path names below one of the roots; a link must not lead out of it."""
-    for root in roots:
-        try:
-            file = (root / text).resolve()
-            if file.is_relative_to(root.resolve()) and file.is_file():
-                return file
-        except (OSError, ValueError, RuntimeError):  # no file can have this name
-            continue
-    return None
-
-
-def default_lora(names: Iterable[str]) -> str | None:
-    """The file that is meant where a path names a repository or a folder alone, of the files in it; None if unclear."""
-    loras = [name for name in names if name.endswith(SUFFIX) and "/" not in name]
-    return loras[0] if len(loras) == 1 else STANDARD_NAME if STANDARD_NAME in loras else None
+def file_name(url: str) -> str:
+    return urlsplit(url).path.rpartition("/")[2]

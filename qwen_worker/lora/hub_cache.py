@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import InvalidInput
 from ..network import hub
-from .file import START_BYTES, require_start
 from .store import ABANDONED_SECONDS, modified, writable
+from .tensor_file import START_BYTES, require_start
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedFileInfo, HFCacheInfo
@@ -32,20 +32,14 @@ class HubCache:
         self.folder, self.max_bytes = folder, max_bytes
 
     def fetch(self, hub_id: str, name: str, commit: str, label: str) -> Path:
-        """The file of a repository at a commit, from the hub if it is not here yet.
+        """The LoRA of a repository at a commit, from the hub if it is not here yet.
 
-        Raises `InvalidInput` for what does not begin as a safetensors file, which is not kept; `LoadError` where the
-        hub does not give it, and `Unwritable`.
+        Raises `InvalidInput` for what does not begin as a safetensors file, which is not kept, and what `fetch_file`
+        raises.
         """
-        from huggingface_hub import try_to_load_from_cache
-
-        if isinstance(file := try_to_load_from_cache(hub_id, name, self.folder, commit), str):
-            return Path(file)
-        with writable():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.folder, os.W_OK):
-                raise PermissionError
-        path = hub.download_file(hub_id, name, commit, self.folder)
+        path, is_new = self.fetch_file(hub_id, name, commit)
+        if not is_new:
+            return path
         try:
             with path.open("rb") as stream:
                 require_start(stream.read(START_BYTES), label)
@@ -54,6 +48,29 @@ class HubCache:
             raise
         self.evict(kept=path.resolve())
         return path
+
+    def fetch_file(self, hub_id: str, name: str, commit: str) -> tuple[Path, bool]:
+        """A file of a repository, and whether it has just come. Raises `LoadError`, where the hub does not give it, and
+        `Unwritable`.
+        """
+        from huggingface_hub import try_to_load_from_cache
+
+        hub_id = self.spelling_of(hub_id)
+        if isinstance(file := try_to_load_from_cache(hub_id, name, self.folder, commit), str):
+            return Path(file), False
+        with writable():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK):
+                raise PermissionError
+        return hub.download_file(hub_id, name, commit, self.folder), True
+
+    def spelling_of(self, hub_id: str) -> str:
+        """The id as its folder here has it already: the hub takes ids in any case, and each would have a copy."""
+        folder = f"models--{hub_id.replace('/', '--')}"
+        found = next(
+            (path.name for path in self.folder.glob("models--*") if path.name.lower() == folder.lower()), folder
+        )
+        return found.removeprefix("models--").replace("--", "/", 1)
 
     def evict(self, kept: Path) -> None:
         """Delete the longest unused contents beyond the bound, but for `kept`, and what killed workers left."""

@@ -11,13 +11,15 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..errors import InvalidInput, JobError, LoadError
 from ..jobs.job import Job, Stage
 from ..jobs.presets import FAST_LORAS, require_adaptable
+from ..log import log_line
 from ..memory.footprint import GB
 from ..network.fetch import FetchTarget
-from ..preset_settings import Preset
+from ..preset_settings import Preset, steps_in
 from ..settings import Role, Settings, hub_home
 from ..stopwatch import timed
-from .fetch import FETCH_FAILED, LoraFetcher, default_lora, local_file
+from .fetch import FETCH_FAILED, LoraFetcher
 from .file import LoraFile, LoraUse, open_lora
+from .places import LocalFile, default_lora, local_file
 
 OWN_BYTES = 20_000_000_000  # the most of a LoRA that the endpoint's settings name
 FOLDER = "qwen-image-loras"  # of fetched files, below HF_HOME
@@ -53,7 +55,10 @@ class Loras:
                 uses.append(LoraUse(file, 1.0, "the preset's LoRA", from_settings=True))
             for number, lora in enumerate(request.loras):
                 label = f"loras[{number}]"
-                uses.append(LoraUse(self.open(lora.path, label, job.cancelled), lora.scale, label))
+                use = LoraUse(self.open(lora.path, label, job.cancelled), lora.scale, label)
+                uses.append(use)
+                for warning in use.file.warnings:
+                    job.warn(f"{label} {warning}")
         return tuple(uses)
 
     def open_for_preset(self, setting: str) -> LoraFile:
@@ -69,6 +74,9 @@ class Loras:
         for number, lora in enumerate(self.settings.QWEN_LORAS):
             if lora.task in (None, role):
                 label = f"QWEN_LORAS[{number}]"
+                if steps_in(lora.path):
+                    words = f"{label} is a few-step LoRA by its name, and is drawn on the model's own schedule"
+                    log_line(None, "WARN", f"{words}: {FAST_LORAS[role]} and QWEN_PRESET=fast draw it on its own")
                 try:
                     uses.append(LoraUse(self.open_own(lora.path, label), lora.scale, label, from_settings=True))
                 except JobError as error:
@@ -78,7 +86,7 @@ class Loras:
     def open(self, text: str, label: str, cancelled: threading.Event) -> LoraFile:
         """The LoRA that a job's path names. Raises `invalid_input`, `lora_fetch_failed` or `Cancelled`."""
         wanted = FetchTarget(label, round(self.settings.QWEN_LORA_MB * 1e6), FETCH_FAILED)
-        return open_lora(*self.fetcher.find(text, wanted, self.settings.QWEN_LORA_ROOTS, cancelled), label)
+        return open_found(self.fetcher.find(text, wanted, self.settings.QWEN_LORA_ROOTS, cancelled), label)
 
     def open_own(self, text: str, label: str) -> LoraFile:
         """The LoRA that a path of the settings names, which may also lead to any file or folder of this machine.
@@ -93,5 +101,12 @@ class Loras:
                     raise InvalidInput(f"{label} names a folder that does not hold one .safetensors file")
                 path = path / name
             file = local_file(path, wanted) if path.is_file() else self.fetcher.find(text, wanted, ())
-            self.own_files[text] = open_lora(*file, label)
+            self.own_files[text] = open_found(file, label)
+            for warning in self.own_files[text].warnings:
+                log_line(None, "WARN", f"{label} {warning}")
         return self.own_files[text]
+
+
+def open_found(file: LocalFile, label: str) -> LoraFile:
+    """Raises what `open_lora` raises."""
+    return open_lora(file.path, file.key, label, file.config, file.warnings)

@@ -15,14 +15,13 @@ from .file import LoraUse, streamed_block
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """One LoRA's matrices, (rank, in) and (out, rank), by layer.
+    """One LoRA's matrices, by layer and part.
 
     `host_tensors`: what they hold between jobs; none of a LoRA that host memory has no room for, whose matrices are
     made on the card and go at the job's end.
     """
 
-    down: Mapping[str, torch.nn.Parameter]
-    up: Mapping[str, torch.nn.Parameter]
+    matrices: Mapping[str, Mapping[str, torch.nn.Parameter]]
     host_tensors: Mapping[torch.nn.Parameter, torch.Tensor]
 
     @property
@@ -31,8 +30,8 @@ class LoraWeights:
 
     def of_block(self, block: str) -> "list[torch.nn.Parameter]":
         """The parameters of one block, or with an empty name those that no single block needs."""
-        layers = [name for name in self.down if streamed_block(name) == block]
-        return [matrices[name] for name in layers for matrices in (self.down, self.up)]
+        layers = (parts for name, parts in self.matrices.items() if streamed_block(name) == block)
+        return [parameter for parts in layers for parameter in parts.values()]
 
     def load(self, device: torch.device, parameters: Collection[torch.nn.Parameter] | None = None) -> None:
         """Have the parameters hold copies on the device, which are still on their way when this returns."""
@@ -63,8 +62,10 @@ def read_weights(use: LoraUse, dtype: torch.dtype, device: torch.device, kept: b
             host_tensors[parameter] = parameter.data
         return parameter
 
-    down = {name: read_parameter(layer.names.down) for name, layer in file.layers.items()}
-    up = {name: read_parameter(layer.names.up) for name, layer in file.layers.items()}
+    matrices = {
+        name: {part: read_parameter(tensor) for part, tensor in layer.names.items()}
+        for name, layer in file.layers.items()
+    }
     if file.is_changed():
         raise InvalidInput(f"{use.label} was written anew before it was read; send the job again")
-    return LoraWeights(down, up, host_tensors)
+    return LoraWeights(matrices, host_tensors)

@@ -18,11 +18,20 @@ MAX_NAMES = 1000
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that was fetched: `file` below the folder of fetched LoRAs, `key` equal for equal contents only."""
+    """A file that was fetched: `file` below the folder of fetched LoRAs, `key` equal for equal contents only.
+
+    `config`: peft's configuration that belongs to it, below the same folder; empty where there is none. `warning`: why
+    a configuration may be missing.
+    """
 
     file: str
     key: str
+    config: str
+    warning: str = ""
     etag: str = ""  # of a URL's answer, by which the URL can be asked again
+
+    def is_in(self, folder: Path) -> bool:
+        return all((folder / file).is_file() for file in (self.file, self.config) if file)
 
 
 class Notes:
@@ -35,7 +44,7 @@ class Notes:
         """What the name led to, if that file is still here."""
         try:
             note = Fetched(**json.loads(self.path(name).read_text()))
-            return note if (self.folder / note.file).is_file() else None
+            return note if note.is_in(self.folder) else None
         except (OSError, ValueError, TypeError):
             return None
 

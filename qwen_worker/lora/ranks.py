@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from .file import LoraFile, streamed_block
-from .names import BLOCK_LAYERS
+from .names import BLOCK_LAYERS, Kind
 
 RANKS = (16, 32, 64, 128)
 MATRICES = tuple(layer for layer in BLOCK_LAYERS if "_mod." not in layer)  # of a block, those that may be padded
@@ -17,12 +17,14 @@ MATRICES = tuple(layer for layer in BLOCK_LAYERS if "_mod." not in layer)  # of 
 def padded_rank(files: Iterable[LoraFile], has_table: bool) -> int:
     """The rank to which the matrices of these LoRAs are padded together.
 
-    0 where this form does not hold them: their ranks are too many, or they change what compiled blocks compute besides
-    the matrices, as they do without a table.
+    0 where this form does not hold them: their ranks are too many, they are LoKr or LoHa, or they change what compiled
+    blocks compute besides the matrices, as they do without a table.
     """
     ranks = Counter[str]()
     for file in files:
         for name, layer in file.layers.items():
+            if layer.kind is not Kind.LORA:
+                return 0
             if streamed_block(name):
                 ranks[name] += layer.rank
             elif name.startswith("transformer_blocks.") and not has_table:

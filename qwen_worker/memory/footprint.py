@@ -28,6 +28,7 @@ TORCH_DTYPE = {Precision.FP32: "float32"}  # the others compute in bfloat16
 # Bytes a parameter. NF4: 4 bits, a scale of 8 bits for 64 weights, and a scale of 32 bits for 256 of those (QLoRA,
 # https://arxiv.org/abs/2305.14314, section 3). The row-wise scales of fp8 and int8 are below a thousandth.
 BYTES = {Precision.BF16: 2.0, Precision.FP32: 4.0, Precision.FP8: 1.0, Precision.INT8: 1.0, Precision.NF4: 0.5176}
+NOTHING_PACKED: Mapping[str, int] = {}
 LOSSY = (Precision.FP8, Precision.INT8, Precision.NF4)
 # GiB for each megapixel of picture and of references, where the blocks are not compiled: torchao quantizes activations
 # through copies in float32, which compiled code never writes to memory. Fitted to torch's allocator at 1024 x 1024 with
@@ -60,7 +61,8 @@ WORKING_2_1 = Working(decode=6.28, decode_frame=6.28, encode=6.28, encode_frame=
 class Model:
     """A checkpoint as the arithmetic sees it: counts of parameters, by component and by part of one.
 
-    `shared`: components that an earlier model already brings.
+    `shared`: components that an earlier model already brings. `packed`: bytes of what a checkpoint stores quantized, by
+    component and part; of such a component the others count the rest.
     """
 
     name: str
@@ -69,6 +71,11 @@ class Model:
     parts: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
     shared: tuple[str, ...] = ()
     working: Working = WORKING
+    packed: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
+
+    def is_packed(self, component: str) -> bool:
+        """Whether it is loaded as it is stored, already quantized: no plan changes its precision or its place."""
+        return component in self.packed and component not in self.shared
 
     def parameters_of(self, component: str) -> int:
         return 0 if component in self.shared else self.parameters.get(component, 0)
@@ -109,6 +116,9 @@ class Plan:
 
     def transformer_bytes(self, model: Model) -> int:
         """The model's transformer on the card."""
+        if model.is_packed("transformer"):
+            plain_bytes = model.parameters_of("transformer") * BYTES[self.base_precision]
+            return model.packed["transformer"] + round(plain_bytes)
         matrices = model.parts.get("matrices", 0) if self.precision in LOSSY else 0
         dropped = model.parts.get("modulation", 0) if self.table else 0
         unquantized = model.parameters_of("transformer") - matrices - dropped
@@ -117,10 +127,16 @@ class Plan:
     def text_encoder_bytes(self, model: Model) -> int:
         """The model's text encoder, wherever it lives."""
         count, parts = model.parameters_of("text_encoder"), model.parts
-        if not count:
+        packed = model.packed if model.is_packed("text_encoder") else NOTHING_PACKED
+        if not count and not packed:
             return 0
+        packed_bytes = packed.get("text_encoder", 0)
         if Saving.TRIM in self.savings:
-            count -= parts.get("lm_head", 0) + (0 if self.vision else parts.get("vision", 0))
+            for part in ("lm_head",) if self.vision else ("lm_head", "vision"):
+                count -= parts.get(part, 0)
+                packed_bytes -= packed.get(part, 0)
+        if packed:
+            return packed_bytes + round(count * BYTES[self.base_precision])
         never_quantized = parts.get("embedding", 0) + (parts.get("vision", 0) if self.vision else 0)
         unquantized = never_quantized if self.text_encoder == "quantized" else count
         return round(unquantized * BYTES[self.base_precision] + (count - unquantized) * BYTES[self.precision])
@@ -243,9 +259,11 @@ class Plan:
 
     def __str__(self) -> str:
         where = f"{self.precision.value} on {self.device}, weights {self.weight_bytes / GB:.2f} GB"
+        images = int(any(model.edits for model in self.models))
+        packed = {name for model in self.models for name in ("transformer", "text_encoder") if model.is_packed(name)}
+        where += "".join(f", {name.replace('_', ' ')} as it is stored" for name in sorted(packed))
         if self.device == "cpu":
             return where
-        images = int(any(model.edits for model in self.models))
         notes = ["modulation table"] * self.table + ["transformers swapped"] * self.swapped
         notes += [f"text encoder {self.text_encoder}"] * (self.text_encoder != "resident")
         peak_bytes = self.peak_bytes(1024, 1024, images, self.needs_tiles(1024, 1024, images))

@@ -48,6 +48,7 @@ def plan(
         raise LoadError(f"QWEN_PRECISION={precision.value} is for the 20B architecture, not for {names_of(models)}")
     precision = Precision.AUTO if precision.value in without else precision
     gpu = machine.gpu
+    require_quantization(models, precision)
     if gpu is None:
         return plan_on_cpu(models, machine, precision, savings)
     require_capability(models, gpu, precision)
@@ -86,15 +87,17 @@ def pinnable(machine: Machine) -> int:
 def layouts(models: Sequence[Model], precisions: Sequence[Precision], savings: frozenset[Saving]) -> Iterator[Plan]:
     """Everything worth trying, best first: exact before lossy, resident before streamed, streamed before swapped."""
     possible = savings if savings_apply_to_all(models) else NO_SAVINGS
+    packed = {name for model in models for name in model.packed}
     for precision in precisions:
         # In float32 timesteps are too many to list: the modulation's weights would stay.
-        table = Saving.TABLE in possible and precision is not Precision.FP32
+        table = Saving.TABLE in possible and precision is not Precision.FP32 and "transformer" not in packed
         base = Plan("cuda", precision, tuple(models), possible)
         if precision not in LOSSY:
             yield base
         lossy: tuple[TextEncoder, ...] = ("resident", "streamed", "quantized")
-        text_encoders = lossy if precision in LOSSY else lossy[:2]
-        for swapped, text_encoder in product((False, True) if len(models) > 1 else (False,), text_encoders):
+        text_encoders = lossy[:1] if "text_encoder" in packed else lossy if precision in LOSSY else lossy[:2]
+        swaps = (False, True) if len(models) > 1 and "transformer" not in packed else (False,)
+        for swapped, text_encoder in product(swaps, text_encoders):
             yield replace(base, table=table, text_encoder=text_encoder, swapped=swapped)
 
 
@@ -115,6 +118,13 @@ def require_capability(models: Sequence[Model], gpu: Gpu, precision: Precision) 
         raise LoadError(f"{names_of(models)} {needs}, not {describe(gpu)}")
     if precision is Precision.FP8 and gpu.capability < FP8_CAPABILITY:
         raise LoadError(f"QWEN_PRECISION=fp8 needs compute capability 8.9 or later, not {describe(gpu)}")
+
+
+def require_quantization(models: Sequence[Model], precision: Precision) -> None:
+    """Refuse to compute in float32 what is stored quantized: the libraries do so in bfloat16. Raises `LoadError`."""
+    if precision is Precision.FP32 and (packed := [model for model in models if model.packed]):
+        names = ", ".join(name for name in packed[0].parameters if name in packed[0].packed)
+        raise LoadError(f"QWEN_PRECISION=fp32 is not for {packed[0].name}, whose {names} are stored quantized")
 
 
 def refusal(candidates: Sequence[Plan], images: int, gpu: Gpu, pinnable_bytes: int, vram_cap_bytes: int | None) -> str:
@@ -143,10 +153,12 @@ def refusal(candidates: Sequence[Plan], images: int, gpu: Gpu, pinnable_bytes: i
 
 def plan_on_cpu(models: Sequence[Model], machine: Machine, precision: Precision, savings: frozenset[Saving]) -> Plan:
     """The one layout of a machine without a GPU, for small models only. Raises `LoadError`."""
-    precision = Precision.FP32 if precision is Precision.AUTO else precision
+    if precision is Precision.AUTO:  # what is stored quantized computes in bfloat16
+        precision = Precision.BF16 if any(model.packed for model in models) else Precision.FP32
     possible = (savings if savings_apply_to_all(models) else NO_SAVINGS) - {Saving.TABLE}
     layout = Plan("cpu", precision, tuple(models), possible)
     count = sum(model.parameters_of(component) for model in models for component in model.parameters)
+    count += sum(2 * model.packed[name] for model in models for name in model.parameters if model.is_packed(name))
     if count > CPU_MAX_PARAMETERS or layout.weight_bytes > machine.ram_available_bytes:
         on_gpu = min(each.peak_bytes(1024, 1024) for each in layouts(models[:1], [Precision.BF16], savings))
         obstacle = f" ({machine.gpu_obstacle})" if machine.gpu_obstacle else ""

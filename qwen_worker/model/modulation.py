@@ -8,8 +8,9 @@ of one picture computes them, and are then bit-equal to stock diffusers; for a b
 differently.
 
 A LoRA of the modulation adds to the rows: an output is linear in the weights, row(t) = W x + b with x = SiLU(temb(t)),
-so the LoRA adds scale * B (A x), and the weights need not be read again. The sum is computed one timestep at a time, in
-the order and the dtype in which peft's layer would compute it beside the layer itself: bit-equal to that.
+so the LoRA adds scale * B (A x), a LoKr or LoHa its own product, and the weights need not be read again. The sum is
+computed one timestep at a time, in the order and the dtype in which peft's layer would compute it beside the layer
+itself: bit-equal to that.
 
 Does not cover: layered models, whose temb has a second input; Qwen-Image-2.1, which shares one modulation over all
 blocks; float32, where timesteps are too many to list (`ComputedRows` keeps the weights and remembers rows). Imports
@@ -34,22 +35,20 @@ Embedding = Callable[[torch.Tensor], torch.Tensor]  # timestep (1,) -> temb (1, 
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """What a LoRA adds to one modulation layer: `down` (rank, dim), `up` (6 dim, rank).
+class RowChange:
+    """What a LoRA adds to one modulation layer.
 
-    `stream`: 0 for img_mod, 1 for txt_mod.
+    `stream`: 0 for img_mod, 1 for txt_mod. `product`: of the LoRA's matrices and the layer's input.
     """
 
     block: int
     stream: int
-    down: torch.Tensor
-    up: torch.Tensor
+    product: Callable[[torch.Tensor], torch.Tensor]
     scale: float
 
     def apply(self, condition: torch.Tensor) -> torch.Tensor:
         """(1, dim) -> (1, 6 dim)"""
-        linear = torch.nn.functional.linear
-        return linear(linear(condition, self.down), self.up) * self.scale
+        return self.product(condition) * self.scale
 
 
 class Lookup(torch.nn.Module):
@@ -153,7 +152,7 @@ class ModulationTable:
 
     def __init__(self, transformer: QwenImageTransformer2DModel, source: StoredRows | ComputedRows):
         self.source, self.embed = source, timestep_embedding(transformer)
-        self.changes: tuple[LowRank, ...] = ()  # what LoRAs add to the rows at present
+        self.changes: tuple[RowChange, ...] = ()  # what LoRAs add to the rows at present
         self.schedule: ScheduleRows | None = None
         self.forward_rows: torch.Tensor | None = None  # of the present forward pass, (B, blocks, 2, 6 dim)
         for number, block in enumerate(transformer.transformer_blocks):
@@ -173,10 +172,10 @@ class ModulationTable:
         for row, stored in zip(rows[:-1], found, strict=True):
             row.copy_(stored, non_blocking=True)  # from where it is pinned: gathered first, it would be pageable
         if self.changes:
-            add_low_rank(self.changes, rows, wanted, self.embed)
+            add_changes(self.changes, rows, wanted, self.embed)
         self.schedule = ScheduleRows(wanted, rows, values)
 
-    def set_changes(self, changes: Iterable[LowRank]) -> None:
+    def set_changes(self, changes: Iterable[RowChange]) -> None:
         """Add these to the rows from the next schedule on; without any, the rows are as they were."""
         changes = tuple(changes)
         if changes or self.changes:
@@ -223,7 +222,7 @@ class ModulationTable:
 
 
 @torch.no_grad()
-def add_low_rank(changes: Sequence[LowRank], rows: torch.Tensor, timesteps: torch.Tensor, embed: Embedding) -> None:
+def add_changes(changes: Sequence[RowChange], rows: torch.Tensor, timesteps: torch.Tensor, embed: Embedding) -> None:
     """Add changes to the first n of `rows` (.., blocks, 2, 6 dim), those of `timesteps` (n,), in place."""
     conditions = [torch.nn.functional.silu(embed(value.view(1))) for value in timesteps]
     for change in changes:

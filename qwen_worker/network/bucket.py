@@ -21,16 +21,27 @@ if TYPE_CHECKING:
 
 # S3's own rule for names, by which no name can change the path or the host that it becomes a part of.
 BUCKET_NAME = r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"
-REGION = r"^[a-z0-9-]{1,40}$"
-AMAZON = re.compile(r"^(?:(?P<bucket>[a-z0-9.-]+)\.)?s3(?:[.-](?P<region>[a-z]{2}(?:-[a-z]+)+-\d))?\.amazonaws\.com$")
-R2 = re.compile(r"\.r2\.cloudflarestorage\.com$")
+REGION = r"^[A-Za-z0-9-]{1,40}$"  # RunPod's are in capitals: EU-RO-1
+USUAL_REGION = "us-east-1"  # that requests are signed for where the service does not say
+BUCKET = r"(?:(?P<bucket>[a-z0-9.-]+)\.)?"
+# By service, its hosts: they may begin with the bucket's name, and tell the region that requests are signed for.
+HOSTS = {
+    "Amazon": BUCKET + r"s3(?:[.-](?:dualstack\.)?(?P<region>[a-z]{2}(?:-[a-z]+)+-\d))?\.amazonaws\.com(?:\.cn)?",
+    "Backblaze": BUCKET + r"s3\.(?P<region>[a-z]{2}-[a-z]+-\d+)\.backblazeb2\.com",
+    "DigitalOcean": BUCKET + r"(?P<region>[a-z]{3}\d)\.digitaloceanspaces\.com",
+    "Wasabi": BUCKET + r"s3(?:\.(?P<region>[a-z]{2}-[a-z]+-\d))?\.wasabisys\.com",
+    "R2": r"(?P<bucket>)[a-z0-9.-]+\.r2\.cloudflarestorage\.com",
+    "RunPod": r"(?P<bucket>)s3api-(?P<region>[a-z]+-[a-z]+-\d+)\.runpod\.io",
+}
+# Folders before the bucket's name in the address of a service that stands behind another.
+FOLDERS = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._~-]*){0,9}")
 
 
 @dataclass(frozen=True)
 class Bucket:
     """Where files are put and how they are named there. `restricted`: only public addresses may be reached."""
 
-    endpoint: str  # scheme://host[:port]
+    endpoint: str  # scheme://host[:port][/path]
     name: str
     region: str
     access_key: str = field(repr=False)
@@ -65,9 +76,9 @@ class S3Config(BaseModel):
     accessSecret: Annotated[SecretStr, Field(min_length=1, max_length=200, description="a text of 1 to 200 characters")]
     bucketName: Annotated[str, Field(pattern=BUCKET_NAME, description="3 to 63 characters: a-z, 0-9, dots and hyphens")]
     endpointUrl: Annotated[
-        str, Field(max_length=500, description="an http or https URL; its path is empty or the bucket's name")
+        str, Field(max_length=500, description="an http or https URL; its path may end with the bucket's name")
     ]
-    region: Annotated[str, Field(pattern=REGION, description="a region's name, such as eu-central-1")] = ""
+    region: Annotated[str, Field(pattern=REGION, description="a region's name, such as eu-central-1 or EU-RO-1")] = ""
     prefix: Annotated[
         str,
         Field(
@@ -146,7 +157,7 @@ def describe_error(error: "ErrorDetails") -> str:
 
 
 def split_endpoint(url: str, name: str) -> tuple[str, str, str]:
-    """(scheme://host[:port], bucket, region) of an S3 service's URL, which may name the bucket in its host or path.
+    """(scheme://host[:port][/path], bucket, region) of an S3 service's URL, with the bucket in its host or path or not.
 
     `name`: the bucket's name from beside the URL; where it is empty, the URL's is taken. Raises `ValueError` whose text
     goes on after the field's name.
@@ -160,17 +171,39 @@ def split_endpoint(url: str, name: str) -> tuple[str, str, str]:
         raise ValueError("must be an http or https URL")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("must hold no credentials, query or fragment")
-    host, path = parts.hostname, parts.path.strip("/")
-    amazon = AMAZON.match(host)
-    if amazon and amazon["bucket"]:
-        in_host, host = amazon["bucket"], host[len(amazon["bucket"]) + 1 :]
-    else:
-        in_host = ""
-    if "/" in path:
+    host, in_host, region = split_host(parts.hostname)
+    is_service = any(re.fullmatch(pattern, parts.hostname) for pattern in HOSTS.values())
+    folders, in_path = split_path(parts.path.strip("/"), "" if is_service else name)
+    if is_service and folders:
         raise ValueError("must have no path beyond the bucket's name")
-    names = {bucket for bucket in (name, in_host, path) if bucket}
+    names = {bucket for bucket in (name, in_host, in_path) if bucket}
     if len(names) > 1:
         raise ValueError("names another bucket than the one given beside it")
-    region = (amazon and amazon["region"]) or ("auto" if R2.search(host) else "us-east-1")
     host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{host}{f':{port}' if port else ''}", next(iter(names), ""), region
+    address = f"{parts.scheme}://{host}{f':{port}' if port else ''}{f'/{folders}' if folders else ''}"
+    return address, next(iter(names), ""), region
+
+
+def split_host(host: str) -> tuple[str, str, str]:
+    """(host, bucket, region): the host without the bucket's name, where a service's host begins with one."""
+    for service, pattern in HOSTS.items():
+        if match := re.fullmatch(pattern, host):
+            bucket = match["bucket"] or ""
+            host = host[len(bucket) + 1 :] if bucket else host
+            if service == "R2":
+                return host, bucket, "auto"
+            region = match["region"] or USUAL_REGION
+            return host, bucket, region.upper() if service == "RunPod" else region
+    return host, "", USUAL_REGION
+
+
+def split_path(path: str, name: str) -> tuple[str, str]:
+    """(folders, bucket) of a URL's path, which may end with the bucket's name. `name`: the bucket's, if it is known.
+
+    A path without a known bucket's name is of folders alone, as in https://PROJECT.supabase.co/storage/v1/s3; where
+    none is known the last part is the bucket. Raises `ValueError` where the path could not be one of a service.
+    """
+    if path and not FOLDERS.fullmatch(path):
+        raise ValueError("must have a path of at most 10 names of letters, digits and ._~-, or none")
+    folders, _, last = path.rpartition("/")
+    return (path, "") if name and last != name else (folders, last)

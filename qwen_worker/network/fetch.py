@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 65536  # the most that is asked of the socket at a time
 MAX_FETCHES = 16
+# Hosts such as Wikimedia refuse clients that go by the name of their library.
+USER_AGENT = "qwen-image-worker (fetches pictures and LoRAs that a job names; a serverless worker on RunPod)"
 fetch_threads = SideThreads(MAX_FETCHES)
 
 
@@ -109,7 +111,7 @@ def download(
             url,
             stream=True,
             timeout=seconds_left,  # pyright: ignore[reportArgumentType]  the SDK hands it to requests, which takes floats
-            headers=dict(headers or {}),
+            headers={"User-Agent": USER_AGENT, **(headers or {})},
         ) as response:
             if headers and response.status_code == 304:
                 return None

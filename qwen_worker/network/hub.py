@@ -13,8 +13,15 @@ from typing import cast
 
 from ..errors import LoadError
 
-# The files that the pipelines read. READMEs, sample pictures and other formats of the weights are left out.
-READ_FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.jinja"]
+# Of weights, the names that diffusers and transformers read: variants (model.fp16.safetensors) and averaged or former
+# weights may lie beside them. READMEs, sample pictures and other formats of the weights are left out too.
+WEIGHT_FILES = [
+    f"*/{stem}{number}.safetensors"
+    for stem in ("diffusion_pytorch_model", "model")
+    for number in ("", "-?????-of-?????")
+]
+# The files that the pipelines read.
+READ_FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.jinja", *WEIGHT_FILES]
 
 
 @contextmanager
@@ -27,7 +34,9 @@ def explain_errors(name: str) -> Generator[None]:
         yield
     except errors.GatedRepoError:
         raise LoadError(f"{name} is gated on the hub: HF_TOKEN is missing or lacks access") from None
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError):
+    except errors.RevisionNotFoundError:
+        raise LoadError(f"{name} is on the hub and has no such revision") from None
+    except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError):
         raise LoadError(f"{name} does not exist on the hub, or HF_TOKEN lacks access") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         raise LoadError(f"{name} is not on this worker and the hub cannot be reached", transient=True) from None
@@ -45,6 +54,11 @@ def explain_errors(name: str) -> Generator[None]:
     except (httpx2.HTTPError, RuntimeError) as error:
         why = "the hub cannot be reached" if isinstance(error, httpx2.ConnectError) else type(error).__name__
         raise LoadError(f"{name} could not be fetched: {why}", transient=True) from None
+
+
+def is_same_repository(hub_id: str, other: str) -> bool:
+    """Whether both name one repository: the hub itself takes ids in any case."""
+    return hub_id.lower() == other.lower()
 
 
 def hub_endpoint() -> str | None:

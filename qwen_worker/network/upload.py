@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MAX_UPLOADS = 16
 upload_threads = SideThreads(MAX_UPLOADS)
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 20, 3
+AMAZON_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")  # where buckets are named by hosts alone
 MAX_RESPONSE_BYTES = 1_000_000  # the most that is read of a restricted bucket's response
 
 
@@ -154,7 +155,7 @@ def make_client(bucket: Bucket) -> S3Client:
         # boto3 would add checksum headers to every request, which stores other than Amazon's refuse.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": "virtual" if bucket.endpoint.endswith(".amazonaws.com") else "path"},
+        s3={"addressing_style": "virtual" if bucket.endpoint.endswith(AMAZON_HOSTS) else "path"},
         proxies={} if bucket.restricted else None,
     )
     session: Any = Session()  # its methods are not annotated

@@ -28,6 +28,9 @@ CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 # The qualities of lossy WebP that output_format auto tries in turn, down to the job's output_quality.
 QUALITIES = (95, 85)
 LOWEST_QUALITY = 75  # where the job sets none
+# Of photographs and paintings as PNG, about; drawings of few colours have a tenth of it, and noise twice as much. It is
+# no limit: what a picture really has is known when it is drawn.
+PNG_BYTES_PER_PIXEL = 1.5
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,23 @@ def require_usable(terms: Terms, cancelled: threading.Event) -> None:
     """
     if terms.bucket and terms.bucket.restricted:
         require_public(terms.bucket, terms.upload_seconds, cancelled)
+
+
+def size_warning(request: Drawing, size: tuple[int, int], terms: Terms) -> str | None:
+    """What to tell a caller before pictures are drawn that may be too large for a reply, None where they need not be.
+
+    `size`: of each, in pixels. Lossless files alone may be so large, and a job that asks for no format gets others.
+    """
+    lossless = request.output_format == "png" or (request.output_format == "webp" and request.output_quality is None)
+    width, height = size
+    expected_bytes = request.num_images * width * height * PNG_BYTES_PER_PIXEL * 4 / 3  # base64
+    if terms.bucket or not lossless or expected_bytes <= terms.limit_bytes:
+        return None
+    pictures = f"{request.num_images} picture{'s' * (request.num_images > 1)} of {width}x{height}"
+    return (
+        f"output_format {request.output_format}: {pictures} may have {expected_bytes / 1e6:.0f} MB in the reply, of "
+        f"which at most {terms.limit_bytes / 1e6:g} MB are delivered; auto takes a smaller encoding where that is so"
+    )
 
 
 def encodings(request: Drawing) -> Iterator[tuple[str, int | None]]:

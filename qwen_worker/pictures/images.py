@@ -1,4 +1,4 @@
-"""Bytes to PIL images and back: base64 and data URIs in, upright 8-bit RGB of every mode, PNG, WebP or JPEG out.
+"""Bytes to PIL images and back: base64 and data URIs in, upright pictures of 8 bits, PNG, WebP or JPEG out.
 
 Knows nothing of the network (`fetch.py`), of torch or of the models.
 """
@@ -10,30 +10,48 @@ import re
 import struct
 import warnings
 import zlib
-from typing import cast
+from typing import Any
 
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngInfo
 
-from ..errors import InvalidInput, JobError
+from ..errors import InvalidInput
+from .boxes import is_container, require_decodable
+from .colour import COLOUR_INFO, PROFILE, srgb_profile, to_srgb
+from .jpeg_files import END as JPEG_END
+from .jpeg_files import START as JPEG_START
+from .jpeg_files import read_scans, reduce_large, require_nearly_whole
+from .structure import PNG_START, Warn, png_colours, require_few_pieces, unreadable_error
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")  # as Pillow calls them
+FORMAT_NAMES = "PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF or HEIC"
 MAX_BYTES = 20_000_000  # one encoded input image; the platform's largest request body
 MAX_PIXELS = 50_000_000  # a 50-megapixel photo decodes to 150 MB
+MAX_CODED_PIXELS = 2 * MAX_PIXELS  # of a HEIC or AVIF file, with alpha and the tiles that the picture is cut from
 # A longer picture would reach the limits of the edit pipelines: their processor raises at 200:1, and their arithmetic
 # comes to a side of 0.
 MAX_ASPECT = 8
 JPEG_QUALITY = 92
+# Of floats whose white is 1: the largest value that counts as such in any case, and the largest where at least so many
+# percent of the pixels are below 1.
+OVERSHOOT, HIGHLIGHT, BULK = 2.0, 100.0, 99.0
+SAMPLE = 1_000_000  # pixels that stand for all of a large picture
 
-# Some small files take minutes to decode: a progressive JPEG repeats its scans over the whole picture, a JPEG or PNG
-# may consist of millions of empty pieces, a TIFF's tile may be larger than the picture. Cameras stay far below these
-# bounds.
-MAX_SCANS, MAX_PIECES = 100, 20_000
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT_TURNS = {  # by the tag's value; 1, which is missing here, says that the picture is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+
+QUOTES = " \t\r\n\"'"  # what may stand around an image in a job
+MAX_PATH = 4096  # characters
+# A drive or a share, or a name with the ending of a picture: base64 has no dot, colon or backslash.
+LOCAL_PATH = re.compile(
+    r"[A-Za-z]:[\\/]|\\\\|(?![A-Za-z][\w+.-]*:)[^\0\n]*\.(?:png|jpe?g|webp|gif|bmp|tiff?|hei[cf]|avif)$",
+    re.IGNORECASE,
+)
 
 # The exceptions that Pillow's decoders raise on bytes that do not match their header.
 DECODE_ERRORS = (
@@ -42,8 +60,17 @@ DECODE_ERRORS = (
 )  # fmt: skip
 
 
-def unreadable_error(label: str, reason: str) -> JobError:
-    return JobError("image_unreadable", f"{label} {reason}")
+def require_reachable(text: str, label: str) -> None:
+    """Refuse what names a picture on the sender's own machine, or is what a program made of one. Raises `JobError`."""
+    if text.startswith("[object "):
+        reason = f"is the text {text[:15]}, which JavaScript makes of an object; send the base64 of the file in it"
+    elif text[:5].lower() == "blob:":
+        reason = "is a blob: URL, which only the browser that made it can read; send the base64 of the file"
+    elif len(text) <= MAX_PATH and LOCAL_PATH.match(text):
+        reason = "is the path of a file, which the worker cannot reach; send the file's base64, or an http(s) URL"
+    else:
+        return
+    raise unreadable_error(label, reason)
 
 
 def decode_base64(text: str, label: str) -> bytes:
@@ -65,37 +92,48 @@ def decode_base64(text: str, label: str) -> bytes:
     return data
 
 
-def decode_picture(data: bytes, label: str, background: str = "white") -> Image.Image:
-    """An upright RGB picture of at most `MAX_PIXELS`, its alpha flattened on the background.
+def decode_picture(
+    data: bytes, label: str, background: str = "white", warn: Warn = lambda sentence: None
+) -> Image.Image:
+    """An upright RGB picture of the file's own numbers, its alpha flattened on the background.
 
     Raises `JobError` image_unreadable, or invalid_input for the picture's shape.
+    """
+    return as_rgb(flatten(load_picture(data, label, warn), background))
+
+
+def load_picture(data: bytes, label: str, warn: Warn) -> Image.Image:
+    """An upright picture of at most `MAX_PIXELS` in the file's own numbers, of mode L, LA, RGB, RGBA or CMYK.
+
+    Its `info` has what the file says of its colours. `warn` gets what is missing of it. Raises `JobError`
+    image_unreadable, or invalid_input for the picture's shape.
     """
     if not data:
         raise unreadable_error(label, "is empty")
     require_few_pieces(data, label)
+    data, colours = png_colours(data) if data.startswith(PNG_START) else (data, {})
+    if is_container(data):
+        data, numbers = require_decodable(data, label, MAX_CODED_PIXELS)
+        colours = {"cicp": numbers} if numbers else {}
+    scans = read_scans(data) if data.startswith(JPEG_START) else None
+    data += JPEG_END if scans and scans.is_cut_off else b""
     with warnings.catch_warnings():
         # Pillow warns of large sizes, which `require_shape` refuses, and of damaged EXIF, which spoils no pixel.
         warnings.simplefilter("ignore")
         picture = open_picture(data, label)
+        if scans and isinstance(picture, JpegImageFile):
+            reduce_large(picture, scans, label, MAX_PIXELS)
         require_shape(*picture.size, label)
         try:
             require_small_tiles(picture, label)
-            return to_rgb(turn_upright(picture), background)
+            if scans and scans.is_cut_off:
+                require_nearly_whole(data, scans, label, warn)
+            picture.load()  # turns a TIFF upright by itself, and then no longer has the tag that says so
+            plain = to_plain_mode(turn_upright(picture))
         except DECODE_ERRORS:
             raise unreadable_error(label, f"is a damaged {picture.format} file") from None
-
-
-def require_few_pieces(data: bytes, label: str) -> None:
-    """Refuse a JPEG or PNG of so many pieces that decoding would take minutes."""
-    if data[:2] == b"\xff\xd8":
-        scans = data.count(b"\xff\xda")
-        pieces = sum(data.count(b"\xff" + bytes([kind])) for kind in (0xFE, *range(0xE0, 0xF0)))
-    elif data[:4] == b"\x89PNG":
-        scans, pieces = 0, data.count(b"IDAT")
-    else:
-        return
-    if scans > MAX_SCANS or pieces > MAX_PIECES:
-        raise unreadable_error(label, f"has {max(scans, pieces):,} parts, far more than pictures have")
+        plain.info = {**{name: picture.info[name] for name in COLOUR_INFO if name in picture.info}, **colours}
+        return plain
 
 
 def require_small_tiles(picture: Image.Image, label: str) -> None:
@@ -116,54 +154,102 @@ def turn_upright(picture: Image.Image) -> Image.Image:
 
 def open_picture(data: bytes, label: str) -> Image.Image:
     """The picture as its header describes it; its pixels are not decoded yet."""
+    if is_container(data):
+        import pi_heif  # pyright: ignore[reportMissingTypeStubs]
+
+        # Adds to Pillow's formats. What else a file holds beside its picture is not looked for.
+        options = {"thumbnails": False, "depth_images": False, "aux_images": False}
+        pi_heif.register_heif_opener(**options)  # pyright: ignore[reportUnknownMemberType]  not annotated
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise InvalidInput(f"{label} must have at most {MAX_PIXELS:,} pixels") from None
     except DECODE_ERRORS:
-        raise unreadable_error(label, f"is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from None
+        raise unreadable_error(label, f"is not a {FORMAT_NAMES} picture") from None
 
 
 def require_shape(width: int, height: int, label: str) -> None:
     """Refuse more than `MAX_PIXELS`, and a side of more than `MAX_ASPECT` times the other."""
     if width * height > MAX_PIXELS:
-        raise InvalidInput(f"{label} must have at most {MAX_PIXELS:,} pixels, not {width}x{height}")
+        raise InvalidInput(
+            f"{label} must have at most {MAX_PIXELS:,} pixels, not {width}x{height}; a JPEG may have more"
+        )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InvalidInput(f"{label} must have an aspect of at most {MAX_ASPECT}:1, not {width}x{height}")
 
 
 def to_rgb(picture: Image.Image, background: str = "white") -> Image.Image:
     """8-bit RGB of the first frame; alpha is flattened on the background, deep greyscale is scaled to 8 bits."""
+    return as_rgb(flatten(to_plain_mode(picture), background))
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """RGB of the picture's numbers, without `info`; Pillow's own `convert` would copy what is RGB already."""
+    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+    picture.info = {}
+    return picture
+
+
+def to_plain_mode(picture: Image.Image) -> Image.Image:
+    """8 bits of grey, RGB or CMYK, the first two perhaps with alpha: mode L, LA, RGB, RGBA or CMYK."""
     if picture.mode.startswith("I;16"):
         picture = picture.convert("I").point(lambda value: value / 257).convert("L")
     elif picture.mode in ("I", "F"):
         picture = scale_to_8_bits(picture)
+    is_grey = picture.mode in ("1", "L", "LA", "La")
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, background), picture)
-    return picture.convert("RGB")
+        return picture.convert("LA" if is_grey else "RGBA")
+    return picture if picture.mode in ("L", "RGB", "CMYK") else picture.convert("L" if is_grey else "RGB")
+
+
+def flatten(picture: Image.Image, background: str = "white") -> Image.Image:
+    """A picture of a plain mode without its alpha, which shows a background of grey: mode L, RGB or CMYK."""
+    if picture.mode not in ("LA", "RGBA"):
+        return picture
+    layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", picture.size, background), layer)
+    return flat.getchannel("R") if picture.mode == "LA" else flat.convert("RGB")
 
 
 def scale_to_8_bits(picture: Image.Image) -> Image.Image:
-    """32-bit greyscale as 8-bit, white at the ceiling of its values: 1, 255, 65535, or the largest of them.
+    """32-bit greyscale as 8-bit, black at 0 and white at the ceiling of its values: 1, 255, 65535, or the largest.
 
-    Pillow opens scientific TIFFs as 32-bit, and in some versions 16-bit PNGs.
+    Pillow opens scientific TIFFs as 32-bit, and in some versions 16-bit PNGs. What is no number, or below 0, is black.
     """
-    low, high = cast("tuple[float, float]", picture.getextrema())  # one pair, since the picture has one band
-    if low >= 0 and high <= 1 and picture.mode == "F":
-        ceiling = 1
-    else:
-        ceiling = 255 if high <= 255 else 65535 if high <= 65535 else high
-    return picture.point(lambda value: value * (255 / ceiling)).convert("L")
+    import numpy as np
+
+    values = np.array(picture, dtype=np.float32)
+    np.nan_to_num(values, copy=False, nan=0.0, posinf=np.inf, neginf=0.0)
+    high = float(np.max(values, where=np.isfinite(values), initial=0))
+    sample = np.minimum(values.ravel()[:: 1 + values.size // SAMPLE], high)  # infinite ones count as the largest
+    bulk = float(np.percentile(sample, BULK))
+    # Floats from 0 to 1 run a little over where a filter sharpened them, and far over where a lamp shines.
+    is_unit = picture.mode == "F" and (high <= OVERSHOOT or (bulk <= 1 and high <= HIGHLIGHT))
+    ceiling = 1.0 if is_unit else next((limit for limit in (255.0, 65535.0) if high <= limit), high)
+    np.clip(values, 0, ceiling, out=values)
+    values *= 255 / ceiling
+    return Image.fromarray(values.astype(np.uint8), "L")
 
 
 def encode_picture(picture: Image.Image, output_format: str, quality: int | None = None) -> bytes:
-    """The bytes of a `png`, a `webp` (lossless unless a quality of 1 to 100 is given) or a `jpeg` file."""
-    options = {
+    """The bytes of a `png`, a `webp` (lossless unless a quality of 1 to 100 is given) or a `jpeg` file.
+
+    The file says which colour space its numbers are of: that of the picture's own profile, else sRGB.
+    """
+    if output_format == "webp" and picture.mode == "L":  # WebP has no grey, and a grey profile fits nothing else
+        picture = to_srgb(picture)
+    options: dict[str, Any] = {
         "png": {"compress_level": 1},  # `optimize` would cost twice the time for 15 % fewer bytes
         "webp": {"quality": quality} if quality else {"lossless": True, "method": 0, "quality": 0},
         "jpeg": {"quality": quality or JPEG_QUALITY},
     }[output_format]
+    if profile := picture.info.get(PROFILE):
+        options["icc_profile"] = profile
+    elif output_format == "png":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add(b"sRGB", b"\0")  # 13 bytes, where a profile takes 300
+    else:
+        options["icc_profile"] = srgb_profile()
     buffer = io.BytesIO()
     picture.save(buffer, format=output_format.upper(), **options)
     return buffer.getvalue()

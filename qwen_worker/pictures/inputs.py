@@ -1,20 +1,34 @@
-"""A request's input pictures and mask, fetched and decoded. Knows nothing of what is drawn from them."""
+"""A request's input pictures and mask, fetched, decoded and in sRGB. Knows nothing of what is drawn from them."""
 
 import threading
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 
 from ..jobs.request import Drawing, Edit
 from ..jobs.sources import is_url
 from ..network.fetch import fetch
-from .images import MAX_BYTES, decode_base64, decode_picture
+from .colour import PROFILE, space_of
+from .images import MAX_BYTES, QUOTES, as_rgb, decode_base64, flatten, load_picture, require_reachable
 from .masks import decode_mask, restore_outside
+from .structure import Warn
+
+
+class Inputs(NamedTuple):
+    """RGB sources in sRGB (none for generate); the mask, `L` of the source's size with 255 = repaint.
+
+    `original`: the masked source, RGB or L, in its own colour space and with its profile, where its file has one.
+    """
+
+    sources: list[Image.Image]
+    mask: Image.Image | None
+    original: Image.Image | None = None
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What a job draws on: RGB sources (none for generate), the mask (`L`, 255 = repaint), and sizes in pixels.
+    """What a job draws on: its pictures as in `Inputs`, and sizes in pixels.
 
     `size`: width and height that the pipeline draws. `delivered_size`: those of the result, where they are others.
     """
@@ -23,38 +37,66 @@ class Canvas:
     mask: Image.Image | None
     size: tuple[int, int]
     delivered_size: tuple[int, int] | None = None
+    original: Image.Image | None = None
 
     @property
     def result_size(self) -> tuple[int, int]:
         return self.delivered_size or self.size
 
     def finish(self, drawn: Image.Image) -> Image.Image:
-        """The result of a drawing (RGB): in the result's size, and outside the mask the source's own pixels."""
+        """The result of a drawing in sRGB, in the result's size.
+
+        With a mask it is in the source's own colour space, and outside the mask it has the source's own pixels.
+        """
         if drawn.size != self.result_size:
             drawn = drawn.resize(self.result_size, Image.Resampling.LANCZOS)
-        return restore_outside(drawn, self.sources[0], self.mask) if self.mask is not None else drawn
+        if self.mask is None:
+            return drawn
+        return restore_outside(drawn, self.original or self.sources[0], self.mask)
 
 
-def open_images(
-    request: Drawing, fetch_seconds: float, cancelled: threading.Event | None = None
-) -> tuple[list[Image.Image], Image.Image | None]:
-    """The RGB sources (none for generate) and the mask, `L` of the source's size with 255 = repaint.
+def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: threading.Event | None = None) -> Inputs:
+    """The request's pictures; `warn` gets what is left out of account.
 
     Raises `JobError` image_unreadable, image_fetch_failed or invalid_input, naming the picture, or `Cancelled`.
     """
     if not isinstance(request, Edit):
-        return [], None
-    several = len(request.images) > 1
+        return Inputs([], None)
+    several, is_masked = len(request.images) > 1, request.mask_image is not None
     sources: list[Image.Image] = []
+    original = None
     for number, text in enumerate(request.images):
         label = f"images[{number}]" if several else "image"
-        sources.append(decode_picture(read_image(text, label, fetch_seconds, cancelled), label))
+        data = read_image(text, label, fetch_seconds, cancelled)
+        source, original = open_source(data, label, warn, is_masked)
+        sources.append(source)
     if request.mask_image is None:
-        return sources, None
+        return Inputs(sources, None)
     data = read_image(request.mask_image, "mask_image", fetch_seconds, cancelled)
-    return sources, decode_mask(data, "mask_image", sources[0].size)
+    return Inputs(sources, decode_mask(data, "mask_image", sources[0].size, warn, request.mask_from), original)
+
+
+def open_source(data: bytes, label: str, warn: Warn, is_masked: bool) -> tuple[Image.Image, Image.Image | None]:
+    """The picture in sRGB as the model sees it, and, where it is masked, in its own space where that is kept."""
+    picture = load_picture(data, label, warn)
+    space = space_of(picture, label, warn)
+    original = flatten(picture) if is_masked and space and space.is_kept else None
+    source = as_rgb(flatten(space.to_srgb(picture) if space else picture))
+    if picture.mode == "CMYK":
+        warn(f"{label} is CMYK, and the result is sRGB")
+    elif is_masked and space and not original:
+        warn(f"{label} has a colour profile that pictures cannot be written with, and the result is sRGB")
+    if not original or not space:
+        return source, None
+    original = original if original.mode == space.mode else original.convert(space.mode)
+    original.info = {PROFILE: space.profile}
+    if space.mode == "L":
+        warn(f"{label} is grey by its colour profile, and so is the result; send it as RGB for colours")
+    return source, original
 
 
 def read_image(text: str, label: str, fetch_seconds: float, cancelled: threading.Event | None) -> bytes:
-    """The file of an image that a job gives as URL, base64 or data URI."""
+    """The file of an image that a job gives as URL, base64 or data URI, perhaps in quotes or with space around it."""
+    text = text.strip(QUOTES)
+    require_reachable(text, label)
     return fetch(text, label, MAX_BYTES, fetch_seconds, cancelled) if is_url(text) else decode_base64(text, label)

@@ -3,12 +3,14 @@
 Knows nothing of torch or of the models.
 """
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from ..errors import InvalidInput
-from .images import decode_picture
+from .colour import in_space_of
+from .images import as_rgb, flatten, load_picture
+from .structure import Warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,32 +18,73 @@ if TYPE_CHECKING:
 
 Scalar = TypeVar("Scalar", bound="np.generic")
 FEATHER = 8  # pixels
+TOLERANCE = 0.02  # of a side or of the aspect, by which a mask may differ from its picture
+DARK, LIGHT = 64, 192  # greys below and from which count as black and white where a mask's meaning is looked for
+BLACK_AND_WHITE = 0.9  # share of the opaque pixels
 AT_LEAST_HALF = [0] * 128 + [255] * 128  # by grey value, black or white
 
 
-def decode_mask(data: bytes, label: str, size: tuple[int, int]) -> Image.Image:
-    """The mask as `L` of 0 and 255 (repaint); transparent pixels are black.
+def decode_mask(
+    data: bytes, label: str, size: tuple[int, int], warn: Warn, mask_from: Literal["alpha", "white"] | None = None
+) -> Image.Image:
+    """The mask as `L` of 0 and 255 (repaint), fitted to the source picture's size.
 
-    `size`: of the source picture, which the mask must have. Raises `JobError` image_unreadable or invalid_input.
+    `mask_from`: whether its transparent or its white pixels are repainted; without it white ones are, and a mask is
+    refused that only its transparency gives a meaning. Raises `JobError` image_unreadable or invalid_input.
     """
-    mask = decode_picture(data, label, background="black").convert("L").point(AT_LEAST_HALF)
-    if mask.size != size:
-        raise InvalidInput(
-            f"{label} must have the size of the image, {size[0]}x{size[1]}, not {mask.width}x{mask.height}"
-        )
+    picture = load_picture(data, label, warn)
+    if mask_from is None:
+        require_meaning(picture, label)
+    if mask_from != "alpha":
+        mask, rule = as_rgb(flatten(picture, "black")).convert("L"), "must be white where the picture is repainted"
+    elif picture.mode in ("LA", "RGBA"):
+        mask, rule = ImageChops.invert(picture.getchannel("A")), "must be transparent where the picture is repainted"
+    else:
+        raise InvalidInput(f"{label} must be transparent where the picture is repainted, and has no transparent pixel")
+    if not fits(mask.size, size):
+        sizes = f"{size[0]}x{size[1]}, or its aspect, not {mask.width}x{mask.height}"
+        raise InvalidInput(f"{label} must have the size of the image, {sizes}")
+    mask = mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
+    mask = mask.point(AT_LEAST_HALF)
     if not mask.getbbox():
-        raise InvalidInput(f"{label} must be white where the picture is repainted, and has no white pixel")
+        raise InvalidInput(f"{label} {rule}, and has no {'white' if mask_from != 'alpha' else 'transparent'} pixel")
     return mask
+
+
+def require_meaning(picture: Image.Image, label: str) -> None:
+    """Refuse a mask with transparent pixels whose opaque ones are not black and white. Raises `InvalidInput`.
+
+    White around a transparent hole may be a mask of either kind: the hole is repainted, or all around it.
+    """
+    if picture.mode not in ("LA", "RGBA"):
+        return
+    opaque = picture.getchannel("A").point(AT_LEAST_HALF)
+    if opaque.getextrema()[0]:
+        return
+    greys = picture.convert("L").histogram(opaque)
+    black, white = sum(greys[:DARK]), sum(greys[LIGHT:])
+    if not (black and white and black + white >= BLACK_AND_WHITE * sum(greys)):
+        raise InvalidInput(
+            f"{label} has transparent pixels, and its colours alone do not say what is repainted; send mask_from: "
+            "'alpha' repaints where it is transparent, 'white' where it is white"
+        )
+
+
+def fits(mask: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a mask's size is that of the picture up to rounding, or has its aspect."""
+    is_near = all(abs(ours - theirs) <= TOLERANCE * theirs for ours, theirs in zip(mask, size, strict=True))
+    across, down = mask[0] * size[1], mask[1] * size[0]
+    return is_near or abs(across - down) <= TOLERANCE * down
 
 
 def restore_outside(picture: Image.Image, source: Image.Image, mask: Image.Image) -> Image.Image:
     """The picture inside the mask and the source's own pixels outside; they fade over `FEATHER` pixels inside its edge.
 
-    Source and mask are brought to the picture's size.
+    Source and mask are brought to the picture's size, and the picture, which is sRGB, to the source's colour space.
     """
     source = source.resize(picture.size, Image.Resampling.LANCZOS) if source.size != picture.size else source
     mask = mask.resize(picture.size, Image.Resampling.NEAREST) if mask.size != picture.size else mask
-    return Image.composite(picture, source, feather(mask))
+    return Image.composite(in_space_of(picture, source), source, feather(mask))
 
 
 def feather(mask: Image.Image) -> Image.Image:

@@ -35,7 +35,7 @@ def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | N
     if not isinstance(request, Edit):
         assert asked is not None  # a picture from a prompt has a default for both
         return Sizes(asked, asked)
-    source = sources[-1].size
+    source = sources[request.size_from].size
     looked_at = conditioning_size(source)
     if request.draw_size == "asked":
         own = source if mask and is_drawable(source, multiple) else looked_at

@@ -66,12 +66,17 @@ class Progress:
 def message_of(job: Job) -> Message:
     """`step` of `total` counts the steps of all pictures; `seconds_left` is of the steps, once they are timed."""
     seconds_left = job.drawing_seconds_left()
-    return {
+    message: Message = {
         "stage": job.stage.name.lower(),
         "step": job.steps_done,
         "total": job.total_steps,
         "percent": round(100 * job.steps_done / job.total_steps),
-    } | ({"seconds_left": round(seconds_left, 1)} if seconds_left is not None else {})
+    }
+    if seconds_left is not None:
+        message["seconds_left"] = round(seconds_left, 1)
+    if job.warnings:
+        message["warnings"] = list(job.warnings)
+    return message
 
 
 def poster(job_id: str) -> Post | None:

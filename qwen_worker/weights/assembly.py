@@ -21,6 +21,7 @@ from ..checkpoints.files import StoredTensor, stored_tensors
 from ..errors import LoadError
 from ..stopwatch import Stopwatch
 from . import quantized as quantized_weights
+from .known import require_known
 from .quantized import QuantizedEntry
 from .reader import WeightReader
 
@@ -57,10 +58,12 @@ def diffusers_model(
     """
     with target.stopwatch("build"), make_empty(target.dtype):
         model = kind.from_config(kind.load_config(folder, local_files_only=True))
-    tensors, quantized = stored_tensors(folder.parent, folder.name), quantized_weights.read_entries(folder)
+    tensors = stored_tensors(folder.parent, folder.name)
+    quantized = quantized_weights.read_entries(folder) or quantized_weights.entries_of(tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     require_tensors(folder.name, shapes, tensors, quantized)
     parts = {part for entry in quantized.values() for part in entry["tensors"]}
+    require_known(folder.name, kind, (name for name in tensors if name not in shapes and name not in parts))
     wanted = [tensor for tensor in tensors.values() if tensor.name in shapes or tensor.name in parts]
     if not quantize:
         reserve_memory(wanted, target.device)
@@ -117,6 +120,7 @@ def transformers_model(
         with target.stopwatch("read"):
             reader.verify()
     target.wait()
+    require_known(folder.name, kind, report["unexpected_keys"])
     return model, report
 
 

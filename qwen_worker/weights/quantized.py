@@ -1,18 +1,21 @@
 """Quantized weights in safetensors: each as the plain tensors that it consists of, and back.
 
 `quantized.json` beside the weights says for each quantized parameter which tensors it consists of and what else its
-library needs. Formats are the libraries' own, so that writer and reader must have the same versions of them.
+library needs; of a checkpoint that bitsandbytes has stored in 4 bits the tensors' names say it. Formats are the
+libraries' own, so that writer and reader must have the same versions of them.
 Imports torch; the libraries inside functions.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
 from ..checkpoints.files import read_json
+from ..checkpoints.stored_quantization import nf4_parts
+from ..errors import LoadError
 
 FILE = "quantized.json"
 
@@ -28,6 +31,11 @@ class QuantizedEntry(TypedDict):
 def read_entries(folder: Path) -> dict[str, QuantizedEntry]:
     """What of the component in `folder` is stored quantized, by the parameter's name. Raises `LoadError`."""
     return read_json(folder.parent, f"{folder.name}/{FILE}") if (folder / FILE).is_file() else {}
+
+
+def entries_of(names: Iterable[str]) -> dict[str, QuantizedEntry]:
+    """The entries of a component that bitsandbytes has stored in 4 bits. `names`: of its tensors."""
+    return {name: {"library": "bitsandbytes", "tensors": parts} for name, parts in nf4_parts(names).items()}
 
 
 def write_entries(folder: Path, entries: Mapping[str, QuantizedEntry]) -> None:
@@ -61,12 +69,16 @@ def assemble(
         from ..model.quantization import insert_nf4_layer
 
         make: Any = Params4bit.from_prequantized  # which annotates the device as text, and takes torch's
-        return make(
+        layer = insert_nf4_layer(model, name.rpartition(".")[0])
+        parameter = make(
             data=tensors[name],
             quantized_stats={part: tensor for part, tensor in tensors.items() if part != name},
             device=tensors[name].device,
-            module=insert_nf4_layer(model, name.rpartition(".")[0]),
+            module=layer,
         )
+        if (have := tuple(parameter.quant_state.shape)) != (need := (layer.out_features, layer.in_features)):
+            raise LoadError(f"{name} is stored in the shape {have} where the component's config asks for {need}")
+        return parameter
     from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
 
     metadata = {name: entry.get("metadata"), "tensor_names": json.dumps([name])}

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..checkpoints.files import CHECKSUMS
+from ..checkpoints.files import CHECKSUMS, INDEX_SUFFIX, PREPARED_STEM, SUFFIX
 from . import quantized as quantized_weights
 from .staging import checksum_of
 
@@ -35,7 +35,7 @@ def write_model(model: torch.nn.Module, folder: Path) -> None:
         if sum(value.nbytes for value in shard.values()) >= SHARD_BYTES:
             write_shard(shard, weight_map, folder)
     write_shard(shard, weight_map, folder)
-    (folder / "weights.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}, indent=1))
+    (folder / f"{PREPARED_STEM}{INDEX_SUFFIX}").write_text(json.dumps({"weight_map": weight_map}, indent=1))
     quantized_weights.write_entries(folder, entries)
 
 
@@ -49,7 +49,7 @@ def named_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def write_shard(shard: dict[str, torch.Tensor], weight_map: dict[str, str], folder: Path) -> None:
     """Write and empty the shard, if it holds anything, and add its tensors to the map."""
     if shard:
-        name = f"weights-{len(set(weight_map.values())) + 1:05}.safetensors"
+        name = f"{PREPARED_STEM}-{len(set(weight_map.values())) + 1:05}{SUFFIX}"
         save(shard, folder / name)
         weight_map |= dict.fromkeys(shard, name)
         shard.clear()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_worker.checkpoints import checkpoint, sharing
+from qwen_worker.checkpoints import checkpoint, files, sharing
 from qwen_worker.errors import LoadError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -87,6 +87,33 @@ def test_without_a_ref_the_only_snapshot_is_taken(tiny, tmp_path):
     assert checkpoint.find("Org/Name", (cache,)) is None
 
 
+@pytest.mark.parametrize("written", ["org/name", "ORG/Name"])
+def test_ids_are_equal_whatever_their_case(tiny, tmp_path, written):
+    """As platforms place models beforehand: in folders in lower case."""
+    cache = cached(tmp_path / "cache", tiny / "generate", hub_id=written)
+    plain = tmp_path / "plain"
+    shutil.copytree(tiny / "edit", plain / written)
+    found = checkpoint.find("Org/Name", (cache,))
+    assert (found.name, found.revision) == ("Org/Name", COMMIT)
+    assert checkpoint.find("Org/Name", (plain,)).class_name == "QwenImageEditPipeline"
+
+
+def test_of_several_spellings_the_own_one_comes_first_and_whole_ones_alone_count(tiny, tmp_path):
+    own, other = "a" * 40, "b" * 40
+    cache = cached(tmp_path, tiny / "generate", hub_id="org/name", commit=other)
+    cached(cache, tiny / "generate", commit=own)
+    assert checkpoint.find("Org/Name", (cache,)).revision == own
+    assert checkpoint.find("ORG/NAME", (cache,)).revision == own  # neither is its own: in alphabetical order
+    (cache / "models--Org--Name/snapshots" / own / "model_index.json").unlink()
+    assert checkpoint.find("Org/Name", (cache,)).revision == other
+
+
+def test_a_revision_s_case_counts(tiny, tmp_path):
+    cache = cached(tmp_path, tiny / "generate", hub_id="org/name", ref="Main")
+    assert checkpoint.find("Org/Name@Main", (cache,)).revision == COMMIT
+    assert checkpoint.find("Org/Name@MAIN", (cache,)) is None
+
+
 def test_a_download_cut_short_is_passed_over(tiny, tmp_path):
     cache = cached(tmp_path, tiny / "generate")
     for file in cache.rglob("transformer/*.safetensors"):
@@ -120,6 +147,57 @@ def test_an_index_that_names_no_files_is_corrupt(copy, weight_map):
     assert reason(copy) == f"transformer/{name} is corrupt: its weight_map names no files"
 
 
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/model.safetensors", "x/y.safetensors", "config.json"])
+def test_an_index_that_leads_elsewhere_is_refused(copy, name):
+    index = "diffusion_pytorch_model.safetensors.index.json"
+    (copy / "transformer" / index).write_text(json.dumps({"weight_map": {"a": name}}))
+    assert reason(copy) == f'transformer/{index} is corrupt: "{name}" is no name of a safetensors file'
+
+
+def test_an_index_without_end_is_refused_unread(copy):
+    index = "diffusion_pytorch_model.safetensors.index.json"
+    with (copy / "transformer" / index).open("wb") as file:
+        file.truncate(100_000_000_000)  # a hole, which takes no disk
+    assert reason(copy) == f"transformer/{index} is corrupt: it has more than 50,000,000 bytes"
+
+
+BESIDE = ["ema_model", "diffusion_pytorch_model.fp16", "diffusion_pytorch_model.non_ema", "backup"]
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_weights_beside_those_that_the_library_reads_are_not_read(tiny, copy, name):
+    alone = checkpoint.inspect(copy)
+    for component, own in (("transformer", name), ("vae", name), ("text_encoder", f"model.{name}")):
+        shutil.copy(weights(copy, component), copy / component / f"{own}.safetensors")
+    variant = {"weight_map": {"a": f"{name}.safetensors"}}
+    (copy / "transformer" / f"{name}.safetensors.index.json").write_text(json.dumps(variant))
+    found = checkpoint.inspect(copy)
+    assert (found.parameters, found.parts) == (alone.parameters, alone.parts)
+    for component in checkpoint.WEIGHTS:
+        (file,) = files.shards(copy, component)
+        assert file.stem == ("model" if component == "text_encoder" else "diffusion_pytorch_model")
+    assert sharing.same_component(copy / "vae", tiny / "generate/vae")
+
+
+def test_where_there_are_an_index_and_one_file_each_library_reads_its_own_choice(copy):
+    """diffusers the shards, transformers the file."""
+    for component, stem in (("transformer", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        shutil.copy(weights(copy, component), copy / component / f"{stem}-00001-of-00001.safetensors")
+        index = {"weight_map": {"a": f"{stem}-00001-of-00001.safetensors"}}
+        (copy / component / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    read = [files.shards(copy, component)[0].name for component in ("transformer", "text_encoder")]
+    assert read == ["diffusion_pytorch_model-00001-of-00001.safetensors", "model.safetensors"]
+
+
+def test_a_component_that_has_a_variant_alone_is_refused_by_the_name_that_it_lacks(copy):
+    file = weights(copy)
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert reason(copy) == (
+        "transformer/ holds no diffusion_pytorch_model.safetensors and no index, which are what its library reads, but "
+        "diffusion_pytorch_model.fp16.safetensors"
+    )
+
+
 @pytest.mark.parametrize("entry", [None, [], "x", ["diffusers"], [None, None]])
 def test_a_component_that_the_index_does_not_name_is_refused(copy, entry):
     edit_json(copy / "model_index.json", scheduler=entry)
@@ -141,6 +219,7 @@ def test_released_models_are_known_by_name():
     assert (found.class_name, found.revision, found.folder) == ("QwenImageEditPlusPipeline", "abc", None)
     assert found.size_multiple == 16 and found.pipeline_class.max_images == 3
     assert checkpoint.released("Qwen/Qwen-Image-2.1").size_multiple == 32
+    assert checkpoint.released("qwen/qwen-image").name == "Qwen/Qwen-Image"
     assert checkpoint.released("Someone/else") is None
 
 
@@ -150,6 +229,18 @@ def test_what_is_neither_folder_nor_hub_id_is_said_to_be_neither():
 
 def test_a_folder_that_is_not_there(tmp_path):
     assert "is not a folder on this worker" in reason(tmp_path / "a" / "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("qwen-image-Q4_K_M.gguf", "GGUF files"), ("qwen_fp8.safetensors", "single files")]
+)
+def test_what_is_no_checkpoint_is_called_by_what_it_is(tmp_path, name, kind):
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(b"")
+    for model in (folder, folder / name):
+        found = reason(model)
+        assert kind in found and name in found and "such as Qwen/Qwen-Image" in found
 
 
 def test_an_empty_folder(tmp_path):

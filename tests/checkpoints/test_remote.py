@@ -1,6 +1,9 @@
 """Checkpoints that are not here: refused before a byte is fetched, downloaded whole, and failures told apart."""
 
 import errno
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +77,62 @@ def test_another_class_is_refused_before_its_weights_are_fetched(hub_of, tmp_pat
     hub_of(folder)
     with pytest.raises(LoadError, match="Org/Name names the pipeline class StableDiffusionPipeline"):
         remote.look_up("Org/Name")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("qwen-image-Q4_K_M.gguf", "GGUF files"), ("split_files/qwen_fp8.safetensors", "single files")]
+)
+def test_a_repository_of_other_files_is_called_by_what_it_holds(hub_of, tmp_path, name, kind):
+    file = tmp_path / "other" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    hub_of(tmp_path / "other")
+    with pytest.raises(LoadError, match="Org/Name is on the hub and holds no model_index.json") as caught:
+        remote.look_up("Org/Name")
+    assert kind in caught.value.reason and name in caught.value.reason and not caught.value.transient
+
+
+def test_variants_and_backups_are_neither_counted_nor_fetched(hub_of, tiny, tmp_path):
+    """Nor what lies deeper: a hub's patterns cross folders."""
+    folder = Path(shutil.copytree(tiny / "generate", tmp_path / "own"))
+    beside = ["transformer/diffusion_pytorch_model.fp16", "text_encoder/model.bf16-00001-of-00002", "vae/ema_model"]
+    beside += ["text_encoder/onnx/model", "model"]
+    for name in beside:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(tiny / "generate/vae/diffusion_pytorch_model.safetensors", folder / f"{name}.safetensors")
+    served = hub_of(folder)
+    found = remote.look_up("Org/Name")
+    for component, count in found.parameters.items():
+        stored = sum(file.stat().st_size for file in (tiny / "generate" / component).glob("*.safetensors"))
+        assert count == stored // 2
+    fetched = remote.download(found)
+    assert {file.stem for file in fetched.local_folder.rglob("*.safetensors")} == {"diffusion_pytorch_model", "model"}
+    assert not any(path.endswith(f"/{found.revision}/{name}.safetensors") for path in served.paths for name in beside)
+
+
+def test_a_repository_that_is_stored_quantized_is_counted_by_its_bytes_and_refused_before_it_is_fetched(
+    hub_of, tiny, tmp_path
+):
+    folder = Path(shutil.copytree(tiny / "generate", tmp_path / "own"))
+    served = hub_of(folder)
+    config = folder / "transformer/config.json"
+    plain = json.loads(config.read_text())
+    config.write_text(json.dumps(plain | {"quantization_config": {"quant_method": "torchao"}}))
+    found = remote.look_up("Org/Name")
+    stored = sum(file.stat().st_size for file in (folder / "transformer").glob("*.safetensors"))
+    assert found.packed == {"transformer": stored} and found.parameters["transformer"] == 0
+    config.write_text(json.dumps(plain | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(LoadError, match="transformer/ is stored quantized by gptq, which is not loaded here"):
+        remote.look_up("Org/Name")
+    assert not any(path.endswith(".safetensors") for path in served.paths)
+
+
+def test_both_settings_may_write_one_repository_in_two_ways(cold_worker):
+    names = {"QWEN_IMAGE_MODEL": "Qwen/Qwen-Image-2.1", "QWEN_EDIT_MODEL": "qwen/qwen-image-2.1"}
+    catalogue = cold_worker(**names).catalogue
+    assert catalogue.locate("generate") is catalogue.locate("edit")
+    other = cold_worker(**names | {"QWEN_EDIT_MODEL": "qwen/qwen-image-2.1@v2"}).catalogue
+    assert other.locate("generate") is not other.locate("edit")
 
 
 def test_a_repository_that_does_not_exist_is_no_passing_failure(hub_of, tiny):

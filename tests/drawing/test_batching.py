@@ -16,13 +16,13 @@ from qwen_worker.drawing.queue import DrawingJob, WaitingQueue
 from qwen_worker.errors import Cancelled
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
-from qwen_worker.lora.file import LoraFile, LoraLayer, LoraUse
-from qwen_worker.lora.names import TensorNames
+from qwen_worker.lora.file import LoraFile, LoraUse
 from qwen_worker.pictures.inputs import Canvas
 from qwen_worker.settings import Precision, Settings
 
 from ..conftest import as_text, picture_of, run
 from ..model.test_savings import EXACT, pipeline
+from ..support.lora_files import lora_layer
 from ..support.patience import until
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 3}
@@ -286,7 +286,7 @@ def test_a_call_takes_what_the_checkpoint_s_class_and_the_plan_allow(worker):
     tight = dataclasses.replace(loaded.plan, device="cuda")
     tight = dataclasses.replace(tight, limit_bytes=tight.peak_bytes(512, 1024))
     assert worker.batches.pictures_per_call(dataclasses.replace(loaded, plan=tight), job) == 2
-    file = LoraFile("key", {"layer": LoraLayer(TensorNames(), 64, 1 << 20, 1 << 20, 1.0)}, None)
+    file = LoraFile("key", {"layer": lora_layer(64, 1 << 20, 1 << 20)}, None)
     job.loras = (LoraUse(file, 1.0, "loras[0]"),)
     assert worker.batches.pictures_per_call(dataclasses.replace(loaded, plan=tight), job) == 1
 

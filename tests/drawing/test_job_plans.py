@@ -10,8 +10,8 @@ from qwen_worker.drawing import inference
 from qwen_worker.drawing.queue import DrawingJob
 from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
-from qwen_worker.lora.file import LoraFile, LoraLayer, LoraUse
-from qwen_worker.lora.names import BLOCK_LAYERS, TensorNames
+from qwen_worker.lora.file import LoraFile, LoraUse
+from qwen_worker.lora.names import BLOCK_LAYERS
 from qwen_worker.memory.placement import plan
 from qwen_worker.pictures.inputs import Canvas
 from qwen_worker.settings import Precision, Speedup
@@ -19,6 +19,7 @@ from qwen_worker.speed.speedups import COMPILED_LORAS, Speed
 
 from ..conftest import as_text
 from ..memory.test_placement import ADA, AMPERE_PRO, BOTH, GB, PLANS, card
+from ..support.lora_files import lora_layer
 
 WIDTH, MLP = 3072, 12288  # of the 20B transformer's 60 blocks
 
@@ -30,7 +31,7 @@ def lora(rank, modulation=False):
         inputs = MLP if "net.2" in name else WIDTH
         outputs = 6 * WIDTH if "_mod." in name else MLP if "net.0" in name else WIDTH
         for block in range(60):
-            layers[f"transformer_blocks.{block}.{name}"] = LoraLayer(TensorNames(), rank, inputs, outputs, 1.0)
+            layers[f"transformer_blocks.{block}.{name}"] = lora_layer(rank, inputs, outputs)
     return LoraFile(f"rank {rank}", layers, None)
 
 

@@ -53,7 +53,7 @@ def test_the_task_follows_from_the_fields_when_none_is_named(fields, model):
 def test_the_defaults_are_the_contract_s():
     request = parse(PROMPT, "job")
     assert (request.width, request.height, request.num_inference_steps, request.guidance_scale) == (1024, 1024, 50, 4)
-    assert (request.num_images, request.output_format, request.negative_prompt) == (1, "png", None)
+    assert (request.num_images, request.output_format, request.negative_prompt) == (1, "auto", None)
     edit = parse(EDIT, "job")
     assert (edit.width, edit.height, edit.strength, edit.mask_image) == (None, None, 1, None)
 
@@ -76,6 +76,12 @@ def test_the_defaults_are_the_contract_s():
 )
 def test_names_of_other_apis_are_understood(fields, name, value):
     assert getattr(parse({**PROMPT, **fields}, "job"), name) == value
+
+
+@pytest.mark.parametrize("prompt", ["a photograph of a red fox in the snow, " * 60, "雪の中の赤い狐の写真。" * 90])
+def test_prompts_are_bounded_by_their_tokens_and_by_characters_only_against_abuse(prompt):
+    """Qwen's tokenizer makes 600 tokens of the first, which has 2,340 characters."""
+    assert parse({"prompt": prompt, "negative_prompt": prompt}, "job").prompt == prompt
 
 
 def test_the_seed_follows_from_the_job_id_and_image_k_adds_k():
@@ -102,9 +108,9 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({"task": None, "mask": "aGk="}, 'is not empty; this input has only "mask"'),
         ({"prompt": ""}, "prompt must not be empty"),
         ({"prompt": " \n\t"}, "prompt must not be empty"),
-        ({"prompt": "x" * 2001}, "prompt must be Unicode text of at most 2000 characters, not 2001 characters"),
+        ({"prompt": "x" * 20001}, "prompt must be Unicode text of at most 20000 characters, not 20001 characters"),
         ({"prompt": "\ud800"}, "prompt must be Unicode text"),
-        ({"prompt": 7}, "prompt must be Unicode text of at most 2000 characters, not 7"),
+        ({"prompt": 7}, "prompt must be Unicode text of at most 20000 characters, not 7"),
         ({"prompt": "a <|image_pad|> b"}, "prompt must not contain special tokens of the tokenizer such as <|image"),
         ({**PROMPT, "negative_prompt": "<|im_end|>"}, "negative_prompt must not contain special tokens"),
         ({**PROMPT, "width": 1000}, "width must be a whole number from 256 to 2048 and a multiple of 16, not 1000"),
@@ -154,6 +160,9 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**PROMPT, "images": ["a", "b"], "strength": 0.5}, "mask_image and strength below 1 work on one image, not 2"),
         ({**EDIT, "width": 512}, "width and height go together"),
         ({**EDIT, "task": "background_replacement", "mask": "a"}, "mask_image is not taken by background_replacement"),
+        ({**EDIT, "task": "background_replacement", "mask_from": "alpha"}, "mask_from is not taken by background_rep"),
+        ({**EDIT, "mask_from": "alpha"}, "mask_from says how mask_image is read, and mask_image is not given"),
+        ({**EDIT, "mask": "a", "mask_from": "black"}, "mask_from must be 'alpha' or 'white', not \"black\""),
         ({**PROMPT, "size": "512"}, 'size must be WIDTHxHEIGHT in pixels, not "512"'),
         ({**PROMPT, "size": "500x512"}, "width (sent as size) must be"),
         ({**PROMPT, "size": "512x512", "width": 512}, "width is given twice, as size and as width"),

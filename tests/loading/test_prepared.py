@@ -206,6 +206,15 @@ def test_a_hub_model_s_other_revision_is_not_used(tiny, one):
     assert words == f"it is not used: it is of revision {'b' * 12}, not {'a' * 12}"
 
 
+def test_a_prepared_form_of_a_hub_model_is_found_whatever_the_case_of_its_id(tiny, one):
+    edited(one, source={"hub_id": "Org/Name", "revision": "a" * 40})
+    found = dataclasses.replace(inspect(tiny / "generate"), hub_id="org/name", revision="a" * 40)
+    _, words = prepared.find(found, plan_for(tiny / "generate"), (one.parents[1],), None, Prepared.SAME_CARD)
+    assert words == one.name
+    assert prepared.find_source("org/NAME", (one.parents[1],)).revision == "a" * 40
+    assert prepared.find_source("org/other", (one.parents[1],)) is None
+
+
 def test_another_card_s_table_is_used_where_that_is_allowed(tiny, one):
     edited(one, made_on={"name": "NVIDIA A100", "capability": [8, 0]})
     plan = dataclasses.replace(plan_for(tiny / "generate"), device="cuda")

@@ -5,19 +5,23 @@ import hashlib
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from qwen_worker.errors import InvalidInput
 from qwen_worker.loading.components import load_component
 from qwen_worker.lora import file as lora_file
 from qwen_worker.lora.adapters import KEPT_SETS, Adapters, linear_shapes
 from qwen_worker.lora.file import LoraUse
+from qwen_worker.lora.names import LOHA_PARTS, Kind
+from qwen_worker.lora.products import AdaptedLinear, AddedProduct, product_of
+from qwen_worker.lora.ranks import padded_rank
 from qwen_worker.model import modulation
-from qwen_worker.settings import Precision
+from qwen_worker.settings import Precision, Settings
 from qwen_worker.weights import modulation_rows
 
 from ..model.test_quantization import CLASSES
 from ..model.test_savings import DTYPES, EXACT, drawn, forward, pipeline, plan_for, small_transformer, stock
-from ..support.lora_files import LAYERS, OTHERS, PLAIN, matrices, write
+from ..support.lora_files import LAYERS, OTHERS, PLAIN, matrices, size_of, write
 
 BF16, FP32 = Precision.BF16, Precision.FP32
 
@@ -34,8 +38,6 @@ def base(tiny):
 @pytest.fixture(scope="module")
 def ours(tiny):
     """ours(precision, table): the worker's pipeline and its adapters, built once."""
-    from qwen_worker.settings import Settings
-
     built = {}
 
     def of(precision, table):
@@ -146,7 +148,7 @@ def test_alpha_scales_as_diffusers_has_it(base, ours, theirs, tmp_path):
     [
         ({"transformer.r": 4, "transformer.lora_alpha": 2}, {"": 2.0}),
         ({"transformer.lora_alpha": 2, "transformer.use_rslora": True}, {"": 4.0}),
-        ({"transformer.lora_alpha": 4, "transformer.alpha_pattern": {"^attn.to_q": 8}}, {"attn.to_q": 8.0, "": 4.0}),
+        ({"transformer.lora_alpha": 4, "transformer.alpha_pattern": {"attn.to_q": 8}}, {"attn.to_q": 8.0, "": 4.0}),
         ({"transformer.lora_alpha": 4, "transformer.alpha_pattern": {PLAIN[1]: 1}}, {PLAIN[1]: 1.0, "": 4.0}),
         ({}, {"": 4.0}),
     ],
@@ -309,3 +311,118 @@ def test_a_reference_is_modulated_as_at_zero_by_the_lora_too(tmp_path, table):
     theirs.load_lora_adapter(str(file.parent), weight_name=file.name)
     assert torch.equal(changed, forward(theirs, timestep, shapes)) and not torch.equal(changed, before)
     assert torch.equal(forward(ours, timestep, shapes), before)
+
+
+def lycoris(path, base, layers, **tensors):
+    """A LoKr of every other layer, factored and whole by turns, and a LoHa of the rest; and their matrices, whole."""
+    random, deltas = torch.Generator().manual_seed(5), {}
+    for number, layer in enumerate(layers):
+        outputs, inputs = size_of(base, layer)
+        if number % 2:
+            parts = {
+                f"hada_w{n}_{part}": shape for n in (1, 2) for part, shape in (("a", (outputs, 2)), ("b", (2, inputs)))
+            }
+        else:
+            parts = {"lokr_w1": (4, 8), "lokr_w2_a": (outputs // 4, 3), "lokr_w2_b": (3, inputs // 8), "alpha": ()}
+        made = {part: torch.randn(shape, generator=random) * 0.3 for part, shape in parts.items()}
+        if number % 2:
+            deltas[layer] = (made["hada_w1_a"] @ made["hada_w1_b"]) * (made["hada_w2_a"] @ made["hada_w2_b"])
+        else:
+            made["alpha"] = torch.tensor(6)
+            deltas[layer] = torch.kron(made["lokr_w1"], made["lokr_w2_a"] @ made["lokr_w2_b"]) * 2
+        tensors |= {f"lycoris_{layer.replace('.', '_')}.{part}": tensor for part, tensor in made.items()}
+    save_file(tensors, path)
+    return path, deltas
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("table", [True, False])
+def test_lokr_and_loha_draw_as_merged_weights_and_beside_loras(base, tiny, ours, tmp_path, table, streamed):
+    """On the modulation too, where a table stands for its layers."""
+    path, deltas = lycoris(tmp_path / "l.safetensors", base, LAYERS + OTHERS)
+    low_rank = matrices(base, PLAIN, seed=2)
+    uses = [use(write(tmp_path / "one.safetensors", low_rank), 0.5), use(path, 0.1, "loras[1]")]
+    pipe, adapters = ours(FP32, table)
+    adapters.require_made_for_model(uses)
+    before = drawn(pipe)
+    with adapters.apply(uses, streamed):
+        pictures = drawn(pipe)
+    assert torch.equal(drawn(pipe), before)
+    merged, _ = pipeline(Settings, tiny / "generate", FP32, EXACT, table=False)
+    with torch.no_grad():
+        for layer, delta in deltas.items():
+            merged.transformer.get_submodule(layer).weight += 0.1 * delta
+        for layer, (down, up) in low_rank.items():
+            merged.transformer.get_submodule(layer).weight += 0.5 * up @ down
+    expected = drawn(merged)
+    assert (pictures - expected).abs().max() < 1e-3 < (before - expected).abs().max()
+
+
+@pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8, Precision.NF4])
+def test_quantized_layers_take_lokr_and_loha(base, tiny, tmp_path, precision):
+    from qwen_worker.checkpoints.checkpoint import inspect
+
+    plan = plan_for(tiny / "generate", precision, frozenset(), table=True)
+    transformer = load_component(inspect(tiny / "generate"), "transformer", CLASSES["transformer"], plan)
+    adapters = Adapters(transformer, None, torch.bfloat16, "cpu")
+    path, deltas = lycoris(tmp_path / "l.safetensors", base, PLAIN)
+    adapters.require_made_for_model([use(path)])
+    random = torch.Generator().manual_seed(0)
+    for name, delta in deltas.items():
+        layer = transformer.get_submodule(name)
+        x = torch.randn(1, 7, layer.in_features, generator=random).bfloat16()
+        with torch.no_grad(), adapters.apply([use(path, 8.0)]):
+            base_outputs, changed = layer(x).float(), transformer.get_submodule(name)(x).float()
+        added = 8 * x.float() @ delta.T
+        assert (changed - base_outputs - added).norm() < 0.01 * changed.norm() < 0.1 * added.norm(), name
+        assert transformer.get_submodule(name) is layer
+
+
+def test_lokr_and_loha_take_the_room_that_they_compute_in_and_no_compiled_blocks(base, tmp_path):
+    path, _ = lycoris(tmp_path / "l.safetensors", base, PLAIN[:2])
+    file = use(path).file
+    (kr_out, kr_in), (ha_out, ha_in) = (size_of(base, layer) for layer in PLAIN[:2])
+    kept = 32 + 3 * (kr_out // 4 + kr_in // 8) + 4 * (ha_out + ha_in)
+    assert (file.parameters, file.scratch_parameters) == (kept, 3 * ha_out * ha_in)
+    assert padded_rank([file], has_table=True) == 0
+
+
+@pytest.mark.parametrize(
+    "sides", [((1, 128), (128, 1)), ((128, 1), (1, 128)), ((1, 1), (128, 128)), ((64, 2), (2, 64))]
+)
+def test_a_lokr_of_any_factors_takes_no_more_room_than_its_layer(sides):
+    """Whichever of the two is multiplied first: the other way, a row of 128 numbers would become one of 16,384."""
+    w1, w2 = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in sides)
+    x, largest = torch.randn(3, 128), 0
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            largest = max(largest, result.numel())
+            return result
+
+    with Largest():
+        found = product_of(Kind.LOKR, {"lokr_w1": w1, "lokr_w2": w2})(x)
+    assert torch.allclose(found, x @ torch.kron(w1, w2).T, atol=1e-4) and largest <= max(
+        3 * 128, w1.numel(), w2.numel()
+    )
+
+
+def test_lokr_and_loha_of_the_endpoint_s_own_are_compiled_in_with_one_graph_for_all_blocks():
+    """Compiled blocks have a bound of graphs, and blocks that are beyond it are drawn without."""
+    from torch._dynamo.testing import CompileCounter
+
+    def layer():
+        adapted = AdaptedLinear(torch.nn.Linear(16, 16))
+        parts = {"lokr_w1": (4, 4), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 4)}
+        for kind, shapes in ((Kind.LOKR, parts), (Kind.LOHA, {part: (16, 16) for part in LOHA_PARTS})):
+            made = {part: torch.nn.Parameter(torch.randn(shape)) for part, shape in shapes.items()}
+            adapted.products[kind] = AddedProduct(kind, made, 0.5)
+        return adapted.requires_grad_(False)
+
+    counter, inputs = CompileCounter(), torch.randn(3, 16)
+    compiled = torch.compile(lambda block, x: block(x), backend=counter, fullgraph=True)
+    for block in (layer(), layer(), layer()):
+        assert torch.allclose(compiled(block, inputs), block(inputs), atol=1e-5)
+    assert counter.frame_count == 1

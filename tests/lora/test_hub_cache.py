@@ -12,9 +12,9 @@ import pytest
 from qwen_worker.errors import InvalidInput
 from qwen_worker.lora import fetch as lora_fetch
 from qwen_worker.lora.fetch import LoraFetcher
-from qwen_worker.lora.file import TensorFile
 from qwen_worker.lora.hub_cache import HubCache
 from qwen_worker.lora.store import ABANDONED_SECONDS
+from qwen_worker.lora.tensor_file import TensorFile
 from qwen_worker.network import hub
 
 from ..conftest import ROOT
@@ -67,6 +67,17 @@ def test_a_repository_s_only_lora_or_a_named_one_is_fetched_once(fetcher, served
     assert find(fetcher, "Org/One")[0] == FILE and len(served.paths) == asked
     assert cached() == ["Many/sub/c.safetensors", "One/style.safetensors"]
     assert not list(store.folder.glob("*.safetensors"))
+
+
+def test_an_id_in_another_case_is_the_same_repository(fetcher, fetching, served, repos, cached):
+    served.repos["org/one"] = repos / "One"
+    found = find(fetcher, "Org/One")
+    asked = len(served.paths)
+    assert find(fetcher, "org/one") == found and len(served.paths) == asked
+    assert find(fetcher, "org/one/style.safetensors") == found and served.sent == {digest(FILE): len(FILE)}
+    assert cached() == ["One/style.safetensors"] and len(list(fetcher.hub_cache.folder.glob("models--*"))) == 1
+    served.status = 503
+    assert find(fetching(), "org/one") == found
 
 
 def test_what_the_hub_cannot_give_is_told(fetcher, served):
@@ -187,6 +198,57 @@ def test_the_listing_tells_commit_and_sizes(served):
     assert hub.listing("Org/One", "") == (
         served.commit("Org/One"), {"README.md": 1, "style.safetensors": len(FILE)},
     )  # fmt: skip
+
+
+# peft's file, which has its alpha in a file beside it
+
+
+CONFIG = b'{"lora_alpha": 16}'
+
+
+@pytest.fixture
+def peft(repos, served):
+    """The repository Org/Many, in which one folder is peft's."""
+    for name, data in {"peft/adapter_model.safetensors": FILE, "peft/adapter_config.json": CONFIG,
+                       "peft/other.safetensors": OTHER}.items():  # fmt: skip
+        (repos / "Many" / name).parent.mkdir(exist_ok=True)
+        (repos / "Many" / name).write_bytes(data)
+    return "Org/Many/peft/adapter_model.safetensors"
+
+
+def found_file(fetcher, text):
+    return fetcher.find(text, lora_fetch.FetchTarget("loras[0]", MB, lora_fetch.FETCH_FAILED), ())
+
+
+def test_a_configuration_comes_with_the_file_that_it_is_of(fetcher, fetching, served, peft, repos, monkeypatch):
+    monkeypatch.setattr(lora_fetch, "REASK_SECONDS", 0)
+    file = found_file(fetcher, peft)
+    assert file.config.read_bytes() == CONFIG and file.config.parent == file.path.parent and not file.warnings
+    other = found_file(fetcher, "Org/Many/peft/other.safetensors")
+    assert other.config is None and "lies beside other LoRAs" in other.warnings[0]
+    assert found_file(fetcher, "Org/Many/a.safetensors") == found_file(fetching(), "Org/Many/a.safetensors")
+    served.status = 503
+    for worker in (fetcher, fetching()):
+        assert found_file(worker, peft) == file and found_file(worker, "Org/Many/peft/other.safetensors") == other
+    served.status = 200
+    (repos / "Many/peft/adapter_config.json").write_bytes(b'{"lora_alpha": 32}')
+    assert found_file(fetcher, peft).config.read_bytes() == b'{"lora_alpha": 32}'
+
+
+def test_a_file_is_not_given_without_the_configuration_that_it_had(fetcher, served, peft):
+    """Without it the LoRA would be drawn at another strength."""
+    file = found_file(fetcher, peft)
+    fetcher.hub_cache.delete([file.config.resolve()])
+    assert found_file(fetcher, peft) == file and file.config.is_file()
+    fetcher.hub_cache.delete([file.config.resolve()])
+    served.status = 503
+    assert "the hub answered 503" in refusal(fetcher, peft)
+
+
+def test_a_configuration_of_megabytes_is_refused_unfetched(fetcher, served, peft, repos):
+    (repos / "Many/peft/adapter_config.json").write_bytes(b"x" * 2 * MB)
+    sentence = "invalid_input: loras[0]'s adapter_config.json must be at most 1 MB, not 2.0 MB"
+    assert refusal(fetcher, peft) == sentence and served.sent == {}
 
 
 # The bound, and kills

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from qwen_worker.errors import CODES
@@ -97,11 +98,77 @@ def test_loras_add_up_by_their_scales_and_the_reply_names_them(worker, base, fol
         write(folder / f"{name}.safetensors", matrices(base, PLAIN, seed=ord(name)))
     a, b = {"path": "a.safetensors"}, {"path": "b.safetensors", "scale": -0.5}
     both = drawn(worker, a, b)
-    assert both["metadata"]["loras"] == [a | {"scale": 1.0}, b] and both["metadata"]["preset"] == "quality"
+    named = [a | {"scale": 1.0, "strength": 1.0}, b | {"strength": -0.5}]
+    assert both["metadata"]["loras"] == named and both["metadata"]["preset"] == "quality"
     assert len({both["image"], drawn(worker, a)["image"], drawn(worker, b)["image"], plain}) == 4
     assert drawn(worker, a | {"scale": 0})["image"] == plain == run(worker, SMALL)["output"]["image"]
     assert drawn(worker, b, a)["image"] != plain
     assert "loras" not in run(worker, SMALL)["output"]["metadata"]
+
+
+def strengths(output):
+    return [lora.get("strength") for lora in output["metadata"]["loras"]]
+
+
+def test_a_strength_that_peft_or_plain_metadata_say_is_drawn_and_told(worker, base, folder):
+    weights = matrices(base, PLAIN, seed=11)
+    write(folder / "alpha-16.safetensors", weights, "kohya, musubi", alpha=16)
+    write(folder / "peft/adapter_model.safetensors", weights, "peft")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 16, "target_modules": ["to_q"]}
+    (folder / "peft/adapter_config.json").write_text(json.dumps(config))
+    with safe_open(folder / "peft/adapter_model.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, folder / "plain.safetensors", metadata={"lora_alpha": "16", "rank": "4"})
+    expected = drawn(worker, {"path": "alpha-16.safetensors", "scale": 0.2})
+    for path in ("peft/adapter_model.safetensors", "plain.safetensors"):
+        output = drawn(worker, {"path": path, "scale": 0.2})
+        assert output["image"] == expected["image"] and strengths(output) == strengths(expected) == [0.8], path
+        assert "warnings" not in output["metadata"]
+    weak = drawn(worker, {"path": "peft/adapter_model.safetensors", "scale": 0.05})
+    assert strengths(weak) == [0.2] and weak["image"] != expected["image"]
+
+
+def test_strengths_that_differ_by_layer_are_told_as_a_range(worker, base, folder):
+    first, second = matrices(base, PLAIN[:1]), matrices(base, PLAIN[1:2], rank=8)
+    write(folder / "ranks.safetensors", first | second, "lightning", alpha=4)
+    (lora,) = drawn(worker, {"path": "ranks.safetensors", "scale": -1})["metadata"]["loras"]
+    assert lora["strength_range"] == [-1.0, -0.5] and "strength" not in lora
+
+
+def test_a_file_in_fp8_and_one_with_a_text_encoder_s_part_are_drawn(worker, base, folder, plain):
+    weights = matrices(base, PLAIN, seed=12)
+    in_fp8 = {layer: tuple(part.to(torch.float8_e4m3fn).float() for part in pair) for layer, pair in weights.items()}
+    write(folder / "fp8.safetensors", weights, dtype=torch.float8_e4m3fn)
+    path = write(folder / "rounded.safetensors", in_fp8)
+    picture = drawn(worker, {"path": "rounded.safetensors"})["image"]
+    assert drawn(worker, {"path": "fp8.safetensors"})["image"] == picture != plain
+    text = {f"text_encoder.layers.0.q_proj.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
+    with safe_open(path, "pt") as file:
+        save_file(text | {name: file.get_tensor(name) for name in file.keys()}, folder / "both.safetensors")  # noqa: SIM118
+    output = drawn(worker, {"path": "rounded.safetensors", "scale": 0}, {"path": "both.safetensors"})
+    assert output["image"] == picture and output["metadata"]["warnings"] == [
+        "loras[1] has a part for the text encoder (2 tensors), which was not applied"
+    ]
+    save_file(text, folder / "text.safetensors")
+    assert refused(worker, {"path": "text.safetensors"}).startswith(
+        "invalid_input: loras[0] has a part for the text encoder only (text_encoder.layers.0.q_proj.lora_"
+    )
+
+
+def test_a_lokr_is_drawn(worker, base, folder, plain):
+    name, tensors = "diffusion_model.transformer_blocks.0.", {}
+    for layer, (outputs, inputs) in {"attn.to_q": (128, 128), "img_mlp.net.2": (128, 512)}.items():
+        tensors[f"{name}{layer}.lokr_w1"] = torch.full((4, 4), 0.1)
+        tensors[f"{name}{layer}.lokr_w2"] = torch.full((outputs // 4, inputs // 4), 0.05)
+        tensors[f"{name}{layer}.alpha"] = torch.tensor(1e10)  # of whole matrices, which have no rank
+    save_file(tensors, folder / "lokr.safetensors")
+    output = drawn(worker, {"path": "lokr.safetensors"})
+    assert output["image"] != plain and strengths(output) == [1.0]
+    tensors[f"{name}attn.to_q.lokr_w1"] = torch.ones(128, 128)
+    save_file(tensors, folder / "absurd.safetensors")
+    assert "transformer_blocks.0.attn.to_q is 128x128 there and 4096x4096 in the LoRA" in refused(
+        worker, {"path": "absurd.safetensors"}
+    )
 
 
 def test_edits_and_several_pictures_take_loras(worker, base, folder, scene):
@@ -121,7 +188,7 @@ def test_a_url_s_lora_is_the_file_s_and_the_url_s_secrets_are_not_told(worker, b
     host = address.removeprefix("http://")
     output = drawn(worker, {"path": f"http://user:hush@{host}/d?signature=hush"})
     assert output["image"] == drawn(worker, {"path": "d.safetensors"})["image"]
-    assert output["metadata"]["loras"] == [{"path": f"http://{host}/d", "scale": 1.0}]
+    assert output["metadata"]["loras"] == [{"path": f"http://{host}/d", "scale": 1.0, "strength": 1.0}]
 
 
 def test_the_hub_s_lora_is_the_file_s(worker, base, folder, web, monkeypatch, tmp_path):
@@ -280,6 +347,17 @@ def test_the_endpoint_s_own_loras_are_part_of_its_pictures(cold_worker, worker, 
     assert "; LoRAs: QWEN_LORAS[0] at 0.6" in capsys.readouterr().out
     models = run(endpoint, {"task": "health"})["output"]["models"]
     assert [model["loras"] for model in models] == [[{"setting": "QWEN_LORAS[0]", "scale": 0.6}], []]
+
+
+def test_a_few_step_lora_among_the_endpoint_s_own_is_warned_of_in_the_log(tiny, capsys):
+    from qwen_worker.lora.loras import Loras
+    from qwen_worker.settings import Settings
+
+    own = [{"path": str(tiny / "few-step/tiny-qwen-image-4steps.safetensors")}]
+    (use,) = Loras(Settings(QWEN_LORAS=json.dumps(own))).open_for_endpoint("edit")
+    assert use.file.layers and use.from_settings
+    said = capsys.readouterr().out
+    assert "QWEN_LORAS[0] is a few-step LoRA by its name" in said and "QWEN_EDIT_FAST_LORA and QWEN_PRESET=fast" in said
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ from safetensors.torch import save
 from qwen_worker.errors import Cancelled, JobError
 from qwen_worker.jobs.sources import is_source
 from qwen_worker.lora import fetch as lora_fetch
-from qwen_worker.lora.fetch import LoraFetcher, find_below
+from qwen_worker.lora.fetch import LoraFetcher
 from qwen_worker.lora.notes import Fetched, Notes
+from qwen_worker.lora.places import find_below
 from qwen_worker.lora.store import ABANDONED_SECONDS, Incoming, LoraStore, Unwritable
+from qwen_worker.network.fetch import FetchTarget
 
 from ..conftest import ROOT, respond
 from ..support.patience import wait_until
@@ -60,7 +62,7 @@ def test_only_files_below_a_root_are_found(tmp_path):
     os.mkfifo(root / "pipe.safetensors")
     roots = [tmp_path / "missing", root]
     for text in ("sub/a.safetensors", str(inside), "in.safetensors"):
-        assert find_below(roots, text) == inside
+        assert find_below(roots, text) == (inside, root)
     for text in ("../outside.safetensors", str(outside), "out.safetensors", "sub/../../outside.safetensors", "sub",
                  "pipe.safetensors", "a" * 4000, "/dev/zero", "none.safetensors"):  # fmt: skip
         assert find_below(roots, text) is None, text
@@ -306,6 +308,95 @@ def test_a_store_that_cannot_be_made_is_told(web, tmp_path):
     assert "has no room on the worker's disk" in refusal(fetcher, web(Web()))
 
 
+# peft's file, which has its alpha in a file beside it
+
+
+class Peft(Web):
+    """A folder with peft's two files behind a URL, or with the LoRA alone."""
+
+    def __init__(self, config=b'{"lora_alpha": 16}', status=200):
+        super().__init__()
+        self.config, self.status = config, status
+
+    def __call__(self, handler):
+        if handler.path.startswith("/a/adapter_config.json"):
+            return respond(handler, self.config, self.status)
+        super().__call__(handler)
+
+
+def found_file(fetcher, text, **options):
+    return fetcher.find(text, FetchTarget("loras[0]", MB, lora_fetch.FETCH_FAILED), (), **options)
+
+
+def test_a_url_s_configuration_comes_along_and_is_asked_for_with_it(fetcher, fetching, web, monkeypatch):
+    served = Peft()
+    url = web(served) + "/a/adapter_model.safetensors?download=true"
+    file = found_file(fetcher, url)
+    assert file.config.read_bytes() == served.config and file.key == digest(FILE) and not file.warnings
+    assert found_file(fetching(), url).config == file.config
+    served.config = b'{"lora_alpha": 32}'
+    assert found_file(fetcher, url).config == file.config  # asked a moment ago
+    monkeypatch.setattr(lora_fetch, "REASK_SECONDS", 0)
+    assert found_file(fetcher, url).config.read_bytes() == served.config and served.sent == len(FILE)
+    assert found_file(fetcher, url.replace("adapter_model", "style")).config is None
+
+
+def test_a_configuration_that_is_gone_from_the_disk_is_fetched_again(fetcher, web):
+    served = Peft()
+    url = web(served) + "/a/adapter_model.safetensors"
+    found_file(fetcher, url).config.unlink()
+    assert found_file(fetcher, url).config.read_bytes() == served.config
+
+
+def test_a_url_without_a_configuration_is_drawn_and_told(fetcher, web):
+    file = found_file(fetcher, web(Peft(status=403)) + "/a/adapter_model.safetensors")
+    assert file.config is None
+    assert len(file.warnings) == 1 and file.warnings[0].startswith("has no adapter_config.json beside it, which peft")
+
+
+def test_a_configuration_of_megabytes_is_refused(fetcher, web, store):
+    url = web(Peft(b"[" * 5 * MB)) + "/a/adapter_model.safetensors"
+    sentence = "loras[0]'s adapter_config.json must be at most 1 MB, not 5.0 MB"
+    assert refusal(fetcher, url, max_bytes=9 * MB) == f"invalid_input: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "is_used"),
+    [
+        (["adapter_model"], "adapter_model", True),
+        (["style"], "style", True),
+        (["adapter_model", "style"], "adapter_model", True),
+        (["adapter_model", "style"], "style", False),
+        (["one", "two"], "one", False),
+    ],
+)
+def test_a_configuration_belongs_to_peft_s_own_name_or_to_the_only_lora(fetcher, tmp_path, files, name, is_used):
+    for file in files:
+        (tmp_path / f"{file}.safetensors").write_bytes(FILE)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    found = fetcher.find(f"{name}.safetensors", FetchTarget("loras[0]", MB), [tmp_path])
+    assert found.config == (tmp_path / "adapter_config.json" if is_used else None)
+    assert [warning[:37] for warning in found.warnings] == ["lies beside other LoRAs and one adapt"] * (not is_used)
+
+
+def test_peft_s_file_without_its_configuration_is_told(fetcher, tmp_path):
+    for name in ("adapter_model", "other"):
+        (tmp_path / f"{name}.safetensors").write_bytes(FILE)
+    warnings = [
+        fetcher.find(f"{name}.safetensors", FetchTarget("loras[0]", MB), [tmp_path]).warnings
+        for name in ("adapter_model", "other")
+    ]
+    assert len(warnings[0]) == 1 and "has no adapter_config.json beside it" in warnings[0][0] and not warnings[1]
+
+
+def test_a_configuration_out_of_the_folder_is_not_followed(fetcher, tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "secret.json").write_text('{"lora_alpha": "secret"}')
+    (tmp_path / "root/a.safetensors").write_bytes(FILE)
+    (tmp_path / "root/adapter_config.json").symlink_to(tmp_path / "secret.json")
+    assert fetcher.find("a.safetensors", FetchTarget("loras[0]", MB), [tmp_path / "root"]).config is None
+
+
 # The bound, and kills
 
 
@@ -354,7 +445,7 @@ def test_the_names_that_are_remembered_are_bounded(store, monkeypatch):
     monkeypatch.setattr("qwen_worker.lora.notes.MAX_NAMES", 5)
     file = keep(store, FILE).name
     for number in range(9):
-        Notes(store.folder).write(f"name {number}", Fetched(file, "key"))
+        Notes(store.folder).write(f"name {number}", Fetched(file, "key", ""))
     assert len(list(store.folder.glob("*.json"))) == 5
 
 
@@ -378,10 +469,11 @@ def test_a_kill_while_a_file_comes_leaves_no_file(store):
 
 def test_a_note_that_cannot_be_read_is_none(store):
     notes, file = Notes(store.folder), keep(store, FILE).name
-    note = Fetched(file, "key", "etag")
+    note = Fetched(file, "key", "", etag="etag")
     notes.write("name", note)
     assert notes.read("name") == note
     for text in ("", "[]", '{"file": "x"}', '{"file": 1, "key": "2"}', '{"file": "x", "key": "y", "more": 3}', "{",
-                 '{"file": "gone.safetensors", "key": "key"}'):  # fmt: skip
+                 '{"file": "gone.safetensors", "key": "key", "config": ""}',
+                 f'{{"file": "{file}", "key": "before there were configurations"}}'):  # fmt: skip
         notes.path("name").write_text(text)
         assert notes.read("name") is None

@@ -87,6 +87,21 @@ def test_a_host_that_does_not_resolve_is_named_as_that():
     assert "does not resolve" in failure("http://no-such-host.invalid/a.png?token=secret")
 
 
+def test_hosts_hear_the_project_s_name_and_not_a_library_s(web):
+    """Also those to which a first one sends on. Some refuse clients that call themselves python-requests."""
+    heard = []
+
+    def host(handler):
+        heard.append(handler.headers["User-Agent"])
+        if handler.path == "/moved":
+            return respond(handler, b"", 302, Location="/here")
+        refused = heard[-1].startswith("python-requests")
+        respond(handler, b"set a User-Agent" if refused else b"picture", 403 if refused else 200)
+
+    assert fetch(web(host) + "/moved", "image", MB, 5) == b"picture"
+    assert len(heard) == 2 and all(name.startswith("qwen-image-worker ") for name in heard)
+
+
 def test_an_error_status_is_told(web):
     assert "HTTP status 404" in failure(web(lambda handler: respond(handler, b"", 404)))
 

@@ -1,5 +1,6 @@
 """Pictures leave in the reply or by URL from a bucket, never above the limit, and no key leaks. Against moto's S3."""
 
+import asyncio
 import base64
 import functools
 import io
@@ -70,8 +71,6 @@ def sent(pictures, settings, fields=None, job=None, limit=10 * MB):
 
 
 def test_the_size_is_that_of_the_body_which_the_sdk_posts(web, monkeypatch):
-    import asyncio
-
     import aiohttp
     from runpod.serverless.modules import rp_http
 
@@ -95,7 +94,7 @@ def test_the_limit_holds_to_the_byte(spare):
         assert posted_bytes(sent([noise(64)], Settings(), limit=size)) == size
     else:
         with pytest.raises(JobError, match="result_too_large: the reply has 0.02 MB and at most 0.0"):
-            sent([noise(64)], Settings(), limit=size - 1)
+            sent([noise(64)], Settings(), {"output_format": "png"}, limit=size - 1)
 
 
 def test_a_result_of_25_mb_goes_to_the_bucket(operator):
@@ -110,15 +109,15 @@ def test_a_result_of_25_mb_goes_to_the_bucket(operator):
         assert picture_of(base64.b64encode(answer.content)).tobytes() == picture.tobytes()
 
 
-def test_a_result_of_25_mb_without_a_bucket_goes_as_webp_where_the_job_allows_it():
-    reply = sent([noise(1440), noise(1440)], Settings(), {"output_format": "auto"})
+def test_a_result_of_25_mb_without_a_bucket_goes_as_webp_where_the_job_asks_for_no_format():
+    reply = sent([noise(1440), noise(1440)], Settings())
     assert picture_of(reply["image"]).format == "WEBP" and reply["metadata"]["output_format"] == "webp"
     assert posted_bytes(reply) <= 10 * MB
 
 
 def test_a_result_of_25_mb_is_else_refused_with_both_figures():
     with pytest.raises(JobError, match=r"result_too_large: the reply has 24\.\d\d MB and at most 10 MB are delivered"):
-        sent([noise(1440), noise(1440)], Settings())
+        sent([noise(1440), noise(1440)], Settings(), {"output_format": "png"})
 
 
 def test_a_result_of_25_mb_through_a_worker_process_is_never_dropped(environment, operator, web):
@@ -131,8 +130,8 @@ def test_a_result_of_25_mb_through_a_worker_process_is_never_dropped(environment
     }  # fmt: skip
     with WorkerProcess(environment(**variables, **private, **addresses(web(plane)))) as worker:
         plane.put("bucket", large)
-        plane.put("webp", large | {"delivery": "inline", "output_format": "auto"})
-        plane.put("refused", large | {"delivery": "inline"})
+        plane.put("webp", large | {"delivery": "inline"})
+        plane.put("refused", large | {"delivery": "inline", "output_format": "png"})
         by_bucket, as_webp, refused = (plane.result(job_id) for job_id in ("bucket", "webp", "refused"))
         assert worker.terminate() == 0
     for url in by_bucket["output"]["image_urls"]:
@@ -144,6 +143,26 @@ def test_a_result_of_25_mb_through_a_worker_process_is_never_dropped(environment
         r"result_too_large: the reply has 24\.\d\d MB and at most 9\.5 MB are delivered; .*", refused["error"]
     )
     assert plane.refused == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"output_format": "png"}, "output_format png: 1 picture of 512x512 may have 1 MB in the reply"),
+        ({"output_format": "webp", "num_images": 4}, "output_format webp: 4 pictures of 512x512 may have 2 MB"),
+        ({"output_format": "png", "delivery": "url"}, None),  # by a bucket
+        ({"output_format": "webp", "output_quality": 90}, None),
+        ({"output_format": "jpeg"}, None),
+        ({}, None),
+    ],
+)
+def test_a_reply_that_may_be_too_large_is_told_before_it_is_drawn(cold_worker, operator, fields, words):
+    """And is sent where it is not: how large a PNG gets nobody knows before."""
+    bucket = operator() if "delivery" in fields else {}
+    worker = cold_worker(QWEN_FALLBACK="force", QWEN_RESULT_LIMIT_MB=0.5, **bucket)
+    warnings = run(worker, {**SMALL, "width": 512, "height": 512, **fields})["output"]["metadata"].get("warnings", [])
+    assert len(warnings) == (words is not None)
+    assert not words or (words in warnings[0] and "at most 0.5 MB" in warnings[0])
 
 
 def test_auto_never_goes_below_the_quality_asked_for():
@@ -208,13 +227,13 @@ def test_a_bucket_that_is_down_falls_back_to_the_reply_and_says_so(operator, cap
     with pytest.raises(
         JobError, match=r"upload_failed: the bucket did not .* and the reply has 0.02 MB and at most"
     ) as caught:
-        sent([noise(64)], settings, limit=10_000)
+        sent([noise(64)], settings, {"output_format": "png"}, limit=10_000)
     no_secret_in(json.dumps(reply) + str(caught.value) + "".join(capsys.readouterr()))
 
 
 def test_a_bucket_that_is_down_leaves_auto_its_smaller_encodings(operator):
     settings = Settings(**operator(BUCKET_ENDPOINT_URL="http://127.0.0.1:9"))
-    reply = sent([noise(128)], settings, {"output_format": "auto"}, limit=40_000)
+    reply = sent([noise(128)], settings, limit=40_000)
     assert reply["metadata"]["output_format"] == "webp" and "did not take" in reply["metadata"]["delivery_note"]
 
 
@@ -285,8 +304,6 @@ def test_a_job_s_own_bucket_gets_its_pictures(cold_worker, s3, monkeypatch, caps
 
 
 def run_job(worker, more, **fields):
-    import asyncio
-
     from runpod.serverless.modules.rp_job import run_job as sdk_s
 
     return asyncio.run(sdk_s(worker.answer, {"id": "own-1", "input": {**SMALL, **fields}, **more}))
@@ -357,10 +374,77 @@ def test_an_s3_config_that_cannot_be_used_is_refused_by_the_field_alone(cold_wor
         ("https://s3.us-west-2.amazonaws.com/shop", "", ("https://s3.us-west-2.amazonaws.com", "shop", "us-west-2")),
         ("https://abc.r2.cloudflarestorage.com", "shop", ("https://abc.r2.cloudflarestorage.com", "shop", "auto")),
         ("http://[2001:db8::1]:9000", "shop", ("http://[2001:db8::1]:9000", "shop", "us-east-1")),
+        (
+            "https://s3api-eu-ro-1.runpod.io/",
+            "abcdefghij",
+            ("https://s3api-eu-ro-1.runpod.io", "abcdefghij", "EU-RO-1"),
+        ),
+        ("https://s3api-eur-is-1.runpod.io/vol1", "", ("https://s3api-eur-is-1.runpod.io", "vol1", "EUR-IS-1")),
+        (
+            "https://shop.s3.us-west-004.backblazeb2.com",
+            "",
+            ("https://s3.us-west-004.backblazeb2.com", "shop", "us-west-004"),
+        ),
+        (
+            "https://s3.eu-central-2.wasabisys.com",
+            "shop",
+            ("https://s3.eu-central-2.wasabisys.com", "shop", "eu-central-2"),
+        ),
+        ("https://s3.wasabisys.com", "shop", ("https://s3.wasabisys.com", "shop", "us-east-1")),
+        ("https://shop.nyc3.digitaloceanspaces.com", "shop", ("https://nyc3.digitaloceanspaces.com", "shop", "nyc3")),
+        (
+            "https://abc.eu.r2.cloudflarestorage.com/shop",
+            "",
+            ("https://abc.eu.r2.cloudflarestorage.com", "shop", "auto"),
+        ),
+        (
+            "https://shop.s3.cn-north-1.amazonaws.com.cn",
+            "",
+            ("https://s3.cn-north-1.amazonaws.com.cn", "shop", "cn-north-1"),
+        ),
+        (
+            "https://abc.supabase.co/storage/v1/s3",
+            "shop",
+            ("https://abc.supabase.co/storage/v1/s3", "shop", "us-east-1"),
+        ),
+        ("https://example.com/minio/shop/", "shop", ("https://example.com/minio", "shop", "us-east-1")),
     ],
 )
 def test_endpoints_name_buckets_and_regions_in_several_ways(url, name, found):
     assert buckets.split_endpoint(url, name) == found
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "sentence"),
+    [
+        ("https://shop.s3.amazonaws.com", "other", "names another bucket than the one given beside it"),
+        ("https://s3api-eu-ro-1.runpod.io/vol1", "vol2", "names another bucket than the one given beside it"),
+        ("https://s3.us-west-2.amazonaws.com/a/shop", "shop", "must have no path beyond the bucket's name"),
+        ("https://example.com/../shop", "shop", "must have a path of at most 10 names"),
+        ("https://example.com/a//shop", "shop", "must have a path of at most 10 names"),
+        ("https://example.com/%2e%2e/shop", "shop", "must have a path of at most 10 names"),
+        ("https://example.com" + "/a" * 12, "shop", "must have a path of at most 10 names"),
+    ],
+)
+def test_an_endpoint_that_no_service_has_is_refused(url, name, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        buckets.split_endpoint(url, name)
+
+
+def test_a_region_in_capitals_is_what_requests_are_signed_for(web):
+    """As RunPod's storage calls its regions."""
+    seen = []
+
+    def answer(handler):
+        seen.append((handler.path, handler.headers["Authorization"]))
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        respond(handler, b"", 200, ETag='"x"')
+
+    own = config(web(answer) + "/storage/v1/s3", bucketName="abcdefghij", region="EU-RO-1")
+    url = sent([noise(16)], Settings(), job=own)["image_url"]
+    ((path, signature),) = seen
+    assert path == "/storage/v1/s3/abcdefghij/job-1/0.png" and "/EU-RO-1/s3/aws4_request" in signature
+    assert "/storage/v1/s3/abcdefghij/job-1/0.png?" in url and "EU-RO-1" in url
 
 
 @pytest.mark.parametrize(

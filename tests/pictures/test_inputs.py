@@ -1,7 +1,9 @@
 """Which pictures a request brings."""
 
+import pytest
 from PIL import Image
 
+from qwen_worker.errors import JobError
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.pictures.inputs import open_images
 
@@ -15,11 +17,19 @@ def request(**fields):
 
 
 def test_generate_brings_none():
-    assert open_images(request(), 1) == ([], None)
+    assert open_images(request(), 1, print) == ([], None, None)
 
 
 def test_pictures_come_in_their_order_with_the_mask():
-    sources, mask = open_images(request(images=[as_text(WIDE), as_text(TALL)]), 1)
+    sources, mask, _ = open_images(request(images=[as_text(WIDE), as_text(TALL)]), 1, print)
     assert [source.size for source in sources] == [(600, 300), (300, 600)] and mask is None
-    sources, mask = open_images(request(image=as_text(WIDE), mask=as_text(Image.new("L", (600, 300), 255))), 1)
+    white = as_text(Image.new("L", (600, 300), 255))
+    sources, mask, _ = open_images(request(image=as_text(WIDE), mask=white), 1, print)
     assert mask.size == sources[0].size and mask.mode == "L"
+
+
+def test_a_size_is_taken_from_a_picture_that_is_there():
+    with pytest.raises(JobError, match="invalid_input: size_from must be below the number of images, 2, not 2"):
+        request(images=["aGk=", "aGk="], size_from=2)
+    with pytest.raises(JobError, match="size_from must be a whole number from 0 to 2, not -1"):
+        request(images=["aGk=", "aGk="], size_from=-1)

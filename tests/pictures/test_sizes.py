@@ -65,9 +65,10 @@ def test_an_edit_is_drawn_as_its_picture_is_looked_at_and_delivered_as_asked(sou
     assert sizes(source, **fields) == (drawn, delivered)
 
 
-def test_the_last_of_several_pictures_gives_the_shape():
-    assert sizes((600, 300), (300, 600)).drawn == (736, 1440)
-    assert sizes((300, 600), (600, 300)).drawn == (1440, 736)
+def test_the_first_of_several_pictures_gives_the_shape_or_the_one_that_is_named():
+    assert sizes((600, 300), (300, 600)).drawn == (1440, 736)
+    assert sizes((300, 600), (600, 300)).drawn == (736, 1440)
+    assert sizes((600, 300), (300, 600), size_from=1).drawn == (736, 1440)
 
 
 def test_a_picture_from_a_prompt_is_drawn_as_asked():

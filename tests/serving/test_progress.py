@@ -38,6 +38,13 @@ def test_a_report_tells_step_total_percent_and_seconds_left(monkeypatch):
     assert message_of(job) == {"stage": "drawing", "step": 3, "total": 20, "percent": 15, "seconds_left": 1.7}
 
 
+def test_a_report_has_the_warnings_that_the_reply_will_have():
+    job = a_job()
+    assert "warnings" not in message_of(job)
+    job.warn("output_format png: it may be too large")
+    assert message_of(job)["warnings"] == ["output_format png: it may be too large"]
+
+
 def test_progress_never_comes_after_the_result_in_1000_runs():
     rng = random.Random(1)
     flying, late, sent = 0, 0, 0
@@ -289,7 +296,7 @@ def test_an_endpoint_that_streams_answers_with_a_list_and_hears_a_stop(environme
         assert chunks == output and plane.kinds("good")[-1] == "result"
         plane.put("bad", {"prompt": ""})
         assert plane.result("bad") == {"error": "invalid_input: prompt must not be empty"}
-        noisy = {"prompt": "a", "width": 1024, "height": 1024, "num_inference_steps": 1}
+        noisy = {"prompt": "a", "width": 1024, "height": 1024, "num_inference_steps": 1, "output_format": "png"}
         plane.put("large", noisy)
         large = plane.result("large")
         assert large["error"].startswith("result_too_large: the reply has ") and "at most 1 MB" in large["error"]

@@ -5,7 +5,8 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from qwen_worker.lora.names import BLOCK_LAYERS
+from qwen_worker.lora.file import LoraLayer
+from qwen_worker.lora.names import BLOCK_LAYERS, Kind
 
 # Of one block and of the second stream's modulation, so that a table's rows change too.
 LAYERS = [f"transformer_blocks.{block}.{layer}" for block in (0, 3) for layer in BLOCK_LAYERS]
@@ -62,3 +63,8 @@ def write(path, weights, form="diffusers", alpha=RANK, metadata=None, dtype=torc
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata=header)
     return path
+
+
+def lora_layer(rank, inputs, outputs):
+    """A layer of a LoRA that no file holds."""
+    return LoraLayer(Kind.LORA, {}, {"down": (rank, inputs), "up": (outputs, rank)}, inputs, outputs, rank)

@@ -125,6 +125,46 @@ def test_a_weight_of_another_shape_is_refused_with_both(copy):
     assert caught.value.reason == expected
 
 
+def scale_to_fp8(tensors):
+    """As ComfyUI stores weights, each with a scale of its own."""
+    for name in [key for key in tensors if key.endswith(".weight") and "transformer_blocks" in key]:
+        scale = tensors[name].abs().max().float() / 448
+        tensors[name] = (tensors[name].float() / scale).to(torch.float8_e4m3fn)
+        tensors[name.removesuffix("weight") + "scale_weight"] = scale
+
+
+@pytest.mark.parametrize("threads", [8, 0])
+@pytest.mark.parametrize(
+    ("component_name", "change", "name", "origin"),
+    [
+        ("transformer", scale_to_fp8, "transformer_blocks.0.attn.add_k_proj.scale_weight", "ComfyUI"),
+        ("transformer", {"scaled_fp8": torch.zeros(2)}, "scaled_fp8", "ComfyUI"),
+        ("transformer", {"transformer_blocks.0.attn.to_q.comfy_quant": torch.zeros(2)}, "comfy_quant", "ComfyUI"),
+        ("transformer", {"transformer_blocks.0.attn.to_q.svd_up": torch.zeros(2, 2)}, "svd_up", "SDNQ"),
+        ("transformer", {"transformer_blocks.6.attn.to_q.weight": torch.zeros(2, 2)}, "blocks.6.attn.to_q", ""),
+        ("vae", {"decoder.conv_in.scale_weight": torch.zeros(())}, "decoder.conv_in.scale_weight", "ComfyUI"),
+        ("text_encoder", {"model.layers.0.mlp.up_proj.scale_weight": torch.zeros(())}, "up_proj.scale_weight", "Comfy"),
+    ],
+)
+def test_a_tensor_that_would_change_the_picture_is_refused_by_name(copy, threads, component_name, change, name, origin):
+    rewritten(copy, component_name, change if callable(change) else lambda tensors: tensors.update(change))
+    with pytest.raises(LoadError) as caught:
+        component(copy, component_name, plan_for(copy, Precision.BF16), threads)
+    found = caught.value.reason
+    assert found.startswith(f"{component_name}/ holds ") and "tensors that its class does not know" in found
+    assert name in found and origin in found and not caught.value.transient
+
+
+@pytest.mark.parametrize(
+    ("component_name", "name"),
+    [("transformer", "pos_embed.pos_freqs"), ("text_encoder", "model.rotary_emb.inv_freq"), ("vae", "x.position_ids")],
+)
+def test_a_buffer_that_its_class_computes_itself_is_logged(copy, component_name, name, capsys):
+    rewritten(copy, component_name, lambda tensors: tensors.update({name: torch.zeros(4)}))
+    component(copy, component_name, plan_for(copy, Precision.BF16))
+    assert "1 tensors are not needed" in capsys.readouterr().out or component_name == "text_encoder"
+
+
 def test_a_modulation_weight_that_is_missing_is_refused_by_its_name(copy):
     from qwen_worker.weights import modulation_rows
 

@@ -96,6 +96,10 @@ def test_what_a_call_means():
     assert meant(EDITS, prompt="a", image="x", strength=0.5) == {
         "task": "edit", "prompt": "a", "image": "x", "strength": 0.5,
     }  # fmt: skip
+    assert meant(EDITS, prompt="a", image="x", mask={"image_url": "y"}) == {
+        "task": "edit", "prompt": "a", "image": "x", "mask_image": "y", "mask_from": "alpha",
+    }  # fmt: skip
+    assert meant(EDITS, prompt="a", image="x", mask="y", mask_from="white")["mask_from"] == "white"
     assert Call({"openai_route": MODELS}, NAMES).fields() == {"task": "health"}
 
 
@@ -108,7 +112,7 @@ def test_what_a_call_means():
         ({"openai_route": GENERATIONS, "openai_input": {}, "prompt": "a"}, '"prompt" is not a field of a job with'),
         ({"openai_route": GENERATIONS, "openai_input": {"model": "dall-e-3"}}, "model must be .* not \"dall-e-3\""),
         ({"openai_route": GENERATIONS, "openai_input": {"response_format": ""}}, "response_format must be 'b64_json'"),
-        ({"openai_route": EDITS, "openai_input": {"mask": "x"}}, "mask is not taken by /v1/images/edits; mask_image"),
+        ({"openai_route": EDITS, "openai_input": {"mask": "x", "mask_image": "x"}}, "mask_image is given twice"),
         ({"openai_route": EDITS, "openai_input": {"task": "debug"}}, "task is not taken by"),
         ({"openai_route": EDITS, "openai_input": {"image": ["x"], "images": ["x"]}}, "images is given twice"),
     ],

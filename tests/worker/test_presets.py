@@ -218,6 +218,22 @@ def test_the_reply_says_by_which_preset_and_a_lora_s_schedule_is_the_one_it_was_
     assert pipe.scheduler is original and original.config["shift_terminal"] == 0.02
 
 
+def test_a_few_step_lora_of_the_job_s_own_draws_as_the_preset_does(cold_worker, few_step, tiny):
+    """On the schedule that it was made for, in its steps; with other steps on that schedule too, and told."""
+    worker = cold_worker(QWEN_IMAGE_FAST_LORA=few_step, QWEN_LORA_ROOTS=str(tiny / "few-step"))
+    own = {"loras": [{"path": "tiny-qwen-image-4steps.safetensors"}]}
+    for steps in ({}, {"num_inference_steps": 2}):
+        preset = run(worker, SMALL | steps | {"preset": "fast"})["output"]
+        output = run(worker, SMALL | steps | own)["output"]
+        facts = output["metadata"]
+        assert output["image"] == preset["image"] and facts["guidance_scale"] == 1 and facts["preset"] == "quality"
+        assert facts["steps"] == preset["metadata"]["steps"] == steps.get("num_inference_steps", 4)
+        assert len(facts.get("warnings", ())) == len(steps)
+    balanced = run(worker, SMALL | own | {"preset": "balanced", "negative_prompt": "yellow"})["output"]
+    assert balanced["metadata"]["step_cache"] is False and balanced["metadata"]["steps"] == 4
+    assert balanced["metadata"]["warnings"] == ["negative_prompt has no effect at guidance_scale 1"]
+
+
 def spying(step, used):
     def spied(self, *args, **kwargs):
         used.append(self)

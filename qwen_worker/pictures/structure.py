@@ -1,0 +1,95 @@
+"""What a picture file says of itself before it is decoded: files that would take minutes or gigabytes are refused.
+
+Knows nothing of pixels.
+"""
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..errors import JobError
+from .icc import MAX_BYTES as MAX_PROFILE_BYTES
+
+Warn = Callable[[str], None]  # takes a sentence of what is left out of account
+
+# Some small files take minutes to decode: a progressive JPEG repeats its scans over the whole picture, a JPEG, PNG or
+# TIFF may consist of millions of empty pieces. Cameras stay far below these bounds.
+MAX_SCANS, MAX_PIECES = 100, 20_000
+LARGE_PROFILE_BYTES = 1_000_000  # Pillow takes a little more
+PNG_START = b"\x89PNG\r\n\x1a\n"
+TIFF_PIECES = (273, 324)  # StripOffsets, TileOffsets
+# By the file's first bytes: the byte order, and of the directory's offset, its count and one entry the layouts.
+TIFFS = {
+    b"II*\0": ("<", 4, "I", "H", "HHI4x"), b"MM\0*": (">", 4, "I", "H", "HHI4x"),
+    b"II+\0": ("<", 8, "Q", "Q", "HHQ8x"), b"MM\0+": (">", 8, "Q", "Q", "HHQ8x"),
+}  # fmt: skip
+
+
+def unreadable_error(label: str, reason: str) -> JobError:
+    return JobError("image_unreadable", f"{label} {reason}")
+
+
+def require_few_pieces(data: bytes, label: str) -> None:
+    """Refuse a JPEG, PNG or TIFF of so many pieces that opening or decoding it would take minutes."""
+    scans, pieces = 0, 0
+    if data[:2] == b"\xff\xd8":
+        scans = data.count(b"\xff\xda")
+        pieces = sum(data.count(b"\xff" + bytes([kind])) for kind in (0xFE, *range(0xE0, 0xF0)))
+    elif data[:4] == PNG_START[:4]:
+        pieces = data.count(b"IDAT")
+    elif data[:4] in TIFFS:
+        pieces = tiff_pieces(data)
+    if scans > MAX_SCANS or pieces > MAX_PIECES:
+        raise unreadable_error(label, f"has {max(scans, pieces):,} parts, far more than pictures have")
+
+
+def tiff_pieces(data: bytes) -> int:
+    """How many strips or tiles the first directory of a TIFF names; 0 where it cannot be read."""
+    order, start, offset_layout, count_layout, entry_layout = TIFFS[data[:4]]
+    entry, pieces = struct.Struct(order + entry_layout), 0
+    try:
+        (offset,) = struct.unpack_from(order + offset_layout, data, start)
+        (count,) = struct.unpack_from(order + count_layout, data, offset)
+        offset += struct.calcsize(order + count_layout)
+        for tag, _, values in entry.iter_unpack(data[offset : offset + min(count, 0xFFFF) * entry.size]):
+            pieces = max(pieces, values) if tag in TIFF_PIECES else pieces
+    except struct.error:  # what is cut off is refused by whoever opens it
+        return pieces
+    return pieces
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Type, start and end of each chunk before the pixels; start and end are of the whole chunk."""
+    start = len(PNG_START)
+    while start + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, start)
+        end = start + 12 + length
+        if kind == b"IDAT" or end > len(data):
+            return
+        yield kind, start, end
+        start = end
+
+
+def png_colours(data: bytes) -> tuple[bytes, dict[str, Any]]:
+    """A PNG that Pillow opens whatever its profile is, and what Pillow leaves out of `info`: cICP, and a large profile.
+
+    Pillow refuses the whole picture for a profile of more than a megabyte.
+    """
+    info: dict[str, Any] = {}
+    for kind, start, end in png_chunks(data):
+        body = data[start + 8 : end - 4]
+        if kind == b"cICP" and len(body) >= 2:
+            info["cicp"] = (body[0], body[1])
+        elif kind == b"iCCP" and len(profile := inflated(body.partition(b"\0")[2][1:])) > LARGE_PROFILE_BYTES:
+            info["icc_profile"] = profile
+            return data[:start] + data[end:], info
+    return data, info
+
+
+def inflated(packed: bytes) -> bytes:
+    """What a zlib stream holds, up to the largest profile and one byte."""
+    try:
+        return zlib.decompressobj().decompress(packed, MAX_PROFILE_BYTES + 1)
+    except zlib.error:
+        return b""
