@@ -8,11 +8,11 @@ from PIL import Image, ImageChops
 
 from qwen_worker.errors import JobError
 from qwen_worker.pictures.boxes import read_container, require_decodable
-from qwen_worker.pictures.images import decode_picture
 from qwen_worker.pictures.inputs import open_source
 
 from ..conftest import file_of, heic_of
 from ..support.heif_boxes import box, grid, heif, ispe, parts_of
+from ..support.pictures import decode_picture
 from ..support.profiles import DISPLAY_P3
 
 

@@ -122,7 +122,7 @@ def masked(data, drawn):
     source, original, warnings = opened(data, is_masked=True)
     mask = Image.new("L", source.size, 0)
     mask.paste(255, (0, 0, source.width // 2, source.height))
-    return Canvas([source], mask, source.size, original=original).finish(drawn), warnings
+    return Canvas([source], mask, drawn.size, original=original).finish(drawn), warnings
 
 
 @pytest.mark.parametrize("profile", RGB_SPACES.values(), ids=RGB_SPACES)
