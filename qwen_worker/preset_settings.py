@@ -119,7 +119,10 @@ class PresetSettings(BaseSettings):
 
 def steps_in(name: str) -> int | None:
     """The number of steps, 1 to 16, in the file name of a few-step LoRA such as Qwen-Image-Lightning-8steps-V1.1."""
-    path = urlsplit(name).path if "://" in name else name
+    try:
+        path = urlsplit(name).path if "://" in name else name
+    except ValueError:  # no URL, which whoever fetches it refuses
+        return None
     # Two other numbers before "step" are not meant: a version's ("v2-step..."), a training run's ("epoch=10-step=500").
     pattern = r"(?<![\dv])(?<!\d\.)(\d{1,2})[-_ ]?step(?:s|(?![-_= ]?\d))"
     match = re.search(pattern, path.rstrip("/").rpartition("/")[2].lower())

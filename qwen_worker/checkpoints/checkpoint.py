@@ -14,7 +14,17 @@ from typing import Any, cast
 
 from ..errors import LoadError
 from ..network.hub import hub_cache_folder, is_same_repository
-from .files import Json, describe_contents, is_folder, label_of, read_json, shards, spellings, stored_tensors
+from .files import (
+    Json,
+    describe_contents,
+    explain_read_errors,
+    is_folder,
+    label_of,
+    read_json,
+    shards,
+    spellings,
+    stored_tensors,
+)
 from .stored_quantization import plain_tensors, stored_quantization
 
 WEIGHTS = ("transformer", "text_encoder", "vae")  # components that hold parameters
@@ -174,7 +184,9 @@ def inspect(folder: Path) -> Checkpoint:
     if (folder / "prepared.json").is_file():
         raise LoadError(f"{name} is a prepared checkpoint: name the model that it was made of, which will find it")
     if not (folder / "model_index.json").is_file():
-        raise LoadError(f"{name} holds no model_index.json: {describe_contents(os.listdir(folder))}")
+        with explain_read_errors(name):
+            names = os.listdir(folder)
+        raise LoadError(f"{name} holds no model_index.json: {describe_contents(names)}")
     class_name = require_class(name, read_json(folder, "model_index.json").get("_class_name"))
     require_files(folder, class_name)
     if read_json(folder, "transformer/config.json").get("guidance_embeds"):

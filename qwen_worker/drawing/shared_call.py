@@ -58,6 +58,7 @@ def draw_together(
             for (entry, _), image in zip(call, images, strict=True):
                 pictures[entry].append(to_rgb(image))
             require_any_running(encoded)
+    loaded.not_finite.clear()
     facts = steps, loaded.drawing_model, None, peak_vram_gb(), len(calls[0])
     return {entry: DrawingResult(entry_pictures, *facts) for entry, entry_pictures in pictures.items()}
 

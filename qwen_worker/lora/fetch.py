@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from ..errors import InvalidInput, JobError, LoadError
+from ..errors import InvalidInput, LoadError
 from ..jobs.sources import PEFT_NAME, HubFile, hub_file, is_url
 from ..network import hub
-from ..network.fetch import FetchTarget, download, explain_waits, require_url
+from ..network.fetch import FetchTarget, HttpStatusError, download, explain_waits, require_url
 from ..network.side_threads import SideThreads, acquire_lock
 from ..whole_file import write_whole
 from .file import CONFIG_BYTES
@@ -35,6 +35,7 @@ REASK_SECONDS = 300
 MAX_ASKED = 256  # names of which the worker remembers when they were last asked for
 FETCH_FAILED = "lora_fetch_failed"
 HUB_CACHE = "hub"  # below the folder of fetched LoRAs
+NO_SUCH_FILE = (400, 401, 403, 404, 410)  # statuses, also of signed URLs: their signatures are for one path
 CONFIG_SUFFIX = ".config.json"  # of configurations from URLs, among the notes: the oldest of these go with them
 
 
@@ -155,7 +156,7 @@ class LoraFetcher:
     def fetch_config(self, url: str, wanted: FetchTarget, ends: float) -> str:
         """The name of peft's configuration from beside a URL that names peft's file; empty where there is none.
 
-        Raises `InvalidInput` for one that is too large, and `Unwritable`.
+        Raises `JobError` for one that is too large or may come at another time, and `Unwritable`.
         """
         if file_name(url) != PEFT_NAME:
             return ""
@@ -165,9 +166,11 @@ class LoraFetcher:
         target = replace(wanted, label=f"{wanted.label}'s {CONFIG_NAME}", max_bytes=CONFIG_BYTES)
         try:
             download(config_url, target, ends, text.extend)
-        except InvalidInput:
-            raise
-        except JobError:  # as where the URL is signed, and so for its own path alone
+        except HttpStatusError as error:
+            if error.status in NO_SUCH_FILE:
+                return ""
+            raise  # the LoRA would be drawn at another strength than at the next try
+        if not text.lstrip().startswith(b"{"):  # some hosts answer to any path, with a page
             return ""
         name = f"{hashlib.sha256(text).hexdigest()}{CONFIG_SUFFIX}"
         with writable():

@@ -29,6 +29,14 @@ USER_AGENT = "qwen-image-worker (fetches pictures and LoRAs that a job names; a 
 fetch_threads = SideThreads(MAX_FETCHES)
 
 
+class HttpStatusError(JobError):
+    """A server has answered with another `status` than 200."""
+
+    def __init__(self, error: JobError, status: int):
+        super().__init__(error.code, error.sentence)
+        self.status = status
+
+
 @dataclass(frozen=True)
 class FetchTarget:
     """What is fetched, as errors name it. `label`: its field in the job. `code`: of the error when the fetch fails."""
@@ -116,7 +124,8 @@ def download(
             if headers and response.status_code == 304:
                 return None
             if response.status_code != 200:
-                raise target.fetch_error(f"was answered with HTTP status {response.status_code}")
+                status = response.status_code
+                raise HttpStatusError(target.fetch_error(f"was answered with HTTP status {status}"), status)
             read_capped(response, target, deadline, receive)
             return response.headers
     except SSRFError as error:

@@ -15,8 +15,11 @@ from .structure import unreadable_error
 MAX_BOXES = 10_000
 MAX_ITEMS = 1_000  # a phone's photo of 48 megapixels has some three hundred
 MAX_DEPTH = 4  # of items that are put together from others
-SEQUENCE_BRAND, STILL_BRAND = b"avis", b"avif"
+# By the box of a decoder's configuration, the brand by which a file is handed to that decoder as a still picture: by
+# its own brand it may be taken for a sequence, or for a picture of the other decoder.
+BRANDS = {b"hvcC": b"heic", b"av1C": b"avif"}
 FOLDERS = {b"iprp", b"ipco"}  # boxes that hold boxes and nothing else
+ONCE = {*FOLDERS, b"pitm", b"idat", b"iinf", b"iref", b"iloc"}
 TOGETHER = {b"grid", b"iovl", b"iden"}  # items that are made of others
 
 
@@ -43,10 +46,16 @@ class Container:
     alphas: dict[int, list[int]] = field(default_factory=dict[int, list[int]])  # by item, those that go with it
     stored: bytes = b""  # data of items within the description itself
     boxes_left: int = MAX_BOXES
+    described: set[bytes] = field(default_factory=set[bytes])  # by the types of boxes
     counted: dict[int, int] = field(default_factory=dict[int, int])  # pixels by item
 
     def __post_init__(self):
         self.bytes_left = len(self.data)
+
+    def require_first(self, kind: bytes) -> None:
+        if kind in self.described:
+            raise Malformed("it describes its parts twice")
+        self.described.add(kind)
 
     def item(self, number: int) -> Item:
         if number not in self.items and len(self.items) >= MAX_ITEMS:
@@ -93,6 +102,13 @@ class Container:
                 pixels = max(pixels, largest, av1_extent(body[4:])[0])
         return pixels * max(1, pictures)
 
+    def brand(self) -> bytes:
+        """The brand of a still picture for the one decoder that the items need. Raises `Malformed`."""
+        brands = {BRANDS[kind] for kind, _ in self.properties if kind in BRANDS}
+        if len(brands) != 1:
+            raise Malformed("it holds no picture of HEVC or AV1" if not brands else "it holds pictures of both kinds")
+        return brands.pop()
+
     def coded_colours(self) -> tuple[int, int] | None:
         """Primaries and transfer of the primary item by their numbers in H.273, where it says them so."""
         for kind, body in self.properties_of(self.primary):
@@ -122,10 +138,14 @@ def configured_hevc(body: bytes) -> int:
 
 
 def read_container(data: bytes) -> Container:
-    """The items of a HEIC or AVIF file. Raises `Malformed` or `struct.error`."""
+    """The items of a HEIC or AVIF file. Raises `Malformed` or `struct.error`.
+
+    What the file says twice is refused: a decoder might go by the other one.
+    """
     container = Container(data)
-    for kind, start, end in boxes(container, 0, len(data)):
+    for kind, start, end in boxes(container, 0, len(data), may_end_early=True):
         if kind == b"meta":
+            container.require_first(kind)
             for inner, inner_start, inner_end in boxes(container, start + 4, end):
                 read_description(container, inner, inner_start, inner_end)
     if container.primary not in container.items:
@@ -133,8 +153,11 @@ def read_container(data: bytes) -> Container:
     return container
 
 
-def boxes(container: Container, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Type, start and end of the content of each box between two places of the file."""
+def boxes(container: Container, start: int, end: int, may_end_early: bool = False) -> Iterator[tuple[bytes, int, int]]:
+    """Type, start and end of the content of each box between two places of the file.
+
+    `may_end_early`: what is no box at the end is left, as some phones append it.
+    """
     while start + 8 <= end:
         container.boxes_left -= 1
         size, kind = struct.unpack_from(">I4s", container.data, start)
@@ -142,14 +165,20 @@ def boxes(container: Container, start: int, end: int) -> Iterator[tuple[bytes, i
         if size == 1:
             (size,), head = struct.unpack_from(">Q", container.data, start + 8), 16
         size = size or end - start  # 0: to the end
-        if size < head or start + size > end or container.boxes_left < 0:
+        if may_end_early and (size < head or start + size > end):
+            return
+        if size < head or start + size > end:
             raise Malformed("its boxes do not fit into each other")
+        if container.boxes_left < 0:
+            raise Malformed(f"it has more than {MAX_BOXES:,} boxes")
         yield kind, start + head, start + size
         start += size
 
 
 def read_description(container: Container, kind: bytes, start: int, end: int) -> None:
     """Take in one box of the file's description."""
+    if kind in ONCE:
+        container.require_first(kind)
     body = container.data[start:end]
     if kind in FOLDERS:
         for inner, inner_start, inner_end in boxes(container, start, end):
@@ -191,6 +220,8 @@ def read_item_type(container: Container, body: bytes) -> None:
     version = fields.read(4) >> 24
     number = fields.read(4 if version == 3 else 2)
     fields.read(2)
+    if container.item(number).kind:
+        raise Malformed("it describes a part twice")
     container.item(number).kind = fields.read(4).to_bytes(4, "big")
 
 
@@ -239,11 +270,10 @@ def require_decodable(data: bytes, label: str, max_pixels: int) -> tuple[bytes, 
     try:
         container = read_container(data)
         numbers = [container.primary, *container.alphas.get(container.primary, [])]
-        pixels = sum(container.pixels(number) for number in numbers)
+        pixels, brand = sum(container.pixels(number) for number in numbers), container.brand()
     except (Malformed, struct.error, IndexError) as error:
         reason = str(error) if isinstance(error, Malformed) else "a box is cut off"
         raise unreadable_error(label, f"is a damaged HEIC or AVIF file: {reason}") from None
     if pixels > max_pixels:
         raise unreadable_error(label, f"has {pixels:,} coded pixels, more than pictures of at most {max_pixels:,} have")
-    still = data[:8] + STILL_BRAND + data[12:] if data[8:12] == SEQUENCE_BRAND else data
-    return still, container.coded_colours()
+    return data[:8] + brand + data[12:], container.coded_colours()

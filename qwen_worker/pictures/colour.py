@@ -35,7 +35,10 @@ PROBE_STEPS = 9  # a side of the cube of colours that two profiles are compared 
 
 COLOURS = {"L": "L", "LA": "L", "RGB": "RGB", "RGBA": "RGB", "CMYK": "CMYK"}  # by a picture's mode, without alpha
 # By the numbers of ITU-T H.273, which PNG's cICP and the colr of AVIF and HEIC hold.
-CODED_PRIMARIES = {1: SRGB_PRIMARIES, 2: SRGB_PRIMARIES, 9: BT2020_PRIMARIES, 12: P3_PRIMARIES}
+PAL, NTSC = ((0.64, 0.33), (0.29, 0.60), (0.15, 0.06)), ((0.63, 0.34), (0.31, 0.595), (0.155, 0.07))
+CODED_PRIMARIES = {
+    1: SRGB_PRIMARIES, 2: SRGB_PRIMARIES, 5: PAL, 6: NTSC, 7: NTSC, 9: BT2020_PRIMARIES, 12: P3_PRIMARIES
+}  # fmt: skip
 # The curves of television are shown as sRGB's by all viewers.
 CODED_CURVES = {**dict.fromkeys((1, 2, 6, 13, 14, 15), SRGB_CURVE), 4: (2.2,), 5: (2.8,), 8: (1.0,)}
 

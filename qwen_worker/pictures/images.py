@@ -24,7 +24,7 @@ from .jpeg_files import START as JPEG_START
 from .jpeg_files import read_scans, reduce_large, require_nearly_whole
 from .structure import PNG_START, Warn, png_colours, require_few_pieces, unreadable_error
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")  # as Pillow calls them
+FORMATS, CONTAINERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"), ("AVIF", "HEIF")  # as Pillow calls them
 FORMAT_NAMES = "PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF or HEIC"
 MAX_BYTES = 20_000_000  # one encoded input image; the platform's largest request body
 MAX_PIXELS = 50_000_000  # a 50-megapixel photo decodes to 150 MB
@@ -92,16 +92,6 @@ def decode_base64(text: str, label: str) -> bytes:
     return data
 
 
-def decode_picture(
-    data: bytes, label: str, background: str = "white", warn: Warn = lambda sentence: None
-) -> Image.Image:
-    """An upright RGB picture of the file's own numbers, its alpha flattened on the background.
-
-    Raises `JobError` image_unreadable, or invalid_input for the picture's shape.
-    """
-    return as_rgb(flatten(load_picture(data, label, warn), background))
-
-
 def load_picture(data: bytes, label: str, warn: Warn) -> Image.Image:
     """An upright picture of at most `MAX_PIXELS` in the file's own numbers, of mode L, LA, RGB, RGBA or CMYK.
 
@@ -161,7 +151,7 @@ def open_picture(data: bytes, label: str) -> Image.Image:
         options = {"thumbnails": False, "depth_images": False, "aux_images": False}
         pi_heif.register_heif_opener(**options)  # pyright: ignore[reportUnknownMemberType]  not annotated
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=CONTAINERS if is_container(data) else FORMATS)
     except Image.DecompressionBombError:
         raise InvalidInput(f"{label} must have at most {MAX_PIXELS:,} pixels") from None
     except DECODE_ERRORS:

@@ -39,6 +39,10 @@ def test_steps_and_guidance_are_those_of_the_few_step_lora_where_the_job_says_no
     assert takes_few_steps(request) is (expected[2] < 4)
 
 
+def test_what_is_no_url_has_no_steps():
+    assert few_step_loras(parsed("http://[/8steps")) == {}
+
+
 def test_a_job_that_says_nothing_else_has_no_warnings():
     assert few_step_loras(parsed(STYLE, LIGHTNING)) == {1: 8}
     for request in (parsed(), parsed(STYLE), parsed(LIGHTNING), parsed(STYLE, preset="fast"), parsed(LIGHTNING, STYLE)):

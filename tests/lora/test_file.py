@@ -407,8 +407,24 @@ names = st.one_of(
     st.text(max_size=40),
     st.sampled_from(EVERY).flatmap(
         lambda layer: st.tuples(
-            st.sampled_from(["", "transformer.", "lora_unet_", "diffusion_model.", "lora_te_", "base_model.model."]),
-            st.sampled_from([".lora_A.weight", ".lora_up.weight", ".alpha", ".lora_B.x.weight", ".bias", ""]),
+            st.sampled_from(
+                ["", "transformer.", "lora_unet_", "lycoris_", "_orig_mod.", "lora_te_", "base_model.model."]
+            ),
+            st.sampled_from(
+                [
+                    ".lora_A.weight",
+                    ".lora_up.weight",
+                    ".alpha",
+                    ".lora_B.x.weight",
+                    ".bias",
+                    "",
+                    ".lokr_w1",
+                    ".lokr_w2",
+                    ".lokr_w2_a",
+                    ".lokr_w2_b",
+                    ".hada_w1_a",
+                ]
+            ),
         ).map(lambda parts: f"{parts[0]}{layer}{parts[1]}")
     ),
 )

@@ -348,10 +348,22 @@ def test_a_configuration_that_is_gone_from_the_disk_is_fetched_again(fetcher, we
     assert found_file(fetcher, url).config.read_bytes() == served.config
 
 
-def test_a_url_without_a_configuration_is_drawn_and_told(fetcher, web):
-    file = found_file(fetcher, web(Peft(status=403)) + "/a/adapter_model.safetensors")
+@pytest.mark.parametrize("config", [{"status": 404}, {"status": 403}, {"config": b"<!doctype html>"}])
+def test_a_url_without_a_configuration_is_drawn_and_told(fetcher, web, config):
+    file = found_file(fetcher, web(Peft(**config)) + "/a/adapter_model.safetensors")
     assert file.config is None
     assert len(file.warnings) == 1 and file.warnings[0].startswith("has no adapter_config.json beside it, which peft")
+
+
+def test_a_configuration_that_may_come_at_another_time_is_waited_for(fetcher, web):
+    """Without it the same job would be drawn at two strengths."""
+    served = Peft(status=503)
+    url = web(served) + "/a/adapter_model.safetensors"
+    assert (
+        refusal(fetcher, url) == "lora_fetch_failed: loras[0]'s adapter_config.json was answered with HTTP status 503"
+    )
+    served.status = 200
+    assert found_file(fetcher, url).config.read_bytes() == served.config
 
 
 def test_a_configuration_of_megabytes_is_refused(fetcher, web, store):

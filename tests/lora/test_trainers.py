@@ -273,3 +273,55 @@ def test_a_file_adds_what_its_trainer_adds(transformer, adapters, tmp_path, row)
         expected = -0.5 * added[layer]
         assert numpy.abs(found - expected).max() < 1e-4 * numpy.abs(expected).max(), layer
     adapters.drop(use.file.key)
+
+
+def peft_configs():
+    import peft
+
+    targets = {"target_modules": ["attn.to_q", "img_mlp.net.2", "img_mod.1"], "init_weights": False}
+    lora = {"target_modules": targets["target_modules"], "init_lora_weights": False}
+    return {
+        "LoRA": peft.LoraConfig(r=4, lora_alpha=12, rank_pattern={"img_mod.1": 2}, alpha_pattern={Q: 3}, **lora),
+        "rslora": peft.LoraConfig(r=4, lora_alpha=12, use_rslora=True, **lora),
+        "LoKr": peft.LoKrConfig(r=2, alpha=6, decompose_factor=4, rank_pattern={"img_mod.1": 1}, **targets),
+        "LoKr, whole": peft.LoKrConfig(r=64, alpha=32, decompose_factor=8, **targets),
+        "LoKr, both decomposed": peft.LoKrConfig(r=1, alpha=2, decompose_both=True, decompose_factor=8, **targets),
+        "LoHa": peft.LoHaConfig(r=4, alpha=6, alpha_pattern={"net.2": 1}, **targets),
+    }
+
+
+def require_equal_to_peft(theirs, name, adapters, ours, use):
+    """A layer with the file's adapter beside the layer of the model that wrote the file."""
+    their_layer, rows = theirs.get_submodule(name), torch.eye(ours.get_submodule(name).in_features)
+    with torch.no_grad(), adapters.apply([use]):
+        found, expected = ours.get_submodule(name)(rows), their_layer(rows)
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max(), name
+        assert (their_layer.base_layer(rows) - expected).abs().max() > 0.01 * expected.abs().max(), name
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "rslora", "LoKr", "LoKr, whole", "LoKr, both decomposed", "LoHa"])
+def test_what_peft_itself_writes_is_what_peft_computes(transformer, adapters, tmp_path, kind):
+    import peft
+
+    theirs = peft.get_peft_model(small_transformer().float(), peft_configs()[kind]).eval()
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    theirs.save_pretrained(tmp_path)
+    file = open_found(local_file(tmp_path / "adapter_model.safetensors", FetchTarget("loras[0]", 10**9)), "loras[0]")
+    assert len(file.layers) == 6 and not file.warnings
+    for name in file.layers:
+        require_equal_to_peft(theirs.base_model.model, name, adapters, transformer, LoraUse(file, 1.0, "loras[0]"))
+    adapters.drop(file.key)
+
+
+def test_what_diffusers_itself_writes_is_what_it_computes(transformer, adapters, tmp_path):
+    theirs = small_transformer().float()
+    theirs.add_adapter(peft_configs()["LoRA"])
+    theirs.save_lora_adapter(tmp_path)
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    file = open_found(local_file(path, FetchTarget("loras[0]", 10**9)), "loras[0]")
+    assert len(file.layers) == 6 and file.scalings == (0.75, 6.0)
+    for name in file.layers:
+        require_equal_to_peft(theirs, name, adapters, transformer, LoraUse(file, 1.0, "loras[0]"))
+    adapters.drop(file.key)

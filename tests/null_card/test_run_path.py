@@ -1,9 +1,11 @@
 """What a job asks of torch on the way to its picture, with torch's real choices: on cards that have no arithmetic."""
 
 import logging
+import shutil
 
 import pytest
 
+from ..support.stored_quantized import store_transformer_nf4
 from . import life
 from .card import Card
 from .cases import ADA, AMPERE_PRO, BLACKWELL, HOPPER
@@ -47,6 +49,26 @@ def test_a_streamed_text_encoder_fetches_the_vision_tower_in_an_order_of_its_own
     seen = on_card(see_streamed, Card(24, ADA, 64))
     assert "streamed" in seen["plan"] and seen["codes"] == ["ok"] * 3
     assert seen["said"] == [] and seen["noted"] == [] and seen["held"] == []
+
+
+def see_stored(card, folder):
+    """The code of a job with a checkpoint that is stored quantized, its plan, and the classes of its parameters."""
+    from .served import Served
+
+    served = Served(card, folder)
+    reply = served.ask("generate", 256, 256)
+    loaded = served.loaded("generate")
+    parameters = list(loaded.pipe.transformer.parameters())
+    places = sorted({parameter.device.type for parameter in parameters})
+    return reply.get("error", "ok"), str(loaded.plan), places, sum("4bit" in type(p).__name__ for p in parameters)
+
+
+def test_a_transformer_that_is_stored_quantized_goes_to_the_card_as_it_is(on_card, tiny, tmp_path):
+    folder = shutil.copytree(tiny / "generate", tmp_path / "own" / "copy")
+    store_transformer_nf4(folder)
+    code, plan, places, quantized = on_card(see_stored, Card(24, ADA, 64), str(folder))
+    assert (code, places) == ("ok", ["cuda"]) and "transformer as it is stored" in plan
+    assert quantized == 5 * (12 + 2)  # in each block the matrices, and the modulation of both streams
 
 
 def see_order(card):

@@ -8,11 +8,11 @@ from PIL import Image, ImageChops
 
 from qwen_worker.errors import JobError
 from qwen_worker.pictures.boxes import read_container, require_decodable
-from qwen_worker.pictures.images import decode_picture
 from qwen_worker.pictures.inputs import open_source
 
 from ..conftest import file_of, heic_of
 from ..support.heif_boxes import box, grid, heif, ispe, parts_of
+from ..support.pictures import decode_picture
 from ..support.profiles import DISPLAY_P3
 
 
@@ -74,6 +74,18 @@ def test_of_a_sequence_the_still_picture_is_taken(photo):
         decode_picture(only_frames, "image")
 
 
+def test_a_file_is_handed_to_the_one_decoder_that_its_still_picture_needs(photo, monkeypatch):
+    """By the brand mif1, libavif would take the frames of a sequence, which are not counted, for the picture."""
+    heic, avif = (parts_of(encode(photo)) for encode in ENCODERS.values())
+    for kind, (config, coded), brand in ((b"hvc1", heic, b"heic"), (b"av01", avif, b"avif")):
+        data = heif([(kind, coded, [1, 2])], [config, ispe(128, 96)], brand=b"mif1")
+        assert require_decodable(data, "image", 100_000)[0][8:12] == brand
+        assert near(decode_picture(data + box(b"moov", b"frames"), "image"), photo)
+    both = heif([(b"hvc1", heic[1], [1, 2])], [heic[0], ispe(128, 96), avif[0]])
+    refused(both, monkeypatch, "is a damaged HEIC or AVIF file: it holds pictures of both kinds")
+    refused(PLAIN, monkeypatch, "is a damaged HEIC or AVIF file: it holds no picture of HEVC or AV1")
+
+
 def refused(data, monkeypatch, words, max_pixels=100_000_000):
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
     with pytest.raises(JobError, match=f"image_unreadable: image {words}"):
@@ -125,6 +137,34 @@ def test_a_tile_counts_as_often_as_it_is_in_a_picture(photo, monkeypatch):
     refused(many, monkeypatch, f"has {10_000 * 128 * 96:,} coded pixels")
 
 
+PLAIN = heif([(b"iden", b"", [1])], [ispe(16, 16)])
+META = slice(PLAIN.index(b"meta") - 4, PLAIN.index(b"mdat") - 4)
+
+
+def doubled(kind):
+    """The file with one box of its description twice."""
+    start = PLAIN.index(kind) - 4
+    (size,) = struct.unpack_from(">I", PLAIN, start)
+    data = PLAIN[: start + size] + PLAIN[start:]
+    for outer in (b"meta", b"iprp") if kind == b"ipco" else (b"meta",):
+        at = data.index(outer) - 4
+        data = data[:at] + struct.pack(">I", struct.unpack_from(">I", data, at)[0] + size) + data[at + 4 :]
+    return data
+
+
+@pytest.mark.parametrize("kind", [b"pitm", b"iloc", b"iinf", b"iprp", b"ipco"])
+def test_what_a_file_says_twice_is_refused(kind, monkeypatch):
+    """Decoders go by the first or by the last."""
+    assert read_container(PLAIN).pixels(1) == 256
+    refused(doubled(kind), monkeypatch, "is a damaged HEIC or AVIF file: it describes its parts twice")
+
+
+def test_a_second_description_is_refused_and_what_follows_the_last_box_is_left(photo, monkeypatch):
+    data = ENCODERS["heic"](photo)
+    assert near(decode_picture(data + b"\xff" * 100, "image"), photo)
+    refused(PLAIN + PLAIN[META], monkeypatch, "is a damaged HEIC or AVIF file: it describes its parts twice")
+
+
 def nested(depth):
     items = [(b"iden", b"", [1]) for _ in range(depth)]
     return heif(items, [ispe(16, 16)], [(b"dimg", k, [k + 1]) for k in range(1, depth)])
@@ -133,12 +173,15 @@ def nested(depth):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (heif([(b"grid", b"", [1])], [ispe(60_000, 60_000)]), "has 3,600,000,000 coded pixels"),
+        (
+            heif([(b"grid", b"", [1])], [ispe(60_000, 60_000), box(b"hvcC", bytes(23))]),
+            "has 3,600,000,000 coded pixels",
+        ),
         (heif([(b"iden", b"", [1])], [ispe(16, 16)], [(b"dimg", 1, [1])]), "is a damaged .*: its parts are nested too"),
         (nested(20), "is a damaged .*: its parts are nested too deep"),
         (heif([(b"hvc1", b"x" * 1000, [1])], [box(b"hvcC", bytes(23))], extents={1: 60_000}), ".*: its parts overlap"),
         (heif([(b"hvc1", b"", [1])] * 1001, [ispe(16, 16)]), "is a damaged .*: it has more than 1,000 parts"),
-        (heif([(b"hvc1", b"", [1])], [ispe(1, 1)] * 10_001), "is a damaged .*: its boxes do not fit into each other"),
+        (heif([(b"hvc1", b"", [1])], [ispe(1, 1)] * 10_001), "is a damaged .*: it has more than 10,000 boxes"),
         (heif([(b"hvc1", bytes(300_000), [1])], [box(b"hvcC", bytes(23))]), ".*: a picture has countless parts"),
         (heif([(b"av01", b"\x12\0" * 30_000, [1])], [box(b"av1C", bytes(4))]), ".*: a picture has countless parts"),
         (heif([(b"hvc1", b"", [1])], [ispe(16, 16)])[:-60], "is a damaged HEIC or AVIF file"),

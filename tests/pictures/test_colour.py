@@ -122,7 +122,7 @@ def masked(data, drawn):
     source, original, warnings = opened(data, is_masked=True)
     mask = Image.new("L", source.size, 0)
     mask.paste(255, (0, 0, source.width // 2, source.height))
-    return Canvas([source], mask, source.size, original=original).finish(drawn), warnings
+    return Canvas([source], mask, drawn.size, original=original).finish(drawn), warnings
 
 
 @pytest.mark.parametrize("profile", RGB_SPACES.values(), ids=RGB_SPACES)
@@ -139,6 +139,14 @@ def test_a_masked_reply_has_the_file_s_own_numbers_and_the_drawn_part_in_their_s
         assert difference(written.convert("RGB"), restored) == 0
     seen = by_profiles(written.convert("RGB"), profile, srgb_profile(), "RGB").getpixel((20, 32))
     assert max(abs(a - b) for a, b in zip(seen, PATCHES[0], strict=True)) <= 5
+
+
+def test_a_source_of_another_size_is_resized_in_its_own_numbers():
+    own, drawn = Image.effect_noise((100, 50), 120).convert("RGB"), Image.new("RGB", (128, 64), PATCHES[0])
+    restored, _ = masked(file_of(own, icc_profile=profiles.PROPHOTO), drawn)
+    wanted = own.resize((128, 64), Image.Resampling.LANCZOS)
+    assert restored.info[PROFILE] == profiles.PROPHOTO
+    assert difference(restored.crop((64, 0, 128, 64)), wanted.crop((64, 0, 128, 64))) == 0
 
 
 def test_a_masked_grey_reply_is_grey_by_the_same_profile_and_says_so():
@@ -203,6 +211,11 @@ def test_a_png_that_describes_its_space_by_numbers_is_read_by_them(patches):
 
 
 def test_hdr_is_read_as_srgb_with_a_warning(patches):
+    for primaries, transfer in ((1, 1), (2, 2), (1, 13), (1, 6)):  # what encoders write for sRGB
+        found, original, warnings = opened(
+            png_with(patches, b"cICP", bytes([primaries, transfer, 0, 1])), is_masked=True
+        )
+        assert difference(found, patches) == 0 and original is None and not warnings
     found, _, (warning,) = opened(png_with(patches, b"cICP", bytes([9, 16, 0, 1])))
     assert difference(found, patches) == 0 and warning.endswith("its colours are those of HDR")
 

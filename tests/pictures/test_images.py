@@ -8,11 +8,12 @@ import pytest
 from PIL import Image, ImageChops
 
 from qwen_worker.errors import JobError
-from qwen_worker.pictures.images import UPRIGHT_TURNS, decode_base64, decode_picture, encode_picture
+from qwen_worker.pictures.images import UPRIGHT_TURNS, decode_base64, encode_picture
 from qwen_worker.pictures.inputs import read_image
 from qwen_worker.pictures.masks import feather, restore_outside
 
 from ..conftest import as_text, file_of, text_of
+from ..support.pictures import decode_picture
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image, ImageChops, ImageDraw
 
 from qwen_worker.errors import JobError
-from qwen_worker.pictures.images import MAX_PIXELS, decode_picture
+from qwen_worker.pictures.images import MAX_PIXELS
 from qwen_worker.pictures.jpeg_files import read_scans
 
 from ..conftest import file_of
+from ..support.pictures import decode_picture
 
 
 @pytest.fixture

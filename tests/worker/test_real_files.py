@@ -7,10 +7,10 @@ import pytest
 from PIL import Image, ImageChops, ImageCms
 
 from qwen_worker.pictures.colour import PROFILE, srgb_profile
-from qwen_worker.pictures.images import decode_picture
 
 from ..conftest import as_text, file_of, heic_of, picture_of, run, text_of
 from ..support import profiles
+from ..support.pictures import decode_picture
 
 EDIT = {"task": "edit", "prompt": "make the background green", "num_inference_steps": 2, "guidance_scale": 1, "seed": 7}
 SMALL = {**EDIT, "width": 256, "height": 256}  # for edits without a mask, which are else drawn at a megapixel
