@@ -35,13 +35,22 @@ def see_streamed(card):
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("diffusers.hooks.group_offloading").addHandler(handler)
     served, _ = life.served_for(card, TABLED)
-    codes = [life.code_of(served.ask("generate", SIDE, SIDE)), life.code_of(served.ask("edit", SIDE, SIDE, 1))]
+    codes = [life.code_of(served.ask("generate", SIDE, SIDE))]
+    encoder, typed = served.loaded("generate").pipe.text_encoder, []
+
+    def note_types(_module, _arguments, named):
+        typed.append(named.get("mm_token_type_ids") is not None)
+
+    encoder.model.register_forward_pre_hook(note_types, with_kwargs=True)
+    codes += [life.code_of(served.ask("edit", SIDE, SIDE, 1))]
+    assert served.loaded("edit").pipe.text_encoder is encoder
     modules = dict(served.loaded("edit").pipe.text_encoder.named_modules())
     hooks = {name: module._diffusers_hook for name, module in modules.items() if hasattr(module, "_diffusers_hook")}
     noted = [name for name, registry in hooks.items() if registry.get_hook("layer_execution_tracker")]
     codes += [life.code_of(served.ask("generate", SIDE, SIDE))]
     held = {name for name, module in modules.items() if any(p.is_cuda for p in module.parameters(recurse=False))}
-    return {"codes": codes, "said": said, "noted": noted, "held": sorted(held), "plan": str(served.plan("edit"))}
+    plan = str(served.plan("edit"))
+    return {"codes": codes, "said": said, "noted": noted, "held": sorted(held), "plan": plan, "typed": typed}
 
 
 def test_a_streamed_text_encoder_fetches_the_vision_tower_in_an_order_of_its_own(on_card):
@@ -49,6 +58,7 @@ def test_a_streamed_text_encoder_fetches_the_vision_tower_in_an_order_of_its_own
     seen = on_card(see_streamed, Card(24, ADA, 64))
     assert "streamed" in seen["plan"] and seen["codes"] == ["ok"] * 3
     assert seen["said"] == [] and seen["noted"] == [] and seen["held"] == []
+    assert seen["typed"][:2] == [True, True]  # both prompts of the edit are told which tokens are the picture's
 
 
 def see_stored(card, folder):
