@@ -54,8 +54,10 @@ def multiply_columns(matrix: Sequence[torch.Tensor], grid: torch.Tensor) -> torc
 
 
 def multiply_rows(matrix: Sequence[torch.Tensor], grid: torch.Tensor) -> torch.Tensor:
-    """The same of every column: (.., b, n) -> (.., a, n)"""
-    return multiply_columns(matrix, grid.transpose(-1, -2)).transpose(-1, -2)
+    """A matrix (a, b), of one factor or two, times every column of the grid: (.., b, n) -> (.., a, n)"""
+    for factor in reversed(matrix):
+        grid = factor @ grid
+    return grid
 
 
 def loha_product(matrices: Matrices, inputs: torch.Tensor) -> torch.Tensor:
