@@ -41,10 +41,10 @@ WAYS = [store_transformer_nf4, store_transformer_int8, store_text_encoder_nf4]
 def test_what_is_stored_quantized_is_drawn_like_the_plain_one_and_has_the_planned_bytes(
     copy, cold_worker, store, sample
 ):
-    """All three pictures must be right; with --prove one of 24 may be wrong, which is 4.2 points of the score."""
+    """Both pictures must be right; with --prove one of 24 may be wrong, which is 4.2 points of the score."""
     store(copy)
     worker = cold_worker(QWEN_IMAGE_MODEL=str(copy), QWEN_FALLBACK="forbid")
-    prompts = evaluate.sample_prompts(sample(3, 24), seed=11, size=(256, 256))
+    prompts = evaluate.sample_prompts(sample(2, 24), seed=11, size=(256, 256))
     pictures = []
     for number, prompt in enumerate(prompts):
         fields = {"prompt": prompt.text, "width": 256, "height": 256, "num_inference_steps": STEPS, "seed": number}
@@ -52,7 +52,7 @@ def test_what_is_stored_quantized_is_drawn_like_the_plain_one_and_has_the_planne
         assert "error" not in body, body["error"]
         pictures.append(picture_of(body["output"]["image"]))
     right = [all(answers.values()) for answers in evaluate.judge_prompts(pictures, prompts)]
-    assert sum(right) >= sample(3, 23)
+    assert sum(right) >= sample(2, 23)
     loaded = worker.pipelines.get("generate")
     held = sum(held_bytes(getattr(loaded.pipe, name)) for name in checkpoint.WEIGHTS)
     plan, model = loaded.plan, loaded.plan.models[0]
