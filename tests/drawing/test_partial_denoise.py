@@ -140,9 +140,9 @@ def test_a_mask_with_another_size_asked_for_keeps_the_resized_source(draw, squar
 
 
 def test_a_mask_of_another_size_is_refused(warm_worker, square):
-    other = as_text(Image.new("L", (64, 64), 255))
+    other = as_text(Image.new("L", (64, 48), 255))
     error = run(warm_worker, {**EDIT, "image": as_text(square), "mask_image": other})["error"]
-    assert error == "invalid_input: mask_image must have the size of the image, 256x256, not 64x64"
+    assert error == "invalid_input: mask_image must have the size of the image, 256x256, or its aspect, not 64x48"
 
 
 # What the judge sees of both, at the megapixel that the tiny checkpoint edits at
