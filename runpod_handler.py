@@ -163,8 +163,9 @@ class Worker:
             job.enter(Stage.DELIVERING)
             label = self.catalogue.label_for(request.task)
             scalings = [use.file.scalings for use in loras if not use.from_settings]
-            sizes = canvas.result_size, canvas.size
-            metadata = replies.drawing_facts(request, *sizes, drawn, label, self.settings, scalings)
+            metadata = replies.drawing_facts(
+                request, canvas.result_size, canvas.size, drawn, label, self.settings, scalings
+            )
             metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings, job.warnings)
             delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled
             return await job.run_on(self.side_threads, deliver, *delivery)

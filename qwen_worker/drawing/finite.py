@@ -26,9 +26,8 @@ class FiniteCheck:
     def __init__(self, pipe: Any):
         self.decoder: Any = getattr(pipe.vae, "decoder", None)
         self.latents: torch.Tensor | None = None
-        self.answers: list[
-            torch.Tensor
-        ] = []  # () on the device: whether what was decoded after the last step is finite
+        # Of what was decoded after the last step, whether it is finite: () on the device.
+        self.answers: list[torch.Tensor] = []
 
     def __enter__(self) -> "FiniteCheck":
         self.hook = self.decoder.register_forward_hook(self.after_decoding) if self.decoder else None
