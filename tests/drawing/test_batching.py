@@ -239,7 +239,7 @@ def test_large_pictures_and_those_with_previews_are_drawn_alone(worker, calls):
 
 
 def test_an_edit_is_drawn_alone(worker, scene):
-    edit = {**SMALL, "num_inference_steps": 1, "image": as_text(scene), "num_images": 2}
+    edit = {**SMALL, "num_inference_steps": 1, "image": as_text(scene), "num_images": 2, "draw_size": "asked"}
     replies = together(worker, edit, edit)
     assert [reply["metadata"]["batch"] for reply in replies] == [1, 1] and all(reply["success"] for reply in replies)
 

@@ -133,7 +133,7 @@ def test_outside_the_mask_the_reply_equals_the_source_byte_for_byte(draw):
 
 
 def test_a_mask_with_another_size_asked_for_keeps_the_resized_source(draw, square, mask):
-    picture, _ = draw(**EDIT, image=as_text(square), mask_image=as_text(mask), width=512, height=512)
+    picture, _ = draw(**EDIT, image=as_text(square), mask_image=as_text(mask), width=512, height=512, draw_size="asked")
     source = square.resize((512, 512), Image.Resampling.LANCZOS)
     outside = ImageChops.invert(mask.resize((512, 512), Image.Resampling.NEAREST))
     assert ImageChops.multiply(ImageChops.difference(picture, source).convert("L"), outside).getbbox() is None
