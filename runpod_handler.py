@@ -45,7 +45,7 @@ from qwen_worker.network.bucket import bucket_from_settings
 from qwen_worker.pictures import fallback
 from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
 from qwen_worker.pictures.inputs import Canvas, Inputs, open_images
-from qwen_worker.pictures.sizes import sizes_of
+from qwen_worker.pictures.sizes import moved_warning, sizes_of
 from qwen_worker.serving import fitness, health
 from qwen_worker.serving.job_loop import JobLoop, end_process
 from qwen_worker.serving.progress import Post, Progress, poster
@@ -154,8 +154,10 @@ class Worker:
             sizes = sizes_of(request, inputs.sources, inputs.mask, multiple)
             canvas = Canvas(inputs.sources, inputs.mask, *sizes, inputs.original)
             self.require_time(job, canvas)
-            if warning := size_warning(request, canvas.result_size, terms):
-                job.warn(warning)
+            moved = moved_warning(request, inputs.sources, sizes)
+            for warning in (moved, size_warning(request, sizes.delivered, terms)):
+                if warning:
+                    job.warn(warning)
 
             job.enter(Stage.WAITING)
             outcome = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, failure)

@@ -7,7 +7,7 @@ compares while it draws, and is asked when the picture is on the host anyway. Kn
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import JobError
+from ..errors import InvalidInput, JobError
 from ..loading.loaded import LoadedPipeline
 
 if TYPE_CHECKING:
@@ -53,13 +53,16 @@ class FiniteCheck:
             raise NotFinite("the VAE has decoded sound latents to NaN or infinity")
 
 
-def internal_error(loaded: LoadedPipeline, job_id: str, reason: str) -> JobError:
+def failed_job_error(loaded: LoadedPipeline, job_id: str, reason: str, has_loras: bool) -> JobError:
     """The error of a job that failed by the plainest way too; where its numbers did, with a word about them.
 
-    `reason`: the failure's, in words. After some such jobs in a row a fresh worker is asked for.
+    `reason`: the failure's, in words. `has_loras`: whether the job brought LoRAs, whose numbers are at fault then.
+    After some such jobs in a row without any, a fresh worker is asked for.
     """
     if not reason.startswith(NotFinite.__name__):
         return JobError("internal", job_id)
-    loaded.not_finite.append(job_id)
     words = reason.partition(": ")[2]
+    if has_loras:
+        return InvalidInput(f"loras change the model so much that no picture came about ({words}): give a lower scale")
+    loaded.not_finite.append(job_id)
     return JobError("internal", f"{job_id}: no picture came about, {words}", len(loaded.not_finite) >= LASTING_FAILURES)

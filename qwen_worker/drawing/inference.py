@@ -27,7 +27,7 @@ from ..pictures.inputs import Canvas
 from ..settings import Speedup
 from ..speed.speedups import COMPILED_LORAS
 from .configured import caches_steps, configured, shares_passes
-from .finite import FiniteCheck, internal_error
+from .finite import FiniteCheck, failed_job_error
 from .partial_denoise import PartialDenoise, drawn_steps
 from .preview import Previewer
 from .prompt_cache import PromptCache
@@ -85,7 +85,7 @@ def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, p
         if cached:
             loaded.speed.use_step_cache_again()
             log_line(entry.job.id, "WARN", "the job failed without the step cache too, which later jobs have again")
-    raise internal_error(loaded, entry.job.id, failures[0].reason)
+    raise failed_job_error(loaded, entry.job.id, failures[0].reason, bool(entry.job.request.loras))
 
 
 def draw_within_memory(

@@ -258,7 +258,8 @@ class Pipelines:
 
         Raises `JobError` out_of_memory where the card has no room for it, and `CudaSpoiledError`.
         """
-        if self.builder.swap is None:
+        # After a plan in which models take turns has failed, one may be loaded that does not.
+        if self.builder.swap is None or not loaded.plan.swapped:
             return 0.0
         bring = functools.partial(self.builder.swap.activate, loaded.model)
         try:

@@ -48,6 +48,19 @@ def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | N
     return Sizes(conditioning_size(delivered), delivered)
 
 
+def moved_warning(request: Drawing, sources: list[Image.Image], sizes: Sizes) -> str | None:
+    """A sentence for an edit whose drawing does not lie on its input picture, because another shape is asked for."""
+    if not isinstance(request, Edit) or request.draw_size == "asked":
+        return None
+    source = sources[request.size_from].size
+    if sizes.drawn == conditioning_size(source):
+        return None
+    return (
+        f"{sizes.delivered[0]}x{sizes.delivered[1]} has other proportions than the input picture, "
+        f"{source[0]}x{source[1]}: the picture was composed anew in them"
+    )
+
+
 def conditioning_size(source: Size) -> Size:
     """The size in which the edit pipelines look at a picture: `calculate_dimensions` of diffusers, word for number."""
     ratio = source[0] / source[1]

@@ -3,6 +3,8 @@
 Knows nothing of pixels.
 """
 
+import itertools
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,6 +21,9 @@ MAX_SCANS, MAX_PIECES = 100, 20_000
 LARGE_PROFILE_BYTES = 1_000_000  # Pillow takes a little more
 PNG_START = b"\x89PNG\r\n\x1a\n"
 TIFF_PIECES = (273, 324)  # StripOffsets, TileOffsets
+# What Pillow goes through one by one: markers of a JPEG, and bytes that fill the room before one. Within the pixels,
+# 0xFF is followed by 0 or by the number of a restart.
+JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8\xd9\xdb-\xff]")
 # By the file's first bytes: the byte order, and of the directory's offset, its count and one entry the layouts.
 TIFFS = {
     b"II*\0": ("<", 4, "I", "H", "HHI4x"), b"MM\0*": (">", 4, "I", "H", "HHI4x"),
@@ -35,13 +40,13 @@ def require_few_pieces(data: bytes, label: str) -> None:
     scans, pieces = 0, 0
     if data[:2] == b"\xff\xd8":
         scans = data.count(b"\xff\xda")
-        pieces = sum(data.count(b"\xff" + bytes([kind])) for kind in (0xFE, *range(0xE0, 0xF0)))
+        pieces = sum(1 for _ in itertools.islice(JPEG_MARKER.finditer(data), MAX_PIECES + 1))
     elif data[:4] == PNG_START[:4]:
-        pieces = data.count(b"IDAT")
+        pieces = sum(1 for _ in itertools.islice(png_chunks(data), MAX_PIECES + 1))
     elif data[:4] in TIFFS:
         pieces = tiff_pieces(data)
     if scans > MAX_SCANS or pieces > MAX_PIECES:
-        raise unreadable_error(label, f"has {max(scans, pieces):,} parts, far more than pictures have")
+        raise unreadable_error(label, f"has at least {max(scans, pieces):,} parts, far more than pictures have")
 
 
 def tiff_pieces(data: bytes) -> int:
@@ -60,13 +65,11 @@ def tiff_pieces(data: bytes) -> int:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Type, start and end of each chunk before the pixels; start and end are of the whole chunk."""
+    """Type, start and end of each chunk; start and end are of the whole chunk."""
     start = len(PNG_START)
     while start + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, start)
         end = start + 12 + length
-        if kind == b"IDAT" or end > len(data):
-            return
         yield kind, start, end
         start = end
 
@@ -78,6 +81,8 @@ def png_colours(data: bytes) -> tuple[bytes, dict[str, Any]]:
     """
     info: dict[str, Any] = {}
     for kind, start, end in png_chunks(data):
+        if kind == b"IDAT" or end > len(data):  # what describes colours comes before the pixels
+            break
         body = data[start + 8 : end - 4]
         if kind == b"cICP" and len(body) >= 2:
             info["cicp"] = (body[0], body[1])

@@ -24,7 +24,7 @@ from qwen_worker.settings import Precision, Saving, Speedup
 from qwen_worker.speed import compiled
 from qwen_worker.weights import assembly, modulation_rows, staging
 
-from ..conftest import place_by, run
+from ..conftest import as_text, place_by, run
 from ..memory.test_placement import GENERATE, card
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2, "seed": 1}
@@ -241,6 +241,19 @@ def test_nothing_of_a_failed_try_stays(cold_worker, failing, seam):
     assert all(calls) and not [one for one in modules_alive() if id(one) not in ids]
     swap = worker.pipelines.builder.swap
     assert swap is None or (swap.homes == {} and swap.modules == {} and swap.active is None)
+
+
+def test_a_model_that_does_not_take_turns_is_drawn_beside_one_that_did(cold_worker, scene, capsys):
+    """As after a plan in which models take turns has failed, and a next one without turns has come."""
+    worker = cold_worker(QWEN_FALLBACK="forbid")
+    plan = worker.pipelines.place("generate")
+    place_by(worker, dataclasses.replace(plan, swapped=True))
+    drawn(worker)
+    place_by(worker, plan)
+    for _ in range(2):
+        drawn(worker, image=as_text(scene), draw_size="asked")
+        drawn(worker)
+    assert "Traceback" not in capsys.readouterr().out
 
 
 def test_a_failure_is_put_into_words_and_let_go():

@@ -527,3 +527,15 @@ def test_blocks_are_warmed_up_with_the_endpoint_s_own_loras_in_them(cold_worker,
     (warmed,) = layers
     left = {type(module).__name__ for module in loaded.pipe.transformer.transformer_blocks.modules()}
     assert "Linear" in left and warmed - left, (warmed, left)
+
+
+def test_a_lora_that_leaves_no_numbers_is_the_job_s_own_fault(worker, base, folder):
+    """Each of its numbers is finite, and the worker is as sound as before: no fresh one is asked for."""
+    write(
+        folder / "huge.safetensors", {LAYERS[0]: tuple(part * 1e20 for part in matrices(base, LAYERS[:1])[LAYERS[0]])}
+    )
+    for _ in range(2):
+        body = run(worker, SMALL | {"loras": [{"path": "huge.safetensors"}]})
+        assert body["error"].startswith("invalid_input: loras change the model so much that no picture came about")
+        assert "stopPod" not in body
+    assert run(worker, SMALL)["output"]["success"]

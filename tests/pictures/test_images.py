@@ -243,9 +243,12 @@ def test_exif_that_cannot_be_written_again_still_turns_the_picture(photo):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"\xff\xd8" + b"\xff\xda\x00\x02" * 101, "has 101 parts"),
-        (b"\xff\xd8" + b"\xff\xfe\x00\x02" * 20_001, "has 20,001 parts"),
-        (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0IDAT\0\0\0\0" * 20_001, "has 20,001 parts"),
+        (b"\xff\xd8" + b"\xff\xda\x00\x02" * 101, "has at least 101 parts"),
+        (b"\xff\xd8" + b"\xff\xfe\x00\x02" * 20_001, "has at least 20,001 parts"),
+        (b"\xff\xd8" + b"\xff\xdd\x00\x04\0\0" * 20_001, "has at least 20,001 parts"),  # restart intervals
+        (b"\xff\xd8" + b"\xff" * 50_000, "has at least 20,001 parts"),  # bytes that fill the room before a marker
+        (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0IDAT\0\0\0\0" * 20_001, "has at least 20,001 parts"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0tEXt\0\0\0\0" * 30_000, "has at least 20,001 parts"),
     ],
 )
 def test_a_small_file_of_countless_parts_is_refused_before_it_is_decoded(data, words):
@@ -273,7 +276,9 @@ def test_a_tiff_of_countless_strips_is_refused_before_it_is_opened(order, is_big
         body = b"".join(struct.pack(f"{order}HHII", *entry) for entry in entries)
     data = {"<": b"II", ">": b"MM"}[order] + head + body + bytes(4_000_000)
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
-    with pytest.raises(JobError, match="image_unreadable: image has 1,000,000 parts, far more than pictures have"):
+    with pytest.raises(
+        JobError, match="image_unreadable: image has at least 1,000,000 parts, far more than pictures have"
+    ):
         decode_picture(data, "image")
 
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageChops
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.request import require_served
 from qwen_worker.pictures.inputs import Canvas
-from qwen_worker.pictures.sizes import MAX_STRETCH, conditioning_size, sizes_of, stretch
+from qwen_worker.pictures.sizes import MAX_STRETCH, conditioning_size, moved_warning, sizes_of, stretch
 
 SIDES = (256, 300, 512, 768, 1000, 1024, 1536, 2048)
 PIPELINES = (
@@ -69,6 +69,23 @@ def test_the_first_of_several_pictures_gives_the_shape_or_the_one_that_is_named(
     assert sizes((600, 300), (300, 600)).drawn == (1440, 736)
     assert sizes((300, 600), (600, 300)).drawn == (736, 1440)
     assert sizes((600, 300), (300, 600), size_from=1).drawn == (736, 1440)
+
+
+@pytest.mark.parametrize(
+    ("fields", "moves"),
+    [
+        ({"size": "1024x512"}, True),
+        ({"size": "1088x1024"}, True),  # 6 %
+        ({"size": "1024x1024"}, False),
+        ({"size": "1024x512", "strength": 0.5}, False),
+        ({"size": "1024x512", "draw_size": "asked"}, False),  # as the job says itself
+        ({}, False),
+    ],
+)
+def test_a_drawing_that_does_not_lie_on_its_picture_is_told(fields, moves):
+    request, source = parse({"prompt": "a", "image": "aGk=", **fields}, "job"), [picture((1024, 1024))]
+    warning = moved_warning(request, source, sizes_of(request, source, None, 16))
+    assert bool(warning) == moves and (not moves or "other proportions than the input picture, 1024x1024" in warning)
 
 
 def test_a_picture_from_a_prompt_is_drawn_as_asked():
