@@ -42,7 +42,7 @@ from qwen_worker.memory import card, cuda
 from qwen_worker.memory.footprint import Plan
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.network.bucket import bucket_from_settings
-from qwen_worker.pictures import fallback
+from qwen_worker.pictures import fallback, marks
 from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
 from qwen_worker.pictures.inputs import Canvas, Inputs, open_images
 from qwen_worker.pictures.sizes import sizes_of
@@ -162,6 +162,8 @@ class Worker:
             outcome = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, failure)
             drawn = await job.wait_for(outcome, functools.partial(self.queue.has_abandoned_call, job))
             job.enter(Stage.DELIVERING)
+            origin = marks.origin_of(request, is_stand_in=drawn.model is None)
+            marks.mark_pictures(drawn.pictures, origin, self.settings.QWEN_MARK)
             label = self.catalogue.label_for(request.task)
             scalings = [use.file.scalings for use in loras if not use.from_settings]
             sizes = canvas.result_size, canvas.size
