@@ -136,6 +136,7 @@ def test_a_result_of_16_mb_through_a_worker_process_is_never_dropped(environment
         assert worker.terminate() == 0
     for url in by_bucket["output"]["image_urls"]:
         received = Image.open(io.BytesIO(requests.get(url).content))
+        assert "algorithmicallyEnhanced" in json.dumps(received.getxmp())
         above_the_band = 0, 0, 1440, 400
         assert received.crop(above_the_band).tobytes() == ImageOps.invert(noise(1440)).crop(above_the_band).tobytes()
     assert as_webp["output"]["metadata"]["output_format"] == "webp"
