@@ -42,7 +42,7 @@ from qwen_worker.memory import card, cuda
 from qwen_worker.memory.footprint import Plan
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.network.bucket import bucket_from_settings
-from qwen_worker.pictures import fallback
+from qwen_worker.pictures import fallback, marks
 from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
 from qwen_worker.pictures.inputs import Canvas, Inputs, open_images
 from qwen_worker.pictures.sizes import moved_warning, sizes_of
@@ -141,7 +141,8 @@ class Worker:
     async def serve(self, request: Drawing, sdk_job: SdkJob, post: Post | None, limit_bytes: int) -> Reply:
         """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread."""
         limit_seconds = limit_of(sdk_job, self.settings.QWEN_JOB_SECONDS)
-        job = Job(str(sdk_job.get("id")), request, limit_seconds, warnings_of(request))
+        takes_stand_ins = openai_images.call_of(sdk_job.get("input"), {}) is None
+        job = Job(str(sdk_job.get("id")), request, limit_seconds, warnings_of(request), takes_stand_ins)
         terms = terms_of(sdk_job, request, self.settings, limit_bytes, self.bucket)
         async with Progress(job, post or poster(job.id), self.settings.QWEN_PROGRESS_SECONDS), job.within_limit():
             require_served_by(self.catalogue.located(request.task), request)
@@ -163,6 +164,8 @@ class Worker:
             outcome = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, failure)
             drawn = await job.wait_for(outcome, functools.partial(self.queue.has_abandoned_call, job))
             job.enter(Stage.DELIVERING)
+            origin = marks.origin_of(request, is_stand_in=drawn.model is None)
+            marks.mark_pictures(drawn.pictures, origin, self.settings.QWEN_MARK)
             label = self.catalogue.label_for(request.task)
             scalings = [use.file.scalings for use in loras if not use.from_settings]
             metadata = replies.drawing_facts(
@@ -233,9 +236,10 @@ class Worker:
         inference.plan_for(entry, plan, self.pipelines.get(entry.job.request.task)).require_fits(*size)
 
     def fall_back(self, entry: DrawingJob, failure: LoadError) -> DrawingResult:
-        """Stand-ins for the job's pictures. Raises `JobError` model_unavailable where they are forbidden."""
-        if self.settings.QWEN_FALLBACK is Fallback.FORBID:
+        """Stand-ins for the job's pictures. Raises `JobError` model_unavailable where they are not to be had."""
+        if self.settings.QWEN_FALLBACK is Fallback.FORBID or not entry.job.takes_stand_ins:
             raise JobError("model_unavailable", failure.reason)
+        entry.job.warn(f"no model drew this, it is a stand-in: {failure.reason}")
         self.queue.enter_call(entry)
         with timed(entry.job.timings, "inference"):
             return DrawingResult(fallback.draw(entry.job.request, entry.canvas), 0, failure=failure)

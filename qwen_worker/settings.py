@@ -79,6 +79,13 @@ class SelfCheck(StrEnum):
     OFF = "off"
 
 
+class Mark(StrEnum):
+    """How a picture's file says, for machines, where it comes from."""
+
+    XMP = "xmp"  # IPTC's DigitalSourceType
+    NONE = "none"
+
+
 class Speedup(StrEnum):
     """Ways of drawing faster that leave the pictures as they are, up to rounding."""
 
@@ -299,6 +306,13 @@ class Settings(PresetSettings, BucketSettings):
         description=(
             "How pictures leave where a job does not say. auto: in the reply, or by URL where they do not fit. inline: "
             "in the reply. url: by URL from the bucket."
+        ),
+    )
+    QWEN_MARK: Mark = Field(
+        default=Mark.XMP,
+        description=(
+            "How the files of pictures say that they were generated, for machines to read. xmp: by IPTC's "
+            "DigitalSourceType in XMP. none: they do not."
         ),
     )
     QWEN_UPLOAD_SECONDS: float = Field(

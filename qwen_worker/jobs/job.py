@@ -32,11 +32,20 @@ class Stage(StrEnum):
 class Job:
     """`limit_seconds`: how long the job may take from now on; None for as long as it likes.
 
-    `warnings`: what was noticed of it before it began, as `warn` takes it.
+    `warnings`: what was noticed of it before it began, as `warn` takes it. `takes_stand_ins`: whether its caller reads
+    a reply that may hold a stand-in; clients of other APIs know no field that says so, and get an error.
     """
 
-    def __init__(self, job_id: str, request: Drawing, limit_seconds: float | None = None, warnings: Iterable[str] = ()):
+    def __init__(
+        self,
+        job_id: str,
+        request: Drawing,
+        limit_seconds: float | None = None,
+        warnings: Iterable[str] = (),
+        takes_stand_ins: bool = True,
+    ):
         self.id, self.request, self.limit_seconds = job_id, request, limit_seconds
+        self.takes_stand_ins = takes_stand_ins
         self.started = time.monotonic()
         self.timings: dict[str, float] = {}  # seconds by stage, as the reply shows them
         self.warnings: list[str] = []  # as the reply shows them

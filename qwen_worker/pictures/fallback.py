@@ -1,7 +1,7 @@
 """PIL stand-ins for when a model could not be loaded: a gradient with the prompt on it, or a filter on the input image.
 
-A stand-in has the size asked for, is the same for the same job, and takes milliseconds; no model has generated it.
-Knows nothing of why the model is missing; the reply says that.
+A stand-in has the size asked for, is the same for the same job, and takes milliseconds; no model has generated it, and
+a band across it says so. Knows nothing of why the model is missing; the reply says that.
 """
 
 import hashlib
@@ -14,6 +14,12 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 from ..jobs.request import Drawing
 from .inputs import Canvas
 
+BAND_WORDS = ("STAND-IN\nNO MODEL", "STAND-IN: NO MODEL")  # the words of the band, on two lines or on one
+# Of a band with the picture's long side as 1: how much of it the words fill, and how high the band may be in a picture
+# that is lower than two of them. A thumbnail of 128 pixels then has letters of 10 pixels and more.
+BAND_FILL, LOW_BAND = 0.8, 0.2
+UPRIGHT_ASPECT = 1.6  # a picture that is taller than so many times its width has its band from bottom to top
+
 
 def draw(request: Drawing, canvas: Canvas) -> list[Image.Image]:
     """One RGB stand-in of the canvas' `result_size` for each of the request's seeds."""
@@ -21,11 +27,14 @@ def draw(request: Drawing, canvas: Canvas) -> list[Image.Image]:
 
 
 def stand_in(request: Drawing, canvas: Canvas, seed: int) -> Image.Image:
-    """A filter on the first source, inside the mask where there is one; without a source a gradient."""
+    """A filter on the first source, inside the mask where there is one; without a source a gradient.
+
+    The band lies over either, also outside the mask: nobody takes the caller's own picture for an edited one.
+    """
     if not canvas.sources:
-        return gradient(request.prompt, canvas.result_size, seed)
+        return with_band(gradient(request.prompt, canvas.result_size, seed))
     source = canvas.sources[0].resize(canvas.result_size, Image.Resampling.LANCZOS)
-    return canvas.finish(FILTERS[filter_name(request.prompt)](source))
+    return with_band(canvas.finish(FILTERS[filter_name(request.prompt)](source)))
 
 
 def gradient(prompt: str, size: tuple[int, int], seed: int) -> Image.Image:
@@ -41,13 +50,38 @@ def gradient(prompt: str, size: tuple[int, int], seed: int) -> Image.Image:
 
 
 def write_prompt(picture: Image.Image, prompt: str) -> None:
-    """Draw at most eight lines of the prompt into the middle of the picture."""
+    """Draw at most eight lines of the prompt below the picture's upper edge; the middle is the band's."""
     font = ImageFont.load_default(max(12, picture.width // 32))
     lines = textwrap.wrap(prompt, width=48)[:8]
     ImageDraw.Draw(picture).multiline_text(
-        (picture.width // 2, picture.height // 2), "\n".join(lines), fill="white", font=font, anchor="mm",
+        (picture.width // 2, picture.height // 64), "\n".join(lines), fill="white", font=font, anchor="ma",
         align="center", stroke_width=2, stroke_fill="black",
     )  # fmt: skip
+
+
+def with_band(picture: Image.Image) -> Image.Image:
+    """A picture of mode L or RGB with the band across its middle, and with the profile that it has."""
+    is_upright = picture.height > UPRIGHT_ASPECT * picture.width
+    width, height = reversed(picture.size) if is_upright else picture.size
+    words = max(BAND_WORDS, key=lambda text: band_font_size(text, width, height))
+    size = band_font_size(words, width, height)
+    band = Image.new("L", (width, min(height, round(size * 1.15 * (1 + words.count("\n")) + size * 0.2))))
+    ImageDraw.Draw(band).multiline_text(
+        (width // 2, band.height // 2), words, fill=255, font=ImageFont.load_default(size), anchor="mm",
+        align="center", spacing=round(size * 0.1), stroke_width=size // 24,
+    )  # fmt: skip
+    band = band.rotate(90, expand=True) if is_upright else band
+    marked = picture.copy()
+    marked.paste(band, ((picture.width - band.width) // 2, (picture.height - band.height) // 2))
+    return marked
+
+
+def band_font_size(words: str, width: int, height: int) -> int:
+    """The largest size in pixels at which the words fit into the band of a picture of this width and height."""
+    font = ImageFont.load_default(100)
+    longest = max(font.getlength(line) for line in words.splitlines())
+    band_height = min(height, max(height / 2, width * LOW_BAND))
+    return int(min(100 * width * BAND_FILL / longest, band_height / (1.15 * (1 + words.count("\n")) + 0.2)))
 
 
 def grey(picture: Image.Image) -> Image.Image:

@@ -22,6 +22,7 @@ from .colour import COLOUR_INFO, PROFILE, srgb_profile, to_srgb
 from .jpeg_files import END as JPEG_END
 from .jpeg_files import START as JPEG_START
 from .jpeg_files import read_scans, reduce_large, require_nearly_whole
+from .marks import XMP_KEY
 from .structure import PNG_START, Warn, png_colours, require_few_pieces, unreadable_error
 
 FORMATS, CONTAINERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"), ("AVIF", "HEIF")  # as Pillow calls them
@@ -224,8 +225,10 @@ def scale_to_8_bits(picture: Image.Image) -> Image.Image:
 def encode_picture(picture: Image.Image, output_format: str, quality: int | None = None) -> bytes:
     """The bytes of a `png`, a `webp` (lossless unless a quality of 1 to 100 is given) or a `jpeg` file.
 
-    The file says which colour space its numbers are of: that of the picture's own profile, else sRGB.
+    The file says which colour space its numbers are of: that of the picture's own profile, else sRGB. It has the mark
+    that `marks.mark_pictures` has put into the picture.
     """
+    xmp: bytes | None = picture.info.get(XMP_KEY)
     if output_format == "webp" and picture.mode == "L":  # WebP has no grey, and a grey profile fits nothing else
         picture = to_srgb(picture)
     options: dict[str, Any] = {
@@ -233,13 +236,19 @@ def encode_picture(picture: Image.Image, output_format: str, quality: int | None
         "webp": {"quality": quality} if quality else {"lossless": True, "method": 0, "quality": 0},
         "jpeg": {"quality": quality or JPEG_QUALITY},
     }[output_format]
+    chunks = PngInfo()
     if profile := picture.info.get(PROFILE):
         options["icc_profile"] = profile
     elif output_format == "png":
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add(b"sRGB", b"\0")  # 13 bytes, where a profile takes 300
+        chunks.add(b"sRGB", b"\0")  # 13 bytes, where a profile takes 300
     else:
         options["icc_profile"] = srgb_profile()
+    if xmp and output_format == "png":
+        chunks.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    elif xmp:
+        options["xmp"] = xmp
+    if output_format == "png":
+        options["pnginfo"] = chunks
     buffer = io.BytesIO()
     picture.save(buffer, format=output_format.upper(), **options)
     return buffer.getvalue()

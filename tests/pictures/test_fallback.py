@@ -1,7 +1,8 @@
 """The stand-ins keep size and repeatability, follow the prompt, and cost milliseconds' worth of work."""
 
+import numpy as np
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.pictures import fallback
@@ -64,9 +65,58 @@ def test_every_word_names_a_filter():
     assert set(fallback.FILTER_WORDS.values()) <= set(fallback.FILTERS)
 
 
-def test_outside_the_mask_nothing_changes():
+def read_words(thumbnail, likely):
+    """The one of the likely lines of text that the bright pixels of a thumbnail's black band look most like."""
+    pixels = np.asarray(thumbnail.convert("L"), dtype=float)
+    rows = np.flatnonzero((pixels < 60).mean(axis=1) > 0.4)  # the band's
+    band = pixels[rows[0] : rows[-1] + 1]
+    lit = np.argwhere(band > 128)
+    (top, left), (bottom, right) = lit.min(axis=0), lit.max(axis=0) + 1
+    found = band[top:bottom, left:right]
+    likeness = {text: np.corrcoef(found.ravel(), template(text, found.shape).ravel())[0, 1] for text in likely}
+    best = max(likeness, key=likeness.get)
+    return best if likeness[best] > 0.75 else f"nothing, {likeness}"
+
+
+def template(text, shape):
+    picture = Image.new("L", (2000, 600))
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(100)
+    pen.multiline_text((1000, 300), text, 255, font=font, anchor="mm", align="center", stroke_width=4, spacing=10)
+    return np.asarray(picture.crop(picture.getbbox()).resize(shape[::-1], Image.Resampling.LANCZOS), dtype=float)
+
+
+LIKELY = ("STAND-IN\nNO MODEL", "STANDING\nNU MODAL", "FINISHED\nBY MODEL", "STAND-IN: NO MODEL", "STANDING, NU MODAL")
+
+
+@pytest.mark.parametrize(
+    "size", [(256, 256), (1024, 1024), (832, 1248), (928, 1664), (1664, 928), (2048, 256), (256, 2048)]
+)
+@pytest.mark.parametrize("kind", ["gradient", "filter", "masked", "grey"])
+def test_a_thumbnail_of_128_pixels_still_says_that_it_is_a_stand_in(size, kind):
+    source = Image.effect_noise(size, 60).convert("RGB")
+    mask = Image.new("L", size, 0)
+    mask.paste(255, (0, 0, size[0] // 8, size[1] // 8))  # the band lies outside it
+    original = source.convert("L") if kind == "grey" else None
+    canvases = {
+        "gradient": Canvas([], None, size),
+        "filter": Canvas([source], None, size),
+        "masked": Canvas([source], mask, size, original=original),
+    }
+    fields = {} if kind == "gradient" else {"image": "aGk="}
+    canvas = canvases["masked" if kind == "grey" else kind]
+    found = fallback.draw(request(prompt="invert it", **fields), canvas)[0]
+    assert (found.size, found.mode) == (size, "L" if original else "RGB")
+    found.thumbnail((128, 128), Image.Resampling.BICUBIC)
+    if size[1] > 1.6 * size[0]:
+        found = found.rotate(-90, expand=True)
+    is_one_line = max(size) == 8 * min(size)
+    assert read_words(found, LIKELY) == ("STAND-IN: NO MODEL" if is_one_line else "STAND-IN\nNO MODEL")
+
+
+def test_outside_the_mask_and_the_band_nothing_changes():
     source = Image.effect_noise((256, 256), 60).convert("RGB")
     mask = Image.new("L", source.size, 0)
-    mask.paste(255, (64, 64, 192, 192))
+    mask.paste(255, (64, 8, 192, 48))
     found = fallback.draw(request(image="aGk=", prompt="invert"), Canvas([source], mask, (1024, 1024), source.size))[0]
-    assert ImageChops.difference(found, source).getbbox() == (64, 64, 192, 192)
+    found.paste(source.crop((0, 72, 256, 184)), (0, 72))  # over the band
+    assert ImageChops.difference(found, source).getbbox() == (64, 8, 192, 48)

@@ -160,6 +160,7 @@ def test_debug_tells_versions_and_no_value_of_the_environment(cold_worker, monke
 def stand_in(body):
     facts = body["output"]["metadata"]
     assert body["output"]["success"] is True and facts["backend"] == "pil-fallback" and facts["steps"] == 0
+    assert f"no model drew this, it is a stand-in: {facts['fallback_reason']}" in facts["warnings"]
     return facts["fallback_reason"], picture_of(body["output"]["image"])
 
 

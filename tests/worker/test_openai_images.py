@@ -39,12 +39,10 @@ def opened(picture):
     return Image.open(io.BytesIO(base64.b64decode(picture.b64_json)))
 
 
-@pytest.mark.parametrize(
-    ("stream", "fallback", "backend"), [("0", "forbid", "qwen-image"), ("1", "force", "pil-fallback")]
-)
-def test_the_official_client_against_the_worker_process(environment, web, client, scene, stream, fallback, backend):
+@pytest.mark.parametrize("stream", ["0", "1"])
+def test_the_official_client_against_the_worker_process(environment, web, client, scene, stream):
     plane = ControlPlane()
-    with WorkerProcess(environment(STREAM=stream, QWEN_FALLBACK=fallback, **addresses(web(plane)))) as worker:
+    with WorkerProcess(environment(STREAM=stream, QWEN_FALLBACK="forbid", **addresses(web(plane)))) as worker:
         ours = client(plane)
         assert [one.id for one in ours.models.list()] == list(NAMES.values())
         drawn = ours.images.generate(
@@ -53,7 +51,7 @@ def test_the_official_client_against_the_worker_process(environment, web, client
         )  # fmt: skip
         assert [opened(one).size for one in drawn.data] == [(256, 256)] * 2 and opened(drawn.data[0]).format == "WEBP"
         assert drawn.created > 1_700_000_000
-        assert drawn.metadata["backend"] == backend and drawn.metadata["seeds"] == [5, 6]
+        assert drawn.metadata["backend"] == "qwen-image" and drawn.metadata["seeds"] == [5, 6]
         plane.put("same", {"prompt": "a red circle", "size": "256x256", "seed": 6, "output_format": "webp", **EXTRA})
         output = plane.result("same")["output"]
         assert (output[-1] if stream == "1" else output)["image"] == drawn.data[1].b64_json
@@ -144,12 +142,12 @@ def test_the_limits_are_those_of_every_job_and_the_error_is_in_openai_s_shape(as
 
 
 def test_a_fault_of_ours_is_a_server_error_and_asks_for_a_fresh_worker(cold_worker, monkeypatch):
-    worker = cold_worker(QWEN_FALLBACK="force")
+    worker = cold_worker()
 
     def broken(*_):
         raise RuntimeError("CUDA error: secret at /srv/weights")
 
-    monkeypatch.setattr("qwen_worker.pictures.fallback.draw", broken)
+    monkeypatch.setattr("qwen_worker.loading.loader.Loader.place", broken)
     monkeypatch.setattr("qwen_worker.memory.cuda.has_spoiled", lambda error: True)
     body = run(worker, {"openai_route": GENERATIONS, "openai_input": {"prompt": "a"}}, "job-9")
     error = json.loads(body["error"])
@@ -157,10 +155,22 @@ def test_a_fault_of_ours_is_a_server_error_and_asks_for_a_fresh_worker(cold_work
     assert body["stopPod"] is True and "secret" not in json.dumps(body)
 
 
-def test_a_stand_in_says_so_here_too(cold_worker):
-    asked = {"prompt": "a", "size": "256x256"}
-    body = run(cold_worker(QWEN_FALLBACK="force"), {"openai_route": GENERATIONS, "openai_input": asked})
-    assert body["output"]["metadata"]["backend"] == "pil-fallback" and body["output"]["data"][0]["b64_json"]
+@pytest.mark.parametrize(("route", "asked"), [(GENERATIONS, {}), (EDITS, {"image": True})])
+def test_without_a_model_a_call_fails_and_gets_no_stand_in(cold_worker, scene, route, asked):
+    asked = {"prompt": "blur it", "size": "256x256", **({"image": as_text(scene)} if asked else {})}
+    worker = cold_worker(QWEN_FALLBACK="force")
+    error = json.loads(run(worker, {"openai_route": route, "openai_input": asked})["error"])
+    assert (error["type"], error["code"]) == ("server_error", "model_unavailable")
+    assert error["message"].startswith("model_unavailable: QWEN_FALLBACK=force")
+    assert run(worker, {})["output"]["counters"]["fallbacks"] == 0
+
+
+def test_without_a_model_the_official_client_raises(environment, web, client):
+    plane = ControlPlane()
+    with WorkerProcess(environment(QWEN_FALLBACK="force", **addresses(web(plane)))):
+        with pytest.raises(openai.InternalServerError) as caught:
+            client(plane).images.generate(prompt="a", size="256x256")
+        assert caught.value.code == "model_unavailable"
 
 
 def test_the_answer_is_never_longer_than_the_reply_that_was_measured():
@@ -176,11 +186,12 @@ def test_the_answer_is_never_longer_than_the_reply_that_was_measured():
 
 def test_two_calls_at_once_each_get_their_own(environment, web, client):
     plane = ControlPlane()
-    with WorkerProcess(environment(QWEN_FALLBACK="force", QWEN_CONCURRENCY="2", **addresses(web(plane)))):
+    with WorkerProcess(environment(QWEN_CONCURRENCY="2", **addresses(web(plane)))):
         ours, found = client(plane), {}
 
         def draw(side):
-            found[side] = opened(ours.images.generate(prompt="a", size=f"{side}x{side}").data[0]).size
+            drawn = ours.images.generate(prompt="a", size=f"{side}x{side}", extra_body=EXTRA)
+            found[side] = opened(drawn.data[0]).size
 
         threads = [threading.Thread(target=draw, args=(side,)) for side in (256, 512)]
         for one in threads:
