@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInput
-from .parsing import short_json
+from .values import short_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue

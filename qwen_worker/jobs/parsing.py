@@ -3,13 +3,12 @@
 The rules themselves stand in `request.py`. Knows nothing of torch, diffusers or the SDK.
 """
 
-import json
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from ..errors import InvalidInput, hide_secrets
+from ..errors import InvalidInput
+from .aliases import Fields
 from .presets import Presets
 from .request import (
     IMAGE_FIELDS,
@@ -25,6 +24,8 @@ from .request import (
     Request,
     seed_of,
 )
+from .sizes_asked import nearest_sides
+from .values import Warn, short_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -32,34 +33,23 @@ if TYPE_CHECKING:
 
 MAX_FIELDS = 64  # more than any task has under all names; bounds the length of a refusal, which names every bad field
 
-# Names that other image APIs give to our fields.
-ALIASES = {
-    "true_cfg_scale": "guidance_scale",
-    "true_guidance_scale": "guidance_scale",
-    "guidance": "guidance_scale",
-    "cfg": "guidance_scale",
-    "steps": "num_inference_steps",
-    "n": "num_images",
-    "num_outputs": "num_images",
-    "num_images_per_prompt": "num_images",
-    "image_format": "output_format",
-    "output_compression": "output_quality",
-    "image_urls": "images",
-    "mask": "mask_image",
-    "mask_url": "mask_image",
-}
+
+def ignore(sentence: str) -> None:
+    """A `warn` for callers who show no warnings."""
 
 
-def parse(job_input: "JsonValue", job_id: str, presets: Presets | None = None) -> Request:
+def parse(job_input: "JsonValue", job_id: str, presets: Presets | None = None, warn: Warn = ignore) -> Request:
     """The job's `input` as the request of its task, completed by its preset and its seed.
 
+    `warn` is told what is understood and not done as asked.
     Raises `InvalidInput` naming the field, the rule and the value.
     """
     if not isinstance(job_input, dict):
         raise InvalidInput(f"input must be an object, not {short_json(job_input)}")
     if len(job_input) > MAX_FIELDS:
         raise InvalidInput(f"input must have at most {MAX_FIELDS} fields, not {len(job_input)}")
-    fields, sent_as = canonical_fields(job_input)
+    sent = Fields(job_input, warn)
+    fields, sent_as = sent.values, sent.sent_as
     task = fields.pop("task", None)
     task = implied_task(fields, sent_as) if task is None else task
     if not isinstance(task, str) or task not in TASKS:
@@ -91,41 +81,6 @@ def implied_task(fields: "dict[str, JsonValue]", sent_as: dict[str, str]) -> str
     raise InvalidInput(
         f"prompt is required where task is not given and the input is not empty; this input has only {', '.join(names)}"
     )
-
-
-def canonical_fields(fields: "dict[Any, JsonValue]") -> "tuple[dict[str, JsonValue], dict[str, str]]":
-    """The fields under their own names, and by own name the alias that a field was sent as.
-
-    A null counts as absent. Raises `InvalidInput` for a field that is given under two names, and for a key that is no
-    text, as only a caller in this process can give one.
-    """
-    canonical: dict[str, JsonValue] = {}
-    sent_as: dict[str, str] = {}
-    for key, value in fields.items():
-        if value is None:
-            continue
-        if not isinstance(key, str) or not key.isprintable():
-            raise InvalidInput(f"{short_json(key)} is not the name of a field")
-        if key == "size":
-            width, height = parse_size(value)
-            named_values: dict[str, JsonValue] = {"width": width, "height": height}
-        else:
-            named_values = {ALIASES.get(key, key): value}
-        for name, named_value in named_values.items():
-            if name in canonical:
-                raise InvalidInput(f"{name} is given twice, as {sent_as.get(name, name)} and as {key}")
-            canonical[name] = named_value
-            if name != key:
-                sent_as[name] = key
-    return canonical, sent_as
-
-
-def parse_size(value: "JsonValue") -> tuple[int, int]:
-    """Width and height in pixels of a text such as 1024x768."""
-    match = re.fullmatch(r"(\d{1,5})[x*](\d{1,5})", value) if isinstance(value, str) else None
-    if not match:
-        raise InvalidInput(f"size must be WIDTHxHEIGHT in pixels, not {short_json(value)}")
-    return int(match[1]), int(match[2])
 
 
 def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as: dict[str, str]) -> None:
@@ -170,7 +125,8 @@ def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[st
     value = short_json(error["input"])
     if isinstance(error["input"], str) and len(error["input"]) > MAX_PROMPT_CHARACTERS:
         value = f"{len(error['input'])} characters"
-    return f"{label} must be {rule_of(model, error['loc'])}, not {value}"
+    nearest = nearest_sides(int(error["input"])) if error["type"] == "multiple_of" else ""
+    return f"{label} must be {rule_of(model, error['loc'])}, not {value}{nearest}"
 
 
 def describe_lora_error(error: "ErrorDetails") -> str:
@@ -208,14 +164,3 @@ def public_fields(model: type[Request]) -> list[str]:
     """The names of the task's fields, without aliases."""
     names = [name for name in model.model_fields if not (name in MASK_FIELDS and model is BackgroundReplacement)]
     return [public for name in names for public in (IMAGE_FIELDS if name == "images" else (name,))]
-
-
-def short_json(value: "JsonValue | tuple[JsonValue, ...]") -> str:
-    """A value as its JSON, short enough for a sentence; a URL without its secrets."""
-    if isinstance(value, (dict, list, tuple)):
-        return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
-    try:
-        text = json.dumps(hide_secrets(value) if isinstance(value, str) else value, ensure_ascii=True)
-    except TypeError:
-        text = type(value).__name__
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -58,7 +58,7 @@ def test_the_official_client_against_the_worker_process(environment, web, client
         output = plane.result("same")["output"]
         assert (output[-1] if stream == "1" else output)["image"] == drawn.data[1].b64_json
         with pytest.raises(openai.BadRequestError) as caught:
-            ours.images.generate(prompt="a", size="257x256")
+            ours.images.generate(prompt="a", size="3000x256")
         assert caught.value.code == "invalid_input" and caught.value.type == "invalid_request_error"
         assert "invalid_input: width (sent as size) must be a whole number" in caught.value.message
         edited = ours.post(
