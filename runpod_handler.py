@@ -104,7 +104,8 @@ class Worker:
         call = openai_images.call_of(job.get("input"), self.catalogue.labels())
         warnings: list[str] = []
         try:
-            request = parse(call.fields() if call else job.get("input"), job_id, self.presets, warnings.append)
+            fields = call.fields(warnings.append) if call else job.get("input")
+            request = parse(fields, job_id, self.presets, warnings.append)
             task = request.task
             if isinstance(request, Drawing):
                 limit_bytes = min(limit_bytes or self.reply_bytes, self.reply_bytes)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInput
+from . import other_apis
 from .sizes_asked import read_image_size, read_size
 from .values import Warn, agree, short_json
 
@@ -19,18 +20,24 @@ ALIASES = {
     "true_guidance_scale": "guidance_scale",
     "guidance": "guidance_scale",
     "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
     "steps": "num_inference_steps",
+    "num_steps": "num_inference_steps",
     "n": "num_images",
     "num_outputs": "num_images",
     "num_images_per_prompt": "num_images",
+    "batch_size": "num_images",
     "image_format": "output_format",
     "output_compression": "output_quality",
     "image_urls": "images",
+    "reference_images": "images",
+    "image_base64": "image",
     "mask": "mask_image",
     "mask_url": "mask_image",
 }
 # By name, what else is read from what a client sends under it: our fields by their names.
 READERS: "dict[str, Callable[[JsonValue, Warn], dict[str, JsonValue]]]" = {
+    **other_apis.READERS,
     "size": read_size,
     "image_size": read_image_size,
 }
@@ -72,6 +79,8 @@ class Fields:
                 value = sent.pop(key)
                 if not agree(value, sent[true_name]):
                     self.warn(f"{key} {short_json(value)} has no effect beside {true_name}, which is the guidance used")
+        other_apis.gather_loras(sent)
+        other_apis.gather_numbered(sent)
         return sent
 
     def add(self, name: str, value: "JsonValue", key: str) -> None:
@@ -80,6 +89,8 @@ class Fields:
             self.values[name] = value
             if name != key:
                 self.sent_as[name] = key
+        elif name == key and agree(self.values[name], value):
+            self.sent_as.pop(name, None)
         elif not agree(self.values[name], value):
             first = self.sent_as.get(name, name)
             raise InvalidInput(

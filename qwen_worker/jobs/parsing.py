@@ -3,12 +3,16 @@
 The rules themselves stand in `request.py`. Knows nothing of torch, diffusers or the SDK.
 """
 
+import difflib
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from ..errors import InvalidInput
-from .aliases import Fields
+from ..preset_settings import Preset
+from ..settings import Role, UnknownFields
+from .aliases import ALIASES, Fields
+from .other_apis import NEXT_PRESETS
 from .presets import Presets
 from .request import (
     IMAGE_FIELDS,
@@ -32,6 +36,9 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 MAX_FIELDS = 64  # more than any task has under all names; bounds the length of a refusal, which names every bad field
+# What people call the prompt; none of them resembles the word.
+PROMPT_NAMES = ("text", "caption", "description", "instruction", "query", "input_text")
+MAX_NAME = 40  # characters of an unknown name that are compared with the fields' names
 
 
 def ignore(sentence: str) -> None:
@@ -51,11 +58,13 @@ def parse(job_input: "JsonValue", job_id: str, presets: Presets | None = None, w
     sent = Fields(job_input, warn)
     fields, sent_as = sent.values, sent.sent_as
     task = fields.pop("task", None)
-    task = implied_task(fields, sent_as) if task is None else task
+    task = implied_task(fields, job_input) if task is None else task
     if not isinstance(task, str) or task not in TASKS:
         raise InvalidInput(f"task must be one of {', '.join(TASKS)}, not {short_json(task)}")
-    model = TASKS[task]
+    model, presets = TASKS[task], presets or Presets()
     gather_images(fields, model, sent_as)
+    if presets.settings.QWEN_UNKNOWN_FIELDS is UnknownFields.WARN:
+        drop_unknown(fields, model, warn)
     try:
         request = model.model_validate(fields)
     except ValidationError as error:
@@ -66,21 +75,38 @@ def parse(job_input: "JsonValue", job_id: str, presets: Presets | None = None, w
         return request
     if request.seed == -1:
         request = request.model_copy(update={"seed": seed_of(job_id)})
-    return (presets or Presets()).apply(request)
+    asked_by = sent_as.get("preset", "")
+    if request.preset == Preset.FAST and asked_by in NEXT_PRESETS:
+        role = Role.of(request.task)
+        if reason := presets.obstacle(Preset.FAST, role):
+            preset = NEXT_PRESETS[asked_by]
+            warn(f"{asked_by} asks for preset 'fast', and the picture is drawn by '{preset}': {reason}")
+            request = request.model_copy(update={"preset": preset})
+    return presets.apply(request)
 
 
-def implied_task(fields: "dict[str, JsonValue]", sent_as: dict[str, str]) -> str:
+def implied_task(fields: "dict[str, JsonValue]", job_input: "dict[str, JsonValue]") -> str:
     """The task of a job that names none. Raises `InvalidInput` for fields without a prompt or an image among them."""
     if any(name in fields for name in IMAGE_FIELDS):
         return "edit"
     if "prompt" in fields:
         return "generate"
-    if not fields:
+    if not job_input:
         return "health"
-    names = dict.fromkeys(short_json(sent_as.get(name, name)) for name in fields)
-    raise InvalidInput(
-        f"prompt is required where task is not given and the input is not empty; this input has only {', '.join(names)}"
-    )
+    rule = "prompt is required where task is not given and the input is not empty"
+    if "prompt" in job_input:
+        raise InvalidInput(f"{rule}; this prompt is null")
+    names = [short_json(name) for name, value in job_input.items() if value is not None] or ["nulls"]
+    hint = next((did_you_mean(name, ["prompt"]) for name in job_input if did_you_mean(name, ["prompt"])), "")
+    raise InvalidInput(f"{rule}; this input has only {', '.join(names)}{hint}")
+
+
+def drop_unknown(fields: "dict[str, JsonValue]", model: type[Request], warn: Warn) -> None:
+    """Leave out what is no field of the task, with a warning for each."""
+    known = public_fields(model)
+    for name in [name for name in fields if name not in known]:
+        del fields[name]
+        warn(f"{short_json(name)} is not a field of {model.task}{did_you_mean(name, known)}, and has no effect")
 
 
 def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as: dict[str, str]) -> None:
@@ -93,16 +119,22 @@ def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as:
         if names:
             raise InvalidInput(f"{names[0]} is not taken by {model.task}; task edit takes it")
         return
-    if len(names) != 1:
-        raise InvalidInput(
-            f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not {' and '.join(names) or 'none'}"
-        )
-    name, value = names[0], fields[names[0]]
+    if not names:
+        raise InvalidInput(f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not none")
+    # One name gives a picture or a list of pictures, whichever it is; `images` must be a list.
+    given: dict[str, JsonValue] = {}
+    for name in names:
+        one = fields.pop(name)
+        single: list[JsonValue] = [one]
+        given[name] = one if isinstance(one, list) or name == "images" else single
+    name, value = next(iter(given.items()))
+    if any(other != value for other in given.values()):
+        raise InvalidInput(f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not {' and '.join(names)}")
     if isinstance(value, list) and len(value) > MAX_IMAGES_IN:
         raise InvalidInput(f"images must be a list of 1 to {MAX_IMAGES_IN} images, not {short_json(value)}")
+    fields["images"] = value
     if name != "images":
-        fields["images"] = [fields.pop(name)]
-        sent_as["images"] = name
+        sent_as["images"] = sent_as.get(name, name)
 
 
 def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[str, str]) -> str:
@@ -116,8 +148,9 @@ def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[st
     if error["type"] == "missing":
         return f"{label} is required by {model.task}"
     if error["type"] in ("extra_forbidden", "invalid_key"):
-        fields = ", ".join(public_fields(model)) or "none"
-        return f"{short_json(name)} is not a field of {model.task}; its fields are {fields}"
+        fields = public_fields(model)
+        listed = ", ".join(fields) or "none"
+        return f"{short_json(name)} is not a field of {model.task}{did_you_mean(name, fields)}; its fields are {listed}"
     if error["type"] == "value_error":
         return f"{label} {error.get('ctx', {})['error']}"
     if name in MASK_FIELDS and model is BackgroundReplacement:
@@ -127,6 +160,15 @@ def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[st
         value = f"{len(error['input'])} characters"
     nearest = nearest_sides(int(error["input"])) if error["type"] == "multiple_of" else ""
     return f"{label} must be {rule_of(model, error['loc'])}, not {value}{nearest}"
+
+
+def did_you_mean(name: str, fields: list[str]) -> str:
+    """The words that ask for the field which an unknown name resembles; nothing where it resembles none."""
+    if name in PROMPT_NAMES and "prompt" in fields:
+        return " (did you mean prompt?)"
+    own = {alias: own for alias, own in ALIASES.items() if own in fields} | {one: one for one in fields}
+    near = difflib.get_close_matches(name[:MAX_NAME], own, 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def describe_lora_error(error: "ErrorDetails") -> str:

@@ -38,7 +38,6 @@ def refusal(fields):
     ("fields", "model"),
     [
         ({}, Health),
-        ({"task": None, "prompt": None}, Health),
         ({"task": "health"}, Health),
         ({"task": "debug"}, Debug),
         (PROMPT, Generate),
@@ -224,7 +223,7 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**PROMPT, "preset": "turbo"}, "preset must be 'quality', 'balanced' or 'fast', not \"turbo\""),
         ({**PROMPT, "task": "paint"}, 'of generate, edit, background_replacement, health, debug, not "paint"'),
         ({**PROMPT, "task": ["edit"]}, "task must be one of"),
-        ({**PROMPT, "stesp": 5}, '"stesp" is not a field of generate; its fields are prompt'),
+        ({**PROMPT, "stesp": 5}, '"stesp" is not a field of generate (did you mean steps?); its fields are prompt'),
         ({**PROMPT, "strength": 0.5}, '"strength" is not a field of generate'),
         ({**PROMPT, 5: 1}, "5 is not the name of a field"),
         ({**PROMPT, "\ud800": 1}, "is not the name of a field"),
