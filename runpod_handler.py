@@ -102,11 +102,14 @@ class Worker:
         answering = cast("asyncio.Task[Any]", asyncio.current_task())  # a coroutine always runs in a task
         self.jobs[job_id] = answering
         call = openai_images.call_of(job.get("input"), self.catalogue.labels())
+        warnings: list[str] = []
         try:
-            request = parse(call.fields() if call else job.get("input"), job_id, self.presets)
+            fields = call.fields(warnings.append) if call else job.get("input")
+            request = parse(fields, job_id, self.presets, warnings.append)
             task = request.task
             if isinstance(request, Drawing):
-                reply = await self.serve(request, job, post, min(limit_bytes or self.reply_bytes, self.reply_bytes))
+                limit_bytes = min(limit_bytes or self.reply_bytes, self.reply_bytes)
+                reply = await self.serve(request, warnings, job, post, limit_bytes)
             else:
                 reply = self.report(request)
         except JobError as error:
@@ -138,11 +141,17 @@ class Worker:
         models, fallbacks = self.pipelines.report(), self.loader.report()
         return health.health(self.settings, read_machine(), models, fallbacks, presets, self.counters)
 
-    async def serve(self, request: Drawing, sdk_job: SdkJob, post: Post | None, limit_bytes: int) -> Reply:
-        """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread."""
+    async def serve(
+        self, request: Drawing, warnings: list[str], sdk_job: SdkJob, post: Post | None, limit_bytes: int
+    ) -> Reply:
+        """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread.
+
+        `warnings`: of its parsing.
+        """
         limit_seconds = limit_of(sdk_job, self.settings.QWEN_JOB_SECONDS)
         takes_stand_ins = openai_images.call_of(sdk_job.get("input"), {}) is None
-        job = Job(str(sdk_job.get("id")), request, limit_seconds, warnings_of(request), takes_stand_ins)
+        noticed = [*warnings, *warnings_of(request)]
+        job = Job(str(sdk_job.get("id")), request, limit_seconds, noticed, takes_stand_ins)
         terms = terms_of(sdk_job, request, self.settings, limit_bytes, self.bucket)
         async with Progress(job, post or poster(job.id), self.settings.QWEN_PROGRESS_SECONDS), job.within_limit():
             require_served_by(self.catalogue.located(request.task), request)

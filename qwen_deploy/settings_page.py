@@ -48,7 +48,8 @@ SECTIONS = {
     ),
     "Jobs": (
         "[Stops and limits](operating.md#stops-and-limits), [Several jobs at once](operating.md#several-jobs-at-once)",
-        ["SERVER_MODE", "STREAM", "QWEN_CONCURRENCY", "QWEN_BATCH", "QWEN_JOB_SECONDS", "QWEN_FETCH_SECONDS",
+        ["SERVER_MODE", "STREAM", "QWEN_UNKNOWN_FIELDS", "QWEN_CONCURRENCY", "QWEN_BATCH", "QWEN_JOB_SECONDS",
+         "QWEN_FETCH_SECONDS",
          "QWEN_PROGRESS_SECONDS", "QWEN_SHUTDOWN_SECONDS", "QWEN_STUCK_SECONDS", "QWEN_WORKER_VERSION"],
     ),
     "Results": (

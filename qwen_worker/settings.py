@@ -115,6 +115,13 @@ class Delivery(StrEnum):
     URL = "url"  # by URL from a bucket
 
 
+class UnknownFields(StrEnum):
+    """What happens to a job with a field that no task or another task has."""
+
+    REFUSE = "refuse"
+    WARN = "warn"  # draw without the field, and say so in the reply
+
+
 class Misconfigured(Exception):
     """A setting cannot be used; the message names its variable."""
 
@@ -247,6 +254,13 @@ class Settings(PresetSettings, BucketSettings):
         default=60,
         ge=0,
         description="The pause before a load is tried again that failed for a reason which may pass, in seconds.",
+    )
+    QWEN_UNKNOWN_FIELDS: UnknownFields = Field(
+        default=UnknownFields.REFUSE,
+        description=(
+            "What happens to a job with a field that its task does not take. refuse: the job is refused. warn: the "
+            "field has no effect, and the reply's warnings name it."
+        ),
     )
     QWEN_FETCH_SECONDS: float = Field(
         default=20, gt=0, description="How long fetching one input image from its URL may take, in seconds."

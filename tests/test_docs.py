@@ -12,8 +12,9 @@ import pytest
 
 from qwen_deploy import options, settings_page
 from qwen_worker.errors import CODES
+from qwen_worker.jobs.aliases import ALIASES
 from qwen_worker.jobs.openai_images import call_of
-from qwen_worker.jobs.parsing import ALIASES, parse, public_fields, rule_of
+from qwen_worker.jobs.parsing import parse, public_fields, rule_of
 from qwen_worker.jobs.presets import Presets
 from qwen_worker.jobs.request import IMAGE_FIELDS, IMAGE_RULE, TASKS, Drawing, Edit, Lora
 from qwen_worker.memory import placement

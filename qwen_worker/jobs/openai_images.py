@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInput
-from .parsing import short_json
+from .values import Warn, short_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -28,8 +28,11 @@ VALUES_WITHOUT_EFFECT: "dict[str, tuple[JsonValue, ...]]" = {
     "size": ("auto",),
     "stream": (False,),
 }
-DELIVERIES = {"b64_json": "inline", "url": "url"}
-PRESETS = {"low": "fast", "medium": "balanced", "high": "quality", "hd": "quality"}  # by their `quality`
+# By field, why it has no effect; OpenAI's clients cannot leave some of them out.
+NOT_DONE = {
+    "style": "the prompt alone says the style",
+    "input_fidelity": "an edit follows its input picture as closely as the model does",
+}
 CALLER_ERROR_CODES = (
     "invalid_input", "image_unreadable", "image_fetch_failed", "lora_fetch_failed", "result_too_large"
 )  # fmt: skip
@@ -41,8 +44,11 @@ class Call:
     def __init__(self, job_input: "dict[str, JsonValue]", models: Mapping[str, str]):
         self.job_input, self.route, self.models = job_input, job_input["openai_route"], models
 
-    def fields(self) -> "dict[str, JsonValue]":
-        """The `input` of ours that asks for the same. Raises `InvalidInput`."""
+    def fields(self, warn: Warn = lambda sentence: None) -> "dict[str, JsonValue]":
+        """The `input` of ours that asks for the same. Raises `InvalidInput`.
+
+        `warn` is told what of the call has no effect.
+        """
         for name in self.job_input:
             if name not in ("openai_route", "openai_input"):
                 raise InvalidInput(f"{short_json(name)} is not a field of a job with openai_route")
@@ -61,9 +67,12 @@ class Call:
         task = TASKS[self.route]
         model = arguments.pop("model", self.models[task])
         if model != self.models[task]:
-            raise InvalidInput(
-                f"model must be {short_json(self.models[task])} for {self.route}, not {short_json(model)}"
-            )
+            warn(f"model {short_json(model)} is not here: {self.models[task]} serves {self.route}")
+        for name in [name for name in NOT_DONE if name in arguments]:
+            warn(f"{name} {short_json(arguments.pop(name))} has no effect: {NOT_DONE[name]}")
+        if arguments.get("size") == "":
+            warn("size is empty, and the default size is used")
+            del arguments["size"]
         return {"task": task, **translate_fields(arguments)}
 
     def reply(self, reply: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,8 +107,6 @@ def has_effect(name: str, value: "JsonValue") -> bool:
 def translate_fields(arguments: "dict[str, JsonValue]") -> "dict[str, JsonValue]":
     """The arguments of the call under our names and with our values. Raises `InvalidInput`."""
     fields = dict(arguments)
-    translate_field(fields, "response_format", "delivery", DELIVERIES)
-    translate_field(fields, "quality", "preset", PRESETS)
     if isinstance(fields.get("image"), list):
         if "images" in fields:
             raise InvalidInput("images is given twice, as image and as images")
@@ -112,19 +119,6 @@ def translate_fields(arguments: "dict[str, JsonValue]") -> "dict[str, JsonValue]
         fields["mask_image"] = unwrap_url(fields.pop("mask"))
         fields.setdefault("mask_from", "alpha")  # OpenAI's masks are transparent where the picture is repainted
     return fields
-
-
-def translate_field(fields: "dict[str, JsonValue]", theirs: str, ours: str, values: dict[str, str]) -> None:
-    """Replace OpenAI's field by ours. `values`: by each of OpenAI's values, ours."""
-    if theirs not in fields:
-        return
-    value = fields.pop(theirs)
-    if not isinstance(value, str) or value not in values:
-        *others, last = map(repr, values)
-        raise InvalidInput(f"{theirs} must be {', '.join(others)} or {last}, not {short_json(value)}")
-    if ours in fields:
-        raise InvalidInput(f"{ours} is given twice, as {theirs} and as {ours}")
-    fields[ours] = values[value]
 
 
 def unwrap_url(image: "JsonValue") -> "JsonValue":

@@ -3,13 +3,16 @@
 The rules themselves stand in `request.py`. Knows nothing of torch, diffusers or the SDK.
 """
 
-import json
-import re
-from typing import TYPE_CHECKING, Any
+import difflib
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from ..errors import InvalidInput, hide_secrets
+from ..errors import InvalidInput
+from ..preset_settings import Preset
+from ..settings import Role, UnknownFields
+from .aliases import ALIASES, Fields
+from .other_apis import NEXT_PRESETS
 from .presets import Presets
 from .request import (
     IMAGE_FIELDS,
@@ -25,47 +28,43 @@ from .request import (
     Request,
     seed_of,
 )
+from .sizes_asked import nearest_sides
+from .values import Warn, short_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
     from pydantic_core import ErrorDetails
 
 MAX_FIELDS = 64  # more than any task has under all names; bounds the length of a refusal, which names every bad field
-
-# Names that other image APIs give to our fields.
-ALIASES = {
-    "true_cfg_scale": "guidance_scale",
-    "true_guidance_scale": "guidance_scale",
-    "guidance": "guidance_scale",
-    "cfg": "guidance_scale",
-    "steps": "num_inference_steps",
-    "n": "num_images",
-    "num_outputs": "num_images",
-    "num_images_per_prompt": "num_images",
-    "image_format": "output_format",
-    "output_compression": "output_quality",
-    "image_urls": "images",
-    "mask": "mask_image",
-    "mask_url": "mask_image",
-}
+# What people call the prompt; none of them resembles the word.
+PROMPT_NAMES = ("text", "caption", "description", "instruction", "query", "input_text")
+MAX_NAME = 40  # characters of an unknown name that are compared with the fields' names
 
 
-def parse(job_input: "JsonValue", job_id: str, presets: Presets | None = None) -> Request:
+def ignore(sentence: str) -> None:
+    """A `warn` for callers who show no warnings."""
+
+
+def parse(job_input: "JsonValue", job_id: str, presets: Presets | None = None, warn: Warn = ignore) -> Request:
     """The job's `input` as the request of its task, completed by its preset and its seed.
 
+    `warn` is told what is understood and not done as asked.
     Raises `InvalidInput` naming the field, the rule and the value.
     """
     if not isinstance(job_input, dict):
         raise InvalidInput(f"input must be an object, not {short_json(job_input)}")
     if len(job_input) > MAX_FIELDS:
         raise InvalidInput(f"input must have at most {MAX_FIELDS} fields, not {len(job_input)}")
-    fields, sent_as = canonical_fields(job_input)
+    sent = Fields(job_input, warn)
+    fields, sent_as = sent.values, sent.sent_as
     task = fields.pop("task", None)
-    task = implied_task(fields, sent_as) if task is None else task
+    task = implied_task(fields, job_input) if task is None else task
     if not isinstance(task, str) or task not in TASKS:
         raise InvalidInput(f"task must be one of {', '.join(TASKS)}, not {short_json(task)}")
-    model = TASKS[task]
+    model, presets = TASKS[task], presets or Presets()
     gather_images(fields, model, sent_as)
+    if presets.settings.QWEN_UNKNOWN_FIELDS is UnknownFields.WARN:
+        drop_unknown(fields, model, warn)
     try:
         request = model.model_validate(fields)
     except ValidationError as error:
@@ -76,56 +75,38 @@ def parse(job_input: "JsonValue", job_id: str, presets: Presets | None = None) -
         return request
     if request.seed == -1:
         request = request.model_copy(update={"seed": seed_of(job_id)})
-    return (presets or Presets()).apply(request)
+    asked_by = sent_as.get("preset", "")
+    if request.preset == Preset.FAST and asked_by in NEXT_PRESETS:
+        role = Role.of(request.task)
+        if reason := presets.obstacle(Preset.FAST, role):
+            preset = NEXT_PRESETS[asked_by]
+            warn(f"{asked_by} asks for preset 'fast', and the picture is drawn by '{preset}': {reason}")
+            request = request.model_copy(update={"preset": preset})
+    return presets.apply(request)
 
 
-def implied_task(fields: "dict[str, JsonValue]", sent_as: dict[str, str]) -> str:
+def implied_task(fields: "dict[str, JsonValue]", job_input: "dict[str, JsonValue]") -> str:
     """The task of a job that names none. Raises `InvalidInput` for fields without a prompt or an image among them."""
     if any(name in fields for name in IMAGE_FIELDS):
         return "edit"
     if "prompt" in fields:
         return "generate"
-    if not fields:
+    if not job_input:
         return "health"
-    names = dict.fromkeys(short_json(sent_as.get(name, name)) for name in fields)
-    raise InvalidInput(
-        f"prompt is required where task is not given and the input is not empty; this input has only {', '.join(names)}"
-    )
+    rule = "prompt is required where task is not given and the input is not empty"
+    if "prompt" in job_input:
+        raise InvalidInput(f"{rule}; this prompt is null")
+    names = [short_json(name) for name, value in job_input.items() if value is not None] or ["nulls"]
+    hint = next((did_you_mean(name, ["prompt"]) for name in job_input if did_you_mean(name, ["prompt"])), "")
+    raise InvalidInput(f"{rule}; this input has only {', '.join(names)}{hint}")
 
 
-def canonical_fields(fields: "dict[Any, JsonValue]") -> "tuple[dict[str, JsonValue], dict[str, str]]":
-    """The fields under their own names, and by own name the alias that a field was sent as.
-
-    A null counts as absent. Raises `InvalidInput` for a field that is given under two names, and for a key that is no
-    text, as only a caller in this process can give one.
-    """
-    canonical: dict[str, JsonValue] = {}
-    sent_as: dict[str, str] = {}
-    for key, value in fields.items():
-        if value is None:
-            continue
-        if not isinstance(key, str) or not key.isprintable():
-            raise InvalidInput(f"{short_json(key)} is not the name of a field")
-        if key == "size":
-            width, height = parse_size(value)
-            named_values: dict[str, JsonValue] = {"width": width, "height": height}
-        else:
-            named_values = {ALIASES.get(key, key): value}
-        for name, named_value in named_values.items():
-            if name in canonical:
-                raise InvalidInput(f"{name} is given twice, as {sent_as.get(name, name)} and as {key}")
-            canonical[name] = named_value
-            if name != key:
-                sent_as[name] = key
-    return canonical, sent_as
-
-
-def parse_size(value: "JsonValue") -> tuple[int, int]:
-    """Width and height in pixels of a text such as 1024x768."""
-    match = re.fullmatch(r"(\d{1,5})[x*](\d{1,5})", value) if isinstance(value, str) else None
-    if not match:
-        raise InvalidInput(f"size must be WIDTHxHEIGHT in pixels, not {short_json(value)}")
-    return int(match[1]), int(match[2])
+def drop_unknown(fields: "dict[str, JsonValue]", model: type[Request], warn: Warn) -> None:
+    """Leave out what is no field of the task, with a warning for each."""
+    known = public_fields(model)
+    for name in [name for name in fields if name not in known]:
+        del fields[name]
+        warn(f"{short_json(name)} is not a field of {model.task}{did_you_mean(name, known)}, and has no effect")
 
 
 def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as: dict[str, str]) -> None:
@@ -138,16 +119,22 @@ def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as:
         if names:
             raise InvalidInput(f"{names[0]} is not taken by {model.task}; task edit takes it")
         return
-    if len(names) != 1:
-        raise InvalidInput(
-            f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not {' and '.join(names) or 'none'}"
-        )
-    name, value = names[0], fields[names[0]]
+    if not names:
+        raise InvalidInput(f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not none")
+    # One name gives a picture or a list of pictures, whichever it is; `images` must be a list.
+    given: dict[str, JsonValue] = {}
+    for name in names:
+        one = fields.pop(name)
+        single: list[JsonValue] = [one]
+        given[name] = one if isinstance(one, list) or name == "images" else single
+    name, value = next(iter(given.items()))
+    if any(other != value for other in given.values()):
+        raise InvalidInput(f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not {' and '.join(names)}")
     if isinstance(value, list) and len(value) > MAX_IMAGES_IN:
         raise InvalidInput(f"images must be a list of 1 to {MAX_IMAGES_IN} images, not {short_json(value)}")
+    fields["images"] = value
     if name != "images":
-        fields["images"] = [fields.pop(name)]
-        sent_as["images"] = name
+        sent_as["images"] = sent_as.get(name, name)
 
 
 def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[str, str]) -> str:
@@ -161,8 +148,9 @@ def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[st
     if error["type"] == "missing":
         return f"{label} is required by {model.task}"
     if error["type"] in ("extra_forbidden", "invalid_key"):
-        fields = ", ".join(public_fields(model)) or "none"
-        return f"{short_json(name)} is not a field of {model.task}; its fields are {fields}"
+        fields = public_fields(model)
+        listed = ", ".join(fields) or "none"
+        return f"{short_json(name)} is not a field of {model.task}{did_you_mean(name, fields)}; its fields are {listed}"
     if error["type"] == "value_error":
         return f"{label} {error.get('ctx', {})['error']}"
     if name in MASK_FIELDS and model is BackgroundReplacement:
@@ -170,7 +158,17 @@ def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[st
     value = short_json(error["input"])
     if isinstance(error["input"], str) and len(error["input"]) > MAX_PROMPT_CHARACTERS:
         value = f"{len(error['input'])} characters"
-    return f"{label} must be {rule_of(model, error['loc'])}, not {value}"
+    nearest = nearest_sides(int(error["input"])) if error["type"] == "multiple_of" else ""
+    return f"{label} must be {rule_of(model, error['loc'])}, not {value}{nearest}"
+
+
+def did_you_mean(name: str, fields: list[str]) -> str:
+    """The words that ask for the field which an unknown name resembles; nothing where it resembles none."""
+    if name in PROMPT_NAMES and "prompt" in fields:
+        return " (did you mean prompt?)"
+    own = {alias: own for alias, own in ALIASES.items() if own in fields} | {one: one for one in fields}
+    near = difflib.get_close_matches(name[:MAX_NAME], own, 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def describe_lora_error(error: "ErrorDetails") -> str:
@@ -208,14 +206,3 @@ def public_fields(model: type[Request]) -> list[str]:
     """The names of the task's fields, without aliases."""
     names = [name for name in model.model_fields if not (name in MASK_FIELDS and model is BackgroundReplacement)]
     return [public for name in names for public in (IMAGE_FIELDS if name == "images" else (name,))]
-
-
-def short_json(value: "JsonValue | tuple[JsonValue, ...]") -> str:
-    """A value as its JSON, short enough for a sentence; a URL without its secrets."""
-    if isinstance(value, (dict, list, tuple)):
-        return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
-    try:
-        text = json.dumps(hide_secrets(value) if isinstance(value, str) else value, ensure_ascii=True)
-    except TypeError:
-        text = type(value).__name__
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -73,6 +73,8 @@ class DrawingFacts(TypedDict):
     guidance_scale: float
     seed: int
     seeds: list[int]
+    seed_text: NotRequired[str]
+    seeds_text: NotRequired[list[str]]
     worker_version: str
     strength: NotRequired[float]
     instruction: NotRequired[str]
@@ -145,6 +147,8 @@ def drawing_facts(
         "seeds": request.seeds,
         "worker_version": settings.QWEN_WORKER_VERSION,
     }
+    if request.has_large_seed:
+        facts["seed_text"], facts["seeds_text"] = str(request.seed), [str(seed) for seed in request.seeds]
     if drawn_by and drawn_size != size:
         facts["drawn_dimensions"] = f"{drawn_size[0]}x{drawn_size[1]}"
     if isinstance(request, Edit):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from ..errors import InvalidInput
 from .sources import RULE as LORA_RULE
 from .sources import is_source
+from .values import MAX_EXACT, ReadGuidance, ReadNumber, ReadWhole
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -25,7 +26,7 @@ MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends wit
 # No bound on meaning, which tokens are, but on what is counted: English has 4 to 5 characters a token, and the longest
 # words some 20.
 MAX_PROMPT_CHARACTERS = 20_000
-MAX_SEED = 2**53 - 1  # the largest whole number that every JSON client holds exactly
+MAX_SEED = 2**64 - 1  # what a seed of torch holds
 MAX_IMAGES_IN = 3
 MAX_IMAGE_CHARACTERS = 28_000_000  # base64 of 20 MB, the platform's largest request body
 MAX_LORAS = 4
@@ -46,7 +47,7 @@ def whole_number(low: int, high: int, multiple: int = 1) -> "FieldInfo":
     return Field(ge=low, le=high, multiple_of=multiple, description=rule)
 
 
-Side = Annotated[int, whole_number(MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE)]
+Side = Annotated[int, whole_number(MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE), ReadWhole]
 Text = Annotated[
     str,
     Field(max_length=MAX_PROMPT_CHARACTERS, description=f"Unicode text of at most {MAX_PROMPT_CHARACTERS} characters"),
@@ -70,7 +71,7 @@ class Lora(BaseModel, frozen=True):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
     path: Annotated[str, Field(strict=True, description=LORA_RULE)]
-    scale: Annotated[float, Field(strict=True, ge=-4, le=4, description="a number from -4 to 4")] = 1.0
+    scale: Annotated[float, Field(strict=True, ge=-4, le=4, description="a number from -4 to 4"), ReadNumber] = 1.0
 
     @model_validator(mode="before")
     @classmethod
@@ -106,14 +107,16 @@ class Drawing(Request, frozen=True):
     negative_prompt: Text | None = None
     width: Side | None = None
     height: Side | None = None
-    num_inference_steps: Annotated[int, whole_number(1, 100)] = 50
-    guidance_scale: Annotated[float, Field(ge=1, le=20, description="a number from 1 to 20")] = 4.0
-    seed: Annotated[int, Field(ge=-1, le=MAX_SEED, description=f"a whole number from 0 to {MAX_SEED}, or -1")] = -1
-    num_images: Annotated[int, whole_number(1, 4)] = 1
+    num_inference_steps: Annotated[int, whole_number(1, 100), ReadWhole] = 50
+    guidance_scale: Annotated[float, Field(ge=1, le=20, description="0 or a number from 1 to 20"), ReadGuidance] = 4.0
+    seed: Annotated[
+        int, Field(ge=-1, le=MAX_SEED, description=f"a whole number from 0 to {MAX_SEED}, or -1"), ReadWhole
+    ] = -1
+    num_images: Annotated[int, whole_number(1, 4), ReadWhole] = 1
     output_format: Annotated[
         Literal["png", "webp", "jpeg", "auto"], Field(description="'png', 'webp', 'jpeg' or 'auto'")
     ] = "auto"
-    output_quality: Annotated[int, whole_number(1, 100)] | None = None
+    output_quality: Annotated[int, whole_number(1, 100), ReadWhole] | None = None
     delivery: Annotated[Literal["auto", "inline", "url"], Field(description="'auto', 'inline' or 'url'")] | None = None
     preview: Annotated[bool, Field(description="true or false")] = False
     # `Presets.apply` fills this in, and with it the steps and guidance that the job does not set.
@@ -150,6 +153,11 @@ class Drawing(Request, frozen=True):
         """The seed of each picture: picture k has seed + k, so that it can be drawn again alone."""
         return [(self.seed + k) % (MAX_SEED + 1) for k in range(self.num_images)]
 
+    @property
+    def has_large_seed(self) -> bool:
+        """Whether a seed is one that clients which hold numbers as JavaScript does would round."""
+        return max(self.seeds) > MAX_EXACT
+
 
 class Generate(Drawing, frozen=True):
     """A picture from a prompt."""
@@ -172,8 +180,8 @@ class Edit(Drawing, frozen=True):
     mask_image: ImageText | None = None
     # Whether the mask's transparent or its white pixels are repainted; None where its colours say it by themselves.
     mask_from: Annotated[Literal["alpha", "white"], Field(description="'alpha' or 'white'")] | None = None
-    size_from: Annotated[int, whole_number(0, MAX_IMAGES_IN - 1)] = 0
-    strength: Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1")] = 1.0
+    size_from: Annotated[int, whole_number(0, MAX_IMAGES_IN - 1), ReadWhole] = 0
+    strength: Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1"), ReadNumber] = 1.0
     draw_size: Annotated[Literal["input", "asked"], Field(description="'input' or 'asked'")] = "input"
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ import pytest
 
 from qwen_worker.errors import JobError
 from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.reply import DrawingResult, drawing_facts
 from qwen_worker.jobs.request import (
     MAX_SEED,
     BackgroundReplacement,
@@ -14,9 +15,11 @@ from qwen_worker.jobs.request import (
     Edit,
     Generate,
     Health,
+    Lora,
     require_served,
     require_tokens,
 )
+from qwen_worker.settings import Settings
 
 from ..conftest import ROOT
 
@@ -35,7 +38,6 @@ def refusal(fields):
     ("fields", "model"),
     [
         ({}, Health),
-        ({"task": None, "prompt": None}, Health),
         ({"task": "health"}, Health),
         ({"task": "debug"}, Debug),
         (PROMPT, Generate),
@@ -78,6 +80,75 @@ def test_names_of_other_apis_are_understood(fields, name, value):
     assert getattr(parse({**PROMPT, **fields}, "job"), name) == value
 
 
+@pytest.mark.parametrize(
+    ("fields", "name", "value"),
+    [
+        ({"num_inference_steps": 20.0}, "num_inference_steps", 20),
+        ({"steps": "20"}, "num_inference_steps", 20),
+        ({"steps": "20.0"}, "num_inference_steps", 20),
+        ({"width": "512", "height": 512.0}, "width", 512),
+        ({"guidance_scale": "4.5"}, "guidance_scale", 4.5),
+        ({"guidance_scale": 0}, "guidance_scale", 1),
+        ({"cfg": "0"}, "guidance_scale", 1),
+        ({"seed": "42"}, "seed", 42),
+        ({"seed": 815512498217549870}, "seed", 815512498217549870),
+        ({"seed": "18446744073709551615"}, "seed", 2**64 - 1),
+        ({"num_images": "2"}, "num_images", 2),
+        ({"image": "aGk=", "strength": "0.5"}, "strength", 0.5),
+        ({"loras": [{"path": "a/b", "scale": "0.5"}]}, "loras", (Lora(path="a/b", scale=0.5),)),
+        ({"steps": 20, "num_inference_steps": "20"}, "num_inference_steps", 20),
+        ({"size": "512x768", "width": "512", "height": 768}, "height", 768),
+    ],
+)
+def test_numbers_are_read_as_clients_write_them(fields, name, value):
+    found = getattr(parse({**PROMPT, **fields}, "job"), name)
+    assert found == value and type(found) in (type(value), float)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [({"guidance_scale": 1.0}, "guidance_scale 1.0"), ({"cfg": "x"}, 'cfg "x"'), ({"guidance_scale": 4}, ""), ({}, "")],
+)
+def test_of_two_guidances_the_true_one_wins(fields, told):
+    warnings = []
+    request = parse({**PROMPT, **fields, "true_cfg_scale": "4"}, "job", warn=warnings.append)
+    words = f"{told} has no effect beside true_cfg_scale, which is the guidance used"
+    assert request.guidance_scale == 4 and warnings == ([words] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "brought"),
+    [
+        ({"size": "auto"}, (1024, 1024), ""),
+        ({"size": "1472*1140"}, (1472, 1136), "size 1472x1140 is brought to 1472x1136"),  # RunPod's own client
+        ({"size": "1920x1080"}, (1920, 1088), "size 1920x1080 is brought to 1920x1088"),
+        ({"image_size": "square"}, (512, 512), ""),
+        ({"image_size": "square_hd"}, (1024, 1024), ""),
+        ({"image_size": "landscape_16_9"}, (1024, 576), ""),
+        ({"image_size": "portrait_4_3"}, (768, 1024), ""),
+        ({"image_size": "512x768"}, (512, 768), ""),
+        ({"image_size": {"width": 1280, "height": 720}}, (1280, 720), ""),
+        ({"image_size": {"width": "1280", "height": 725.0}}, (1280, 720), "image_size 1280x725 is brought to 1280x720"),
+    ],
+)
+def test_sizes_are_asked_by_text_and_by_name(fields, size, brought):
+    told = []
+    request = parse({**PROMPT, **fields}, "job", warn=told.append)
+    assert (request.width, request.height) == size
+    assert told == ([f"{brought}: width and height are multiples of 16"] if brought else [])
+
+
+def test_a_seed_that_javascript_rounds_comes_back_as_text_too():
+    def facts(seed):
+        request = parse({**PROMPT, "seed": seed, "num_images": 2}, "job")
+        return drawing_facts(request, (8, 8), (8, 8), DrawingResult([], 0), "model", Settings())
+
+    large, small = facts(815512498217549870), facts(2**53 - 2)
+    assert (large["seed"], large["seed_text"]) == (815512498217549870, "815512498217549870")
+    assert large["seeds_text"] == ["815512498217549870", "815512498217549871"]
+    assert "seed_text" not in small and "seeds_text" not in small
+
+
 @pytest.mark.parametrize("prompt", ["a photograph of a red fox in the snow, " * 60, "雪の中の赤い狐の写真。" * 90])
 def test_prompts_are_bounded_by_their_tokens_and_by_characters_only_against_abuse(prompt):
     """Qwen's tokenizer makes 600 tokens of the first, which has 2,340 characters."""
@@ -89,6 +160,13 @@ def test_the_seed_follows_from_the_job_id_and_image_k_adds_k():
     assert parse(PROMPT, "a").seed == 0xCA978112CA1BBDCAFAC231B39A23DC4DA786EFF8147C4E72B9807785AFEE48BB >> (256 - 53)
     assert parse({**PROMPT, "seed": 7, "num_images": 3}, "a").seeds == [7, 8, 9]
     assert parse({**PROMPT, "seed": MAX_SEED, "num_images": 2}, "a").seeds == [MAX_SEED, 0]
+    assert parse({**PROMPT, "seed": 2**53 - 1, "num_images": 2}, "a").seeds == [2**53 - 1, 2**53]
+
+
+def test_torch_takes_the_largest_seed():
+    import torch
+
+    assert torch.Generator("cpu").manual_seed(MAX_SEED).initial_seed() == MAX_SEED
 
 
 def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
@@ -113,21 +191,31 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({"prompt": 7}, "prompt must be Unicode text of at most 20000 characters, not 7"),
         ({"prompt": "a <|image_pad|> b"}, "prompt must not contain special tokens of the tokenizer such as <|image"),
         ({**PROMPT, "negative_prompt": "<|im_end|>"}, "negative_prompt must not contain special tokens"),
-        ({**PROMPT, "width": 1000}, "width must be a whole number from 256 to 2048 and a multiple of 16, not 1000"),
+        ({**PROMPT, "width": 1000}, "and a multiple of 16, not 1000; the nearest are 992 and 1008"),
+        ({**PROMPT, "width": 1472, "height": 1140}, "not 1140; the nearest are 1136 and 1152"),
+        ({**PROMPT, "width": 1920, "height": 1080}, "not 1080; the nearest are 1072 and 1088"),
+        ({**PROMPT, "width": 5000}, "from 256 to 2048 and a multiple of 16, not 5000"),
         ({**PROMPT, "width": True}, "and a multiple of 16, not true"),
-        ({**PROMPT, "width": "1024"}, 'and a multiple of 16, not "1024"'),
+        ({**PROMPT, "width": "1024px"}, 'and a multiple of 16, not "1024px"'),
         ({**PROMPT, "width": 240}, "from 256 to 2048"),
         ({**PROMPT, "height": 2064}, "from 256 to 2048"),
-        ({**PROMPT, "num_inference_steps": "50"}, 'num_inference_steps must be a whole number from 1 to 100, not "50"'),
+        ({**PROMPT, "steps": "50x"}, '(sent as steps) must be a whole number from 1 to 100, not "50x"'),
+        ({**PROMPT, "steps": "NaN"}, 'not "NaN"'),
+        ({**PROMPT, "steps": "1e1"}, 'not "1e1"'),
+        ({**PROMPT, "steps": "٤"}, "from 1 to 100, not"),
+        ({**PROMPT, "guidance_scale": "4x"}, 'guidance_scale must be 0 or a number from 1 to 20, not "4x"'),
+        ({**PROMPT, "guidance_scale": False}, "0 or a number from 1 to 20, not false"),
+        ({**PROMPT, "guidance_scale": -1}, "0 or a number from 1 to 20, not -1"),
         ({**PROMPT, "num_inference_steps": True}, "from 1 to 100, not true"),
         ({**PROMPT, "num_inference_steps": -5}, "from 1 to 100, not -5"),
         ({**PROMPT, "num_inference_steps": 10**30}, "from 1 to 100, not 1000"),
         ({**PROMPT, "num_inference_steps": 2.5}, "from 1 to 100, not 2.5"),
         ({**PROMPT, "steps": 0}, "num_inference_steps (sent as steps) must be"),
-        ({**PROMPT, "guidance_scale": float("nan")}, "guidance_scale must be a number from 1 to 20, not NaN"),
-        ({**PROMPT, "guidance_scale": 1e400}, "guidance_scale must be a number from 1 to 20, not Infinity"),
-        ({**PROMPT, "guidance_scale": 0.5}, "from 1 to 20, not 0.5"),
-        ({**PROMPT, "seed": 2**53}, "whole number from 0 to 9007199254740991, or -1, not 9007199254740992"),
+        ({**PROMPT, "guidance_scale": float("nan")}, "guidance_scale must be 0 or a number from 1 to 20, not NaN"),
+        ({**PROMPT, "guidance_scale": 1e400}, "guidance_scale must be 0 or a number from 1 to 20, not Infinity"),
+        ({**PROMPT, "guidance_scale": 0.5}, "0 or a number from 1 to 20, not 0.5"),
+        ({**PROMPT, "seed": 2**64}, "whole number from 0 to 18446744073709551615, or -1, not 18446744073709551616"),
+        ({**PROMPT, "seed": 2.0**60}, "or -1, not 1.152921504606847e+18"),
         ({**PROMPT, "seed": -2}, "or -1, not -2"),
         ({**PROMPT, "num_images": 5}, "num_images must be a whole number from 1 to 4, not 5"),
         ({**PROMPT, "output_format": "gif"}, "output_format must be 'png', 'webp', 'jpeg' or 'auto', not \"gif\""),
@@ -135,7 +223,7 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**PROMPT, "preset": "turbo"}, "preset must be 'quality', 'balanced' or 'fast', not \"turbo\""),
         ({**PROMPT, "task": "paint"}, 'of generate, edit, background_replacement, health, debug, not "paint"'),
         ({**PROMPT, "task": ["edit"]}, "task must be one of"),
-        ({**PROMPT, "stesp": 5}, '"stesp" is not a field of generate; its fields are prompt'),
+        ({**PROMPT, "stesp": 5}, '"stesp" is not a field of generate (did you mean steps?); its fields are prompt'),
         ({**PROMPT, "strength": 0.5}, '"strength" is not a field of generate'),
         ({**PROMPT, 5: 1}, "5 is not the name of a field"),
         ({**PROMPT, "\ud800": 1}, "is not the name of a field"),
@@ -163,10 +251,17 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**EDIT, "task": "background_replacement", "mask_from": "alpha"}, "mask_from is not taken by background_rep"),
         ({**EDIT, "mask_from": "alpha"}, "mask_from says how mask_image is read, and mask_image is not given"),
         ({**EDIT, "mask": "a", "mask_from": "black"}, "mask_from must be 'alpha' or 'white', not \"black\""),
-        ({**PROMPT, "size": "512"}, 'size must be WIDTHxHEIGHT in pixels, not "512"'),
-        ({**PROMPT, "size": "500x512"}, "width (sent as size) must be"),
-        ({**PROMPT, "size": "512x512", "width": 512}, "width is given twice, as size and as width"),
-        ({**PROMPT, "true_cfg_scale": 2, "guidance_scale": 2}, "guidance_scale is given twice"),
+        ({**PROMPT, "size": "512"}, "size must be WIDTHxHEIGHT in pixels or 'auto', not \"512\""),
+        ({**PROMPT, "size": "250x512"}, "width (sent as size) must be"),
+        ({**PROMPT, "image_size": "huge"}, "image_size must be one of square, square_hd, portrait_4_3, "),
+        ({**PROMPT, "image_size": {"width": "a", "height": 512}}, "an object of width and height alone, both whole"),
+        ({**PROMPT, "image_size": {"width": 512}}, "image_size must be an object of width and height alone"),
+        ({**PROMPT, "image_size": {"width": 4096, "height": 512}}, "width (sent as image_size) must be"),
+        ({**PROMPT, "size": "512x512", "width": 528}, "width is given twice, as size (512) and as width (528), and "),
+        ({**PROMPT, "cfg": 2, "guidance_scale": "3"}, 'twice, as cfg (2) and as guidance_scale ("3"), and the two'),
+        ({**PROMPT, "true_cfg_scale": 2, "true_guidance_scale": 3}, "guidance_scale is given twice"),
+        ({**PROMPT, "n": True, "num_outputs": 1}, "num_images is given twice, as n (true) and as num_outputs (1)"),
+        ({**PROMPT, "true_cfg_scale": "x", "guidance_scale": 2}, "guidance_scale (sent as true_cfg_scale) must be"),
     ],
 )  # fmt: skip
 def test_a_bad_field_is_refused_by_name_rule_and_value(fields, words):

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from runpod.serverless.modules.rp_job import run_job
 
 from qwen_worker.errors import CODES
-from qwen_worker.jobs.parsing import ALIASES
+from qwen_worker.jobs.aliases import ALIASES, READERS
 from qwen_worker.jobs.request import TASKS
 
-FIELDS = sorted({name for model in TASKS.values() for name in model.model_fields} | set(ALIASES) | {"image", "size"})
+FIELDS = sorted(
+    {name for model in TASKS.values() for name in model.model_fields} | set(ALIASES) | set(READERS) | {"image"}
+)
 nasty = st.sampled_from(
     ["", "\0", "../../etc/passwd", "<|image_pad|>", "{prompt}", "%s%n", "'; --", "\ud800", "𝕏" * 500, "a" * 3000, "NaN",
      "file:///etc/passwd", "http://169.254.169.254/", "http://[::1", "data:image/png;base64,", "iVBORw0KGgo=", "-1"]

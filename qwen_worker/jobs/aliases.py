@@ -1,0 +1,99 @@
+"""The fields of a job under their own names, whichever client wrote it.
+
+Each name that other image APIs give to a field of ours stands here. Knows no limits: `request.py` has them.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidInput
+from . import other_apis
+from .sizes_asked import read_image_size, read_size
+from .values import Warn, agree, short_json
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+# Names that other image APIs give to our fields.
+ALIASES = {
+    "true_cfg_scale": "guidance_scale",
+    "true_guidance_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "steps": "num_inference_steps",
+    "num_steps": "num_inference_steps",
+    "n": "num_images",
+    "num_outputs": "num_images",
+    "num_images_per_prompt": "num_images",
+    "batch_size": "num_images",
+    "image_format": "output_format",
+    "output_compression": "output_quality",
+    "image_urls": "images",
+    "reference_images": "images",
+    "image_base64": "image",
+    "mask": "mask_image",
+    "mask_url": "mask_image",
+}
+# By name, what else is read from what a client sends under it: our fields by their names.
+READERS: "dict[str, Callable[[JsonValue, Warn], dict[str, JsonValue]]]" = {
+    **other_apis.READERS,
+    "size": read_size,
+    "image_size": read_image_size,
+}
+# diffusers calls so the guidance that the Qwen-Image pipelines have, and `guidance_scale` a distilled model's, which
+# they have not: people send both.
+TRUE_GUIDANCE = ("true_cfg_scale", "true_guidance_scale")
+
+
+class Fields:
+    """A job's fields by their own names, and by own name the name that each was sent as.
+
+    `warn` is told what is understood and left out.
+    """
+
+    def __init__(self, job_input: "dict[Any, JsonValue]", warn: Warn):
+        self.values: dict[str, JsonValue] = {}
+        self.sent_as: dict[str, str] = {}
+        self.warn = warn
+        for key, value in self.effective(job_input).items():
+            named = READERS[key](value, warn) if key in READERS else {ALIASES.get(key, key): value}
+            for name, named_value in named.items():
+                self.add(name, named_value, key)
+
+    def effective(self, job_input: "dict[Any, JsonValue]") -> "dict[str, JsonValue]":
+        """The input without nulls, and without a guidance that has no effect beside the true one.
+
+        Raises `InvalidInput` for a key that is no text, as only a caller in this process can give one.
+        """
+        sent: dict[str, JsonValue] = {}
+        for key, value in job_input.items():
+            if value is None:
+                continue
+            if not isinstance(key, str) or not key.isprintable():
+                raise InvalidInput(f"{short_json(key)} is not the name of a field")
+            sent[key] = value
+        true_name = next((name for name in TRUE_GUIDANCE if name in sent), None)
+        if true_name:
+            for key in [key for key in sent if ALIASES.get(key, key) == "guidance_scale" and key not in TRUE_GUIDANCE]:
+                value = sent.pop(key)
+                if not agree(value, sent[true_name]):
+                    self.warn(f"{key} {short_json(value)} has no effect beside {true_name}, which is the guidance used")
+        other_apis.gather_loras(sent)
+        other_apis.gather_numbered(sent)
+        return sent
+
+    def add(self, name: str, value: "JsonValue", key: str) -> None:
+        """Give the field the value that was sent as `key`. Raises `InvalidInput` where it has another one already."""
+        if name not in self.values:
+            self.values[name] = value
+            if name != key:
+                self.sent_as[name] = key
+        elif name == key and agree(self.values[name], value):
+            self.sent_as.pop(name, None)
+        elif not agree(self.values[name], value):
+            first = self.sent_as.get(name, name)
+            raise InvalidInput(
+                f"{name} is given twice, as {first} ({short_json(self.values[name])}) and as {key} "
+                f"({short_json(value)}), and the two differ: send one of them"
+            )

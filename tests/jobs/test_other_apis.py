@@ -1,0 +1,133 @@
+"""Bodies of other image APIs are served with the meaning that their documentation gives, or with a warning."""
+
+import pytest
+
+from qwen_worker.errors import InvalidInput
+from qwen_worker.jobs.openai_images import EDITS, GENERATIONS, Call
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.presets import Presets
+from qwen_worker.jobs.request import Lora
+from qwen_worker.settings import Settings
+
+PROMPT = {"prompt": "a fox"}
+PICTURE = "aGk="
+FEW_STEP = "ORG/NAME/FILE-8steps.safetensors"
+NAMES = {"generate": "a/generate", "edit": "a/edit"}
+
+
+def drawn(fields, **settings):
+    """The request of a job, and its warnings."""
+    warnings = []
+    return parse({**PROMPT, **fields}, "job", Presets(Settings(**settings)), warnings.append), warnings
+
+
+@pytest.mark.parametrize(
+    ("fields", "meant"),
+    [
+        ({"cfg_scale": 3, "num_steps": 8, "batch_size": 2}, {"guidance_scale": 3, "num_inference_steps": 8,
+                                                             "num_images": 2}),
+        ({"output_format": "jpg"}, {"output_format": "jpeg"}),
+        ({"image_format": "jpg"}, {"output_format": "jpeg"}),
+        ({"image": [PICTURE]}, {"images": (PICTURE,), "task": "edit"}),
+        ({"image": PICTURE, "images": [PICTURE]}, {"images": (PICTURE,)}),
+        ({"image_base64": PICTURE}, {"images": (PICTURE,), "task": "edit"}),
+        ({"reference_images": [PICTURE, "aGV5"]}, {"images": (PICTURE, "aGV5")}),
+        ({"image1": PICTURE, "image2": "aGV5", "image3": None}, {"images": (PICTURE, "aGV5")}),
+        ({"sync_mode": True}, {"delivery": "inline"}),
+        ({"sync_mode": False, "enable_sync_mode": False}, {"delivery": None}),
+        ({"enable_base64_output": True}, {"delivery": "inline"}),
+        ({"response_format": "url"}, {"delivery": "url"}),
+        ({"acceleration": "none"}, {"preset": "quality"}),
+        ({"acceleration": "regular"}, {"preset": "balanced"}),
+        ({"go_fast": False}, {"preset": "quality"}),
+        ({"quality": "medium"}, {"preset": "balanced"}),
+        ({"quality": "hd", "preset": "quality"}, {"preset": "quality"}),
+        ({"lora_weights": "a/b", "lora_scale": 0.5}, {"loras": (Lora(path="a/b", scale=0.5),)}),
+        ({"lora": "a/b", "extra_lora": "c/d", "extra_lora_scale": "0.3"}, {"loras": (
+            Lora(path="a/b"), Lora(path="c/d", scale=0.3))}),
+        ({"loras": ["a/b", {"path": "c/d", "weight": 0.7}]}, {"loras": (
+            Lora(path="a/b"), Lora(path="c/d", scale=0.7))}),
+        ({"enable_safety_checker": False, "disable_safety_checker": True, "watermark": False}, {}),
+        ({"prompt_extend": False, "enable_prompt_expansion": False, "user": "me", "metadata": {"a": 1}}, {}),
+    ],
+)  # fmt: skip
+def test_what_has_a_meaning_here_gets_it_without_a_warning(fields, meant):
+    request, warnings = drawn(fields)
+    assert {name: getattr(request, name) for name in meant} == meant and warnings == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"enable_safety_checker": True}, "enable_safety_checker true: this worker has no safety checker"),
+        ({"disable_safety_checker": False}, "disable_safety_checker false: this worker has no safety checker"),
+        ({"enhance_prompt": True}, "enhance_prompt true: this worker does not rewrite prompts"),
+        ({"watermark": True}, "watermark true: this worker draws no watermark"),
+        ({"scheduler": "K_EULER"}, 'scheduler "K_EULER": the model has one scheduler'),
+        ({"sampler_name": "DDIM"}, 'sampler_name "DDIM": the model has one scheduler'),
+        ({"acceleration": "high"}, "acceleration asks for preset 'fast', and the picture is drawn by 'quality': QWEN_"),
+        ({"go_fast": True}, "go_fast asks for preset 'fast', and the picture is drawn by 'quality': QWEN_IMAGE_FAST"),
+        ({"quality": "low"}, "quality asks for preset 'fast', and the picture is drawn by 'balanced': QWEN_IMAGE_FA"),
+    ],
+)
+def test_what_is_understood_and_not_done_is_told(fields, told):
+    _, (warning,) = drawn(fields)
+    assert warning.startswith(told)
+
+
+def test_speed_is_given_where_it_is_served():
+    for fields in ({"acceleration": "high"}, {"go_fast": True}, {"quality": "low"}):
+        request, warnings = drawn(fields, QWEN_IMAGE_FAST_LORA=FEW_STEP)
+        assert (request.preset, request.num_inference_steps, warnings) == ("fast", 8, [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"prompt": None}, "prompt is required where task is not given .* this prompt is null"),
+        ({"promt": "x"}, r'this input has only "promt" \(did you mean prompt\?\)'),
+        ({"text": "a fox"}, r'this input has only "text" \(did you mean prompt\?\)'),
+        ({"input": {"prompt": "x"}}, "input is given within input: send"),
+        ({**PROMPT, "webhook": "https://example.com"}, "webhook stands beside input, not in it: send"),
+        ({**PROMPT, "s3Config": {}}, "s3Config stands beside input"),
+        ({**PROMPT, "policy": {}}, "policy stands beside input"),
+        ({**PROMPT, "preset": "fast", "quality": "low"}, "preset 'fast' is not served"),
+        ({**PROMPT, "enable_safety_checker": "yes"}, 'enable_safety_checker must be true or false, not "yes"'),
+        ({**PROMPT, "acceleration": "max"}, "acceleration must be 'none', 'regular' or 'high', not \"max\""),
+        ({**PROMPT, "acceleration": ["high"]}, "acceleration must be .* not a list of 1"),
+        ({**PROMPT, "lora_scale": 1}, "lora_scale goes with exactly one of lora_weights and lora"),
+        ({**PROMPT, "lora": "a/b", "loras": []}, "loras is given twice, as lora and as loras"),
+        ({**PROMPT, "lora_weights": 5}, r"loras\[0\].path must be"),
+        ({**PROMPT, "image1": PICTURE, "images": [PICTURE]}, "images is given twice, as image1 and as images"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_with_what_to_send(fields, words):
+    with pytest.raises(InvalidInput, match=words):
+        parse(fields, "job")
+
+
+def test_unknown_fields_are_left_out_where_the_endpoint_says_so():
+    request, warnings = drawn({"stesp": 5, "strength": 0.5}, QWEN_UNKNOWN_FIELDS="warn")
+    assert request.num_inference_steps == 50
+    assert warnings == [
+        '"stesp" is not a field of generate (did you mean steps?), and has no effect',
+        '"strength" is not a field of generate, and has no effect',
+    ]
+    with pytest.raises(InvalidInput, match="prompt is required"):
+        parse({"text": "a fox"}, "job", Presets(Settings(QWEN_UNKNOWN_FIELDS="warn")))
+
+
+@pytest.mark.parametrize(
+    ("route", "asked", "told"),
+    [
+        (GENERATIONS, {"style": "vivid"}, 'style "vivid" has no effect'),
+        (GENERATIONS, {"model": "dall-e-3"}, 'model "dall-e-3" is not here: a/generate serves'),
+        (GENERATIONS, {"size": ""}, "size is empty, and the default size is used"),
+        (EDITS, {"image": PICTURE, "input_fidelity": "low"}, 'input_fidelity "low" has no effect'),
+    ],
+)
+def test_what_openai_s_clients_cannot_leave_out_is_served_with_a_warning(route, asked, told):
+    warnings = []
+    call = Call({"openai_route": route, "openai_input": {**PROMPT, **asked}}, NAMES)
+    parse(call.fields(warnings.append), "job", warn=warnings.append)
+    assert len(warnings) == 1 and warnings[0].startswith(told)
