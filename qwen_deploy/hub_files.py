@@ -76,6 +76,7 @@ NAMES = {
     "QWEN_RESULT_LIMIT_MB": "Largest reply (MB)",
     "QWEN_DELIVERY": "Delivery of pictures",
     "QWEN_MARK": "Marks in files",
+    "QWEN_UNKNOWN_FIELDS": "Unknown fields of jobs",
     "QWEN_UPLOAD_SECONDS": "Deadline of an upload (s)",
     "BUCKET_ENDPOINT_URL": "Bucket: endpoint URL",
     "BUCKET_ACCESS_KEY_ID": "Bucket: access key",

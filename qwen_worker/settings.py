@@ -234,10 +234,7 @@ class Settings(PresetSettings, BucketSettings):
         default=LOAD_THREADS,
         ge=0,
         le=64,
-        description=(
-            "The number of threads that read weights. 0 leaves reading to diffusers and transformers, and uses no "
-            "prepared checkpoint."
-        ),
+        description="The number of threads that read weights. 0: the libraries read, without prepared checkpoints.",
     )
     QWEN_PREPARED: Prepared = Field(
         default=Prepared.SAME_CARD,
@@ -257,10 +254,7 @@ class Settings(PresetSettings, BucketSettings):
     )
     QWEN_UNKNOWN_FIELDS: UnknownFields = Field(
         default=UnknownFields.REFUSE,
-        description=(
-            "What happens to a job with a field that its task does not take. refuse: the job is refused. warn: the "
-            "field has no effect, and the reply's warnings name it."
-        ),
+        description="Fields that a task does not take. refuse: the job is refused. warn: a warning names them.",
     )
     QWEN_FETCH_SECONDS: float = Field(
         default=20, gt=0, description="How long fetching one input image from its URL may take, in seconds."

@@ -529,6 +529,7 @@ def test_blocks_are_warmed_up_with_the_endpoint_s_own_loras_in_them(cold_worker,
     assert "Linear" in left and warmed - left, (warmed, left)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # of NaN to colours, before anybody can ask
 def test_a_lora_that_leaves_no_numbers_is_the_job_s_own_fault(worker, base, folder):
     """Each of its numbers is finite, and the worker is as sound as before: no fresh one is asked for."""
     write(
