@@ -108,8 +108,11 @@ class Worker:
             request = parse(fields, job_id, self.presets, warnings.append)
             task = request.task
             if isinstance(request, Drawing):
+                limit_seconds = limit_of(job, self.settings.QWEN_JOB_SECONDS)
+                # Clients of other APIs know no field that tells a stand-in from a picture.
+                drawing = Job(job_id, request, limit_seconds, [*warnings, *warnings_of(request)], call is None)
                 limit_bytes = min(limit_bytes or self.reply_bytes, self.reply_bytes)
-                reply = await self.serve(request, warnings, job, post, limit_bytes)
+                reply = await self.serve(drawing, job, post, limit_bytes)
             else:
                 reply = self.report(request)
         except JobError as error:
@@ -141,17 +144,9 @@ class Worker:
         models, fallbacks = self.pipelines.report(), self.loader.report()
         return health.health(self.settings, read_machine(), models, fallbacks, presets, self.counters)
 
-    async def serve(
-        self, request: Drawing, warnings: list[str], sdk_job: SdkJob, post: Post | None, limit_bytes: int
-    ) -> Reply:
-        """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread.
-
-        `warnings`: of its parsing.
-        """
-        limit_seconds = limit_of(sdk_job, self.settings.QWEN_JOB_SECONDS)
-        takes_stand_ins = openai_images.call_of(sdk_job.get("input"), {}) is None
-        noticed = [*warnings, *warnings_of(request)]
-        job = Job(str(sdk_job.get("id")), request, limit_seconds, noticed, takes_stand_ins)
+    async def serve(self, job: Job, sdk_job: SdkJob, post: Post | None, limit_bytes: int) -> Reply:
+        """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread."""
+        request = job.request
         terms = terms_of(sdk_job, request, self.settings, limit_bytes, self.bucket)
         async with Progress(job, post or poster(job.id), self.settings.QWEN_PROGRESS_SECONDS), job.within_limit():
             require_served_by(self.catalogue.located(request.task), request)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInput
-from .values import Warn, short_json
+from .values import Warn, ignore, short_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -44,7 +44,7 @@ class Call:
     def __init__(self, job_input: "dict[str, JsonValue]", models: Mapping[str, str]):
         self.job_input, self.route, self.models = job_input, job_input["openai_route"], models
 
-    def fields(self, warn: Warn = lambda sentence: None) -> "dict[str, JsonValue]":
+    def fields(self, warn: Warn = ignore) -> "dict[str, JsonValue]":
         """The `input` of ours that asks for the same. Raises `InvalidInput`.
 
         `warn` is told what of the call has no effect.

@@ -47,20 +47,11 @@ def read_flag(name: str, done: bool, sentence: str) -> "Read":
     return read
 
 
-def read_inline(name: str) -> "Read":
-    """A reader of a field that asks for the pictures in the reply; false leaves it to the endpoint."""
+def read_wish(name: str, ours: str, wanted: str) -> "Read":
+    """A reader of a field that, where it is true, asks for a value of ours; false leaves that to the endpoint."""
 
     def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
-        return {"delivery": "inline"} if require_flag(name, value) else {}
-
-    return read
-
-
-def read_turbo(name: str) -> "Read":
-    """A reader of a field that asks for preset fast; false leaves the preset to the endpoint."""
-
-    def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
-        return {"preset": "fast"} if require_flag(name, value) else {}
+        return {ours: wanted} if require_flag(name, value) else {}
 
     return read
 
@@ -132,8 +123,8 @@ def ignore_caller(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
 READERS: "dict[str, Read]" = {
     **{name: read_flag(name, False, sentence) for name, sentence in NOT_DONE_IF_TRUE.items()},
     **{name: read_flag(name, True, sentence) for name, sentence in NOT_DONE_IF_FALSE.items()},
-    **{name: read_inline(name) for name in ("sync_mode", "enable_base64_output")},
-    **{name: read_turbo(name) for name in ("go_fast", "use_turbo")},
+    **{name: read_wish(name, "delivery", "inline") for name in ("sync_mode", "enable_base64_output")},
+    **{name: read_wish(name, "preset", "fast") for name in ("go_fast", "use_turbo")},
     **{name: read_sampler(name) for name in SAMPLERS},
     **{name: refuse_beside(name) for name in BESIDE_INPUT},
     **dict.fromkeys(CALLER_FIELDS, ignore_caller),

@@ -29,7 +29,7 @@ from .request import (
     seed_of,
 )
 from .sizes_asked import nearest_sides
-from .values import Warn, short_json
+from .values import Warn, ignore, short_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -39,10 +39,6 @@ MAX_FIELDS = 64  # more than any task has under all names; bounds the length of 
 # What people call the prompt; none of them resembles the word.
 PROMPT_NAMES = ("text", "caption", "description", "instruction", "query", "input_text")
 MAX_NAME = 40  # characters of an unknown name that are compared with the fields' names
-
-
-def ignore(sentence: str) -> None:
-    """A `warn` for callers who show no warnings."""
 
 
 def parse(job_input: "JsonValue", job_id: str, presets: Presets | None = None, warn: Warn = ignore) -> Request:
@@ -97,7 +93,7 @@ def implied_task(fields: "dict[str, JsonValue]", job_input: "dict[str, JsonValue
     if "prompt" in job_input:
         raise InvalidInput(f"{rule}; this prompt is null")
     names = [short_json(name) for name, value in job_input.items() if value is not None] or ["nulls"]
-    hint = next((did_you_mean(name, ["prompt"]) for name in job_input if did_you_mean(name, ["prompt"])), "")
+    hint = next(filter(None, (did_you_mean(name, ["prompt"]) for name in job_input)), "")
     raise InvalidInput(f"{rule}; this input has only {', '.join(names)}{hint}")
 
 

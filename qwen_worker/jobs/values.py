@@ -22,6 +22,10 @@ WHOLE = re.compile(r"(-?[0-9]{1,20})(?:\.0{1,20})?")
 DECIMAL = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]{1,20})?")
 
 
+def ignore(sentence: str) -> None:
+    """A `Warn` for callers who show no warnings."""
+
+
 def read_whole(value: "JsonValue") -> "JsonValue":
     """The whole number that a float or a decimal text is; any other value as it is.
 

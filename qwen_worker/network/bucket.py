@@ -171,10 +171,10 @@ def split_endpoint(url: str, name: str) -> tuple[str, str, str]:
         raise ValueError("must be an http or https URL")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("must hold no credentials, query or fragment")
-    host, in_host, region = split_host(parts.hostname)
-    is_service = any(re.fullmatch(pattern, parts.hostname) for pattern in HOSTS.values())
-    folders, in_path = split_path(parts.path.strip("/"), "" if is_service else name)
-    if is_service and folders:
+    service = split_host(parts.hostname)
+    host, in_host, region = service or (parts.hostname, "", USUAL_REGION)
+    folders, in_path = split_path(parts.path.strip("/"), "" if service else name)
+    if service and folders:
         raise ValueError("must have no path beyond the bucket's name")
     names = {bucket for bucket in (name, in_host, in_path) if bucket}
     if len(names) > 1:
@@ -184,8 +184,8 @@ def split_endpoint(url: str, name: str) -> tuple[str, str, str]:
     return address, next(iter(names), ""), region
 
 
-def split_host(host: str) -> tuple[str, str, str]:
-    """(host, bucket, region): the host without the bucket's name, where a service's host begins with one."""
+def split_host(host: str) -> tuple[str, str, str] | None:
+    """(host, bucket, region) of a service in `HOSTS`, the host without the bucket's name; None for any other host."""
     for service, pattern in HOSTS.items():
         if match := re.fullmatch(pattern, host):
             bucket = match["bucket"] or ""
@@ -194,7 +194,7 @@ def split_host(host: str) -> tuple[str, str, str]:
                 return host, bucket, "auto"
             region = match["region"] or USUAL_REGION
             return host, bucket, region.upper() if service == "RunPod" else region
-    return host, "", USUAL_REGION
+    return None
 
 
 def split_path(path: str, name: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageCms
 
+from ..jobs.values import Warn
 from .icc import (
     BT2020_PRIMARIES,
     P3_PRIMARIES,
@@ -21,7 +22,6 @@ from .icc import (
     matrix_profile,
     space_of_profile,
 )
-from .structure import Warn
 
 PROFILE = "icc_profile"  # in a picture's `info`
 COLOUR_INFO = (PROFILE, "cicp", "srgb", "gamma", "chromaticity")  # all that `info` may say of a picture's colours

@@ -17,13 +17,14 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from ..errors import InvalidInput
+from ..jobs.values import Warn
 from .boxes import is_container, require_decodable
 from .colour import COLOUR_INFO, PROFILE, srgb_profile, to_srgb
 from .jpeg_files import END as JPEG_END
 from .jpeg_files import START as JPEG_START
 from .jpeg_files import read_scans, reduce_large, require_nearly_whole
 from .marks import XMP_KEY
-from .structure import PNG_START, Warn, png_colours, require_few_pieces, unreadable_error
+from .structure import PNG_START, png_colours, require_few_pieces, unreadable_error
 
 FORMATS, CONTAINERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"), ("AVIF", "HEIF")  # as Pillow calls them
 FORMAT_NAMES = "PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF or HEIC"

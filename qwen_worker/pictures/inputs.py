@@ -8,11 +8,11 @@ from PIL import Image
 
 from ..jobs.request import Drawing, Edit
 from ..jobs.sources import is_url
+from ..jobs.values import Warn
 from ..network.fetch import fetch
 from .colour import PROFILE, space_of
 from .images import MAX_BYTES, QUOTES, as_rgb, decode_base64, flatten, load_picture, require_reachable
 from .masks import decode_mask, restore_outside
-from .structure import Warn
 
 
 class Inputs(NamedTuple):

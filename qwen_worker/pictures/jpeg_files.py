@@ -11,7 +11,8 @@ from PIL import Image, ImageChops
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import InvalidInput
-from .structure import Warn, unreadable_error
+from ..jobs.values import Warn
+from .structure import unreadable_error
 
 MAX_PIXELS = 160_000_000  # of the file; a medium-format camera's. What is decoded of it is a quarter
 # A JPEG of several scans, as progressive ones are, is whole in memory while it is decoded: two bytes for each number.

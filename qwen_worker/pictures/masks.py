@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from PIL import Image, ImageChops
 
 from ..errors import InvalidInput
+from ..jobs.values import Warn
 from .colour import in_space_of
 from .images import as_rgb, flatten, load_picture
-from .structure import Warn
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,13 +7,11 @@ import itertools
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import JobError
 from .icc import MAX_BYTES as MAX_PROFILE_BYTES
-
-Warn = Callable[[str], None]  # takes a sentence of what is left out of account
 
 # Some small files take minutes to decode: a progressive JPEG repeats its scans over the whole picture, a JPEG, PNG or
 # TIFF may consist of millions of empty pieces. Cameras stay far below these bounds.
