@@ -15,9 +15,8 @@ from ..errors import LoadError
 from .files import Json, StoredTensor, read_json
 
 MAX_FIELDS = 100  # of a quantization_config; the libraries' own have up to thirty
-# By component, the methods that its library loads, and the package that each of them needs. transformers loads weights
-# of a method that it does not know as if they were plain ones.
-PACKAGES = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "sdnq": "sdnq", "modelopt": "modelopt"}
+# By component, the methods that its library loads, each by the package of its name. transformers loads weights of a
+# method that it does not know as if they were plain ones.
 METHODS = {
     "transformer": ("bitsandbytes", "torchao", "sdnq", "modelopt"),
     "text_encoder": ("bitsandbytes", "torchao", "sdnq"),
@@ -75,9 +74,8 @@ def require_loadable(component: str, stored: StoredQuantization) -> None:
     if stored.method not in served:
         choices = f"; served are {', '.join(served)}" if served else ""
         raise LoadError(f"{text}, which is not loaded here{choices}, and checkpoints that are not quantized")
-    if importlib.util.find_spec(PACKAGES[stored.method]) is None:
-        package = PACKAGES[stored.method]
-        raise LoadError(f"{text}, and the package {package} that loads it is not installed on this worker")
+    if importlib.util.find_spec(stored.method) is None:
+        raise LoadError(f"{text}, and the package {stored.method} that loads it is not installed on this worker")
 
 
 def plain_tensors(tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
