@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from . import __version__
-from .bucket_settings import BucketSettings
+from .delivery_settings import DeliverySettings
 from .errors import hide_secrets
 from .preset_settings import Folders, PresetSettings
 
@@ -79,13 +79,6 @@ class SelfCheck(StrEnum):
     OFF = "off"
 
 
-class Mark(StrEnum):
-    """How a picture's file says, for machines, where it comes from."""
-
-    XMP = "xmp"  # IPTC's DigitalSourceType
-    NONE = "none"
-
-
 class Speedup(StrEnum):
     """Ways of drawing faster that leave the pictures as they are, up to rounding."""
 
@@ -105,14 +98,6 @@ class Role(StrEnum):
     def of(cls, task: str) -> "Role":
         """The role of the model that serves the task: every task but generate is an edit."""
         return cls.GENERATE if task == "generate" else cls.EDIT
-
-
-class Delivery(StrEnum):
-    """How a job's pictures reach its caller."""
-
-    AUTO = "auto"  # in the reply; by URL from a bucket where the reply would be too large and there is a bucket
-    INLINE = "inline"  # in the reply or not at all
-    URL = "url"  # by URL from a bucket
 
 
 class UnknownFields(StrEnum):
@@ -162,7 +147,7 @@ def describe_error(error: "ErrorDetails") -> str:
     return f"{place}: {rule}" + ("" if hidden else f", not {quoted!r}")
 
 
-class Settings(PresetSettings, BucketSettings):
+class Settings(PresetSettings, DeliverySettings):
     """Each field is set by the environment variable of the same name; an empty variable counts as absent."""
 
     model_config = SettingsConfigDict(
@@ -302,29 +287,6 @@ class Settings(PresetSettings, BucketSettings):
         default=256,
         ge=0,
         description="The most RAM that text encodings may take to be used again, in MB. 0 keeps none.",
-    )
-    # The platform drops results above 10 MB without a word. The margin below that covers its envelope.
-    QWEN_RESULT_LIMIT_MB: float = Field(
-        default=9.5,
-        gt=0,
-        description="The largest reply that is sent, in MB (1e6 bytes of JSON). RunPod drops replies above 10 MB.",
-    )
-    QWEN_DELIVERY: Delivery = Field(
-        default=Delivery.AUTO,
-        description=(
-            "How pictures leave where a job does not say. auto: in the reply, or by URL where they do not fit. inline: "
-            "in the reply. url: by URL from the bucket."
-        ),
-    )
-    QWEN_MARK: Mark = Field(
-        default=Mark.XMP,
-        description=(
-            "How the files of pictures say that they were generated, for machines to read. xmp: by IPTC's "
-            "DigitalSourceType in XMP. none: they do not."
-        ),
-    )
-    QWEN_UPLOAD_SECONDS: float = Field(
-        default=60, gt=0, description="How long uploading one job's pictures may take, in seconds."
     )
     QWEN_WORKER_VERSION: str = Field(
         default=__version__, description="The version of the image, which replies and health repeat."

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from ..delivery_settings import Delivery
 from ..errors import InvalidInput
-from ..settings import Delivery, Misconfigured, Settings
+from ..settings import Misconfigured, Settings
 
 if TYPE_CHECKING:
     from pydantic import JsonValue

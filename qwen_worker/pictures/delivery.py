@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..delivery_settings import Delivery
 from ..errors import Cancelled, InvalidInput, JobError
 from ..jobs.reply import DeliveryFacts, Metadata, posted_bytes, success_reply
 from ..jobs.request import Drawing
 from ..network.bucket import Bucket, bucket_from_job
 from ..network.upload import File, UploadFailed, require_public, upload_files
-from ..settings import Delivery, Settings
+from ..settings import Settings
 from ..stopwatch import timed
 from .images import encode_picture
 

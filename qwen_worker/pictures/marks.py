@@ -7,8 +7,8 @@ of file formats; `images.encode_picture` writes it.
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from ..delivery_settings import Mark
 from ..jobs.request import Drawing, Edit
-from ..settings import Mark
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,13 +14,14 @@ import pytest
 import requests
 from PIL import Image, ImageOps
 
+from qwen_worker.delivery_settings import Delivery
 from qwen_worker.errors import Cancelled, JobError
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.reply import posted_bytes
 from qwen_worker.network import bucket as buckets
 from qwen_worker.network.bucket import Misconfigured
 from qwen_worker.pictures.delivery import Terms, deliver, encodings, terms_of
-from qwen_worker.settings import Delivery, Settings
+from qwen_worker.settings import Settings
 
 from ..conftest import file_of, picture_of, respond, run
 from ..support.control_plane import ControlPlane, WorkerProcess, addresses

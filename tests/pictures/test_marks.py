@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qwen_worker.delivery_settings import Mark
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.pictures.colour import PROFILE
 from qwen_worker.pictures.images import encode_picture
 from qwen_worker.pictures.marks import Origin, mark_pictures, origin_of
-from qwen_worker.settings import Mark
 
 from ..conftest import as_text, run
 from ..support import profiles

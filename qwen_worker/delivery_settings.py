@@ -1,15 +1,54 @@
-"""The settings of the bucket that pictures are sent to, the part of `settings.py` that names S3's terms.
+"""The settings of how pictures reach their callers, the part of `settings.py` that names S3's terms and marks in files.
 
 Knows nothing of what a setting causes.
 """
 
 import re
+from enum import StrEnum
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
 
 
-class BucketSettings(BaseSettings):
+class Delivery(StrEnum):
+    """How a job's pictures reach its caller."""
+
+    AUTO = "auto"  # in the reply; by URL from a bucket where the reply would be too large and there is a bucket
+    INLINE = "inline"  # in the reply or not at all
+    URL = "url"  # by URL from a bucket
+
+
+class Mark(StrEnum):
+    """How a picture's file says, for machines, where it comes from."""
+
+    XMP = "xmp"  # IPTC's DigitalSourceType
+    NONE = "none"
+
+
+class DeliverySettings(BaseSettings):
+    # The platform drops results above 10 MB without a word. The margin below that covers its envelope.
+    QWEN_RESULT_LIMIT_MB: float = Field(
+        default=9.5,
+        gt=0,
+        description="The largest reply that is sent, in MB (1e6 bytes of JSON). RunPod drops replies above 10 MB.",
+    )
+    QWEN_DELIVERY: Delivery = Field(
+        default=Delivery.AUTO,
+        description=(
+            "How pictures leave where a job does not say. auto: in the reply, or by URL where they do not fit. inline: "
+            "in the reply. url: by URL from the bucket."
+        ),
+    )
+    QWEN_MARK: Mark = Field(
+        default=Mark.XMP,
+        description=(
+            "How the files of pictures say that they were generated, for machines to read. xmp: by IPTC's "
+            "DigitalSourceType in XMP. none: they do not."
+        ),
+    )
+    QWEN_UPLOAD_SECONDS: float = Field(
+        default=60, gt=0, description="How long uploading one job's pictures may take, in seconds."
+    )
     BUCKET_ENDPOINT_URL: str | None = Field(
         default=None,
         description=(
