@@ -77,7 +77,7 @@ class Fields:
                 self.add(name, named_value, key)
 
     def effective(self, job_input: "dict[Any, JsonValue]") -> "dict[str, JsonValue]":
-        """The input without nulls, and without a guidance that has no effect beside the true one.
+        """The input without nulls, and without what has no effect beside another field.
 
         Raises `InvalidInput` for a key that is no text, as only a caller in this process can give one.
         """
@@ -90,6 +90,9 @@ class Fields:
                 value = sent.pop(key)
                 if not agree(value, sent[true_name]):
                     self.warn(f"{key} {short_json(value)} has no effect beside {true_name}, which is the guidance used")
+        # fal's default for `acceleration` stands beside `use_turbo` in its clients' bodies.
+        if sent.get("acceleration") == "none" and any(sent.get(name) is True for name in other_apis.SPEED_WISHES):
+            del sent["acceleration"]
         for name in containers.gather_loras(sent):
             self.warn(f"{name} has no effect without a LoRA")
         containers.gather_pictures(sent)

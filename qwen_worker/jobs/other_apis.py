@@ -73,8 +73,9 @@ CALLER_FIELDS = (
     "user", "metadata", "safety_identifier", "request_id", "client_id", "task_type", "task_uuid", "include_cost",
     "max_poll_attempts", "poll_interval_millis", "save_images", "send_images",
 )  # fmt: skip
+SPEED_WISHES = ("go_fast", "use_turbo", "turbo")  # true asks for preset fast
 # Where a field of another API asks for preset fast and the endpoint does not serve it: the preset that is drawn.
-NEXT_PRESETS = {**dict.fromkeys(("acceleration", "go_fast", "use_turbo", "turbo"), "quality"), "quality": "balanced"}
+NEXT_PRESETS = {**dict.fromkeys(("acceleration", *SPEED_WISHES), "quality"), "quality": "balanced"}
 ACCELERATIONS = {"none": "quality", "regular": "balanced", "high": "fast"}
 QUALITIES = {"low": "fast", "medium": "balanced", "high": "quality", "hd": "quality"}  # OpenAI's, as presets
 RESPONSE_FORMATS = {"b64_json": "inline", "url": "url"}  # OpenAI's, as deliveries
@@ -213,7 +214,7 @@ READERS: "dict[str, Read]" = {
     **{name: read_only_values(name, *rule) for name, rule in ONLY_VALUES.items()},
     **{name: read_not_here(name, sentence) for name, sentence in NOT_HERE.items()},
     **{name: read_wish(name, "delivery", "inline") for name in ("sync_mode", "enable_base64_output")},
-    **{name: read_wish(name, "preset", "fast") for name in ("go_fast", "use_turbo", "turbo")},
+    **{name: read_wish(name, "preset", "fast") for name in SPEED_WISHES},
     **{name: refuse_beside(name, beside) for name, beside in BESIDE_INPUT.items()},
     **{name: refuse_beside(name, "webhook") for name in WEBHOOKS},
     **dict.fromkeys(CALLER_FIELDS, ignore_caller),
