@@ -54,7 +54,7 @@ def grid_of(request: Drawing, checkpoint_grid: Grid) -> Grid:
         return checkpoint_grid
     if request.draw_size == "asked":
         return Grid(checkpoint_grid.multiple, None)
-    return Grid(SIDE_MULTIPLE if pixels_of(request.size) else CONDITIONING_MULTIPLE, None)
+    return Grid(SIDE_MULTIPLE if request.size else CONDITIONING_MULTIPLE, None)
 
 
 def named_size(request: Drawing, grid: Grid, source_ratio: float = 1.0) -> Size | None:
@@ -64,13 +64,13 @@ def named_size(request: Drawing, grid: Grid, source_ratio: float = 1.0) -> Size 
     """
     if pixels := pixels_of(request.size):
         return grid.nearest(*pixels)
-    ratio = ratio_of(request.aspect_ratio)
-    if not ratio and not request.size:
+    ratio, table = ratio_of(request.aspect_ratio), request.size or grid.table
+    if ratio is None and request.size is None:
         return None
-    exact = table_size(request, grid)
+    ratio = ratio or source_ratio
+    exact = table_size(table, ratio)
     if exact and max(exact) <= grid.longest:
         return grid.nearest(*exact)
-    ratio, table = ratio or source_ratio, request.size or grid.table
     area = TABLES[table][0][0] ** 2 if table else OWN_SIDE**2
     width, height = math.sqrt(area * ratio), math.sqrt(area / ratio)
     shrink = min(1.0, grid.longest / max(width, height))
@@ -84,7 +84,10 @@ def with_size(request: Drawing, size: Size) -> Drawing:
 
 def brought_warning(request: Drawing, grid: Grid, delivered: Size) -> str | None:
     """A sentence for a size that its name says in pixels, and that the checkpoint does not draw so."""
-    exact = pixels_of(request.size) or table_size(request, grid)
+    ratio = ratio_of(request.aspect_ratio)
+    if ratio is None and request.size and not isinstance(request, Edit):
+        ratio = 1.0
+    exact = pixels_of(request.size) or (table_size(request.size or grid.table, ratio) if ratio else None)
     if not exact or exact == delivered:
         return None
     name = f"size {request.size}" if request.size else f"aspect_ratio {request.aspect_ratio}"
@@ -93,14 +96,9 @@ def brought_warning(request: Drawing, grid: Grid, delivered: Size) -> str | None
     return f"{name}{named} is brought to {delivered[0]}x{delivered[1]}: {rule}"
 
 
-def table_size(request: Drawing, grid: Grid) -> Size | None:
-    """The size in the table that the request, or else its checkpoint, names; None where the table has no such ratio."""
-    table, ratio = request.size or grid.table, ratio_of(request.aspect_ratio)
-    if ratio is None and not isinstance(request, Edit) and request.size:
-        ratio = 1.0
-    if table not in TABLES or ratio is None:
-        return None
-    for (long, short), known in zip(TABLES[table], RATIOS, strict=True):
+def table_size(table: str | None, ratio: float) -> Size | None:
+    """The table's size of this ratio, if it has one."""
+    for (long, short), known in zip(TABLES.get(table or "", ()), RATIOS, strict=False):
         if times_apart(known, max(ratio, 1 / ratio)) <= SAME_RATIO:
             return (long, short) if ratio >= 1 else (short, long)
     return None

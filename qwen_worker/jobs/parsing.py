@@ -31,7 +31,7 @@ from .request import (
     nearest_sides,
     seed_of,
 )
-from .sizes_asked import require_agreement
+from .sizes_asked import join_sizes
 from .values import Warn, agree, ignore, read_number, short_json
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def parse(
         raise InvalidInput("; ".join(sentences)) from None
     if not isinstance(request, Drawing):
         return request
-    require_agreement(request, sent_as)
+    request = join_sizes(request, sent_as)
     if request.seed == -1:
         request = request.model_copy(update={"seed": seed_of(job_id)})
     asked_by = sent_as.get("preset", "")

@@ -91,10 +91,11 @@ def require_ratio(name: str, width: str, height: str) -> str:
     return text
 
 
-def require_agreement(request: Drawing, sent_as: Mapping[str, str]) -> None:
-    """Refuse a size that the job gives twice, and once otherwise than the other time. Raises `InvalidInput`.
+def join_sizes(request: Drawing, sent_as: Mapping[str, str]) -> Drawing:
+    """The request with one size, whose names agree: by width and height where both are given.
 
-    `sent_as`: by field, the name that it was sent as, where that is another.
+    `sent_as`: by field, the name that it was sent as, where that is another. Raises `InvalidInput` for a size that is
+    given twice, and once otherwise than the other time.
     """
     sides = {name: getattr(request, name) for name in ("width", "height") if name in request.model_fields_set}
     size, ratio = (f"{sent_as.get(name, name)} ({getattr(request, name)})" for name in ("size", "aspect_ratio"))
@@ -113,13 +114,13 @@ def require_agreement(request: Drawing, sent_as: Mapping[str, str]) -> None:
             raise InvalidInput(f"{ratio} needs an input picture, and {request.task} takes none: send another ratio")
         if pixels or sides:
             raise InvalidInput(f"{ratio} and {size if pixels else given} may differ: send one of them")
-    if (asked := ratio_of(request.aspect_ratio)) is None:
-        return
-    if len(sides) == 1 and not pixels:
+    asked = ratio_of(request.aspect_ratio)
+    if asked and len(sides) == 1 and not pixels:
         raise InvalidInput(f"{ratio} and {given} leave the size open: send width and height, or the ratio alone")
     width, height = pixels or (sides.get("width"), sides.get("height"))
-    if width and height and times_apart(asked, width / height) > MAX_STRETCH:
+    if asked and width and height and times_apart(asked, width / height) > MAX_STRETCH:
         raise InvalidInput(f"{ratio} and {size if pixels else given} differ: send one of them")
+    return request.model_copy(update={"size": None, "aspect_ratio": None}) if len(sides) == 2 else request
 
 
 def is_about(sides: Mapping[str, int], square: tuple[int, int]) -> bool:

@@ -81,6 +81,7 @@ def test_an_aspect_ratio_is_the_size_that_the_checkpoint_draws_best(ratio, image
         ({"width": 512, "height": 768}, IMAGE, None, ""),
         # Of an edit: of its drawing's size, or with the proportions of its picture, here 4:3.
         ({"image": "aGk=", "aspect_ratio": "16:9"}, IMAGE_21, (1376, 768), ""),
+        ({"image": "aGk=", "size": "1K"}, IMAGE_21, (1472, 1104), ""),
         ({"image": "aGk=", "size": "2K"}, IMAGE_21, (2048, 1536), ""),
         ({"image": "aGk=", "size": "1472x1140"}, IMAGE_21, (1472, 1136), "size 1472x1140 is brought to 1472x1136"),
         ({"image": "aGk=", "size": "1472x1140", "draw_size": "asked"}, IMAGE_21, (1472, 1152), "size 1472x1140 is"),
@@ -89,7 +90,7 @@ def test_an_aspect_ratio_is_the_size_that_the_checkpoint_draws_best(ratio, image
 )  # fmt: skip
 def test_a_named_size_lies_on_the_checkpoint_s_grid_and_what_it_is_brought_to_is_told(fields, grid, size, told):
     request = asked(**fields)
-    assert size_of(grid, 4 / 3, **fields) == size
+    assert size_of(grid, 4 / 3 if "image" in fields else 1.0, **fields) == size
     warning = size and brought_warning(request, grid_of(request, grid), size)
     assert (warning or "").startswith(told) and bool(warning) is bool(told)
 
@@ -159,5 +160,10 @@ def test_a_size_that_cannot_be_or_is_given_twice_is_refused_with_both(fields, wo
         {"aspect_ratio": "16:9", "image_size": "16:9"},
     ],
 )
-def test_a_size_that_is_given_twice_and_agrees_is_fine(fields):
-    assert asked(**fields).task == "generate"
+def test_a_size_that_is_given_twice_and_agrees_is_fine_and_width_and_height_are_used(fields):
+    request = asked(**fields)
+    if {"width", "height"} <= set(fields):
+        assert (request.width, request.height) == (int(fields["width"]), int(fields["height"]))
+        assert size_of(IMAGE, **fields) is None and request.size is request.aspect_ratio is None
+    else:
+        assert size_of(IMAGE, **fields)
