@@ -29,10 +29,11 @@ from qwen_worker.jobs import reply as replies
 from qwen_worker.jobs.deadline import Paces, kind_of, limit_of
 from qwen_worker.jobs.few_steps import warnings_of
 from qwen_worker.jobs.job import Job, Stage
+from qwen_worker.jobs.named_sizes import Grid, brought_warning, grid_of, with_size
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
 from qwen_worker.jobs.reply import DrawingResult
-from qwen_worker.jobs.request import SIDE_MULTIPLE, Drawing, Edit, Health, Request, require_served
+from qwen_worker.jobs.request import Drawing, Edit, Health, Request, require_served
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.loader import Loader
 from qwen_worker.loading.pipelines import Pipelines
@@ -101,11 +102,12 @@ class Worker:
         job_id, task, started = str(job.get("id")), "unknown", time.perf_counter()
         answering = cast("asyncio.Task[Any]", asyncio.current_task())  # a coroutine always runs in a task
         self.jobs[job_id] = answering
-        call = openai_images.call_of(job.get("input"), self.catalogue.labels())
+        models = self.catalogue.labels()
+        call = openai_images.call_of(job.get("input"), models)
         warnings: list[str] = []
         try:
-            fields = call.fields(warnings.append) if call else job.get("input")
-            request = parse(fields, job_id, self.presets, warnings.append)
+            fields = call.fields() if call else job.get("input")
+            request = parse(fields, job_id, self.presets, warnings.append, models)
             task = request.task
             if isinstance(request, Drawing):
                 limit_seconds = limit_of(job, self.settings.QWEN_JOB_SECONDS)
@@ -155,14 +157,16 @@ class Worker:
             checkpoint, failure = await self.locate(job)
             require_served_by(checkpoint, request)
             loras = () if failure else await job.run_on(self.side_threads, self.loras.open_for_job, job, checkpoint)
-            multiple = checkpoint.size_multiple if checkpoint else SIDE_MULTIPLE
-            sizes = sizes_of(request, inputs.sources, inputs.mask, multiple)
+            grid = checkpoint.grid if checkpoint else Grid()
+            sizes = sizes_of(request, inputs.sources, inputs.mask, grid)
             canvas = Canvas(inputs.sources, inputs.mask, *sizes, inputs.original)
-            self.require_time(job, canvas)
+            brought = brought_warning(request, grid_of(request, grid), sizes.delivered)
             moved = moved_warning(request, inputs.sources, sizes)
-            for warning in (moved, size_warning(request, sizes.delivered, terms)):
+            for warning in (brought, moved, size_warning(request, sizes.delivered, terms)):
                 if warning:
                     job.warn(warning)
+            job.request = request = with_size(request, sizes.delivered)
+            self.require_time(job, canvas)
 
             job.enter(Stage.WAITING)
             outcome = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, failure)

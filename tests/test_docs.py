@@ -12,8 +12,10 @@ import pytest
 
 from qwen_deploy import options, settings_page
 from qwen_worker.errors import CODES
-from qwen_worker.jobs.aliases import ALIASES
+from qwen_worker.jobs.aliases import ALIASES, GATHERED, READERS
+from qwen_worker.jobs.named_sizes import RATIOS, TABLES
 from qwen_worker.jobs.openai_images import call_of
+from qwen_worker.jobs.other_apis import NO_CONTROL, NOT_HERE
 from qwen_worker.jobs.parsing import parse, public_fields, rule_of
 from qwen_worker.jobs.presets import Presets
 from qwen_worker.jobs.request import IMAGE_FIELDS, IMAGE_RULE, TASKS, Drawing, Edit, Lora
@@ -180,6 +182,23 @@ def test_the_table_of_other_names_has_every_alias():
         alias: code(name)[0] for names, name in rows(read(JOBS), "also called", "means") for alias in code(names)
     }
     assert documented == ALIASES
+
+
+def test_the_table_of_named_sizes_is_the_worker_s():
+    header = "ratio", "1K: Qwen-Image's own sizes", "2K: Qwen-Image-2.1's own sizes"
+    found = [
+        [*ratio.split(" ")[0].split(":"), *sizes] for ratio, *sizes in rows(section(JOBS, "Sizes by name"), *header)
+    ]
+    assert [int(width) / int(height) for width, height, *_ in found] == list(RATIOS)
+    for column, table in enumerate(TABLES, 2):
+        assert [line[column] for line in found] == ["{}x{}".format(*size) for size in TABLES[table]]
+
+
+def test_every_field_of_other_apis_that_is_read_is_named():
+    named = {span for title in ("Sizes by name", "Other clients' names") for span in code(section(JOBS, title))}
+    not_here = {name for name, sentence in NOT_HERE.items() if sentence == NO_CONTROL} | {"layers", "workflow_inputs"}
+    slips = {"input", "callback_url", "webhook_url", "webhookV2"}
+    assert {*READERS, *GATHERED, *NOT_HERE} - not_here - slips <= named
 
 
 def test_the_table_of_tasks_has_every_task():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..errors import LoadError
+from ..jobs.named_sizes import Grid
 from ..network.hub import hub_cache_folder, is_same_repository
 from .files import (
     Json,
@@ -38,6 +39,7 @@ class PipelineClass:
     max_images: int  # input images of one edit
     components: tuple[str, ...]  # beside those that hold parameters
     adaptable: bool = True  # its transformer is the 20B one's, which LoRAs, few-step presets and the step cache know
+    size_table: str = "1K"  # of `jobs/named_sizes.py`: the sizes that the released checkpoints' makers recommend
 
 
 # Any one of these sets of files makes a component complete that holds no parameters.
@@ -51,7 +53,7 @@ PIPELINE_CLASSES = {
     "QwenImagePipeline": PipelineClass(frozenset({"generate"}), 0, ("scheduler", "tokenizer")),
     "QwenImageEditPipeline": PipelineClass(EDITS, 1, ("scheduler", "tokenizer", "processor")),
     "QwenImageEditPlusPipeline": PipelineClass(EDITS, 3, ("scheduler", "tokenizer", "processor")),
-    "QwenImage21Pipeline": PipelineClass(EDITS | {"generate"}, 3, ("scheduler", "processor"), False),
+    "QwenImage21Pipeline": PipelineClass(EDITS | {"generate"}, 3, ("scheduler", "processor"), False, "2K"),
 }
 
 # The parts of a component that the exact savings and quantization act on: (component, pattern of the weights' names).
@@ -106,6 +108,12 @@ class Checkpoint:
     @property
     def adaptable(self) -> bool:
         return self.pipeline_class.adaptable
+
+    @property
+    def grid(self) -> Grid:
+        """What it says of sizes. Where the VAE is of another kind than the released ones', no table is known."""
+        is_released_kind = self.size_multiple == size_multiple_of(self.class_name)
+        return Grid(self.size_multiple, self.pipeline_class.size_table if is_released_kind else None)
 
     @property
     def local_folder(self) -> Path:

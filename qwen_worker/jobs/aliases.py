@@ -3,12 +3,14 @@
 Each name that other image APIs give to a field of ours stands here. Knows no limits: `request.py` has them.
 """
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInput
-from . import other_apis
-from .sizes_asked import read_image_size, read_size
+from . import containers, other_apis
+from .request import IMAGE_FIELDS, TASKS
+from .sizes_asked import size_reader
 from .values import Warn, agree, short_json
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 # Names that other image APIs give to our fields.
 ALIASES = {
+    "positive_prompt": "prompt",
+    "negative": "negative_prompt",
     "true_cfg_scale": "guidance_scale",
     "true_guidance_scale": "guidance_scale",
     "guidance": "guidance_scale",
@@ -27,20 +31,31 @@ ALIASES = {
     "num_outputs": "num_images",
     "num_images_per_prompt": "num_images",
     "batch_size": "num_images",
+    "number_results": "num_images",
     "image_format": "output_format",
     "output_compression": "output_quality",
     "image_urls": "images",
     "reference_images": "images",
+    "input_images": "images",
+    "init_images": "images",
     "image_base64": "image",
+    "url": "image",
+    "input_image": "image",
+    "seed_image": "image",
     "mask": "mask_image",
     "mask_url": "mask_image",
+    "denoise": "strength",
+    "denoising_strength": "strength",
 }
 # By name, what else is read from what a client sends under it: our fields by their names.
 READERS: "dict[str, Callable[[JsonValue, Warn], dict[str, JsonValue]]]" = {
     **other_apis.READERS,
-    "size": read_size,
-    "image_size": read_image_size,
+    **{name: size_reader(name) for name in ("size", "image_size", "target_size", "resolution", "aspect_ratio")},
 }
+OWN_NAMES = {name for model in TASKS.values() for name in model.model_fields} | {*IMAGE_FIELDS, "task", "model"}
+GATHERED = {name for names, scale in containers.LORA_FIELDS for name in (*names, scale)} | {"inputs", "messages"}
+NAMES = {*ALIASES, *READERS, *OWN_NAMES, *GATHERED, *containers.OBJECTS}
+WORD_BEGINS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 # diffusers calls so the guidance that the Qwen-Image pipelines have, and `guidance_scale` a distilled model's, which
 # they have not: people send both.
 TRUE_GUIDANCE = ("true_cfg_scale", "true_guidance_scale")
@@ -62,25 +77,25 @@ class Fields:
                 self.add(name, named_value, key)
 
     def effective(self, job_input: "dict[Any, JsonValue]") -> "dict[str, JsonValue]":
-        """The input without nulls, and without a guidance that has no effect beside the true one.
+        """The input without nulls, and without what has no effect beside another field.
 
         Raises `InvalidInput` for a key that is no text, as only a caller in this process can give one.
         """
-        sent: dict[str, JsonValue] = {}
-        for key, value in job_input.items():
-            if value is None:
-                continue
-            if not isinstance(key, str) or not key.isprintable():
-                raise InvalidInput(f"{short_json(key)} is not the name of a field")
-            sent[key] = value
+        sent = read_names(job_input)
+        containers.open_objects(sent)
+        sent = read_names(sent)
         true_name = next((name for name in TRUE_GUIDANCE if name in sent), None)
         if true_name:
             for key in [key for key in sent if ALIASES.get(key, key) == "guidance_scale" and key not in TRUE_GUIDANCE]:
                 value = sent.pop(key)
                 if not agree(value, sent[true_name]):
                     self.warn(f"{key} {short_json(value)} has no effect beside {true_name}, which is the guidance used")
-        other_apis.gather_loras(sent)
-        other_apis.gather_numbered(sent)
+        # fal's default for `acceleration` stands beside `use_turbo` in its clients' bodies.
+        if sent.get("acceleration") == "none" and any(sent.get(name) is True for name in other_apis.SPEED_WISHES):
+            del sent["acceleration"]
+        for name in containers.gather_loras(sent):
+            self.warn(f"{name} has no effect without a LoRA")
+        containers.gather_pictures(sent)
         return sent
 
     def add(self, name: str, value: "JsonValue", key: str) -> None:
@@ -97,3 +112,19 @@ class Fields:
                 f"{name} is given twice, as {first} ({short_json(self.values[name])}) and as {key} "
                 f"({short_json(value)}), and the two differ: send one of them"
             )
+
+
+def read_names(fields: "dict[Any, JsonValue]") -> "dict[str, JsonValue]":
+    """The fields that are not null; a name in camel case, as JavaScript writes it, in the spelling of ours.
+
+    Raises `InvalidInput` for a key that is no text.
+    """
+    read: dict[str, JsonValue] = {}
+    for key, value in fields.items():
+        if value is None:
+            continue
+        if not isinstance(key, str) or not key.isprintable():
+            raise InvalidInput(f"{short_json(key)} is not the name of a field")
+        snake = key if key in NAMES else WORD_BEGINS.sub("_", key).lower()
+        containers.put(read, snake if snake in NAMES else key, value, key)
+    return read

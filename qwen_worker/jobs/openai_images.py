@@ -11,28 +11,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInput
-from .values import Warn, ignore, short_json
+from .values import short_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
 GENERATIONS, EDITS, MODELS = "/v1/images/generations", "/v1/images/edits", "/v1/models"
 TASKS = {GENERATIONS: "generate", EDITS: "edit"}
-CALLER_FIELDS = ("user", "safety_identifier")  # they say who calls, and nothing about the picture
-# By field, the values that ask for what happens anyway. They are left out; any other value is refused.
-VALUES_WITHOUT_EFFECT: "dict[str, tuple[JsonValue, ...]]" = {
-    "background": ("auto", "opaque"),
-    "moderation": ("auto", "low"),
-    "partial_images": (0,),
-    "quality": ("auto", "standard"),
-    "size": ("auto",),
-    "stream": (False,),
-}
-# By field, why it has no effect; OpenAI's clients cannot leave some of them out.
-NOT_DONE = {
-    "style": "the prompt alone says the style",
-    "input_fidelity": "an edit follows its input picture as closely as the model does",
-}
 CALLER_ERROR_CODES = (
     "invalid_input", "image_unreadable", "image_fetch_failed", "lora_fetch_failed", "result_too_large"
 )  # fmt: skip
@@ -44,11 +29,8 @@ class Call:
     def __init__(self, job_input: "dict[str, JsonValue]", models: Mapping[str, str]):
         self.job_input, self.route, self.models = job_input, job_input["openai_route"], models
 
-    def fields(self, warn: Warn = ignore) -> "dict[str, JsonValue]":
-        """The `input` of ours that asks for the same. Raises `InvalidInput`.
-
-        `warn` is told what of the call has no effect.
-        """
+    def fields(self) -> "dict[str, JsonValue]":
+        """The `input` of ours that asks for the same. Raises `InvalidInput`."""
         for name in self.job_input:
             if name not in ("openai_route", "openai_input"):
                 raise InvalidInput(f"{short_json(name)} is not a field of a job with openai_route")
@@ -59,21 +41,10 @@ class Call:
         openai_input = self.job_input.get("openai_input")
         if not isinstance(openai_input, dict):
             raise InvalidInput(f"openai_input must be an object, not {short_json(openai_input)}")
-        arguments: dict[str, JsonValue] = {
-            name: value for name, value in openai_input.items() if value is not None and has_effect(name, value)
-        }
+        arguments: dict[str, JsonValue] = {name: value for name, value in openai_input.items() if value is not None}
         if "task" in arguments:
             raise InvalidInput(f"task is not taken by {self.route}; the route says it")
-        task = TASKS[self.route]
-        model = arguments.pop("model", self.models[task])
-        if model != self.models[task]:
-            warn(f"model {short_json(model)} is not here: {self.models[task]} serves {self.route}")
-        for name in [name for name in NOT_DONE if name in arguments]:
-            warn(f"{name} {short_json(arguments.pop(name))} has no effect: {NOT_DONE[name]}")
-        if arguments.get("size") == "":
-            warn("size is empty, and the default size is used")
-            del arguments["size"]
-        return {"task": task, **translate_fields(arguments)}
+        return {"task": TASKS[self.route], **translate_fields(arguments)}
 
     def reply(self, reply: Mapping[str, Any]) -> dict[str, Any]:
         """Our reply in OpenAI's shape, never longer than ours; `metadata` stays as it is."""
@@ -96,12 +67,6 @@ class Call:
 def call_of(job_input: "JsonValue", models: Mapping[str, str]) -> Call | None:
     """The call that a job's input holds; None where it holds none."""
     return Call(job_input, models) if isinstance(job_input, dict) and "openai_route" in job_input else None
-
-
-def has_effect(name: str, value: "JsonValue") -> bool:
-    """Whether the field changes the job or must be refused; without effect it is left out."""
-    ignored = VALUES_WITHOUT_EFFECT.get(name, ())
-    return name not in CALLER_FIELDS and not any(value == one and type(value) is type(one) for one in ignored)
 
 
 def translate_fields(arguments: "dict[str, JsonValue]") -> "dict[str, JsonValue]":

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidInput
-from .values import Warn, short_json
+from .containers import read_loras
+from .values import Warn, agree, read_whole, short_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -23,17 +24,64 @@ NOT_DONE_IF_TRUE = {
     "watermark": "this worker draws no watermark",
     "enable_sync_mode": "the route says whether the caller waits: /runsync waits, /run does not",
     "use_kv_cache": "this worker has no such cache",
+    "restore_faces": "this worker draws faces as the model does",
+    "tiling": "this worker draws no pictures that can be tiled",
+    "enable_hr": "the picture is drawn once, at its whole size",
+    "enable_teacache": "preset balanced has a step cache",
+    "vae_use_slicing": "the worker decides by its memory how it decodes",
+    "vae_use_tiling": "the worker decides by its memory how it decodes",
 }
 NOT_DONE_IF_FALSE = {"disable_safety_checker": NOT_DONE_IF_TRUE["enable_safety_checker"]}
-NUMBERED = ("image1", "image2", "image3")
-SAMPLERS = ("scheduler", "sampler", "sampler_name")
-CALLER_FIELDS = ("user", "metadata", "safety_identifier")  # they say who calls, and nothing about the picture
+ONE_SCHEDULER = "the model has one scheduler, flow-matching Euler, which is used"
+NO_REFINER = "the model has no refiner"
+# By field, why it has no effect, whatever its value; clients cannot leave some of them out.
+NO_EFFECT = {
+    "scheduler": ONE_SCHEDULER,
+    "sampler": ONE_SCHEDULER,
+    "sampler_name": ONE_SCHEDULER,
+    "style": "it has no effect: the prompt alone says the style",
+    "input_fidelity": "it has no effect: an edit follows its input picture as closely as the model does",
+    "shift": "it has no effect: the schedule's shift follows from the size",
+    "clip_skip": "it has no effect: the model has no CLIP",
+    "refiner_inference_steps": NO_REFINER,
+    "high_noise_frac": NO_REFINER,
+    "generator_device": "it has no effect: noise is computed on the CPU",
+    "max_sequence_length": "it has no effect: the whole prompt is read, up to 1,019 tokens",
+    "override_settings": "it has no effect: the endpoint's settings are its operator's",
+}
+NOTHING: "tuple[JsonValue, ...]" = (None, "", 0, False, [], {})  # values that ask for nothing
+# By field, the values that ask for what happens anyway, and why no other value is served.
+ONLY_VALUES: "dict[str, tuple[tuple[JsonValue, ...], str]]" = {
+    "background": (("auto", "opaque"), "no picture has transparent parts here"),
+    "moderation": (("auto", "low"), "this worker has no moderation"),
+    "partial_images": ((0,), "preview shows unfinished pictures"),
+    "stream": ((False,), "the endpoint's settings say whether replies are streamed"),
+    "n_iter": ((1,), "num_images says how many pictures are drawn"),
+}
+NO_CONTROL = "this worker has no ControlNet; send the picture as image, and say in the prompt what is kept of it"
+NO_LAYERS = "this worker draws whole pictures and no layers; send the job without it for one picture"
+NO_WORKFLOW = "this worker is no ComfyUI; send prompt, negative_prompt, size, steps and seed as fields"
+# By field of another product, what to send instead.
+NOT_HERE = {
+    **dict.fromkeys(("control_image", "control_image_url", "control_type", "control_scale"), NO_CONTROL),
+    **dict.fromkeys(("control_net", "controlnet", "controlnets", "controlnet_conditioning_scale"), NO_CONTROL),
+    **dict.fromkeys(("num_layers", "layers"), NO_LAYERS),
+    **dict.fromkeys(("workflow", "workflow_inputs"), NO_WORKFLOW),
+}
+# They say who calls, and how a client of another host waits; nothing about the picture.
+CALLER_FIELDS = (
+    "user", "metadata", "safety_identifier", "request_id", "client_id", "task_type", "task_uuid", "include_cost",
+    "max_poll_attempts", "poll_interval_millis", "save_images", "send_images",
+)  # fmt: skip
+SPEED_WISHES = ("go_fast", "use_turbo", "turbo")  # true asks for preset fast
 # Where a field of another API asks for preset fast and the endpoint does not serve it: the preset that is drawn.
-NEXT_PRESETS = {"acceleration": "quality", "go_fast": "quality", "use_turbo": "quality", "quality": "balanced"}
+NEXT_PRESETS = {**dict.fromkeys(("acceleration", *SPEED_WISHES), "quality"), "quality": "balanced"}
 ACCELERATIONS = {"none": "quality", "regular": "balanced", "high": "fast"}
 QUALITIES = {"low": "fast", "medium": "balanced", "high": "quality", "hd": "quality"}  # OpenAI's, as presets
 RESPONSE_FORMATS = {"b64_json": "inline", "url": "url"}  # OpenAI's, as deliveries
-BESIDE_INPUT = ("webhook", "webhookV2", "s3Config", "policy")
+OUTPUT_TYPES = {"base64Data": "inline", "dataURI": "inline", "URL": "url"}  # Runware's, as deliveries
+WEBHOOKS = ("callback_url", "webhook_url")  # what other hosts call `webhook`
+BESIDE_INPUT = {"webhook": "webhook", "webhookV2": "webhookV2", "s3Config": "s3Config", "policy": "policy"}
 
 
 def read_flag(name: str, done: bool, sentence: str) -> "Read":
@@ -63,53 +111,68 @@ def read_choice(name: str, ours: str, values: dict[str, str], without_effect: tu
         if value in without_effect:
             return {}
         if not isinstance(value, str) or value not in values:
-            *others, last = map(repr, values)
-            raise InvalidInput(f"{name} must be {', '.join(others)} or {last}, not {short_json(value)}")
+            raise InvalidInput(f"{name} must be {listed(values)}, not {short_json(value)}")
         return {ours: values[value]}
 
     return read
 
 
-def read_sampler(name: str) -> "Read":
-    """A reader of a field that names a sampler or a schedule."""
+def read_idle(name: str, sentence: str) -> "Read":
+    """A reader of a field that has no effect."""
 
     def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
-        warn(f"{name} {short_json(value)}: the model has one scheduler, flow-matching Euler, which is used")
+        if value not in NOTHING:
+            warn(f"{name} {short_json(value)}: {sentence}")
         return {}
 
     return read
 
 
+def read_only_values(name: str, values: "tuple[JsonValue, ...]", why: str) -> "Read":
+    """A reader of a field of which only the values are served that ask for what happens anyway."""
+
+    def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
+        if not any(agree(value, one) for one in values):
+            raise InvalidInput(f"{name} must be {listed(values)}, not {short_json(value)}: {why}")
+        return {}
+
+    return read
+
+
+def read_not_here(name: str, sentence: str) -> "Read":
+    """A reader of a field that asks for another product."""
+
+    def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
+        if value in NOTHING:
+            return {}
+        raise InvalidInput(f"{name} is not here: {sentence}")
+
+    return read
+
+
+def refuse_beside(name: str, beside: str) -> "Read":
+    """A reader of a field whose place is beside `input`, where it is called `beside`."""
+
+    def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
+        raise InvalidInput(f'{name} stands beside input, not in it: send {{"input": {{...}}, "{beside}": ...}}')
+
+    return read
+
+
 def read_output_format(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
+    value = value.lower() if isinstance(value, str) else value
     return {"output_format": "jpeg" if value == "jpg" else value}
 
 
-def read_loras(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
-    """The LoRAs, of which each may be its path alone, and `weight` another name of `scale`."""
-    return {"loras": [read_lora(one) for one in value] if isinstance(value, list) else value}
+def read_quality(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
+    """OpenAI's `quality`, which is a preset; a number is the quality of the file."""
+    if isinstance(read_whole(value), int) and not isinstance(value, bool):
+        return {"output_quality": value}
+    return read_choice("quality", "preset", QUALITIES, ("auto", "standard"))(value, warn)
 
 
-def read_lora(value: "JsonValue") -> "JsonValue":
-    if isinstance(value, str):
-        return {"path": value}
-    if isinstance(value, dict) and "weight" in value and value.get("scale") is None:
-        return {("scale" if name == "weight" else name): one for name, one in value.items() if name != "scale"}
-    return value
-
-
-def require_flag(name: str, value: "JsonValue") -> bool:
-    if not isinstance(value, bool):
-        raise InvalidInput(f"{name} must be true or false, not {short_json(value)}")
-    return value
-
-
-def refuse_beside(name: str) -> "Read":
-    """A reader of a field whose place is beside `input`."""
-
-    def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
-        raise InvalidInput(f'{name} stands beside input, not in it: send {{"input": {{...}}, "{name}": ...}}')
-
-    return read
+def read_output_type(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
+    return read_choice("output_type", "delivery", OUTPUT_TYPES, ("pil",))(value, warn)
 
 
 def refuse_input(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
@@ -120,55 +183,47 @@ def ignore_caller(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
     return {}
 
 
+def require_flag(name: str, value: "JsonValue") -> bool:
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{name} must be true or false, not {short_json(value)}")
+    return value
+
+
+def listed(values: "dict[str, str] | tuple[JsonValue, ...]") -> str:
+    """Values as a sentence lists them."""
+    *others, last = [repr(value) if isinstance(value, str) else short_json(value) for value in values]
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def check_model(model: "JsonValue", served: str | None, task: str, warn: Warn) -> None:
+    """Tell the caller who names another model than the one that serves the task. `served`: its name, where known.
+
+    Raises `InvalidInput` for what is no name.
+    """
+    if not isinstance(model, str):
+        raise InvalidInput(f"model must be the name of a model, not {short_json(model)}")
+    asked = model.partition("@")[0].casefold()
+    if served and asked not in ("", served.casefold(), served.casefold().rpartition("/")[2]):
+        warn(f"model {short_json(model)} is not here: {served} serves {task}")
+
+
 READERS: "dict[str, Read]" = {
     **{name: read_flag(name, False, sentence) for name, sentence in NOT_DONE_IF_TRUE.items()},
     **{name: read_flag(name, True, sentence) for name, sentence in NOT_DONE_IF_FALSE.items()},
+    **{name: read_idle(name, sentence) for name, sentence in NO_EFFECT.items()},
+    **{name: read_only_values(name, *rule) for name, rule in ONLY_VALUES.items()},
+    **{name: read_not_here(name, sentence) for name, sentence in NOT_HERE.items()},
     **{name: read_wish(name, "delivery", "inline") for name in ("sync_mode", "enable_base64_output")},
-    **{name: read_wish(name, "preset", "fast") for name in ("go_fast", "use_turbo")},
-    **{name: read_sampler(name) for name in SAMPLERS},
-    **{name: refuse_beside(name) for name in BESIDE_INPUT},
+    **{name: read_wish(name, "preset", "fast") for name in SPEED_WISHES},
+    **{name: refuse_beside(name, beside) for name, beside in BESIDE_INPUT.items()},
+    **{name: refuse_beside(name, "webhook") for name in WEBHOOKS},
     **dict.fromkeys(CALLER_FIELDS, ignore_caller),
     "acceleration": read_choice("acceleration", "preset", ACCELERATIONS),
-    "quality": read_choice("quality", "preset", QUALITIES, ("auto", "standard")),
+    "quality": read_quality,
     "response_format": read_choice("response_format", "delivery", RESPONSE_FORMATS),
+    "output_type": read_output_type,
     "output_format": read_output_format,
     "image_format": read_output_format,
-    "loras": read_loras,
+    "loras": lambda value, warn: {"loras": read_loras(value)},
     "input": refuse_input,
 }
-
-
-def gather_loras(sent: "dict[str, JsonValue]") -> None:
-    """Bring the LoRAs that Replicate's names give, each with a scale in a field of its own, into `loras`.
-
-    Raises `InvalidInput` for a scale without its LoRA, and where `loras` is given too.
-    """
-    found: list[JsonValue] = []
-    used: list[str] = []
-    for names, scale_name in (
-        (("lora_weights", "lora"), "lora_scale"),
-        (("extra_lora", "extra_lora_weights"), "extra_lora_scale"),
-    ):
-        given = [name for name in names if name in sent]
-        if not given and scale_name not in sent:
-            continue
-        if len(given) != 1:
-            raise InvalidInput(f"{scale_name} goes with exactly one of {' and '.join(names)}, not {len(given)} of them")
-        scale = sent.pop(scale_name, 1.0)
-        lora: dict[str, JsonValue] = {"path": sent.pop(given[0]), "scale": scale}
-        found.append(lora)
-        used.append(given[0])
-    if used and "loras" in sent:
-        raise InvalidInput(f"loras is given twice, as {used[0]} and as loras: send loras alone")
-    if used:
-        sent["loras"] = found
-
-
-def gather_numbered(sent: "dict[str, JsonValue]") -> None:
-    """Bring image1, image2 and image3 into `images`. Raises `InvalidInput` where `images` is given too."""
-    names = [name for name in NUMBERED if name in sent]
-    if names and "images" in sent:
-        raise InvalidInput(f"images is given twice, as {names[0]} and as images: send images alone")
-    if names:
-        numbered: list[JsonValue] = [sent.pop(name) for name in names]
-        sent["images"] = numbered

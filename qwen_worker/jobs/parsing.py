@@ -4,6 +4,7 @@ The rules themselves stand in `request.py`. Knows nothing of torch, diffusers or
 """
 
 import difflib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -12,7 +13,8 @@ from ..errors import InvalidInput
 from ..preset_settings import Preset
 from ..settings import Role, UnknownFields
 from .aliases import ALIASES, Fields
-from .other_apis import NEXT_PRESETS
+from .containers import require_few
+from .other_apis import NEXT_PRESETS, check_model
 from .presets import Presets
 from .request import (
     IMAGE_FIELDS,
@@ -26,31 +28,36 @@ from .request import (
     Edit,
     Lora,
     Request,
+    nearest_sides,
     seed_of,
 )
-from .sizes_asked import nearest_sides
-from .values import Warn, ignore, short_json
+from .sizes_asked import join_sizes
+from .values import Warn, agree, ignore, read_number, short_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
     from pydantic_core import ErrorDetails
 
-MAX_FIELDS = 64  # more than any task has under all names; bounds the length of a refusal, which names every bad field
 # What people call the prompt; none of them resembles the word.
 PROMPT_NAMES = ("text", "caption", "description", "instruction", "query", "input_text")
 MAX_NAME = 40  # characters of an unknown name that are compared with the fields' names
 
 
-def parse(job_input: "JsonValue", job_id: str, presets: Presets | None = None, warn: Warn = ignore) -> Request:
+def parse(
+    job_input: "JsonValue",
+    job_id: str,
+    presets: Presets | None = None,
+    warn: Warn = ignore,
+    models: Mapping[str, str] | None = None,
+) -> Request:
     """The job's `input` as the request of its task, completed by its preset and its seed.
 
-    `warn` is told what is understood and not done as asked.
+    `warn` is told what is understood and not done as asked. `models`: the names of the endpoint's models by task.
     Raises `InvalidInput` naming the field, the rule and the value.
     """
     if not isinstance(job_input, dict):
         raise InvalidInput(f"input must be an object, not {short_json(job_input)}")
-    if len(job_input) > MAX_FIELDS:
-        raise InvalidInput(f"input must have at most {MAX_FIELDS} fields, not {len(job_input)}")
+    require_few(job_input)
     sent = Fields(job_input, warn)
     fields, sent_as = sent.values, sent.sent_as
     task = fields.pop("task", None)
@@ -59,6 +66,8 @@ def parse(job_input: "JsonValue", job_id: str, presets: Presets | None = None, w
         raise InvalidInput(f"task must be one of {', '.join(TASKS)}, not {short_json(task)}")
     model, presets = TASKS[task], presets or Presets()
     gather_images(fields, model, sent_as)
+    if issubclass(model, Drawing):
+        leave_out(fields, model, sent_as, models or {}, warn)
     if presets.settings.QWEN_UNKNOWN_FIELDS is UnknownFields.WARN:
         drop_unknown(fields, model, warn)
     try:
@@ -69,6 +78,7 @@ def parse(job_input: "JsonValue", job_id: str, presets: Presets | None = None, w
         raise InvalidInput("; ".join(sentences)) from None
     if not isinstance(request, Drawing):
         return request
+    request = join_sizes(request, sent_as)
     if request.seed == -1:
         request = request.model_copy(update={"seed": seed_of(job_id)})
     asked_by = sent_as.get("preset", "")
@@ -95,6 +105,23 @@ def implied_task(fields: "dict[str, JsonValue]", job_input: "dict[str, JsonValue
     names = [short_json(name) for name, value in job_input.items() if value is not None] or ["nulls"]
     hint = next(filter(None, (did_you_mean(name, ["prompt"]) for name in job_input)), "")
     raise InvalidInput(f"{rule}; this input has only {', '.join(names)}{hint}")
+
+
+def leave_out(
+    fields: "dict[str, JsonValue]",
+    model: type[Drawing],
+    sent_as: Mapping[str, str],
+    models: Mapping[str, str],
+    warn: Warn,
+) -> None:
+    """Leave out the name of the model, and a strength where there is no picture, as other APIs' defaults have it."""
+    if "model" in fields:
+        check_model(fields.pop("model"), models.get(Role.of(model.task).value), model.task, warn)
+    if "strength" in fields and not issubclass(model, Edit):
+        strength = fields.pop("strength")
+        if read_number(strength) != 1:
+            label = sent_as.get("strength", "strength")
+            warn(f"{label} {short_json(strength)} has no effect without an input picture")
 
 
 def drop_unknown(fields: "dict[str, JsonValue]", model: type[Request], warn: Warn) -> None:
@@ -124,7 +151,7 @@ def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as:
         single: list[JsonValue] = [one]
         given[name] = one if isinstance(one, list) or name == "images" else single
     name, value = next(iter(given.items()))
-    if any(other != value for other in given.values()):
+    if not all(agree(other, value) for other in given.values()):
         raise InvalidInput(f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not {' and '.join(names)}")
     if isinstance(value, list) and len(value) > MAX_IMAGES_IN:
         raise InvalidInput(f"images must be a list of 1 to {MAX_IMAGES_IN} images, not {short_json(value)}")
@@ -160,6 +187,8 @@ def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[st
 
 def did_you_mean(name: str, fields: list[str]) -> str:
     """The words that ask for the field which an unknown name resembles; nothing where it resembles none."""
+    if name in Edit.model_fields and "prompt" in fields:
+        return " (task edit takes it)"
     if name in PROMPT_NAMES and "prompt" in fields:
         return " (did you mean prompt?)"
     own = {alias: own for alias, own in ALIASES.items() if own in fields} | {one: one for one in fields}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MIN_SIDE, MAX_SIDE = 256, 2048  # pixels
 SIDE_MULTIPLE = 16  # pixels: the VAE halves a side three times, and the transformer takes 2 x 2 latents as one token
+MAX_RATIO = 8  # of the longer side to the shorter one; pictures beyond it break the pipelines' arithmetic
 MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
 # No bound on meaning, which tokens are, but on what is counted: English has 4 to 5 characters a token, and the longest
 # words some 20.
@@ -107,6 +108,21 @@ class Drawing(Request, frozen=True):
     negative_prompt: Text | None = None
     width: Side | None = None
     height: Side | None = None
+    # A size by its name, whose pixels depend on the checkpoint (`named_sizes.py`), in place of width and height.
+    size: (
+        Annotated[str, Field(pattern=r"^([0-9]{3,4}x[0-9]{3,4}|1K|2K)$", description="WIDTHxHEIGHT, '1K' or '2K'")]
+        | None
+    ) = None
+    aspect_ratio: (
+        Annotated[
+            str,
+            Field(
+                pattern=r"^([0-9.]+:[0-9.]+|match_input_image)$",
+                description=f"WIDTH:HEIGHT from 1:{MAX_RATIO} to {MAX_RATIO}:1, or 'match_input_image'",
+            ),
+        ]
+        | None
+    ) = None
     num_inference_steps: Annotated[int, whole_number(1, 100), ReadWhole] = 50
     guidance_scale: Annotated[float, Field(ge=1, le=20, description="0 or a number from 1 to 20"), ReadGuidance] = 4.0
     seed: Annotated[
@@ -228,9 +244,18 @@ def require_served(request: Drawing, multiple: int, max_images: int) -> None:
     is_resampled = isinstance(request, Edit) and request.draw_size == "input"
     for name, side in (("width", request.width), ("height", request.height)):
         if side and side % multiple and not is_resampled:
-            raise InvalidInput(f"{name} must be a multiple of {multiple} for this checkpoint, not {side}")
+            rule = f"a multiple of {multiple} for this checkpoint"
+            raise InvalidInput(f"{name} must be {rule}, not {side}{nearest_sides(side, multiple)}")
     if isinstance(request, Edit) and len(request.images) > max_images:
         raise InvalidInput(f"images must hold at most {max_images} for this checkpoint, not {len(request.images)}")
+
+
+def nearest_sides(side: int, multiple: int = SIDE_MULTIPLE) -> str:
+    """The words that name the sides next to one that is off the grid; nothing for one outside the limits."""
+    lower = side // multiple * multiple
+    if not MIN_SIDE <= side <= MAX_SIDE or side == lower:
+        return ""
+    return f"; the nearest are {lower} and {lower + multiple}"
 
 
 def require_tokens(name: str, count: int) -> None:

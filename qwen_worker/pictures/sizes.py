@@ -11,15 +11,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ..jobs.named_sizes import CONDITIONING_MULTIPLE, MAX_STRETCH, Grid, Size, grid_of, named_size
 from ..jobs.request import MAX_SIDE, MIN_SIDE, Drawing, Edit
 
 CONDITIONING_AREA = 1024 * 1024  # pixels; `VAE_IMAGE_SIZE` of diffusers' edit pipelines
-CONDITIONING_MULTIPLE = 32  # pixels, to which these pipelines round each side
-# A result may be stretched by this much along one axis, which nobody sees: the sizes in use for 4:3 or 3:2 are rounded.
-# What is asked in another shape is composed anew by the model, and stretched faces are not delivered.
-MAX_STRETCH = 1.05
-
-Size = tuple[int, int]  # width and height in pixels
 
 
 class Sizes(NamedTuple):
@@ -29,16 +24,18 @@ class Sizes(NamedTuple):
     delivered: Size
 
 
-def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | None, multiple: int) -> Sizes:
-    """The sizes of the request's pictures. `multiple`: of which a drawn side must be one for the checkpoint."""
-    asked = (request.width, request.height) if request.width and request.height else None
+def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | None, grid: Grid) -> Sizes:
+    """The sizes of the request's pictures. `grid`: what the checkpoint says of sizes."""
+    sides = (request.width, request.height) if request.width and request.height else None
     if not isinstance(request, Edit):
+        asked = named_size(request, grid) or sides
         assert asked is not None  # a picture from a prompt has a default for both
         return Sizes(asked, asked)
     source = sources[request.size_from].size
     looked_at = conditioning_size(source)
+    asked = named_size(request, grid_of(request, grid), source[0] / source[1]) or sides
     if request.draw_size == "asked":
-        own = source if mask and is_drawable(source, multiple) else looked_at
+        own = source if mask and is_drawable(source, grid.multiple) else looked_at
         return Sizes(asked or own, asked or own)
     delivered = asked or (source if mask and is_drawable(source, 1) else looked_at)
     # A mask and the start from the input picture tie every pixel of the result to one of that picture.

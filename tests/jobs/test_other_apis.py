@@ -47,6 +47,21 @@ def drawn(fields, **settings):
             Lora(path="a/b"), Lora(path="c/d", scale=0.3))}),
         ({"loras": ["a/b", {"path": "c/d", "weight": 0.7}]}, {"loras": (
             Lora(path="a/b"), Lora(path="c/d", scale=0.7))}),
+        ({"url": PICTURE}, {"images": (PICTURE,), "task": "edit"}),
+        ({"image": PICTURE, "image_2": "aGV5"}, {"images": (PICTURE, "aGV5")}),
+        ({"image": PICTURE, "reference_images": ["aGV5"]}, {"images": (PICTURE, "aGV5")}),
+        ({"reference_images": []}, {"task": "generate"}),
+        ({"init_images": [PICTURE], "denoising_strength": 0.5}, {"images": (PICTURE,), "strength": 0.5}),
+        ({"turbo": False, "quality": 80}, {"output_quality": 80, "preset": "quality"}),
+        ({"outputType": "URL", "outputFormat": "JPG", "numberResults": 2, "CFGScale": 3}, {
+            "delivery": "url", "output_format": "jpeg", "num_images": 2, "guidance_scale": 3}),
+        ({"parameters": {"width": 512, "guidanceScale": 2}}, {"width": 512, "guidance_scale": 2}),
+        ({"lora_weights": "", "lora_2": "a/b", "lora_2_scale": 2}, {"loras": (Lora(path="a/b", scale=2),)}),
+        ({"extra_lora_weights": ["a/b", "c/d"], "extra_lora_scale": [0.5, 2]}, {"loras": (
+            Lora(path="a/b", scale=0.5), Lora(path="c/d", scale=2))}),
+        ({"loras": {"name": "style", "url": "https://a.b/c", "weight": 2}}, {"loras": (
+            Lora(path="https://a.b/c", scale=2),)}),
+        ({"strength": 1, "style": "", "control_image": None, "num_layers": 0, "background": "auto"}, {}),
         ({"enable_safety_checker": False, "disable_safety_checker": True, "watermark": False}, {}),
         ({"prompt_extend": False, "enable_prompt_expansion": False, "user": "me", "metadata": {"a": 1}}, {}),
     ],
@@ -63,6 +78,12 @@ def test_what_has_a_meaning_here_gets_it_without_a_warning(fields, meant):
         ({"disable_safety_checker": False}, "disable_safety_checker false: this worker has no safety checker"),
         ({"enhance_prompt": True}, "enhance_prompt true: this worker does not rewrite prompts"),
         ({"watermark": True}, "watermark true: this worker draws no watermark"),
+        ({"strength": 0.9}, "strength 0.9 has no effect without an input picture"),
+        ({"denoise": 0.5}, "denoise 0.5 has no effect without an input picture"),
+        ({"lora_scale": 1}, "lora_scale has no effect without a LoRA"),
+        ({"style": "vivid"}, 'style "vivid": it has no effect: the prompt alone says the style'),
+        ({"size": ""}, "size is empty, and the default size is used"),
+        ({"image_size": "optimize_for_speed"}, 'image_size "optimize_for_speed" has no effect: a smaller size'),
         ({"scheduler": "K_EULER"}, 'scheduler "K_EULER": the model has one scheduler'),
         ({"sampler_name": "DDIM"}, 'sampler_name "DDIM": the model has one scheduler'),
         ({"acceleration": "high"}, "acceleration asks for preset 'fast', and the picture is drawn by 'quality': QWEN_"),
@@ -95,7 +116,22 @@ def test_speed_is_given_where_it_is_served():
         ({**PROMPT, "enable_safety_checker": "yes"}, 'enable_safety_checker must be true or false, not "yes"'),
         ({**PROMPT, "acceleration": "max"}, "acceleration must be 'none', 'regular' or 'high', not \"max\""),
         ({**PROMPT, "acceleration": ["high"]}, "acceleration must be .* not a list of 1"),
-        ({**PROMPT, "lora_scale": 1}, "lora_scale goes with exactly one of lora_weights and lora"),
+        ({**PROMPT, "lora": "a/b", "lora_weights": "c/d"}, "lora_weights and lora name the same LoRA: send one of"),
+        ({**PROMPT, "extra_lora_weights": ["a/b"], "extra_lora_scale": []}, "extra_lora_scale must have one scale for"),
+        ({**PROMPT, "control_image": PICTURE}, "control_image is not here: this worker has no ControlNet; send the p"),
+        ({**PROMPT, "controlnet_conditioning_scale": 0.5}, "controlnet_conditioning_scale is not here"),
+        ({**PROMPT, "num_layers": 4}, "num_layers is not here: this worker draws whole pictures and no layers; send"),
+        ({"workflow": {"3": {"class_type": "KSampler"}}}, "workflow is not here: this worker is no ComfyUI; send prom"),
+        ({**PROMPT, "background": "transparent"}, "background must be 'auto' or 'opaque', not \"transparent\": no pic"),
+        ({**PROMPT, "stream": True}, "stream must be false, not true: the endpoint's settings say"),
+        ({**PROMPT, "n_iter": 2}, "n_iter must be 1, not 2: num_images says how many pictures are drawn"),
+        ({**PROMPT, "model": 5}, "model must be the name of a model, not 5"),
+        ({**PROMPT, "callback_url": "https://a.b"}, "callback_url stands beside input, not in it: .*webhook"),
+        ({**PROMPT, "parameters": "steps=5"}, 'parameters must be an object of fields, not "steps=5"'),
+        ({**PROMPT, "steps": 5, "parameters": {"steps": 6}}, "steps is given twice, as steps and as parameters.steps"),
+        ({**PROMPT, "numImages": 2, "num_images": 3}, "num_images is given twice, as num_images and as n"),
+        ({"messages": [{"role": "user", "content": "a"}] * 2}, "messages must be a list of one message of the user"),
+        ({"messages": [{"role": "user", "content": [{"audio": "x"}]}]}, "messages must be a list of one message"),
         ({**PROMPT, "lora": "a/b", "loras": []}, "loras is given twice, as lora and as loras"),
         ({**PROMPT, "lora_weights": 5}, r"loras\[0\].path must be"),
         ({**PROMPT, "image1": PICTURE, "images": [PICTURE]}, "images is given twice, as image1 and as images"),
@@ -107,27 +143,64 @@ def test_what_cannot_be_served_is_refused_with_what_to_send(fields, words):
 
 
 def test_unknown_fields_are_left_out_where_the_endpoint_says_so():
-    request, warnings = drawn({"stesp": 5, "strength": 0.5}, QWEN_UNKNOWN_FIELDS="warn")
+    request, warnings = drawn({"stesp": 5, "mask": "x"}, QWEN_UNKNOWN_FIELDS="warn")
     assert request.num_inference_steps == 50
     assert warnings == [
         '"stesp" is not a field of generate (did you mean steps?), and has no effect',
-        '"strength" is not a field of generate, and has no effect',
+        '"mask_image" is not a field of generate (task edit takes it), and has no effect',
     ]
     with pytest.raises(InvalidInput, match="prompt is required"):
         parse({"text": "a fox"}, "job", Presets(Settings(QWEN_UNKNOWN_FIELDS="warn")))
 
 
 @pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("Qwen/Qwen-Image", []),
+        ("qwen/QWEN-image@main", []),
+        ("qwen-image", []),
+        ("", []),
+        ("Qwen/Qwen-Image-Edit", ['model "Qwen/Qwen-Image-Edit" is not here: Qwen/Qwen-Image serves generate']),
+        ("\ud800", ['model "\\ud800" is not here: Qwen/Qwen-Image serves generate']),
+    ],
+)
+def test_a_job_may_name_the_model_that_serves_it_and_hears_of_another(model, told):
+    warnings = []
+    models = {"generate": "Qwen/Qwen-Image", "edit": "Qwen/Qwen-Image-Edit"}
+    request = parse({**PROMPT, "model": model}, "job", warn=warnings.append, models=models)
+    assert warnings == told and "model" not in request.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("body", "meant"),
+    [
+        ({"messages": [{"role": "user", "content": "a fox"}], "extra_body": {"height": 512}}, {
+            "prompt": "a fox", "height": 512}),
+        ({"messages": [{"role": "user", "content": [{"image": PICTURE}, {"text": "a fox"}]}]}, {
+            "prompt": "a fox", "images": (PICTURE,), "task": "edit"}),
+        ({"messages": [{"content": [{"type": "image_url", "image_url": {"url": PICTURE}}, {"type": "text", "text": "a"},
+                                    {"text": "b"}]}]}, {"prompt": "a\nb", "images": (PICTURE,)}),
+        ({"inputs": "a fox", "parameters": {"target_size": {"width": 512, "height": 768}}}, {
+            "prompt": "a fox", "size": "512x768"}),
+        ({"inputs": PICTURE, "parameters": {"prompt": "a fox"}}, {"prompt": "a fox", "images": (PICTURE,)}),
+    ],
+)  # fmt: skip
+def test_a_prompt_is_found_where_chats_and_pipelines_have_it(body, meant):
+    request = parse(body, "job")
+    assert {name: getattr(request, name) for name in meant} == meant
+
+
+@pytest.mark.parametrize(
     ("route", "asked", "told"),
     [
-        (GENERATIONS, {"style": "vivid"}, 'style "vivid" has no effect'),
+        (GENERATIONS, {"style": "vivid"}, 'style "vivid": it has no effect: the prompt alone says the style'),
         (GENERATIONS, {"model": "dall-e-3"}, 'model "dall-e-3" is not here: a/generate serves'),
         (GENERATIONS, {"size": ""}, "size is empty, and the default size is used"),
-        (EDITS, {"image": PICTURE, "input_fidelity": "low"}, 'input_fidelity "low" has no effect'),
+        (EDITS, {"image": PICTURE, "input_fidelity": "low"}, 'input_fidelity "low": it has no effect: an edit'),
     ],
 )
 def test_what_openai_s_clients_cannot_leave_out_is_served_with_a_warning(route, asked, told):
     warnings = []
     call = Call({"openai_route": route, "openai_input": {**PROMPT, **asked}}, NAMES)
-    parse(call.fields(warnings.append), "job", warn=warnings.append)
+    parse(call.fields(), "job", warn=warnings.append, models=NAMES)
     assert len(warnings) == 1 and warnings[0].startswith(told)

@@ -17,7 +17,7 @@ from qwen_worker.loading.pipelines import Pipelines
 from qwen_worker.memory.machine import Gpu, Machine
 from qwen_worker.pictures.inputs import Canvas
 
-from ..conftest import as_text, picture_of, place_by, run
+from ..conftest import as_text, only_proved, picture_of, place_by, run
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 1, "seed": 1}
 
@@ -38,6 +38,9 @@ def random_21(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen-image-2.1")
     build(folder)
     return folder
+
+
+NAMED = {"prompt": "a", "num_inference_steps": 1, "guidance_scale": 1}  # and a size by its name
 
 
 def succeeded(worker, **fields):
@@ -134,6 +137,15 @@ def test_one_2_1_checkpoint_serves_both_tasks_loaded_once(cold_worker, random_21
     succeeded(worker, image=as_text(scene), strength=0.5, num_inference_steps=2)
     assert len(worker.pipelines.loaded) == 1
     assert "multiple of 32 for this checkpoint" in run(worker, SMALL | {"width": 272})["error"]
+    metadata = run(worker, {**NAMED, "size": "272x256"})["output"]["metadata"]
+    assert metadata["dimensions"] == "288x256" and "brought to 288x256" in metadata["warnings"][0]
+
+
+@only_proved
+def test_2_1_draws_the_widest_size_of_its_makers(cold_worker, random_21):
+    worker = cold_worker(QWEN_IMAGE_MODEL=str(random_21), QWEN_EDIT_MODEL=str(random_21))
+    drawn = run(worker, {**NAMED, "aspect_ratio": "16:9", "output_format": "jpeg"})["output"]
+    assert picture_of(drawn["image"]).size == (2752, 1536) and "warnings" not in drawn["metadata"]
 
 
 def test_a_schedule_that_the_checkpoint_fixes_is_drawn_and_timed_whatever_a_job_asks(cold_worker, random_21, tmp_path):

@@ -5,10 +5,11 @@ import importlib
 import pytest
 from PIL import Image, ImageChops
 
+from qwen_worker.jobs.named_sizes import MAX_STRETCH, Grid
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.request import require_served
 from qwen_worker.pictures.inputs import Canvas
-from qwen_worker.pictures.sizes import MAX_STRETCH, conditioning_size, moved_warning, sizes_of, stretch
+from qwen_worker.pictures.sizes import conditioning_size, moved_warning, sizes_of, stretch
 
 SIDES = (256, 300, 512, 768, 1000, 1024, 1536, 2048)
 PIPELINES = (
@@ -26,7 +27,7 @@ def sizes(*sources, mask=False, multiple=16, **fields):
     """The sizes of an edit of pictures of these sizes."""
     images = {"images": ["aGk="] * len(sources)} | ({"mask": "aGk="} if mask else {})
     request = parse({"prompt": "a", **images, **fields}, "job")
-    return sizes_of(request, [picture(size) for size in sources], picture(sources[0]) if mask else None, multiple)
+    return sizes_of(request, [picture(size) for size in sources], picture(sources[0]) if mask else None, Grid(multiple))
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -59,6 +60,17 @@ def test_the_size_at_which_an_edit_is_drawn_is_that_at_which_diffusers_looks_at_
         ((1024, 1024), {"draw_size": "asked"}, (1024, 1024), (1024, 1024)),
         ((512, 768), {"draw_size": "asked", "mask": True}, (512, 768), (512, 768)),
         ((770, 510), {"draw_size": "asked", "mask": True}, (1248, 832), (1248, 832)),
+        # By its ratio an edit has the size of its drawing, and by 1K or 2K the proportions of its picture.
+        ((1024, 1024), {"aspect_ratio": "16:9"}, (1376, 768), (1376, 768)),
+        ((4000, 3000), {"aspect_ratio": "4:3"}, (1184, 896), (1184, 896)),
+        ((4000, 3000), {"aspect_ratio": "match_input_image"}, (1184, 896), (1184, 896)),
+        ((770, 510), {"aspect_ratio": "match_input_image", "mask": True}, (1248, 832), (770, 510)),
+        ((1024, 512), {"aspect_ratio": "1:1", "mask": True}, (1440, 736), (1024, 1024)),
+        ((4000, 3000), {"size": "2K"}, (1184, 896), (2048, 1536)),
+        ((1024, 1024), {"size": "2K", "aspect_ratio": "match_input_image"}, (1024, 1024), (2048, 2048)),
+        ((1024, 1024), {"size": "2K", "aspect_ratio": "3:2"}, (1248, 832), (2048, 1360)),
+        ((1024, 1024), {"draw_size": "asked", "size": "2K"}, (2048, 2048), (2048, 2048)),
+        ((1024, 1024), {"draw_size": "asked", "aspect_ratio": "16:9"}, (1360, 768), (1360, 768)),
     ],
 )
 def test_an_edit_is_drawn_as_its_picture_is_looked_at_and_delivered_as_asked(source, fields, drawn, delivered):
@@ -84,13 +96,13 @@ def test_the_first_of_several_pictures_gives_the_shape_or_the_one_that_is_named(
 )
 def test_a_drawing_that_does_not_lie_on_its_picture_is_told(fields, moves):
     request, source = parse({"prompt": "a", "image": "aGk=", **fields}, "job"), [picture((1024, 1024))]
-    warning = moved_warning(request, source, sizes_of(request, source, None, 16))
+    warning = moved_warning(request, source, sizes_of(request, source, None, Grid()))
     assert bool(warning) == moves and (not moves or "other proportions than the input picture, 1024x1024" in warning)
 
 
 def test_a_picture_from_a_prompt_is_drawn_as_asked():
     request = parse({"prompt": "a", "size": "512x768"}, "job")
-    assert sizes_of(request, [], None, 16) == ((512, 768), (512, 768))
+    assert sizes_of(request, [], None, Grid()) == ((512, 768), (512, 768))
 
 
 def test_every_side_that_can_be_asked_for_is_drawn_at_one_that_all_checkpoints_take():
@@ -103,7 +115,7 @@ def test_every_side_that_can_be_asked_for_is_drawn_at_one_that_all_checkpoints_t
 
 
 def test_a_checkpoint_s_grid_binds_only_what_is_drawn_at_the_size_asked_for():
-    fields = {"prompt": "a", "image": "aGk=", "size": "272x256"}
+    fields = {"prompt": "a", "image": "aGk=", "width": 272, "height": 256}
     require_served(parse(fields, "job"), 32, 1)
     with pytest.raises(Exception, match="width must be a multiple of 32 for this checkpoint, not 272"):
         require_served(parse(fields | {"draw_size": "asked"}, "job"), 32, 1)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import string
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runpod.serverless.modules.rp_job import run_job
@@ -43,6 +44,8 @@ calls = st.fixed_dictionaries(
 inputs = st.one_of(plausible, wild, calls, values)
 beside = st.fixed_dictionaries({}, optional={"s3Config": values, "policy": values, "webhook": values})
 
+DEPTH = 100_000  # of objects within objects: more than Python's own readers and printers of JSON follow
+
 FORBIDDEN = ("Traceback", "/home/", "/root/", "site-packages", ".py", "qwen_worker", "runpod_handler", "secret-word")
 
 
@@ -67,3 +70,21 @@ def test_a_thousand_hostile_inputs_are_answered_and_tell_nothing(cold_worker, ca
     hostile()
     assert len(seen) >= 1000 and seen.count("ok") > 20 and seen.count("invalid_input") > 300
     assert asyncio.run(worker.answer({"id": "after", "input": {"task": "health"}}))["status"] == "healthy"
+
+
+@pytest.mark.parametrize("place", ["input", "prompt", "image", "loras", "parameters", "metadata", "s3Config", "policy"])
+def test_a_job_that_is_nested_a_hundred_thousand_times_is_answered_and_the_next_one_too(cold_worker, place):
+    deep = {}
+    for _ in range(DEPTH):
+        deep = {"a": deep}
+    fields = {"prompt": "a cat", "width": 256, "height": 256}
+    job = {"id": "deep", "input": fields | {place: deep}}
+    if place in ("input", "s3Config", "policy"):
+        job = {"id": "deep", "input": fields, place: deep}
+    worker = cold_worker(QWEN_FALLBACK="force")
+    body = asyncio.run(run_job(worker.answer, job))
+    # What nothing reads draws the picture all the same.
+    assert ("error" in body) is (place not in ("metadata", "policy"))
+    assert body.get("error", "invalid_input").startswith("invalid_input")
+    assert len(json.dumps(body)) < 500_000
+    assert asyncio.run(run_job(worker.answer, {"id": "next", "input": fields}))["output"]["success"]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from qwen_worker.errors import InvalidInput
 from qwen_worker.jobs.openai_images import EDITS, GENERATIONS, MODELS, Call
+from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.reply import posted_bytes, success_reply
 
 from ..conftest import as_text, run
@@ -77,13 +78,12 @@ def meant(route=GENERATIONS, **asked):
 
 
 def test_what_a_call_means():
-    assert meant(prompt="a", model=NAMES["generate"], n=2, user="me", style=None, stream=False, size="auto") == {
-        "task": "generate", "prompt": "a", "n": 2,
-    }  # fmt: skip
-    assert meant(prompt="a", response_format="url", background="opaque", quality="hd") == {
-        "task": "generate", "prompt": "a", "response_format": "url", "quality": "hd",
-    }  # fmt: skip
-    assert "quality" not in meant(prompt="a", quality="auto")
+    asked = {"prompt": "a", "n": 2, "user": "me", "stream": False, "size": "auto", "background": "opaque"}
+    asked |= {"model": NAMES["generate"].upper(), "response_format": "url", "quality": "auto", "moderation": "low"}
+    assert meant(**asked, style=None) == {"task": "generate", **asked}
+    warnings = []
+    request = parse(meant(**asked), "job", warn=warnings.append, models=NAMES)
+    assert warnings == [] and (request.num_images, request.delivery, request.preset) == (2, "url", "quality")
     loras = [{"path": "Org/Name"}]
     assert meant(prompt="a", preset="fast", loras=loras)["loras"] == loras
     for images in (["x", "y"], [{"image_url": "x"}, "y"]):
@@ -123,8 +123,8 @@ def test_a_call_that_cannot_be_meant_is_refused_by_its_field(given, words):
         ({"quality": "best"}, "quality must be 'low', 'medium', 'high' or 'hd', not \"best\""),
         ({"quality": "high", "preset": "fast"}, 'given twice, as quality ("quality") and as preset ("fast")'),
         ({"loras": [{"path": "x"}]}, "loras[0].path must be ORG/NAME (a hub repository)"),
-        ({"stream": True}, '"stream" is not a field of generate'),
-        ({"partial_images": False}, '"partial_images" is not a field of generate'),
+        ({"stream": True}, "stream must be false, not true: the endpoint's settings say"),
+        ({"partial_images": False}, "partial_images must be 0, not false: preview shows unfinished pictures"),
         ({"output_compression": 0}, "output_quality (sent as output_compression) must be a whole number from 1 to 100"),
         ({"n": 5}, "num_images (sent as n) must be a whole number from 1 to 4"),
         ({"image": "aGk="}, "image is not taken by generate"),
@@ -170,8 +170,6 @@ def test_without_a_model_the_official_client_raises(environment, web, client):
 
 
 def test_the_answer_is_never_longer_than_the_reply_that_was_measured():
-    from qwen_worker.jobs.parsing import parse
-
     request = parse({"task": "edit", "prompt": "a", "image": "aGk="}, "a")
     for field in ("image", "image_url"):
         for pictures in (["x"], ["x", "y"]):

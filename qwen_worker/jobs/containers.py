@@ -1,0 +1,174 @@
+"""Fields that other APIs hold in objects, in lists or in several numbered fields, brought into fields of ours. Pure.
+
+Knows nothing of limits but the number of fields: `request.py` has them.
+"""
+
+import re
+from typing import TYPE_CHECKING
+
+from ..errors import InvalidInput
+from .values import agree, short_json
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    Sent = dict[str, JsonValue]  # what a job sends, by name; the functions here change it
+
+MAX_FIELDS = 64  # more than any task has under all names; bounds the length of a refusal, which names every bad field
+OBJECTS = ("parameters", "extra_body")  # whose fields are fields of the job
+MAIN_PICTURES = ("image", "image_url", "image_base64", "url", "input_image")
+NUMBERED = re.compile(r"(?:input_)?image(?:_url|_base64)?_?([1-9])")
+# Of each LoRA that other APIs give in fields of their own: the names of its path, and the name of its scale.
+LORA_FIELDS = (
+    (("lora_weights", "lora", "replicate_weights"), "lora_scale"),
+    (("extra_lora", "extra_lora_weights"), "extra_lora_scale"),
+    (("lora_2",), "lora_2_scale"),
+)
+# Names of a LoRA's path and of its scale within an object.
+LORA_NAMES = {"weight": "scale", "strength": "scale", "url": "path", "model": "path", "local_path": "path"}
+MESSAGES_RULE = "a list of one message of the user, with a text and perhaps pictures: or send prompt and images"
+
+
+def require_few(fields: "Sent", name: str = "input") -> None:
+    """Refuse an object with more fields than any task has. Raises `InvalidInput`."""
+    if len(fields) > MAX_FIELDS:
+        raise InvalidInput(f"{name} must have at most {MAX_FIELDS} fields, not {len(fields)}")
+
+
+def open_objects(sent: "Sent") -> None:
+    """Bring the fields within `parameters` and `extra_body`, and the prompt or picture in `inputs`, to the others."""
+    for name in OBJECTS:
+        if name not in sent:
+            continue
+        inner = sent.pop(name)
+        if not isinstance(inner, dict):
+            raise InvalidInput(f"{name} must be an object of fields, not {short_json(inner)}")
+        require_few(inner, name)
+        for key, value in inner.items():
+            if value is not None:
+                put(sent, key, value, f"{name}.{key}")
+    if "inputs" in sent:  # Hugging Face's: the prompt, or the picture where the prompt is in `parameters`
+        put(sent, "image" if "prompt" in sent else "prompt", sent.pop("inputs"), "inputs")
+    if "messages" in sent:
+        for name, value in read_messages(sent.pop("messages")).items():
+            put(sent, name, value, "messages")
+    require_few(sent)
+
+
+def put(sent: "Sent", name: str, value: "JsonValue", label: str) -> None:
+    """Set the field. Raises `InvalidInput` where it is there with another value."""
+    if name in sent and not agree(sent[name], value):
+        raise InvalidInput(f"{name} is given twice, as {name} and as {label}, and the two differ: send one of them")
+    sent[name] = value
+
+
+def read_messages(messages: "JsonValue") -> "Sent":
+    """The prompt and the pictures of a chat's only message, as DashScope and OpenAI's chat clients write it."""
+    message = messages[0] if isinstance(messages, list) and len(messages) == 1 else None
+    content = message.get("content") if isinstance(message, dict) else None
+    texts: list[str] = []
+    pictures: list[JsonValue] = []
+    for part in content if isinstance(content, list) else [content]:
+        fields = part if isinstance(part, dict) else {"text": part}
+        picture, text = fields.get("image") or fields.get("image_url"), fields.get("text")
+        picture = picture.get("url") if isinstance(picture, dict) else picture
+        if isinstance(picture, str):
+            pictures.append(picture)
+        elif isinstance(text, str):
+            texts.append(text)
+        else:
+            raise InvalidInput(f"messages must be {MESSAGES_RULE}")
+    read: Sent = {"prompt": "\n".join(texts)}
+    if pictures:
+        read["images"] = pictures
+    return read
+
+
+def gather_pictures(sent: "Sent") -> None:
+    """Bring numbered pictures, and references beside a main picture, into `images` in their order.
+
+    Raises `InvalidInput` where `images` is given too.
+    """
+    numbered = sorted((int(match[1]), name) for name in sent if (match := NUMBERED.fullmatch(name)))
+    if sent.get("reference_images") == []:
+        del sent["reference_images"]
+    main = next((name for name in MAIN_PICTURES if name in sent), None)
+    names = [name for _, name in numbered]
+    if "reference_images" in sent and (main or names):
+        names.append("reference_images")
+    if not names:
+        return
+    if "images" in sent:
+        raise InvalidInput(f"images is given twice, as {names[0]} and as images: send images alone")
+    pictures: list[JsonValue] = []
+    for name in [main, *names] if main else names:
+        picture = sent.pop(name)
+        pictures += picture if isinstance(picture, list) else [picture]
+    sent["images"] = pictures
+
+
+def gather_loras(sent: "Sent") -> "list[str]":
+    """Bring the LoRAs that have fields of their own into `loras`. Returns the names of scales without a LoRA.
+
+    Raises `InvalidInput` where `loras` is given too, and where it is open which LoRA has which scale.
+    """
+    found: list[JsonValue] = []
+    used: list[str] = []
+    idle: list[str] = []
+    for names, scale_name in LORA_FIELDS:
+        for name in [name for name in names if sent.get(name) in ("", [])]:
+            del sent[name]  # an empty one, as forms and other APIs' defaults have it
+        given = [name for name in names if name in sent]
+        if not given:
+            if sent.pop(scale_name, None) is not None:
+                idle.append(scale_name)
+            continue
+        if len(given) != 1:
+            raise InvalidInput(f"{' and '.join(given)} name the same LoRA: send one of them, or both in loras")
+        found += with_scales(sent.pop(given[0]), sent.pop(scale_name, None), given[0], scale_name)
+        used.append(given[0])
+    if used and "loras" in sent:
+        raise InvalidInput(f"loras is given twice, as {used[0]} and as loras: send loras alone")
+    if used:
+        sent["loras"] = found
+    return idle
+
+
+def with_scales(paths: "JsonValue", scales: "JsonValue", name: str, scale_name: str) -> "list[JsonValue]":
+    """One LoRA or a list of them, each with its scale, or all with the only one."""
+    several = paths if isinstance(paths, list) else [paths]
+    each = scales if isinstance(scales, list) else [scales] * len(several)
+    if len(each) != len(several):
+        raise InvalidInput(f"{scale_name} must have one scale for each of {name}, {len(several)}, not {len(each)}")
+    loras: list[JsonValue] = []
+    for path, scale in zip(several, each, strict=True):
+        lora: Sent = name_lora(path) if isinstance(path, dict) else {"path": path}
+        if scale is not None:
+            lora["scale"] = scale
+        loras.append(lora)
+    return loras
+
+
+def read_loras(value: "JsonValue") -> "JsonValue":
+    """A list of LoRAs, of which each may be its path alone; a single one may stand without the list."""
+    if isinstance(value, dict):
+        return [read_lora(value)]
+    return [read_lora(one) for one in value] if isinstance(value, list) else value
+
+
+def read_lora(value: "JsonValue") -> "JsonValue":
+    """One LoRA as a job's `loras` has it: an object, or its path alone."""
+    if isinstance(value, str):
+        return {"path": value}
+    return name_lora(value) if isinstance(value, dict) else value
+
+
+def name_lora(fields: "Sent") -> "Sent":
+    """A LoRA's fields by our names, and without the name that a host calls it by."""
+    lora: Sent = {name: value for name, value in fields.items() if value is not None}
+    for name, own in LORA_NAMES.items():
+        if name in lora and own not in lora:
+            lora[own] = lora.pop(name)
+    if "name" in lora:
+        lora.setdefault("path", lora.pop("name"))
+    return lora
