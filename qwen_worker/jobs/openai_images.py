@@ -62,8 +62,9 @@ class Call:
         arguments: dict[str, JsonValue] = {
             name: value for name, value in openai_input.items() if value is not None and has_effect(name, value)
         }
-        if "task" in arguments:
-            raise InvalidInput(f"task is not taken by {self.route}; the route says it")
+        for name in ("task", "response_shape"):
+            if name in arguments:
+                raise InvalidInput(f"{name} is not taken by {self.route}; the route says it")
         task = TASKS[self.route]
         model = arguments.pop("model", self.models[task])
         if model != self.models[task]:
@@ -73,7 +74,8 @@ class Call:
         if arguments.get("size") == "":
             warn("size is empty, and the default size is used")
             del arguments["size"]
-        return {"task": task, **translate_fields(arguments)}
+        # `reply` reads the worker's own shape, whatever the endpoint's is.
+        return {"task": task, "response_shape": "worker", **translate_fields(arguments)}
 
     def reply(self, reply: Mapping[str, Any]) -> dict[str, Any]:
         """Our reply in OpenAI's shape, never longer than ours; `metadata` stays as it is."""

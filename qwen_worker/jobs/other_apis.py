@@ -27,7 +27,8 @@ NOT_DONE_IF_TRUE = {
 NOT_DONE_IF_FALSE = {"disable_safety_checker": NOT_DONE_IF_TRUE["enable_safety_checker"]}
 NUMBERED = ("image1", "image2", "image3")
 SAMPLERS = ("scheduler", "sampler", "sampler_name")
-CALLER_FIELDS = ("user", "metadata", "safety_identifier")  # they say who calls, and nothing about the picture
+# They say who calls, or how RunPod's provider of the AI SDK waits, and nothing about the picture.
+CALLER_FIELDS = ("user", "metadata", "safety_identifier", "maxPollAttempts", "pollIntervalMillis")
 # Where a field of another API asks for preset fast and the endpoint does not serve it: the preset that is drawn.
 NEXT_PRESETS = {"acceleration": "quality", "go_fast": "quality", "use_turbo": "quality", "quality": "balanced"}
 ACCELERATIONS = {"none": "quality", "regular": "balanced", "high": "fast"}
