@@ -44,7 +44,7 @@ class Terms:
     limit_bytes: int  # of the reply as JSON
     upload_seconds: float
     job_id: str
-    shape: ResponseShape = ResponseShape.WORKER
+    shape: ResponseShape
 
 
 def terms_of(

@@ -306,7 +306,9 @@ def test_a_stop_during_an_upload_is_heard_at_once(operator, gate):
     cancelled = threading.Event()
     settings = Settings(**operator(BUCKET_ENDPOINT_URL=silent(gate(), cancelled.set)))
     request = parse({**SMALL, "delivery": "url"}, "job")
-    terms = Terms(Delivery.URL, buckets.bucket_from_settings(settings), 10 * MB, 60, "job-1")
+    terms = Terms(
+        Delivery.URL, buckets.bucket_from_settings(settings), 10 * MB, 60, "job-1", ResponseShape.WORKER
+    )  # fmt: skip
     started = time.monotonic()
     with pytest.raises(Cancelled):
         deliver(request, [noise(16)], terms, lambda more: {"backend": "qwen-image", **more}, {}, cancelled)
