@@ -39,7 +39,7 @@ class Picture:
 
 def read_pictures(reply: Mapping[str, object]) -> list[Picture]:
     """The pictures in order, of a reply in any shape. Raises `NotServing` where there is none or one is no picture."""
-    found = reply.get("images") or reply.get("image_urls") or reply.get("output")
+    found = reply.get("images") or reply.get("image_urls") or reply.get("output") or None
     entries = cast(list[object], found if isinstance(found, list) else [reply.get("image") or reply.get("image_url")])
     texts = [cast(JsonObject, entry).get("url") if isinstance(entry, dict) else entry for entry in entries]
     if not all(isinstance(text, str) and text for text in texts):

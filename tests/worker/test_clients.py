@@ -198,6 +198,7 @@ def images_api(web, endpoint):
     return of
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:pydantic")  # of litellm's own types
 def test_litellm_draws_and_raises_without_a_model(images_api, monkeypatch):
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches its prices when it is imported
     litellm = pytest.importorskip("litellm", reason="litellm is not installed; `make test-clients` installs it")
