@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: run test test-gpu test-versions prove lint integration image-test hub-files clean
+.PHONY: run test test-gpu test-versions test-clients prove lint integration image-test hub-files clean
 
 run: .venv/run-installed
 	$(BIN)/python examples/quickstart.py
@@ -23,6 +23,10 @@ OLDEST_TESTS := tests/memory tests/model tests/speed tests/weights tests/lora/te
 
 test-versions: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest -n auto --dist worksteal $(OLDEST_TESTS)
+
+# Clients of image APIs that the other tests do without: litellm alone has 200 MB.
+test-clients: .venv/clients-installed tests/support/ai_sdk/node_modules
+	$(BIN)/python -m pytest tests/worker/test_clients.py
 
 # The long proofs, one after another, written to benchmarks/results/: about an hour (computed) on two idle cores. `make prove`
 # again goes on after the proofs that are over, which out/prove names; `rm -r out/prove` begins with the first again.
@@ -72,6 +76,14 @@ integration: .venv/run-installed
 	@echo "Installing what the tests need into .venv: about two minutes and 6 GB (torch with CUDA) the first time."
 	@$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-dev.txt
 	@touch $@ .venv/run-installed
+
+.venv/clients-installed: requirements-clients.txt | .venv/test-installed
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-clients.txt
+	@touch $@
+
+tests/support/ai_sdk/node_modules: tests/support/ai_sdk/package.json tests/support/ai_sdk/package-lock.json
+	@npm ci --prefix tests/support/ai_sdk --no-audit --no-fund
+	@touch $@
 
 .venv-oldest/installed: requirements.txt requirements-dev.txt requirements-oldest.txt
 	@echo "Installing the oldest supported releases into .venv-oldest: about two minutes and 6 GB (torch with CUDA)."

@@ -17,6 +17,7 @@ from typing import Any, cast
 from qwen_worker.checkpoints import checkpoint as checkpoints
 from qwen_worker.checkpoints.checkpoint import Checkpoint
 from qwen_worker.checkpoints.files import is_missing
+from qwen_worker.delivery_settings import ResponseShape
 from qwen_worker.drawing import inference
 from qwen_worker.drawing.batching import Batches
 from qwen_worker.drawing.partial_denoise import drawn_steps, fixed_steps
@@ -34,6 +35,7 @@ from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
 from qwen_worker.jobs.reply import DrawingResult
 from qwen_worker.jobs.request import Drawing, Edit, Health, Request, require_served
+from qwen_worker.jobs.response_shapes import shape_of
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.loader import Loader
 from qwen_worker.loading.pipelines import Pipelines
@@ -112,7 +114,9 @@ class Worker:
             if isinstance(request, Drawing):
                 limit_seconds = limit_of(job, self.settings.QWEN_JOB_SECONDS)
                 # Clients of other APIs know no field that tells a stand-in from a picture.
-                drawing = Job(job_id, request, limit_seconds, [*warnings, *warnings_of(request)], call is None)
+                takes_stand_ins = call is None and shape_of(request, self.settings) is ResponseShape.WORKER
+                notes = [*warnings, *warnings_of(request)]
+                drawing = Job(job_id, request, limit_seconds, notes, takes_stand_ins)
                 limit_bytes = min(limit_bytes or self.reply_bytes, self.reply_bytes)
                 reply = await self.serve(drawing, job, post, limit_bytes)
             else:

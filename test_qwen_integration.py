@@ -117,7 +117,9 @@ class Run:
 
         # An edit keeps its own size, about a megapixel: what the edit models are made for.
         side = {} if "image" in fields else {"width": self.options.size, "height": self.options.size}
-        fields = {**side, "num_inference_steps": self.options.steps, "seed": 1, **fields}
+        # Whatever the endpoint's settings say, the picture is where this script looks for it.
+        own = {"delivery": "inline", "response_shape": "worker"}
+        fields = {**side, **own, "num_inference_steps": self.options.steps, "seed": 1, **fields}
         body = asyncio.run(run_job(self.worker.answer, {"id": name, "input": fields}))
         if "error" in body:
             return None, {"error": body["error"]}

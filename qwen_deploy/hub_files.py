@@ -75,6 +75,7 @@ NAMES = {
     "STREAM": "Stream the reply",
     "QWEN_RESULT_LIMIT_MB": "Largest reply (MB)",
     "QWEN_DELIVERY": "Delivery of pictures",
+    "QWEN_RESPONSE_SHAPE": "Shape of replies",
     "QWEN_MARK": "Marks in files",
     "QWEN_UNKNOWN_FIELDS": "Unknown fields of jobs",
     "QWEN_UPLOAD_SECONDS": "Deadline of an upload (s)",

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import requests
 
 from .errors import NotServing
+from .runpod.schemas import JsonObject
 
 FETCH_SECONDS = 60
 MAX_BYTES = 64_000_000
@@ -37,10 +38,12 @@ class Picture:
 
 
 def read_pictures(reply: Mapping[str, object]) -> list[Picture]:
-    """The reply's pictures in order. Raises `NotServing` where there is none or one is not a picture."""
-    texts = reply.get("images") or reply.get("image_urls") or [reply.get("image") or reply.get("image_url")]
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in cast(list[object], texts)):
-        raise NotServing("The reply holds no picture under `image` or `image_url`.")
+    """The pictures in order, of a reply in any shape. Raises `NotServing` where there is none or one is no picture."""
+    found = reply.get("images") or reply.get("image_urls") or reply.get("output") or None
+    entries = cast(list[object], found if isinstance(found, list) else [reply.get("image") or reply.get("image_url")])
+    texts = [cast(JsonObject, entry).get("url") if isinstance(entry, dict) else entry for entry in entries]
+    if not all(isinstance(text, str) and text for text in texts):
+        raise NotServing("The reply holds no picture under `image`, `image_url`, `images` or `output`.")
     return [read_picture(text) for text in cast(list[str], texts)]
 
 

@@ -53,9 +53,10 @@ SECTIONS = {
          "QWEN_PROGRESS_SECONDS", "QWEN_SHUTDOWN_SECONDS", "QWEN_STUCK_SECONDS", "QWEN_WORKER_VERSION"],
     ),
     "Results": (
-        "[Delivery](jobs.md#delivery), [Marks in files](operating.md#marks-in-files), "
-        "[The bucket](operating.md#the-bucket)",
-        ["QWEN_MARK", "QWEN_DELIVERY", "QWEN_RESULT_LIMIT_MB", "QWEN_UPLOAD_SECONDS", "BUCKET_ENDPOINT_URL",
+        "[Delivery](jobs.md#delivery), [Shapes of replies](jobs.md#shapes-of-replies), "
+        "[Marks in files](operating.md#marks-in-files), [The bucket](operating.md#the-bucket)",
+        ["QWEN_MARK", "QWEN_RESPONSE_SHAPE", "QWEN_DELIVERY", "QWEN_RESULT_LIMIT_MB", "QWEN_UPLOAD_SECONDS",
+         "BUCKET_ENDPOINT_URL",
          "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "BUCKET_NAME", "BUCKET_REGION", "BUCKET_PREFIX",
          "BUCKET_KEY", "BUCKET_PUBLIC_URL", "BUCKET_URL_SECONDS"],
     ),

@@ -18,6 +18,15 @@ class Delivery(StrEnum):
     URL = "url"  # by URL from a bucket
 
 
+class ResponseShape(StrEnum):
+    """Whose names a reply has."""
+
+    WORKER = "worker"  # the worker's own
+    RUNPOD_PUBLIC = "runpod-public"
+    FAL = "fal"
+    REPLICATE = "replicate"
+
+
 class Mark(StrEnum):
     """How a picture's file says, for machines, where it comes from."""
 
@@ -37,6 +46,13 @@ class DeliverySettings(BaseSettings):
         description=(
             "How pictures leave where a job does not say. auto: in the reply, or by URL where they do not fit. inline: "
             "in the reply. url: by URL from the bucket."
+        ),
+    )
+    QWEN_RESPONSE_SHAPE: ResponseShape = Field(
+        default=ResponseShape.WORKER,
+        description=(
+            "The shape of replies to jobs that do not say. worker: the worker's own. runpod-public, fal and replicate: "
+            "the one that these services' clients read; a job then gets model_unavailable and never a stand-in."
         ),
     )
     QWEN_MARK: Mark = Field(

@@ -42,9 +42,11 @@ class Call:
         if not isinstance(openai_input, dict):
             raise InvalidInput(f"openai_input must be an object, not {short_json(openai_input)}")
         arguments: dict[str, JsonValue] = {name: value for name, value in openai_input.items() if value is not None}
-        if "task" in arguments:
-            raise InvalidInput(f"task is not taken by {self.route}; the route says it")
-        return {"task": TASKS[self.route], **translate_fields(arguments)}
+        for name in ("task", "response_shape"):
+            if name in arguments:
+                raise InvalidInput(f"{name} is not taken by {self.route}; the route says it")
+        # `reply` reads the worker's own shape, whatever the endpoint's is.
+        return {"task": TASKS[self.route], "response_shape": "worker", **translate_fields(arguments)}
 
     def reply(self, reply: Mapping[str, Any]) -> dict[str, Any]:
         """Our reply in OpenAI's shape, never longer than ours; `metadata` stays as it is."""

@@ -97,6 +97,7 @@ class DeliveryFacts(TypedDict):
 class Metadata(DrawingFacts, DeliveryFacts):
     """A reply's `metadata`."""
 
+    has_nsfw_concepts: NotRequired[list[bool]]  # of each picture; only where something has looked at them
     warnings: NotRequired[list[str]]  # one sentence for each thing that was not done as the job asks
     processing_time: float  # seconds
     timings: dict[str, float]  # seconds by stage

@@ -134,6 +134,14 @@ class Drawing(Request, frozen=True):
     ] = "auto"
     output_quality: Annotated[int, whole_number(1, 100), ReadWhole] | None = None
     delivery: Annotated[Literal["auto", "inline", "url"], Field(description="'auto', 'inline' or 'url'")] | None = None
+    # Absent: the endpoint's, as `response_shapes.shape_of` says.
+    response_shape: (
+        Annotated[
+            Literal["worker", "runpod-public", "fal", "replicate"],
+            Field(description="'worker', 'runpod-public', 'fal' or 'replicate'"),
+        ]
+        | None
+    ) = None
     preview: Annotated[bool, Field(description="true or false")] = False
     # `Presets.apply` fills this in, and with it the steps and guidance that the job does not set.
     preset: (

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..delivery_settings import Delivery
+from ..delivery_settings import Delivery, ResponseShape
 from ..errors import Cancelled, InvalidInput, JobError
-from ..jobs.reply import DeliveryFacts, Metadata, posted_bytes, success_reply
+from ..jobs.reply import DeliveryFacts, Metadata, posted_bytes
 from ..jobs.request import Drawing
+from ..jobs.response_shapes import Files, shape_of, shaped_reply
 from ..network.bucket import Bucket, bucket_from_job
 from ..network.upload import File, UploadFailed, require_public, upload_files
 from ..settings import Settings
@@ -43,6 +44,7 @@ class Terms:
     limit_bytes: int  # of the reply as JSON
     upload_seconds: float
     job_id: str
+    shape: ResponseShape
 
 
 def terms_of(
@@ -54,6 +56,8 @@ def terms_of(
 ) -> Terms:
     """The terms of a job; one with a bucket of its own gets URLs from it unless it says otherwise.
 
+    In the shapes of other APIs, whose clients read URLs, `auto` is a bucket's URL wherever there is a bucket.
+
     `job`: as the SDK hands it out. Raises `InvalidInput` for an `s3Config` that cannot be used and for URLs without a
     bucket.
     """
@@ -64,7 +68,10 @@ def terms_of(
     if mode is Delivery.URL and bucket is None:
         raise InvalidInput("delivery 'url' needs a bucket: the job has no s3Config and the endpoint no BUCKET_*")
     bucket = None if mode is Delivery.INLINE else bucket
-    return Terms(mode, bucket, limit_bytes, settings.QWEN_UPLOAD_SECONDS, str(job.get("id")))
+    shape = shape_of(request, settings)
+    if bucket and shape is not ResponseShape.WORKER:
+        mode = Delivery.URL
+    return Terms(mode, bucket, limit_bytes, settings.QWEN_UPLOAD_SECONDS, str(job.get("id")), shape)
 
 
 def require_usable(terms: Terms, cancelled: threading.Event) -> None:
@@ -83,7 +90,9 @@ def size_warning(request: Drawing, size: tuple[int, int], terms: Terms) -> str |
     """
     lossless = request.output_format == "png" or (request.output_format == "webp" and request.output_quality is None)
     width, height = size
-    expected_bytes = request.num_images * width * height * PNG_BYTES_PER_PIXEL * 4 / 3  # base64
+    # RunPod's shape holds the first picture under two names.
+    count = request.num_images + (terms.shape is ResponseShape.RUNPOD_PUBLIC)
+    expected_bytes = count * width * height * PNG_BYTES_PER_PIXEL * 4 / 3  # base64
     if terms.bucket or not lossless or expected_bytes <= terms.limit_bytes:
         return None
     pictures = f"{request.num_images} picture{'s' * (request.num_images > 1)} of {width}x{height}"
@@ -122,23 +131,25 @@ def deliver(
     for attempt, (output_format, quality) in enumerate(encodings(request)):
         with timed(timings, "encode"):
             files = [encode_unless_cancelled(cancelled, picture, output_format, quality) for picture in pictures]
-        texts = [base64.b64encode(file).decode("ascii") for file in files]
+        content_type = CONTENT_TYPES[output_format]
+        inline = Files([base64.b64encode(file).decode("ascii") for file in files], content_type)
         facts: DeliveryFacts = {"delivery": "inline", "output_format": output_format}
         if note:
             facts["delivery_note"] = note
-        reply = success_reply(request, complete_metadata(facts), texts)
+        reply = shaped_reply(terms.shape, request, complete_metadata(facts), inline)
         if bucket and not attempt and (terms.mode is Delivery.URL or posted_bytes(reply) > terms.limit_bytes):
             keys = [bucket.key(terms.job_id, k, output_format, request.task) for k in range(len(files))]
-            uploads = [File(key, data, CONTENT_TYPES[output_format]) for key, data in zip(keys, files, strict=True)]
+            uploads = [File(key, data, content_type) for key, data in zip(keys, files, strict=True)]
             try:
                 with timed(timings, "upload"):
                     urls = upload_files(bucket, uploads, terms.upload_seconds, cancelled)
                 facts["delivery"] = "url"
-                return success_reply(request, complete_metadata(facts), urls, "image_url")
+                uploaded = Files(urls, content_type, by_url=True)
+                return shaped_reply(terms.shape, request, complete_metadata(facts), uploaded)
             except UploadFailed as failure:
                 note = f"the bucket did not take the pictures ({failure})"
                 facts["delivery_note"] = note
-                reply = success_reply(request, complete_metadata(facts), texts)
+                reply = shaped_reply(terms.shape, request, complete_metadata(facts), inline)
         size = posted_bytes(reply)
         if size <= terms.limit_bytes:
             return reply

@@ -39,6 +39,25 @@ def test_pictures_come_in_base64_and_as_data_uris(field):
         assert [found.data for found in read_pictures({field: one if field == "image" else [one]})] == [file_of("PNG")]
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        lambda url: {"image_url": url, "result": url},
+        lambda url: {"images": [{"url": url, "width": 48, "height": 32}]},
+        lambda url: {"output": [url], "status": "succeeded"},
+    ],
+)
+def test_pictures_are_found_in_every_shape_of_a_reply(reply):
+    url = f"data:image/png;base64,{base64.b64encode(file_of('PNG')).decode()}"
+    assert [found.data for found in read_pictures(reply(url))] == [file_of("PNG")]
+
+
+@pytest.mark.parametrize("reply", [{}, {"output": []}, {"images": [{"width": 48}]}, {"images": [7]}, {"image": ""}])
+def test_a_reply_without_a_picture_is_said_so(reply):
+    with pytest.raises(NotServing, match="holds no picture"):
+        read_pictures(reply)
+
+
 def test_a_picture_by_url_is_fetched_without_the_key(web):
     seen = []
 

@@ -213,7 +213,7 @@ def test_off_by_default_every_picture_has_a_call_of_its_own(warm_worker):
     ("other", "shared"),
     [
         ({"prompt": "b", "negative_prompt": "c", "seed": 9, "num_images": 2, "output_format": "jpeg"}, True),
-        ({"output_quality": 50, "delivery": "inline"}, True),
+        ({"output_quality": 50, "delivery": "inline", "response_shape": "fal"}, True),
         ({"width": 512}, False),
         ({"width": 512, "height": 128 + 384}, False),
         ({"num_inference_steps": 4}, False),

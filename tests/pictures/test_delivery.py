@@ -14,13 +14,13 @@ import pytest
 import requests
 from PIL import Image, ImageOps
 
-from qwen_worker.delivery_settings import Delivery
+from qwen_worker.delivery_settings import Delivery, ResponseShape
 from qwen_worker.errors import Cancelled, JobError
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.reply import posted_bytes
 from qwen_worker.network import bucket as buckets
 from qwen_worker.network.bucket import Misconfigured
-from qwen_worker.pictures.delivery import Terms, deliver, encodings, terms_of
+from qwen_worker.pictures.delivery import Terms, deliver, encodings, size_warning, terms_of
 from qwen_worker.settings import Settings
 
 from ..conftest import file_of, picture_of, respond, run
@@ -67,18 +67,22 @@ def sent(pictures, settings, fields=None, job=None, limit=10 * MB):
     request = parse({**SMALL, **(fields or {})}, "job")
     job = {"id": "job-1", **(job or {})}
     terms = terms_of(job, request, settings, limit, buckets.bucket_from_settings(settings))
-    facts = {"backend": "qwen-image", "prompt": request.prompt}
+    facts = {
+        "backend": "qwen-image", "prompt": request.prompt, "model": "m", "revision": None, "seed": request.seed,
+        "width": pictures[0].width, "height": pictures[0].height, "timings": {"inference": 1.0}, "processing_time": 1.0,
+    }  # fmt: skip
     return deliver(request, pictures, terms, lambda more: facts | more, {}, threading.Event())
 
 
-def test_the_size_is_that_of_the_body_which_the_sdk_posts(web, monkeypatch):
+@pytest.mark.parametrize("shape", ResponseShape)
+def test_the_size_is_that_of_the_body_which_the_sdk_posts(web, monkeypatch, shape):
     import aiohttp
     from runpod.serverless.modules import rp_http
 
     sizes = []
     address = web(lambda handler: (sizes.append(int(handler.headers["Content-Length"])), respond(handler, b"{}")))
     monkeypatch.setattr(rp_http, "JOB_DONE_URL", f"{address}/done/$ID?x=1")
-    reply = sent([noise(64), noise(32)], Settings(), {"prompt": 'ein "Würfel" 魚\n'})
+    reply = sent([noise(64), noise(32)], Settings(), {"prompt": 'ein "Würfel" 魚\n', "response_shape": shape})
 
     async def post():
         async with aiohttp.ClientSession() as session:
@@ -88,14 +92,38 @@ def test_the_size_is_that_of_the_body_which_the_sdk_posts(web, monkeypatch):
     assert sizes == [posted_bytes(reply)]
 
 
+@pytest.mark.parametrize("shape", ResponseShape)
 @pytest.mark.parametrize("spare", [0, -1])
-def test_the_limit_holds_to_the_byte(spare):
-    size = posted_bytes(sent([noise(64)], Settings(), {"output_format": "png"}))
+def test_the_limit_holds_to_the_byte(spare, shape):
+    fields = {"response_shape": shape}
+    size = posted_bytes(sent([noise(64)], Settings(), {"output_format": "png", **fields}))
     if spare == 0:
-        assert posted_bytes(sent([noise(64)], Settings(), limit=size)) == size
+        assert posted_bytes(sent([noise(64)], Settings(), fields, limit=size)) == size
     else:
-        with pytest.raises(JobError, match="result_too_large: the reply has 0.02 MB and at most 0.0"):
-            sent([noise(64)], Settings(), {"output_format": "png"}, limit=size - 1)
+        with pytest.raises(JobError, match=r"result_too_large: the reply has 0.0\d MB and at most 0.0"):
+            sent([noise(64)], Settings(), {"output_format": "png", **fields}, limit=size - 1)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in ResponseShape if shape is not ResponseShape.WORKER])
+def test_in_the_shapes_of_other_apis_pictures_are_urls_of_the_bucket_where_there_is_one(operator, shape):
+    fields = {"response_shape": shape}
+    assert "data:" not in json.dumps(sent([noise(16)], Settings(**operator()), fields))
+    reply = sent([noise(16)], Settings(**operator(QWEN_RESPONSE_SHAPE=shape)), {"delivery": "auto"})
+    assert reply["metadata"]["delivery"] == "url"
+    url = re.search(r'"(http://[^"]*/0\.png[^"]*)"', json.dumps(reply))[1]
+    assert picture_of(base64.b64encode(requests.get(url).content)).tobytes() == noise(16).tobytes()
+    inline = sent([noise(16)], Settings(**operator()), {**fields, "delivery": "inline"})
+    assert "data:image/png;base64," in json.dumps(inline) and inline["metadata"]["delivery"] == "inline"
+    without = sent([noise(16)], Settings(**operator(BUCKET_ENDPOINT_URL="http://127.0.0.1:9")), fields)
+    assert "data:image/png;base64," in json.dumps(without) and "did not take" in without["metadata"]["delivery_note"]
+
+
+def test_a_picture_that_stands_twice_in_a_reply_is_counted_twice():
+    request = parse({**SMALL, "width": 512, "height": 512, "output_format": "png"}, "job")
+    for shape, words in (("worker", None), ("fal", None), ("runpod-public", "may have 1 MB in the reply")):
+        shaped = request.model_copy(update={"response_shape": shape})
+        warning = size_warning(shaped, (512, 512), terms_of({}, shaped, Settings(), 800_000, None))
+        assert warning is None if words is None else words in warning
 
 
 def test_a_result_of_25_mb_goes_to_the_bucket(operator):
@@ -278,7 +306,9 @@ def test_a_stop_during_an_upload_is_heard_at_once(operator, gate):
     cancelled = threading.Event()
     settings = Settings(**operator(BUCKET_ENDPOINT_URL=silent(gate(), cancelled.set)))
     request = parse({**SMALL, "delivery": "url"}, "job")
-    terms = Terms(Delivery.URL, buckets.bucket_from_settings(settings), 10 * MB, 60, "job-1")
+    terms = Terms(
+        Delivery.URL, buckets.bucket_from_settings(settings), 10 * MB, 60, "job-1", ResponseShape.WORKER
+    )  # fmt: skip
     started = time.monotonic()
     with pytest.raises(Cancelled):
         deliver(request, [noise(16)], terms, lambda more: {"backend": "qwen-image", **more}, {}, cancelled)

@@ -23,10 +23,10 @@ LIMIT = 10_000_000  # bytes of a result
 
 class ControlPlane:
     """`hold`: seconds that a poll is held. `fault(kind, number)` of the nth request of a kind: seconds to wait,
-    a status, 'drop' (unheard), 'lose' (heard, and the answer lost), or None."""
+    a status, 'drop' (unheard), 'lose' (heard, and the answer lost), or None. `sync`: seconds that /runsync waits."""
 
-    def __init__(self, hold=0.5, fault=lambda kind, number: None):
-        self.hold, self.fault = hold, fault
+    def __init__(self, hold=0.5, fault=lambda kind, number: None, sync=90):
+        self.hold, self.fault, self.sync = hold, fault, sync
         self.jobs, self.stops = queue.Queue(), queue.Queue()
         self.taken, self.bodies, self.refused, self.pings = {}, {}, {}, []
         self.log = []  # (kind, job id, body) as they came
@@ -35,6 +35,7 @@ class ControlPlane:
         self.lost = threading.local()
         self.numbers, self.cancelled = itertools.count(), set()
         self.polls = 0  # for jobs, that are held at this moment
+        self.streamed: dict[str, int] = {}  # by job, how many chunks its client has
 
     def __call__(self, handler):
         address = urlsplit(handler.path)
@@ -62,23 +63,37 @@ class ControlPlane:
         return answer(handler, {})
 
     def serve_client(self, parts, body):
-        """What a client of the endpoint `client` gets: run, status, cancel."""
-        if parts[0] == "run":
-            job_id = f"run-{next(self.numbers)}"
+        """What a client of the endpoint `client` gets: run, runsync, status, stream, cancel."""
+        if parts[0] in ("run", "runsync"):
+            job_id = f"{parts[0]}-{next(self.numbers)}"
             self.jobs.put({"id": job_id, **json.loads(body)})
-            return {"id": job_id, "status": "IN_QUEUE"}
+            if parts[0] == "run":
+                return {"id": job_id, "status": "IN_QUEUE"}
+            with self.changed:
+                self.changed.wait_for(lambda: job_id in self.bodies, self.sync)
+            return {"id": job_id, **self.state(job_id)}
         job_id = parts[1]
         if parts[0] == "cancel" and job_id not in self.bodies:
             self.cancelled.add(job_id)
             self.stops.put(job_id)
+        if parts[0] == "stream":
+            state = self.state(job_id)["status"]  # before the chunks: all of a job that is over are there
+            return {"id": job_id, "status": state, "stream": self.unread_chunks(job_id)}
         return {"id": job_id, **self.state(job_id)}
+
+    def unread_chunks(self, job_id):
+        with self.changed:
+            chunks = [{"output": data["output"]} for kind, one, data in self.log if (kind, one) == ("chunk", job_id)]
+            read = self.streamed.get(job_id, 0)
+            self.streamed[job_id] = len(chunks)
+            return chunks[read:]
 
     def state(self, job_id):
         with self.changed:
             if job_id in self.cancelled:
                 return {"status": "CANCELLED"}
             for kind, one, data in reversed(self.log):
-                if one == job_id:
+                if one == job_id and kind != "chunk":
                     state = "IN_PROGRESS" if kind == "progress" else "FAILED" if "error" in data else "COMPLETED"
                     return {"status": state, **{name: data[name] for name in ("output", "error") if name in data}}
             return {"status": "IN_PROGRESS" if job_id in self.taken else "IN_QUEUE"}

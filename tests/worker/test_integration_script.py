@@ -1,5 +1,6 @@
 """The local test script tells a picture from a gradient and from noise, and a stand-in fails it."""
 
+import argparse
 import os
 import sys
 
@@ -38,6 +39,12 @@ def test_a_kept_subject_overlaps_and_a_lost_one_does_not():
     inside = mask.point(lambda value: 255 * (value > 250))
     assert script.subject_overlap(picture, picture, mask, inside) > 0.95
     assert script.subject_overlap(picture, Image.new("RGB", picture.size, "green"), mask, inside) < 0.05
+
+
+def test_pictures_are_found_whatever_the_endpoint_s_replies_look_like(cold_worker, tmp_path):
+    options = argparse.Namespace(size=256, steps=2, output=tmp_path)
+    drawn, metadata = script.Run(cold_worker(QWEN_RESPONSE_SHAPE="fal"), options).job("one", prompt="a red circle")
+    assert drawn.size == (256, 256) and metadata["backend"] == "qwen-image"
 
 
 def test_a_worker_that_falls_back_fails_every_criterion(tmp_path):

@@ -74,7 +74,10 @@ def uri_of(picture):
 
 
 def meant(route=GENERATIONS, **asked):
-    return Call({"openai_route": route, "openai_input": asked}, NAMES).fields()
+    """The call's fields but its shape, which is the one that its reply is made from."""
+    fields = Call({"openai_route": route, "openai_input": asked}, NAMES).fields()
+    assert fields.pop("response_shape") == "worker"
+    return fields
 
 
 def test_what_a_call_means():
@@ -108,6 +111,7 @@ def test_what_a_call_means():
         ({"openai_route": GENERATIONS, "openai_input": {}, "prompt": "a"}, '"prompt" is not a field of a job with'),
         ({"openai_route": EDITS, "openai_input": {"mask": "x", "mask_image": "x"}}, "mask_image is given twice"),
         ({"openai_route": EDITS, "openai_input": {"task": "debug"}}, "task is not taken by"),
+        ({"openai_route": EDITS, "openai_input": {"response_shape": "fal"}}, "response_shape is not taken by"),
         ({"openai_route": EDITS, "openai_input": {"image": ["x"], "images": ["x"]}}, "images is given twice"),
     ],
 )  # fmt: skip
