@@ -156,10 +156,12 @@ def test_nothing_of_an_input_s_own_file_comes_back_but_its_colours(ask, scene, o
     exif[ExifTags.Base.Orientation], exif[ExifTags.Base.ImageDescription] = 6, "where the caller lives"
     chunks = PngInfo()
     chunks.add_text("parameters", "what the caller drew before")
+    scene = scene.resize((256, 256))
     source = as_text(scene, icc_profile=profiles.DISPLAY_P3, exif=exif, pnginfo=chunks)
     mask = Image.new("L", scene.size, 0)
-    mask.paste(255, (0, 0, 256, 256))
+    mask.paste(255, (0, 0, 128, 256))
     job = {"prompt": "make it green", "num_inference_steps": 1, "output_format": output_format}
+    job |= {"width": 256, "height": 256, "draw_size": "asked"}
     for embed in (False, True):
         reply = ask(**job, image=source, mask_image=as_text(mask), embed_parameters=embed)["output"]
         file = base64.b64decode(reply["image"])

@@ -132,7 +132,7 @@ def test_the_manifest_says_what_was_done_and_by_which_model(signer, origin, step
 
 def test_a_job_s_files_are_signed_and_tell_nothing_of_the_caller(cold_worker, variables, scene):
     worker = cold_worker(**variables)
-    edit = {"prompt": "make it green", "image": as_text(scene), "num_inference_steps": 1}
+    edit = SMALL | {"prompt": "make it green", "image": as_text(scene), "draw_size": "asked"}
     for more, origin in ((SMALL | {"num_images": 2}, Origin.GENERATED), (edit, Origin.EDITED)):
         for output_format in FORMATS:
             reply = run(worker, {**more, "output_format": output_format})["output"]
