@@ -76,6 +76,12 @@ def test_foreign_readers_find_the_text_and_the_json(output_format, prompt):
     }  # fmt: skip
 
 
+def test_a_png_s_text_is_in_the_chunk_that_all_readers_know_where_it_is_ascii():
+    plain, other = (encode_picture(embedded(Image.new("L", (64, 64)), prompt=text), "png") for text in ("fox", "café"))
+    assert b"tEXtparameters\0fox" in plain and b"iTXt" not in plain
+    assert b"iTXtparameters\0" in other and "café".encode() in other and b"caf\xe9" not in other
+
+
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
 def test_exiv2_reads_them_too(output_format):
     picture = embedded(Image.effect_noise((320, 256), 60), prompt="魚 and a café")
@@ -117,15 +123,18 @@ def test_the_largest_seed_a_strength_and_loras_are_told_without_secrets(cold_wor
     path = "https://me:password@example.com/my/lora.safetensors"
     job = {
         "prompt": "make it green", "image": as_text(scene), "strength": 0.5, "seed": 2**64 - 1,
-        "embed_parameters": True, "loras": [{"path": path + "?signature=abc", "scale": 0.75}],
+        "embed_parameters": True,
+        "loras": [{"path": path + "?signature=abc", "scale": 0.75}, {"path": "ORG/NAME"}],
     }  # fmt: skip
     file = base64.b64decode(run(worker, job)["output"]["image"])
     values = values_of(by_web_ui(file))
     assert values["Seed"] == str(2**64 - 1) and values["Denoising strength"] == "0.5"
-    assert values["Loras"] == "https://example.com/my/lora.safetensors: 0.75"
+    assert values["Loras"] == "https://example.com/my/lora.safetensors: 0.75, ORG/NAME: 1"
     assert values["Model"] == "pil-fallback"  # no model drew it
     data = json.loads(Image.open(io.BytesIO(file)).info["parameters_json"])
-    assert data["loras"] == [{"path": "https://example.com/my/lora.safetensors", "scale": 0.75}]
+    assert data["loras"] == [
+        {"path": "https://example.com/my/lora.safetensors", "scale": 0.75}, {"path": "ORG/NAME", "scale": 1.0},
+    ]  # fmt: skip
     assert data["seed"] == 2**64 - 1 and data["backend"] == "pil-fallback"
     assert not any(secret in file for secret in (b"password", b"signature"))
 
