@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import numpy as np
@@ -164,6 +165,16 @@ def test_the_limit_of_a_reply_counts_the_manifest(cold_worker, variables):
     assert smaller["metadata"]["output_format"] == "webp"
     assert by_c2pa(base64.b64decode(smaller["image"]), "webp")[0] == "Trusted"
     assert posted_bytes(smaller) <= size + 1000
+
+
+def test_side_threads_share_a_signer(signer):
+    files = [encode_picture(Image.effect_noise((256, 256), 60), "png") for _ in range(16)]
+    sign = signer.signing(Origin.GENERATED, FACTS)
+    with ThreadPoolExecutor(8) as threads:
+        signed_files = list(threads.map(lambda file: sign(file, "image/png"), files))
+    assert {by_c2pa(file, "png")[0] for file in signed_files} == {"Trusted"}
+    for before, after in zip(files, signed_files, strict=True):
+        assert Image.open(io.BytesIO(before)).tobytes() == Image.open(io.BytesIO(after)).tobytes()
 
 
 KEYS = {
