@@ -26,7 +26,7 @@ RUN python3 -m venv /opt/venv
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cu126
 # In place of the pinned releases, for an index that lacks them: "torch==2.11.0 torchvision==0.26.0" from .../whl/cu128.
 ARG TORCH=
-# What QWEN_MARK=c2pa signs with is in every image: 23 MB beside 6 GB.
+# What QWEN_MARK=c2pa signs with is in every image: 53 MB beside 6 GB.
 COPY requirements.txt requirements-c2pa.txt /tmp/
 # From that index alone, so that the pin cannot be met by another build. TORCH is a list.
 # hadolint ignore=SC2086
