@@ -48,6 +48,8 @@ from qwen_worker.network.bucket import bucket_from_settings
 from qwen_worker.pictures import fallback, marks
 from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
 from qwen_worker.pictures.inputs import Canvas, Inputs, open_images
+from qwen_worker.pictures.parameters import embed_parameters
+from qwen_worker.pictures.signing import signer_from_settings
 from qwen_worker.pictures.sizes import moved_warning, sizes_of
 from qwen_worker.serving import fitness, health
 from qwen_worker.serving.job_loop import JobLoop, end_process
@@ -91,7 +93,7 @@ class Worker:
         self.batches = Batches(self.queue, settings.QWEN_BATCH)
         self.prompt_cache = PromptCache(round(settings.QWEN_PROMPT_CACHE_MB * 1e6))
         self.paces, self.previewer = Paces(), Previewer()
-        self.bucket = bucket_from_settings(settings)
+        self.bucket, self.signer = bucket_from_settings(settings), signer_from_settings(settings)
         self.reply_bytes = round(settings.QWEN_RESULT_LIMIT_MB * 1e6)  # that a reply may have
         self.counters = health.Counters()
         self.jobs: dict[str, asyncio.Task[Any]] = {}  # that are being answered, by id
@@ -154,6 +156,8 @@ class Worker:
         """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread."""
         request = job.request
         terms = terms_of(sdk_job, request, self.settings, limit_bytes, self.bucket)
+        if self.signer:
+            self.signer.require_valid()
         async with Progress(job, post or poster(job.id), self.settings.QWEN_PROGRESS_SECONDS), job.within_limit():
             require_served_by(self.catalogue.located(request.task), request)
             # Before anything that waits for the inference thread, which may be at another job's drawing.
@@ -183,8 +187,11 @@ class Worker:
             metadata = replies.drawing_facts(
                 request, canvas.result_size, canvas.size, drawn, label, self.settings, scalings
             )
+            if request.embed_parameters:
+                embed_parameters(drawn.pictures, request, metadata)
+            sign = self.signer.signing(origin, metadata) if self.signer else None
             metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings, job.warnings)
-            delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled
+            delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled, sign
             return await job.run_on(self.side_threads, deliver, *delivery)
 
     def open_pictures(self, job: Job, terms: Terms) -> Inputs:

@@ -19,7 +19,7 @@ from .errors import UsageError
 
 # Variables whose values may be shown; the values of all others may be secrets.
 PUBLIC = re.compile(
-    r"QWEN_(?!.*(KEY|TOKEN|SECRET))\w+|SERVER_MODE|HF_HOME|TORCH_HOME|RUNPOD_(INIT_TIMEOUT|DEBUG_LEVEL)"
+    r"QWEN_(?!.*(KEY|TOKEN|SECRET|CERTIFICATE))\w+|SERVER_MODE|HF_HOME|TORCH_HOME|RUNPOD_(INIT_TIMEOUT|DEBUG_LEVEL)"
 )
 CUDA_TAG = re.compile(r"\bcu(\d{2})(\d)\b")
 # The CUDA that PyPI's own wheels of a torch release bring; a +cuNNN or a whl/cuNNN index beside the pin says otherwise.

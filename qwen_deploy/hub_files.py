@@ -96,6 +96,8 @@ LEFT_OUT = {
     "QWEN_COMPILED_FOLDER": "below HF_HOME, which an endpoint moves to its volume",
     "QWEN_MODEL_ROOTS": "the image's own folders and the platform's mounts, which no endpoint moves",
     "QWEN_LORA_ROOTS": "the same: a folder of LoRAs on the volume or in the image",
+    "QWEN_C2PA_CERTIFICATE": "an endpoint holds at most 50 variables: an operator who signs adds it to the endpoint",
+    "QWEN_C2PA_KEY": "the same",
 }
 TINY = "/app/models/tiny-qwen-image"
 TEST_ENV = {"QWEN_IMAGE_MODEL": f"{TINY}/generate", "QWEN_EDIT_MODEL": f"{TINY}/edit", "QWEN_FALLBACK": "forbid"}

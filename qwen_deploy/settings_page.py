@@ -55,10 +55,10 @@ SECTIONS = {
     "Results": (
         "[Delivery](jobs.md#delivery), [Shapes of replies](jobs.md#shapes-of-replies), "
         "[Marks in files](operating.md#marks-in-files), [The bucket](operating.md#the-bucket)",
-        ["QWEN_MARK", "QWEN_RESPONSE_SHAPE", "QWEN_DELIVERY", "QWEN_RESULT_LIMIT_MB", "QWEN_UPLOAD_SECONDS",
-         "BUCKET_ENDPOINT_URL",
-         "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "BUCKET_NAME", "BUCKET_REGION", "BUCKET_PREFIX",
-         "BUCKET_KEY", "BUCKET_PUBLIC_URL", "BUCKET_URL_SECONDS"],
+        ["QWEN_MARK", "QWEN_C2PA_CERTIFICATE", "QWEN_C2PA_KEY", "QWEN_RESPONSE_SHAPE", "QWEN_DELIVERY",
+         "QWEN_RESULT_LIMIT_MB", "QWEN_UPLOAD_SECONDS", "BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID",
+         "BUCKET_SECRET_ACCESS_KEY", "BUCKET_NAME", "BUCKET_REGION", "BUCKET_PREFIX", "BUCKET_KEY", "BUCKET_PUBLIC_URL",
+         "BUCKET_URL_SECONDS"],
     ),
 }  # fmt: skip
 TAIL = """

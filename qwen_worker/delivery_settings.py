@@ -31,6 +31,7 @@ class Mark(StrEnum):
     """How a picture's file says, for machines, where it comes from."""
 
     XMP = "xmp"  # IPTC's DigitalSourceType
+    C2PA = "c2pa"  # the same, and a manifest that the operator's certificate signs
     NONE = "none"
 
 
@@ -59,8 +60,19 @@ class DeliverySettings(BaseSettings):
         default=Mark.XMP,
         description=(
             "How the files of pictures say that they were generated, for machines to read. xmp: by IPTC's "
-            "DigitalSourceType in XMP. none: they do not."
+            "DigitalSourceType in XMP. c2pa: by that and by a signed C2PA manifest. none: they do not."
         ),
+    )
+    QWEN_C2PA_CERTIFICATE: SecretStr | None = Field(
+        default=None,
+        description=(
+            "The certificate that C2PA manifests are signed with, followed by those of its chain: the text of a PEM "
+            "file, or the file's path."
+        ),
+    )
+    QWEN_C2PA_KEY: SecretStr | None = Field(
+        default=None,
+        description="The private key of QWEN_C2PA_CERTIFICATE: the text of a PEM file, or the file's path.",
     )
     QWEN_UPLOAD_SECONDS: float = Field(
         default=60, gt=0, description="How long uploading one job's pictures may take, in seconds."

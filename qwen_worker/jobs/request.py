@@ -6,6 +6,7 @@ is known.
 """
 
 import hashlib
+import json
 import re
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -31,6 +32,9 @@ MAX_SEED = 2**64 - 1  # what a seed of torch holds
 MAX_IMAGES_IN = 3
 MAX_IMAGE_CHARACTERS = 28_000_000  # base64 of 20 MB, the platform's largest request body
 MAX_LORAS = 4
+# Of the texts that `embed_parameters` writes twice into a JPEG, in UTF-16: its EXIF has 65,533 bytes, and numbers and
+# names take a few thousand of them.
+MAX_JPEG_TEXT_BYTES = 60_000
 
 # The reply repeats the whole instruction as metadata.instruction, so that the caller sees the prompt that was drawn.
 BACKGROUND_INSTRUCTION = (
@@ -143,6 +147,7 @@ class Drawing(Request, frozen=True):
         | None
     ) = None
     preview: Annotated[bool, Field(description="true or false")] = False
+    embed_parameters: Annotated[bool, Field(description="true or false")] = False
     # `Presets.apply` fills this in, and with it the steps and guidance that the job does not set.
     preset: (
         Annotated[Literal["quality", "balanced", "fast"], Field(description="'quality', 'balanced' or 'fast'")] | None
@@ -166,6 +171,19 @@ class Drawing(Request, frozen=True):
         if special := re.search(r"<\|[^<>|]*\|>", text):
             raise ValueError(f"must not contain special tokens of the tokenizer such as {special.group()}")
         return text
+
+    @model_validator(mode="after")
+    def require_room_for_parameters(self) -> Self:
+        """Refuse texts that the file has no room for: as they are, and once more as JSON."""
+        if self.embed_parameters and self.output_format == "jpeg":
+            texts = [self.prompt, self.negative_prompt or "", *(lora.path for lora in self.loras)]
+            written = "".join(text + json.dumps(text) for text in texts)
+            if (size := len(written.encode("utf-16-le"))) > MAX_JPEG_TEXT_BYTES:
+                raise ValueError(
+                    f"embed_parameters writes {size} bytes of text into each file, and with output_format jpeg there "
+                    f"is room for {MAX_JPEG_TEXT_BYTES}; send png or webp, or shorter prompts"
+                )
+        return self
 
     @property
     def instruction(self) -> str:

@@ -22,6 +22,7 @@ from ..network.upload import File, UploadFailed, require_public, upload_files
 from ..settings import Settings
 from ..stopwatch import timed
 from .images import encode_picture
+from .signing import Sign
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -121,16 +122,20 @@ def deliver(
     complete_metadata: Callable[[DeliveryFacts], Metadata],
     timings: dict[str, float],
     cancelled: threading.Event,
+    sign: Sign | None = None,
 ) -> dict[str, Any]:
     """The reply, of at most `terms.limit_bytes` as the SDK will post it.
 
-    `complete_metadata(delivery)` adds the delivery's facts and the timings so far to the metadata. Raises `JobError`
-    result_too_large or upload_failed with both figures, or `Cancelled`.
+    `complete_metadata(delivery)` adds the delivery's facts and the timings so far to the metadata. `sign`: what signs
+    each file, where the operator has files signed.
+    Raises `JobError` result_too_large or upload_failed with both figures, or `Cancelled`.
     """
     bucket, note, smallest = terms.bucket, "", 0
     for attempt, (output_format, quality) in enumerate(encodings(request)):
         with timed(timings, "encode"):
             files = [encode_unless_cancelled(cancelled, picture, output_format, quality) for picture in pictures]
+            if sign:
+                files = [sign(file, CONTENT_TYPES[output_format]) for file in files]
         content_type = CONTENT_TYPES[output_format]
         inline = Files([base64.b64encode(file).decode("ascii") for file in files], content_type)
         facts: DeliveryFacts = {"delivery": "inline", "output_format": output_format}

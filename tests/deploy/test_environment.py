@@ -55,7 +55,7 @@ def test_the_operator_s_shell_does_not_reach_the_worker_s_settings(monkeypatch):
 
 @pytest.mark.parametrize("name, hidden", [
     ("QWEN_FALLBACK", False), ("HF_HOME", False), ("HF_TOKEN", True), ("BUCKET_SECRET_ACCESS_KEY", True),
-    ("QWEN_API_KEY", True), ("ANYTHING", True),
+    ("QWEN_API_KEY", True), ("QWEN_C2PA_KEY", True), ("QWEN_C2PA_CERTIFICATE", True), ("ANYTHING", True),
 ])  # fmt: skip
 def test_what_may_be_a_secret_is_hidden(name, hidden):
     assert (mask_secret(name, "value") == "***") is hidden and mask_secret(name, None) == "(none)"

@@ -37,6 +37,13 @@ def by_exiftool(file, *options):
     return json.loads(done.stdout)[0]
 
 
+def by_exiv2(file):
+    """The XMP and the EXIF as exiv2 reads them, in one."""
+    pyexiv2 = pytest.importorskip("pyexiv2", reason="pyexiv2 is not installed")
+    with pyexiv2.ImageData(file) as picture:
+        return picture.read_xmp() | picture.read_exif()
+
+
 def marked(picture, origin, mark=Mark.XMP):
     picture = picture.copy()
     mark_pictures([picture], origin, mark)
@@ -67,6 +74,12 @@ def test_two_foreign_readers_find_the_mark_and_the_pixels_are_equal(picture, out
     assert before.info.get("srgb") == after.info.get("srgb")
     found = by_exiftool(file, "-XMP-iptcExt:DigitalSourceType", "-Warning", "-validate")
     assert found["DigitalSourceType"] == TERMS + origin and "Warning" not in found
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_exiv2_finds_it_too(picture, output_format):
+    found = by_exiv2(encode_picture(marked(picture, Origin.GENERATED), output_format))
+    assert found["Xmp.iptcExt.DigitalSourceType"] == TERMS + Origin.GENERATED
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
