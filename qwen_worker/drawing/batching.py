@@ -25,7 +25,10 @@ from .queue import DrawingJob, WaitingQueue
 from .shared_call import EncodedPrompts, draw_together, encode
 
 # The fields that may differ between the jobs of a call; all others must be equal.
-OWN_FIELDS = {"prompt", "negative_prompt", "seed", "num_images", "output_format", "output_quality", "delivery"}
+OWN_FIELDS = {
+    "prompt", "negative_prompt", "seed", "num_images", "output_format", "output_quality", "delivery", "prompt_extend",
+    "enable_safety_checker",
+}  # fmt: skip
 
 
 class Batches:

@@ -34,6 +34,8 @@ ALIASES = {
     "image_base64": "image",
     "mask": "mask_image",
     "mask_url": "mask_image",
+    "enhance_prompt": "prompt_extend",
+    "enable_prompt_expansion": "prompt_extend",
 }
 # By name, what else is read from what a client sends under it: our fields by their names.
 READERS: "dict[str, Callable[[JsonValue, Warn], dict[str, JsonValue]]]" = {

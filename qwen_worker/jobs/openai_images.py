@@ -34,7 +34,8 @@ NOT_DONE = {
     "input_fidelity": "an edit follows its input picture as closely as the model does",
 }
 CALLER_ERROR_CODES = (
-    "invalid_input", "image_unreadable", "image_fetch_failed", "lora_fetch_failed", "result_too_large"
+    "invalid_input", "image_unreadable", "image_fetch_failed", "lora_fetch_failed", "content_rejected",
+    "result_too_large",
 )  # fmt: skip
 
 

@@ -14,17 +14,12 @@ if TYPE_CHECKING:
 
     Read = Callable[[JsonValue, Warn], dict[str, JsonValue]]
 
-# By field, the sentence for a value that asks for what this worker does not do.
+# By field, the sentence for the value true, which asks for what this worker does not do.
 NOT_DONE_IF_TRUE = {
-    "enable_safety_checker": "this worker has no safety checker, and the pictures are not checked",
-    "enable_prompt_expansion": "this worker does not rewrite prompts: the prompt is drawn as it is",
-    "prompt_extend": "this worker does not rewrite prompts: the prompt is drawn as it is",
-    "enhance_prompt": "this worker does not rewrite prompts: the prompt is drawn as it is",
     "watermark": "this worker draws no watermark",
     "enable_sync_mode": "the route says whether the caller waits: /runsync waits, /run does not",
     "use_kv_cache": "this worker has no such cache",
 }
-NOT_DONE_IF_FALSE = {"disable_safety_checker": NOT_DONE_IF_TRUE["enable_safety_checker"]}
 NUMBERED = ("image1", "image2", "image3")
 SAMPLERS = ("scheduler", "sampler", "sampler_name")
 CALLER_FIELDS = ("user", "metadata", "safety_identifier")  # they say who calls, and nothing about the picture
@@ -36,12 +31,12 @@ RESPONSE_FORMATS = {"b64_json": "inline", "url": "url"}  # OpenAI's, as deliveri
 BESIDE_INPUT = ("webhook", "webhookV2", "s3Config", "policy")
 
 
-def read_flag(name: str, done: bool, sentence: str) -> "Read":
-    """A reader of a field that is true or false, of which the value `done` asks for nothing."""
+def read_flag(name: str, sentence: str) -> "Read":
+    """A reader of a field that is true or false, of which false asks for nothing."""
 
     def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
-        if require_flag(name, value) is not done:
-            warn(f"{name} {short_json(value)}: {sentence}")
+        if require_flag(name, value):
+            warn(f"{name} true: {sentence}")
         return {}
 
     return read
@@ -84,6 +79,10 @@ def read_output_format(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]"
     return {"output_format": "jpeg" if value == "jpg" else value}
 
 
+def read_disable_safety_checker(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
+    return {"enable_safety_checker": not require_flag("disable_safety_checker", value)}
+
+
 def read_loras(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
     """The LoRAs, of which each may be its path alone, and `weight` another name of `scale`."""
     return {"loras": [read_lora(one) for one in value] if isinstance(value, list) else value}
@@ -121,8 +120,7 @@ def ignore_caller(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
 
 
 READERS: "dict[str, Read]" = {
-    **{name: read_flag(name, False, sentence) for name, sentence in NOT_DONE_IF_TRUE.items()},
-    **{name: read_flag(name, True, sentence) for name, sentence in NOT_DONE_IF_FALSE.items()},
+    **{name: read_flag(name, sentence) for name, sentence in NOT_DONE_IF_TRUE.items()},
     **{name: read_wish(name, "delivery", "inline") for name in ("sync_mode", "enable_base64_output")},
     **{name: read_wish(name, "preset", "fast") for name in ("go_fast", "use_turbo")},
     **{name: read_sampler(name) for name in SAMPLERS},
@@ -134,6 +132,7 @@ READERS: "dict[str, Read]" = {
     "output_format": read_output_format,
     "image_format": read_output_format,
     "loras": read_loras,
+    "disable_safety_checker": read_disable_safety_checker,
     "input": refuse_input,
 }
 

@@ -12,6 +12,7 @@ from ..errors import InvalidInput
 from ..preset_settings import Preset
 from ..settings import Role, UnknownFields
 from .aliases import ALIASES, Fields
+from .checks import with_checks
 from .other_apis import NEXT_PRESETS
 from .presets import Presets
 from .request import (
@@ -69,6 +70,7 @@ def parse(job_input: "JsonValue", job_id: str, presets: Presets | None = None, w
         raise InvalidInput("; ".join(sentences)) from None
     if not isinstance(request, Drawing):
         return request
+    request = with_checks(request, presets.settings, sent_as, warn)
     if request.seed == -1:
         request = request.model_copy(update={"seed": seed_of(job_id)})
     asked_by = sent_as.get("preset", "")

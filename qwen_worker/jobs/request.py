@@ -119,6 +119,8 @@ class Drawing(Request, frozen=True):
     output_quality: Annotated[int, whole_number(1, 100), ReadWhole] | None = None
     delivery: Annotated[Literal["auto", "inline", "url"], Field(description="'auto', 'inline' or 'url'")] | None = None
     preview: Annotated[bool, Field(description="true or false")] = False
+    prompt_extend: Annotated[bool, Field(description="true or false")] = False
+    enable_safety_checker: Annotated[bool, Field(description="true or false")] | None = None
     # `Presets.apply` fills this in, and with it the steps and guidance that the job does not set.
     preset: (
         Annotated[Literal["quality", "balanced", "fast"], Field(description="'quality', 'balanced' or 'fast'")] | None
@@ -145,7 +147,7 @@ class Drawing(Request, frozen=True):
 
     @property
     def instruction(self) -> str:
-        """The prompt that the model gets."""
+        """The text that the model gets where it is not rewritten (`Job.instruction`)."""
         return self.prompt
 
     @property
