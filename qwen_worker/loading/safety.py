@@ -100,7 +100,8 @@ class SafetyCheck:
 
     def check_inputs(self, job: Job, sources: Sequence[Image.Image]) -> None:
         """Raises `JobError` content_rejected for an input picture that does not pass, and `Cancelled`."""
-        names = [f"images[{number}]" for number in range(len(sources))] if len(sources) > 1 else ["image"]
+        count = len(sources)
+        names = ["image"] if count == 1 else [f"images[{number}]" for number in range(count)]
         self.check(job, sources, names, "send another picture")
 
     def check_drawn(self, job: Job, pictures: Sequence[Image.Image]) -> list[bool]:
@@ -109,8 +110,9 @@ class SafetyCheck:
         Raises `JobError` content_rejected, and `Cancelled`.
         """
         count = len(pictures)
-        names = [f"picture {number} of {count} that was drawn" for number in range(1, count + 1)]
-        names = names if count > 1 else ["the picture that was drawn"]
+        names = ["the picture that was drawn"]
+        if count > 1:
+            names = [f"picture {number} of {count} that was drawn" for number in range(1, count + 1)]
         self.check(job, pictures, names, "another prompt or seed may pass")
         return [False] * count
 

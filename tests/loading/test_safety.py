@@ -134,7 +134,9 @@ def spoil(folder, change):
 def test_weights_that_are_missing_or_of_another_shape_are_not_drawn_at_random(copied):
     spoil(copied, lambda weights: weights.pop("classifier.1.bias"))
     assert refusal(check_of(copied)) == "copied/classifier lacks 1 of its weights, such as classifier.1.bias"
-    spoil(copied, lambda weights: weights.update({"classifier.1.bias": weights["classifier.1.weight"].flatten().clone()}))
+    spoil(
+        copied, lambda weights: weights.update({"classifier.1.bias": weights["classifier.1.weight"].flatten().clone()})
+    )
     assert "copied/classifier" in refusal(check_of(copied))
 
 
