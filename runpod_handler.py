@@ -211,14 +211,15 @@ class Worker:
             except LoadError as failure:
                 raise JobError("model_unavailable", f"the safety check: {failure.reason}") from None
         with timed(job.timings, "check"):
-            await job.run_on(self.side_threads, check.check_inputs, job, inputs.sources)
+            await job.run_on(check.thread, check.check_inputs, job, inputs.sources)
 
     async def check_drawn(self, job: Job, drawn: DrawingResult) -> list[bool]:
         """For each picture whether the safety check rejects it; nothing where there is none. Raises `JobError`."""
-        if not self.safety_check:
+        check = self.safety_check
+        if not check:
             return []
         with timed(job.timings, "check"):
-            return await job.run_on(self.side_threads, self.safety_check.check_drawn, job, drawn.pictures)
+            return await job.run_on(check.thread, check.check_drawn, job, drawn.pictures)
 
     async def locate(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
         """The checkpoint that serves the job, where it has been located, and why its model cannot be had, if so."""

@@ -6,6 +6,7 @@ of where pictures come from and go.
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,10 +57,14 @@ class Judge:
 
 
 class SafetyCheck:
-    """`load` is for the one inference thread, on which the libraries load whatever they load; the rest for any."""
+    """`load` is for the one inference thread, on which the libraries load whatever they load; the rest for any.
+
+    Pictures are to be judged on `thread`: torch gives each thread that computes a team of threads of its own.
+    """
 
     def __init__(self, settings: Settings, model: str):
         self.settings, self.model = settings, model
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="safety")
         self.judge: Judge | None = None  # until it is loaded
 
     def load(self) -> None:

@@ -13,7 +13,8 @@ from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.loading import safety
 from qwen_worker.loading.safety import Judge, SafetyCheck, rejected_labels
-from qwen_worker.memory.machine import read_machine
+from qwen_worker.memory import placement
+from qwen_worker.memory.machine import Machine
 from qwen_worker.settings import Settings
 
 from ..support.scene_classifier import FOLDER, accuracy
@@ -170,9 +171,14 @@ def test_ram_that_is_too_little_is_told_with_both_figures(monkeypatch):
 
 
 def test_a_plan_counts_what_the_classifier_holds_beside_what_it_leaves_for_the_process(monkeypatch):
-    here = read_machine()
-    monkeypatch.setattr(safety, "read_machine", lambda: here)
     check = check_of(FOLDER)
-    assert check.machine_for_models() == here
+
+    def plan_may_pin(**held):
+        here = Machine(None, 64 * 10**9, 60 * 10**9 - held["process_bytes"], **held)
+        monkeypatch.setattr(safety, "read_machine", lambda: here)
+        return placement.pinnable(check.machine_for_models())
+
+    before = plan_may_pin(process_bytes=10**9)
     check.load()
-    assert here.process_bytes - check.machine_for_models().process_bytes == check.judge.classifier.ram_bytes > 100_000
+    ram_bytes = check.judge.classifier.ram_bytes
+    assert before - plan_may_pin(process_bytes=10**9 + ram_bytes) == ram_bytes > 100_000

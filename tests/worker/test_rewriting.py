@@ -196,6 +196,25 @@ def test_the_encoding_of_a_rewritten_prompt_is_kept(worker, chat):
     assert worker.prompt_cache.misses == before
 
 
+def test_jobs_that_share_a_call_have_their_own_words_each(cold_worker, chat, gate):
+    rewriting = {"QWEN_REWRITE_URL": chat.address, "QWEN_REWRITE_MODEL": "writer"}
+    worker, release = cold_worker(QWEN_BATCH=2, **rewriting), gate()
+    drawn(worker, **SHORT)
+    worker.inference_thread.submit(release.wait)
+
+    async def answer():
+        jobs = [{"id": name, "input": {**JOB, "prompt_extend": name == "rewritten"}} for name in ("plain", "rewritten")]
+        tasks = [asyncio.create_task(worker.answer(job)) for job in jobs]
+        await until(lambda: len(worker.queue.waiting) == 2)
+        release.set()
+        return [await task for task in tasks]
+
+    replies = asyncio.run(answer())
+    assert [reply["metadata"]["batch"] for reply in replies] == [2, 2]
+    assert [judge.read(picture_of(reply["image"])).shape for reply in replies] == ["circle", "square"]
+    assert "instruction" not in replies[0]["metadata"] and replies[1]["metadata"]["instruction"] == SQUARE
+
+
 def test_openai_s_clients_may_ask_for_it(worker, chat):
     asked = {"prompt": CIRCLE, "size": "256x256", "seed": 7, "enhance_prompt": True, **SHORT}
     output = run(worker, {"openai_route": "/v1/images/generations", "openai_input": asked})["output"]
