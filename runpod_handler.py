@@ -24,9 +24,10 @@ from qwen_worker.drawing.partial_denoise import drawn_steps, fixed_steps
 from qwen_worker.drawing.preview import Previewer
 from qwen_worker.drawing.prompt_cache import PromptCache
 from qwen_worker.drawing.queue import DrawingJob, WaitingQueue
-from qwen_worker.errors import CudaSpoiledError, JobError, LoadError
+from qwen_worker.errors import CudaSpoiledError, InvalidInput, JobError, LoadError
 from qwen_worker.jobs import openai_images
 from qwen_worker.jobs import reply as replies
+from qwen_worker.jobs.checks import require_prompt
 from qwen_worker.jobs.deadline import Paces, kind_of, limit_of
 from qwen_worker.jobs.few_steps import warnings_of
 from qwen_worker.jobs.job import Job, Stage
@@ -39,15 +40,17 @@ from qwen_worker.jobs.response_shapes import shape_of
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.loader import Loader
 from qwen_worker.loading.pipelines import Pipelines
+from qwen_worker.loading.safety import SafetyCheck
 from qwen_worker.log import log_exception, log_line
 from qwen_worker.lora.loras import Loras
 from qwen_worker.memory import card, cuda
 from qwen_worker.memory.footprint import Plan
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.network.bucket import bucket_from_settings
+from qwen_worker.network.rewrite import RewriteFailed, Rewriter, rewriter_from_settings
 from qwen_worker.pictures import fallback, marks
 from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
-from qwen_worker.pictures.inputs import Canvas, Inputs, open_images
+from qwen_worker.pictures.inputs import Canvas, Inputs, open_images, small_data_urls
 from qwen_worker.pictures.parameters import embed_parameters
 from qwen_worker.pictures.signing import signer_from_settings
 from qwen_worker.pictures.sizes import moved_warning, sizes_of
@@ -82,18 +85,21 @@ class Worker:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        # The one thread that touches torch: the event loop stays free to hear the platform's stop.
+        # The one thread that loads and draws: the event loop stays free to hear the platform's stop.
         self.inference_thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self.side_threads = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")  # pictures in and out
         self.presets = Presets(settings, checkpoints.released, is_missing)
         self.loras, self.catalogue = Loras(settings), Catalogue(settings)
-        self.pipelines = Pipelines(settings, self.catalogue, self.loras.open_for_endpoint)
+        self.safety_check = SafetyCheck(settings, settings.QWEN_SAFETY_MODEL) if settings.QWEN_SAFETY_MODEL else None
+        machine = self.safety_check.machine_for_models if self.safety_check else read_machine
+        self.pipelines = Pipelines(settings, self.catalogue, self.loras.open_for_endpoint, machine)
         self.loader = Loader(settings, self.pipelines, self.inference_thread)
         self.queue = WaitingQueue(self.inference_thread)
         self.batches = Batches(self.queue, settings.QWEN_BATCH)
         self.prompt_cache = PromptCache(round(settings.QWEN_PROMPT_CACHE_MB * 1e6))
         self.paces, self.previewer = Paces(), Previewer()
         self.bucket, self.signer = bucket_from_settings(settings), signer_from_settings(settings)
+        self.rewriter = rewriter_from_settings(settings)
         self.reply_bytes = round(settings.QWEN_RESULT_LIMIT_MB * 1e6)  # that a reply may have
         self.counters = health.Counters()
         self.jobs: dict[str, asyncio.Task[Any]] = {}  # that are being answered, by id
@@ -144,13 +150,19 @@ class Worker:
         """Compute on the card. Raises `LoadError` with what fails."""
         self.inference_thread.submit(card.try_out).result()
 
+    def load_safety_check(self) -> None:
+        """Have the safety check ready, where there is to be one. Raises `LoadError`."""
+        if self.safety_check:
+            self.inference_thread.submit(self.safety_check.load).result()
+
     def report(self, request: Request) -> Reply:
         """The reply of health or debug; loads nothing."""
         if not isinstance(request, Health):
             return health.debug(self.settings)
         presets = self.presets.report(self.catalogue.located)
         models, fallbacks = self.pipelines.report(), self.loader.report()
-        return health.health(self.settings, read_machine(), models, fallbacks, presets, self.counters)
+        check = self.safety_check.report() if self.safety_check else None
+        return health.health(self.settings, read_machine(), models, fallbacks, presets, self.counters, check)
 
     async def serve(self, job: Job, sdk_job: SdkJob, post: Post | None, limit_bytes: int) -> Reply:
         """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread."""
@@ -162,6 +174,10 @@ class Worker:
             require_served_by(self.catalogue.located(request.task), request)
             # Before anything that waits for the inference thread, which may be at another job's drawing.
             inputs = await job.run_on(self.side_threads, self.open_pictures, job, terms)
+            if self.safety_check:
+                await self.check_inputs(self.safety_check, job, inputs)
+            if self.rewriter and request.prompt_extend:
+                await job.run_on(self.side_threads, rewrite_prompt, self.rewriter, job, inputs)
             checkpoint, failure = await self.locate(job)
             require_served_by(checkpoint, request)
             loras = () if failure else await job.run_on(self.side_threads, self.loras.open_for_job, job, checkpoint)
@@ -170,9 +186,8 @@ class Worker:
             canvas = Canvas(inputs.sources, inputs.mask, *sizes, inputs.original)
             brought = brought_warning(request, grid_of(request, grid), sizes.delivered)
             moved = moved_warning(request, inputs.sources, sizes)
-            for warning in (brought, moved, size_warning(request, sizes.delivered, terms)):
-                if warning:
-                    job.warn(warning)
+            for warning in filter(None, (brought, moved, size_warning(request, sizes.delivered, terms))):
+                job.warn(warning)
             job.request = request = with_size(request, sizes.delivered)
             self.require_time(job, canvas)
 
@@ -180,13 +195,17 @@ class Worker:
             outcome = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, failure)
             drawn = await job.wait_for(outcome, functools.partial(self.queue.has_abandoned_call, job))
             job.enter(Stage.DELIVERING)
+            check = self.safety_check
+            concepts = await job.run_on(check.thread, check.check_drawn, job, drawn.pictures) if check else []
             origin = marks.origin_of(request, is_stand_in=drawn.model is None)
             marks.mark_pictures(drawn.pictures, origin, self.settings.QWEN_MARK)
             label = self.catalogue.label_for(request.task)
             scalings = [use.file.scalings for use in loras if not use.from_settings]
             metadata = replies.drawing_facts(
-                request, canvas.result_size, canvas.size, drawn, label, self.settings, scalings
+                request, canvas.result_size, canvas.size, drawn, label, self.settings, scalings, job.instruction
             )
+            if concepts:
+                metadata["has_nsfw_concepts"] = concepts
             if request.embed_parameters:
                 embed_parameters(drawn.pictures, request, metadata)
             sign = self.signer.signing(origin, metadata) if self.signer else None
@@ -199,6 +218,15 @@ class Worker:
         with timed(job.timings, "input"):
             require_usable(terms, job.cancelled)
             return open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.warn, job.cancelled)
+
+    async def check_inputs(self, check: SafetyCheck, job: Job, inputs: Inputs) -> None:
+        """Raises `JobError` content_rejected, or model_unavailable where pictures cannot be checked."""
+        if not check.judge:  # the SDK's local API makes no fitness checks, which load it before any job
+            try:
+                await job.run_on(self.inference_thread, check.load)
+            except LoadError as failure:
+                raise JobError("model_unavailable", f"the safety check: {failure.reason}") from None
+        await job.run_on(check.thread, check.check_inputs, job, inputs.sources)
 
     async def locate(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
         """The checkpoint that serves the job, where it has been located, and why its model cannot be had, if so."""
@@ -264,6 +292,18 @@ class Worker:
             return DrawingResult(fallback.draw(entry.job.request, entry.canvas), 0, failure=failure)
 
 
+def rewrite_prompt(rewriter: Rewriter, job: Job, inputs: Inputs) -> None:
+    """Have the model get the prompt in the words of the operator's language model, or the caller's own; side thread."""
+    with timed(job.timings, "rewrite"):
+        try:
+            rewritten = rewriter.rewrite(job.instruction, small_data_urls(inputs.sources), job.cancelled)
+            job.instruction = require_prompt(rewritten)
+        except (RewriteFailed, InvalidInput) as failure:
+            reason = failure.sentence if isinstance(failure, InvalidInput) else f"rewriting it failed: {failure}"
+            job.draw_own_words(reason)
+            log_line(job.id, "WARN", f"the prompt was not rewritten: {reason}")
+
+
 def require_served_by(checkpoint: Checkpoint | None, request: Drawing) -> None:
     """Refuse what only the checkpoint, once it is located, can say."""
     if checkpoint:
@@ -284,7 +324,14 @@ def main() -> None:
     if settings.SERVER_MODE is ServerMode.LOCAL and "--rp_serve_api" not in sys.argv:
         sys.argv.append("--rp_serve_api")
     loader = worker().loader
-    for check in fitness.checks(settings, loader.why_not_placed, loader.why_not_loaded, worker().try_card):
+    checks = fitness.checks(
+        settings,
+        loader.why_not_placed,
+        loader.why_not_loaded,
+        worker().try_card,
+        load_safety_check=worker().load_safety_check,
+    )
+    for check in checks:
         runpod.serverless.register_fitness_check(check)  # pyright: ignore[reportUnknownMemberType]  not annotated
     slots = settings.QWEN_CONCURRENCY * settings.QWEN_BATCH
     loop = JobLoop(worker().jobs, slots, settings.QWEN_SHUTDOWN_SECONDS, settings.QWEN_STUCK_SECONDS)

@@ -77,6 +77,7 @@ NAMES = {
     "QWEN_DELIVERY": "Delivery of pictures",
     "QWEN_RESPONSE_SHAPE": "Shape of replies",
     "QWEN_MARK": "Marks in files",
+    "QWEN_SAFETY_MODEL": "Safety check: image classifier",
     "QWEN_UNKNOWN_FIELDS": "Unknown fields of jobs",
     "QWEN_UPLOAD_SECONDS": "Deadline of an upload (s)",
     "BUCKET_ENDPOINT_URL": "Bucket: endpoint URL",
@@ -89,6 +90,7 @@ NAMES = {
     "BUCKET_PUBLIC_URL": "Bucket: public URL",
     "BUCKET_URL_SECONDS": "Bucket: life of URLs (s)",
 }
+FULL = "an endpoint takes 50 variables, and those of the form are nearly as many: it is added to an endpoint by hand"
 # Settings that are left out of the form, and why.
 LEFT_OUT = {
     "QWEN_WORKER_VERSION": "the build sets it: any image could pass for another",
@@ -98,6 +100,12 @@ LEFT_OUT = {
     "QWEN_LORA_ROOTS": "the same: a folder of LoRAs on the volume or in the image",
     "QWEN_C2PA_CERTIFICATE": "an endpoint holds at most 50 variables: an operator who signs adds it to the endpoint",
     "QWEN_C2PA_KEY": "the same",
+    "QWEN_SAFETY_LABELS": FULL,
+    "QWEN_SAFETY_THRESHOLD": FULL,
+    "QWEN_REWRITE_URL": FULL,
+    "QWEN_REWRITE_MODEL": FULL,
+    "QWEN_REWRITE_KEY": FULL,
+    "QWEN_REWRITE_SECONDS": FULL,
 }
 TINY = "/app/models/tiny-qwen-image"
 TEST_ENV = {"QWEN_IMAGE_MODEL": f"{TINY}/generate", "QWEN_EDIT_MODEL": f"{TINY}/edit", "QWEN_FALLBACK": "forbid"}

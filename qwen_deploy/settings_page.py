@@ -22,7 +22,7 @@ HEAD = """\
 
 Each setting is an environment variable of the worker. This page is written from the code by
 `python -m qwen_deploy.settings_page`; the words are those of `qwen_worker/settings.py`,
-`preset_settings.py` and `delivery_settings.py`.
+`preset_settings.py`, `delivery_settings.py` and `check_settings.py`.
 
 An empty variable counts as absent. A value that cannot be used ends the start of the worker with the variable's name. A
 variable that begins with `QWEN_` and is no setting is named in the log, with the setting that it resembles.
@@ -59,6 +59,11 @@ SECTIONS = {
          "QWEN_RESULT_LIMIT_MB", "QWEN_UPLOAD_SECONDS", "BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID",
          "BUCKET_SECRET_ACCESS_KEY", "BUCKET_NAME", "BUCKET_REGION", "BUCKET_PREFIX", "BUCKET_KEY", "BUCKET_PUBLIC_URL",
          "BUCKET_URL_SECONDS"],
+    ),
+    "Checks": (
+        "[The safety check](operating.md#the-safety-check), [Rewriting prompts](operating.md#rewriting-prompts)",
+        ["QWEN_SAFETY_MODEL", "QWEN_SAFETY_LABELS", "QWEN_SAFETY_THRESHOLD", "QWEN_REWRITE_URL", "QWEN_REWRITE_MODEL",
+         "QWEN_REWRITE_KEY", "QWEN_REWRITE_SECONDS"],
     ),
 }  # fmt: skip
 TAIL = """

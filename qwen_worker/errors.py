@@ -27,9 +27,10 @@ CODES = {
     "lora_fetch_failed": "a LoRA could not be fetched from the hub or its URL",
     "deadline_exceeded": "the job's time ran out, or clearly would",
     "out_of_memory": "the job is too large for the memory that the loaded model leaves",
+    "content_rejected": "the endpoint's safety check has rejected an input picture or a drawn one",
     "result_too_large": "the reply would exceed what the platform delivers",
     "upload_failed": "the bucket did not take the result, and it is too large to be sent in the reply",
-    "model_unavailable": "the model could not be loaded and falling back is forbidden, or a preset's LoRA could not be",
+    "model_unavailable": "the model, a LoRA of the endpoint or a check could not be loaded, and nothing replaces it",
     "internal": "a fault of the worker; the log holds it under the job id",
 }
 

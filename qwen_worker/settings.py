@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from . import __version__
+from .check_settings import CheckSettings
 from .delivery_settings import DeliverySettings
 from .errors import hide_secrets
 from .preset_settings import Folders, PresetSettings
@@ -147,7 +148,7 @@ def describe_error(error: "ErrorDetails") -> str:
     return f"{place}: {rule}" + ("" if hidden else f", not {quoted!r}")
 
 
-class Settings(PresetSettings, DeliverySettings):
+class Settings(PresetSettings, DeliverySettings, CheckSettings):
     """Each field is set by the environment variable of the same name; an empty variable counts as absent."""
 
     model_config = SettingsConfigDict(

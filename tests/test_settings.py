@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from qwen_worker.settings import Fallback, Settings
+from qwen_worker.settings import Fallback, Misconfigured, Settings, read_settings
 
 
 def test_the_defaults_are_the_released_models():
@@ -36,6 +36,11 @@ def test_the_environment_is_read(monkeypatch):
         ("QWEN_RESULT_LIMIT_MB", "nan"),
         ("SERVER_MODE", "http"),
         ("QWEN_FETCH_SECONDS", "0"),
+        ("QWEN_SAFETY_THRESHOLD", "1.5"),
+        ("QWEN_REWRITE_URL", "api.openai.com/v1"),
+        ("QWEN_REWRITE_URL", "ftp://api.openai.com/v1"),
+        ("QWEN_REWRITE_URL", "https://me:hush@api.openai.com/v1"),
+        ("QWEN_REWRITE_URL", "https://api.openai.com/v1?key=hush"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(monkeypatch, name, value):
@@ -43,6 +48,9 @@ def test_a_bad_value_is_refused_by_name(monkeypatch, name, value):
     with pytest.raises(ValidationError) as caught:
         Settings()
     assert caught.value.errors()[0]["loc"] == (name,)
+    with pytest.raises(Misconfigured, match=name) as told:
+        read_settings()
+    assert "hush" not in str(told.value)
 
 
 def test_every_setting_says_what_it_is_for():

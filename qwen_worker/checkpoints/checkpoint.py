@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -130,15 +130,24 @@ def find(model: str, roots: Iterable[Path]) -> Checkpoint | None:
     """
     if is_folder(model):
         return inspect(Path(model).expanduser())
+    hub_id = model.partition("@")[0]
+    for folder, commit in hub_folders(model, roots):
+        if is_complete(folder):
+            checkpoint = inspect(folder)
+            return replace(checkpoint, name=hub_id, hub_id=hub_id, revision=commit or checkpoint.revision)
+    return None
+
+
+def hub_folders(model: str, roots: Iterable[Path]) -> Iterator[tuple[Path, str | None]]:
+    """(folder, commit) of each place here that may hold a hub id's files, whole or not, in the order of the search.
+
+    Raises `LoadError` for what is no hub id.
+    """
     hub_id, _, revision = model.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         raise LoadError(f"{label_of(model)} is neither a folder here nor a hub id such as Qwen/Qwen-Image")
     for root in (*roots, hub_cache_folder()):
-        for folder, commit in candidates(root, hub_id, revision):
-            if is_complete(folder):
-                checkpoint = inspect(folder)
-                return replace(checkpoint, name=hub_id, hub_id=hub_id, revision=commit or checkpoint.revision)
-    return None
+        yield from candidates(root, hub_id, revision)
 
 
 def released(model: str) -> Checkpoint | None:

@@ -66,16 +66,22 @@ def fetched_bytes(checkpoint: Checkpoint) -> int:
 
 def download(checkpoint: Checkpoint) -> Checkpoint:
     """A hub's checkpoint, its files in the hub cache and its revision a commit; goes on with a download cut short."""
+    # The patterns' * crosses folders.
+    folder = download_files(checkpoint.name, checkpoint.revision, READ_FILES, ["*/*/*"])
+    return replace(inspect(folder), name=checkpoint.name, hub_id=checkpoint.hub_id, revision=folder.name)
+
+
+def download_files(hub_id: str, revision: str | None, patterns: list[str], left_out: list[str]) -> Path:
+    """The folder of a repository in the hub's cache, with its files of these patterns. Raises `LoadError`."""
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]  of its progress bar's type
 
-    with explain_errors(checkpoint.name):
-        folder = Path(
+    with explain_errors(hub_id):
+        return Path(
             snapshot_download(
-                checkpoint.name,
-                revision=checkpoint.revision,
-                allow_patterns=READ_FILES,
-                ignore_patterns=["*/*/*"],  # the patterns' * crosses folders
+                hub_id,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=left_out,
                 endpoint=hub_endpoint(),
             )
         )
-    return replace(inspect(folder), name=checkpoint.name, hub_id=checkpoint.hub_id, revision=folder.name)

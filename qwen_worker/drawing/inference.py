@@ -15,7 +15,7 @@ from PIL import Image
 from ..errors import Cancelled, JobError
 from ..jobs.job import Job
 from ..jobs.reply import DrawingResult
-from ..jobs.request import Drawing, Edit, require_tokens
+from ..jobs.request import MAX_PROMPT_TOKENS, Edit, require_tokens
 from ..loading.loaded import LoadedPipeline, Shortage
 from ..log import log_line
 from ..lora.ranks import padded_parameters, padded_rank
@@ -43,11 +43,15 @@ MAX_SEQUENCE_LENGTH = 1024  # always passed: diffusers cuts at 512 tokens in sil
 def require_drawable(loaded: LoadedPipeline, entry: DrawingJob) -> None:
     """Refuse a prompt of more tokens than the pipeline keeps, and LoRAs that are made for another model.
 
-    The pipeline would drop the rest of the prompt in silence. Raises `InvalidInput`, or `JobError` model_unavailable.
+    The pipeline would drop the rest of the prompt in silence. A rewritten prompt that is too long gives way to the
+    caller's own. Raises `InvalidInput`, or `JobError` model_unavailable.
     """
-    request = entry.job.request
+    job = entry.job
     tokenizer = getattr(loaded.pipe, "tokenizer", None) or loaded.pipe.processor.tokenizer
-    for name, text in (("prompt", request.instruction), ("negative_prompt", request.negative_prompt or "")):
+    tokens = len(tokenizer(job.instruction).input_ids)
+    if tokens > MAX_PROMPT_TOKENS and job.instruction != job.request.instruction:
+        job.draw_own_words(f"the rewritten one has {tokens} tokens and the model takes at most {MAX_PROMPT_TOKENS}")
+    for name, text in (("prompt", job.instruction), ("negative_prompt", job.request.negative_prompt or "")):
         require_tokens(name, len(tokenizer(text).input_ids))
     loaded.adapters.require_made_for_model(entry.loras)
 
@@ -204,7 +208,7 @@ def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Pr
     request, mask = job.request, canvas.mask
     # A CPU generator draws the same noise whatever the card.
     generator = torch.Generator("cpu").manual_seed(request.seeds[number])
-    call = call_arguments(pipe, request, canvas)
+    call = call_arguments(pipe, job, canvas)
     partial = None
     if isinstance(request, Edit) and (mask is not None or request.strength < 1):
         partial = PartialDenoise(pipe, canvas.sources[0], mask, canvas.size, request, generator)
@@ -250,11 +254,11 @@ def cleaning_up(pipe: Any) -> Generator[None]:
             pipe.maybe_free_model_hooks()
 
 
-def call_arguments(pipe: Any, request: Drawing, canvas: Canvas) -> dict[str, Any]:
-    """The call's arguments that follow from the request and its pictures alone."""
-    sources, (width, height) = canvas.sources, canvas.size
+def call_arguments(pipe: Any, job: Job, canvas: Canvas) -> dict[str, Any]:
+    """The call's arguments that follow from the job and its pictures alone."""
+    request, sources, (width, height) = job.request, canvas.sources, canvas.size
     call: dict[str, Any] = {
-        "prompt": request.instruction,
+        "prompt": job.instruction,
         "true_cfg_scale": request.guidance_scale,
         "width": width,
         "height": height,

@@ -35,7 +35,7 @@ def encode(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache)
     """
     import torch
 
-    pipe, call = loaded.pipe, inference.call_arguments(loaded.pipe, entry.job.request, entry.canvas)
+    pipe, call = loaded.pipe, inference.call_arguments(loaded.pipe, entry.job, entry.canvas)
     # The pipeline's own arguments to the letter, so that the cache has what was encoded for a job drawn alone.
     common = {"prompt_embeds": None, "prompt_embeds_mask": None, "device": pipe._execution_device}
     common |= {"num_images_per_prompt": 1, "max_sequence_length": call["max_sequence_length"]}
@@ -73,7 +73,7 @@ def draw_call(
     import torch
 
     pipe, leader = loaded.pipe, call[0][0]
-    arguments = inference.call_arguments(pipe, leader.job.request, leader.canvas)
+    arguments = inference.call_arguments(pipe, leader.job, leader.canvas)
     for name in PROMPTS:
         if arguments.pop(name, None) is not None:
             embeddings, mask = pad([encoded[entry][name] for entry, _ in call])

@@ -46,6 +46,8 @@ ALIASES = {
     "mask_url": "mask_image",
     "denoise": "strength",
     "denoising_strength": "strength",
+    "enhance_prompt": "prompt_extend",
+    "enable_prompt_expansion": "prompt_extend",
 }
 # By name, what else is read from what a client sends under it: our fields by their names.
 READERS: "dict[str, Callable[[JsonValue, Warn], dict[str, JsonValue]]]" = {

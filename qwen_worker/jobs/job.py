@@ -45,6 +45,7 @@ class Job:
         takes_stand_ins: bool = True,
     ):
         self.id, self.request, self.limit_seconds = job_id, request, limit_seconds
+        self.instruction = request.instruction  # the text that the model gets
         self.takes_stand_ins = takes_stand_ins
         self.started = time.monotonic()
         self.timings: dict[str, float] = {}  # seconds by stage, as the reply shows them
@@ -106,6 +107,11 @@ class Job:
         sentence = hide_secrets(sentence)
         if sentence not in self.warnings:
             self.warnings.append(sentence)
+
+    def draw_own_words(self, reason: str) -> None:
+        """Have the model get the caller's own words, although the job asks for rewritten ones; the caller is told."""
+        self.instruction = self.request.instruction
+        self.warn(f"prompt_extend: the prompt is drawn as it is, because {reason}")
 
     def enter(self, stage: Stage) -> None:
         """Begin the stage. Raises `Cancelled` where the job has been stopped."""

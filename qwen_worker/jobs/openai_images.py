@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 GENERATIONS, EDITS, MODELS = "/v1/images/generations", "/v1/images/edits", "/v1/models"
 TASKS = {GENERATIONS: "generate", EDITS: "edit"}
 CALLER_ERROR_CODES = (
-    "invalid_input", "image_unreadable", "image_fetch_failed", "lora_fetch_failed", "result_too_large"
+    "invalid_input", "image_unreadable", "image_fetch_failed", "lora_fetch_failed", "content_rejected",
+    "result_too_large",
 )  # fmt: skip
 
 

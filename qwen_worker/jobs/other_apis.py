@@ -15,12 +15,8 @@ if TYPE_CHECKING:
 
     Read = Callable[[JsonValue, Warn], dict[str, JsonValue]]
 
-# By field, the sentence for a value that asks for what this worker does not do.
+# By field, the sentence for the value true, which asks for what this worker does not do.
 NOT_DONE_IF_TRUE = {
-    "enable_safety_checker": "this worker has no safety checker, and the pictures are not checked",
-    "enable_prompt_expansion": "this worker does not rewrite prompts: the prompt is drawn as it is",
-    "prompt_extend": "this worker does not rewrite prompts: the prompt is drawn as it is",
-    "enhance_prompt": "this worker does not rewrite prompts: the prompt is drawn as it is",
     "watermark": "this worker draws no watermark",
     "enable_sync_mode": "the route says whether the caller waits: /runsync waits, /run does not",
     "use_kv_cache": "this worker has no such cache",
@@ -31,7 +27,6 @@ NOT_DONE_IF_TRUE = {
     "vae_use_slicing": "the worker decides by its memory how it decodes",
     "vae_use_tiling": "the worker decides by its memory how it decodes",
 }
-NOT_DONE_IF_FALSE = {"disable_safety_checker": NOT_DONE_IF_TRUE["enable_safety_checker"]}
 ONE_SCHEDULER = "the model has one scheduler, flow-matching Euler, which is used"
 NO_REFINER = "the model has no refiner"
 # By field, why it has no effect, whatever its value; clients cannot leave some of them out.
@@ -84,12 +79,12 @@ WEBHOOKS = ("callback_url", "webhook_url")  # what other hosts call `webhook`
 BESIDE_INPUT = {"webhook": "webhook", "webhookV2": "webhookV2", "s3Config": "s3Config", "policy": "policy"}
 
 
-def read_flag(name: str, done: bool, sentence: str) -> "Read":
-    """A reader of a field that is true or false, of which the value `done` asks for nothing."""
+def read_flag(name: str, sentence: str) -> "Read":
+    """A reader of a field that is true or false, of which false asks for nothing."""
 
     def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
-        if require_flag(name, value) is not done:
-            warn(f"{name} {short_json(value)}: {sentence}")
+        if require_flag(name, value):
+            warn(f"{name} true: {sentence}")
         return {}
 
     return read
@@ -171,6 +166,10 @@ def read_quality(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
     return read_choice("quality", "preset", QUALITIES, ("auto", "standard"))(value, warn)
 
 
+def read_disable_safety_checker(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
+    return {"enable_safety_checker": not require_flag("disable_safety_checker", value)}
+
+
 def read_output_type(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
     return read_choice("output_type", "delivery", OUTPUT_TYPES, ("pil",))(value, warn)
 
@@ -208,8 +207,7 @@ def check_model(model: "JsonValue", served: str | None, task: str, warn: Warn) -
 
 
 READERS: "dict[str, Read]" = {
-    **{name: read_flag(name, False, sentence) for name, sentence in NOT_DONE_IF_TRUE.items()},
-    **{name: read_flag(name, True, sentence) for name, sentence in NOT_DONE_IF_FALSE.items()},
+    **{name: read_flag(name, sentence) for name, sentence in NOT_DONE_IF_TRUE.items()},
     **{name: read_idle(name, sentence) for name, sentence in NO_EFFECT.items()},
     **{name: read_only_values(name, *rule) for name, rule in ONLY_VALUES.items()},
     **{name: read_not_here(name, sentence) for name, sentence in NOT_HERE.items()},
@@ -225,5 +223,6 @@ READERS: "dict[str, Read]" = {
     "output_format": read_output_format,
     "image_format": read_output_format,
     "loras": lambda value, warn: {"loras": read_loras(value)},
+    "disable_safety_checker": read_disable_safety_checker,
     "input": refuse_input,
 }

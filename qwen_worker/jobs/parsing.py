@@ -13,6 +13,7 @@ from ..errors import InvalidInput
 from ..preset_settings import Preset
 from ..settings import Role, UnknownFields
 from .aliases import ALIASES, Fields
+from .checks import with_checks
 from .containers import require_few
 from .other_apis import NEXT_PRESETS, check_model
 from .presets import Presets
@@ -79,6 +80,7 @@ def parse(
     if not isinstance(request, Drawing):
         return request
     request = join_sizes(request, sent_as)
+    request = with_checks(request, presets.settings, sent_as, warn)
     if request.seed == -1:
         request = request.model_copy(update={"seed": seed_of(job_id)})
     asked_by = sent_as.get("preset", "")

@@ -78,6 +78,7 @@ class DrawingFacts(TypedDict):
     worker_version: str
     strength: NotRequired[float]
     instruction: NotRequired[str]
+    has_nsfw_concepts: NotRequired[list[bool]]
     loras: NotRequired[list[LoraUsed]]
     step_cache: NotRequired[bool]
     stood_down: NotRequired[list[str]]
@@ -125,12 +126,13 @@ def drawing_facts(
     model: str,
     settings: Settings,
     lora_scalings: Sequence[tuple[float, float]] = (),
+    instruction: str = "",
 ) -> DrawingFacts:
     """What is known of the pictures before they are encoded.
 
     `size`: width and height of the result in pixels; `drawn_size`: those at which the pipeline drew. `model`: the name
     to report where no model is loaded. `lora_scalings`: of each of the job's LoRAs, the least and the most of
-    alpha / rank.
+    alpha / rank. `instruction`: the text that the model got, where it is not the request's own.
     """
     drawn_by = result.model
     facts: DrawingFacts = {
@@ -154,8 +156,8 @@ def drawing_facts(
         facts["drawn_dimensions"] = f"{drawn_size[0]}x{drawn_size[1]}"
     if isinstance(request, Edit):
         facts["strength"] = request.strength
-    if request.instruction != request.prompt:
-        facts["instruction"] = request.instruction
+    if (instruction := instruction or request.instruction) != request.prompt:
+        facts["instruction"] = instruction
     if request.loras:
         scalings = [*lora_scalings, *[None] * len(request.loras)] if drawn_by else [None] * len(request.loras)
         facts["loras"] = [lora_used(lora, scaling) for lora, scaling in zip(request.loras, scalings, strict=False)]

@@ -148,6 +148,8 @@ class Drawing(Request, frozen=True):
     ) = None
     preview: Annotated[bool, Field(description="true or false")] = False
     embed_parameters: Annotated[bool, Field(description="true or false")] = False
+    prompt_extend: Annotated[bool, Field(description="true or false")] = False
+    enable_safety_checker: Annotated[bool, Field(description="true or false")] | None = None
     # `Presets.apply` fills this in, and with it the steps and guidance that the job does not set.
     preset: (
         Annotated[Literal["quality", "balanced", "fast"], Field(description="'quality', 'balanced' or 'fast'")] | None
@@ -187,7 +189,7 @@ class Drawing(Request, frozen=True):
 
     @property
     def instruction(self) -> str:
-        """The prompt that the model gets."""
+        """The text that the model gets where it is not rewritten (`Job.instruction`)."""
         return self.prompt
 
     @property

@@ -1,6 +1,9 @@
 """A request's input pictures and mask, fetched, decoded and in sRGB. Knows nothing of what is drawn from them."""
 
+import base64
+import io
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +16,8 @@ from ..network.fetch import fetch
 from .colour import PROFILE, space_of
 from .images import MAX_BYTES, QUOTES, as_rgb, decode_base64, flatten, load_picture, require_reachable
 from .masks import decode_mask, restore_outside
+
+SMALL_SIDE = 768  # pixels of the longer side of pictures that a language model looks at
 
 
 class Inputs(NamedTuple):
@@ -100,3 +105,15 @@ def read_image(text: str, label: str, fetch_seconds: float, cancelled: threading
     text = text.strip(QUOTES)
     require_reachable(text, label)
     return fetch(text, label, MAX_BYTES, fetch_seconds, cancelled) if is_url(text) else decode_base64(text, label)
+
+
+def small_data_urls(sources: Iterable[Image.Image]) -> list[str]:
+    """The pictures as data URLs of JPEG files, of at most `SMALL_SIDE` pixels a side."""
+    urls: list[str] = []
+    for source in sources:
+        small = source.copy()
+        small.thumbnail((SMALL_SIDE, SMALL_SIDE))
+        buffer = io.BytesIO()
+        small.save(buffer, format="JPEG", quality=85)
+        urls.append(f"data:image/jpeg;base64,{base64.b64encode(buffer.getbuffer()).decode('ascii')}")
+    return urls

@@ -19,19 +19,22 @@ PARAMETERS_KEY = "worker_parameters"  # in a picture's `info`; a caller's own PN
 PNG_NAMES = ("parameters", "parameters_json")  # of the two texts in a PNG
 # Of a reply's metadata, what describes the picture and not the worker's turn.
 KEPT_FACTS = (
-    "backend", "model", "revision", "prompt", "width", "height", "drawn_dimensions", "preset", "steps",
+    "backend", "model", "revision", "prompt", "instruction", "width", "height", "drawn_dimensions", "preset", "steps",
     "guidance_scale", "strength", "loras", "step_cache", "worker_version",
 )  # fmt: skip
 # EXIF's tags and types.
 EXIF_VERSION, USER_COMMENT, EXIF_FOLDER, XP_COMMENT = 0x9000, 0x9286, 0x8769, 0x9C9C
 BYTE, LONG, UNDEFINED = 1, 4, 7
+MAX_EXIF_BYTES = 65_533  # of a JPEG
 
 
 def embed_parameters(pictures: "list[Image.Image]", request: Drawing, facts: DrawingFacts) -> None:
     """Have the files of these pictures say how each was drawn. `facts`: the reply's, in which paths have no secrets."""
     for picture, seed in zip(pictures, request.seeds, strict=True):
-        data = data_of(request, facts, seed)
-        picture.info[PARAMETERS_KEY] = text_of(request, facts, seed), json.dumps(data)
+        text, data = text_of(request, facts, seed), data_of(request, facts, seed)
+        if request.output_format == "jpeg" and len(exif_of(text, json.dumps(data))) > MAX_EXIF_BYTES:
+            data.pop("instruction", None)  # a rewritten prompt's length was not known when the job was parsed
+        picture.info[PARAMETERS_KEY] = text, json.dumps(data)
 
 
 def text_of(request: Drawing, facts: DrawingFacts, seed: int) -> str:

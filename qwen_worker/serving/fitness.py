@@ -28,12 +28,14 @@ def checks(
     preload: Attempt,
     try_card: Callable[[], None],
     machine: Callable[[], Machine] = read_machine,
+    load_safety_check: Callable[[], None] = lambda: None,
 ) -> list[Callable[[], None]]:
     """To be registered with the SDK in this order. Each raises `Unfit`.
 
-    `place` plans a task's model, `preload` loads it, and `try_card` computes on the card or raises `LoadError`. A model
-    that cannot be had ends the worker only where stand-ins are forbidden; a card that does not compute, and what
-    `place` and `preload` raise, always do: the platform starts another worker, mostly on another host.
+    `place` plans a task's model, `preload` loads it, and `try_card` computes on the card or raises `LoadError`, as
+    `load_safety_check` does. A model that cannot be had ends the worker only where stand-ins are forbidden; a card that
+    does not compute, a safety check that cannot be made, and what `place` and `preload` raise, always do: the platform
+    starts another worker, mostly on another host.
     """
 
     def scratch_is_writable() -> None:
@@ -44,6 +46,13 @@ def checks(
         if settings.QWEN_FALLBACK is not Fallback.FORCE:
             require_card(machine(), try_card)
 
+    def pictures_can_be_checked() -> None:
+        # Before the models, whose plans count with the RAM that it leaves.
+        try:
+            load_safety_check()
+        except LoadError as failure:
+            raise Unfit(f"safety check: {failure.reason}") from None
+
     def models_can_be_had() -> None:
         if settings.QWEN_FALLBACK is Fallback.FORBID:
             require_models(settings, place)
@@ -52,7 +61,7 @@ def checks(
         if settings.QWEN_PRELOAD:
             require_preloads(settings, preload)
 
-    return [scratch_is_writable, card_computes, models_can_be_had, preloads]
+    return [scratch_is_writable, card_computes, pictures_can_be_checked, models_can_be_had, preloads]
 
 
 def require_scratch() -> None:

@@ -17,8 +17,10 @@ from ..memory.footprint import GB
 from ..memory.machine import Machine, resident_bytes
 from ..settings import Settings
 
-# What failed on the worker's side. Sentences of the other codes quote the job: a prompt, an address with its secret.
-LOGGED_IN_FULL = ("out_of_memory", "deadline_exceeded", "result_too_large", "upload_failed", "model_unavailable")
+# Sentences of the other codes quote the job: a prompt, an address with its secret.
+LOGGED_IN_FULL = (
+    "out_of_memory", "deadline_exceeded", "content_rejected", "result_too_large", "upload_failed", "model_unavailable",
+)  # fmt: skip
 PACKAGES = (
     "runpod",
     "torch",
@@ -89,8 +91,12 @@ def health(
     fallback: dict[str, Any],
     presets: dict[str, Any],
     counters: Counters,
+    safety_check: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The reply of `health`, whose first three keys clients of the old worker read. `models`: what is loaded."""
+    """The reply of `health`, whose first three keys clients of the old worker read.
+
+    `models`: what is loaded. `safety_check`: None where no picture is checked.
+    """
     gpu = machine.gpu
     memory: dict[str, float | str] = {
         "rss_gb": round(resident_bytes() / GB, 3),
@@ -118,6 +124,7 @@ def health(
         "presets": presets,
         "fallback": fallback,
         "counters": counters.report(),
+        **({"safety_check": safety_check} if safety_check else {}),
     }
 
 

@@ -56,6 +56,7 @@ def test_the_operator_s_shell_does_not_reach_the_worker_s_settings(monkeypatch):
 @pytest.mark.parametrize("name, hidden", [
     ("QWEN_FALLBACK", False), ("HF_HOME", False), ("HF_TOKEN", True), ("BUCKET_SECRET_ACCESS_KEY", True),
     ("QWEN_API_KEY", True), ("QWEN_C2PA_KEY", True), ("QWEN_C2PA_CERTIFICATE", True), ("ANYTHING", True),
+    ("QWEN_REWRITE_KEY", True), ("QWEN_SAFETY_MODEL", False),
 ])  # fmt: skip
 def test_what_may_be_a_secret_is_hidden(name, hidden):
     assert (mask_secret(name, "value") == "***") is hidden and mask_secret(name, None) == "(none)"
@@ -65,6 +66,13 @@ def test_the_address_of_a_lora_is_hidden():
     """It may be signed."""
     assert mask_secret("QWEN_IMAGE_FAST_LORA", "ORG/NAME/8steps.safetensors") == "ORG/NAME/8steps.safetensors"
     assert mask_secret("QWEN_LORAS", '[{"path": "https://example.com/a?signature=hush"}]') == "***"
+
+
+def test_the_endpoint_that_rewrites_prompts_is_hidden_with_its_key():
+    assert mask_secret("QWEN_REWRITE_URL", "https://user:hush@example.com/v1") == "***"
+    with pytest.raises(UsageError, match="QWEN_REWRITE_URL: .*must hold no credentials") as refused:
+        worker_settings({"QWEN_REWRITE_URL": "https://user:hush@example.com/v1", "QWEN_REWRITE_KEY": "s3cr3t"})
+    assert "hush" not in str(refused.value) and "s3cr3t" not in str(refused.value)
 
 
 def test_a_refused_variable_is_named_without_what_may_be_a_secret():

@@ -96,6 +96,45 @@ def test_what_is_understood_and_not_done_is_told(fields, told):
     assert warning.startswith(told)
 
 
+CHECKED = {"QWEN_SAFETY_MODEL": "Org/Name"}
+REWRITTEN = {"QWEN_REWRITE_URL": "https://api.openai.com/v1", "QWEN_REWRITE_MODEL": "writer"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings"),
+    [
+        ({"enable_safety_checker": True}, CHECKED),
+        ({"disable_safety_checker": False}, CHECKED),
+        ({"enable_safety_checker": True, "disable_safety_checker": False}, CHECKED),
+        ({}, CHECKED),
+        ({"prompt_extend": True, "enhance_prompt": True}, REWRITTEN),
+        ({"enable_prompt_expansion": True, "preview": True}, REWRITTEN),
+    ],
+)
+def test_what_the_endpoint_s_checks_do_as_asked_needs_no_warning(fields, settings):
+    request, warnings = drawn(fields, **settings)
+    assert warnings == [] and request.prompt_extend == (settings is REWRITTEN)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"enable_safety_checker": False},
+            "enable_safety_checker false: the endpoint checks every picture, and no job",
+        ),
+        (
+            {"disable_safety_checker": True},
+            "disable_safety_checker true: the endpoint checks every picture, and no job",
+        ),
+        ({"preview": True}, "preview true: the endpoint checks every picture before it is sent, and sends no previews"),
+    ],
+)
+def test_a_safety_check_is_not_switched_off_by_a_job(fields, told):
+    request, (warning,) = drawn(fields, **CHECKED)
+    assert warning.startswith(told) and not request.preview
+
+
 def test_speed_is_given_where_it_is_served():
     for fields in ({"acceleration": "high"}, {"go_fast": True}, {"quality": "low"}):
         request, warnings = drawn(fields, QWEN_IMAGE_FAST_LORA=FEW_STEP)
@@ -114,6 +153,13 @@ def test_speed_is_given_where_it_is_served():
         ({**PROMPT, "policy": {}}, "policy stands beside input"),
         ({**PROMPT, "preset": "fast", "quality": "low"}, "preset 'fast' is not served"),
         ({**PROMPT, "enable_safety_checker": "yes"}, 'enable_safety_checker must be true or false, not "yes"'),
+        ({**PROMPT, "disable_safety_checker": "yes"}, 'disable_safety_checker must be true or false, not "yes"'),
+        ({**PROMPT, "enhance_prompt": 1}, r"prompt_extend \(sent as enhance_prompt\) must be true or false, not 1"),
+        ({**PROMPT, "enhance_prompt": True, "prompt_extend": False}, "prompt_extend is given twice, as enhance_prompt"),
+        (
+            {**PROMPT, "enable_safety_checker": True, "disable_safety_checker": True},
+            r"enable_safety_checker is given twice, .* and as disable_safety_checker \(false\), and the two differ",
+        ),
         ({**PROMPT, "acceleration": "max"}, "acceleration must be 'none', 'regular' or 'high', not \"max\""),
         ({**PROMPT, "acceleration": ["high"]}, "acceleration must be .* not a list of 1"),
         ({**PROMPT, "lora": "a/b", "lora_weights": "c/d"}, "lora_weights and lora name the same LoRA: send one of"),

@@ -11,6 +11,7 @@ import torch
 from qwen_worker.checkpoints.checkpoint import PIPELINE_CLASSES
 from qwen_worker.drawing.inference import call_arguments
 from qwen_worker.errors import LoadError
+from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.pipelines import Pipelines
@@ -247,7 +248,7 @@ def test_diffusers_accepts_every_argument_we_send(class_name):
     for fields, sources in ((SMALL, []), ({**SMALL, "image": "aGk="}, ["picture"])):
         request = parse(fields, "job")
         if request.task in PIPELINE_CLASSES[class_name].tasks:
-            sent |= set(call_arguments(Bare(), request, Canvas(sources, None, (256, 256))))
+            sent |= set(call_arguments(Bare(), Job("job", request), Canvas(sources, None, (256, 256))))
     sent |= {"generator", "callback_on_step_end", "latents", "sigmas"}
     assert sent <= accepted
     assert {"true_cfg_scale", "negative_prompt"} <= sent and "guidance_scale" not in sent

@@ -49,6 +49,19 @@ def test_a_card_that_does_not_compute_is_a_reason_whatever_stands_in_for_models(
     examined(try_card=fail, here=GPU, QWEN_FALLBACK="force")  # nor where no model will be loaded
 
 
+@pytest.mark.parametrize("fallback", ["allow", "forbid", "force"])
+def test_a_safety_check_that_cannot_be_made_is_a_reason_before_any_model_is_planned(fallback):
+    def fail():
+        raise LoadError("Org/Name is no image classifier")
+
+    placed = []
+    settings = Settings(QWEN_FALLBACK=fallback, QWEN_PRELOAD="generate")
+    with pytest.raises(Unfit, match="^safety check: Org/Name is no image classifier$"):
+        for check in checks(settings, placed.append, placed.append, lambda: None, lambda: NO_GPU, fail):
+            check()
+    assert placed == []
+
+
 def test_a_driver_that_shows_no_card_is_a_reason():
     here = replace(GPU, gpu=None, gpu_obstacle="NVML says: Driver/library version mismatch; torch sees none")
     with pytest.raises(Unfit, match="^card: NVML says: Driver/library version mismatch; torch sees none"):
