@@ -91,8 +91,8 @@ class DeliverySettings(BaseSettings):
     BUCKET_REGION: str | None = Field(
         default=None,
         description=(
-            "The region that requests are signed for. Without it: the one in the address of Amazon, Backblaze, "
-            "DigitalOcean, RunPod or Wasabi, auto for R2, us-east-1 elsewhere."
+            "The region that requests are signed for. Without it: the one that the address of the service names, auto "
+            "for R2, us-east-1 where it names none."
         ),
     )
     BUCKET_PREFIX: str = Field(default="", description="The beginning of every picture's key.")

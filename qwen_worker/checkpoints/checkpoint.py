@@ -14,18 +14,20 @@ from typing import Any, cast
 
 from ..errors import LoadError
 from ..jobs.named_sizes import Grid
+from ..log import log_line
 from ..network.hub import hub_cache_folder, is_same_repository
 from .files import (
     Json,
     describe_contents,
-    explain_read_errors,
     is_folder,
     label_of,
+    names_below,
     read_json,
     shards,
     spellings,
     stored_tensors,
 )
+from .stored_parts import require_stored_so
 from .stored_quantization import plain_tensors, stored_quantization
 
 WEIGHTS = ("transformer", "text_encoder", "vae")  # components that hold parameters
@@ -182,8 +184,8 @@ def snapshots_of(cache: Path, revision: str) -> list[tuple[Path, str | None]]:
     snapshots = cache / "snapshots"
     reference = cache / "refs" / (revision or "main")
     if reference.is_file():
-        commit = reference.read_text().strip()
-        return [(snapshots / commit, commit)]
+        commit = read_reference(reference)
+        return [(snapshots / commit, commit)] if commit else []
     folders = sorted(snapshots.iterdir()) if snapshots.is_dir() else []
     if revision:
         return [(folder, folder.name) for folder in folders if folder.name.startswith(revision)]
@@ -191,19 +193,31 @@ def snapshots_of(cache: Path, revision: str) -> list[tuple[Path, str | None]]:
     return [(folder, folder.name) for folder in folders] if len(folders) == 1 else []
 
 
+def read_reference(file: Path) -> str | None:
+    """The commit that a ref of the hub's cache names; None, with a line in the log, for one that is damaged."""
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(200).strip()
+    except OSError:
+        text = b""
+    if re.fullmatch(rb"\w[\w.-]{0,100}", text):
+        return text.decode()
+    label = f"{file.parents[1].name}/refs/{file.name}"
+    log_line(None, "WARN", f"{label} names no commit and is damaged: the model is looked for in the next place")
+    return None
+
+
 def inspect(folder: Path) -> Checkpoint:
     """What the folder holds, from its configs and headers. Raises `LoadError` naming the file or the class."""
     name = label_of(str(folder))
     if os.path.isfile(folder):
-        raise LoadError(f"{name} is a file and no folder: {describe_contents([name])}")
+        raise LoadError(f"{name} is a file and no folder: {describe_contents([folder.name])}")
     if not os.path.isdir(folder):
         raise LoadError(f"{name} is not a folder on this worker")
     if (folder / "prepared.json").is_file():
         raise LoadError(f"{name} is a prepared checkpoint: name the model that it was made of, which will find it")
     if not (folder / "model_index.json").is_file():
-        with explain_read_errors(name):
-            names = os.listdir(folder)
-        raise LoadError(f"{name} holds no model_index.json: {describe_contents(names)}")
+        raise LoadError(f"{name} holds no model_index.json: {describe_contents(names_below(folder))}")
     class_name = require_class(name, read_json(folder, "model_index.json").get("_class_name"))
     require_files(folder, class_name)
     if read_json(folder, "transformer/config.json").get("guidance_embeds"):
@@ -219,14 +233,15 @@ def inspect(folder: Path) -> Checkpoint:
 def plain_shapes(folder: Path) -> tuple[dict[str, dict[str, tuple[int, ...]]], dict[str, int]]:
     """By component the shapes of tensors by name, and as `Checkpoint.packed` the bytes of those left out as quantized.
 
-    Raises `LoadError`, also for a component that is quantized in a way that is not loaded here.
+    Raises `LoadError`, also for a component that is quantized in a way that is not loaded here, or not as it says.
     """
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     packed: dict[str, int] = {}
     for component in WEIGHTS:
         tensors = stored_tensors(folder, component)
-        plain = list(tensors.values())
-        if stored_quantization(folder, component):
+        plain, stored = list(tensors.values()), stored_quantization(folder, component)
+        require_stored_so(component, stored, tensors)
+        if stored:
             plain = plain_tensors(plain)
             kept = {tensor.name for tensor in plain}
             rest = [tensor for name, tensor in tensors.items() if name not in kept]

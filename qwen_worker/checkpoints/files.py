@@ -16,11 +16,20 @@ from typing import Any, BinaryIO, cast
 from ..errors import LoadError, hide_secrets
 
 CHECKSUMS = "qwen_worker.sums"  # the key in a file's metadata, where this worker wrote the file: checksums by tensor
-HEADER_LIMIT = 100_000_000  # bytes; the format's own cap on a header
+# Of one safetensors file. The format allows headers ten times as long, which take minutes. The 20B transformer has
+# 1,900 tensors in all of its files, and in 4 bits some 7,000, with names of up to 60 characters; a LoRA of all its
+# layers has a header of 300,000 bytes.
+HEADER_LIMIT, MAX_TENSORS, MAX_NAME, MAX_DIMENSIONS = 10_000_000, 50_000, 500, 8
 JSON_LIMIT = 50_000_000  # bytes; an index of the 20B transformer has a few hundred thousand
 SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"  # names of weights' files begin with these
 PREPARED_STEM = "weights"  # and in prepared checkpoints with this
+# ComfyUI's folders of models, as far as no checkpoint of diffusers has a folder of that name.
+COMFY_FOLDERS = {
+    "checkpoints", "clip", "clip_vision", "controlnet", "diffusion_models", "embeddings", "loras", "split_files",
+    "style_models", "text_encoders", "unet", "upscale_models", "vae_approx",
+}  # fmt: skip
+MAX_NAMES, MAX_DEPTH = 2000, 4  # of a folder that is no checkpoint, to say what it is
 METADATA = "__metadata__"  # what a safetensors header holds beside tensors
 
 Json = dict[str, Any]  # a JSON object
@@ -65,17 +74,42 @@ def label_of(model: str) -> str:
     return hide_secrets(model).partition("@")[0][:200]
 
 
+def names_below(folder: Path) -> list[str]:
+    """The first of the files and folders in a folder and below it: files before folders, which end with a slash."""
+    names: list[str] = []
+    with explain_read_errors(label_of(str(folder))):
+        os.listdir(folder)  # the walk passes over what cannot be read
+    for place, folders, files in os.walk(folder):
+        below = os.path.relpath(place, folder)
+        prefix = "" if below == "." else f"{below}/"
+        names += [f"{prefix}{name}/" for name in folders] + [f"{prefix}{name}" for name in files]
+        if prefix.count("/") + 1 >= MAX_DEPTH:
+            folders.clear()
+        if len(names) > MAX_NAMES:
+            break
+    return sorted(names, key=lambda name: (name.endswith("/"), name.count("/"), name))
+
+
 def describe_contents(names: Iterable[str]) -> str:
-    """What a folder or repository without model_index.json seems to be, and what is needed in its place."""
-    kinds = {"GGUF files": (".gguf",), "single files such as ComfyUI's": (SUFFIX, ".ckpt", ".pt", ".pth")}
-    files = sorted(names)
-    for kind, suffixes in kinds.items():
-        if name := next((name for name in files if name.lower().endswith(suffixes)), None):
-            return (
-                f"it is not a diffusers checkpoint, but {kind} ({name[-80:]}), which are not read; needed is a "
-                "checkpoint in diffusers' layout, such as Qwen/Qwen-Image"
-            )
-    return "it is not a diffusers checkpoint"
+    """What a folder or repository without model_index.json seems to be, and what is needed in its place.
+
+    `names`: of its files, with their folders before them; perhaps of folders, which end with a slash.
+    """
+    names = list(names)
+    in_comfy = (name for name in names if COMFY_FOLDERS & set(name.split("/")[:-1]))
+    gguf = (name for name in names if name.lower().endswith(".gguf"))
+    part = (name for name in names if re.search(rf"({DIFFUSERS_STEM}|{TRANSFORMERS_STEM})[^/]*{SUFFIX}$", name))
+    single = (name for name in names if name.lower().endswith((SUFFIX, ".ckpt", ".pt", ".pth")))
+    kinds = {
+        "a ComfyUI folder": in_comfy,
+        "no diffusers checkpoint but GGUF files": gguf,
+        "a part of a diffusers checkpoint": part,
+        "no diffusers checkpoint but single files such as ComfyUI's": single,
+    }
+    found = ((kind, name) for kind, candidates in kinds.items() for name in candidates)
+    kind, example = next(found, ("empty" if not names else "no diffusers checkpoint", ""))
+    what = f"{kind} ({example[-80:]}), which the worker does not read" if example else kind
+    return f"it is {what}; what is needed is a checkpoint in diffusers' layout, such as Qwen/Qwen-Image"
 
 
 def read_json(folder: Path, relative: str) -> Json:
@@ -146,16 +180,21 @@ def indexed_names(weight_map: object, relative: str) -> list[str]:
     if not names or not all(isinstance(name, str) for name in names):
         raise LoadError(f"{relative} is corrupt: its weight_map names no files")
     files = sorted(set(map(str, names)))
-    # A name with a slash would lead out of the folder.
-    if wrong := next((name for name in files if not re.fullmatch(rf"[\w.-]+{SUFFIX}", name, re.ASCII)), None):
+    # A name with a slash would lead out of the folder,
+    # and no disk has one of more than 255 characters.
+    if wrong := next((name for name in files if not re.fullmatch(rf"[\w.-]{{1,200}}{SUFFIX}", name, re.ASCII)), None):
         raise LoadError(f"{relative} is corrupt: {json.dumps(wrong[:60])} is no name of a safetensors file")
     return files
 
 
 def stored_tensors(folder: Path, component: str) -> dict[str, StoredTensor]:
-    """The component's tensors by name, file after file in the order of their bytes."""
-    files = shards(folder, component)
-    return {tensor.name: tensor for file in files for tensor in tensors_in(file, f"{component}/{file.name}")}
+    """The component's tensors by name, file after file in the order of their bytes. Raises `LoadError`."""
+    tensors: dict[str, StoredTensor] = {}
+    for file in shards(folder, component):
+        tensors |= {tensor.name: tensor for tensor in tensors_in(file, f"{component}/{file.name}")}
+        if len(tensors) > MAX_TENSORS:
+            raise LoadError(f"{component}/ holds more than {MAX_TENSORS:,} tensors")
+    return tensors
 
 
 def tensors_in(file: Path, label: str) -> list[StoredTensor]:
@@ -189,17 +228,23 @@ def read_header(stream: BinaryIO, size: int, label: str) -> tuple[Json, int]:
     """The header of a safetensors file of `size` bytes, and where the data begins.
 
     Layout: an 8-byte little-endian length, a JSON header of that length, then the tensors' bytes
-    (https://huggingface.co/docs/safetensors, "Format"). Raises `LoadError` where the file is not what its header says.
+    (https://huggingface.co/docs/safetensors, "Format"). Raises `LoadError` where the file is not what its header says,
+    and for a header that nobody writes and that would take long to go through.
     """
     length = int.from_bytes(stream.read(8), "little")
-    if not 2 <= length <= min(HEADER_LIMIT, size):
+    if not 2 <= length <= size:
         raise LoadError(f"{label} is corrupt: it does not begin with a safetensors header")
+    if length > HEADER_LIMIT:
+        raise LoadError(f"{label} has a header of {length:,} bytes, and at most {HEADER_LIMIT:,} are read")
+    text = stream.read(length)
+    if (count := text.count(b'"data_offsets"')) > MAX_TENSORS:
+        raise LoadError(f"{label} has {count:,} tensors, and at most {MAX_TENSORS:,} are read")
     data_bytes = 0
     try:
-        header: Json = json.loads(stream.read(length))
+        header: Json = json.loads(text)
         for name, entry in header.items():
             if name != METADATA:
-                shape_of(entry)
+                require_possible(name, shape_of(entry), size, label)
                 data_bytes = max(data_bytes, span_of(entry)[1])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise LoadError(f"{label} is corrupt: its safetensors header cannot be read") from None
@@ -207,6 +252,14 @@ def read_header(stream: BinaryIO, size: int, label: str) -> tuple[Json, int]:
     if size != file_bytes:
         raise LoadError(f"{label} is corrupt: its header describes {file_bytes:,} bytes and it has {size:,}")
     return header, 8 + length
+
+
+def require_possible(name: str, shape: tuple[int, ...], file_bytes: int, label: str) -> None:
+    """Refuse names and shapes that take minutes to compute with: a header has room for a million dimensions."""
+    if len(name) > MAX_NAME:
+        raise LoadError(f"{label} has a tensor with a name of {len(name):,} characters")
+    if len(shape) > MAX_DIMENSIONS or max(shape, default=0) > file_bytes:
+        raise LoadError(f"{label} is corrupt: a tensor has a shape that no file of its size holds")
 
 
 def shape_of(entry: Json) -> tuple[int, ...]:

@@ -72,8 +72,8 @@ def require_loadable(component: str, stored: StoredQuantization) -> None:
     text = f"{component}/ is stored quantized by {stored}"
     served = METHODS.get(component, ())
     if stored.method not in served:
-        choices = f"; served are {', '.join(served)}" if served else ""
-        raise LoadError(f"{text}, which is not loaded here{choices}, and checkpoints that are not quantized")
+        choices = f"served are {', '.join(served)}, and weights" if served else "needed are weights"
+        raise LoadError(f"{text}, which is not loaded here; {choices} that are not quantized")
     if importlib.util.find_spec(stored.method) is None:
         raise LoadError(f"{text}, and the package {stored.method} that loads it is not installed on this worker")
 

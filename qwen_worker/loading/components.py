@@ -171,6 +171,8 @@ def load_stored_quantized(
     component_class: Any, library: str, folder: Path, plan: Plan, stored: StoredQuantization
 ) -> Any:
     """A component that is stored quantized, by its library. Raises `LoadError` in its words, or `MemoryError`."""
+    from ..weights.quantized import require_shape
+
     if stored.method == "sdnq":
         importlib.import_module("sdnq")  # transformers knows the method from then on
 
@@ -179,6 +181,9 @@ def load_stored_quantized(
 
     model = attempt(load)
     if not isinstance(model, Failure):
+        for path, layer in model.named_modules():
+            if getattr(getattr(layer, "weight", None), "quant_state", None) is not None:
+                require_shape(f"{path}.weight", layer.weight, layer)
         return model
     if model.out_of_memory:
         raise MemoryError(model.reason)

@@ -14,16 +14,13 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoints.files import METADATA, read_header, shape_of, span_of
+from ..checkpoints.files import HEADER_LIMIT, METADATA, read_header, shape_of, span_of
 from ..errors import InvalidInput, JobError, LoadError
 
 if TYPE_CHECKING:
     import torch
 
-HEADER_BYTES = 10_000_000  # thirty times what a LoRA of every layer of the 20B transformer needs
 START_BYTES = 9  # by which a safetensors file is recognized: its header's length, and the brace that it begins with
-NAME_CHARACTERS = 500  # of a tensor's name; the longest of a LoRA of the 20B transformer has some 90
-DIMENSIONS = 8
 # torch's name and the bytes of one number, by the file's name for it. Matrices are of `FLOATS`.
 FLOATS = {
     "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
@@ -48,8 +45,8 @@ def require_start(start: bytes, label: str) -> None:
     length = int.from_bytes(start[:8], "little")
     if len(start) < START_BYTES or start[8:9] != b"{":
         raise InvalidInput(f"{label} must be a safetensors file, and does not begin as one")
-    if length > HEADER_BYTES:
-        raise InvalidInput(f"{label} must have a header of at most {HEADER_BYTES:,} bytes, not {length:,}")
+    if length > HEADER_LIMIT:
+        raise InvalidInput(f"{label} must have a header of at most {HEADER_LIMIT:,} bytes, not {length:,}")
 
 
 class TensorFile:
@@ -76,19 +73,7 @@ class TensorFile:
         self.shapes = {name: shape_of(entry) for name, entry in header.items()}
         self.ranges = {name: span_of(entry) for name, entry in header.items()}  # (begin, end) after `data_start`
         self.dtypes = {name: str(entry.get("dtype")) for name, entry in header.items()}
-        self.require_sizes()
         self.require_ranges()
-
-    def require_sizes(self) -> None:
-        """Raises `InvalidInput` for names or shapes that take minutes to compute with.
-
-        A header has room for a million dimensions.
-        """
-        for name, shape in self.shapes.items():
-            if len(name) > NAME_CHARACTERS:
-                raise InvalidInput(f"{self.label} has a tensor with a name of {len(name):,} characters")
-            if len(shape) > DIMENSIONS or max(shape, default=0) > self.status.st_size:
-                raise InvalidInput(f"{self.label} is corrupt: a tensor has a shape that no file of its size holds")
 
     def require_ranges(self) -> None:
         """Raises `InvalidInput` unless each tensor has the bytes that it takes, and all lie one after the other."""

@@ -25,15 +25,35 @@ BUCKET_NAME = r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"
 REGION = r"^[A-Za-z0-9-]{1,40}$"  # RunPod's are in capitals: EU-RO-1
 USUAL_REGION = "us-east-1"  # that requests are signed for where the service does not say
 BUCKET = r"(?:(?P<bucket>[a-z0-9.-]+)\.)?"
-# By service, its hosts: they may begin with the bucket's name, and tell the region that requests are signed for.
+AREA = r"(?P<region>[a-z]{2,4}(?:-[a-z]+)+-\d+)"  # a region as most services call it
+# By service, its hosts: they may begin with the bucket's name, and most tell the region that requests are signed for.
 HOSTS = {
-    "Amazon": BUCKET + r"s3(?:[.-](?:dualstack\.)?(?P<region>[a-z]{2}(?:-[a-z]+)+-\d))?\.amazonaws\.com(?:\.cn)?",
-    "Backblaze": BUCKET + r"s3\.(?P<region>[a-z]{2}-[a-z]+-\d+)\.backblazeb2\.com",
+    "Amazon": (
+        BUCKET + rf"s3(?:-external-1|-fips|-accesspoint(?:-fips)?)?(?:[.-](?:dualstack\.)?{AREA})?"
+        r"\.amazonaws\.(?:com|com\.cn|eu)"
+    ),
+    "Amazon's acceleration": BUCKET + r"s3-accelerate(?:\.dualstack)?\.amazonaws\.com",
+    "Amazon's PrivateLink": BUCKET + rf"bucket\.vpce-[a-z0-9-]+\.s3\.{AREA}\.vpce\.amazonaws\.com",
+    "Backblaze": BUCKET + rf"s3\.{AREA}\.backblazeb2\.com",
+    "Cloudflare R2": (
+        r"(?:(?P<bucket>[a-z0-9.-]+)\.(?=[0-9a-f]{32}\.))?[a-z0-9-]+(?:\.[a-z]+)?"  # account and jurisdiction
+        r"\.r2\.cloudflarestorage\.com"
+    ),
     "DigitalOcean": BUCKET + r"(?P<region>[a-z]{3}\d)\.digitaloceanspaces\.com",
-    "Wasabi": BUCKET + r"s3(?:\.(?P<region>[a-z]{2}-[a-z]+-\d))?\.wasabisys\.com",
-    "R2": r"(?P<bucket>)[a-z0-9.-]+\.r2\.cloudflarestorage\.com",
+    "Hetzner": BUCKET + r"(?P<region>[a-z]{3}\d)\.your-objectstorage\.com",
+    "IONOS": BUCKET + rf"s3[.-]{AREA}\.ionoscloud\.com",
+    "Linode": BUCKET + rf"{AREA}\.linodeobjects\.com",
+    "OVH": BUCKET + r"s3\.(?P<region>[a-z]+(?:-[a-z]+)*)(?:\.(?:io|perf))?\.cloud\.ovh\.(?:net|us)",
     "RunPod": r"(?P<bucket>)s3api-(?P<region>[a-z]+-[a-z]+-\d+)\.runpod\.io",
+    "Scaleway": BUCKET + r"s3\.(?P<region>[a-z]{2}-[a-z]+)\.scw\.cloud",
+    "Vultr": BUCKET + r"(?P<region>[a-z]+\d+)\.vultrobjects\.com",
+    "Wasabi": BUCKET + rf"s3(?:\.{AREA})?\.wasabisys\.com",
 }
+# Where files of a bucket are read and none is put.
+READING_HOSTS = re.compile(
+    r"(?:.+\.)?(?:cdn\.digitaloceanspaces\.com|r2\.dev|cloudfront\.net|b-cdn\.net|f\d+\.backblazeb2\.com"
+    r"|(?:s3-)?website[.-][a-z0-9.-]+\.(?:amazonaws\.com(?:\.cn)?|linodeobjects\.com|scw\.cloud|ovh\.(?:net|us)))"
+)
 # Folders before the bucket's name in the address of a service that stands behind another.
 FOLDERS = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._~-]*){0,9}")
 
@@ -172,6 +192,8 @@ def split_endpoint(url: str, name: str) -> tuple[str, str, str]:
         raise ValueError("must be an http or https URL")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("must hold no credentials, query or fragment")
+    if READING_HOSTS.fullmatch(parts.hostname):
+        raise ValueError("is the address of a CDN or website, which takes no files: give that of the S3 service")
     service = split_host(parts.hostname)
     host, in_host, region = service or (parts.hostname, "", USUAL_REGION)
     folders, in_path = split_path(parts.path.strip("/"), "" if service else name)
@@ -189,13 +211,22 @@ def split_host(host: str) -> tuple[str, str, str] | None:
     """(host, bucket, region) of a service in `HOSTS`, the host without the bucket's name; None for any other host."""
     for service, pattern in HOSTS.items():
         if match := re.fullmatch(pattern, host):
-            bucket = match["bucket"] or ""
+            parts = match.groupdict()
+            bucket = parts["bucket"] or ""
             host = host[len(bucket) + 1 :] if bucket else host
-            if service == "R2":
-                return host, bucket, "auto"
-            region = match["region"] or USUAL_REGION
-            return host, bucket, region.upper() if service == "RunPod" else region
+            return host, bucket, signed_region(service, parts.get("region"))
     return None
+
+
+def signed_region(service: str, region: str | None) -> str:
+    """The region that a service checks in signatures. `region`: as its host has it, if it does."""
+    if service == "Cloudflare R2":
+        return "auto"
+    if service == "RunPod" and region:
+        return region.upper()
+    if service == "IONOS" and region == "eu-central-1":
+        return "de"  # its oldest region has kept its first name
+    return region or USUAL_REGION
 
 
 def split_path(path: str, name: str) -> tuple[str, str]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_UPLOADS = 16
 upload_threads = SideThreads(MAX_UPLOADS)
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 20, 3
-AMAZON_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")  # where buckets are named by hosts alone
+AMAZON_HOSTS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu")  # where buckets are named by hosts alone
 MAX_RESPONSE_BYTES = 1_000_000  # the most that is read of a restricted bucket's response
 
 

@@ -20,6 +20,8 @@ MAX_DEPTH = 4  # of items that are put together from others
 BRANDS = {b"hvcC": b"heic", b"av1C": b"avif"}
 FOLDERS = {b"iprp", b"ipco"}  # boxes that hold boxes and nothing else
 ONCE = {*FOLDERS, b"pitm", b"idat", b"iinf", b"iref", b"iloc"}
+TOP_BOXES = {b"ftyp", b"meta", b"mdat", b"moov", b"free"}  # that a file is made of
+CUT_OFF = "it was cut off"
 TOGETHER = {b"grid", b"iovl", b"iden"}  # items that are made of others
 
 
@@ -45,6 +47,7 @@ class Container:
     properties: list[tuple[bytes, bytes]] = field(default_factory=list[tuple[bytes, bytes]])
     alphas: dict[int, list[int]] = field(default_factory=dict[int, list[int]])  # by item, those that go with it
     stored: bytes = b""  # data of items within the description itself
+    is_cut_off: bool = False  # within one of the boxes that it is made of
     boxes_left: int = MAX_BOXES
     described: set[bytes] = field(default_factory=set[bytes])  # by the types of boxes
     counted: dict[int, int] = field(default_factory=dict[int, int])  # pixels by item
@@ -72,6 +75,8 @@ class Container:
         sources, pieces = {0: self.data, 1: self.stored}, list[bytes]()
         for method, offset, length in self.item(number).extents:
             source = sources.get(method, b"")
+            if method == 0 and offset + max(length, 1) > len(source):
+                raise Malformed(CUT_OFF)
             pieces.append(source[offset : offset + length] if length else source[offset:])
             self.bytes_left -= len(pieces[-1])
             if self.bytes_left < 0:
@@ -149,7 +154,7 @@ def read_container(data: bytes) -> Container:
             for inner, inner_start, inner_end in boxes(container, start + 4, end):
                 read_description(container, inner, inner_start, inner_end)
     if container.primary not in container.items:
-        raise Malformed("it has no still picture")
+        raise Malformed(CUT_OFF if container.is_cut_off else "it has no still picture")
     return container
 
 
@@ -166,6 +171,7 @@ def boxes(container: Container, start: int, end: int, may_end_early: bool = Fals
             (size,), head = struct.unpack_from(">Q", container.data, start + 8), 16
         size = size or end - start  # 0: to the end
         if may_end_early and (size < head or start + size > end):
+            container.is_cut_off = kind in TOP_BOXES
             return
         if size < head or start + size > end:
             raise Malformed("its boxes do not fit into each other")

@@ -21,7 +21,7 @@ from ..network.bucket import Bucket, bucket_from_job
 from ..network.upload import File, UploadFailed, require_public, upload_files
 from ..settings import Settings
 from ..stopwatch import timed
-from .images import encode_picture
+from .images import JPEG_QUALITY, encode_picture
 from .signing import Sign
 
 if TYPE_CHECKING:
@@ -31,9 +31,17 @@ CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 # The qualities of lossy WebP that output_format auto tries in turn, down to the job's output_quality.
 QUALITIES = (95, 85)
 LOWEST_QUALITY = 75  # where the job sets none
-# Of photographs and paintings as PNG, about; drawings of few colours have a tenth of it, and noise twice as much. It is
-# no limit: what a picture really has is known when it is drawn.
-PNG_BYTES_PER_PIXEL = 1.5
+# Bytes for each pixel: the mean of eleven photographs, of which single ones have a fifth of it or nearly twice as much.
+# Noise has twice as much in lossless files, and up to six times in others. It is no limit: what a picture really has is
+# known when it is drawn.
+LOSSLESS_RATES = {"png": 1.7, "webp": 1.3}
+LOSSY_RATES = {  # by quality
+    "jpeg": {1: 0.03, 50: 0.11, 75: 0.16, 90: 0.27, 95: 0.39, 100: 0.74},
+    "webp": {1: 0.03, 50: 0.08, 75: 0.11, 90: 0.23, 95: 0.32, 100: 0.43},
+}
+LEAST_RATES = {"png": 0.014, "jpeg": 0.0158, "webp": 0.0001}  # of a picture of one colour: no file has less
+BASE64 = 4 / 3  # characters for each byte
+SMALLER = "fewer images or a smaller size, or give a bucket"
 
 
 @dataclass(frozen=True)
@@ -85,22 +93,41 @@ def require_usable(terms: Terms, cancelled: threading.Event) -> None:
 
 
 def size_warning(request: Drawing, size: tuple[int, int], terms: Terms) -> str | None:
-    """What to tell a caller before pictures are drawn that may be too large for a reply, None where they need not be.
+    """What to tell a caller before pictures are drawn that may be too large for a reply, None where they hardly are.
 
-    `size`: of each, in pixels. Lossless files alone may be so large, and a job that asks for no format gets others.
+    `size`: of each, in pixels. Of `auto` the smallest encoding counts. Raises `JobError` result_too_large where even
+    pictures of one colour would be too large.
     """
-    lossless = request.output_format == "png" or (request.output_format == "webp" and request.output_quality is None)
+    if terms.bucket:
+        return None
     width, height = size
     # RunPod's shape holds the first picture under two names.
     count = request.num_images + (terms.shape is ResponseShape.RUNPOD_PUBLIC)
-    expected_bytes = count * width * height * PNG_BYTES_PER_PIXEL * 4 / 3  # base64
-    if terms.bucket or not lossless or expected_bytes <= terms.limit_bytes:
-        return None
+    characters = count * width * height * BASE64
+    *_, (output_format, quality) = encodings(request)
     pictures = f"{request.num_images} picture{'s' * (request.num_images > 1)} of {width}x{height}"
-    return (
-        f"output_format {request.output_format}: {pictures} may have {expected_bytes / 1e6:.0f} MB in the reply, of "
-        f"which at most {terms.limit_bytes / 1e6:g} MB are delivered; auto takes a smaller encoding where that is so"
-    )
+    limit = f"of which at most {terms.limit_bytes / 1e6:g} MB are delivered"
+    if (least := characters * LEAST_RATES[output_format]) > terms.limit_bytes:
+        sentence = f"{pictures} would have at least {least / 1e6:.2g} MB in the reply, {limit}"
+        raise JobError("result_too_large", f"{sentence}; ask for {SMALLER}")
+    expected = characters * photo_rate(output_format, quality)
+    if expected <= terms.limit_bytes:
+        return None
+    is_auto = request.output_format == "auto"
+    way = f"ask for {SMALLER}" if is_auto else "auto takes a smaller encoding where that is so"
+    at_least = " in its smallest encoding" if is_auto else ""
+    sentence = f"output_format {request.output_format}: {pictures} may have {expected / 1e6:.2g} MB in the reply"
+    return f"{sentence}{at_least}, {limit}; {way}"
+
+
+def photo_rate(output_format: str, quality: int | None) -> float:
+    """The bytes that a photograph has for each pixel, about."""
+    if output_format == "png" or (output_format == "webp" and quality is None):
+        return LOSSLESS_RATES[output_format]
+    import numpy as np
+
+    rates = LOSSY_RATES[output_format]
+    return float(np.interp(quality or JPEG_QUALITY, list(rates), list(rates.values())))
 
 
 def encodings(request: Drawing) -> Iterator[tuple[str, int | None]]:
@@ -176,7 +203,5 @@ def size_error(size: int, terms: Terms, note: str, request: Drawing) -> JobError
     figures = f"the reply has {size / 1e6:.2f} MB and at most {terms.limit_bytes / 1e6:g} MB are delivered"
     if note:
         return JobError("upload_failed", f"{note}, and {figures}")
-    ways = "fewer images or a smaller size"
-    if request.output_format != "auto":
-        ways = f"output_format auto, or jpeg or webp with output_quality, {ways}"
-    return JobError("result_too_large", f"{figures}; ask for {ways}, or give a bucket")
+    other = "output_format auto, or jpeg or webp with output_quality, " if request.output_format != "auto" else ""
+    return JobError("result_too_large", f"{figures}; ask for {other}{SMALLER}")

@@ -1,16 +1,13 @@
-"""Bytes to PIL images and back: base64 and data URIs in, upright pictures of 8 bits, PNG, WebP or JPEG out.
+"""Bytes to PIL images and back: upright pictures of 8 bits in, PNG, WebP or JPEG out.
 
-Knows nothing of the network (`fetch.py`), of torch or of the models.
+Knows nothing of how bytes are sent (`data_uris.py`, `fetch.py`), of torch or of the models.
 """
 
-import base64
-import binascii
 import io
-import re
 import struct
 import warnings
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
@@ -25,20 +22,24 @@ from .jpeg_files import START as JPEG_START
 from .jpeg_files import read_scans, reduce_large, require_nearly_whole
 from .marks import XMP_KEY
 from .parameters import PARAMETERS_KEY, PNG_NAMES, exif_of
-from .structure import PNG_START, png_colours, require_few_pieces, unreadable_error
+from .structure import PNG_START, format_of, png_colours, require_few_pieces, unreadable_error
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FORMATS, CONTAINERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"), ("AVIF", "HEIF")  # as Pillow calls them
 FORMAT_NAMES = "PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF or HEIC"
-MAX_BYTES = 20_000_000  # one encoded input image; the platform's largest request body
 MAX_PIXELS = 50_000_000  # a 50-megapixel photo decodes to 150 MB
 MAX_CODED_PIXELS = 2 * MAX_PIXELS  # of a HEIC or AVIF file, with alpha and the tiles that the picture is cut from
 # A longer picture would reach the limits of the edit pipelines: their processor raises at 200:1, and their arithmetic
 # comes to a side of 0.
 MAX_ASPECT = 8
 JPEG_QUALITY = 92
-# Of floats whose white is 1: the largest value that counts as such in any case, and the largest where at least so many
-# percent of the pixels are below 1.
-OVERSHOOT, HIGHLIGHT, BULK = 2.0, 100.0, 99.0
+OVERSHOOT = 2.0  # up to which a picture of floats from 0 to 1 may run over where a filter sharpened it
+# The whites that pictures of larger floats may have. The right one is at most so many times what most of their pixels
+# stay below: a white that is further away would leave the picture black.
+WHITES, BULK, DARKEST = (1.0, 255.0, 65535.0), 99.0, 16  # `BULK`: percent of the pixels
 SAMPLE = 1_000_000  # pixels that stand for all of a large picture
 
 ORIENTATION = 0x0112  # the EXIF tag
@@ -48,51 +49,11 @@ UPRIGHT_TURNS = {  # by the tag's value; 1, which is missing here, says that the
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 
-QUOTES = " \t\r\n\"'"  # what may stand around an image in a job
-MAX_PATH = 4096  # characters
-# A drive or a share, or a name with the ending of a picture: base64 has no dot, colon or backslash.
-LOCAL_PATH = re.compile(
-    r"[A-Za-z]:[\\/]|\\\\|(?![A-Za-z][\w+.-]*:)[^\0\n]*\.(?:png|jpe?g|webp|gif|bmp|tiff?|hei[cf]|avif)$",
-    re.IGNORECASE,
-)
-
 # The exceptions that Pillow's decoders raise on bytes that do not match their header.
 DECODE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
     RuntimeError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
-
-
-def require_reachable(text: str, label: str) -> None:
-    """Refuse what names a picture on the sender's own machine, or is what a program made of one. Raises `JobError`."""
-    if text.startswith("[object "):
-        reason = f"is the text {text[:15]}, which JavaScript makes of an object; send the base64 of the file in it"
-    elif text[:5].lower() == "blob:":
-        reason = "is a blob: URL, which only the browser that made it can read; send the base64 of the file"
-    elif len(text) <= MAX_PATH and LOCAL_PATH.match(text):
-        reason = "is the path of a file, which the worker cannot reach; send the file's base64, or an http(s) URL"
-    else:
-        return
-    raise unreadable_error(label, reason)
-
-
-def decode_base64(text: str, label: str) -> bytes:
-    """The bytes of base64 (either alphabet, with or without line breaks and padding) or of a base64 data URI.
-
-    Raises `JobError` image_unreadable or invalid_input; `label` is the picture's name in them.
-    """
-    if text[:5].lower() == "data:":
-        head, comma, text = text.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
-            raise unreadable_error(label, "is a data URI without ';base64,'")
-    packed = re.sub(r"\s+", "", text).rstrip("=").replace("-", "+").replace("_", "/")
-    try:
-        data = base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise unreadable_error(label, "is neither base64, a base64 data URI nor an http(s) URL") from None
-    if len(data) > MAX_BYTES:
-        raise InvalidInput(f"{label} must be at most {MAX_BYTES / 1e6:.0f} MB, not {len(data) / 1e6:.1f} MB")
-    return data
 
 
 def load_picture(data: bytes, label: str, warn: Warn) -> Image.Image:
@@ -104,12 +65,14 @@ def load_picture(data: bytes, label: str, warn: Warn) -> Image.Image:
     if not data:
         raise unreadable_error(label, "is empty")
     require_few_pieces(data, label)
-    data, colours = png_colours(data) if data.startswith(PNG_START) else (data, {})
+    data, colours = png_colours(data, label, warn) if data.startswith(PNG_START) else (data, {})
     if is_container(data):
         data, numbers = require_decodable(data, label, MAX_CODED_PIXELS)
         colours = {"cicp": numbers} if numbers else {}
     scans = read_scans(data) if data.startswith(JPEG_START) else None
-    data += JPEG_END if scans and scans.is_cut_off else b""
+    if scans and scans.is_cut_off:
+        # An interrupted download may have left zeros, which a decoder would take for flat blocks of the picture.
+        data = data.rstrip(b"\0") + JPEG_END
     with warnings.catch_warnings():
         # Pillow warns of large sizes, which `require_shape` refuses, and of damaged EXIF, which spoils no pixel.
         warnings.simplefilter("ignore")
@@ -122,7 +85,8 @@ def load_picture(data: bytes, label: str, warn: Warn) -> Image.Image:
             if scans and scans.is_cut_off:
                 require_nearly_whole(data, scans, label, warn)
             picture.load()  # turns a TIFF upright by itself, and then no longer has the tag that says so
-            plain = to_plain_mode(turn_upright(picture))
+            upright = turn_upright(picture)
+            plain = to_plain_mode(scale_floats(upright, label, warn) if upright.mode == "F" else upright)
         except DECODE_ERRORS:
             raise unreadable_error(label, f"is a damaged {picture.format} file") from None
         plain.info = {**{name: picture.info[name] for name in COLOUR_INFO if name in picture.info}, **colours}
@@ -158,7 +122,9 @@ def open_picture(data: bytes, label: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise InvalidInput(f"{label} must have at most {MAX_PIXELS:,} pixels") from None
     except DECODE_ERRORS:
-        raise unreadable_error(label, f"is not a {FORMAT_NAMES} picture") from None
+        name = "HEIC or AVIF" if is_container(data) else format_of(data)
+        what = f"a damaged {name} file" if name else f"not a {FORMAT_NAMES} picture"
+        raise unreadable_error(label, f"is {what}") from None
 
 
 def require_shape(width: int, height: int, label: str) -> None:
@@ -187,8 +153,8 @@ def to_plain_mode(picture: Image.Image) -> Image.Image:
     """8 bits of grey, RGB or CMYK, the first two perhaps with alpha: mode L, LA, RGB, RGBA or CMYK."""
     if picture.mode.startswith("I;16"):
         picture = picture.convert("I").point(lambda value: value / 257).convert("L")
-    elif picture.mode in ("I", "F"):
-        picture = scale_to_8_bits(picture)
+    elif picture.mode == "I":
+        picture = scale_numbers(picture)
     is_grey = picture.mode in ("1", "L", "LA", "La")
     if picture.has_transparency_data:
         return picture.convert("LA" if is_grey else "RGBA")
@@ -204,23 +170,49 @@ def flatten(picture: Image.Image, background: str = "white") -> Image.Image:
     return flat.getchannel("R") if picture.mode == "LA" else flat.convert("RGB")
 
 
-def scale_to_8_bits(picture: Image.Image) -> Image.Image:
-    """32-bit greyscale as 8-bit, black at 0 and white at the ceiling of its values: 1, 255, 65535, or the largest.
+def scale_numbers(picture: Image.Image) -> Image.Image:
+    """32-bit whole numbers as 8-bit grey, white at the ceiling of their values: 255, 65535, or the largest.
 
-    Pillow opens scientific TIFFs as 32-bit, and in some versions 16-bit PNGs. What is no number, or below 0, is black.
+    Pillow opens scientific TIFFs so, and in some versions 16-bit PNGs. What is below 0 is black.
+    """
+    import numpy as np
+
+    values = np.array(picture, dtype=np.float32)
+    high = float(values.max())
+    return with_white(values, next((limit for limit in WHITES[1:] if high <= limit), high))
+
+
+def scale_floats(picture: Image.Image, label: str, warn: Warn) -> Image.Image:
+    """Floats as 8-bit grey, white at 1. `warn` is told of another white, which larger values are read with.
+
+    What is no number, or below 0, is black.
     """
     import numpy as np
 
     values = np.array(picture, dtype=np.float32)
     np.nan_to_num(values, copy=False, nan=0.0, posinf=np.inf, neginf=0.0)
     high = float(np.max(values, where=np.isfinite(values), initial=0))
+    if high <= OVERSHOOT:
+        return with_white(values, 1.0)
     sample = np.minimum(values.ravel()[:: 1 + values.size // SAMPLE], high)  # infinite ones count as the largest
-    bulk = float(np.percentile(sample, BULK))
-    # Floats from 0 to 1 run a little over where a filter sharpened them, and far over where a lamp shines.
-    is_unit = picture.mode == "F" and (high <= OVERSHOOT or (bulk <= 1 and high <= HIGHLIGHT))
-    ceiling = 1.0 if is_unit else next((limit for limit in (255.0, 65535.0) if high <= limit), high)
-    np.clip(values, 0, ceiling, out=values)
-    values *= 255 / ceiling
+    white = likely_white(float(np.percentile(sample, BULK)), high)
+    warn(f"{label} is a picture of floats up to {high:.6g}, of which {white:.6g} was taken for white")
+    return with_white(values, white)
+
+
+def likely_white(bulk: float, high: float) -> float:
+    """The white of floats up to `high`, of which nearly all are up to `bulk`: a lamp or the sun may be far above."""
+    reached = bulk or high  # a picture of few bright points
+    white = next((limit for limit in WHITES if reached <= limit), high)
+    return white if white == WHITES[0] or reached * DARKEST >= white else min(high, 2 * reached)
+
+
+def with_white(values: "NDArray[np.float32]", white: float) -> Image.Image:
+    """8-bit grey of the numbers, which are altered."""
+    import numpy as np
+
+    np.clip(values, 0, white, out=values)
+    values *= 255 / white
     return Image.fromarray(values.astype(np.uint8), "L")
 
 

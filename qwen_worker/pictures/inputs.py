@@ -14,7 +14,8 @@ from ..jobs.sources import is_url
 from ..jobs.values import Warn
 from ..network.fetch import fetch
 from .colour import PROFILE, space_of
-from .images import MAX_BYTES, QUOTES, as_rgb, decode_base64, flatten, load_picture, require_reachable
+from .data_uris import MAX_BYTES, QUOTES, decode_base64, require_reachable
+from .images import as_rgb, flatten, load_picture
 from .masks import decode_mask, restore_outside
 
 SMALL_SIDE = 768  # pixels of the longer side of pictures that a language model looks at

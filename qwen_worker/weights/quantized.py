@@ -59,6 +59,12 @@ def flatten(name: str, parameter: torch.Tensor) -> tuple[dict[str, torch.Tensor]
     return tensors, {"library": "torchao", "tensors": list(tensors), "metadata": metadata[name]}
 
 
+def require_shape(name: str, parameter: Any, layer: torch.nn.Linear) -> None:
+    """Refuse a weight in 4 bits that is none of its layer: its product would fail in every job. Raises `LoadError`."""
+    if (have := tuple(parameter.quant_state.shape)) != (need := (layer.out_features, layer.in_features)):
+        raise LoadError(f"{name} is stored in the shape {have} where the component's config asks for {need}")
+
+
 def assemble(
     model: torch.nn.Module, name: str, entry: QuantizedEntry, tensors: Mapping[str, torch.Tensor]
 ) -> torch.nn.Parameter:
@@ -76,8 +82,7 @@ def assemble(
             device=tensors[name].device,
             module=layer,
         )
-        if (have := tuple(parameter.quant_state.shape)) != (need := (layer.out_features, layer.in_features)):
-            raise LoadError(f"{name} is stored in the shape {have} where the component's config asks for {need}")
+        require_shape(name, parameter, layer)
         return parameter
     from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
 

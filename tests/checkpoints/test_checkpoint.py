@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,15 @@ def test_the_roots_are_searched_in_order_and_the_commit_is_the_revision(tiny, tm
     found = checkpoint.find("Org/Name", (empty, cache, plain))
     assert (found.name, found.revision, found.class_name) == ("Org/Name", COMMIT, "QwenImagePipeline")
     assert checkpoint.find("Org/Name", (plain, cache)).class_name == "QwenImageEditPipeline"
+
+
+@pytest.mark.parametrize("ref", [b"\xff\xfe\x00", b"", b"../../x", b"a" * 5000, b"two words"])
+def test_a_damaged_ref_is_told_and_the_next_place_is_tried(tiny, tmp_path, capsys, ref):
+    cache, whole = cached(tmp_path / "cache", tiny / "generate"), cached(tmp_path / "whole", tiny / "edit")
+    (cache / "models--Org--Name/refs/main").write_bytes(ref)
+    assert checkpoint.find("Org/Name", (cache,)) is None
+    assert "models--Org--Name/refs/main names no commit and is damaged" in capsys.readouterr().out
+    assert checkpoint.find("Org/Name", (cache, whole)).class_name == "QwenImageEditPipeline"
 
 
 def test_a_revision_chooses_among_snapshots(tiny, tmp_path):
@@ -147,11 +157,14 @@ def test_an_index_that_names_no_files_is_corrupt(copy, weight_map):
     assert reason(copy) == f"transformer/{name} is corrupt: its weight_map names no files"
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/model.safetensors", "x/y.safetensors", "config.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["../model.safetensors", "/etc/model.safetensors", "x/y.safetensors", "config.json", "x" * 5000 + ".safetensors"],
+)
 def test_an_index_that_leads_elsewhere_is_refused(copy, name):
     index = "diffusion_pytorch_model.safetensors.index.json"
     (copy / "transformer" / index).write_text(json.dumps({"weight_map": {"a": name}}))
-    assert reason(copy) == f'transformer/{index} is corrupt: "{name}" is no name of a safetensors file'
+    assert reason(copy) == f'transformer/{index} is corrupt: "{name[:60]}" is no name of a safetensors file'
 
 
 def test_an_index_without_end_is_refused_unread(copy):
@@ -231,6 +244,9 @@ def test_a_folder_that_is_not_there(tmp_path):
     assert "is not a folder on this worker" in reason(tmp_path / "a" / "b")
 
 
+NEEDED = "what is needed is a checkpoint in diffusers' layout, such as Qwen/Qwen-Image"
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("qwen-image-Q4_K_M.gguf", "GGUF files"), ("qwen_fp8.safetensors", "single files")]
 )
@@ -245,7 +261,45 @@ def test_what_is_no_checkpoint_is_called_by_what_it_is(tmp_path, name, kind):
 
 def test_an_empty_folder(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
-    assert reason(tmp_path / "a" / "b") == "a/b holds no model_index.json: it is not a diffusers checkpoint"
+    assert reason(tmp_path / "a" / "b") == f"a/b holds no model_index.json: it is empty; {NEEDED}"
+
+
+@pytest.mark.parametrize(
+    ("names", "example"),
+    [
+        (
+            ["diffusion_models/qwen_image_fp8.safetensors", "vae/qwen_vae.safetensors"],
+            "diffusion_models/qwen_image_fp8",
+        ),
+        (["models/checkpoints/", "models/loras/", "main.py"], "models/checkpoints/"),
+        (["split_files/text_encoders/qwen_2.5_vl_7b.safetensors"], "split_files/text_encoders/"),
+        (["unet/qwen-image-Q4_K_M.gguf", "clip/"], "unet/qwen-image-Q4_K_M.gguf"),
+    ],
+)
+def test_a_comfyui_folder_is_called_so_however_deep_its_files_lie_and_without_any(tmp_path, names, example):
+    folder = tmp_path / "a" / "b"
+    for name in names:
+        place = folder / name
+        (place if name.endswith("/") else place.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            place.write_bytes(b"")
+    found = reason(folder)
+    assert found.startswith(f"a/b holds no model_index.json: it is a ComfyUI folder ({example}")
+    assert found.endswith(NEEDED)
+
+
+def test_a_component_alone_is_called_a_part_of_a_checkpoint(copy):
+    for folder in (copy / "transformer", copy):
+        (copy / "model_index.json").unlink(missing_ok=True)
+        assert "it is a part of a diffusers checkpoint (" in reason(folder)
+
+
+def test_a_folder_without_end_is_named_in_a_moment(tmp_path):
+    for number in range(3000):
+        (tmp_path / "a" / "b" / str(number)).mkdir(parents=True)
+    started = time.monotonic()
+    assert "it is no diffusers checkpoint; what is needed" in reason(tmp_path / "a" / "b")
+    assert time.monotonic() - started < 5
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_its_class(copy):
@@ -278,6 +332,46 @@ def test_a_shard_without_a_header_is_refused_by_its_file(copy, damage):
     file = weights(copy, "vae")
     file.write_bytes(damage)
     assert reason(copy).startswith(f"vae/{file.name} is corrupt: ")
+
+
+def write_header(file, entries):
+    """A safetensors file of tensors without bytes, by their entries in the header."""
+    header = b"{" + b",".join(entries) + b"}"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def empty_tensors(count, first=0):
+    return [b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % number for number in range(first, first + count)]
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        (empty_tensors(60_000), "vae/{} has 60,000 tensors, and at most 50,000 are read"),
+        (empty_tensors(1_500_000), "vae/{} has a header of 85,888,891 bytes, and at most 10,000,000 are read"),
+        (
+            [b'"%s":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % (b"x" * 5000)],
+            "vae/{} has a tensor with a name of",
+        ),
+        ([b'"x":{"dtype":"U8","shape":[%s],"data_offsets":[0,0]}' % b",".join([b"9"] * 10**6)], "a shape that no file"),
+    ],
+    ids=["60,000 tensors", "1,500,000 tensors", "a name of 5,000 characters", "a million dimensions"],
+)
+def test_a_header_without_end_is_refused_in_a_moment(copy, entries, words):
+    file = weights(copy, "vae")
+    write_header(file, entries)
+    started = time.monotonic()
+    assert words.format(file.name) in reason(copy)
+    assert time.monotonic() - started < 5
+
+
+def test_the_tensors_of_all_shards_count_together(copy):
+    names = [f"diffusion_pytorch_model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    for number, name in enumerate(names):
+        write_header(copy / "vae" / name, empty_tensors(20_000, 20_000 * number))
+    index = {"weight_map": dict(enumerate(names))}
+    (copy / "vae/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    assert reason(copy) == "vae/ holds more than 50,000 tensors"
 
 
 def test_a_shard_that_the_index_names_and_is_missing(copy):

@@ -1,5 +1,6 @@
 """`strength` and `mask_image`: the schedule's tail, the noise of a full run, the pixels outside the mask."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops, ImageStat
@@ -174,3 +175,24 @@ def test_a_mask_decides_where_the_instruction_is_followed(draw, circle):
     within.paste(0, box)
     assert within.tobytes() == Image.composite(Image.new("RGB", circle.size), circle, mask).tobytes()
     assert judge.read(beside).colour == "red" and beside.crop(box).tobytes() == circle.crop(box).tobytes()
+
+
+@pytest.mark.parametrize("size", [(512, 512), (576, 432)])
+def test_a_masked_edit_without_a_size_repaints_a_circle_where_it_is(draw, size):
+    """Drawn at the picture's own size it came out too large, elsewhere, and cut by the mask's edge."""
+    scene = scenes.Scene("red", "circle", "blue", "large", "left", x=0.36, y=0.54, radius=0.23)
+    source = Image.fromarray(scenes.draw(scene, *size))
+    red, _, blue = (np.asarray(source, int)[..., channel] for channel in range(3))
+    circle = red > blue
+    rows, columns = np.nonzero(circle)
+    mask, room = Image.new("L", size, 0), 30
+    box = columns.min() - room, rows.min() - room, columns.max() + room, rows.max() + room
+    mask.paste(255, tuple(map(int, box)))
+    yellow = {**GREEN, "prompt": "paint the circle yellow"}
+    drawn, facts = draw(**yellow, image=as_text(source), mask_image=as_text(mask))
+    assert (facts["width"], facts["height"]) == drawn.size == size
+    red, green, blue = (np.asarray(drawn, int)[..., channel] for channel in range(3))
+    found = (red > blue + 60) & (green > blue + 60)
+    assert (found & circle).sum() / (found | circle).sum() > 0.95
+    middles = [np.argwhere(one).mean(axis=0) for one in (found, circle)]
+    assert np.abs(middles[0] - middles[1]).max() < 1

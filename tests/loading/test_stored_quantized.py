@@ -1,5 +1,7 @@
 """Checkpoints that are stored quantized: drawn as the plain ones and planned by their bytes, or refused by name."""
 
+import functools
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,13 @@ from qwen_worker.settings import Precision
 
 from ..conftest import picture_of, run
 from ..support.stored_quantized import (
+    NF4,
+    TEXT_ENCODER,
     TRANSFORMER,
     edit_config,
     store_text_encoder_nf4,
     store_transformer_int8,
+    store_transformer_llm_int8,
     store_transformer_nf4,
 )
 
@@ -87,8 +92,8 @@ def reason(folder, cold_worker):
         ("transformer", {"quant_method": "sdnq"}, "sdnq, and the package sdnq that loads it is not installed"),
         ("text_encoder", {"quant_method": "modelopt"}, "modelopt, which is not loaded here; served are bitsandbytes"),
         ("transformer", {"quant_method": "fp8"}, "transformer/ is stored quantized by fp8, which is not loaded here"),
-        ("vae", {"quant_method": "torchao"}, "vae/ is stored quantized by torchao, which is not loaded here"),
-        ("transformer", {"load_in_8bit": True}, "bitsandbytes in 8 bits, and diffusers cannot load it: RuntimeError"),
+        ("vae", {"quant_method": "torchao"}, "torchao, which is not loaded here; needed are weights that are not"),
+        ("vae", NF4, "bitsandbytes in 4 bits, which is not loaded here; needed are weights that are not quantized"),
         ("transformer", [], "transformer/config.json is corrupt: quantization_config is not an object"),
         ("transformer", 7, "transformer/config.json is corrupt: quantization_config is not an object"),
         ("transformer", {}, "transformer/config.json is corrupt: quantization_config names no quant_method"),
@@ -103,6 +108,138 @@ def test_what_cannot_be_loaded_is_refused_by_the_name_of_its_library(copy, cold_
     assert sentence in reason(copy, cold_worker)
 
 
+def test_weights_in_8_bits_of_bitsandbytes_ask_for_a_card(copy, cold_worker):
+    store_transformer_llm_int8(copy)
+    assert "bitsandbytes in 8 bits, and diffusers cannot load it: RuntimeError" in reason(copy, cold_worker)
+
+
+def load_reason(folder):
+    """Why the folder cannot be planned for; none of its weights has been read."""
+    with pytest.raises(LoadError) as caught:
+        checkpoint.inspect(folder)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("component", ["transformer", "text_encoder"])
+@pytest.mark.parametrize(
+    ("entry", "stored"),
+    [
+        (NF4, "bitsandbytes in 4 bits"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes in 8 bits"),
+        ({"quant_method": "torchao", "quant_type": "int8_weight_only"}, "torchao"),
+    ],
+)
+def test_a_quantization_config_over_plain_weights_is_refused_by_name(copy, component, entry, stored):
+    edit_config(copy, component, entry)
+    assert load_reason(copy) == (
+        f"{component}/config.json says in quantization_config that the weights are stored by {stored}, and they are "
+        "plain ones: they can be loaded once quantization_config is taken out"
+    )
+
+
+def test_a_checkpoint_that_is_not_what_it_says_gives_a_stand_in_or_model_unavailable(copy, cold_worker):
+    edit_config(copy, "text_encoder", NF4)
+    assert "and they are plain ones" in reason(copy, cold_worker)
+    reply = run(cold_worker(QWEN_IMAGE_MODEL=str(copy)), {"prompt": "a red circle", "width": 256, "height": 256})
+    metadata = reply["output"]["metadata"]
+    assert metadata["backend"] == "pil-fallback" and "and they are plain ones" in metadata["fallback_reason"]
+
+
+@pytest.mark.parametrize("file", [TRANSFORMER, TEXT_ENCODER, "vae/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+def test_whole_numbers_without_a_quantization_config_are_refused_by_name(copy, file, dtype):
+    stored = load_file(copy / file)
+    name = next(name for name, tensor in stored.items() if name.endswith(".weight") and tensor.ndim > 1)
+    save_file(stored | {name: stored[name].to(dtype)}, copy / file)
+    assert load_reason(copy) == (
+        f"{file.split('/')[0]}/ holds 1 weights as whole numbers, {name} among them, and its config.json has no "
+        "quantization_config that says what they mean"
+    )
+
+
+def state(**changes):
+    """Of a weight in 4 bits, what bitsandbytes says of it, with changes."""
+    fields = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [32, 48]} | changes
+    return torch.tensor(list(json.dumps(fields).encode()), dtype=torch.uint8)
+
+
+STATE = "quant_state.bitsandbytes__nf4"
+
+
+@pytest.mark.parametrize("store", [store_transformer_nf4, store_text_encoder_nf4])
+@pytest.mark.parametrize(
+    ("part", "damaged", "words"),
+    [
+        ("quant_map", None, "its quant_map is missing"),
+        ("quant_map", torch.zeros(8), "its quant_map has 8 numbers as F32, not 16 as F32"),
+        ("quant_map", torch.zeros(16, dtype=torch.float16), "its quant_map has 16 numbers as F16, not 16 as F32"),
+        ("absmax", None, "its absmax is missing"),
+        ("absmax", torch.zeros(3), "its absmax has 3 numbers as F32, not "),
+        ("absmax", torch.zeros(3, dtype=torch.uint8), ""),
+        (STATE, None, "its quant_state is missing or cannot be read"),
+        (STATE, torch.zeros(40, dtype=torch.uint8), "its quant_state is missing or cannot be read"),
+        (STATE, state(blocksize=[64]), "its quant_state makes no sense"),
+        (STATE, state(blocksize=64.0), "its quant_state makes no sense"),
+        (STATE, state(shape=[10**1000] * 8), "its quant_state makes no sense"),
+        (STATE, state(shape="32x48"), "its quant_state makes no sense"),
+        (STATE, state(dtype="os"), "its quant_state makes no sense"),
+        (STATE, state(shape=[4, 4]), " bytes, where its quant_state says 16 numbers"),
+        ("", None, "the weight itself is missing"),
+        ("", torch.zeros(5, 1, dtype=torch.uint8), "has 5 bytes, where its quant_state says "),
+    ],
+)
+def test_damaged_parts_of_a_weight_in_4_bits_are_told_by_their_name(copy, nf4_folder, store, part, damaged, words):
+    file = TRANSFORMER if store is store_transformer_nf4 else TEXT_ENCODER
+    shutil.rmtree(copy)
+    shutil.copytree(nf4_folder(store), copy)
+    stored = load_file(copy / file)
+    name = next(
+        name.removesuffix(".absmax") for name, t in stored.items() if name.endswith(".absmax") and t.dtype is F32
+    )
+    key = f"{name}.{part}" if part else name
+    stored = {other: tensor for other, tensor in stored.items() if other != key}
+    save_file(stored | ({} if damaged is None else {key: damaged}), copy / file, metadata={"format": "pt"})
+    found = load_reason(copy)
+    label = f"{file.split('/')[0]}/ is damaged: {name} is stored by bitsandbytes in 4 bits"
+    assert found.startswith(label) and words in found
+
+
+F32 = torch.float32
+
+
+@pytest.fixture(scope="module")
+def nf4_folder(tiny, tmp_path_factory):
+    """nf4_folder(store): the tiny checkpoint, one component of it stored in 4 bits."""
+
+    @functools.cache
+    def stored_by(store):
+        folder = shutil.copytree(tiny / "generate", tmp_path_factory.mktemp("nf4") / "copy")
+        store(folder)
+        return folder
+
+    return stored_by
+
+
+def test_scales_that_are_quantized_themselves_need_their_own(copy, nf4_folder):
+    shutil.rmtree(copy)
+    shutil.copytree(nf4_folder(store_transformer_nf4), copy)
+    whole = load_file(copy / TRANSFORMER)
+    for part, words in (("nested_absmax", "is missing"), ("nested_quant_map", "is missing")):
+        name = next(name for name in whole if name.endswith(part))
+        save_file({other: tensor for other, tensor in whole.items() if other != name}, copy / TRANSFORMER)
+        assert load_reason(copy).endswith(f"and its {part} {words}")
+
+
+def test_weights_in_8_bits_need_a_scale_for_each_row(copy):
+    store_transformer_llm_int8(copy)
+    whole = load_file(copy / TRANSFORMER)
+    scale = next(name for name in whole if name.endswith(".SCB"))
+    save_file({name: tensor for name, tensor in whole.items() if name != scale}, copy / TRANSFORMER)
+    assert load_reason(copy).endswith("is stored by bitsandbytes in 8 bits, and its SCB is missing")
+    save_file(whole | {scale: torch.zeros(3)}, copy / TRANSFORMER)
+    assert ", and its SCB has 3 numbers as F32, not " in load_reason(copy)
+
+
 def test_a_matrix_of_another_size_is_refused_by_name(copy, cold_worker):
     import bitsandbytes.functional as bnb
 
@@ -113,6 +250,19 @@ def test_a_matrix_of_another_size_is_refused_by_name(copy, cold_worker):
     stored |= {f"{name}.{part}": tensor for part, tensor in state.as_dict(packed=True).items()}
     save_file(stored, copy / TRANSFORMER)
     assert f"{name} is stored in the shape (64, 64) where the component's config asks for" in reason(copy, cold_worker)
+
+
+def test_a_matrix_of_the_text_encoder_that_says_another_shape_is_refused_by_name(copy, cold_worker):
+    store_text_encoder_nf4(copy)
+    stored = load_file(copy / TEXT_ENCODER)
+    name = next(name.removesuffix(f".{STATE}") for name in stored if name.endswith(f"down_proj.weight.{STATE}"))
+    fields = json.loads(bytes(stored[f"{name}.{STATE}"].tolist()))
+    fields["shape"].reverse()
+    stored[f"{name}.{STATE}"] = torch.tensor(list(json.dumps(fields).encode()), dtype=torch.uint8)
+    save_file(stored, copy / TEXT_ENCODER, metadata={"format": "pt"})
+    assert f"is stored in the shape {tuple(fields['shape'])} where the component's config asks" in reason(
+        copy, cold_worker
+    )
 
 
 def test_no_plan_changes_what_is_stored_quantized(copy, tiny):

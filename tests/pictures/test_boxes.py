@@ -203,10 +203,12 @@ def test_any_damage_is_unreadable_or_a_picture(encode):
 
 
 @every_format
-def test_half_a_picture_is_unreadable(encode):
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
+def test_a_file_that_was_cut_off_is_said_to_be_so(encode, kept):
     data = encode(Image.effect_noise((200, 200), 50).convert("RGB"))
-    with pytest.raises(JobError, match="^image_unreadable: image is "):
-        decode_picture(data[: len(data) // 2], "image")
+    for end in (round(len(data) * kept), len(data) - 1):
+        with pytest.raises(JobError, match="^image_unreadable: image is a damaged HEIC or AVIF file: it was cut off$"):
+            decode_picture(data[:end], "image")
 
 
 def test_the_sizes_of_large_pictures_are_read_whatever_their_encoder_wrote():

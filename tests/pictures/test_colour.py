@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import zlib
 
 import pytest
@@ -255,6 +256,13 @@ def test_a_large_profile_is_used_and_one_that_replies_cannot_carry_is_not_kept(p
         found, original, warnings = opened(file_of(p3, icc_profile=profile), is_masked=True)
         assert difference(found, p3) > 15 and original is None
         assert warnings == ["image has a colour profile that pictures cannot be written with, and the result is sRGB"]
+
+
+def test_the_largest_profile_that_is_read_is_applied_in_a_moment(patches):
+    profile, started = profiles.table(), time.monotonic()
+    assert 3_500_000 < len(profile) <= MAX_BYTES
+    found, _, _ = opened(file_of(patches.resize((2000, 1500)), "TIFF", icc_profile=profile))
+    assert found.size == (2000, 1500) and time.monotonic() - started < 10
 
 
 def test_a_chain_is_refused_by_its_directory_and_not_by_being_run():

@@ -12,6 +12,7 @@ import time
 import boto3
 import pytest
 import requests
+from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageOps
 
 from qwen_worker.delivery_settings import Delivery, ResponseShape
@@ -20,10 +21,11 @@ from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.reply import posted_bytes
 from qwen_worker.network import bucket as buckets
 from qwen_worker.network.bucket import Misconfigured
-from qwen_worker.pictures.delivery import Terms, deliver, encodings, size_warning, terms_of
+from qwen_worker.pictures.delivery import LEAST_RATES, Terms, deliver, encodings, photo_rate, size_warning, terms_of
+from qwen_worker.pictures.images import encode_picture
 from qwen_worker.settings import Settings
 
-from ..conftest import file_of, picture_of, respond, run
+from ..conftest import ROOT, file_of, picture_of, respond, run
 from ..support.control_plane import ControlPlane, WorkerProcess, addresses
 
 SMALL = {"prompt": "a", "width": 256, "height": 256}
@@ -179,12 +181,19 @@ def test_a_result_of_16_mb_through_a_worker_process_is_never_dropped(environment
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"output_format": "png"}, "output_format png: 1 picture of 512x512 may have 1 MB in the reply"),
-        ({"output_format": "webp", "num_images": 4}, "output_format webp: 4 pictures of 512x512 may have 2 MB"),
+        ({"output_format": "png"}, "output_format png: 1 picture of 512x512 may have 0.59 MB in the reply"),
+        ({"output_format": "webp", "num_images": 4}, "output_format webp: 4 pictures of 512x512 may have 1.8 MB"),
         ({"output_format": "png", "delivery": "url"}, None),  # by a bucket
         ({"output_format": "webp", "output_quality": 90}, None),
         ({"output_format": "jpeg"}, None),
+        (
+            {"output_format": "jpeg", "output_quality": 100, "num_images": 4},
+            "output_format jpeg: 4 pictures of 512x512 ",
+        ),
+        ({"output_format": "webp", "output_quality": 100, "num_images": 4}, "512x512 may have 0.6 MB in the reply, of"),
         ({}, None),
+        ({"num_images": 4}, None),
+        ({"num_images": 4, "output_quality": 100}, "auto: 4 pictures of 512x512 may have 0.6 MB in the reply in its s"),
     ],
 )
 def test_a_reply_that_may_be_too_large_is_told_before_it_is_drawn(cold_worker, operator, fields, words):
@@ -194,6 +203,41 @@ def test_a_reply_that_may_be_too_large_is_told_before_it_is_drawn(cold_worker, o
     warnings = run(worker, {**SMALL, "width": 512, "height": 512, **fields})["output"]["metadata"]["warnings"]
     assert len(warnings) == 1 + (words is not None)  # one says that the picture is a stand-in
     assert not words or (words in warnings[0] and "at most 0.5 MB" in warnings[0])
+
+
+@pytest.mark.parametrize("fields", [{"output_format": "jpeg", "output_quality": 1}, {"output_format": "png"}])
+def test_a_reply_that_is_too_large_whatever_is_drawn_is_refused_before(cold_worker, fields):
+    worker = cold_worker(QWEN_FALLBACK="force", QWEN_RESULT_LIMIT_MB=0.05)
+    large = {**SMALL, "width": 2048, "height": 2048, "num_images": 4, **fields}
+    error = run(worker, large)["error"]
+    assert error.startswith("result_too_large: 4 pictures of 2048x2048 would have at least 0.3")
+    assert "at most 0.05 MB are delivered; ask for fewer images or a smaller size, or give a bucket" in error
+
+
+@pytest.mark.parametrize(
+    ("output_format", "quality"),
+    [
+        ("png", None),
+        ("webp", None),
+        ("jpeg", None),
+        ("jpeg", 50),
+        ("jpeg", 100),
+        ("webp", 50),
+        ("webp", 75),
+        ("webp", 90),
+    ],
+)
+def test_a_photograph_has_about_the_bytes_that_are_expected_and_noise_more_and_one_colour_the_least(
+    output_format, quality
+):
+    def rate(picture):
+        return len(encode_picture(picture, output_format, quality)) / (picture.width * picture.height)
+
+    with get_sample_data("grace_hopper.jpg") as file:
+        photo = Image.open(file).convert("RGB")
+    assert rate(photo) == pytest.approx(photo_rate(output_format, quality), rel=0.35)
+    assert 1.5 < rate(noise(512)) / photo_rate(output_format, quality) < 7
+    assert rate(Image.new("RGB", (2048, 2048), (90, 120, 30))) >= LEAST_RATES[output_format]
 
 
 def test_auto_never_goes_below_the_quality_asked_for():
@@ -441,10 +485,85 @@ def test_an_s3_config_that_cannot_be_used_is_refused_by_the_field_alone(cold_wor
             ("https://abc.supabase.co/storage/v1/s3", "shop", "us-east-1"),
         ),
         ("https://example.com/minio/shop/", "shop", ("https://example.com/minio", "shop", "us-east-1")),
+        ("https://minio.example.com:9000", "shop", ("https://minio.example.com:9000", "shop", "us-east-1")),
+        ("http://minio:9000/shop", "", ("http://minio:9000", "shop", "us-east-1")),
     ],
 )
 def test_endpoints_name_buckets_and_regions_in_several_ways(url, name, found):
     assert buckets.split_endpoint(url, name) == found
+
+
+@pytest.mark.parametrize(
+    ("host", "region"),
+    [
+        ("s3-us-west-2.amazonaws.com", "us-west-2"),
+        ("s3-external-1.amazonaws.com", "us-east-1"),
+        ("s3.dualstack.eu-west-3.amazonaws.com", "eu-west-3"),
+        ("s3-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
+        ("s3-fips.dualstack.ca-central-1.amazonaws.com", "ca-central-1"),
+        ("s3-accesspoint.eu-central-1.amazonaws.com", "eu-central-1"),
+        ("s3-accelerate.amazonaws.com", "us-east-1"),
+        ("s3-accelerate.dualstack.amazonaws.com", "us-east-1"),
+        ("bucket.vpce-0a1b-2c3d.s3.eu-north-1.vpce.amazonaws.com", "eu-north-1"),
+        ("s3.eusc-de-east-1.amazonaws.eu", "eusc-de-east-1"),
+        ("s3.eu-central-003.backblazeb2.com", "eu-central-003"),
+        (f"{'0a' * 16}.r2.cloudflarestorage.com", "auto"),
+        (f"{'0a' * 16}.eu.r2.cloudflarestorage.com", "auto"),
+        (f"{'0a' * 16}.fedramp.r2.cloudflarestorage.com", "auto"),
+        ("fra1.digitaloceanspaces.com", "fra1"),
+        ("fsn1.your-objectstorage.com", "fsn1"),
+        ("nbg1.your-objectstorage.com", "nbg1"),
+        ("s3.eu-central-1.ionoscloud.com", "de"),
+        ("s3-eu-central-2.ionoscloud.com", "eu-central-2"),
+        ("s3.us-central-1.ionoscloud.com", "us-central-1"),
+        ("us-east-1.linodeobjects.com", "us-east-1"),
+        ("fr-par-1.linodeobjects.com", "fr-par-1"),
+        ("us-iad-10.linodeobjects.com", "us-iad-10"),
+        ("s3.gra.io.cloud.ovh.net", "gra"),
+        ("s3.eu-west-par.io.cloud.ovh.net", "eu-west-par"),
+        ("s3.bhs.perf.cloud.ovh.net", "bhs"),
+        ("s3.gra.cloud.ovh.net", "gra"),
+        ("s3.us-east-va.io.cloud.ovh.us", "us-east-va"),
+        ("s3.fr-par.scw.cloud", "fr-par"),
+        ("s3.nl-ams.scw.cloud", "nl-ams"),
+        ("ewr1.vultrobjects.com", "ewr1"),
+        ("s3.ap-southeast-2.wasabisys.com", "ap-southeast-2"),
+    ],
+)
+def test_the_region_is_the_one_that_a_service_s_host_names(host, region):
+    """With the bucket before it, after it, and beside it."""
+    found = f"https://{host}", "my.shop", region
+    assert buckets.split_endpoint(f"https://{host}", "my.shop") == found
+    assert buckets.split_endpoint(f"https://my.shop.{host}", "") == found
+    assert buckets.split_endpoint(f"https://{host}/my.shop", "") == found
+
+
+def test_the_services_whose_hosts_are_known_are_those_of_the_docs():
+    page = (ROOT / "docs/operating.md").read_text().split("## The bucket")[1].split("\n## ")[0]
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    assert rows[1:] == list(buckets.HOSTS)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "shop.fra1.cdn.digitaloceanspaces.com",
+        f"pub-{'0a' * 16}.r2.dev",
+        "d111111abcdef8.cloudfront.net",
+        "shop.b-cdn.net",
+        "f004.backblazeb2.com",
+        "shop.s3-website-us-east-1.amazonaws.com",
+        "shop.s3-website.eu-central-1.amazonaws.com",
+        "shop.website-us-east-1.linodeobjects.com",
+        "shop.s3-website.fr-par.scw.cloud",
+    ],
+)
+def test_an_address_that_takes_no_files_is_refused_before_anything_is_drawn(cold_worker, host):
+    body = run_job(cold_worker(QWEN_FALLBACK="force"), config(f"https://{host}"))
+    assert body["error"] == (
+        "invalid_input: s3Config.endpointUrl is the address of a CDN or website, which takes no files: give that of "
+        "the S3 service"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
 """Pictures as people send them come out upright, RGB and right; what is no picture is refused by what is wrong."""
 
 import io
+import re
 import struct
+import time
 import zlib
+from urllib.parse import quote
 
 import pytest
 from PIL import Image, ImageChops
 
 from qwen_worker.errors import JobError
-from qwen_worker.pictures.images import UPRIGHT_TURNS, decode_base64, encode_picture
+from qwen_worker.pictures.data_uris import decode_base64
+from qwen_worker.pictures.images import UPRIGHT_TURNS, encode_picture
 from qwen_worker.pictures.inputs import read_image
 from qwen_worker.pictures.masks import feather, restore_outside
 
@@ -67,12 +71,7 @@ NAN, INFINITE = float("nan"), float("inf")
         ((0.0, 0.5, 1.0), (0, 127, 255)),
         ((0.0, 0.5, 1.0, 1.02), (0, 127, 255, 255)),  # sharpened
         ((-0.03, 0.5, 1.0), (0, 127, 255)),  # and below 0
-        ((0.25,) * 200 + (40.0,), (63,)),  # a lamp
-        ((0.0, 51.0, 255.0), (0, 51, 255)),
-        ((0.0, 65535.0, 32768.0), (0, 255, 127)),
-        ((0.0, 200000.0, 100000.0), (0, 255, 127)),
         ((0.5, NAN, INFINITE, -INFINITE), (127, 0, 255, 0)),
-        ((51.0, NAN, INFINITE, 255.0), (51, 0, 255, 255)),
         ((NAN,), (0,)),
         ((0.0,), (0,)),
         ((-5.0, -1.0), (0, 0)),
@@ -81,6 +80,36 @@ NAN, INFINITE = float("nan"), float("inf")
 def test_floats_are_scaled_by_what_their_white_is_and_what_is_no_number_is_bounded(values, greys):
     found = decode_picture(float_picture(values), "image").convert("L").tobytes()
     assert tuple(found[: len(greys)]) == greys
+
+
+@pytest.mark.parametrize(
+    ("values", "greys", "white"),
+    [
+        ((0.25,) * 200 + (40.0,), (63,), "40, of which 1 was"),  # a lamp
+        ((0.25,) * 200 + (60_000.0,), (63,), "60000, of which 1 was"),  # the sun
+        ((0.0, 51.0, 255.0), (0, 51, 255), "255, of which 255 was"),
+        ((0.0, 12.0, 240.0, 120.0), (0, 12, 240, 120), "240, of which 255 was"),
+        ((51.0, NAN, INFINITE, 255.0), (51, 0, 255, 255), "255, of which 255 was"),
+        ((0.0, 1.0, 2.0, 3.0), (0, 85, 170, 255), "3, of which 3 was"),  # light of more than 1 in much of the picture
+        ((0.0, 65535.0, 32768.0), (0, 255, 127), "65535, of which 65535 was"),
+        ((0.0, 1024.0, 4095.0), (0, 63, 255), "4095, of which 4095 was"),  # a camera of 12 bits
+        ((0.0, 20_000.0, 40_000.0), (0, 77, 155), "40000, of which 65535 was"),
+        ((0.0, 200000.0, 100000.0), (0, 255, 127), "200000, of which 200000 was"),
+        ((0.0,) * 200 + (200.0,), (0,), "200, of which 255 was"),  # stars
+        ((5.0,) * 150 + (200.0,), (127,), "200, of which 10 was"),  # a dark 8-bit picture is shown, not black
+    ],
+)
+def test_larger_floats_are_read_by_their_range_with_a_warning(values, greys, white):
+    warnings = []
+    found = decode_picture(float_picture(values), "image", warnings.append).convert("L").tobytes()
+    assert tuple(found[: len(greys)]) == greys
+    assert warnings == [f"image is a picture of floats up to {white} taken for white"]
+
+
+@pytest.mark.parametrize("white", [1.0, 3.0, 100.0, 255.0, 1023.0, 4095.0, 65535.0, 1e6])
+def test_a_gradient_of_floats_is_neither_black_nor_white_whatever_its_range_is(white):
+    found = decode_picture(float_picture([white * k / 255 for k in range(256)]), "image").convert("L").tobytes()[:256]
+    assert sum(found) / 256 == pytest.approx(127, abs=78) and len(set(found)) > 90
 
 
 def test_exif_orientation_is_applied(photo):
@@ -129,6 +158,13 @@ def test_of_an_animation_the_first_frame_is_taken(photo):
         lambda text: "data:image/png;base64," + text,
         lambda text: "DATA:image/png;charset=utf-8;BASE64," + text,
         lambda text: f"  {text}\r\n",
+        lambda text: f"data:image/png;base64,{quote(text, safe='')}",
+        lambda text: quote(f"data:image/png;base64,{text}", safe=""),
+        lambda text: re.sub("%..", lambda escape: escape[0].lower(), quote(text, safe="")),
+        lambda text: f"base64,{text}",
+        lambda text: f"image/png;base64,{text}",
+        lambda text: f";base64, {text}",
+        lambda text: f"data: image/png; base64 ,{text}",
     ],
 )
 def test_base64_is_read_in_every_dress(photo, dress):
@@ -136,7 +172,10 @@ def test_base64_is_read_in_every_dress(photo, dress):
     assert decode_base64(dress(text_of(data)), "image") == data
 
 
-@pytest.mark.parametrize("text", ["not base64!", "data:image/png,abc", "data:image/png;base64", "A", "ä" * 8])
+@pytest.mark.parametrize(
+    "text",
+    ["not base64!", "data:image/png,abc", "data:image/png;base64", "A", "ä" * 8, "a,b", "base64", "%" * 4, "%2B%2"],
+)
 def test_what_is_no_base64_is_unreadable(text):
     with pytest.raises(JobError, match="^image_unreadable: image is "):
         decode_picture(decode_base64(text, "image"), "image")
@@ -159,6 +198,12 @@ def test_an_image_in_quotes_or_with_space_around_it_is_read(photo, dress):
         ("/home/me/photo.PNG", "is the path of a file, which the worker cannot reach"),
         ("C:\\Users\\me\\photo.jpg", "is the path of a file"),
         ("\\\\server\\share\\scan", "is the path of a file"),
+        ("C:\\x", "is the path of a file"),
+        ("/etc/passwd", "is the path of a file"),
+        ("/workspace/inputs/photo", "is the path of a file"),
+        ("~/x", "is the path of a file"),
+        ("./photo", "is the path of a file"),
+        ("../photos/photo", "is the path of a file"),
         ("~/my pictures/photo.heic", "is the path of a file"),
         ("photo.webp", "is the path of a file"),
         ('"photo.webp"', "is the path of a file"),
@@ -175,6 +220,13 @@ def test_base64_that_begins_like_a_path_is_base64(photo):
     assert text_of(data).startswith("/9j/") and read_image(text_of(data), "image", 1, None) == data
 
 
+def test_escapes_without_end_are_refused_in_a_moment():
+    started = time.monotonic()
+    with pytest.raises(JobError, match="image is neither base64"):
+        read_image("%2" * 14_000_000, "image", 1, None)
+    assert time.monotonic() - started < 5
+
+
 def test_too_many_bytes_are_refused():
     with pytest.raises(JobError, match="invalid_input: image must be at most 20 MB, not 20.0 MB"):
         decode_base64(text_of(b"\0" * 20_000_001), "image")
@@ -187,6 +239,10 @@ def test_too_many_bytes_are_refused():
         (b"just some text, no picture", "image is not a PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF or HEIC picture"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image is not a PNG"),
         (b"%PDF-1.7", "image is not a PNG"),
+        (b"\x89PNG\r\n\x1a\nand no chunk", "image is a damaged PNG file"),
+        (b"II*\0 nothing", "image is a damaged TIFF file"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "image is a damaged WEBP file"),
+        (b"GIF89a", "image is a damaged GIF file"),
     ],
 )
 def test_what_is_no_picture_is_unreadable(data, words):
@@ -201,12 +257,33 @@ def test_half_a_picture_is_unreadable(format):
         decode_picture(data[: len(data) // 2], "image")
 
 
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [(b"cHRM", 16), (b"cHRM", 33), (b"gAMA", 0), (b"sRGB", 0), (b"pHYs", 3), (b"tRNS", 2), (b"iCCP", 0), (b"iCCP", 1)],
+)
+def test_a_png_with_a_damaged_chunk_beside_its_pixels_is_read_without_it(photo, kind, size):
+    """As browsers do."""
+    data, warnings = file_of(photo), []
+    damaged = data[:33] + chunk(b"tEXt", b"a\0b") + chunk(kind, bytes(size)) * 2 + data[33:]
+    found = decode_picture(damaged, "image", warnings.append)
+    assert near(found, photo, 0)
+    assert warnings == [f"image is a PNG file with damaged chunks, which are left out of account: {kind.decode()}"]
+
+
+def test_whole_chunks_beside_the_pixels_are_not_touched(photo):
+    palette = photo.convert("P")
+    for picture, options in ((photo, {"transparency": (255, 0, 0), "dpi": (72, 72)}), (palette, {"transparency": 3})):
+        warnings = []
+        decode_picture(file_of(picture, **options), "image", warnings.append)
+        assert not warnings
+
+
 def png_header(width, height):
     """A PNG of this size whose pixels would be asked for: a small file, a huge picture."""
-
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")

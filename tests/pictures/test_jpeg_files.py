@@ -46,6 +46,22 @@ def test_how_much_is_missing_is_told_and_from_five_percent_on_refused(photo):
         decode_picture(data[: round(len(data) * 0.75)], "image")
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_zeros_where_a_download_stopped_are_no_part_of_the_picture(photo, progressive):
+    """A decoder takes them for flat blocks."""
+    data = file_of(photo, "JPEG", quality=80, progressive=progressive)
+    for kept in (0.5, 0.75):
+        end = round(len(data) * kept)
+        with pytest.raises(JobError) as cut_off:
+            decode_picture(data[:end], "image")
+        with pytest.raises(JobError) as filled:
+            decode_picture(data[:end] + bytes(len(data) - end), "image")
+        assert str(filled.value) == str(cut_off.value) and " % of the picture are missing" in str(filled.value)
+    found, (warning,) = opened(data[:-20] + bytes(20))
+    assert found.size == (512, 512) and "less than 1 % of the picture" in warning
+    assert opened(data + bytes(5000))[1] == []  # after its end anything may follow
+
+
 def test_a_progressive_jpeg_without_whole_scans_is_refused(photo):
     """Every row of it is there, in colours and forms that are only hinted at."""
     data = file_of(photo, "JPEG", quality=80, progressive=True)

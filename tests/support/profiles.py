@@ -1,5 +1,6 @@
 """ICC profiles of the spaces that pictures come in, made from their published numbers, and some that lie."""
 
+import random
 import struct
 
 from qwen_worker.pictures.icc import (
@@ -62,6 +63,15 @@ def scanner():
     profile = bytearray(assemble(b"scnr", b"RGB ", {b"desc": text("scanner"), b"A2B0": lut}))
     profile[20:24] = b"Lab "
     return bytes(profile)
+
+
+def table(points=86):
+    """An RGB profile of nearly 4 MB: a table of so many points a colour, of colours without order."""
+    ramp, order = struct.pack(">4096H", *range(0, 65536, 16)), random.Random(0)
+    identity = fixed(1, 0, 0, 0, 1, 0, 0, 0, 1)
+    lut = b"mft2\0\0\0\0" + bytes([3, 3, points, 0]) + identity + struct.pack(">HH", 4096, 4096)
+    lut += ramp * 3 + order.randbytes(6 * points**3) + ramp * 3
+    return assemble(b"scnr", b"RGB ", {b"desc": text("table"), b"A2B0": lut})
 
 
 def chained(elements=100_000):

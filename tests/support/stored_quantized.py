@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+TEXT_ENCODER = "text_encoder/model.safetensors"
 NF4 = {
     "quant_method": "bitsandbytes",
     "load_in_4bit": True,
@@ -63,3 +64,17 @@ def store_text_encoder_nf4(folder):
     )
     shutil.rmtree(folder / "text_encoder")
     model.save_pretrained(folder / "text_encoder")
+
+
+def store_transformer_llm_int8(folder):
+    """In 8 bits of bitsandbytes, as diffusers saves it: each row with its scale."""
+    stored = {}
+    for name, weight in load_file(folder / TRANSFORMER).items():
+        if weight.ndim == 2 and "transformer_blocks" in name:
+            scales = weight.float().abs().amax(dim=1)
+            stored[name] = (weight.float() * 127 / scales[:, None]).round().to(torch.int8)
+            stored[f"{name.removesuffix('weight')}SCB"] = scales
+        else:
+            stored[name] = weight
+    save_file(stored, folder / TRANSFORMER)
+    edit_config(folder, "transformer", {"quant_method": "bitsandbytes", "load_in_8bit": True})

@@ -421,9 +421,9 @@ def test_a_size_without_room_is_refused_before_anything_is_loaded(cold_worker, m
 
 
 def test_a_result_over_the_limit_is_refused_with_both_figures(cold_worker):
-    worker = cold_worker(QWEN_FALLBACK="force", QWEN_RESULT_LIMIT_MB=0.01)
+    worker = cold_worker(QWEN_FALLBACK="force", QWEN_RESULT_LIMIT_MB=0.02)
     error = run(worker, SMALL | {"width": 1024, "height": 1024, "output_format": "png"})["error"]
-    assert "the reply has 0." in error and "at most 0.01 MB are delivered" in error
+    assert "the reply has 0." in error and "at most 0.02 MB are delivered" in error
     assert error.startswith("result_too_large: ")
 
 
