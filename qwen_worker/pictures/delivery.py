@@ -101,8 +101,9 @@ def size_warning(request: Drawing, size: tuple[int, int], terms: Terms) -> str |
     if terms.bucket:
         return None
     width, height = size
-    # RunPod's shape holds the first picture under two names.
-    count = request.num_images + (terms.shape is ResponseShape.RUNPOD_PUBLIC)
+    # RunPod's shape holds the first picture under two names, and of several so does the worker's own.
+    is_twice = {ResponseShape.RUNPOD_PUBLIC: True, ResponseShape.WORKER: request.num_images > 1}
+    count = request.num_images + is_twice.get(terms.shape, False)
     characters = count * width * height * BASE64
     *_, (output_format, quality) = encodings(request)
     pictures = f"{request.num_images} picture{'s' * (request.num_images > 1)} of {width}x{height}"
