@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MAX_FIELDS = 64  # more than any task has under all names; bounds the length of a refusal, which names every bad field
 OBJECTS = ("parameters", "extra_body")  # whose fields are fields of the job
-MAIN_PICTURES = ("image", "image_url", "image_base64", "url", "input_image")
+MAIN_PICTURES = ("image", "image_url", "image_base64", "url", "input_image", "seed_image")
 NUMBERED = re.compile(r"(?:input_)?image(?:_url|_base64)?_?([1-9])")
 # Of each LoRA that other APIs give in fields of their own: the names of its path, and the name of its scale.
 LORA_FIELDS = (

@@ -71,6 +71,6 @@ def short_json(value: "JsonValue | tuple[JsonValue, ...]") -> str:
         return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
     try:
         text = json.dumps(hide_secrets(value) if isinstance(value, str) else value, ensure_ascii=True)
-    except TypeError:
+    except (TypeError, ValueError):  # no JSON, or a number of more digits than Python writes
         text = type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."

@@ -38,7 +38,8 @@ def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | N
         own = source if mask and is_drawable(source, grid.multiple) else looked_at
         return Sizes(asked or own, asked or own)
     delivered = asked or (source if mask and is_drawable(source, 1) else looked_at)
-    # A mask and the start from the input picture tie every pixel of the result to one of that picture.
+    # A mask and the start from the input picture tie every pixel of the result to one of that picture. What else is
+    # asked in another shape is composed anew by the model: stretched faces are not delivered.
     is_tied = mask is not None or request.strength < 1
     if is_tied or stretch(source, delivered) <= MAX_STRETCH:
         return Sizes(looked_at, delivered)

@@ -139,7 +139,7 @@ SENT_TO_HOSTS = [
                   "num_inference_steps": 30, "guidance_scale": 3.5, "num_images": 2, "seed": 42,
                   "loras": (Lora(path=LORA, scale=0.8),)}, ["scheduler", "model"], id="runware/qwen-image"),
     pytest.param({"taskType": "imageInference", "outputType": "base64Data", "positivePrompt": "a fox",
-                  "referenceImages": [URL, OTHER], "CFGScale": 4},
+                  "seedImage": URL, "referenceImages": [OTHER], "CFGScale": 4},
                  edit(URL, OTHER, delivery="inline"), [], id="runware/qwen-image-edit-plus"),
 ]  # fmt: skip
 
