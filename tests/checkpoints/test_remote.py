@@ -80,7 +80,12 @@ def test_another_class_is_refused_before_its_weights_are_fetched(hub_of, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("qwen-image-Q4_K_M.gguf", "GGUF files"), ("split_files/qwen_fp8.safetensors", "single files")]
+    ("name", "kind"),
+    [
+        ("qwen-image-Q4_K_M.gguf", "GGUF files"),
+        ("split_files/qwen_fp8.safetensors", "a ComfyUI folder"),
+        ("qwen_fp8.safetensors", "single files"),
+    ],
 )
 def test_a_repository_of_other_files_is_called_by_what_it_holds(hub_of, tmp_path, name, kind):
     file = tmp_path / "other" / name
