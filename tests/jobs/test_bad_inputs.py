@@ -86,4 +86,4 @@ def test_much_of_anything_is_refused_at_once(fields, words):
 
 def test_an_openai_call_of_ten_thousand_fields_is_refused_at_once():
     call = call_of({"openai_route": EDITS, "openai_input": {"image": ["x"] * 10_000, **many()}}, {"edit": "a/b"})
-    assert "input must have at most 64 fields, not 10002" in refusal(call.fields())
+    assert "input must have at most 64 fields, not 10003" in refusal(call.fields())
