@@ -1,7 +1,6 @@
 """The benchmark commands: their help, what they write, and how they end."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from benchmarks import soak
 from benchmarks.__main__ import main
 
-from ..conftest import ROOT
+from ..support.patience import run_to_its_end
 
 HELP = """
 import contextlib, io, sys
@@ -24,7 +23,7 @@ for name in BENCHMARKS:
 
 
 def test_no_help_imports_torch():
-    done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_to_its_end([sys.executable, "-c", HELP])
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["handler", "throughput", "soak", "fit", "speed", "load", "costs", "quality"]
 

@@ -1,7 +1,6 @@
 """The page of cards: what each figure is known by, and the page as its command writes it."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from benchmarks import cards_page, costs
 
 from ..conftest import ROOT
+from ..support.patience import run_to_its_end
 from .conftest import fit_row, speed_row
 
 RESULTS = ROOT / "benchmarks/results"
@@ -17,7 +17,7 @@ RESULTS = ROOT / "benchmarks/results"
 def test_the_page_of_cards_is_what_its_command_writes(tmp_path):
     page, output = tmp_path / "cards.md", tmp_path / "costs.json"
     command = [sys.executable, "-m", "benchmarks", "costs", "--page", str(page), "--output", str(output)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_to_its_end(command)
     assert done.returncode == 0, done.stderr
     assert page.read_text() == (ROOT / "docs/cards.md").read_text()
     committed, written = (json.loads(path.read_text())["rows"] for path in (RESULTS / "costs.json", output))

@@ -16,6 +16,7 @@ from qwen_worker.checkpoints import checkpoint
 
 from ..conftest import ROOT
 from ..support.local_hub import LocalHub, sha256
+from ..support.patience import run_to_its_end
 
 MB = 1_000_000
 # Bytes of the shards of the released 20B checkpoints, as both saving libraries cut the models' tensors into 5 GB.
@@ -88,7 +89,7 @@ class Bake:
         return self.command("fetch", "--root", self.root, "--partial", self.partial, layer)
 
     def run(self, command):
-        done = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=60)
+        done = run_to_its_end(command, env=self.env)
         return done.returncode, done.stdout + done.stderr
 
     def plan(self, *arguments):

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,7 +23,8 @@ from qwen_worker.memory.machine import Gpu, read_machine
 from qwen_worker.settings import LOAD_THREADS, Precision, Prepared, Saving
 from qwen_worker.weights import modulation_rows
 
-from ..conftest import ROOT, as_text, place_by, run
+from ..conftest import as_text, place_by, run
+from ..support.patience import run_to_its_end
 from ..weights.test_assembly import require_same
 
 FIELDS = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2, "seed": 1}
@@ -417,7 +417,7 @@ def test_one_whose_writer_was_killed_is_no_prepared_checkpoint(tiny, tmp_path, r
         prepare.link_or_copy(root / "prepared", tmp_path / "prepared")
     passed = f".{NAME}.old" if before else "none"
     arguments = [moment, passed, str(tiny / "generate"), "--output", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, capture_output=True, timeout=120)
+    done = run_to_its_end([sys.executable, "-c", KILLED, *arguments])
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = tmp_path / "prepared" / f".{NAME}.partial"
     assert left.is_dir() and (left / prepared.MANIFEST).is_file() == (moment != "file_facts")

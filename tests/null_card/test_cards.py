@@ -21,10 +21,8 @@ PINNED_MARGIN = 0.01  # of what is planned, that pinned memory may be off
 SETTLES = 8 << 20  # bytes that the card may hold more after many jobs: what is fetched ahead of a streamed text encoder
 PAGE = 20 << 20  # bytes: torch compares a request with its cap, and then takes whole pages of an expandable segment
 PROCESS = 3_000_000_000  # bytes of the host's memory that such a process may really take
-SAMPLE = (
-    Case(Card(80, HOPPER, 64), READ),
-    Case(Card(16.9, ADA, 31), READ),  # NF4, transformers swapped, and a card that the plan fills
-)
+# NF4, transformers swapped, and a card that the plan fills. A card on which everything stays as it is asks less.
+SAMPLE = (Case(Card(16.9, ADA, 31), READ), pytest.param(Case(Card(80, HOPPER, 64), READ), marks=only_proved))
 
 
 def require_life(found):
@@ -103,7 +101,7 @@ def test_the_table_has_every_size_of_card_that_placement_is_tested_for():
 )
 def test_jobs_in_turn_never_run_out_of_a_card_that_the_plan_fills(on_card, card):
     """A plan leaves these cards 0.2 GB at the most: without expandable segments the decoder finds no room."""
-    jobs = [("generate", SIDE, SIDE, 0), ("edit", SIDE, SIDE, 1)] * 3
+    jobs = [("generate", SIDE, SIDE, 0), ("edit", SIDE, SIDE, 1)] * 2
     rows = on_card(life.draw_in_turn, card, READ, jobs)
     assert [(row["code"], row["out_of_memory"]) for row in rows] == [("ok", 0)] * len(jobs), rows
 

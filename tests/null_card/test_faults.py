@@ -1,10 +1,10 @@
 """What the null card can be told to do wrong, seen through torch, and what of it is true."""
 
-import subprocess
 import sys
 
 import pytest
 
+from ..support.patience import run_to_its_end
 from .card import CallFailed, Card, environment, put_in_place, why_not
 
 GB = 1_000_000_000
@@ -255,7 +255,7 @@ def test_a_driver_older_than_torch_s_cuda_is_said_to_be(on_card, driver, works):
 def test_the_environment_sets_fields_too(needs_card):
     code = "import torch; torch.cuda.init(); print(torch.cuda.mem_get_info()[1])"
     variables = environment() | {"NULL_CARD_MEMORY": "12.5e9"}
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120)
+    done = run_to_its_end([sys.executable, "-c", code], env=variables)
     assert done.stdout.strip() == "12500000000", done.stderr
 
 
