@@ -60,10 +60,13 @@ def build(
             tensor = reader.pop(name).to(dtype)
             return tensor + changes[name].to(device, dtype) if changes and name in changes else tensor
 
+        def rows_of(layer: tuple[int, int]) -> torch.Tensor:
+            """(1249, 6 dim) on the host. What it takes of the card is free before the next layer is waited for."""
+            weight, bias = map(read_changed, names[layer])
+            return torch.cat([torch.nn.functional.linear(condition, weight, bias) for condition in conditions]).cpu()
+
         for block, number in layers:
-            weight, bias = map(read_changed, names[block, number])
-            computed = [torch.nn.functional.linear(condition, weight, bias) for condition in conditions]
-            rows[:, block, number] = torch.cat(computed).cpu()
+            rows[:, block, number] = rows_of((block, number))
     return ModulationTable(transformer, StoredRows(rows))
 
 

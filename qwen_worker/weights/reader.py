@@ -53,7 +53,7 @@ class WeightReader:
         self.changed = threading.Condition()  # guards what follows, and the tensors' counts
         self.waited_for: list[ArrivingTensor] = []
         self.max_bytes_ahead = MAX_BYTES_AHEAD_ON_CARD if self.device.type == "cuda" else MAX_BYTES_AHEAD
-        self.bytes_ahead = 0  # claimed by a thread or read, and not popped
+        self.bytes_ahead = 0  # of the tensors that are claimed or read, in part or whole, and not popped
         self.failure: BaseException | None = None
         self.failure_traceback: TracebackType | None = None
         self.checksums: list[tuple[StoredTensor, torch.Tensor]] = []  # of popped tensors that have one in their file
@@ -138,8 +138,9 @@ class WeightReader:
                 return []
             pieces = self.reads.popleft()
             for piece in pieces:
+                if piece.tensor.unclaimed_bytes == piece.tensor.stored.size:
+                    self.bytes_ahead += piece.tensor.stored.size  # its memory is allocated whole
                 piece.tensor.unclaimed_bytes -= piece.size
-                self.bytes_ahead += piece.size
             return pieces
 
     def is_over(self) -> bool:
