@@ -35,8 +35,9 @@ from qwen_worker.jobs.named_sizes import Grid, brought_warning, grid_of, with_si
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
 from qwen_worker.jobs.reply import DrawingResult
-from qwen_worker.jobs.request import Drawing, Edit, Health, Request, require_served
+from qwen_worker.jobs.request import Drawing, Edit, Health, Request, Schema, require_served
 from qwen_worker.jobs.response_shapes import shape_of
+from qwen_worker.jobs.schema import job_schema
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.loader import Loader
 from qwen_worker.loading.pipelines import Pipelines
@@ -156,7 +157,9 @@ class Worker:
             self.inference_thread.submit(self.safety_check.load).result()
 
     def report(self, request: Request) -> Reply:
-        """The reply of health or debug; loads nothing."""
+        """The reply of health, debug or schema; loads nothing."""
+        if isinstance(request, Schema):
+            return job_schema()
         if not isinstance(request, Health):
             return health.debug(self.settings)
         presets = self.presets.report(self.catalogue.located)

@@ -6,6 +6,7 @@ nothing of where errors arise.
 """
 
 import re
+from enum import StrEnum
 from typing import Any
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, which torch raises as `AcceleratorError` for host memory
@@ -57,11 +58,29 @@ class JobError(Exception):
         return {"error": str(self), "success": False} | ({"refresh_worker": True} if self.refresh_worker else {})
 
 
-class InvalidInput(JobError):
-    """The caller's mistake in a field: the sentence names the field, the rule and the value."""
+class BeyondSchema(StrEnum):
+    """What the JSON schema of a job cannot say: the rules whose breach the schema accepts and the worker refuses."""
 
-    def __init__(self, sentence: str):
+    TWICE = "Two names of one field have different values, or only one of the two may be sent."
+    TOGETHER = "Fields need or exclude each other, such as `width` without `height` in an edit."
+    TEXT_NUMBER = "A number or a size that is sent as text is outside its limits."
+    LARGE_FLOAT = "A whole number above 2^53 - 1 is written as a float, such as `1e19`, and may have been rounded."
+    NOT_JSON = "A value does not exist in JSON (NaN or infinity), or a text is not Unicode."
+    WORDS = "A prompt is empty, contains a special token, or has too many tokens."
+    LORA_PATH = "The path of a LoRA cannot name one."
+    COUNT = "The input has too many fields, with those in its `parameters` and `extra_body`, or `openai_input` has."
+    ENDPOINT = "The endpoint or its checkpoint does not serve the preset, the size, LoRAs, or so many pictures."
+
+
+class InvalidInput(JobError):
+    """The caller's mistake in a field: the sentence names the field, the rule and the value.
+
+    `beyond_schema`: the rules that are broken; empty where the schema of a job refuses the input too.
+    """
+
+    def __init__(self, sentence: str, *beyond_schema: BeyondSchema):
         super().__init__("invalid_input", sentence)
+        self.beyond_schema = beyond_schema
 
 
 class LoadError(Exception):

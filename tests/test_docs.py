@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from qwen_deploy import options, settings_page
-from qwen_worker.errors import CODES
+from qwen_worker.errors import CODES, BeyondSchema
 from qwen_worker.jobs.aliases import ALIASES, GATHERED, READERS
 from qwen_worker.jobs.named_sizes import RATIOS, TABLES
 from qwen_worker.jobs.openai_images import call_of
@@ -203,6 +203,10 @@ def test_every_field_of_other_apis_that_is_read_is_named():
 
 def test_the_table_of_tasks_has_every_task():
     assert [code(task)[0] for task, _ in rows(read(JOBS), "`task`", "what it does")] == list(TASKS)
+
+
+def test_the_list_of_what_the_schema_cannot_say_has_every_rule():
+    assert re.findall(r"^- (.*)$", section(JOBS, "The schema"), re.MULTILINE) == list(BeyondSchema)
 
 
 def test_the_table_of_errors_has_every_code():

@@ -4,14 +4,13 @@ Each name that other image APIs give to a field of ours stands here. Knows no li
 """
 
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidInput
+from ..errors import BeyondSchema, InvalidInput
 from . import containers, other_apis
 from .request import IMAGE_FIELDS, TASKS
 from .sizes_asked import size_reader
-from .values import Warn, agree, short_json
+from .values import Reader, Warn, agree, short_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -50,12 +49,13 @@ ALIASES = {
     "enable_prompt_expansion": "prompt_extend",
 }
 # By name, what else is read from what a client sends under it: our fields by their names.
-READERS: "dict[str, Callable[[JsonValue, Warn], dict[str, JsonValue]]]" = {
+READERS: dict[str, Reader] = {
     **other_apis.READERS,
     **{name: size_reader(name) for name in ("size", "image_size", "target_size", "resolution", "aspect_ratio")},
 }
 OWN_NAMES = {name for model in TASKS.values() for name in model.model_fields} | {*IMAGE_FIELDS, "task", "model"}
-GATHERED = {name for names, scale in containers.LORA_FIELDS for name in (*names, scale)} | {"inputs", "messages"}
+PARTS_OF_LORAS = {name for names, scale in containers.LORA_PARTS for name in (*names, scale)}
+GATHERED = {*PARTS_OF_LORAS, "inputs", "messages"}
 NAMES = {*ALIASES, *READERS, *OWN_NAMES, *GATHERED, *containers.OBJECTS}
 WORD_BEGINS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 # diffusers calls so the guidance that the Qwen-Image pipelines have, and `guidance_scale` a distilled model's, which
@@ -66,17 +66,23 @@ TRUE_GUIDANCE = ("true_cfg_scale", "true_guidance_scale")
 class Fields:
     """A job's fields by their own names, and by own name the name that each was sent as.
 
-    `warn` is told what is understood and left out.
+    `warn` is told what is understood and left out. `sent`: what was sent, by the names that it was sent as.
     """
 
     def __init__(self, job_input: "dict[Any, JsonValue]", warn: Warn):
         self.values: dict[str, JsonValue] = {}
+        self.sent: dict[str, JsonValue] = {}
         self.sent_as: dict[str, str] = {}
         self.warn = warn
         for key, value in self.effective(job_input).items():
-            named = READERS[key](value, warn) if key in READERS else {ALIASES.get(key, key): value}
+            named = READERS[key].read(value, warn) if key in READERS else {ALIASES.get(key, key): value}
             for name, named_value in named.items():
                 self.add(name, named_value, key)
+
+    def origins(self, name: str) -> "list[JsonValue]":
+        """What was sent for a field of ours, under each name that can give it."""
+        names = {name, self.sent_as.get(name, name), *(PARTS_OF_LORAS if name == "loras" else ())}
+        return [self.sent[one] for one in names if one in self.sent]
 
     def effective(self, job_input: "dict[Any, JsonValue]") -> "dict[str, JsonValue]":
         """The input without nulls, and without what has no effect beside another field.
@@ -86,6 +92,8 @@ class Fields:
         sent = read_names(job_input)
         containers.open_objects(sent)
         sent = read_names(sent)
+        containers.read_carriers(sent)
+        self.sent = dict(sent)
         true_name = next((name for name in TRUE_GUIDANCE if name in sent), None)
         if true_name:
             for key in [key for key in sent if ALIASES.get(key, key) == "guidance_scale" and key not in TRUE_GUIDANCE]:
@@ -112,7 +120,8 @@ class Fields:
             first = self.sent_as.get(name, name)
             raise InvalidInput(
                 f"{name} is given twice, as {first} ({short_json(self.values[name])}) and as {key} "
-                f"({short_json(value)}), and the two differ: send one of them"
+                f"({short_json(value)}), and the two differ: send one of them",
+                BeyondSchema.TWICE,
             )
 
 

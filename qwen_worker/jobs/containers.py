@@ -6,8 +6,9 @@ Knows nothing of limits but the number of fields: `request.py` has them.
 import re
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidInput
-from .values import agree, short_json
+from ..errors import BeyondSchema, InvalidInput
+from .request import LORA_FIELDS, PICTURE_SCHEMA, TEXT_SCHEMA
+from .values import NULL, JsonSchema, agree, short_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -19,24 +20,59 @@ OBJECTS = ("parameters", "extra_body")  # whose fields are fields of the job
 MAIN_PICTURES = ("image", "image_url", "image_base64", "url", "input_image", "seed_image")
 NUMBERED = re.compile(r"(?:input_)?image(?:_url|_base64)?_?([1-9])")
 # Of each LoRA that other APIs give in fields of their own: the names of its path, and the name of its scale.
-LORA_FIELDS = (
+LORA_PARTS = (
     (("lora_weights", "lora", "replicate_weights"), "lora_scale"),
     (("extra_lora", "extra_lora_weights"), "extra_lora_scale"),
     (("lora_2",), "lora_2_scale"),
 )
 # Names of a LoRA's path and of its scale within an object.
 LORA_NAMES = {"weight": "scale", "strength": "scale", "url": "path", "model": "path", "local_path": "path"}
+PATH_NAMES = ("path", *(name for name, own in LORA_NAMES.items() if own == "path"), "name")
+PATH: JsonSchema = {"anyOf": [LORA_FIELDS["path"], NULL]}
+SCALE: JsonSchema = {"anyOf": [LORA_FIELDS["scale"], NULL]}
+LORA: JsonSchema = {
+    "type": "object",
+    "properties": {
+        "scale": SCALE,
+        **{name: SCALE if own == "scale" else PATH for name, own in {**LORA_NAMES, "path": "path"}.items()},
+        "name": {},
+    },
+    "anyOf": [{"required": [name], "properties": {name: LORA_FIELDS["path"]}} for name in PATH_NAMES],
+    "additionalProperties": NULL,
+}
+LORA_OR_PATH: JsonSchema = {"anyOf": [LORA, LORA_FIELDS["path"]]}
+MESSAGE_PICTURE: JsonSchema = {
+    "anyOf": [PICTURE_SCHEMA, {"type": "object", "properties": {"url": PICTURE_SCHEMA}, "required": ["url"]}]
+}
+PICTURE_PART: JsonSchema = {
+    "type": "object",
+    "properties": {"text": {"not": {"type": "string"}}},
+    "anyOf": [
+        {"properties": {"image": MESSAGE_PICTURE}, "required": ["image"]},
+        {"properties": {"image": False, "image_url": MESSAGE_PICTURE}, "required": ["image_url"]},
+    ],
+}
+TEXT_PART: JsonSchema = {"type": "object", "properties": {"text": TEXT_SCHEMA}, "required": ["text"]}
+
+
+def messages_schema(*parts: JsonSchema) -> JsonSchema:
+    """The schema of `messages` whose content is a text or parts of these kinds."""
+    content = {"anyOf": [TEXT_SCHEMA, {"type": "array", "items": {"anyOf": list(parts)}}]}
+    message = {"type": "object", "properties": {"content": content}, "required": ["content"]}
+    return {"type": "array", "items": message, "minItems": 1, "maxItems": 1}
+
+
 MESSAGES_RULE = "a list of one message of the user, with a text and perhaps pictures: or send prompt and images"
 
 
 def require_few(fields: "Sent", name: str = "input") -> None:
     """Refuse an object with more fields than any task has. Raises `InvalidInput`."""
     if len(fields) > MAX_FIELDS:
-        raise InvalidInput(f"{name} must have at most {MAX_FIELDS} fields, not {len(fields)}")
+        raise InvalidInput(f"{name} must have at most {MAX_FIELDS} fields, not {len(fields)}", BeyondSchema.COUNT)
 
 
 def open_objects(sent: "Sent") -> None:
-    """Bring the fields within `parameters` and `extra_body`, and the prompt or picture in `inputs`, to the others."""
+    """Bring the fields within `parameters` and `extra_body` to the others."""
     for name in OBJECTS:
         if name not in sent:
             continue
@@ -47,18 +83,23 @@ def open_objects(sent: "Sent") -> None:
         for key, value in inner.items():
             if value is not None:
                 put(sent, key, value, f"{name}.{key}")
+    require_few(sent)
+
+
+def read_carriers(sent: "Sent") -> None:
+    """Bring the prompt and the pictures that `inputs` and `messages` hold to the other fields."""
     if "inputs" in sent:  # Hugging Face's: the prompt, or the picture where the prompt is in `parameters`
         put(sent, "image" if "prompt" in sent else "prompt", sent.pop("inputs"), "inputs")
     if "messages" in sent:
         for name, value in read_messages(sent.pop("messages")).items():
             put(sent, name, value, "messages")
-    require_few(sent)
 
 
 def put(sent: "Sent", name: str, value: "JsonValue", label: str) -> None:
     """Set the field. Raises `InvalidInput` where it is there with another value."""
     if name in sent and not agree(sent[name], value):
-        raise InvalidInput(f"{name} is given twice, as {name} and as {label}, and the two differ: send one of them")
+        sentence = f"{name} is given twice, as {name} and as {label}, and the two differ: send one of them"
+        raise InvalidInput(sentence, BeyondSchema.TWICE)
     sent[name] = value
 
 
@@ -99,7 +140,8 @@ def gather_pictures(sent: "Sent") -> None:
     if not names:
         return
     if "images" in sent:
-        raise InvalidInput(f"images is given twice, as {names[0]} and as images: send images alone")
+        sentence = f"images is given twice, as {names[0]} and as images: send images alone"
+        raise InvalidInput(sentence, BeyondSchema.TWICE)
     pictures: list[JsonValue] = []
     for name in [main, *names] if main else names:
         picture = sent.pop(name)
@@ -115,7 +157,7 @@ def gather_loras(sent: "Sent") -> "list[str]":
     found: list[JsonValue] = []
     used: list[str] = []
     idle: list[str] = []
-    for names, scale_name in LORA_FIELDS:
+    for names, scale_name in LORA_PARTS:
         for name in [name for name in names if sent.get(name) in ("", [])]:
             del sent[name]  # an empty one, as forms and other APIs' defaults have it
         given = [name for name in names if name in sent]
@@ -124,11 +166,13 @@ def gather_loras(sent: "Sent") -> "list[str]":
                 idle.append(scale_name)
             continue
         if len(given) != 1:
-            raise InvalidInput(f"{' and '.join(given)} name the same LoRA: send one of them, or both in loras")
+            sentence = f"{' and '.join(given)} name the same LoRA: send one of them, or both in loras"
+            raise InvalidInput(sentence, BeyondSchema.TWICE)
         found += with_scales(sent.pop(given[0]), sent.pop(scale_name, None), given[0], scale_name)
         used.append(given[0])
     if used and "loras" in sent:
-        raise InvalidInput(f"loras is given twice, as {used[0]} and as loras: send loras alone")
+        sentence = f"loras is given twice, as {used[0]} and as loras: send loras alone"
+        raise InvalidInput(sentence, BeyondSchema.TWICE)
     if used:
         sent["loras"] = found
     return idle
@@ -139,7 +183,8 @@ def with_scales(paths: "JsonValue", scales: "JsonValue", name: str, scale_name: 
     several = paths if isinstance(paths, list) else [paths]
     each = scales if isinstance(scales, list) else [scales] * len(several)
     if len(each) != len(several):
-        raise InvalidInput(f"{scale_name} must have one scale for each of {name}, {len(several)}, not {len(each)}")
+        sentence = f"{scale_name} must have one scale for each of {name}, {len(several)}, not {len(each)}"
+        raise InvalidInput(sentence, BeyondSchema.TOGETHER)
     loras: list[JsonValue] = []
     for path, scale in zip(several, each, strict=True):
         lora: Sent = name_lora(path) if isinstance(path, dict) else {"path": path}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidInput
+from ..errors import BeyondSchema, InvalidInput
 from .values import short_json
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 GENERATIONS, EDITS, MODELS = "/v1/images/generations", "/v1/images/edits", "/v1/models"
 TASKS = {GENERATIONS: "generate", EDITS: "edit"}
+ROUTE_SAYS = ("task", "response_shape")
 CALLER_ERROR_CODES = (
     "invalid_input", "image_unreadable", "image_fetch_failed", "lora_fetch_failed", "content_rejected",
     "result_too_large",
@@ -43,11 +44,17 @@ class Call:
         if not isinstance(openai_input, dict):
             raise InvalidInput(f"openai_input must be an object, not {short_json(openai_input)}")
         arguments: dict[str, JsonValue] = {name: value for name, value in openai_input.items() if value is not None}
-        for name in ("task", "response_shape"):
+        for name in ROUTE_SAYS:
             if name in arguments:
                 raise InvalidInput(f"{name} is not taken by {self.route}; the route says it")
+        if "mask" in arguments:
+            if "mask_image" in arguments:
+                raise InvalidInput("mask_image is given twice, as mask and as mask_image", BeyondSchema.TWICE)
+            # OpenAI's masks are transparent where the picture is repainted.
+            mask = arguments.pop("mask")
+            arguments = {"mask_from": "alpha", **arguments, "mask_image": mask}
         # `reply` reads the worker's own shape, whatever the endpoint's is.
-        return {"task": TASKS[self.route], "response_shape": "worker", **translate_fields(arguments)}
+        return {"task": TASKS[self.route], "response_shape": "worker", **arguments}
 
     def reply(self, reply: Mapping[str, Any]) -> dict[str, Any]:
         """Our reply in OpenAI's shape, never longer than ours; `metadata` stays as it is."""
@@ -70,25 +77,3 @@ class Call:
 def call_of(job_input: "JsonValue", models: Mapping[str, str]) -> Call | None:
     """The call that a job's input holds; None where it holds none."""
     return Call(job_input, models) if isinstance(job_input, dict) and "openai_route" in job_input else None
-
-
-def translate_fields(arguments: "dict[str, JsonValue]") -> "dict[str, JsonValue]":
-    """The arguments of the call under our names and with our values. Raises `InvalidInput`."""
-    fields = dict(arguments)
-    if isinstance(fields.get("image"), list):
-        if "images" in fields:
-            raise InvalidInput("images is given twice, as image and as images")
-        fields["images"] = fields.pop("image")
-    if isinstance(images := fields.get("images"), list):
-        fields["images"] = [unwrap_url(image) for image in images]
-    if "mask" in fields:
-        if "mask_image" in fields:
-            raise InvalidInput("mask_image is given twice, as mask and as mask_image")
-        fields["mask_image"] = unwrap_url(fields.pop("mask"))
-        fields.setdefault("mask_from", "alpha")  # OpenAI's masks are transparent where the picture is repainted
-    return fields
-
-
-def unwrap_url(image: "JsonValue") -> "JsonValue":
-    """The URL or data URI of an image that OpenAI's JSON wraps as `{"image_url": "..."}`; any other value as it is."""
-    return image["image_url"] if isinstance(image, dict) and list(image) == ["image_url"] else image

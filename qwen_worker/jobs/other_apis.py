@@ -3,17 +3,15 @@
 Knows nothing of limits: `request.py` has them.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidInput
-from .containers import read_loras
-from .values import Warn, agree, read_whole, short_json
+from ..errors import BeyondSchema, InvalidInput
+from .containers import LORA, LORA_OR_PATH, read_loras
+from .request import DRAWING_FIELDS, MAX_LORAS
+from .values import DECIMAL, JsonSchema, Reader, Warn, agree, read_number, read_whole, short_json, text_like
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
-
-    Read = Callable[[JsonValue, Warn], dict[str, JsonValue]]
 
 # By field, the sentence for the value true, which asks for what this worker does not do.
 NOT_DONE_IF_TRUE = {
@@ -77,9 +75,10 @@ RESPONSE_FORMATS = {"b64_json": "inline", "url": "url"}  # OpenAI's, as deliveri
 OUTPUT_TYPES = {"base64Data": "inline", "dataURI": "inline", "URL": "url"}  # Runware's, as deliveries
 WEBHOOKS = ("callback_url", "webhook_url")  # what other hosts call `webhook`
 BESIDE_INPUT = {"webhook": "webhook", "webhookV2": "webhookV2", "s3Config": "s3Config", "policy": "policy"}
+FLAG: JsonSchema = {"type": "boolean"}
 
 
-def read_flag(name: str, sentence: str) -> "Read":
+def read_flag(name: str, sentence: str) -> Reader:
     """A reader of a field that is true or false, of which false asks for nothing."""
 
     def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
@@ -87,19 +86,19 @@ def read_flag(name: str, sentence: str) -> "Read":
             warn(f"{name} true: {sentence}")
         return {}
 
-    return read
+    return Reader(read, idle=FLAG)
 
 
-def read_wish(name: str, ours: str, wanted: str) -> "Read":
+def read_wish(name: str, ours: str, wanted: str) -> Reader:
     """A reader of a field that, where it is true, asks for a value of ours; false leaves that to the endpoint."""
 
     def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
         return {ours: wanted} if require_flag(name, value) else {}
 
-    return read
+    return Reader(read, (ours,), FLAG, idle={"const": False})
 
 
-def read_choice(name: str, ours: str, values: dict[str, str], without_effect: tuple[str, ...] = ()) -> "Read":
+def read_choice(name: str, ours: str, values: dict[str, str], without_effect: tuple[str, ...] = ()) -> Reader:
     """A reader of a field that has words for the values of ours. `without_effect`: those that ask for the default."""
 
     def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
@@ -109,10 +108,12 @@ def read_choice(name: str, ours: str, values: dict[str, str], without_effect: tu
             raise InvalidInput(f"{name} must be {listed(values)}, not {short_json(value)}")
         return {ours: values[value]}
 
-    return read
+    return Reader(
+        read, (ours,), {"enum": list(values)}, idle={"enum": list(without_effect)} if without_effect else None
+    )
 
 
-def read_idle(name: str, sentence: str) -> "Read":
+def read_idle(name: str, sentence: str) -> Reader:
     """A reader of a field that has no effect."""
 
     def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
@@ -120,21 +121,22 @@ def read_idle(name: str, sentence: str) -> "Read":
             warn(f"{name} {short_json(value)}: {sentence}")
         return {}
 
-    return read
+    return Reader(read, idle={})
 
 
-def read_only_values(name: str, values: "tuple[JsonValue, ...]", why: str) -> "Read":
+def read_only_values(name: str, values: "tuple[JsonValue, ...]", why: str) -> Reader:
     """A reader of a field of which only the values are served that ask for what happens anyway."""
 
     def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
         if not any(agree(value, one) for one in values):
-            raise InvalidInput(f"{name} must be {listed(values)}, not {short_json(value)}: {why}")
+            texts = () if read_number(value) == value else (BeyondSchema.TEXT_NUMBER,)
+            raise InvalidInput(f"{name} must be {listed(values)}, not {short_json(value)}: {why}", *texts)
         return {}
 
-    return read
+    return Reader(read, idle={"anyOf": [{"enum": list(values)}, text_like(DECIMAL.pattern)]})
 
 
-def read_not_here(name: str, sentence: str) -> "Read":
+def read_not_here(name: str, sentence: str) -> Reader:
     """A reader of a field that asks for another product."""
 
     def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
@@ -142,16 +144,16 @@ def read_not_here(name: str, sentence: str) -> "Read":
             return {}
         raise InvalidInput(f"{name} is not here: {sentence}")
 
-    return read
+    return Reader(read, idle={"enum": list(NOTHING)})
 
 
-def refuse_beside(name: str, beside: str) -> "Read":
+def refuse_beside(name: str, beside: str) -> Reader:
     """A reader of a field whose place is beside `input`, where it is called `beside`."""
 
     def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
         raise InvalidInput(f'{name} stands beside input, not in it: send {{"input": {{...}}, "{beside}": ...}}')
 
-    return read
+    return Reader(read)
 
 
 def read_output_format(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
@@ -163,15 +165,11 @@ def read_quality(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
     """OpenAI's `quality`, which is a preset; a number is the quality of the file."""
     if isinstance(read_whole(value), int) and not isinstance(value, bool):
         return {"output_quality": value}
-    return read_choice("quality", "preset", QUALITIES, ("auto", "standard"))(value, warn)
+    return PRESET_QUALITY.read(value, warn)
 
 
 def read_disable_safety_checker(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
     return {"enable_safety_checker": not require_flag("disable_safety_checker", value)}
-
-
-def read_output_type(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
-    return read_choice("output_type", "delivery", OUTPUT_TYPES, ("pil",))(value, warn)
 
 
 def refuse_input(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
@@ -186,6 +184,11 @@ def require_flag(name: str, value: "JsonValue") -> bool:
     if not isinstance(value, bool):
         raise InvalidInput(f"{name} must be true or false, not {short_json(value)}")
     return value
+
+
+def any_case(word: str) -> str:
+    """The pattern of a word in small letters, capitals or both."""
+    return "".join(f"[{letter}{letter.upper()}]" for letter in word)
 
 
 def listed(values: "dict[str, str] | tuple[JsonValue, ...]") -> str:
@@ -206,7 +209,16 @@ def check_model(model: "JsonValue", served: str | None, task: str, warn: Warn) -
         warn(f"model {short_json(model)} is not here: {served} serves {task}")
 
 
-READERS: "dict[str, Read]" = {
+PRESET_QUALITY = read_choice("quality", "preset", QUALITIES, ("auto", "standard"))
+FORMAT_READER = Reader(
+    read_output_format,
+    ("output_format",),
+    {
+        "type": "string",
+        "pattern": f"^(?:{'|'.join(map(any_case, ('jpg', *DRAWING_FIELDS['output_format']['enum'])))})$",
+    },
+)
+READERS: dict[str, Reader] = {
     **{name: read_flag(name, sentence) for name, sentence in NOT_DONE_IF_TRUE.items()},
     **{name: read_idle(name, sentence) for name, sentence in NO_EFFECT.items()},
     **{name: read_only_values(name, *rule) for name, rule in ONLY_VALUES.items()},
@@ -215,14 +227,23 @@ READERS: "dict[str, Read]" = {
     **{name: read_wish(name, "preset", "fast") for name in SPEED_WISHES},
     **{name: refuse_beside(name, beside) for name, beside in BESIDE_INPUT.items()},
     **{name: refuse_beside(name, "webhook") for name in WEBHOOKS},
-    **dict.fromkeys(CALLER_FIELDS, ignore_caller),
+    **dict.fromkeys(CALLER_FIELDS, Reader(ignore_caller, idle={})),
     "acceleration": read_choice("acceleration", "preset", ACCELERATIONS),
-    "quality": read_quality,
+    "quality": Reader(
+        read_quality,
+        ("preset", "output_quality"),
+        {"anyOf": [PRESET_QUALITY.schema, DRAWING_FIELDS["output_quality"]]},
+        PRESET_QUALITY.idle,
+    ),
     "response_format": read_choice("response_format", "delivery", RESPONSE_FORMATS),
-    "output_type": read_output_type,
-    "output_format": read_output_format,
-    "image_format": read_output_format,
-    "loras": lambda value, warn: {"loras": read_loras(value)},
-    "disable_safety_checker": read_disable_safety_checker,
-    "input": refuse_input,
+    "output_type": read_choice("output_type", "delivery", OUTPUT_TYPES, ("pil",)),
+    "output_format": FORMAT_READER,
+    "image_format": FORMAT_READER,
+    "loras": Reader(
+        lambda value, warn: {"loras": read_loras(value)},
+        ("loras",),
+        {"anyOf": [LORA, {"type": "array", "items": LORA_OR_PATH, "maxItems": MAX_LORAS}]},
+    ),
+    "disable_safety_checker": Reader(read_disable_safety_checker, ("enable_safety_checker",), FLAG),
+    "input": Reader(refuse_input),
 }

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from ..errors import InvalidInput
+from ..errors import BeyondSchema, InvalidInput
 from ..preset_settings import Preset
 from ..settings import Role, UnknownFields
 from .aliases import ALIASES, Fields
 from .checks import with_checks
-from .containers import require_few
+from .containers import LORA_NAMES, require_few
 from .other_apis import NEXT_PRESETS, check_model
 from .presets import Presets
 from .request import (
@@ -33,7 +33,7 @@ from .request import (
     seed_of,
 )
 from .sizes_asked import join_sizes
-from .values import Warn, agree, ignore, read_number, short_json
+from .values import DECIMAL, MAX_EXACT, JsonSchema, Warn, agree, ignore, read_number, short_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 
 # What people call the prompt; none of them resembles the word.
 PROMPT_NAMES = ("text", "caption", "description", "instruction", "query", "input_text")
+# pydantic's errors of lists, texts and numbers outside their limits
+LENGTHS = ("too_short", "too_long", "string_too_long")
+BOUNDS = ("greater_than", "greater_than_equal", "less_than_equal", "multiple_of")
+# By field that a task which draws leaves out where it has none of that name, the schema of its values.
+IDLE_FIELDS: dict[str, JsonSchema] = {"model": {"type": "string"}, "strength": {}}
 MAX_NAME = 40  # characters of an unknown name that are compared with the fields' names
 
 
@@ -74,9 +79,11 @@ def parse(
     try:
         request = model.model_validate(fields)
     except ValidationError as error:
-        first_by_field = {str(detail["loc"][:1]): detail for detail in reversed(error.errors(include_url=False))}
+        details = error.errors(include_url=False)
+        first_by_field = {str(detail["loc"][:1]): detail for detail in reversed(details)}
         sentences = [describe_error(detail, model, sent_as) for detail in reversed(first_by_field.values())]
-        raise InvalidInput("; ".join(sentences)) from None
+        beyond = [beyond_schema(detail, sent) for detail in details]
+        raise InvalidInput("; ".join(sentences), *(filter(None, beyond) if all(beyond) else ())) from None
     if not isinstance(request, Drawing):
         return request
     request = join_sizes(request, sent_as)
@@ -154,12 +161,42 @@ def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as:
         given[name] = one if isinstance(one, list) or name == "images" else single
     name, value = next(iter(given.items()))
     if not all(agree(other, value) for other in given.values()):
-        raise InvalidInput(f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not {' and '.join(names)}")
+        sentence = f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not {' and '.join(names)}"
+        raise InvalidInput(sentence, BeyondSchema.TWICE)
     if isinstance(value, list) and len(value) > MAX_IMAGES_IN:
-        raise InvalidInput(f"images must be a list of 1 to {MAX_IMAGES_IN} images, not {short_json(value)}")
+        sentence = f"images must be a list of 1 to {MAX_IMAGES_IN} images, not {short_json(value)}"
+        raise InvalidInput(sentence, BeyondSchema.TOGETHER)
     fields["images"] = value
     if name != "images":
         sent_as["images"] = sent_as.get(name, name)
+
+
+def beyond_schema(error: "ErrorDetails", fields: Fields) -> BeyondSchema | None:
+    """The rule that one of pydantic's errors breaks, where the schema of a job cannot say it."""
+    kind, name = error["type"], str(error["loc"][0]) if error["loc"] else ""
+    if kind == "value_error":
+        return getattr(error.get("ctx", {})["error"], "beyond_schema", None)
+    if kind in ("finite_number", "string_unicode"):
+        return BeyondSchema.NOT_JSON
+    if kind == "int_type" and isinstance(error["input"], float) and abs(error["input"]) > MAX_EXACT:
+        return BeyondSchema.LARGE_FLOAT
+    if kind in BOUNDS and any(map(has_number_as_text, fields.origins(name))):
+        return BeyondSchema.TEXT_NUMBER
+    if kind == "extra_forbidden" and name == "loras" and error["loc"][-1] in LORA_NAMES:
+        return BeyondSchema.TWICE
+    # Lists and texts that are made of several fields
+    return BeyondSchema.TOGETHER if kind in LENGTHS and name not in fields.sent else None
+
+
+def has_number_as_text(value: "JsonValue") -> bool:
+    """Whether the value is, or holds, a text that is read as a number. It may be deeper than calls can be."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str) and DECIMAL.fullmatch(one):
+            return True
+        left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return False
 
 
 def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[str, str]) -> str:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol, TypedDict
 
-from ..errors import InvalidInput
+from ..errors import BeyondSchema, InvalidInput
 from ..preset_settings import Preset, steps_in
 from ..settings import Role, Settings
 from .few_steps import few_step_loras
@@ -77,7 +77,8 @@ class Presets:
         else:
             preset = Preset(request.preset)
             if reason := self.obstacle(preset, role):
-                raise InvalidInput(f"preset '{preset.value}' is not served for {request.task} here: {reason}")
+                sentence = f"preset '{preset.value}' is not served for {request.task} here: {reason}"
+                raise InvalidInput(sentence, BeyondSchema.ENDPOINT)
         values = {"num_inference_steps": self.steps(preset, role), "guidance_scale": GUIDANCE[preset]}
         if few and preset is not Preset.FAST:
             values = {"num_inference_steps": next(iter(few.values())), "guidance_scale": GUIDANCE[Preset.FAST]}
@@ -128,6 +129,5 @@ def require_adaptable(request: Drawing, checkpoint: Adaptable | None) -> None:
     """Refuse LoRAs, and the preset that is made of one, where the checkpoint's transformer takes none."""
     if checkpoint and not checkpoint.adaptable and (request.loras or request.preset == Preset.FAST):
         field = "loras" if request.loras else f"preset '{request.preset}'"
-        raise InvalidInput(
-            f"{field} is not served by {checkpoint.name}: no LoRA can be applied to a {checkpoint.class_name}"
-        )
+        sentence = f"{field} is not served by {checkpoint.name}: no LoRA can be applied to a {checkpoint.class_name}"
+        raise InvalidInput(sentence, BeyondSchema.ENDPOINT)

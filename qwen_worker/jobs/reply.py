@@ -6,7 +6,9 @@ Knows nothing of how the pictures came about, nor of how they reach the caller (
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired
+
+from typing_extensions import TypedDict  # before Python 3.12 pydantic reads no TypedDict of typing
 
 from ..errors import LoadError, hide_secrets
 from ..preset_settings import Preset
@@ -102,6 +104,18 @@ class Metadata(DrawingFacts, DeliveryFacts):
     warnings: NotRequired[list[str]]  # one sentence for each thing that was not done as the job asks
     processing_time: float  # seconds
     timings: dict[str, float]  # seconds by stage
+
+
+class DrawingReply(TypedDict):
+    """The reply of a job that drew: with its pictures in base64, or with their URLs; a list where there are several."""
+
+    success: Literal[True]
+    message: str
+    image: NotRequired[str]
+    images: NotRequired[list[str]]
+    image_url: NotRequired[str]
+    image_urls: NotRequired[list[str]]
+    metadata: Metadata
 
 
 def success_reply(

@@ -10,12 +10,12 @@ import json
 import re
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
-from ..errors import InvalidInput
+from ..errors import BeyondSchema, InvalidInput
 from .sources import RULE as LORA_RULE
 from .sources import is_source
-from .values import MAX_EXACT, ReadGuidance, ReadNumber, ReadWhole
+from .values import MAX_EXACT, JsonSchema, ReadFirst, ReadGuidance, ReadNumber, ReadWhole
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -57,11 +57,36 @@ Text = Annotated[
     str,
     Field(max_length=MAX_PROMPT_CHARACTERS, description=f"Unicode text of at most {MAX_PROMPT_CHARACTERS} characters"),
 ]
+TEXT_SCHEMA: JsonSchema = TypeAdapter[str](Text).json_schema()
 IMAGE_RULE = "base64, a data URI or an http(s) URL of at most 20 MB"
-ImageText = Annotated[
+Picture = Annotated[
     str,
     Field(min_length=1, max_length=MAX_IMAGE_CHARACTERS, description=IMAGE_RULE),
 ]
+PICTURE_SCHEMA: JsonSchema = TypeAdapter[str](Picture).json_schema()
+WRAPPED: JsonSchema = {
+    "type": "object",
+    "properties": {"image_url": PICTURE_SCHEMA},
+    "required": ["image_url"],
+    "additionalProperties": False,
+}
+
+
+def unwrap_url(image: "JsonValue") -> "JsonValue":
+    """The URL or data URI of an image that OpenAI's JSON wraps as `{"image_url": "..."}`; any other value as it is."""
+    return image["image_url"] if isinstance(image, dict) and list(image) == ["image_url"] else image
+
+
+ImageText = Annotated[Picture, ReadFirst(unwrap_url, (WRAPPED,))]
+IMAGE_SCHEMA: JsonSchema = TypeAdapter[str](ImageText).json_schema()
+
+
+class BrokenRule(ValueError):
+    """What a validator of a model refuses. `beyond_schema`: the rule, which the model's JSON schema cannot say."""
+
+    def __init__(self, sentence: str, beyond_schema: BeyondSchema):
+        super().__init__(sentence)
+        self.beyond_schema = beyond_schema
 
 
 class Request(BaseModel, frozen=True):
@@ -89,8 +114,11 @@ class Lora(BaseModel, frozen=True):
     @classmethod
     def require_source(cls, path: str) -> str:
         if not is_source(path):
-            raise ValueError("names no LoRA")
+            raise BrokenRule("names no LoRA", BeyondSchema.LORA_PATH)
         return path
+
+
+LORA_FIELDS: dict[str, JsonSchema] = Lora.model_json_schema()["properties"]
 
 
 class Health(Request, frozen=True):
@@ -103,6 +131,12 @@ class Debug(Request, frozen=True):
     """The versions of packages and the settings."""
 
     task = "debug"
+
+
+class Schema(Request, frozen=True):
+    """The JSON schema of a job's input."""
+
+    task = "schema"
 
 
 class Drawing(Request, frozen=True):
@@ -169,9 +203,10 @@ class Drawing(Request, frozen=True):
         if text is None:
             return None
         if info.field_name == "prompt" and not text.strip():
-            raise ValueError("must not be empty")
+            raise BrokenRule("must not be empty", BeyondSchema.WORDS)
         if special := re.search(r"<\|[^<>|]*\|>", text):
-            raise ValueError(f"must not contain special tokens of the tokenizer such as {special.group()}")
+            sentence = f"must not contain special tokens of the tokenizer such as {special.group()}"
+            raise BrokenRule(sentence, BeyondSchema.WORDS)
         return text
 
     @model_validator(mode="after")
@@ -181,9 +216,10 @@ class Drawing(Request, frozen=True):
             texts = [self.prompt, self.negative_prompt or "", *(lora.path for lora in self.loras)]
             written = "".join(text + json.dumps(text) for text in texts)
             if (size := len(written.encode("utf-16-le"))) > MAX_JPEG_TEXT_BYTES:
-                raise ValueError(
+                raise BrokenRule(
                     f"embed_parameters writes {size} bytes of text into each file, and with output_format jpeg there "
-                    f"is room for {MAX_JPEG_TEXT_BYTES}; send png or webp, or shorter prompts"
+                    f"is room for {MAX_JPEG_TEXT_BYTES}; send png or webp, or shorter prompts",
+                    BeyondSchema.TOGETHER,
                 )
         return self
 
@@ -201,6 +237,9 @@ class Drawing(Request, frozen=True):
     def has_large_seed(self) -> bool:
         """Whether a seed is one that clients which hold numbers as JavaScript does would round."""
         return max(self.seeds) > MAX_EXACT
+
+
+DRAWING_FIELDS: dict[str, JsonSchema] = Drawing.model_json_schema()["properties"]
 
 
 class Generate(Drawing, frozen=True):
@@ -230,14 +269,18 @@ class Edit(Drawing, frozen=True):
 
     @model_validator(mode="after")
     def require_fields_to_agree(self) -> Self:
-        if len(self.images) > 1 and (self.mask_image or self.strength < 1):
-            raise ValueError(f"mask_image and strength below 1 work on one image, not {len(self.images)}")
-        if self.mask_from and not self.mask_image:
-            raise ValueError("mask_from says how mask_image is read, and mask_image is not given")
-        if self.size_from >= len(self.images):
-            raise ValueError(f"size_from must be below the number of images, {len(self.images)}, not {self.size_from}")
-        if (self.width is None) != (self.height is None):
-            raise ValueError("width and height go together: give both or neither")
+        count = len(self.images)
+        sentence = ""
+        if count > 1 and (self.mask_image or self.strength < 1):
+            sentence = f"mask_image and strength below 1 work on one image, not {count}"
+        elif self.mask_from and not self.mask_image:
+            sentence = "mask_from says how mask_image is read, and mask_image is not given"
+        elif self.size_from >= count:
+            sentence = f"size_from must be below the number of images, {count}, not {self.size_from}"
+        elif (self.width is None) != (self.height is None):
+            sentence = "width and height go together: give both or neither"
+        if sentence:
+            raise BrokenRule(sentence, BeyondSchema.TOGETHER)
         return self
 
 
@@ -255,7 +298,7 @@ class BackgroundReplacement(Edit, frozen=True):
 
 
 TASKS: dict[str, type[Request]] = {
-    model.task: model for model in (Generate, Edit, BackgroundReplacement, Health, Debug)
+    model.task: model for model in (Generate, Edit, BackgroundReplacement, Health, Debug, Schema)
 }
 
 
@@ -273,9 +316,11 @@ def require_served(request: Drawing, multiple: int, max_images: int) -> None:
     for name, side in (("width", request.width), ("height", request.height)):
         if side and side % multiple and not is_resampled:
             rule = f"a multiple of {multiple} for this checkpoint"
-            raise InvalidInput(f"{name} must be {rule}, not {side}{nearest_sides(side, multiple)}")
+            sentence = f"{name} must be {rule}, not {side}{nearest_sides(side, multiple)}"
+            raise InvalidInput(sentence, BeyondSchema.ENDPOINT)
     if isinstance(request, Edit) and len(request.images) > max_images:
-        raise InvalidInput(f"images must hold at most {max_images} for this checkpoint, not {len(request.images)}")
+        sentence = f"images must hold at most {max_images} for this checkpoint, not {len(request.images)}"
+        raise InvalidInput(sentence, BeyondSchema.ENDPOINT)
 
 
 def nearest_sides(side: int, multiple: int = SIDE_MULTIPLE) -> str:
@@ -289,4 +334,4 @@ def nearest_sides(side: int, multiple: int = SIDE_MULTIPLE) -> str:
 def require_tokens(name: str, count: int) -> None:
     """Refuse a prompt that the pipeline would cut without a word. Raises `InvalidInput`."""
     if count > MAX_PROMPT_TOKENS:
-        raise InvalidInput(f"{name} must be at most {MAX_PROMPT_TOKENS} tokens, not {count}")
+        raise InvalidInput(f"{name} must be at most {MAX_PROMPT_TOKENS} tokens, not {count}", BeyondSchema.WORDS)

@@ -5,9 +5,11 @@ in all of them: a bucket's, or `data:` URLs with the file itself. A stand-in has
 know no field that tells it from a picture. Errors have no shape: RunPod's SDK makes a failed job of them. Pure.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NotRequired
+
+from typing_extensions import TypedDict  # see `reply.py`
 
 from ..delivery_settings import ResponseShape
 from .reply import Metadata, success_reply
@@ -31,6 +33,52 @@ class Files:
         return self.texts if self.by_url else [f"data:{self.content_type};base64,{text}" for text in self.texts]
 
 
+class RunpodPublicReply(TypedDict):
+    """The reply in the shape of RunPod's public endpoints."""
+
+    image_url: str
+    result: str
+    image_urls: NotRequired[list[str]]
+    metadata: Metadata
+
+
+class FalImage(TypedDict):
+    """A picture as fal's image models name it."""
+
+    url: str
+    width: int
+    height: int
+    content_type: str
+
+
+class FalReply(TypedDict):
+    """The reply in the shape of fal's image models."""
+
+    images: list[FalImage]
+    seed: int
+    timings: dict[str, float]
+    prompt: str
+    has_nsfw_concepts: NotRequired[list[bool]]
+    metadata: Metadata
+
+
+class ReplicateMetrics(TypedDict):
+    """What a prediction of Replicate has taken."""
+
+    predict_time: float  # seconds
+
+
+class ReplicateReply(TypedDict):
+    """The reply in the shape of a prediction of Replicate."""
+
+    status: Literal["succeeded"]
+    output: list[str]
+    model: str
+    version: str | None
+    metrics: ReplicateMetrics
+    metadata: Metadata
+
+
 def shape_of(request: "Drawing", settings: "Settings") -> ResponseShape:
     """The shape that the job asks for, or else the endpoint's."""
     return ResponseShape(request.response_shape) if request.response_shape else settings.QWEN_RESPONSE_SHAPE
@@ -40,31 +88,37 @@ def shaped_reply(shape: ResponseShape, request: "Drawing", metadata: Metadata, f
     """The reply of a job that drew. `files`: at least one."""
     if shape is ResponseShape.WORKER:
         return success_reply(request, metadata, files.texts, "image_url" if files.by_url else "image")
-    return {**FOREIGN[shape](files, metadata), "metadata": metadata}
+    return dict(FOREIGN[shape](files, metadata))
 
 
-def runpod_public(files: Files, metadata: Metadata) -> dict[str, Any]:
+def runpod_public(files: Files, metadata: Metadata) -> RunpodPublicReply:
     """As RunPod's public endpoints: some have the URL as `image_url`, others as `result`, and their client reads both.
 
     They draw one picture a job. Of several the list is here as in the worker's own shape.
     """
     urls = files.urls
-    return {"image_url": urls[0], "result": urls[0]} | ({"image_urls": urls} if len(urls) > 1 else {})
+    reply: RunpodPublicReply = {"image_url": urls[0], "result": urls[0], "metadata": metadata}
+    if len(urls) > 1:
+        reply["image_urls"] = urls
+    return reply
 
 
-def fal(files: Files, metadata: Metadata) -> dict[str, Any]:
+def fal(files: Files, metadata: Metadata) -> FalReply:
     """As fal's image models. `has_nsfw_concepts` is there only where somebody has looked at the pictures."""
-    about = {"width": metadata["width"], "height": metadata["height"], "content_type": files.content_type}
-    checked = metadata.get("has_nsfw_concepts")
-    return {
-        "images": [{"url": url, **about} for url in files.urls],
+    width, height, content_type = metadata["width"], metadata["height"], files.content_type
+    reply: FalReply = {
+        "images": [{"url": url, "width": width, "height": height, "content_type": content_type} for url in files.urls],
         "seed": metadata["seed"],
         "timings": metadata["timings"],
         "prompt": metadata["prompt"],
-    } | ({} if checked is None else {"has_nsfw_concepts": checked})
+        "metadata": metadata,
+    }
+    if "has_nsfw_concepts" in metadata:
+        reply["has_nsfw_concepts"] = metadata["has_nsfw_concepts"]
+    return reply
 
 
-def replicate(files: Files, metadata: Metadata) -> dict[str, Any]:
+def replicate(files: Files, metadata: Metadata) -> ReplicateReply:
     """As a prediction of Replicate, without what only its platform knows: ids, dates, logs, URLs of its API.
 
     Without `input` too, which would repeat the caller's pictures, and without `error`, which RunPod's SDK takes out.
@@ -75,10 +129,11 @@ def replicate(files: Files, metadata: Metadata) -> dict[str, Any]:
         "model": metadata["model"],
         "version": metadata["revision"],
         "metrics": {"predict_time": metadata["processing_time"]},
+        "metadata": metadata,
     }
 
 
-FOREIGN: dict[ResponseShape, Callable[[Files, Metadata], dict[str, Any]]] = {
+FOREIGN: dict[ResponseShape, Callable[[Files, Metadata], Mapping[str, Any]]] = {
     ResponseShape.RUNPOD_PUBLIC: runpod_public,
     ResponseShape.FAL: fal,
     ResponseShape.REPLICATE: replicate,

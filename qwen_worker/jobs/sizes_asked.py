@@ -4,13 +4,13 @@ Knows nothing of the pixels that a name stands for (`named_sizes.py`), which dep
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidInput
+from ..errors import BeyondSchema, InvalidInput
 from .named_sizes import MATCH_INPUT, MAX_STRETCH, TABLES, pixels_of, ratio_of, times_apart
 from .request import MAX_RATIO, MAX_SIDE, MIN_SIDE, Drawing, Edit
-from .values import Warn, read_whole, short_json
+from .values import WHOLE, JsonSchema, Reader, Warn, read_whole, short_json, text_like
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -30,23 +30,40 @@ NAMED_SIZES = {
 }
 # What leaves the size to the endpoint, or to width and height.
 NO_SIZE = ("auto", "default", "custom", "optimize_for_quality")
+IDLE_TEXTS = (*NO_SIZE, "optimize_for_speed", "")
+MATCH_TEXTS = (MATCH_INPUT, "match_input")
+# What `str.strip` takes off; JSON Schema's own `\s` is other characters.
+SPACES = r"[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*"
+NO_SIZE_TEXT = text_like(rf"{SPACES}(?:{'|'.join(IDLE_TEXTS)}){SPACES}")
+SIZE_TEXT = text_like(
+    rf"{SPACES}(?:{SIDES.pattern}|{RATIO.pattern}|[12][kK]|{'|'.join((*NAMED_SIZES, *MATCH_TEXTS))}){SPACES}"
+)
+# A side is brought to the grid, so that it may be any whole number within the limits here.
+SIDE: JsonSchema = {"anyOf": [{"type": "integer", "minimum": MIN_SIDE, "maximum": MAX_SIDE}, text_like(WHOLE.pattern)]}
+SIZE_OBJECT: JsonSchema = {
+    "type": "object",
+    "properties": {"width": SIDE, "height": SIDE},
+    "required": ["width", "height"],
+    "additionalProperties": False,
+}
+WITH_OBJECTS = ("image_size", "target_size")
 TEXTS = "WIDTHxHEIGHT in pixels, WIDTH:HEIGHT as an aspect ratio, '1K', '2K' or 'auto'"
 
 
-def size_reader(name: str) -> "Callable[[JsonValue, Warn], dict[str, JsonValue]]":
+def size_reader(name: str) -> Reader:
     """A reader of a field that gives a size in a text, and `image_size` and `target_size` in an object too."""
 
     def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
-        if isinstance(value, dict) and name in ("image_size", "target_size"):
+        if isinstance(value, dict) and name in WITH_OBJECTS:
             return read_object(name, value)
         text = value.strip() if isinstance(value, str) else None
         if text == "":
             warn(f"{name} is empty, and the default size is used")
         if text == "optimize_for_speed":
             warn(f"{name} {short_json(value)} has no effect: a smaller size is drawn faster, and preset fast too")
-        if text in (*NO_SIZE, "", "optimize_for_speed"):
+        if text in IDLE_TEXTS:
             return {}
-        if text in (MATCH_INPUT, "match_input"):
+        if text in MATCH_TEXTS:
             return {"aspect_ratio": MATCH_INPUT}
         if text and text.upper() in TABLES:
             return {"size": text.upper()}
@@ -60,7 +77,8 @@ def size_reader(name: str) -> "Callable[[JsonValue, Warn], dict[str, JsonValue]]
             rule = f"one of {', '.join(NAMED_SIZES)}, an object of width and height, {rule}"
         raise InvalidInput(f"{name} must be {rule}, not {short_json(value)}")
 
-    return read
+    schemas = [SIZE_TEXT, SIZE_OBJECT] if name in WITH_OBJECTS else [SIZE_TEXT]
+    return Reader(read, ("size", "aspect_ratio"), {"anyOf": schemas}, idle=NO_SIZE_TEXT)
 
 
 def read_object(name: str, value: "Mapping[str, JsonValue]") -> "dict[str, JsonValue]":
@@ -79,7 +97,8 @@ def in_limits(name: str, width: int, height: int) -> str:
     for own, side in (("width", width), ("height", height)):
         if not MIN_SIDE <= side <= MAX_SIDE:
             rule = f"a whole number from {MIN_SIDE} to {MAX_SIDE}"
-            raise InvalidInput(f"{own} (sent as {name}) must be {rule}, not {short_json(side)}")
+            sentence = f"{own} (sent as {name}) must be {rule}, not {short_json(side)}"
+            raise InvalidInput(sentence, BeyondSchema.TEXT_NUMBER)
     return f"{width}x{height}"
 
 
@@ -87,7 +106,8 @@ def require_ratio(name: str, width: str, height: str) -> str:
     """The aspect ratio as a text of ours. Raises `InvalidInput`."""
     text = f"{width}:{height}"
     if not float(width) or not float(height) or times_apart(ratio_of(text) or 0.0, 1.0) > MAX_RATIO:
-        raise InvalidInput(f"{name} must be from 1:{MAX_RATIO} to {MAX_RATIO}:1, not {short_json(text)}")
+        sentence = f"{name} must be from 1:{MAX_RATIO} to {MAX_RATIO}:1, not {short_json(text)}"
+        raise InvalidInput(sentence, BeyondSchema.TEXT_NUMBER)
     return text
 
 
@@ -104,22 +124,26 @@ def join_sizes(request: Drawing, sent_as: Mapping[str, str]) -> Drawing:
         if sides.get(name, named) != named:
             raise InvalidInput(
                 f"{name} is given twice, as {sent_as.get('size', 'size')} ({named}) and as {name} ({sides[name]}), "
-                "and the two differ: send one of them"
+                "and the two differ: send one of them",
+                BeyondSchema.TWICE,
             )
     given = " and ".join(f"{name} ({side})" for name, side in sides.items())
     if request.size in TABLES and sides and not is_about(sides, TABLES[request.size][0]):
-        raise InvalidInput(f"{size} and {given} differ: send one of them")
+        raise InvalidInput(f"{size} and {given} differ: send one of them", BeyondSchema.TWICE)
     if request.aspect_ratio == MATCH_INPUT:
         if not isinstance(request, Edit):
-            raise InvalidInput(f"{ratio} needs an input picture, and {request.task} takes none: send another ratio")
+            sentence = f"{ratio} needs an input picture, and {request.task} takes none: send another ratio"
+            raise InvalidInput(sentence, BeyondSchema.TOGETHER)
         if pixels or sides:
-            raise InvalidInput(f"{ratio} and {size if pixels else given} may differ: send one of them")
+            sentence = f"{ratio} and {size if pixels else given} may differ: send one of them"
+            raise InvalidInput(sentence, BeyondSchema.TWICE)
     asked = ratio_of(request.aspect_ratio)
     if asked and len(sides) == 1 and not pixels:
-        raise InvalidInput(f"{ratio} and {given} leave the size open: send width and height, or the ratio alone")
+        sentence = f"{ratio} and {given} leave the size open: send width and height, or the ratio alone"
+        raise InvalidInput(sentence, BeyondSchema.TOGETHER)
     width, height = pixels or (sides.get("width"), sides.get("height"))
     if asked and width and height and times_apart(asked, width / height) > MAX_STRETCH:
-        raise InvalidInput(f"{ratio} and {size if pixels else given} differ: send one of them")
+        raise InvalidInput(f"{ratio} and {size if pixels else given} differ: send one of them", BeyondSchema.TWICE)
     return request.model_copy(update={"size": None, "aspect_ratio": None}) if len(sides) == 2 else request
 
 

@@ -1,25 +1,65 @@
 """Values as clients send them, JavaScript's 20.0 and the "42" of forms and workflow tools, and in sentences. Pure.
 
-What is not exactly a number stays as it is, and the models of `request.py` refuse it. Knows nothing of fields.
+What is not exactly a number stays as it is, and the models of `request.py` refuse it. What reads a value stands beside
+the JSON schema of what it reads. Knows nothing of fields.
 """
 
 import json
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BeforeValidator
+from pydantic_core import core_schema
 
 from ..errors import hide_secrets
 
 if TYPE_CHECKING:
-    from pydantic import JsonValue
+    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue
 
+JsonSchema = dict[str, Any]
+NULL: JsonSchema = {"type": "null"}  # a field with the value null counts as absent
 Warn = Callable[[str], None]  # takes a sentence for the warnings of a reply
 
 MAX_EXACT = 2**53 - 1  # the largest whole number up to which every JSON client holds all exactly
 WHOLE = re.compile(r"(-?[0-9]{1,20})(?:\.0{1,20})?")
 DECIMAL = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]{1,20})?")
+
+
+@dataclass(frozen=True, eq=False)
+class ReadFirst:
+    """Beside a field's type: what reads its value first, and the schemas of the forms that only reading makes one."""
+
+    read: "Callable[[Any], JsonValue]"
+    forms: tuple[JsonSchema, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: "GetCoreSchemaHandler") -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self.read, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: "GetJsonSchemaHandler"
+    ) -> JsonSchema:
+        return {"anyOf": [handler(schema), *self.forms]}
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """What reads a field of another API, and the JSON schema of its values.
+
+    `read`: our fields by their names; raises `InvalidInput`. `schema`: of the values that give the fields `gives`,
+    beside those that a field of ours takes by itself where the reader has its name. `idle`: of values that ask for
+    nothing.
+    """
+
+    read: "Callable[[JsonValue, Warn], dict[str, JsonValue]]"
+    gives: tuple[str, ...] = ()
+    schema: JsonSchema | None = None
+    idle: JsonSchema | None = None
+
+
+def text_like(pattern: str) -> JsonSchema:
+    """The schema of texts that match the whole pattern."""
+    return {"type": "string", "pattern": f"^(?:{pattern})$"}
 
 
 def ignore(sentence: str) -> None:
@@ -62,7 +102,9 @@ def agree(one: "JsonValue", other: "JsonValue") -> bool:
         return False
 
 
-ReadWhole, ReadNumber, ReadGuidance = map(BeforeValidator, (read_whole, read_number, read_guidance))
+ReadWhole = ReadFirst(read_whole, (text_like(WHOLE.pattern),))
+ReadNumber = ReadFirst(read_number, (text_like(DECIMAL.pattern),))
+ReadGuidance = ReadFirst(read_guidance, ({"const": 0}, text_like(DECIMAL.pattern)))
 
 
 def short_json(value: "JsonValue | tuple[JsonValue, ...]") -> str:
