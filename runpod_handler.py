@@ -98,11 +98,10 @@ class Worker:
         self.queue = WaitingQueue(self.inference_thread)
         self.batches = Batches(self.queue, settings.QWEN_BATCH)
         self.prompt_cache = PromptCache(round(settings.QWEN_PROMPT_CACHE_MB * 1e6))
-        self.paces, self.previewer = Paces(), Previewer()
+        self.paces, self.previewer, self.counters = Paces(), Previewer(), health.Counters()
         self.bucket, self.signer = bucket_from_settings(settings), signer_from_settings(settings)
         self.rewriter = rewriter_from_settings(settings)
         self.reply_bytes = round(settings.QWEN_RESULT_LIMIT_MB * 1e6)  # that a reply may have
-        self.counters = health.Counters()
         self.jobs: dict[str, asyncio.Task[Any]] = {}  # that are being answered, by id
 
     async def answer(self, job: SdkJob, post: Post | None = None, limit_bytes: int | None = None) -> Reply:
@@ -124,8 +123,7 @@ class Worker:
                 limit_seconds = limit_of(job, self.settings.QWEN_JOB_SECONDS)
                 # Clients of other APIs know no field that tells a stand-in from a picture.
                 takes_stand_ins = call is None and shape_of(request, self.settings) is ResponseShape.WORKER
-                notes = [*warnings, *warnings_of(request)]
-                drawing = Job(job_id, request, limit_seconds, notes, takes_stand_ins)
+                drawing = Job(job_id, request, limit_seconds, [*warnings, *warnings_of(request)], takes_stand_ins)
                 limit_bytes = min(limit_bytes or self.reply_bytes, self.reply_bytes)
                 reply = await self.serve(drawing, job, post, limit_bytes)
             else:
