@@ -3,9 +3,10 @@
 Knows nothing of what a setting causes.
 """
 
+from typing import Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings
 
 
@@ -41,6 +42,13 @@ class CheckSettings(BaseSettings):
     QWEN_REWRITE_SECONDS: float = Field(
         default=10, gt=0, description="How long rewriting one prompt may take, in seconds."
     )
+
+    @model_validator(mode="after")
+    def require_classifier(self) -> Self:
+        """Refuse labels without a classifier: their operator takes pictures for checked that nobody looks at."""
+        if self.QWEN_SAFETY_LABELS is not None and self.QWEN_SAFETY_MODEL is None:
+            raise ValueError("QWEN_SAFETY_LABELS is set and QWEN_SAFETY_MODEL is not: no picture would be checked")
+        return self
 
     @field_validator("QWEN_REWRITE_URL")
     @classmethod

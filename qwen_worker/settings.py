@@ -27,6 +27,14 @@ MODEL_ROOTS = ("/runpod-volume/huggingface-cache/hub", "/opt/qwen-image/models",
 LOAD_THREADS = 8  # this many readers keep one drive at full speed, and hide the latency of a network volume
 # QWEN_SPEEDUPS may still name them, with a warning: endpoints that were set up for a former version go on starting.
 REMOVED_SPEEDUPS = frozenset({"qkv", "channels_last"})
+# By setting, the one that it has no effect without, and the value that this one must have if not any does.
+NEEDED = {
+    "QWEN_SAFETY_THRESHOLD": ("QWEN_SAFETY_MODEL", None),
+    "QWEN_REWRITE_MODEL": ("QWEN_REWRITE_URL", None),
+    "QWEN_REWRITE_KEY": ("QWEN_REWRITE_URL", None),
+    "QWEN_C2PA_CERTIFICATE": ("QWEN_MARK", "c2pa"),
+    "QWEN_C2PA_KEY": ("QWEN_MARK", "c2pa"),
+}
 
 
 class Fallback(StrEnum):
@@ -128,12 +136,16 @@ def read_settings() -> "Settings":
 
 
 def environment_warnings(environment: Mapping[str, str]) -> list[str]:
-    """A sentence for each QWEN_ variable that is no setting, and for each removed speedup that QWEN_SPEEDUPS names."""
+    """A sentence for each QWEN_ variable that is no setting or has no effect, and for each removed speedup."""
     settings = list(Settings.model_fields)
     warnings: list[str] = []
     for name in sorted(name for name in environment if name.startswith("QWEN_") and name not in settings):
         similar = difflib.get_close_matches(name, settings, 1)
         warnings.append(f"{name} is no setting of this worker" + (f"; {similar[0]} is" if similar else ""))
+    for name, (needed, value) in NEEDED.items():
+        found = environment.get(needed)
+        if environment.get(name) and (not found if value is None else found != value):
+            warnings.append(f"{name} has no effect without {needed}" + (f"={value}" if value else ""))
     speedups = {part.strip() for part in environment.get("QWEN_SPEEDUPS", "").split(",")}
     removed = sorted(speedups & REMOVED_SPEEDUPS)
     return warnings + [f"QWEN_SPEEDUPS names {name}, which this worker does not have any more" for name in removed]
@@ -141,6 +153,8 @@ def environment_warnings(environment: Mapping[str, str]) -> list[str]:
 
 def describe_error(error: "ErrorDetails") -> str:
     """One of pydantic's errors in a line. A LoRA's is left out: in broken JSON a URL's end may not be seen."""
+    if not error["loc"]:  # of several variables, which the sentence names
+        return error["msg"].removeprefix("Value error, ")
     place, value = ".".join(map(str, error["loc"])), error["input"]
     hidden = place.partition(".")[0].endswith(("_LORA", "_LORAS")) and not isinstance(value, int | float)
     rule = error["msg"].removeprefix("Value error, ")

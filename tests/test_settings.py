@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from qwen_worker.settings import Fallback, Misconfigured, Settings, read_settings
+from qwen_worker.settings import Fallback, Misconfigured, Settings, environment_warnings, read_settings
 
 
 def test_the_defaults_are_the_released_models():
@@ -55,3 +55,14 @@ def test_a_bad_value_is_refused_by_name(monkeypatch, name, value):
 
 def test_every_setting_says_what_it_is_for():
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_labels_without_a_classifier_are_refused_and_other_idle_settings_told(monkeypatch):
+    monkeypatch.setenv("QWEN_SAFETY_LABELS", "nsfw")
+    with pytest.raises(Misconfigured, match="^QWEN_SAFETY_LABELS is set and QWEN_SAFETY_MODEL is not: no picture"):
+        read_settings()
+    idle = {"QWEN_REWRITE_KEY": "hush", "QWEN_C2PA_KEY": "hush", "QWEN_MARK": "xmp"}
+    assert environment_warnings(idle) == [
+        "QWEN_REWRITE_KEY has no effect without QWEN_REWRITE_URL", "QWEN_C2PA_KEY has no effect without QWEN_MARK=c2pa",
+    ]  # fmt: skip
+    assert environment_warnings({**idle, "QWEN_REWRITE_URL": "http://a", "QWEN_MARK": "c2pa"}) == []

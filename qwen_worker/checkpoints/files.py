@@ -70,7 +70,7 @@ def spellings(folder: Path, name: str) -> Iterator[Path]:
 def label_of(model: str) -> str:
     """A model setting as a caller may see it: a hub id without its revision, or a folder's last two names."""
     if is_folder(model):
-        return "/".join(Path(model).absolute().parts[-2:])[-200:]
+        return "/".join(Path(model).absolute().parts[1:][-2:])[-200:]
     return hide_secrets(model).partition("@")[0][:200]
 
 

@@ -37,6 +37,7 @@ ALIASES = {
     "reference_images": "images",
     "input_images": "images",
     "init_images": "images",
+    "init_image": "image",
     "image_base64": "image",
     "url": "image",
     "input_image": "image",

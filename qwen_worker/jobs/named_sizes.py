@@ -71,10 +71,15 @@ def named_size(request: Drawing, grid: Grid, source_ratio: float = 1.0) -> Size 
     exact = table_size(table, ratio)
     if exact and max(exact) <= grid.longest:
         return grid.nearest(*exact)
-    area = TABLES[table][0][0] ** 2 if table else OWN_SIDE**2
-    width, height = math.sqrt(area * ratio), math.sqrt(area / ratio)
+    width, height = sides_of(table, ratio)
     shrink = min(1.0, grid.longest / max(width, height))
     return grid.nearest(width * shrink, height * shrink)
+
+
+def sides_of(table: str | None, ratio: float) -> tuple[float, float]:
+    """The sides of this ratio that make as many pixels as the table's square."""
+    area = TABLES[table][0][0] ** 2 if table else OWN_SIDE**2
+    return math.sqrt(area * ratio), math.sqrt(area / ratio)
 
 
 def with_size(request: Drawing, size: Size) -> Drawing:
@@ -83,14 +88,18 @@ def with_size(request: Drawing, size: Size) -> Drawing:
 
 
 def brought_warning(request: Drawing, grid: Grid, delivered: Size) -> str | None:
-    """A sentence for a size that its name says in pixels, and that the checkpoint does not draw so."""
+    """A sentence for a size that the checkpoint does not draw as it is named."""
     ratio = ratio_of(request.aspect_ratio)
-    if ratio is None and request.size and not isinstance(request, Edit):
+    if ratio is None and request.size is None:
+        return None
+    if ratio is None and not isinstance(request, Edit):
         ratio = 1.0
+    name = f"size {request.size}" if request.size else f"aspect_ratio {request.aspect_ratio}"
     exact = pixels_of(request.size) or (table_size(request.size or grid.table, ratio) if ratio else None)
+    if exact is None and max(sides_of(request.size or grid.table, ratio or delivered[0] / delivered[1])) > grid.longest:
+        return f"{name} is brought to {delivered[0]}x{delivered[1]}: a side has at most {grid.longest} pixels"
     if not exact or exact == delivered:
         return None
-    name = f"size {request.size}" if request.size else f"aspect_ratio {request.aspect_ratio}"
     named = "" if pixels_of(request.size) else f", {exact[0]}x{exact[1]},"
     rule = f"width and height are multiples of {grid.multiple}, at most {grid.longest}"
     return f"{name}{named} is brought to {delivered[0]}x{delivered[1]}: {rule}"

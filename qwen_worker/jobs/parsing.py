@@ -4,6 +4,7 @@ The rules themselves stand in `request.py`. Knows nothing of torch, diffusers or
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,8 @@ BOUNDS = ("greater_than", "greater_than_equal", "less_than_equal", "multiple_of"
 # By field that a task which draws leaves out where it has none of that name, the schema of its values.
 IDLE_FIELDS: dict[str, JsonSchema] = {"model": {"type": "string"}, "strength": {}}
 MAX_NAME = 40  # characters of an unknown name that are compared with the fields' names
+CLOSE = 0.8  # a name that resembles a field's by less may mean a picture, if it has one of these words
+PICTURE_NAME = re.compile(r"image|img|picture|photo|base64|b64|^(?:file|src|source|pic)(?:_|$)", re.IGNORECASE)
 
 
 def parse(
@@ -108,9 +111,9 @@ def implied_task(fields: "dict[str, JsonValue]", job_input: "dict[str, JsonValue
         return "generate"
     if not job_input:
         return "health"
-    rule = "prompt is required where task is not given and the input is not empty"
     if "prompt" in job_input:
-        raise InvalidInput(f"{rule}; this prompt is null")
+        raise InvalidInput("prompt is required, and this prompt is null: send a text")
+    rule = "prompt is required where task is not given and the input is not empty"
     names = [short_json(name) for name, value in job_input.items() if value is not None] or ["nulls"]
     hint = next(filter(None, (did_you_mean(name, ["prompt"]) for name in job_input)), "")
     raise InvalidInput(f"{rule}; this input has only {', '.join(names)}{hint}")
@@ -232,6 +235,9 @@ def did_you_mean(name: str, fields: list[str]) -> str:
         return " (did you mean prompt?)"
     own = {alias: own for alias, own in ALIASES.items() if own in fields} | {one: one for one in fields}
     near = difflib.get_close_matches(name[:MAX_NAME], own, 1)
+    is_close = bool(near) and difflib.SequenceMatcher(None, name, near[0]).ratio() >= CLOSE
+    if not is_close and "prompt" in fields and PICTURE_NAME.search(name):
+        return " (did you mean image?)" if "image" in fields else " (did you mean image? task edit takes it)"
     return f" (did you mean {near[0]}?)" if near else ""
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MIN_SIDE, MAX_SIDE = 256, 2048  # pixels
 SIDE_MULTIPLE = 16  # pixels: the VAE halves a side three times, and the transformer takes 2 x 2 latents as one token
+COARSE_MULTIPLE = 32  # pixels: of Qwen-Image-2.1 and of the tiny checkpoint, whose VAEs halve a side four times
 MAX_RATIO = 8  # of the longer side to the shorter one; pictures beyond it break the pipelines' arithmetic
 MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
 # No bound on meaning, which tokens are, but on what is counted: English has 4 to 5 characters a token, and the longest
@@ -313,11 +314,12 @@ def require_served(request: Drawing, multiple: int, max_images: int) -> None:
     `multiple`: pixels of which width and height must be a multiple. Raises `InvalidInput`.
     """
     is_resampled = isinstance(request, Edit) and request.draw_size == "input"
-    for name, side in (("width", request.width), ("height", request.height)):
-        if side and side % multiple and not is_resampled:
-            rule = f"a multiple of {multiple} for this checkpoint"
-            sentence = f"{name} must be {rule}, not {side}{nearest_sides(side, multiple)}"
-            raise InvalidInput(sentence, BeyondSchema.ENDPOINT)
+    sides = {"width": request.width, "height": request.height}
+    off_grid = {name: side for name, side in sides.items() if side and side % multiple and not is_resampled}
+    if off_grid:
+        rule = f"must be a multiple of {multiple} for this checkpoint, not"
+        sentences = [f"{name} {rule} {side}{nearest_sides(side, multiple)}" for name, side in off_grid.items()]
+        raise InvalidInput("; ".join(sentences), BeyondSchema.ENDPOINT)
     if isinstance(request, Edit) and len(request.images) > max_images:
         sentence = f"images must hold at most {max_images} for this checkpoint, not {len(request.images)}"
         raise InvalidInput(sentence, BeyondSchema.ENDPOINT)
@@ -328,7 +330,13 @@ def nearest_sides(side: int, multiple: int = SIDE_MULTIPLE) -> str:
     lower = side // multiple * multiple
     if not MIN_SIDE <= side <= MAX_SIDE or side == lower:
         return ""
-    return f"; the nearest are {lower} and {lower + multiple}"
+    nearest = f"; the nearest are {lower} and {lower + multiple}"
+    if multiple == COARSE_MULTIPLE:
+        return nearest
+    lower = side // COARSE_MULTIPLE * COARSE_MULTIPLE
+    return (
+        f"{nearest}, or {lower} and {lower + COARSE_MULTIPLE} where the checkpoint needs multiples of {COARSE_MULTIPLE}"
+    )
 
 
 def require_tokens(name: str, count: int) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SIDES = re.compile(r"([0-9]{1,5}) ?[xX*×] ?([0-9]{1,5})")
 RATIO = re.compile(r"([0-9]{1,4}(?:\.[0-9]{1,4})?) ?: ?([0-9]{1,4}(?:\.[0-9]{1,4})?)")
+LARGEST_OF_RATIO = 100  # two sides up to this one are meant as a ratio: 16x9
 # The names of fal's `image_size`.
 NAMED_SIZES = {
     "square": "512x512",
@@ -97,7 +98,8 @@ def in_limits(name: str, width: int, height: int) -> str:
     for own, side in (("width", width), ("height", height)):
         if not MIN_SIDE <= side <= MAX_SIDE:
             rule = f"a whole number from {MIN_SIDE} to {MAX_SIDE}"
-            sentence = f"{own} (sent as {name}) must be {rule}, not {short_json(side)}"
+            ratio = f"; an aspect ratio is written {width}:{height}" if max(width, height) <= LARGEST_OF_RATIO else ""
+            sentence = f"{own} (sent as {name}) must be {rule}, not {short_json(side)}{ratio}"
             raise InvalidInput(sentence, BeyondSchema.TEXT_NUMBER)
     return f"{width}x{height}"
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 65536  # the most that is asked of the socket at a time
 MAX_FETCHES = 16
 # Hosts such as Wikimedia refuse clients that go by the name of their library.
-USER_AGENT = "qwen-image-worker (fetches pictures and LoRAs that a job names; a serverless worker on RunPod)"
+USER_AGENT = "qwen-image-worker (a serverless worker on RunPod, at the request of one of its jobs)"
 fetch_threads = SideThreads(MAX_FETCHES)
 
 

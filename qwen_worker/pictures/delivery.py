@@ -75,7 +75,10 @@ def terms_of(
     default = settings.QWEN_DELIVERY if s3_config is None else Delivery.URL
     mode = Delivery(request.delivery) if request.delivery else default
     if mode is Delivery.URL and bucket is None:
-        raise InvalidInput("delivery 'url' needs a bucket: the job has no s3Config and the endpoint no BUCKET_*")
+        raise InvalidInput(
+            "delivery 'url' (response_format 'url') needs a bucket, and neither the job's s3Config nor the endpoint's "
+            "BUCKET_* names one; delivery 'inline' (response_format 'b64_json') sends the pictures in the reply"
+        )
     bucket = None if mode is Delivery.INLINE else bucket
     shape = shape_of(request, settings)
     if bucket and shape is not ResponseShape.WORKER:

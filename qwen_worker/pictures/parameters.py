@@ -33,24 +33,31 @@ def embed_parameters(pictures: "list[Image.Image]", request: Drawing, facts: Dra
     for picture, seed in zip(pictures, request.seeds, strict=True):
         text, data = text_of(request, facts, seed), data_of(request, facts, seed)
         if request.output_format == "jpeg" and len(exif_of(text, json.dumps(data))) > MAX_EXIF_BYTES:
-            data.pop("instruction", None)  # a rewritten prompt's length was not known when the job was parsed
+            # A rewritten prompt's length was not known when the job was parsed: the caller's own has room.
+            text = text_of(request, {**facts, "instruction": facts["prompt"]}, seed)
+            data.pop("instruction", None)
         picture.info[PARAMETERS_KEY] = text, json.dumps(data)
 
 
 def text_of(request: Drawing, facts: DrawingFacts, seed: int) -> str:
-    """The prompt, the negative prompt, and a line of names and values."""
+    """The prompt, the negative prompt, and a line of names and values.
+
+    The prompt is the one to send again: where it was rewritten, the text that came back. So are the steps, of which a
+    `strength` below 1 has run only a part.
+    """
+    is_partial = isinstance(request, Edit) and request.strength < 1
     values: dict[str, Any] = {
-        "Steps": facts["steps"],
+        "Steps": request.num_inference_steps if is_partial else facts["steps"],
         "CFG scale": facts["guidance_scale"],
         "Seed": seed,
         "Size": facts["dimensions"],
         "Model": facts["model"] if facts["backend"] == "qwen-image" else facts["backend"],
     }
-    if isinstance(request, Edit) and request.strength < 1:
+    if isinstance(request, Edit) and is_partial:
         values["Denoising strength"] = request.strength
     if loras := facts.get("loras"):
         values["Loras"] = ", ".join(f"{lora['path']}: {lora['scale']:g}" for lora in loras)
-    lines = [facts["prompt"]]
+    lines = [facts.get("instruction", facts["prompt"]) if request.prompt_extend else facts["prompt"]]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")
     lines.append(", ".join(f"{name}: {quote(str(value))}" for name, value in values.items()))
@@ -63,7 +70,13 @@ def quote(value: str) -> str:
 
 
 def data_of(request: Drawing, facts: DrawingFacts, seed: int) -> dict[str, Any]:
-    data = {"task": request.task, "negative_prompt": request.negative_prompt, "seed": seed}
+    steps = request.num_inference_steps
+    data = {
+        "task": request.task,
+        "negative_prompt": request.negative_prompt,
+        "seed": seed,
+        "num_inference_steps": steps,
+    }
     data |= {name: value for name, value in facts.items() if name in KEPT_FACTS}
     return {name: value for name, value in data.items() if value is not None}
 

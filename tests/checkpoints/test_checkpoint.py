@@ -427,3 +427,8 @@ def test_blobs_of_the_hub_cache_are_compared_by_name_unread(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "model.safetensors").symlink_to(blobs / name)
     assert not sharing.same_file(tmp_path / "a" / "model.safetensors", tmp_path / "b" / "model.safetensors")
+
+
+@pytest.mark.parametrize(("model", "label"), [("/none", "none"), ("/a/b/c", "b/c"), ("Org/Name@main", "Org/Name")])
+def test_a_model_is_called_by_the_end_of_its_path(model, label):
+    assert checkpoint.label_of(model) == label

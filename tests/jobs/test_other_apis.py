@@ -144,7 +144,7 @@ def test_speed_is_given_where_it_is_served():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"prompt": None}, "prompt is required where task is not given .* this prompt is null"),
+        ({"prompt": None}, "prompt is required, and this prompt is null: send a text"),
         ({"promt": "x"}, r'this input has only "promt" \(did you mean prompt\?\)'),
         ({"text": "a fox"}, r'this input has only "text" \(did you mean prompt\?\)'),
         ({"input": {"prompt": "x"}}, "input is given within input: send"),

@@ -70,7 +70,8 @@ def test_foreign_readers_find_the_text_and_the_json(output_format, prompt):
     found = by_exiftool(file, *(f"-{name}" for name in names))
     assert found[names[0]] == text
     assert json.loads(found[names[1]]) == {
-        "task": "generate", "prompt": prompt, "negative_prompt": "雨", "seed": 7, "backend": "qwen-image",
+        "task": "generate", "prompt": prompt, "negative_prompt": "雨", "seed": 7, "num_inference_steps": 50,
+        "backend": "qwen-image",
         "model": "Qwen/Qwen-Image", "revision": "abc", "width": 320, "height": 256, "preset": "quality", "steps": 2,
         "guidance_scale": 4.0, "worker_version": "1.2.3",
     }  # fmt: skip
@@ -220,3 +221,23 @@ def test_a_nul_and_unpaired_lines_do_not_cut_the_text():
 def test_embed_parameters_is_true_or_false(value):
     with pytest.raises(InvalidInput, match="embed_parameters must be true or false, not"):
         parse({"prompt": "a", "embed_parameters": value}, "a")
+
+
+def test_the_text_has_the_steps_and_the_prompt_to_send_again():
+    edit = {"task": "edit", "image": "aGk=", "strength": 0.5, "num_inference_steps": 4}
+    found = by_web_ui(encode_picture(embedded(Image.new("L", (64, 64)), **edit), "png"))
+    assert values_of(found)["Steps"] == "4" and values_of(found)["Denoising strength"] == "0.5"
+    request = parse({"prompt": "a fox", "seed": 7, "embed_parameters": True, "prompt_extend": True}, "job")
+    picture = Image.new("L", (64, 64))
+    embed_parameters([picture], request, FACTS | {"prompt": "a fox", "instruction": "a red fox in deep snow"})
+    assert by_web_ui(encode_picture(picture, "png")).splitlines()[0] == "a red fox in deep snow"
+
+
+def test_a_rewritten_prompt_that_a_jpeg_has_no_room_for_gives_way_to_the_caller_s_own():
+    request = parse(
+        {"prompt": "a fox", "embed_parameters": True, "prompt_extend": True, "output_format": "jpeg"}, "job"
+    )
+    picture = Image.new("L", (64, 64))
+    embed_parameters([picture], request, FACTS | {"prompt": "a fox", "instruction": "雪" * 15_000})
+    file = encode_picture(picture, "jpeg")
+    assert by_web_ui(file).splitlines()[0] == "a fox" and "雪" not in by_exiftool(file, "-XPComment")["XPComment"]
