@@ -12,8 +12,11 @@ from ..conftest import as_text, file_of, heic_of, picture_of, run, text_of
 from ..support import profiles
 from ..support.pictures import decode_picture
 
-EDIT = {"task": "edit", "prompt": "make the background green", "num_inference_steps": 2, "guidance_scale": 1, "seed": 7}
-SMALL = {**EDIT, "width": 256, "height": 256}  # for edits without a mask, which are else drawn at a megapixel
+EDIT = {
+    "task": "edit", "prompt": "make the background green", "num_inference_steps": 2, "guidance_scale": 1, "seed": 7,
+    "draw_size": "asked",
+}  # fmt: skip
+SMALL = {**EDIT, "width": 256, "height": 256}  # for edits without a mask, which have else about a megapixel
 
 
 @pytest.fixture

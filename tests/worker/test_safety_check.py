@@ -74,7 +74,7 @@ def test_an_input_picture_that_is_rejected_never_reaches_the_model(cold_worker, 
 
 
 def test_an_edit_is_checked_at_both_ends(worker):
-    few = {**SIZE, "num_inference_steps": 2}
+    few = {**SIZE, "num_inference_steps": 2, "draw_size": "asked"}
     drawn = posted(worker, prompt="make the background green", image=picture("circle"), **few)["output"]
     assert drawn["metadata"]["has_nsfw_concepts"] == [False]
     turned = {"prompt": "turn the circle into a triangle", "image": picture("circle"), **SIZE, "num_inference_steps": 6}
