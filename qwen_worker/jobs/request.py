@@ -277,7 +277,7 @@ class Edit(Drawing, frozen=True):
             sentence = "mask_from says how mask_image is read, and mask_image is not given"
         elif self.size_from >= count:
             sentence = f"size_from must be below the number of images, {count}, not {self.size_from}"
-        elif (self.width is None) != (self.height is None):
+        elif (self.width is None) != (self.height is None) and "x" not in (self.size or ""):
             sentence = "width and height go together: give both or neither"
         if sentence:
             raise BrokenRule(sentence, BeyondSchema.TOGETHER)

@@ -142,6 +142,43 @@ def test_speed_is_given_where_it_is_served():
 
 
 @pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"go_fast": True, "num_inference_steps": 50, "guidance": 4},
+         "num_inference_steps 50 and guidance 4 are left out: go_fast asks for preset 'fast'"),
+        ({"acceleration": "high", "num_inference_steps": 30, "guidance_scale": 2.5},
+         "num_inference_steps 30 and guidance_scale 2.5 are left out: acceleration asks for preset 'fast'"),
+        ({"quality": "low", "steps": 20}, "steps 20 is left out: quality asks for preset 'fast'"),
+        ({"turbo": True, "guidance": "4", "steps": 8}, "guidance 4 is left out: turbo asks for preset 'fast'"),
+        ({"use_turbo": True, "steps": 8, "guidance": 1}, None),
+    ],
+)  # fmt: skip
+def test_a_wish_for_speed_is_drawn_with_the_steps_and_guidance_of_the_preset(fields, told):
+    request, warnings = drawn(fields, QWEN_IMAGE_FAST_LORA=FEW_STEP)
+    assert (request.preset, request.num_inference_steps, request.guidance_scale) == ("fast", 8, 1)
+    assert warnings == ([f"{told}, which draws 8 steps at guidance_scale 1"] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "drawn_with", "told"),
+    [
+        ({"num_inference_steps": 50}, (50, 1), ["num_inference_steps is 50"]),
+        ({"guidance_scale": 4}, (8, 4), ["guidance_scale is 4"]),
+        ({"num_inference_steps": 6, "cfg": 2, "go_fast": True}, (6, 2), ["num_inference_steps is 6",
+                                                                        "guidance_scale is 2"]),
+        ({"num_inference_steps": 8, "guidance_scale": 1}, (8, 1), []),
+    ],
+)  # fmt: skip
+def test_a_job_that_names_preset_fast_keeps_its_own_steps_and_guidance_and_hears_what_they_should_be(
+    fields, drawn_with, told
+):
+    request, warnings = drawn({"preset": "fast", **fields}, QWEN_IMAGE_FAST_LORA=FEW_STEP)
+    assert (request.num_inference_steps, request.guidance_scale) == drawn_with
+    begin = "preset 'fast' draws by a few-step LoRA, made for 8 steps at guidance_scale 1"
+    assert warnings == [f"{begin}; {one}" for one in told]
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"prompt": None}, "prompt is required where task is not given .* this prompt is null"),

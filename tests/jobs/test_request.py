@@ -224,6 +224,8 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**EDIT, "strength": 1.01}, "strength must be a number above 0 and at most 1, not 1.01"),
         ({**PROMPT, "images": ["a", "b"], "strength": 0.5}, "mask_image and strength below 1 work on one image, not 2"),
         ({**EDIT, "width": 512}, "width and height go together"),
+        ({**EDIT, "width": 512, "size": "1K"}, "width and height go together"),
+        ({**EDIT, "width": 512, "size": "1024x768"}, "width is given twice, as size (1024) and as width (512)"),
         ({**EDIT, "task": "background_replacement", "mask": "a"}, "mask_image is not taken by background_replacement"),
         ({**EDIT, "task": "background_replacement", "mask_from": "alpha"}, "mask_from is not taken by background_rep"),
         ({**EDIT, "mask_from": "alpha"}, "mask_from says how mask_image is read, and mask_image is not given"),
