@@ -90,14 +90,37 @@ def parse(
     request = with_checks(request, presets.settings, sent_as, warn)
     if request.seed == -1:
         request = request.model_copy(update={"seed": seed_of(job_id)})
-    asked_by = sent_as.get("preset", "")
-    if request.preset == Preset.FAST and asked_by in NEXT_PRESETS:
-        role = Role.of(request.task)
-        if reason := presets.obstacle(Preset.FAST, role):
-            preset = NEXT_PRESETS[asked_by]
-            warn(f"{asked_by} asks for preset 'fast', and the picture is drawn by '{preset}': {reason}")
-            request = request.model_copy(update={"preset": preset})
-    return presets.apply(request)
+    request = presets.apply(grant_speed(request, presets, sent_as, warn))
+    for sentence in presets.warnings_of(request):
+        warn(sentence)
+    return request
+
+
+def grant_speed(request: Drawing, presets: Presets, sent_as: Mapping[str, str], warn: Warn) -> Drawing:
+    """The request with a preset that is served, where a field of another API asks for fast.
+
+    Fast then brings its steps and guidance too: clients send their host's own defaults along.
+    """
+    asked_by, role = sent_as.get("preset", ""), Role.of(request.task)
+    if request.preset != Preset.FAST or asked_by not in NEXT_PRESETS:
+        return request
+    if reason := presets.obstacle(Preset.FAST, role):
+        preset = NEXT_PRESETS[asked_by]
+        warn(f"{asked_by} asks for preset 'fast', and the picture is drawn by '{preset}': {reason}")
+        return request.model_copy(update={"preset": preset})
+    values = presets.values(Preset.FAST, role)
+    others = [
+        f"{sent_as.get(name, name)} {getattr(request, name):g}"
+        for name, value in values.items()
+        if name in request.model_fields_set and getattr(request, name) != value
+    ]
+    if others:
+        steps, guidance = values.values()
+        warn(
+            f"{' and '.join(others)} {'are' if len(others) > 1 else 'is'} left out: {asked_by} asks for preset 'fast', "
+            f"which draws {steps} steps at guidance_scale {guidance:g}"
+        )
+    return request.model_copy(update=values)
 
 
 def implied_task(fields: "dict[str, JsonValue]", job_input: "dict[str, JsonValue]") -> str:
