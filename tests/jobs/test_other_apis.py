@@ -54,7 +54,7 @@ def drawn(fields, **settings):
         ({"init_images": [PICTURE], "denoising_strength": 0.5}, {"images": (PICTURE,), "strength": 0.5}),
         ({"turbo": False, "quality": 80}, {"output_quality": 80, "preset": "quality"}),
         ({"outputType": "URL", "outputFormat": "JPG", "numberResults": 2, "CFGScale": 3}, {
-            "delivery": "url", "output_format": "jpeg", "num_images": 2, "guidance_scale": 3}),
+            "delivery": None, "output_format": "jpeg", "num_images": 2, "guidance_scale": 3}),
         ({"parameters": {"width": 512, "guidanceScale": 2}}, {"width": 512, "guidance_scale": 2}),
         ({"lora_weights": "", "lora_2": "a/b", "lora_2_scale": 2}, {"loras": (Lora(path="a/b", scale=2),)}),
         ({"extra_lora_weights": ["a/b", "c/d"], "extra_lora_scale": [0.5, 2]}, {"loras": (
@@ -81,6 +81,9 @@ def test_what_has_a_meaning_here_gets_it_without_a_warning(fields, meant):
         ({"strength": 0.9}, "strength 0.9 has no effect without an input picture"),
         ({"denoise": 0.5}, "denoise 0.5 has no effect without an input picture"),
         ({"lora_scale": 1}, "lora_scale has no effect without a LoRA"),
+        ({"loras": ["a/b"], "lora_scale": 0.7}, "lora_scale has no effect beside loras: give each of them a scale"),
+        ({"loras": [], "lora_scale": 0.7}, "lora_scale has no effect without a LoRA"),
+        ({"output_format": "png", "output_quality": 80}, "output_quality 80 has no effect with output_format png"),
         ({"style": "vivid"}, 'style "vivid": it has no effect: the prompt alone says the style'),
         ({"size": ""}, "size is empty, and the default size is used"),
         ({"image_size": "optimize_for_speed"}, 'image_size "optimize_for_speed" has no effect: a smaller size'),
@@ -232,6 +235,11 @@ def test_unknown_fields_are_left_out_where_the_endpoint_says_so():
         '"stesp" is not a field of generate (did you mean steps?), and has no effect',
         '"mask_image" is not a field of generate (task edit takes it), and has no effect',
     ]
+    request, warnings = drawn({"loras": [{"path": "a/b", "colour": 1}]}, QWEN_UNKNOWN_FIELDS="warn")
+    assert request.loras == (Lora(path="a/b"),)
+    assert warnings == ['"colour" is not a field of loras[0], and has no effect']
+    with pytest.raises(InvalidInput, match="loras"):
+        drawn({"loras": [{"path": "a/b", "url": "c/d"}]}, QWEN_UNKNOWN_FIELDS="warn")
     with pytest.raises(InvalidInput, match="prompt is required"):
         parse({"text": "a fox"}, "job", Presets(Settings(QWEN_UNKNOWN_FIELDS="warn")))
 
