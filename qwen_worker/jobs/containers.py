@@ -19,8 +19,11 @@ MAX_FIELDS = 64  # more than any task has under all names; bounds the length of 
 OBJECTS = ("parameters", "extra_body")  # whose fields are fields of the job
 MAIN_PICTURES = ("image", "image_url", "image_base64", "url", "input_image", "seed_image")
 LISTS_OF_PICTURES = ("images", "image_urls", "input_images", "init_images")
-# How a picture begins that is sent as a text, or a text that is a URL and nothing else: no prompt is one.
-PICTURE_TEXT = re.compile(r"\s*(?:data:image/|iVBORw0KGgo|/9j/|UklGR|R0lGOD|https?://\S+\s*$)", re.IGNORECASE)
+# How a picture begins that is sent as base64, whose lines have at least 64 characters, or a text that is a URL and
+# nothing else: no prompt is one.
+PICTURE_TEXT = re.compile(
+    r"\s*(?:data:image/|iVBORw0KGgo|/9j/|UklGR|R0lGOD|[A-Za-z0-9+/_-]{64}|https?://\S+\s*$)", re.IGNORECASE
+)
 NUMBERED = re.compile(r"(?:input_)?image(?:_url|_base64)?_?([1-9])")
 # Of each LoRA that other APIs give in fields of their own: the names of its path, and the name of its scale.
 LORA_PARTS = (

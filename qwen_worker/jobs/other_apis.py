@@ -68,6 +68,7 @@ DEFAULTS: "dict[str, JsonValue]" = {
     **dict.fromkeys(("s_noise", "initial_noise_multiplier", "inpainting_fill"), 1),
     **dict.fromkeys(("mask_blur", "mask_blur_x", "mask_blur_y"), 4),
     "delivery_method": "sync",
+    "sampler_index": "Euler",
 }
 # By field, the values that ask for what happens anyway, and why no other value is served.
 ONLY_VALUES: "dict[str, tuple[tuple[JsonValue, ...], str]]" = {

@@ -20,7 +20,7 @@ A1111 = {
     "do_not_save_grid": False, "eta": 0, "denoising_strength": 1, "s_min_uncond": 0, "s_churn": 0, "s_tmax": 0,
     "s_tmin": 0, "s_noise": 1.0, "override_settings": {}, "override_settings_restore_afterwards": True,
     "refiner_checkpoint": "", "refiner_switch_at": 0, "disable_extra_networks": False, "comments": {},
-    "sampler_index": "", "script_name": "", "script_args": [], "send_images": True, "save_images": False,
+    "sampler_index": "Euler", "script_name": "", "script_args": [], "send_images": True, "save_images": False,
     "alwayson_scripts": {}, "infotext": "", "force_task_id": "",
 }  # fmt: skip
 A1111_TEXT = {
@@ -400,6 +400,7 @@ def test_what_a_client_sends_is_read_with_its_meaning(body, meant, told):
                      "send the mask with black and white exchanged", id="a1111/inverted"),
         pytest.param({"inputs": "iVBORw0KGgoAAAANSUhEUg=="}, "prompt is required: inputs is a picture here",
                      id="huggingface.co/picture"),
+        pytest.param({"inputs": "Qk0" + "A" * 70}, "prompt is required: inputs is a picture here", id="a-long-word"),
         pytest.param({"inputs": URL, "parameters": {"width": 512}}, "send the prompt in parameters",
                      id="huggingface.co/url"),
         pytest.param({"prompt": "a", "image_url_1": URL, "image_base64_1": PICTURE},
