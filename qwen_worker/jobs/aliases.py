@@ -29,6 +29,7 @@ ALIASES = {
     "n": "num_images",
     "num_outputs": "num_images",
     "num_images_per_prompt": "num_images",
+    "num_outputs_per_prompt": "num_images",
     "batch_size": "num_images",
     "number_results": "num_images",
     "image_format": "output_format",
@@ -105,7 +106,8 @@ class Fields:
         if sent.get("acceleration") == "none" and any(sent.get(name) is True for name in other_apis.SPEED_WISHES):
             del sent["acceleration"]
         for name in containers.gather_loras(sent):
-            self.warn(f"{name} has no effect without a LoRA")
+            place = "beside loras: give each of them a scale" if sent.get("loras") else "without a LoRA"
+            self.warn(f"{name} has no effect {place}")
         containers.gather_pictures(sent)
         return sent
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BeyondSchema, InvalidInput
 from .request import LORA_FIELDS, PICTURE_SCHEMA, TEXT_SCHEMA
-from .values import NULL, JsonSchema, agree, short_json
+from .values import NULL, JsonSchema, Warn, agree, short_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 MAX_FIELDS = 64  # more than any task has under all names; bounds the length of a refusal, which names every bad field
 OBJECTS = ("parameters", "extra_body")  # whose fields are fields of the job
 MAIN_PICTURES = ("image", "image_url", "image_base64", "url", "input_image", "seed_image")
+LISTS_OF_PICTURES = ("images", "image_urls", "input_images", "init_images")
+# How a picture begins that is sent as base64, whose lines have at least 64 characters, or a text that is a URL and
+# nothing else: no prompt is one.
+PICTURE_TEXT = re.compile(
+    r"\s*(?:data:image/|iVBORw0KGgo|/9j/|UklGR|R0lGOD|[A-Za-z0-9+/_-]{64}|https?://\S+\s*$)", re.IGNORECASE
+)
 NUMBERED = re.compile(r"(?:input_)?image(?:_url|_base64)?_?([1-9])")
 # Of each LoRA that other APIs give in fields of their own: the names of its path, and the name of its scale.
 LORA_PARTS = (
@@ -27,6 +33,11 @@ LORA_PARTS = (
 )
 # Names of a LoRA's path and of its scale within an object.
 LORA_NAMES = {"weight": "scale", "strength": "scale", "url": "path", "model": "path", "local_path": "path"}
+# By field of such an object, why it has no effect.
+LORA_NO_EFFECT = {
+    "int_id": "it has no effect: the path alone says which LoRA it is",
+    "weight_name": "it has no effect: path names a file of a repository, as ORG/NAME/FILE.safetensors",
+}
 PATH_NAMES = ("path", *(name for name, own in LORA_NAMES.items() if own == "path"), "name")
 PATH: JsonSchema = {"anyOf": [LORA_FIELDS["path"], NULL]}
 SCALE: JsonSchema = {"anyOf": [LORA_FIELDS["scale"], NULL]}
@@ -35,7 +46,7 @@ LORA: JsonSchema = {
     "properties": {
         "scale": SCALE,
         **{name: SCALE if own == "scale" else PATH for name, own in {**LORA_NAMES, "path": "path"}.items()},
-        "name": {},
+        **{name: {} for name in ("name", *LORA_NO_EFFECT)},
     },
     "anyOf": [{"required": [name], "properties": {name: LORA_FIELDS["path"]}} for name in PATH_NAMES],
     "additionalProperties": NULL,
@@ -44,15 +55,23 @@ LORA_OR_PATH: JsonSchema = {"anyOf": [LORA, LORA_FIELDS["path"]]}
 MESSAGE_PICTURE: JsonSchema = {
     "anyOf": [PICTURE_SCHEMA, {"type": "object", "properties": {"url": PICTURE_SCHEMA}, "required": ["url"]}]
 }
-PICTURE_PART: JsonSchema = {
-    "type": "object",
-    "properties": {"text": {"not": {"type": "string"}}},
+HAS_PICTURE: JsonSchema = {
     "anyOf": [
         {"properties": {"image": MESSAGE_PICTURE}, "required": ["image"]},
         {"properties": {"image": False, "image_url": MESSAGE_PICTURE}, "required": ["image_url"]},
     ],
 }
-TEXT_PART: JsonSchema = {"type": "object", "properties": {"text": TEXT_SCHEMA}, "required": ["text"]}
+PICTURE_PART: JsonSchema = {
+    "type": "object",
+    "properties": {"text": {"anyOf": [{"not": {"type": "string"}}, TEXT_SCHEMA]}},
+    **HAS_PICTURE,
+}
+TEXT_PART: JsonSchema = {
+    "type": "object",
+    "properties": {"text": TEXT_SCHEMA},
+    "required": ["text"],
+    "not": HAS_PICTURE,
+}
 
 
 def messages_schema(*parts: JsonSchema) -> JsonSchema:
@@ -89,7 +108,11 @@ def open_objects(sent: "Sent") -> None:
 def read_carriers(sent: "Sent") -> None:
     """Bring the prompt and the pictures that `inputs` and `messages` hold to the other fields."""
     if "inputs" in sent:  # Hugging Face's: the prompt, or the picture where the prompt is in `parameters`
-        put(sent, "image" if "prompt" in sent else "prompt", sent.pop("inputs"), "inputs")
+        inputs, name = sent.pop("inputs"), "image" if "prompt" in sent else "prompt"
+        if name == "prompt" and isinstance(inputs, str) and PICTURE_TEXT.match(inputs):
+            sentence = "prompt is required: inputs is a picture here; send the prompt in parameters"
+            raise InvalidInput(sentence, BeyondSchema.TOGETHER)
+        put(sent, name, inputs, "inputs")
     if "messages" in sent:
         for name, value in read_messages(sent.pop("messages")).items():
             put(sent, name, value, "messages")
@@ -113,11 +136,12 @@ def read_messages(messages: "JsonValue") -> "Sent":
         fields = part if isinstance(part, dict) else {"text": part}
         picture, text = fields.get("image") or fields.get("image_url"), fields.get("text")
         picture = picture.get("url") if isinstance(picture, dict) else picture
-        if isinstance(picture, str):
+        has_picture = isinstance(picture, str) and picture != ""
+        if has_picture:
             pictures.append(picture)
-        elif isinstance(text, str):
+        if isinstance(text, str):
             texts.append(text)
-        else:
+        elif not has_picture:
             raise InvalidInput(f"messages must be {MESSAGES_RULE}")
     read: Sent = {"prompt": "\n".join(texts)}
     if pictures:
@@ -128,13 +152,23 @@ def read_messages(messages: "JsonValue") -> "Sent":
 def gather_pictures(sent: "Sent") -> None:
     """Bring numbered pictures, and references beside a main picture, into `images` in their order.
 
-    Raises `InvalidInput` where `images` is given too.
+    Raises `InvalidInput` where `images` is given too, and where two fields of one number differ.
     """
-    numbered = sorted((int(match[1]), name) for name in sent if (match := NUMBERED.fullmatch(name)))
     if sent.get("reference_images") == []:
         del sent["reference_images"]
+    drop_empty_lists(sent)
     main = next((name for name in MAIN_PICTURES if name in sent), None)
-    names = [name for _, name in numbered]
+    numbered: dict[int, str] = {}
+    for name in [name for name in sent if NUMBERED.fullmatch(name)]:
+        first = numbered.setdefault(int(name[-1]), name)
+        if first != name and not agree(sent[first], sent[name]):
+            sentence = f"{first} and {name} are one picture, and the two differ: send one of them"
+            raise InvalidInput(sentence, BeyondSchema.TWICE)
+        if first != name:
+            del sent[name]
+    if main and 1 in numbered and agree(sent[main], sent[numbered[1]]):
+        del sent[numbered.pop(1)]  # the main picture, counted as the first
+    names = [numbered[number] for number in sorted(numbered)]
     if "reference_images" in sent and (main or names):
         names.append("reference_images")
     if not names:
@@ -147,6 +181,15 @@ def gather_pictures(sent: "Sent") -> None:
         picture = sent.pop(name)
         pictures += picture if isinstance(picture, list) else [picture]
     sent["images"] = pictures
+
+
+def drop_empty_lists(sent: "Sent") -> None:
+    """Leave out lists without a picture, as other APIs' defaults have them, where another field has pictures."""
+    names = [name for name in sent if name in (*MAIN_PICTURES, *LISTS_OF_PICTURES) or NUMBERED.fullmatch(name)]
+    empty = [name for name in names if sent[name] == []]
+    if len(empty) < len(names) or "reference_images" in sent:
+        for name in empty:
+            del sent[name]
 
 
 def gather_loras(sent: "Sent") -> "list[str]":
@@ -188,24 +231,31 @@ def with_scales(paths: "JsonValue", scales: "JsonValue", name: str, scale_name: 
     loras: list[JsonValue] = []
     for path, scale in zip(several, each, strict=True):
         lora: Sent = name_lora(path) if isinstance(path, dict) else {"path": path}
-        if scale is not None:
-            lora["scale"] = scale
+        if scale is not None and not agree(lora.setdefault("scale", scale), scale):
+            sentence = f"{scale_name} ({short_json(scale)}) and the scale in {name} differ: send one of them"
+            raise InvalidInput(sentence, BeyondSchema.TWICE)
         loras.append(lora)
     return loras
 
 
-def read_loras(value: "JsonValue") -> "JsonValue":
+def read_loras(value: "JsonValue", warn: Warn) -> "JsonValue":
     """A list of LoRAs, of which each may be its path alone; a single one may stand without the list."""
     if isinstance(value, dict):
-        return [read_lora(value)]
-    return [read_lora(one) for one in value] if isinstance(value, list) else value
+        return [read_lora(value, warn)]
+    return [read_lora(one, warn) for one in value] if isinstance(value, list) else value
 
 
-def read_lora(value: "JsonValue") -> "JsonValue":
+def read_lora(value: "JsonValue", warn: Warn) -> "JsonValue":
     """One LoRA as a job's `loras` has it: an object, or its path alone."""
     if isinstance(value, str):
         return {"path": value}
-    return name_lora(value) if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    lora = name_lora(value)
+    for name, sentence in LORA_NO_EFFECT.items():
+        if name in lora:
+            warn(f"{name} {short_json(lora.pop(name))} of a LoRA: {sentence}")
+    return lora
 
 
 def name_lora(fields: "Sent") -> "Sent":

@@ -27,22 +27,49 @@ NOT_DONE_IF_TRUE = {
 }
 ONE_SCHEDULER = "the model has one scheduler, flow-matching Euler, which is used"
 NO_REFINER = "the model has no refiner"
+NO_SCRIPTS = "this worker runs no scripts"
+ONE_NOISE = "it has no effect: the seed alone says the noise"
+ONE_PASS = "the picture is drawn once, at its whole size"
 # By field, why it has no effect, whatever its value; clients cannot leave some of them out.
 NO_EFFECT = {
     "scheduler": ONE_SCHEDULER,
     "sampler": ONE_SCHEDULER,
     "sampler_name": ONE_SCHEDULER,
+    "sampler_index": ONE_SCHEDULER,
+    **dict.fromkeys(("eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "s_min_uncond"), ONE_SCHEDULER),
+    **dict.fromkeys(("subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w"), ONE_NOISE),
+    "initial_noise_multiplier": ONE_NOISE,
+    **dict.fromkeys(("firstphase_width", "firstphase_height", "firstpass_image"), ONE_PASS),
+    **dict.fromkeys(("script_name", "script_args", "alwayson_scripts"), NO_SCRIPTS),
+    "styles": "they have no effect: the prompt alone says the style",
+    "resize_mode": "it has no effect: the input picture is neither cut nor extended",
+    **dict.fromkeys(
+        ("mask_blur", "mask_blur_x", "mask_blur_y"), "the new picture fades into the old one over 8 pixels"
+    ),
+    "inpainting_fill": "it has no effect: strength says how much of the input picture the drawing begins with",
+    "inpaint_full_res": "the whole picture is drawn, and not the masked part alone",
+    "latent_mask": "it has no effect: mask_image is the mask",
+    "image_cfg_scale": "it has no effect: guidance_scale is the model's only guidance",
+    "delivery_method": "the route says whether the caller waits: /runsync waits, /run does not",
     "style": "it has no effect: the prompt alone says the style",
     "input_fidelity": "it has no effect: an edit follows its input picture as closely as the model does",
     "shift": "it has no effect: the schedule's shift follows from the size",
     "clip_skip": "it has no effect: the model has no CLIP",
-    "refiner_inference_steps": NO_REFINER,
+    **dict.fromkeys(("refiner_inference_steps", "refiner_checkpoint", "refiner_switch_at"), NO_REFINER),
     "high_noise_frac": NO_REFINER,
     "generator_device": "it has no effect: noise is computed on the CPU",
     "max_sequence_length": "it has no effect: the whole prompt is read, up to 1,019 tokens",
     "override_settings": "it has no effect: the endpoint's settings are its operator's",
 }
 NOTHING: "tuple[JsonValue, ...]" = (None, "", 0, False, [], {})  # values that ask for nothing
+# By such a field, another value that asks for nothing: the default of the API that has the field.
+DEFAULTS: "dict[str, JsonValue]" = {
+    **dict.fromkeys(("subseed", "seed_resize_from_h", "seed_resize_from_w"), -1),
+    **dict.fromkeys(("s_noise", "initial_noise_multiplier", "inpainting_fill"), 1),
+    **dict.fromkeys(("mask_blur", "mask_blur_x", "mask_blur_y"), 4),
+    "delivery_method": "sync",
+    "sampler_index": "Euler",
+}
 # By field, the values that ask for what happens anyway, and why no other value is served.
 ONLY_VALUES: "dict[str, tuple[tuple[JsonValue, ...], str]]" = {
     "background": (("auto", "opaque"), "no picture has transparent parts here"),
@@ -50,6 +77,10 @@ ONLY_VALUES: "dict[str, tuple[tuple[JsonValue, ...], str]]" = {
     "partial_images": ((0,), "preview shows unfinished pictures"),
     "stream": ((False,), "the endpoint's settings say whether replies are streamed"),
     "n_iter": ((1,), "num_images says how many pictures are drawn"),
+    "inpainting_mask_invert": (
+        (0, False),
+        "white areas of mask_image are drawn anew; send the mask with black and white exchanged",
+    ),
 }
 NO_CONTROL = "this worker has no ControlNet; send the picture as image, and say in the prompt what is kept of it"
 NO_LAYERS = "this worker draws whole pictures and no layers; send the job without it for one picture"
@@ -61,10 +92,15 @@ NOT_HERE = {
     **dict.fromkeys(("num_layers", "layers"), NO_LAYERS),
     **dict.fromkeys(("workflow", "workflow_inputs"), NO_WORKFLOW),
 }
-# They say who calls, and how a client of another host waits; nothing about the picture.
+# They say who calls, and how a client of another host waits and keeps its files; nothing about the picture. Those of
+# `enable_hr` have no effect without it, and a warning with it.
 CALLER_FIELDS = (
     "user", "metadata", "safety_identifier", "request_id", "client_id", "task_type", "task_uuid", "include_cost",
-    "max_poll_attempts", "poll_interval_millis", "save_images", "send_images",
+    "max_poll_attempts", "poll_interval_millis", "save_images", "send_images", "do_not_save_samples",
+    "do_not_save_grid", "comments", "infotext", "force_task_id", "include_init_images", "disable_extra_networks",
+    "override_settings_restore_afterwards", "inpaint_full_res_padding", "mask_round", "hr_scale", "hr_upscaler",
+    "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler",
+    "hr_prompt", "hr_negative_prompt", "hr_additional_modules", "hr_cfg", "hr_distilled_cfg",
 )  # fmt: skip
 SPEED_WISHES = ("go_fast", "use_turbo", "turbo")  # true asks for preset fast
 # Where a field of another API asks for preset fast and the endpoint does not serve it: the preset that is drawn.
@@ -72,7 +108,7 @@ NEXT_PRESETS = {**dict.fromkeys(("acceleration", *SPEED_WISHES), "quality"), "qu
 ACCELERATIONS = {"none": "quality", "regular": "balanced", "high": "fast"}
 QUALITIES = {"low": "fast", "medium": "balanced", "high": "quality", "hd": "quality"}  # OpenAI's, as presets
 RESPONSE_FORMATS = {"b64_json": "inline", "url": "url"}  # OpenAI's, as deliveries
-OUTPUT_TYPES = {"base64Data": "inline", "dataURI": "inline", "URL": "url"}  # Runware's, as deliveries
+OUTPUT_TYPES = {"base64Data": "inline", "dataURI": "inline"}  # Runware's, as deliveries; "URL" is its default
 WEBHOOKS = ("callback_url", "webhook_url")  # what other hosts call `webhook`
 BESIDE_INPUT = {"webhook": "webhook", "webhookV2": "webhookV2", "s3Config": "s3Config", "policy": "policy"}
 FLAG: JsonSchema = {"type": "boolean"}
@@ -117,7 +153,7 @@ def read_idle(name: str, sentence: str) -> Reader:
     """A reader of a field that has no effect."""
 
     def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
-        if value not in NOTHING:
+        if value not in NOTHING and not agree(value, DEFAULTS.get(name)):
             warn(f"{name} {short_json(value)}: {sentence}")
         return {}
 
@@ -164,8 +200,20 @@ def read_output_format(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]"
 def read_quality(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
     """OpenAI's `quality`, which is a preset; a number is the quality of the file."""
     if isinstance(read_whole(value), int) and not isinstance(value, bool):
-        return {"output_quality": value}
+        return FILE_QUALITY.read(value, warn)
     return PRESET_QUALITY.read(value, warn)
+
+
+def quality_reader(name: str) -> Reader:
+    """A reader of the quality of the file, of which OpenAI's and Replicate's lowest is 0, and ours 1."""
+
+    def read(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
+        if isinstance(value, bool) or read_whole(value) != 0:
+            return {"output_quality": value}
+        warn(f"{name} {short_json(value)} is brought to 1, the lowest")
+        return {"output_quality": 1}
+
+    return Reader(read, ("output_quality",), {"anyOf": [{"const": 0}, DRAWING_FIELDS["output_quality"]]})
 
 
 def read_disable_safety_checker(value: "JsonValue", warn: Warn) -> "dict[str, JsonValue]":
@@ -209,6 +257,7 @@ def check_model(model: "JsonValue", served: str | None, task: str, warn: Warn) -
         warn(f"model {short_json(model)} is not here: {served} serves {task}")
 
 
+FILE_QUALITY = quality_reader("quality")
 PRESET_QUALITY = read_choice("quality", "preset", QUALITIES, ("auto", "standard"))
 FORMAT_READER = Reader(
     read_output_format,
@@ -232,15 +281,16 @@ READERS: dict[str, Reader] = {
     "quality": Reader(
         read_quality,
         ("preset", "output_quality"),
-        {"anyOf": [PRESET_QUALITY.schema, DRAWING_FIELDS["output_quality"]]},
+        {"anyOf": [PRESET_QUALITY.schema, FILE_QUALITY.schema]},
         PRESET_QUALITY.idle,
     ),
+    **{name: quality_reader(name) for name in ("output_quality", "output_compression")},
     "response_format": read_choice("response_format", "delivery", RESPONSE_FORMATS),
-    "output_type": read_choice("output_type", "delivery", OUTPUT_TYPES, ("pil",)),
+    "output_type": read_choice("output_type", "delivery", OUTPUT_TYPES, ("pil", "URL")),
     "output_format": FORMAT_READER,
     "image_format": FORMAT_READER,
     "loras": Reader(
-        lambda value, warn: {"loras": read_loras(value)},
+        lambda value, warn: {"loras": read_loras(value, warn)},
         ("loras",),
         {"anyOf": [LORA, {"type": "array", "items": LORA_OR_PATH, "maxItems": MAX_LORAS}]},
     ),

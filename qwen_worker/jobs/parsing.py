@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 PROMPT_NAMES = ("text", "caption", "description", "instruction", "query", "input_text")
 # pydantic's errors of lists, texts and numbers outside their limits
 LENGTHS = ("too_short", "too_long", "string_too_long")
+UNKNOWN = ("extra_forbidden", "invalid_key")
 BOUNDS = ("greater_than", "greater_than_equal", "less_than_equal", "multiple_of")
 # By field that a task which draws leaves out where it has none of that name, the schema of its values.
 IDLE_FIELDS: dict[str, JsonSchema] = {"model": {"type": "string"}, "strength": {}}
@@ -86,21 +87,49 @@ def parse(
         first_by_field = {str(detail["loc"][:1]): detail for detail in reversed(details)}
         sentences = [describe_error(detail, model, sent_as) for detail in reversed(first_by_field.values())]
         beyond = [beyond_schema(detail, sent) for detail in details]
+        if any(detail["type"] in UNKNOWN and len(detail["loc"]) == 1 for detail in details):
+            sentences.append(f"its fields are {', '.join(public_fields(model)) or 'none'}")
         raise InvalidInput("; ".join(sentences), *(filter(None, beyond) if all(beyond) else ())) from None
     if not isinstance(request, Drawing):
         return request
     request = join_sizes(request, sent_as)
     request = with_checks(request, presets.settings, sent_as, warn)
+    if request.output_format == "png" and request.output_quality is not None:
+        name = sent_as.get("output_quality", "output_quality")
+        warn(f"{name} {request.output_quality} has no effect with output_format png")
     if request.seed == -1:
         request = request.model_copy(update={"seed": seed_of(job_id)})
-    asked_by = sent_as.get("preset", "")
-    if request.preset == Preset.FAST and asked_by in NEXT_PRESETS:
-        role = Role.of(request.task)
-        if reason := presets.obstacle(Preset.FAST, role):
-            preset = NEXT_PRESETS[asked_by]
-            warn(f"{asked_by} asks for preset 'fast', and the picture is drawn by '{preset}': {reason}")
-            request = request.model_copy(update={"preset": preset})
-    return presets.apply(request)
+    request = presets.apply(grant_speed(request, presets, sent_as, warn))
+    for sentence in presets.warnings_of(request):
+        warn(sentence)
+    return request
+
+
+def grant_speed(request: Drawing, presets: Presets, sent_as: Mapping[str, str], warn: Warn) -> Drawing:
+    """The request with a preset that is served, where a field of another API asks for fast.
+
+    Fast then brings its steps and guidance too: clients send their host's own defaults along.
+    """
+    asked_by, role = sent_as.get("preset", ""), Role.of(request.task)
+    if request.preset != Preset.FAST or asked_by not in NEXT_PRESETS:
+        return request
+    if reason := presets.obstacle(Preset.FAST, role):
+        preset = NEXT_PRESETS[asked_by]
+        warn(f"{asked_by} asks for preset 'fast', and the picture is drawn by '{preset}': {reason}")
+        return request.model_copy(update={"preset": preset})
+    values = presets.values(Preset.FAST, role)
+    others = [
+        f"{sent_as.get(name, name)} {getattr(request, name):g}"
+        for name, value in values.items()
+        if name in request.model_fields_set and getattr(request, name) != value
+    ]
+    if others:
+        steps, guidance = values.values()
+        warn(
+            f"{' and '.join(others)} {'are' if len(others) > 1 else 'is'} left out: {asked_by} asks for preset 'fast', "
+            f"which draws {steps} steps at guidance_scale {guidance:g}"
+        )
+    return request.model_copy(update=values)
 
 
 def implied_task(fields: "dict[str, JsonValue]", job_input: "dict[str, JsonValue]") -> str:
@@ -142,6 +171,12 @@ def drop_unknown(fields: "dict[str, JsonValue]", model: type[Request], warn: War
     for name in [name for name in fields if name not in known]:
         del fields[name]
         warn(f"{short_json(name)} is not a field of {model.task}{did_you_mean(name, known)}, and has no effect")
+    loras = fields.get("loras")
+    for number, lora in enumerate(loras if isinstance(loras, list) else ()):
+        if isinstance(lora, dict):  # of the names in `LORA_NAMES`, only those are left that are given twice
+            for name in [name for name in lora if name not in (*Lora.model_fields, *LORA_NAMES)]:
+                del lora[name]
+                warn(f"{short_json(name)} is not a field of loras[{number}], and has no effect")
 
 
 def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as: dict[str, str]) -> None:
@@ -187,6 +222,8 @@ def beyond_schema(error: "ErrorDetails", fields: Fields) -> BeyondSchema | None:
         return BeyondSchema.TEXT_NUMBER
     if kind == "extra_forbidden" and name == "loras" and error["loc"][-1] in LORA_NAMES:
         return BeyondSchema.TWICE
+    if kind == "too_short" and name == "images":
+        return BeyondSchema.TOGETHER  # an empty list beside no other picture
     # Lists and texts that are made of several fields
     return BeyondSchema.TOGETHER if kind in LENGTHS and name not in fields.sent else None
 
@@ -212,10 +249,8 @@ def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[st
     label = f"{name} (sent as {sent_as[name]})" if name in sent_as else name
     if error["type"] == "missing":
         return f"{label} is required by {model.task}"
-    if error["type"] in ("extra_forbidden", "invalid_key"):
-        fields = public_fields(model)
-        listed = ", ".join(fields) or "none"
-        return f"{short_json(name)} is not a field of {model.task}{did_you_mean(name, fields)}; its fields are {listed}"
+    if error["type"] in UNKNOWN:
+        return f"{short_json(name)} is not a field of {model.task}{did_you_mean(name, public_fields(model))}"
     if error["type"] == "value_error":
         return f"{label} {error.get('ctx', {})['error']}"
     if name in MASK_FIELDS and model is BackgroundReplacement:
@@ -248,7 +283,7 @@ def describe_lora_error(error: "ErrorDetails") -> str:
     if not rest:
         return f"{label} must be an object of path, scale, not {short_json(error['input'])}"
     name = str(rest[0])
-    if error["type"] in ("extra_forbidden", "invalid_key"):
+    if error["type"] in UNKNOWN:
         return f"{short_json(name)} is not a field of {label}; its fields are {', '.join(Lora.model_fields)}"
     if error["type"] == "missing":
         return f"{label}.{name} is required"

@@ -79,11 +79,25 @@ class Presets:
             if reason := self.obstacle(preset, role):
                 sentence = f"preset '{preset.value}' is not served for {request.task} here: {reason}"
                 raise InvalidInput(sentence, BeyondSchema.ENDPOINT)
-        values = {"num_inference_steps": self.steps(preset, role), "guidance_scale": GUIDANCE[preset]}
+        values = self.values(preset, role)
         if few and preset is not Preset.FAST:
             values = {"num_inference_steps": next(iter(few.values())), "guidance_scale": GUIDANCE[Preset.FAST]}
         update = {name: value for name, value in values.items() if name not in request.model_fields_set}
         return request.model_copy(update={"preset": preset.value, **update})
+
+    def values(self, preset: Preset, role: str) -> dict[str, float]:
+        """The steps and guidance of a preset that is served, in this order, by the names of their fields."""
+        return {"num_inference_steps": self.steps(preset, role), "guidance_scale": GUIDANCE[preset]}
+
+    def warnings_of(self, request: Drawing) -> list[str]:
+        """What of a request that `apply` has completed does not fit the few-step LoRA of preset fast."""
+        if request.preset != Preset.FAST:
+            return []
+        values = self.values(Preset.FAST, Role.of(request.task))
+        steps, guidance = values.values()
+        words = f"preset 'fast' draws by a few-step LoRA, made for {steps} steps at guidance_scale {guidance:g}"
+        own = {name: getattr(request, name) for name in values}
+        return [f"{words}; {name} is {own[name]:g}" for name, value in values.items() if own[name] != value]
 
     def steps(self, preset: Preset, role: str) -> int:
         """The number of steps of a preset that is served."""

@@ -82,6 +82,15 @@ ImageText = Annotated[Picture, ReadFirst(unwrap_url, (WRAPPED,))]
 IMAGE_SCHEMA: JsonSchema = TypeAdapter[str](ImageText).json_schema()
 
 
+def unwrap_mask(mask: "JsonValue") -> "JsonValue":
+    """The mask, also where it is wrapped as an image may be, or stands in a list alone."""
+    return unwrap_url(mask[0] if isinstance(mask, list) and len(mask) == 1 else mask)
+
+
+ONE_IMAGE: JsonSchema = {"type": "array", "items": IMAGE_SCHEMA, "minItems": 1, "maxItems": 1}
+MaskText = Annotated[Picture, ReadFirst(unwrap_mask, (WRAPPED, ONE_IMAGE))]
+
+
 class BrokenRule(ValueError):
     """What a validator of a model refuses. `beyond_schema`: the rule, which the model's JSON schema cannot say."""
 
@@ -261,7 +270,7 @@ class Edit(Drawing, frozen=True):
             min_length=1, max_length=MAX_IMAGES_IN, strict=False, description=f"a list of 1 to {MAX_IMAGES_IN} images"
         ),
     ]
-    mask_image: ImageText | None = None
+    mask_image: MaskText | None = None
     # Whether the mask's transparent or its white pixels are repainted; None where its colours say it by themselves.
     mask_from: Annotated[Literal["alpha", "white"], Field(description="'alpha' or 'white'")] | None = None
     size_from: Annotated[int, whole_number(0, MAX_IMAGES_IN - 1), ReadWhole] = 0
@@ -278,7 +287,7 @@ class Edit(Drawing, frozen=True):
             sentence = "mask_from says how mask_image is read, and mask_image is not given"
         elif self.size_from >= count:
             sentence = f"size_from must be below the number of images, {count}, not {self.size_from}"
-        elif (self.width is None) != (self.height is None):
+        elif (self.width is None) != (self.height is None) and "x" not in (self.size or ""):
             sentence = "width and height go together: give both or neither"
         if sentence:
             raise BrokenRule(sentence, BeyondSchema.TOGETHER)

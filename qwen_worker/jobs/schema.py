@@ -134,6 +134,7 @@ def own_fields(model: type[Request]) -> Fields:
     if "images" in fields:
         # One name gives a picture or a list of pictures, whichever it is; `images` must be a list.
         fields |= {name: PICTURES for name in IMAGE_FIELDS if name != "images"}
+        fields["images"] = {**fields["images"], "minItems": 0}  # an empty list is left out beside another picture
     return fields
 
 

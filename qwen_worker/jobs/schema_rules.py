@@ -16,6 +16,7 @@ MESSAGES_OF_TEXT: JsonSchema = {"anyOf": [messages_schema(TEXT_PART), NULL]}
 NUMBERED_PICTURES = f"^(?:{NUMBERED.pattern})$"
 PICTURE_LIST: JsonSchema = {"type": "array", "items": IMAGE_SCHEMA}
 PICTURES: JsonSchema = {"anyOf": [IMAGE_SCHEMA, PICTURE_LIST, NULL]}
+EMPTY: JsonSchema = {"enum": [None, []]}
 NO_LORA: JsonSchema = {"enum": [None, "", []]}  # as forms send it
 SCALE: JsonSchema = {"anyOf": [LORA_FIELDS["scale"], NULL]}
 SCALES: JsonSchema = {"anyOf": [SCALE, {"type": "array", "items": SCALE}]}
@@ -63,11 +64,11 @@ class Rules:
             return [no_message]
         inputs = {"allOf": [self.some("prompt", "prompt"), self.some("inputs", "inputs")]}
         references = spelled("reference_images")
-        no_references = self.everywhere("no_references", {references: {"enum": [None, []]}})
+        no_references = self.everywhere("no_references", {references: EMPTY})
         listed = self.everywhere("references_in_a_list", {references: {"anyOf": [PICTURE_LIST, NULL]}})
         names = spelled(*(name for name in names_of("images", self.names) if name != "reference_images"))
         no_picture = self.everywhere("no_picture", {names: NULL, NUMBERED_PICTURES: NULL})
-        no_main = self.everywhere("no_main_picture", {spelled(*MAIN_PICTURES): NULL, NUMBERED_PICTURES: NULL})
+        no_main = self.everywhere("no_main_picture", {spelled(*MAIN_PICTURES): EMPTY, NUMBERED_PICTURES: EMPTY})
         return [
             {"anyOf": [{"not": no_picture}, {"not": no_references}, {"not": no_message}, inputs]},
             # Beside another picture, one that is referred to needs no list.

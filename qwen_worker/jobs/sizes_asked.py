@@ -28,6 +28,11 @@ NAMED_SIZES = {
     "portrait_16_9": "576x1024",
     "landscape_4_3": "1024x768",
     "landscape_16_9": "1024x576",
+    # The other way round, as some hosts of the same models write them.
+    "portrait_3_4": "768x1024",
+    "portrait_9_16": "576x1024",
+    "landscape_3_4": "1024x768",
+    "landscape_9_16": "1024x576",
 }
 # What leaves the size to the endpoint, or to width and height.
 NO_SIZE = ("auto", "default", "custom", "optimize_for_quality")

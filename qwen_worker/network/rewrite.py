@@ -6,7 +6,6 @@ checks as it checks a job's. Knows nothing of jobs.
 """
 
 import json
-import re
 import threading
 import time
 from collections.abc import Sequence
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
 MAX_REWRITES = 16
 rewrite_threads = SideThreads(MAX_REWRITES)
 ANSWER = FetchTarget("its answer", max_bytes=1_000_000)
-THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)  # that a reasoning model may put before its answer
+# Around what a reasoning model may put before its answer. Where the chat's template has the first, only the last comes.
+THOUGHTS_BEGIN, THOUGHTS_END = "<think>", "</think>"
 
 DRAW_INSTRUCTIONS = (
     "You prepare prompts for a model that draws pictures from text. Rewrite the user's prompt as a description of the "
@@ -137,11 +137,13 @@ def text_of(answer: bytes) -> str:
         raise RewriteFailed("its answer is no chat completion") from None
     if end == "length":
         raise RewriteFailed("its answer was cut short")
+    if end == "content_filter":
+        raise RewriteFailed("its answer was withheld by a content filter")
     if not isinstance(text, str | None):
         raise RewriteFailed("its answer is no chat completion")
-    text = text or ""
-    thoughts = THOUGHTS.match(text)
-    text = text[thoughts.end() if thoughts else 0 :].strip()
+    text = (text or "").rpartition(THOUGHTS_END)[2].strip()
+    if text.startswith(THOUGHTS_BEGIN):
+        raise RewriteFailed("its answer is an unfinished thought")
     if not text:
         raise RewriteFailed("its answer is empty")
     return text

@@ -47,15 +47,19 @@ def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | N
 
 
 def moved_warning(request: Drawing, sources: list[Image.Image], sizes: Sizes) -> str | None:
-    """A sentence for an edit whose drawing does not lie on its input picture, because another shape is asked for."""
-    if not isinstance(request, Edit) or request.draw_size == "asked":
+    """A sentence for an edit that does not lie on its input picture as that is, because another shape is asked for."""
+    if not isinstance(request, Edit):
         return None
-    source = sources[request.size_from].size
-    if sizes.drawn == conditioning_size(source):
+    source, is_tied = sources[request.size_from].size, request.mask_image is not None or request.strength < 1
+    if is_tied and stretch(source, sizes.delivered) > MAX_STRETCH:
+        done = "stretched to them; send aspect_ratio match_input_image or no size"
+    elif request.draw_size == "asked" or sizes.drawn == conditioning_size(source):
         return None
+    else:
+        done = "composed anew in them"
     return (
         f"{sizes.delivered[0]}x{sizes.delivered[1]} has other proportions than the input picture, "
-        f"{source[0]}x{source[1]}: the picture was composed anew in them"
+        f"{source[0]}x{source[1]}: the picture was {done}"
     )
 
 

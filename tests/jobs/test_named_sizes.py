@@ -168,3 +168,9 @@ def test_a_size_that_is_given_twice_and_agrees_is_fine_and_width_and_height_are_
         assert size_of(IMAGE, **fields) is None and request.size is request.aspect_ratio is None
     else:
         assert size_of(IMAGE, **fields)
+
+
+@pytest.mark.parametrize("picture", [{}, {"image": "aGk="}])
+def test_a_side_beside_a_size_that_agrees_is_that_size(picture):
+    request = parse({"prompt": "a", **picture, "size": "1024x768", "width": 1024}, "job")
+    assert named_size(request, grid_of(request, Grid())) == (1024, 768)

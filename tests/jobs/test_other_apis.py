@@ -54,7 +54,7 @@ def drawn(fields, **settings):
         ({"init_images": [PICTURE], "denoising_strength": 0.5}, {"images": (PICTURE,), "strength": 0.5}),
         ({"turbo": False, "quality": 80}, {"output_quality": 80, "preset": "quality"}),
         ({"outputType": "URL", "outputFormat": "JPG", "numberResults": 2, "CFGScale": 3}, {
-            "delivery": "url", "output_format": "jpeg", "num_images": 2, "guidance_scale": 3}),
+            "delivery": None, "output_format": "jpeg", "num_images": 2, "guidance_scale": 3}),
         ({"parameters": {"width": 512, "guidanceScale": 2}}, {"width": 512, "guidance_scale": 2}),
         ({"lora_weights": "", "lora_2": "a/b", "lora_2_scale": 2}, {"loras": (Lora(path="a/b", scale=2),)}),
         ({"extra_lora_weights": ["a/b", "c/d"], "extra_lora_scale": [0.5, 2]}, {"loras": (
@@ -81,6 +81,9 @@ def test_what_has_a_meaning_here_gets_it_without_a_warning(fields, meant):
         ({"strength": 0.9}, "strength 0.9 has no effect without an input picture"),
         ({"denoise": 0.5}, "denoise 0.5 has no effect without an input picture"),
         ({"lora_scale": 1}, "lora_scale has no effect without a LoRA"),
+        ({"loras": ["a/b"], "lora_scale": 0.7}, "lora_scale has no effect beside loras: give each of them a scale"),
+        ({"loras": [], "lora_scale": 0.7}, "lora_scale has no effect without a LoRA"),
+        ({"output_format": "png", "output_quality": 80}, "output_quality 80 has no effect with output_format png"),
         ({"style": "vivid"}, 'style "vivid": it has no effect: the prompt alone says the style'),
         ({"size": ""}, "size is empty, and the default size is used"),
         ({"image_size": "optimize_for_speed"}, 'image_size "optimize_for_speed" has no effect: a smaller size'),
@@ -142,6 +145,43 @@ def test_speed_is_given_where_it_is_served():
 
 
 @pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"go_fast": True, "num_inference_steps": 50, "guidance": 4},
+         "num_inference_steps 50 and guidance 4 are left out: go_fast asks for preset 'fast'"),
+        ({"acceleration": "high", "num_inference_steps": 30, "guidance_scale": 2.5},
+         "num_inference_steps 30 and guidance_scale 2.5 are left out: acceleration asks for preset 'fast'"),
+        ({"quality": "low", "steps": 20}, "steps 20 is left out: quality asks for preset 'fast'"),
+        ({"turbo": True, "guidance": "4", "steps": 8}, "guidance 4 is left out: turbo asks for preset 'fast'"),
+        ({"use_turbo": True, "steps": 8, "guidance": 1}, None),
+    ],
+)  # fmt: skip
+def test_a_wish_for_speed_is_drawn_with_the_steps_and_guidance_of_the_preset(fields, told):
+    request, warnings = drawn(fields, QWEN_IMAGE_FAST_LORA=FEW_STEP)
+    assert (request.preset, request.num_inference_steps, request.guidance_scale) == ("fast", 8, 1)
+    assert warnings == ([f"{told}, which draws 8 steps at guidance_scale 1"] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "drawn_with", "told"),
+    [
+        ({"num_inference_steps": 50}, (50, 1), ["num_inference_steps is 50"]),
+        ({"guidance_scale": 4}, (8, 4), ["guidance_scale is 4"]),
+        ({"num_inference_steps": 6, "cfg": 2, "go_fast": True}, (6, 2), ["num_inference_steps is 6",
+                                                                        "guidance_scale is 2"]),
+        ({"num_inference_steps": 8, "guidance_scale": 1}, (8, 1), []),
+    ],
+)  # fmt: skip
+def test_a_job_that_names_preset_fast_keeps_its_own_steps_and_guidance_and_hears_what_they_should_be(
+    fields, drawn_with, told
+):
+    request, warnings = drawn({"preset": "fast", **fields}, QWEN_IMAGE_FAST_LORA=FEW_STEP)
+    assert (request.num_inference_steps, request.guidance_scale) == drawn_with
+    begin = "preset 'fast' draws by a few-step LoRA, made for 8 steps at guidance_scale 1"
+    assert warnings == [f"{begin}; {one}" for one in told]
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"prompt": None}, "prompt is required, and this prompt is null: send a text"),
@@ -195,6 +235,11 @@ def test_unknown_fields_are_left_out_where_the_endpoint_says_so():
         '"stesp" is not a field of generate (did you mean steps?), and has no effect',
         '"mask_image" is not a field of generate (task edit takes it), and has no effect',
     ]
+    request, warnings = drawn({"loras": [{"path": "a/b", "colour": 1}]}, QWEN_UNKNOWN_FIELDS="warn")
+    assert request.loras == (Lora(path="a/b"),)
+    assert warnings == ['"colour" is not a field of loras[0], and has no effect']
+    with pytest.raises(InvalidInput, match="loras"):
+        drawn({"loras": [{"path": "a/b", "url": "c/d"}]}, QWEN_UNKNOWN_FIELDS="warn")
     with pytest.raises(InvalidInput, match="prompt is required"):
         parse({"text": "a fox"}, "job", Presets(Settings(QWEN_UNKNOWN_FIELDS="warn")))
 

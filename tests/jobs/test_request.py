@@ -196,7 +196,7 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**PROMPT, "seed": -2}, "or -1, not -2"),
         ({**PROMPT, "num_images": 5}, "num_images must be a whole number from 1 to 4, not 5"),
         ({**PROMPT, "output_format": "gif"}, "output_format must be 'png', 'webp', 'jpeg' or 'auto', not \"gif\""),
-        ({**PROMPT, "output_quality": 0}, "output_quality must be a whole number from 1 to 100, not 0"),
+        ({**PROMPT, "output_quality": 101}, "output_quality must be a whole number from 1 to 100, not 101"),
         ({**PROMPT, "preset": "turbo"}, "preset must be 'quality', 'balanced' or 'fast', not \"turbo\""),
         ({**PROMPT, "task": "paint"}, 'of generate, edit, background_replacement, health, debug, schema, not "paint"'),
         ({**PROMPT, "task": ["edit"]}, "task must be one of"),
@@ -230,6 +230,8 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**EDIT, "strength": 1.01}, "strength must be a number above 0 and at most 1, not 1.01"),
         ({**PROMPT, "images": ["a", "b"], "strength": 0.5}, "mask_image and strength below 1 work on one image, not 2"),
         ({**EDIT, "width": 512}, "width and height go together"),
+        ({**EDIT, "width": 512, "size": "1K"}, "width and height go together"),
+        ({**EDIT, "width": 512, "size": "1024x768"}, "width is given twice, as size (1024) and as width (512)"),
         ({**EDIT, "task": "background_replacement", "mask": "a"}, "mask_image is not taken by background_replacement"),
         ({**EDIT, "task": "background_replacement", "mask_from": "alpha"}, "mask_from is not taken by background_rep"),
         ({**EDIT, "mask_from": "alpha"}, "mask_from says how mask_image is read, and mask_image is not given"),
@@ -253,7 +255,13 @@ def test_a_bad_field_is_refused_by_name_rule_and_value(fields, words):
 
 
 def test_no_refusal_is_long():
-    assert len(refusal({f"unknown{k}" * 50: "x" * 100_000 for k in range(60)})) < 30_000
+    assert len(refusal({f"unknown{k}" * 50: "x" * 100_000 for k in range(60)})) < 6_000
+
+
+def test_the_fields_of_a_task_are_listed_once_in_a_refusal():
+    words = refusal({**PROMPT, "colour": 1, "steps": 0, "shade": 1})
+    assert words.count("its fields are") == 1 and words.endswith("loras")
+    assert '"colour" is not a field of generate; ' in words and '"shade" is not a field of generate' in words
 
 
 def test_a_job_id_of_any_characters_gives_a_seed():

@@ -76,7 +76,15 @@ def test_without_a_key_none_is_sent_also_not_one_of_netrc(rewriter, monkeypatch,
         assert server.asked[0][1].get("Authorization") == (f"Bearer {key}" if key else None)
 
 
-@pytest.mark.parametrize("text", ["<think>what do they want?\n</think>\n\na fox", "\n<think></think>a fox"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>what do they want?\n</think>\n\na fox",
+        "\n<think></think>a fox",
+        "Okay, a fox it is.\n</think>\n\na fox",  # the opening tag stood in the chat's template
+        "<think>well</think><think>or not</think>a fox",
+    ],
+)
 def test_the_thoughts_of_a_reasoning_model_are_no_part_of_the_prompt(rewriter, text):
     assert rewriter(ChatServer(text)).rewrite("x", ()) == "a fox"
 
@@ -95,6 +103,14 @@ FAILURES = {
     "nothing": (lambda handler: send(handler, completion("")), "its answer is empty"),
     "null": (lambda handler: send(handler, completion(None)), "its answer is empty"),
     "thoughts alone": (lambda handler: send(handler, completion("<think>well</think> \n")), "its answer is empty"),
+    "thoughts without an end": (
+        lambda handler: send(handler, completion("<think>what do they want? a fox")),
+        "its answer is an unfinished thought",
+    ),
+    "what a filter left": (
+        lambda handler: send(handler, completion("a fo", "content_filter")),
+        "its answer was withheld by a content filter",
+    ),
     "a part": (lambda handler: send(handler, completion("a fo", "length")), "its answer was cut short"),
     "two megabytes": (
         lambda handler: send(handler, completion("fox " * 500_000)),

