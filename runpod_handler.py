@@ -35,9 +35,10 @@ from qwen_worker.jobs.named_sizes import Grid, brought_warning, grid_of, with_si
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
 from qwen_worker.jobs.reply import DrawingResult
-from qwen_worker.jobs.request import Drawing, Edit, Health, Request, Schema, require_served
+from qwen_worker.jobs.request import Drawing, Edit, Health, Request, Schema
 from qwen_worker.jobs.response_shapes import shape_of
 from qwen_worker.jobs.schema import job_schema
+from qwen_worker.jobs.served import require_served
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.loader import Loader
 from qwen_worker.loading.pipelines import Pipelines

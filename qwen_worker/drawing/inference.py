@@ -15,7 +15,8 @@ from PIL import Image
 from ..errors import Cancelled, JobError
 from ..jobs.job import Job
 from ..jobs.reply import DrawingResult
-from ..jobs.request import MAX_PROMPT_TOKENS, Edit, require_tokens
+from ..jobs.request import MAX_PROMPT_TOKENS, Edit
+from ..jobs.served import require_tokens
 from ..loading.loaded import LoadedPipeline, Shortage
 from ..log import log_line
 from ..lora.ranks import padded_parameters, padded_rank

@@ -30,9 +30,9 @@ from .request import (
     Edit,
     Lora,
     Request,
-    nearest_sides,
     seed_of,
 )
+from .served import nearest_sides
 from .sizes_asked import join_sizes
 from .values import DECIMAL, MAX_EXACT, JsonSchema, Warn, agree, ignore, read_number, short_json
 

@@ -1,8 +1,7 @@
 """What a job may ask for: one frozen model for each task, with every limit beside its field.
 
 The models refuse and never repair; `parsing.py` puts their refusals into words. They know nothing of torch, diffusers
-or the SDK, nor of the checkpoint that will serve the job: the `require_*` functions refuse what depends on it once it
-is known.
+or the SDK, nor of the checkpoint that will serve the job (`served.py`).
 """
 
 import hashlib
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
-from ..errors import BeyondSchema, InvalidInput
+from ..errors import BeyondSchema
 from .sources import RULE as LORA_RULE
 from .sources import is_source
 from .values import MAX_EXACT, JsonSchema, ReadFirst, ReadGuidance, ReadNumber, ReadWhole
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 MIN_SIDE, MAX_SIDE = 256, 2048  # pixels
 SIDE_MULTIPLE = 16  # pixels: the VAE halves a side three times, and the transformer takes 2 x 2 latents as one token
-COARSE_MULTIPLE = 32  # pixels: of Qwen-Image-2.1 and of the tiny checkpoint, whose VAEs halve a side four times
 MAX_RATIO = 8  # of the longer side to the shorter one; pictures beyond it break the pipelines' arithmetic
 MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
 # No bound on meaning, which tokens are, but on what is counted: English has 4 to 5 characters a token, and the longest
@@ -315,40 +313,3 @@ TASKS: dict[str, type[Request]] = {
 def seed_of(job_id: str) -> int:
     """The first 53 bits of the job id's SHA-256, so that a job that is delivered twice draws the same picture."""
     return int.from_bytes(hashlib.sha256(job_id.encode("utf-8", "surrogatepass")).digest()[:7], "big") >> 3
-
-
-def require_served(request: Drawing, multiple: int, max_images: int) -> None:
-    """Refuse a size that the checkpoint's pipeline would floor in silence, and more pictures than it takes.
-
-    `multiple`: pixels of which width and height must be a multiple. Raises `InvalidInput`.
-    """
-    is_resampled = isinstance(request, Edit) and request.draw_size == "input"
-    sides = {"width": request.width, "height": request.height}
-    off_grid = {name: side for name, side in sides.items() if side and side % multiple and not is_resampled}
-    if off_grid:
-        rule = f"must be a multiple of {multiple} for this checkpoint, not"
-        sentences = [f"{name} {rule} {side}{nearest_sides(side, multiple)}" for name, side in off_grid.items()]
-        raise InvalidInput("; ".join(sentences), BeyondSchema.ENDPOINT)
-    if isinstance(request, Edit) and len(request.images) > max_images:
-        sentence = f"images must hold at most {max_images} for this checkpoint, not {len(request.images)}"
-        raise InvalidInput(sentence, BeyondSchema.ENDPOINT)
-
-
-def nearest_sides(side: int, multiple: int = SIDE_MULTIPLE) -> str:
-    """The words that name the sides next to one that is off the grid; nothing for one outside the limits."""
-    lower = side // multiple * multiple
-    if not MIN_SIDE <= side <= MAX_SIDE or side == lower:
-        return ""
-    nearest = f"; the nearest are {lower} and {lower + multiple}"
-    if multiple == COARSE_MULTIPLE:
-        return nearest
-    lower = side // COARSE_MULTIPLE * COARSE_MULTIPLE
-    return (
-        f"{nearest}, or {lower} and {lower + COARSE_MULTIPLE} where the checkpoint needs multiples of {COARSE_MULTIPLE}"
-    )
-
-
-def require_tokens(name: str, count: int) -> None:
-    """Refuse a prompt that the pipeline would cut without a word. Raises `InvalidInput`."""
-    if count > MAX_PROMPT_TOKENS:
-        raise InvalidInput(f"{name} must be at most {MAX_PROMPT_TOKENS} tokens, not {count}", BeyondSchema.WORDS)

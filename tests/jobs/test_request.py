@@ -16,9 +16,8 @@ from qwen_worker.jobs.request import (
     Generate,
     Health,
     Lora,
-    require_served,
-    require_tokens,
 )
+from qwen_worker.jobs.served import require_served, require_tokens
 from qwen_worker.settings import Settings
 
 from ..conftest import ROOT
