@@ -38,7 +38,6 @@ from qwen_worker.jobs.reply import DrawingResult
 from qwen_worker.jobs.request import Drawing, Edit, Health, Request, Schema
 from qwen_worker.jobs.response_shapes import shape_of
 from qwen_worker.jobs.schema import job_schema
-from qwen_worker.jobs.served import require_served
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.loader import Loader
 from qwen_worker.loading.pipelines import Pipelines
@@ -49,7 +48,7 @@ from qwen_worker.memory import card, cuda
 from qwen_worker.memory.footprint import Plan
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.network.bucket import bucket_from_settings
-from qwen_worker.network.rewrite import RewriteFailed, Rewriter, rewriter_from_settings
+from qwen_worker.network.rewrite import RewriteFailed, Rewriter, rewriter_from_settings, waiting_threads
 from qwen_worker.pictures import fallback, marks
 from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
 from qwen_worker.pictures.inputs import Canvas, Inputs, open_images, small_data_urls
@@ -173,15 +172,17 @@ class Worker:
         if self.signer:
             self.signer.require_valid()
         async with Progress(job, post or poster(job.id), self.settings.QWEN_PROGRESS_SECONDS), job.within_limit():
-            require_served_by(self.catalogue.located(request.task), request)
+            if located := self.catalogue.located(request.task):
+                located.require_serves(request)
             # Before anything that waits for the inference thread, which may be at another job's drawing.
             inputs = await job.run_on(self.side_threads, self.open_pictures, job, terms)
             if self.safety_check:
                 await self.check_inputs(self.safety_check, job, inputs)
             if self.rewriter and request.prompt_extend:
-                await job.run_on(self.side_threads, rewrite_prompt, self.rewriter, job, inputs)
+                await job.run_on(waiting_threads, rewrite_prompt, self.rewriter, job, inputs)
             checkpoint, failure = await self.locate(job)
-            require_served_by(checkpoint, request)
+            if checkpoint:
+                checkpoint.require_serves(request)
             loras = () if failure else await job.run_on(self.side_threads, self.loras.open_for_job, job, checkpoint)
             grid = checkpoint.grid if checkpoint else Grid()
             sizes = sizes_of(request, inputs.sources, inputs.mask, grid)
@@ -196,9 +197,8 @@ class Worker:
             job.enter(Stage.WAITING)
             outcome = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, failure)
             drawn = await job.wait_for(outcome, functools.partial(self.queue.has_abandoned_call, job))
+            concepts = await self.safety_check.check_drawn(job, drawn.pictures) if self.safety_check else []
             job.enter(Stage.DELIVERING)
-            check = self.safety_check
-            concepts = await job.run_on(check.thread, check.check_drawn, job, drawn.pictures) if check else []
             origin = marks.origin_of(request, is_stand_in=drawn.model is None)
             marks.mark_pictures(drawn.pictures, origin, self.settings.QWEN_MARK)
             label = self.catalogue.label_for(request.task)
@@ -228,7 +228,7 @@ class Worker:
                 await job.run_on(self.inference_thread, check.load)
             except LoadError as failure:
                 raise JobError("model_unavailable", f"the safety check: {failure.reason}") from None
-        await job.run_on(check.thread, check.check_inputs, job, inputs.sources)
+        await check.check_inputs(job, inputs.sources)
 
     async def locate(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
         """The checkpoint that serves the job, where it has been located, and why its model cannot be had, if so."""
@@ -295,21 +295,16 @@ class Worker:
 
 
 def rewrite_prompt(rewriter: Rewriter, job: Job, inputs: Inputs) -> None:
-    """Have the model get the prompt in the words of the operator's language model, or the caller's own; side thread."""
+    """Have the model get the prompt in the words of the operator's language model, or else the caller's own."""
+    job.enter(Stage.REWRITING)
     with timed(job.timings, "rewrite"):
         try:
-            rewritten = rewriter.rewrite(job.instruction, small_data_urls(inputs.sources), job.cancelled)
-            job.instruction = require_prompt(rewritten)
+            pictures, seconds_left = small_data_urls(inputs.sources), job.seconds_to_limit()
+            job.instruction = require_prompt(rewriter.rewrite(job.instruction, pictures, job.cancelled, seconds_left))
         except (RewriteFailed, InvalidInput) as failure:
             reason = failure.sentence if isinstance(failure, InvalidInput) else f"rewriting it failed: {failure}"
             job.draw_own_words(reason)
             log_line(job.id, "WARN", f"the prompt was not rewritten: {reason}")
-
-
-def require_served_by(checkpoint: Checkpoint | None, request: Drawing) -> None:
-    """Refuse what only the checkpoint, once it is located, can say."""
-    if checkpoint:
-        require_served(request, checkpoint.size_multiple, checkpoint.pipeline_class.max_images)
 
 
 def main() -> None:

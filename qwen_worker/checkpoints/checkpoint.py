@@ -14,6 +14,8 @@ from typing import Any, cast
 
 from ..errors import LoadError
 from ..jobs.named_sizes import Grid
+from ..jobs.request import Drawing
+from ..jobs.served import require_served
 from ..log import log_line
 from ..network.hub import hub_cache_folder, is_same_repository
 from .files import (
@@ -110,6 +112,10 @@ class Checkpoint:
     @property
     def adaptable(self) -> bool:
         return self.pipeline_class.adaptable
+
+    def require_serves(self, request: Drawing) -> None:
+        """Refuse what only the checkpoint can say: sizes and numbers of pictures. Raises `InvalidInput`."""
+        require_served(request, self.size_multiple, self.pipeline_class.max_images)
 
     @property
     def grid(self) -> Grid:

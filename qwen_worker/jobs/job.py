@@ -23,6 +23,8 @@ class Stage(StrEnum):
     """Where a job is. The value ends the sentence "the job's seconds ran out ..."."""
 
     OPENING = "while its input was fetched and opened"
+    CHECKING = "while its pictures were checked"
+    REWRITING = "while its prompt was rewritten"
     WAITING = "while it waited for the model"
     LOADING = "while the model was loaded"
     DRAWING = "while it was drawn"

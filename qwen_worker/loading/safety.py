@@ -5,7 +5,7 @@ of where pictures come from and go.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,18 +16,19 @@ from ..checkpoints import classifier
 from ..checkpoints.classifier import Classifier
 from ..checkpoints.files import label_of
 from ..errors import JobError, LoadError
-from ..jobs.job import Job
+from ..jobs.job import Job, Stage
 from ..log import log_line
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import GB
 from ..memory.machine import Machine, read_machine, read_ram
-from ..pictures.images import as_rgb
+from ..pictures.colour import to_srgb
 from ..settings import Settings
 from ..stopwatch import timed
 
 # What the published classifiers call pictures that hosts reject. Their other labels are normal, neutral, drawings, sfw.
 USUAL_LABELS = frozenset({"explicit", "hentai", "nsfw", "porn", "pornography", "sexy", "unsafe"})
 MAX_PIXELS = 1 << 20  # of a picture as the classifier gets it, which looks at a tenth of that: bounds its time and RAM
+LONG = 1.5  # times the other side: from here on, squares of a picture are looked at too
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,22 @@ class Judge:
     model: Any
     rejected: tuple[int, ...]
 
-    def judge(self, picture: Image.Image) -> tuple[str, float]:
-        """The likeliest of the rejected labels, and the probability that the picture has one of them."""
+    def judge(self, picture: Image.Image, require_running: Callable[[], None] = lambda: None) -> tuple[str, float]:
+        """The likeliest of the rejected labels, and the probability that the picture has one of them.
+
+        The picture is judged as it is seen, whatever its colour space, and is not altered. Of its views the worst
+        counts, and one without a number is the worst. `require_running` is called before each, and may raise.
+        """
+        found: list[tuple[str, float]] = []
+        for view in views(to_srgb(picture)):
+            require_running()
+            found.append(self.look_at(view))
+        return max(found, key=lambda one: one[1] if math.isfinite(one[1]) else math.inf)
+
+    def look_at(self, picture: Image.Image) -> tuple[str, float]:
+        """The same of one view, which is sRGB."""
         import torch
 
-        picture = as_rgb(picture)
         scale = math.sqrt(MAX_PIXELS / (picture.width * picture.height))
         if scale < 1:
             size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
@@ -60,7 +72,7 @@ class Judge:
 class SafetyCheck:
     """`load` is for the one inference thread, on which the libraries load whatever they load; the rest for any.
 
-    Pictures are to be judged on `thread`: torch gives each thread that computes a team of threads of its own.
+    Pictures are judged on `thread` alone: torch gives each thread that computes a team of threads of its own.
     """
 
     def __init__(self, settings: Settings, model: str):
@@ -104,13 +116,13 @@ class SafetyCheck:
         held_bytes = self.judge.classifier.ram_bytes if self.judge else 0
         return replace(machine, process_bytes=max(0, machine.process_bytes - held_bytes))
 
-    def check_inputs(self, job: Job, sources: Sequence[Image.Image]) -> None:
+    async def check_inputs(self, job: Job, sources: Sequence[Image.Image]) -> None:
         """Raises `JobError` content_rejected for an input picture that does not pass, and `Cancelled`."""
         count = len(sources)
         names = ["image"] if count == 1 else [f"images[{number}]" for number in range(count)]
-        self.check(job, sources, names, "send another picture")
+        await self.check(job, sources, names, "send another picture")
 
-    def check_drawn(self, job: Job, pictures: Sequence[Image.Image]) -> list[bool]:
+    async def check_drawn(self, job: Job, pictures: Sequence[Image.Image]) -> list[bool]:
         """For each picture whether it was rejected, which none was: all are delivered, or none is.
 
         Raises `JobError` content_rejected, and `Cancelled`.
@@ -119,17 +131,23 @@ class SafetyCheck:
         names = ["the picture that was drawn"]
         if count > 1:
             names = [f"picture {number} of {count} that was drawn" for number in range(1, count + 1)]
-        self.check(job, pictures, names, "another prompt or seed may pass")
+        await self.check(job, pictures, names, "another prompt or seed may pass")
         return [False] * count
 
-    def check(self, job: Job, pictures: Sequence[Image.Image], names: Sequence[str], advice: str) -> None:
-        """Look at the pictures one by one; the decisions go to the log, and nothing of the job with them."""
+    async def check(self, job: Job, pictures: Sequence[Image.Image], names: Sequence[str], advice: str) -> None:
+        """Enter the job's stage of it and look at the pictures, if there are any, after those of other jobs."""
+        if not pictures:
+            return
+        job.enter(Stage.CHECKING)
+        await job.run_on(self.thread, self.look_at_all, job, pictures, names, advice)
+
+    def look_at_all(self, job: Job, pictures: Sequence[Image.Image], names: Sequence[str], advice: str) -> None:
+        """Judge the pictures one by one; the decisions go to the log, and nothing of the job with them."""
         judge, threshold = self.judge, self.settings.QWEN_SAFETY_THRESHOLD
         assert judge, "load comes first"
         with timed(job.timings, "check"):
             for name, picture in zip(names, pictures, strict=True):
-                job.require_running()
-                label, probability = judge.judge(picture)
+                label, probability = judge.judge(picture, job.require_running)
                 is_rejected = probability >= threshold
                 verdict = "rejected" if is_rejected else "passed"
                 log_line(job.id, "INFO", f"safety check: {name} {verdict} ({label} {probability:.3f})")
@@ -139,6 +157,24 @@ class SafetyCheck:
                     raise JobError(
                         "content_rejected", f"{name} is rejected by the endpoint's safety check ({label}); {advice}"
                     )
+
+
+def views(picture: Image.Image) -> Iterator[Image.Image]:
+    """The picture and, if it is long, squares along its long side, each of which overlaps half of the next or more.
+
+    A classifier squashes a picture into a square, in which a long one's figures are too narrow to be known, or it cuts
+    the square out of the middle. Of the longest pictures, which are 8:1, there are 16 views.
+    """
+    yield picture
+    side, length = sorted(picture.size)
+    if length <= LONG * side:
+        return
+    steps = math.ceil((length - side) / (side / 2))
+    for number in range(steps + 1):
+        start = round((length - side) * number / steps)
+        is_wide = picture.width == length
+        left, top = (start, 0) if is_wide else (0, start)
+        yield picture.crop((left, top, left + side, top + side))
 
 
 def rejected_labels(found: Classifier, chosen: str | None) -> tuple[int, ...]:

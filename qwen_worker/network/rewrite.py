@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 MAX_REWRITES = 16
 rewrite_threads = SideThreads(MAX_REWRITES)
+# The threads on which jobs wait for an answer. One more than can wait: it tells all others at once that they are too
+# many, so that no job queues for a thread.
+waiting_threads = ThreadPoolExecutor(MAX_REWRITES + 1, thread_name_prefix="rewrite")
+SHARE = 0.5  # of the time that a job has left: the other half is for drawing the caller's own words
 ANSWER = FetchTarget("its answer", max_bytes=1_000_000)
 # Around what a reasoning model may put before its answer. Where the chat's template has the first, only the last comes.
 THOUGHTS_BEGIN, THOUGHTS_END = "<think>", "</think>"
@@ -48,25 +53,36 @@ class RewriteFailed(Exception):
 
 @dataclass(frozen=True)
 class Rewriter:
-    """`address`: of the endpoint's chat completions. `seconds`: that one prompt may take in all."""
+    """`address`: of the endpoint's chat completions. `seconds`: that one prompt may take in all.
+
+    `rewrite` is for `waiting_threads`: an endpoint that hangs then keeps no other work waiting.
+    """
 
     address: str
     model: str
     key: str = field(repr=False)
     seconds: float
 
-    def rewrite(self, text: str, pictures: Sequence[str], cancelled: threading.Event | None = None) -> str:
+    def rewrite(
+        self,
+        text: str,
+        pictures: Sequence[str],
+        cancelled: threading.Event | None = None,
+        seconds_left: float | None = None,
+    ) -> str:
         """The text in other words; with pictures, which are data URLs, as an instruction to edit them.
 
+        `seconds_left`: until the job's limit, of which at most `SHARE` is waited; None for a job without a limit.
         Raises `RewriteFailed`, in which neither the address nor the key nor a word of the answer stands, or `Cancelled`
         within a moment once `cancelled` is set.
         """
-        deadline = time.monotonic() + self.seconds
+        seconds = self.seconds if seconds_left is None else min(self.seconds, SHARE * max(0.0, seconds_left))
+        deadline = time.monotonic() + seconds
         body = chat(self.model, text, pictures)
         try:
-            return rewrite_threads.run_within(self.seconds, lambda: self.ask(body, deadline), cancelled)
+            return rewrite_threads.run_within(seconds, lambda: self.ask(body, deadline), cancelled)
         except Late:
-            raise RewriteFailed(f"no answer within {self.seconds:g} seconds") from None
+            raise RewriteFailed(f"no answer within {round(seconds, 2):g} seconds") from None
         except Busy:
             raise RewriteFailed(f"{MAX_REWRITES} answers are still being waited for") from None
 

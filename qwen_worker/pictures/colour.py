@@ -109,7 +109,7 @@ def described_profile(info: dict[Any, Any]) -> bytes | None:
 
 
 def to_srgb(picture: Image.Image) -> Image.Image:
-    """RGB in sRGB of a picture of mode L or RGB, whatever its profile."""
+    """A copy in sRGB, of mode RGB, of a picture of mode L or RGB, whatever its profile."""
     profile = picture.info.get(PROFILE)
     return convert(picture, profile, srgb_profile(), "RGB") if profile else picture.convert("RGB")
 

@@ -41,7 +41,9 @@ LOSSY_RATES = {  # by quality
 }
 LEAST_RATES = {"png": 0.014, "jpeg": 0.0158, "webp": 0.0001}  # of a picture of one colour: no file has less
 BASE64 = 4 / 3  # characters for each byte
-SMALLER = "fewer images or a smaller size, or give a bucket"
+SMALLER = "fewer images or a smaller size"
+# Code that reads `image_url` and nothing else, such as RunPod's provider of the AI SDK, would take one for a picture.
+STAND_IN_NOTE = "stand-ins are sent in the reply and never by URL"
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,12 @@ def size_warning(request: Drawing, size: tuple[int, int], terms: Terms) -> str |
     limit = f"of which at most {terms.limit_bytes / 1e6:g} MB are delivered"
     if (least := characters * LEAST_RATES[output_format]) > terms.limit_bytes:
         sentence = f"{pictures} would have at least {least / 1e6:.2g} MB in the reply, {limit}"
-        raise JobError("result_too_large", f"{sentence}; ask for {SMALLER}")
+        raise JobError("result_too_large", f"{sentence}; ask for {SMALLER}, or give a bucket")
     expected = characters * photo_rate(output_format, quality)
     if expected <= terms.limit_bytes:
         return None
     is_auto = request.output_format == "auto"
-    way = f"ask for {SMALLER}" if is_auto else "auto takes a smaller encoding where that is so"
+    way = f"ask for {SMALLER}, or give a bucket" if is_auto else "auto takes a smaller encoding where that is so"
     at_least = " in its smallest encoding" if is_auto else ""
     sentence = f"output_format {request.output_format}: {pictures} may have {expected / 1e6:.2g} MB in the reply"
     return f"{sentence}{at_least}, {limit}; {way}"
@@ -155,7 +157,7 @@ def deliver(
     cancelled: threading.Event,
     sign: Sign | None = None,
 ) -> dict[str, Any]:
-    """The reply, of at most `terms.limit_bytes` as the SDK will post it.
+    """The reply, of at most `terms.limit_bytes` as the SDK will post it. Stand-ins stay in it: no bucket gets one.
 
     `complete_metadata(delivery)` adds the delivery's facts and the timings so far to the metadata. `sign`: what signs
     each file, where the operator has files signed.
@@ -172,8 +174,13 @@ def deliver(
         facts: DeliveryFacts = {"delivery": "inline", "output_format": output_format}
         if note:
             facts["delivery_note"] = note
-        reply = shaped_reply(terms.shape, request, complete_metadata(facts), inline)
-        if bucket and not attempt and (terms.mode is Delivery.URL or posted_bytes(reply) > terms.limit_bytes):
+        metadata = complete_metadata(facts)
+        reply = shaped_reply(terms.shape, request, metadata, inline)
+        by_url = not attempt and (terms.mode is Delivery.URL or posted_bytes(reply) > terms.limit_bytes)
+        if bucket and by_url and metadata["backend"] == "pil-fallback":
+            note = facts["delivery_note"] = STAND_IN_NOTE
+            reply = shaped_reply(terms.shape, request, complete_metadata(facts), inline)
+        elif bucket and by_url:
             keys = [bucket.key(terms.job_id, k, output_format, request.task) for k in range(len(files))]
             uploads = [File(key, data, content_type) for key, data in zip(keys, files, strict=True)]
             try:
@@ -203,9 +210,11 @@ def encode_unless_cancelled(
 
 
 def size_error(size: int, terms: Terms, note: str, request: Drawing) -> JobError:
-    """The failure of a reply of `size` bytes. `note`: why the bucket did not take the pictures, if one was to."""
+    """The failure of a reply of `size` bytes. `note`: why the pictures are not in the bucket, if they were to be."""
     figures = f"the reply has {size / 1e6:.2f} MB and at most {terms.limit_bytes / 1e6:g} MB are delivered"
-    if note:
+    is_stand_in = note == STAND_IN_NOTE
+    if note and not is_stand_in:
         return JobError("upload_failed", f"{note}, and {figures}")
     other = "output_format auto, or jpeg or webp with output_quality, " if request.output_format != "auto" else ""
-    return JobError("result_too_large", f"{figures}; ask for {other}{SMALLER}")
+    rest = f"; {STAND_IN_NOTE}" if is_stand_in else ", or give a bucket"
+    return JobError("result_too_large", f"{figures}; ask for {other}{SMALLER}{rest}")

@@ -143,10 +143,12 @@ def to_rgb(picture: Image.Image, background: str = "white") -> Image.Image:
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
-    """RGB of the picture's numbers, without `info`; Pillow's own `convert` would copy what is RGB already."""
-    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
-    picture.info = {}
-    return picture
+    """RGB of the picture's numbers, without `info`: the picture itself where it is that already."""
+    if picture.mode == "RGB" and not picture.info:
+        return picture
+    plain = picture.convert("RGB")  # a copy, also of RGB: the picture keeps its `info`
+    plain.info = {}
+    return plain
 
 
 def to_plain_mode(picture: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 """The safety check judges by the labels that are rejected, is loaded whole or not at all, and its RAM is planned."""
 
+import asyncio
 import json
 import shutil
 
@@ -15,9 +16,13 @@ from qwen_worker.loading import safety
 from qwen_worker.loading.safety import Judge, SafetyCheck, rejected_labels
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import Machine
+from qwen_worker.pictures.colour import PROFILE, in_space_of
+from qwen_worker.pictures.icc import SRGB_PRIMARIES, Primaries, matrix_profile
 from qwen_worker.settings import Settings
 
+from ..support import profiles
 from ..support.scene_classifier import FOLDER, accuracy
+from ..support.scene_classifier import picture_of as scene_of
 
 
 @pytest.fixture
@@ -77,9 +82,104 @@ def test_the_likeliest_rejected_label_counts_where_each_has_its_own_probability(
 def test_a_picture_is_judged_in_rgb_and_at_most_a_megapixel():
     processor = Sure()
     judge = Judge(Classifier("a/b", FOLDER, ("safe", "nsfw"), False, 0), processor, Sure(0, 0), (1,))
-    for mode, size in (("RGB", (256, 256)), ("L", (2048, 2048)), ("RGB", (8000, 1000))):
+    for mode, size in (("RGB", (256, 256)), ("L", (2048, 2048)), ("RGB", (1500, 1000))):
         judge.judge(Image.new(mode, size))
-    assert processor.sizes == [("RGB", (256, 256)), ("RGB", (1024, 1024)), ("RGB", (2896, 362))]
+    assert processor.sizes == [("RGB", (256, 256)), ("RGB", (1024, 1024)), ("RGB", (1254, 836))]
+
+
+@pytest.fixture
+def scenes():
+    """By shape, a scene of it, as square pictures."""
+    from random import Random
+
+    from qwen_tiny.world.scenes import CENTER, RADIUS, Scene
+
+    def scene(shape):
+        return Scene("red", shape, "blue", "large", "center", CENTER["center"], 0.5, RADIUS["large"])
+
+    return {shape: scene_of(Random(1), scene(shape)).resize((256, 256)) for shape in ("circle", "triangle")}
+
+
+def passes(check, picture):
+    """Whether the check lets the picture pass."""
+    try:
+        asyncio.run(check.check_drawn(Job("a", parse({"prompt": "a fox"}, "a")), [picture]))
+    except JobError as error:
+        assert error.code == "content_rejected"
+        return False
+    return True
+
+
+def test_a_picture_in_a_space_of_its_own_is_judged_as_it_is_seen_and_not_by_its_numbers(scenes):
+    """Of such a curve the numbers show next to nothing, and every viewer shows the picture."""
+    check = check_of(FOLDER)
+    check.load()
+    holder = Image.new("RGB", (8, 8))
+    holder.info[PROFILE] = matrix_profile("own", Primaries(*SRGB_PRIMARIES), (0.15,))
+    hidden = in_space_of(scenes["triangle"], holder)
+    numbers = hidden.copy()
+    numbers.info = {}
+    assert passes(check, numbers) and not passes(check, hidden)
+    assert passes(check, in_space_of(scenes["circle"], holder))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_picture_that_is_judged_stays_as_it_was(scenes, mode):
+    check, picture = check_of(FOLDER), scenes["circle"].convert(mode)
+    check.load()
+    picture.info = {PROFILE: profiles.grey() if mode == "L" else profiles.DISPLAY_P3, "other": 1}
+    info, pixels = dict(picture.info), picture.tobytes()
+    assert passes(check, picture)
+    assert (picture.info, picture.mode, picture.tobytes()) == (info, mode, pixels)
+
+
+@pytest.mark.parametrize("size", [(2048, 256), (256, 2048), (512, 256)])
+def test_a_figure_in_a_long_picture_is_seen_wherever_it_is(scenes, size):
+    check, length, is_wide = check_of(FOLDER), max(size), size[0] > size[1]
+    check.load()
+
+    def strip(*places):
+        found = Image.new("RGB", size, scenes["triangle"].getpixel((3, 3)))
+        for place in places:
+            found.paste(scenes["triangle"], (place, 0) if is_wide else (0, place))
+        return found
+
+    if length == 2048:  # squashed, the figure is a line
+        assert check.judge.look_at(strip(896))[1] < 0.5
+    assert passes(check, strip())
+    for place in (0, (length - 256) // 2, length - 256):
+        assert not passes(check, strip(place))
+
+
+def test_a_long_picture_has_few_views_which_overlap_by_half():
+    def places(size):
+        processor = Sure()
+        Judge(Classifier("a/b", FOLDER, ("safe", "nsfw"), False, 0), processor, Sure(0, 0), (1,)).judge(
+            Image.new("RGB", size)
+        )
+        return [size for _, size in processor.sizes]
+
+    assert places((1664, 928)) == [(1371, 765), *[(928, 928)] * 3]
+    assert places((1000, 8000)) == [(362, 2896), *[(1000, 1000)] * 15]
+    starts = [
+        view.getpixel((0, 0))[0] for view in safety.views(Image.linear_gradient("L").resize((16, 64)).convert("RGB"))
+    ]
+    assert len(starts) == 8 and all(
+        0 < after - before <= 33 for before, after in zip(starts[1:], starts[2:], strict=False)
+    )
+
+
+def test_a_view_without_a_number_is_the_worst():
+    found = Classifier("a/b", FOLDER, ("safe", "nsfw"), False, 0)
+    outputs = iter([(0.0, 9.0), (0.0, float("nan")), (9.0, 0.0), (0.0, 9.0)])
+
+    class Turns(Sure):
+        def __call__(self, **_):
+            self.logits = next(outputs)
+            return super().__call__()
+
+    _, probability = Judge(found, Sure(), Turns(), (1,)).judge(Image.new("RGB", (200, 100)))
+    assert probability != probability
 
 
 @pytest.mark.parametrize(
@@ -162,7 +262,7 @@ def test_a_picture_for_which_there_is_no_number_is_not_sent(capsys):
     found = Classifier("a/b", FOLDER, ("safe", "nsfw"), False, 0)
     check.judge = Judge(found, Sure(), Sure(0.0, float("nan")), (1,))
     with pytest.raises(JobError, match="^internal: the safety check came to no result, and nothing is sent unchecked"):
-        check.check_drawn(Job("a", parse({"prompt": "a fox"}, "a")), [Image.new("RGB", (8, 8))])
+        asyncio.run(check.check_drawn(Job("a", parse({"prompt": "a fox"}, "a")), [Image.new("RGB", (8, 8))]))
 
 
 def test_ram_that_is_too_little_is_told_with_both_figures(monkeypatch):

@@ -174,6 +174,15 @@ def test_an_endpoint_that_does_not_come_to_an_end_costs_the_deadline(rewriter, g
     assert words in ("no answer within 0.5 seconds", "its answer was not fetched in time")
 
 
+@pytest.mark.parametrize(("seconds", "left", "waited"), [(600, 2, 1), (0.5, 600, 0.5), (600, -1, 0)])
+def test_at_most_half_of_the_time_that_is_left_is_waited(rewriter, gate, seconds, left, waited):
+    over = gate()
+    asking, started = rewriter(ChatServer(answer=lambda handler: over.wait()), seconds=seconds), time.monotonic()
+    with pytest.raises(RewriteFailed, match="^no answer"):
+        asking.rewrite("a fox", (), seconds_left=left)
+    assert 0.8 * waited < time.monotonic() - started < waited + 30
+
+
 def test_a_stop_is_heard_during_the_call(rewriter, gate):
     asked, over, cancelled = gate(), gate(), threading.Event()
     asking = rewriter(ChatServer(answer=lambda handler: asked.set() or over.wait()), seconds=600)

@@ -13,7 +13,7 @@ import boto3
 import pytest
 import requests
 from matplotlib.cbook import get_sample_data
-from PIL import Image, ImageOps
+from PIL import Image
 
 from qwen_worker.delivery_settings import Delivery, ResponseShape
 from qwen_worker.errors import Cancelled, JobError
@@ -31,6 +31,7 @@ from ..support.control_plane import ControlPlane, WorkerProcess, addresses
 SMALL = {"prompt": "a", "width": 256, "height": 256}
 KEY, SECRET = "AKIAOPERATOR", "very/secret+words"
 MB = 1_000_000
+NO_URL = "stand-ins are sent in the reply and never by URL"
 
 
 @pytest.fixture(scope="module")
@@ -152,24 +153,23 @@ def test_a_result_of_25_mb_is_else_refused_with_both_figures():
 
 
 def test_a_result_of_16_mb_through_a_worker_process_is_never_dropped(environment, operator, web):
+    """Stand-ins of edits, which the bucket does not get; it gets the pictures of the model."""
     plane, file = ControlPlane(), file_of(noise(1440))
-    variables = {name: str(value) for name, value in operator(QWEN_FALLBACK="force").items()}
+    variables = {name: str(value) for name, value in operator(QWEN_EDIT_MODEL="/nowhere").items()}
     private = {"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true"}
     large = {
         "prompt": "invert it", "image_url": web(lambda handler: respond(handler, file)), "size": "1440x1440",
         "num_images": 2,
     }  # fmt: skip
     with WorkerProcess(environment(**variables, **private, **addresses(web(plane)))) as worker:
-        plane.put("bucket", large)
-        plane.put("webp", large | {"delivery": "inline"})
-        plane.put("refused", large | {"delivery": "inline", "output_format": "png"})
+        plane.put("bucket", {**SMALL, "num_inference_steps": 1, "delivery": "url"})
+        plane.put("webp", large)
+        plane.put("refused", large | {"output_format": "png"})
         by_bucket, as_webp, refused = (plane.result(job_id) for job_id in ("bucket", "webp", "refused"))
         assert worker.terminate() == 0
-    for url in by_bucket["output"]["image_urls"]:
-        received = Image.open(io.BytesIO(requests.get(url).content))
-        assert "algorithmicallyEnhanced" in json.dumps(received.getxmp())
-        above_the_band = 0, 0, 1440, 400
-        assert received.crop(above_the_band).tobytes() == ImageOps.invert(noise(1440)).crop(above_the_band).tobytes()
+    received = Image.open(io.BytesIO(requests.get(by_bucket["output"]["image_url"]).content))
+    assert received.size == (256, 256) and "trainedAlgorithmicMedia" in json.dumps(received.getxmp())
+    assert as_webp["output"]["metadata"]["delivery_note"] == NO_URL
     assert as_webp["output"]["metadata"]["output_format"] == "webp"
     assert [picture_of(text).size for text in as_webp["output"]["images"]] == [(1440, 1440)] * 2
     assert re.fullmatch(
@@ -248,6 +248,41 @@ def test_auto_never_goes_below_the_quality_asked_for():
     assert list(encodings(request)) == [("png", None), ("webp", None), ("webp", 95), ("webp", 90)]
     with pytest.raises(JobError, match="result_too_large"):
         sent([noise(512)], Settings(), {"output_format": "auto", "output_quality": 90}, limit=30_000)
+
+
+@pytest.mark.parametrize("way", ["field", "setting", "s3Config", "size"])
+def test_a_stand_in_is_never_sent_by_url_whoever_wants_it(cold_worker, web, monkeypatch, way):
+    """Code that reads `image_url` and nothing else would take it for a picture."""
+    monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
+    asked, file = [], file_of(noise(512))
+    address = web(lambda handler: (asked.append(handler.path), respond(handler, b"", 200, ETag='"x"')))
+    settings = {
+        "BUCKET_ENDPOINT_URL": address, "BUCKET_NAME": "pictures", "BUCKET_ACCESS_KEY_ID": KEY,
+        "BUCKET_SECRET_ACCESS_KEY": SECRET, "QWEN_FALLBACK": "force",
+    }  # fmt: skip
+    settings |= {"setting": {"QWEN_DELIVERY": "url"}, "size": {"QWEN_RESULT_LIMIT_MB": 0.1}}.get(way, {})
+    fields = {"prompt": "invert it", "image": base64.b64encode(file).decode("ascii")}
+    fields |= {"delivery": "url"} if way == "field" else {}
+    output = run_job(cold_worker(**settings), config(address) if way == "s3Config" else {}, **fields)["output"]
+    assert asked == [] and not any("url" in name for name in output) and picture_of(output["image"]).size == (256, 256)
+    facts = output["metadata"]
+    assert (facts["backend"], facts["delivery"]) == ("pil-fallback", "inline")
+    assert facts["delivery_note"] == NO_URL
+    assert facts["output_format"] == ("webp" if way == "size" else "png")
+
+
+def test_a_stand_in_that_fits_needs_no_note_and_one_too_large_is_refused_without_asking_for_a_bucket(
+    cold_worker, operator
+):
+    worker = cold_worker(**operator(QWEN_FALLBACK="force", QWEN_RESULT_LIMIT_MB=0.1))
+    noisy = {"prompt": "invert it", "image": base64.b64encode(file_of(noise(512))).decode("ascii")}
+    assert "delivery_note" not in run(worker, SMALL)["output"]["metadata"]
+    error = run(worker, {**noisy, "output_format": "png", "delivery": "url"})["error"]
+    assert re.fullmatch(
+        r"result_too_large: the reply has \d\.\d\d MB and at most 0\.1 MB are delivered; ask for output_format auto, "
+        rf"or jpeg or webp with output_quality, fewer images or a smaller size; {NO_URL}",
+        error,
+    )
 
 
 def test_a_small_result_stays_in_the_reply_unless_the_job_or_the_endpoint_wants_a_url(operator):
@@ -373,8 +408,7 @@ def config(address, **changes):
 
 def test_a_job_s_own_bucket_gets_its_pictures(cold_worker, s3, monkeypatch, capsys):
     monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
-    worker = cold_worker(QWEN_FALLBACK="force")
-    body = run_job(worker, config(s3, prefix="theirs/"))
+    body = run_job(cold_worker(), config(s3, prefix="theirs/"), num_inference_steps=1)
     url = body["output"]["image_url"]
     assert (
         url.startswith(f"{s3}/pictures/theirs/own-1/0.png?") and "AKIAJOB" in url
@@ -417,7 +451,7 @@ def test_a_name_that_leads_elsewhere_after_it_was_checked_is_not_followed(cold_w
     import qwen_worker.pictures.delivery as module
 
     monkeypatch.setattr(module, "require_public", lambda *_: None)
-    body = run_job(cold_worker(QWEN_FALLBACK="force"), config(s3))
+    body = run_job(cold_worker(), config(s3), num_inference_steps=1)
     assert body["output"]["metadata"]["delivery_note"] == "the bucket did not take the pictures (SSRFError)"
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "task=" in line]
     assert line.startswith("WARN") and line.endswith("code=ok (the bucket did not take the pictures (SSRFError))")

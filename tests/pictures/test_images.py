@@ -12,12 +12,20 @@ from PIL import Image, ImageChops
 
 from qwen_worker.errors import JobError
 from qwen_worker.pictures.data_uris import decode_base64
-from qwen_worker.pictures.images import UPRIGHT_TURNS, encode_picture
+from qwen_worker.pictures.images import UPRIGHT_TURNS, as_rgb, encode_picture
 from qwen_worker.pictures.inputs import read_image
 from qwen_worker.pictures.masks import feather, restore_outside
 
 from ..conftest import as_text, file_of, text_of
 from ..support.pictures import decode_picture
+
+
+def test_the_numbers_of_a_picture_are_had_without_its_info_and_the_picture_keeps_it():
+    for mode in ("RGB", "L"):
+        picture = Image.new(mode, (4, 4))
+        picture.info = {"icc_profile": b"x"}
+        plain = as_rgb(picture)
+        assert (plain.mode, plain.info, picture.info) == ("RGB", {}, {"icc_profile": b"x"})
 
 
 @pytest.fixture

@@ -144,6 +144,14 @@ def test_without_a_model_and_for_a_refusal_runpod_s_provider_raises(generate_ima
     assert "Image generation failed: invalid_input: width (sent as size) must be" in error
 
 
+def test_a_stand_in_of_an_endpoint_with_a_bucket_is_no_picture_to_runpod_s_provider(generate_image, endpoint, bucket):
+    """In the worker's own shape too: the provider reads `image_url`, and no field that says what it is."""
+    api = endpoint(ControlPlane(), QWEN_FALLBACK="force", QWEN_DELIVERY="url", **bucket)
+    options = {"runpod": {"maxPollAttempts": 3, "pollIntervalMillis": 200}}
+    answer = generate_image(api, QWEN_IMAGE, prompt=PROMPT, size="512x512", providerOptions=options)
+    assert "pictures" not in answer and answer["error"]
+
+
 # RunPod's SDK as a client
 
 

@@ -128,6 +128,45 @@ def test_an_endpoint_that_hangs_costs_its_deadline(cold_worker, web, gate, ask):
     assert 0.4 < facts["timings"]["rewrite"] < 30 and image == ask(**{**JOB, **SHORT})["output"]["image"]
 
 
+def test_jobs_whose_endpoint_hangs_keep_no_other_job_waiting(cold_worker, web, gate):
+    over = gate()
+    server = ChatServer(answer=lambda handler: over.wait())
+    worker = cold_worker(
+        QWEN_REWRITE_URL=web(server), QWEN_REWRITE_MODEL="writer", QWEN_REWRITE_SECONDS=600, QWEN_FALLBACK="force"
+    )
+
+    async def answer():
+        hanging = [{"id": str(number), "input": {**JOB, "prompt_extend": True}} for number in range(16)]
+        tasks = [asyncio.create_task(worker.answer(job)) for job in hanging]
+        await until(lambda: len(server.asked) == 16)
+        plain = await asyncio.wait_for(worker.answer({"id": "plain", "input": JOB}), 60)
+        too_many = {"id": "more", "input": {**JOB, "prompt_extend": True}}
+        own_words = await asyncio.wait_for(worker.answer(too_many), 60)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return plain, own_words
+
+    plain, own_words = asyncio.run(answer())
+    assert plain["success"] and "16 answers are still being waited for" in own_words["metadata"]["warnings"][0]
+
+
+def test_a_job_with_a_short_limit_waits_half_of_it_and_draws_its_own_words(cold_worker, web, gate):
+    over, messages = gate(), []
+    worker = cold_worker(
+        QWEN_REWRITE_URL=web(ChatServer(answer=lambda handler: over.wait())), QWEN_REWRITE_MODEL="writer",
+        QWEN_REWRITE_SECONDS=600, QWEN_FALLBACK="force", QWEN_PROGRESS_SECONDS=0.01,
+    )  # fmt: skip
+
+    async def post(message):
+        messages.append(message["stage"])
+
+    job = {"id": "short", "input": {**JOB, "prompt_extend": True}, "policy": {"executionTimeout": 10_000}}
+    facts = asyncio.run(worker.answer(job, post))["metadata"]
+    assert facts["warnings"][0].startswith("prompt_extend: the prompt is drawn as it is, because rewriting it failed: ")
+    assert 3 < facts["timings"]["rewrite"] < 7 and "rewriting" in messages
+
+
 def test_a_stop_is_heard_while_the_endpoint_is_silent(cold_worker, web, gate):
     asked, over = gate(), gate()
     address = web(ChatServer(answer=lambda handler: asked.set() or over.wait()))

@@ -12,6 +12,7 @@ from qwen_tiny.world.scenes import CENTER, RADIUS, Scene, draw
 from qwen_worker.settings import Settings
 
 from ..conftest import as_text, picture_of, posted, run
+from ..support import profiles
 from ..support.control_plane import ControlPlane, WorkerProcess, addresses
 from ..support.scene_classifier import FOLDER
 
@@ -21,9 +22,9 @@ REJECTED = {"prompt": "a large red triangle in the center, on a blue background"
 SENTENCE = "content_rejected: the picture that was drawn is rejected by the endpoint's safety check (unsafe); "
 
 
-def picture(shape):
+def picture(shape, **options):
     scene = Scene("red", shape, "blue", "large", "center", CENTER["center"], 0.5, RADIUS["large"])
-    return as_text(Image.fromarray(draw(scene, 512, 512)))
+    return as_text(Image.fromarray(draw(scene, 512, 512)), **options)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,28 @@ def test_health_says_that_pictures_are_checked(worker, ask):
 
 def test_pictures_are_the_same_to_the_bit_with_a_check(worker, ask):
     assert posted(worker, **PASSES)["output"]["image"] == ask(**PASSES)["output"]["image"]
+
+
+@pytest.mark.parametrize("profile", [profiles.DISPLAY_P3, profiles.ADOBE_RGB, profiles.PROPHOTO])
+def test_a_masked_edit_in_another_colour_space_is_the_same_to_the_bit_with_a_check(worker, ask, profile):
+    mask = Image.new("L", (512, 512))
+    mask.paste(255, (0, 0, 200, 200))
+    fields = {
+        "prompt": "make the background green", "image": picture("circle", icc_profile=profile),
+        "mask_image": as_text(mask), **SIZE, "num_inference_steps": 2,
+    }  # fmt: skip
+    checked, plain = posted(worker, **fields)["output"]["image"], ask(**fields)["output"]["image"]
+    assert checked == plain and picture_of(checked).info["icc_profile"] == profile
+
+
+@pytest.mark.parametrize("fields", [{}, {"task": "edit", "image": "circle"}])
+def test_a_job_whose_limit_runs_out_while_it_waits_for_the_check_says_so(cold_worker, gate, fields):
+    worker, release = cold_worker(QWEN_SAFETY_MODEL=str(FOLDER), QWEN_FALLBACK="force"), gate()
+    worker.load_safety_check()
+    worker.safety_check.thread.submit(release.wait)
+    fields = {**PASSES, **fields, **({"image": picture("circle")} if fields else {})}
+    reply = asyncio.run(worker.answer({"id": "late", "input": fields, "policy": {"executionTimeout": 3000}}))
+    assert reply["error"] == "deadline_exceeded: the job's 2.7 seconds ran out while its pictures were checked"
 
 
 def test_a_check_that_cannot_be_made_serves_nothing(cold_worker, tmp_path):
