@@ -220,6 +220,8 @@ def judge(kind: str, bodies: list[dict]) -> str:
     if kind == "health":
         return "healthy" if first["output"]["status"] == "healthy" else "WRONG: unhealthy"
     facts = first["output"]["metadata"]
+    if facts["backend"] == "pil-fallback" and kind == "url":
+        return "a stand-in, in the reply" if facts["delivery"] == "inline" else "WRONG: a stand-in by URL"
     if facts["delivery"] == "inline" and kind == "url":
         return "drawn, in the reply for a bucket that was down" if "delivery_note" in facts else "WRONG: not by URL"
     return "drawn before the stop" if kind == "stop" else "drawn"
