@@ -98,7 +98,8 @@ class Rewriter:
                 json=body,
                 headers={"User-Agent": USER_AGENT},
                 auth=self.authorize,
-                timeout=max(0.1, deadline - time.monotonic()),
+                # The caller stops waiting at the deadline; the socket is closed a little later, and says nothing more.
+                timeout=max(0.1, deadline - time.monotonic()) + 1,
                 stream=True,
                 allow_redirects=False,
             ) as response:

@@ -78,8 +78,8 @@ def terms_of(
     mode = Delivery(request.delivery) if request.delivery else default
     if mode is Delivery.URL and bucket is None:
         raise InvalidInput(
-            "delivery 'url' (response_format 'url') needs a bucket, and neither the job's s3Config nor the endpoint's "
-            "BUCKET_* names one; delivery 'inline' (response_format 'b64_json') sends the pictures in the reply"
+            "delivery 'url' needs a bucket, and neither the job's s3Config nor the endpoint's BUCKET_* names one; send "
+            "delivery 'inline', which OpenAI's clients call response_format 'b64_json', for pictures in the reply"
         )
     bucket = None if mode is Delivery.INLINE else bucket
     shape = shape_of(request, settings)
