@@ -23,7 +23,7 @@ from qwen_worker.memory.machine import Gpu, read_machine
 from qwen_worker.settings import LOAD_THREADS, Precision, Prepared, Saving
 from qwen_worker.weights import modulation_rows
 
-from ..conftest import as_text, place_by, run
+from ..conftest import as_text, only_proved, place_by, run
 from ..support.patience import run_to_its_end
 from ..weights.test_assembly import require_same
 
@@ -410,7 +410,10 @@ prepare.main(sys.argv[3:])
 NAME = "tiny-qwen-image--generate.bf16-table-vision"
 
 
-@pytest.mark.parametrize("moment", ["file_facts", "the last rename", "between the renames"])
+@pytest.mark.parametrize(
+    "moment",
+    [*(pytest.param(one, marks=only_proved) for one in ("file_facts", "the last rename")), "between the renames"],
+)
 def test_one_whose_writer_was_killed_is_no_prepared_checkpoint(tiny, tmp_path, root, moment):
     before = moment == "between the renames"
     if before:
