@@ -61,14 +61,14 @@ class JobError(Exception):
 class BeyondSchema(StrEnum):
     """What the JSON schema of a job cannot say: the rules whose breach the schema accepts and the worker refuses."""
 
-    TWICE = "Two names of one field have different values, or only one of the two may be sent."
+    TWICE = "Two names of one field have different values, or two fields are given that may not be sent together."
     TOGETHER = "Fields need or exclude each other, such as `width` without `height` in an edit."
     TEXT_NUMBER = "A number or a size that is sent as text is outside its limits."
     LARGE_FLOAT = "A whole number above 2^53 - 1 is written as a float, such as `1e19`, and may have been rounded."
     NOT_JSON = "A value does not exist in JSON (NaN or infinity), or a text is not Unicode."
     WORDS = "A prompt is empty, contains a special token, or has too many tokens."
-    LORA_PATH = "The path of a LoRA cannot name one."
-    COUNT = "The input has too many fields, with those in its `parameters` and `extra_body`, or `openai_input` has."
+    LORA_PATH = "The `path` of a LoRA does not have one of the forms that it may have."
+    COUNT = "The input or `openai_input` has too many fields. Those in `parameters` and `extra_body` count too."
     ENDPOINT = "The endpoint or its checkpoint does not serve the preset, the size, LoRAs, or so many pictures."
 
 
