@@ -2,6 +2,8 @@
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 BIN := .venv/bin
+# Of pytest: one more than there are cores, because tests wait for processes of their own.
+WORKERS := $(shell echo $$(($$(nproc 2>/dev/null || echo 2) + 1)))
 
 .PHONY: run test test-gpu test-versions test-clients prove lint integration image-test hub-files clean
 
@@ -9,7 +11,7 @@ run: .venv/run-installed
 	$(BIN)/python examples/quickstart.py
 
 test: .venv/test-installed
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # What only a card can show. Without one each test that needs it is skipped, and says so.
 test-gpu: .venv/test-installed
@@ -22,7 +24,7 @@ OLDEST_TESTS := tests/memory tests/model tests/speed tests/weights tests/lora/te
 	tests/worker/test_handler.py::test_a_spoiled_card_asks_for_a_fresh_worker_once
 
 test-versions: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest -n auto --dist worksteal $(OLDEST_TESTS)
+	.venv-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal $(OLDEST_TESTS)
 
 # Clients of image APIs that the other tests do without: litellm alone has 200 MB.
 test-clients: .venv/clients-installed tests/support/ai_sdk/node_modules

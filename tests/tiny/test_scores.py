@@ -13,6 +13,8 @@ import torch
 
 from qwen_tiny import CHECKPOINT, evaluate
 
+from ..conftest import only_proved
+
 SMALL = (256, 256)
 STEPS, EDIT_STEPS = 8, 3
 LEAST = 93  # per cent: at most one of 16 pictures may be wrong
@@ -63,6 +65,7 @@ def test_an_edit_changes_what_is_asked_and_keeps_the_rest(edit):
     assert evaluate.score_edits(pipeline, [edit], EDIT_STEPS, 4.0) == [{"changed": True, "kept": True}]
 
 
+@only_proved
 def test_an_edit_without_its_picture_is_noticed(edit):
     pipeline = evaluate.load_pipeline(CHECKPOINT / "edit", broken="no-image")
     assert not evaluate.score_edits(pipeline, [edit], EDIT_STEPS, 4.0)[0]["kept"]

@@ -17,7 +17,7 @@ import requests
 import runpod
 from PIL import Image
 
-from ..conftest import ROOT, as_text, file_of, respond
+from ..conftest import ROOT, as_text, file_of, only_proved, respond
 from ..support.control_plane import ControlPlane, WorkerProcess, addresses
 from ..support.openai_proxy import proxy
 from ..support.patience import wait_until
@@ -181,7 +181,7 @@ def test_runpod_s_sdk_runs_a_job_in_every_shape(sdk, endpoint):
     assert failed.output(timeout=600) == {"success": False} and failed.status() == "FAILED"
 
 
-@pytest.mark.parametrize("shape", ["worker", "fal"])
+@pytest.mark.parametrize("shape", ["worker", pytest.param("fal", marks=only_proved)])
 def test_runpod_s_sdk_streams_progress_and_then_the_reply(sdk, endpoint, shape):
     client = sdk(endpoint(ControlPlane(), STREAM="1", QWEN_PROGRESS_SECONDS="0.05"))
     fields = {"prompt": PROMPT, "width": 256, "height": 256, "num_inference_steps": 8, "response_shape": shape}

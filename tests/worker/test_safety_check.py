@@ -146,7 +146,7 @@ def test_a_masked_edit_in_another_colour_space_is_the_same_to_the_bit_with_a_che
     mask.paste(255, (0, 0, 200, 200))
     fields = {
         "prompt": "make the background green", "image": picture("circle", icc_profile=profile),
-        "mask_image": as_text(mask), **SIZE, "num_inference_steps": 2,
+        "mask_image": as_text(mask), **SIZE, "num_inference_steps": 2, "draw_size": "asked",
     }  # fmt: skip
     checked, plain = posted(worker, **fields)["output"]["image"], ask(**fields)["output"]["image"]
     assert checked == plain and picture_of(checked).info["icc_profile"] == profile
