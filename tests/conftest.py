@@ -81,15 +81,19 @@ def compiled_folder(tmp_path_factory):
 @pytest.fixture
 def settings(tiny, tmp_path):
     """Settings(**overrides) for the tiny checkpoint, with nowhere else to look for weights."""
+    return functools.partial(tiny_settings, tiny, tmp_path / "compiled")
+
+
+def tiny_settings(tiny, compiled_folder, **overrides):
     from qwen_worker.settings import Settings
 
     defaults = {
         "QWEN_IMAGE_MODEL": str(tiny / "generate"),
         "QWEN_EDIT_MODEL": str(tiny / "edit"),
         "QWEN_MODEL_ROOTS": (),
-        "QWEN_COMPILED_FOLDER": tmp_path / "compiled",
+        "QWEN_COMPILED_FOLDER": compiled_folder,
     }
-    return lambda **overrides: Settings(**defaults | overrides)
+    return Settings(**defaults | overrides)
 
 
 @pytest.fixture
@@ -101,19 +105,17 @@ def cold_worker(settings):
 
 
 @pytest.fixture(scope="session")
-def warm_worker(tiny, compiled_folder):
-    """One worker for the session: loading is what takes long. Tests that change a worker take `cold_worker`."""
+def warm_workers(tiny, compiled_folder):
+    """warm_workers(**settings): a worker for many tests, as loading takes long. They change no setting of it."""
     import runpod_handler
-    from qwen_worker.settings import Settings
 
-    return runpod_handler.Worker(
-        Settings(
-            QWEN_IMAGE_MODEL=str(tiny / "generate"),
-            QWEN_EDIT_MODEL=str(tiny / "edit"),
-            QWEN_MODEL_ROOTS=(),
-            QWEN_COMPILED_FOLDER=compiled_folder,
-        )
-    )
+    return lambda **overrides: runpod_handler.Worker(tiny_settings(tiny, compiled_folder, **overrides))
+
+
+@pytest.fixture(scope="session")
+def warm_worker(warm_workers):
+    """One worker for the session. Tests that change a worker take `cold_worker`."""
+    return warm_workers()
 
 
 def environment_of(tiny, home, **variables):

@@ -270,7 +270,7 @@ def did_you_mean(name: str, fields: list[str]) -> str:
         return " (did you mean prompt?)"
     own = {alias: own for alias, own in ALIASES.items() if own in fields} | {one: one for one in fields}
     near = difflib.get_close_matches(name[:MAX_NAME], own, 1)
-    is_close = bool(near) and difflib.SequenceMatcher(None, name, near[0]).ratio() >= CLOSE
+    is_close = difflib.get_close_matches(name[:MAX_NAME], near, 1, CLOSE)
     if not is_close and "prompt" in fields and PICTURE_NAME.search(name):
         return " (did you mean image?)" if "image" in fields else " (did you mean image? task edit takes it)"
     return f" (did you mean {near[0]}?)" if near else ""

@@ -7,8 +7,8 @@ Knows nothing of what a field alone may be.
 from collections.abc import Collection, Sequence
 
 from .aliases import ALIASES, READERS, TRUE_GUIDANCE
-from .containers import LORA_PARTS, MAIN_PICTURES, NUMBERED, OBJECTS, PICTURE_PART, TEXT_PART, messages_schema
-from .request import IMAGE_FIELDS, IMAGE_SCHEMA, LORA_FIELDS, TEXT_SCHEMA
+from .containers import LORA_PARTS, MAIN_PICTURES, NUMBERED, OBJECTS, PICTURE_PART, SCALE, TEXT_PART, messages_schema
+from .request import IMAGE_FIELDS, IMAGE_SCHEMA, TEXT_SCHEMA
 from .values import NULL, JsonSchema
 
 MESSAGES: JsonSchema = {"anyOf": [messages_schema(TEXT_PART, PICTURE_PART), NULL]}
@@ -18,7 +18,6 @@ PICTURE_LIST: JsonSchema = {"type": "array", "items": IMAGE_SCHEMA}
 PICTURES: JsonSchema = {"anyOf": [IMAGE_SCHEMA, PICTURE_LIST, NULL]}
 EMPTY: JsonSchema = {"enum": [None, []]}
 NO_LORA: JsonSchema = {"enum": [None, "", []]}  # as forms send it
-SCALE: JsonSchema = {"anyOf": [LORA_FIELDS["scale"], NULL]}
 SCALES: JsonSchema = {"anyOf": [SCALE, {"type": "array", "items": SCALE}]}
 
 

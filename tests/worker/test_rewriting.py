@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 from qwen_tiny.world import judge
-from qwen_worker.settings import Settings
 
 from ..conftest import as_text, picture_of, posted, respond, run
 from ..support.chat_server import ChatServer, completion, send
@@ -39,21 +38,10 @@ def chat(served):
 
 
 @pytest.fixture(scope="module")
-def worker(tiny, tmp_path_factory, served):
-    """A warm worker that rewrites; tests change no setting of it."""
-    import runpod_handler
-
-    return runpod_handler.Worker(
-        Settings(
-            QWEN_IMAGE_MODEL=str(tiny / "generate"),
-            QWEN_EDIT_MODEL=str(tiny / "edit"),
-            QWEN_MODEL_ROOTS=(),
-            QWEN_COMPILED_FOLDER=tmp_path_factory.mktemp("compiled"),
-            QWEN_REWRITE_URL=served.address,
-            QWEN_REWRITE_MODEL="writer",
-            QWEN_REWRITE_KEY=KEY,
-            QWEN_REWRITE_SECONDS=5,
-        )
+def worker(warm_workers, served):
+    """A warm worker that rewrites."""
+    return warm_workers(
+        QWEN_REWRITE_URL=served.address, QWEN_REWRITE_MODEL="writer", QWEN_REWRITE_KEY=KEY, QWEN_REWRITE_SECONDS=5
     )
 
 

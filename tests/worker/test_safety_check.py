@@ -9,7 +9,6 @@ from PIL import Image
 
 from qwen_tiny.world import judge
 from qwen_tiny.world.scenes import CENTER, RADIUS, Scene, draw
-from qwen_worker.settings import Settings
 
 from ..conftest import as_text, picture_of, posted, run
 from ..support import profiles
@@ -28,19 +27,9 @@ def picture(shape, **options):
 
 
 @pytest.fixture(scope="module")
-def worker(tiny, tmp_path_factory):
-    """A warm worker with the check; tests change no setting of it."""
-    import runpod_handler
-
-    return runpod_handler.Worker(
-        Settings(
-            QWEN_IMAGE_MODEL=str(tiny / "generate"),
-            QWEN_EDIT_MODEL=str(tiny / "edit"),
-            QWEN_MODEL_ROOTS=(),
-            QWEN_COMPILED_FOLDER=tmp_path_factory.mktemp("compiled"),
-            QWEN_SAFETY_MODEL=str(FOLDER),
-        )
-    )
+def worker(warm_workers):
+    """A warm worker with the check."""
+    return warm_workers(QWEN_SAFETY_MODEL=str(FOLDER))
 
 
 def test_a_prompt_that_draws_the_forbidden_thing_gets_an_error_and_another_one_its_picture(worker, capsys):
