@@ -139,6 +139,7 @@ class Pipelines:
             speed = speedups.apply(pipe, plan, self.settings, machine, table, checkpoint.name, off.reasons)
         subject = Subject(model, checkpoint, plan, pipe, table, speed, self.builder.swap, tuple(shared))
         findings = self.check(subject, machine)
+        self_check.compare_later(subject, self.settings)
         self.builder.part = ""
         seconds = time.perf_counter() - started
         without = dict(off.reasons) | ({PINNING: pinning.refusal} if pinning.refusal else {})
