@@ -11,18 +11,20 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from qwen_deploy import commands, configuration, display
-from qwen_deploy.commands import Action, SessionOpener
+from qwen_deploy import commands, configuration, display, spending, upkeep
+from qwen_deploy.endpoint_display import show_records
+from qwen_deploy.endpoints import find_endpoint
 from qwen_deploy.errors import DeployError, NotServing, UsageError
 from qwen_deploy.image import Image, build_command, find_tool, parse_image, push_command, run_command, source_version
 from qwen_deploy.intent import Intent, read_intent
 from qwen_deploy.options import COMMANDS, DeployOptions, RollbackOptions, read_options
 from qwen_deploy.proof import prove, require_kept, update_endpoint
+from qwen_deploy.records import saved_records
 from qwen_deploy.rollback import roll_back, undo
 from qwen_deploy.runpod.client import REAL_TIME, Clock
 from qwen_deploy.runpod.schemas import Endpoint
-from qwen_deploy.screen import Screen
-from qwen_deploy.session import ROOT, Session, open_session
+from qwen_deploy.screen import Screen, require_yes
+from qwen_deploy.session import ROOT, Action, Session, SessionOpener, open_session
 
 
 def deploy(screen: Screen, options: DeployOptions, open_session: SessionOpener) -> int:
@@ -51,12 +53,6 @@ def deploy(screen: Screen, options: DeployOptions, open_session: SessionOpener) 
     if not options.skip_build:
         make_image(screen, options, image, build=True, push=True)
     return ship(session, options, intent)
-
-
-def require_yes(screen: Screen, given: bool) -> None:
-    """`given` on the command line, or now. Raises `UsageError` for anything else."""
-    if not given and not screen.confirm("Go on?"):
-        raise UsageError("Nothing was done: it needs a yes, on a terminal or as --yes.")
 
 
 def make_image(screen: Screen, options: DeployOptions, image: Image, build: bool, push: bool) -> None:
@@ -138,20 +134,21 @@ def change(session: Session, options: DeployOptions, intent: Intent) -> tuple[En
 
 def rollback(screen: Screen, options: RollbackOptions, open_session: SessionOpener) -> int:
     """To the newest saved configuration that differs from the present one, or to the one named. The exit code."""
-    session = open_session()
-    endpoint = session.api.endpoint(options.endpoint_id)
-    present, records = configuration.flatten(endpoint), session.records.saved(options.endpoint_id)
-    if options.list:
-        display.show_records(screen, records)
+    if options.list:  # reads this machine's files alone, and so needs no key
+        show_records(screen, saved_records(options.state, options.endpoint_id, options.name))
         return 0
-    candidates = [session.records.read(options.to)] if options.to else records
+    session = open_session()
+    endpoint = find_endpoint(session.api, options)
+    endpoint_id = endpoint["id"]
+    present, records = configuration.flatten(endpoint), session.records.saved(endpoint_id)
+    candidates = [session.records.read_named(endpoint_id, options.to)] if options.to else records
     for saved in candidates:
         if changes := configuration.changes(present, configuration.flatten(saved.endpoint)):
             break
     else:
-        raise DeployError(f"There is no other saved configuration of endpoint {options.endpoint_id} to go back to.")
-    if saved.endpoint["id"] != options.endpoint_id:
-        raise UsageError(f"--to is a configuration of {saved.endpoint['id']}, not of {options.endpoint_id}.")
+        raise DeployError(f"There is no other saved configuration of endpoint {endpoint_id} to go back to.")
+    if saved.endpoint["id"] != endpoint_id:
+        raise UsageError(f"--to is a configuration of {saved.endpoint['id']}, not of {endpoint_id}.")
     screen.say(f"Back to what was saved at {saved.saved_at}:")
     display.show_changes(screen, changes)
     if options.dry_run:
@@ -161,7 +158,9 @@ def rollback(screen: Screen, options: RollbackOptions, open_session: SessionOpen
     return 0 if roll_back(session, options, saved, check=not options.no_test) else 1
 
 
-ACTIONS: dict[str, Action] = {"deploy": deploy, "rollback": rollback, **commands.ACTIONS}
+ACTIONS: dict[str, Action] = {
+    "deploy": deploy, "rollback": rollback, "spent": spending.spent, **commands.ACTIONS, **upkeep.ACTIONS,
+}  # fmt: skip
 
 
 def main(

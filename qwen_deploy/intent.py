@@ -11,6 +11,7 @@ from qwen_worker.settings import Settings
 
 from . import cards, configuration
 from .configuration import Configuration
+from .endpoints import endpoint_named
 from .environment import cuda_floor, parse_assignments, worker_settings
 from .errors import UsageError
 from .image import Image
@@ -82,12 +83,7 @@ def find_endpoint(api: Api, options: DeployOptions, image: Image) -> Endpoint | 
     """The endpoint to update, or None. Raises `UsageError` where several have the name."""
     if options.endpoint_id:
         return api.endpoint(options.endpoint_id)
-    name = endpoint_name(options, image)
-    endpoints = api.endpoints_named(name)
-    if len(endpoints) > 1:
-        ids = ", ".join(endpoint["id"] for endpoint in endpoints)
-        raise UsageError(f"--endpoint-id is needed: {len(endpoints)} endpoints are named {name}: {ids}.")
-    return endpoints[0] if endpoints else None
+    return endpoint_named(api, endpoint_name(options, image))
 
 
 def endpoint_name(options: DeployOptions, image: Image) -> str:

@@ -2,10 +2,10 @@
 
 import argparse
 from pathlib import Path
-from typing import Any, Protocol
 
+from . import command_options
+from .command_options import Group, StateOptions, StatusOptions, TargetOptions, add_state, add_target
 from .image import TOOLS
-from .records import default_folder
 
 COMMANDS = {
     "deploy": "build, push, create or update an endpoint, prove it (what is done without a command)",
@@ -14,6 +14,7 @@ COMMANDS = {
     "logs": "what the workers wrote",
     "send": "one job from here, with its progress and its pictures saved",
     "cost": "dollars an image on each pool of cards, and which of them the models fit",
+    **command_options.COMMANDS,
 }
 EXAMPLES = """\
 examples:
@@ -30,18 +31,6 @@ commands (each has its own --help):
 FORM = argparse.RawDescriptionHelpFormatter
 # The words that --flashboot takes, and the API's values for them; the API's own names are taken as well.
 FLASHBOOT = {"off": "OFF", "on": "FLASHBOOT", "priority": "PRIORITY_FLASHBOOT"}
-
-
-class Group(Protocol):
-    """A parser, or a group of its options."""
-
-    def add_argument(self, *names: str, **settings: Any) -> argparse.Action: ...
-
-
-class StateOptions(argparse.Namespace):
-    """What every command knows. In these classes None stands for an option that was not given."""
-
-    state: Path  # folder of saved configurations
 
 
 class ProofOptions(StateOptions):
@@ -90,24 +79,19 @@ class DeployOptions(ProofOptions):
     output: Path
 
 
-class RollbackOptions(ProofOptions):
-    endpoint_id: str
+class RollbackOptions(ProofOptions, TargetOptions):
     list: bool
     to: Path | None
 
 
-class StatusOptions(StateOptions):
-    endpoint_id: str
-
-
-class LogsOptions(StatusOptions):
+class LogsOptions(TargetOptions):
     worker: str | None
     source: str | None
     tail: int
     follow: bool
 
 
-class SendOptions(StatusOptions):
+class SendOptions(TargetOptions):
     prompt: str | None
     task: str | None
     image: list[Path]
@@ -117,8 +101,7 @@ class SendOptions(StatusOptions):
     output: Path
 
 
-class CostOptions(StateOptions):
-    endpoint_id: str | None
+class CostOptions(TargetOptions):
     seconds: float | None  # a picture
     env: list[str]
     min_cuda: str | None
@@ -139,8 +122,13 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def command_parser(name: str) -> argparse.ArgumentParser:
     """Of a command that is named before its options."""
-    result = argparse.ArgumentParser(prog=f"deploy_qwen.py {name}", description=COMMANDS[name].capitalize() + ".")
-    {"rollback": add_rollback, "status": add_target, "logs": add_logs, "send": add_send, "cost": add_cost}[name](result)
+    description = f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}."
+    result = argparse.ArgumentParser(prog=f"deploy_qwen.py {name}", description=description)
+    adders = {"rollback": add_rollback, "status": add_target, "logs": add_logs, "send": add_send, "cost": add_cost}
+    if name in adders:
+        adders[name](result)
+    else:
+        command_options.add_command(name, result)
     return result
 
 
@@ -148,7 +136,7 @@ def read_options(name: str, arguments: list[str], description: str) -> argparse.
     """The options of command `name`, in its own class. Ends the process where they are wrong, or with --help."""
     kinds: dict[str, type[argparse.Namespace]] = {
         "deploy": DeployOptions, "rollback": RollbackOptions, "status": StatusOptions, "logs": LogsOptions,
-        "send": SendOptions, "cost": CostOptions,
+        "send": SendOptions, "cost": CostOptions, **command_options.KINDS,
     }  # fmt: skip
     command = parser(description) if name == "deploy" else command_parser(name)
     return command.parse_args(arguments, kinds[name]())
@@ -241,19 +229,7 @@ def add_proof(group: Group) -> None:
     add_state(group)
 
 
-def add_state(group: Group) -> None:
-    group.add_argument(
-        "--state", type=Path, default=default_folder(), metavar="FOLDER",
-        help="folder of saved configurations (default: %(default)s)",
-    )  # fmt: skip
-
-
-def add_target(group: Group) -> None:
-    group.add_argument("--endpoint-id", required=True)
-    add_state(group)
-
-
-def add_rollback(group: Group) -> None:
+def add_rollback(group: argparse.ArgumentParser) -> None:
     add_target(group)
     group.add_argument("--list", action="store_true", help="list the saved configurations")
     group.add_argument("--to", type=Path, metavar="FILE", help="one of them (default: the newest that differs)")
@@ -268,7 +244,7 @@ def add_rollback(group: Group) -> None:
     group.add_argument("--no-test", action="store_true", help="do not ask the workers for their health")
 
 
-def add_logs(group: Group) -> None:
+def add_logs(group: argparse.ArgumentParser) -> None:
     add_target(group)
     group.add_argument("--worker", help="of one worker (default: all)")
     group.add_argument("--source", choices=("container", "system"), help="the worker's own lines, or the host's")
@@ -276,7 +252,7 @@ def add_logs(group: Group) -> None:
     group.add_argument("--follow", action="store_true", help="go on with what is written; of one worker")
 
 
-def add_send(group: Group) -> None:
+def add_send(group: argparse.ArgumentParser) -> None:
     add_target(group)
     group.add_argument("prompt", nargs="?", help="without it: the worker's health")
     group.add_argument("--task", choices=("generate", "edit", "background_replacement", "health", "debug"))
@@ -289,12 +265,11 @@ def add_send(group: Group) -> None:
     group.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures (default: %(default)s)")
 
 
-def add_cost(group: Group) -> None:
-    group.add_argument("--endpoint-id", help="whose measured jobs count")
+def add_cost(group: argparse.ArgumentParser) -> None:
+    add_target(group, "none; the jobs measured on it count")
     group.add_argument("--seconds", type=float, help="seconds an image, in place of measured ones")
     group.add_argument(
         "--env", action="append", default=[], metavar="NAME[=VALUE]", help="as for deploy, e.g. QWEN_PRECISION"
     )
     group.add_argument("--min-cuda", help="least CUDA version of a host's driver")
     add_fit(group)
-    add_state(group)

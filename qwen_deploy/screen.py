@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
+from .errors import UsageError
+
 HIDDEN = "***"
 
 
@@ -45,10 +47,11 @@ class Screen:
     def bad(self, text: str) -> None:
         self.console.print(f"[red]✗ {self.redact(text)}[/red]", soft_wrap=True)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], whole: Sequence[str] = ()) -> None:
+        """Where the rows are too wide, the cells are wrapped but for those of the columns named in `whole`."""
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for name in columns:
-            table.add_column(self.redact(name), overflow="fold")
+            table.add_column(self.redact(name), overflow="fold", no_wrap=name in whole)
         for row in rows:
             # The cells are redacted before the table wraps them: a secret broken in two would not be recognised.
             table.add_row(*(self.redact("" if cell is None else cell) for cell in row))
@@ -78,3 +81,9 @@ class Screen:
         if not self.console.is_terminal:
             return False
         return self.console.input(f"{self.redact(question)} \\[y/N] ").strip().lower() in ("y", "yes")
+
+
+def require_yes(screen: Screen, given: bool, question: str = "Go on?") -> None:
+    """`given` on the command line, or now. Raises `UsageError` for anything else."""
+    if not given and not screen.confirm(question):
+        raise UsageError("Nothing was done: it needs a yes, on a terminal or as --yes.")

@@ -17,10 +17,12 @@ class Endpoint(TypedDict):
     type: NotRequired[str]  # QUEUE or LOAD_BALANCER
     image: NotRequired[str]
     requestUrls: NotRequired[dict[str, str]]
+    networkVolumes: NotRequired[list[str]]
 
 
 class Worker(TypedDict):
     id: str
+    gpuCount: int
     status: str  # RUNNING, IDLE, INITIALIZING, THROTTLED or UNHEALTHY
     isStale: bool
     gpuTypeId: NotRequired[str | None]
@@ -53,6 +55,25 @@ class GpuType(TypedDict):
     memory: int  # GB
     price: dict[str, float]  # dollars an hour, by product
     availability: NotRequired[str]
+
+
+class BillRecord(TypedDict):
+    """Of one day, in UTC: dollars."""
+
+    startTime: str
+    totalAmount: float
+
+
+class EndpointBillRecord(BillRecord):
+    serverlessId: str
+    gpuAmount: float
+    cpuAmount: float
+    diskAmount: float
+    feeAmount: float
+
+
+class VolumeBillRecord(BillRecord):
+    networkVolumeId: str
 
 
 class LogLine(TypedDict):

@@ -117,7 +117,7 @@ def test_a_real_worker_is_proved_with_real_pictures(runpod, command, process_bui
     assert code == 0, text
     assert endpoint["image"] == NEW and endpoint["env"]["QWEN_FALLBACK"] == "allow"
     for name in ("generate", "edit"):
-        with Image.open(tmp_path / f"out/{name}.png") as picture:
+        with Image.open(tmp_path / f"out/proof-ep1-{name}.png") as picture:
             assert picture.size == (256, 256)
 
 

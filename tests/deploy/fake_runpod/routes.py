@@ -3,11 +3,16 @@
 from .document import problem, violations
 
 
-def respond(platform, method, path, body):
+HIDDEN = ("input", "endpoint", "reply", "messages")  # what a job's status does not show
+
+
+def respond(platform, method, path, body, query=None):
     if path.startswith("/jobs/"):
         return answer_job(platform, *path.split("/")[2:], body=body)
     if path == "/v2/catalog/gpus":
         return 200, {"gpus": [gpu(*fields) for fields in platform.gpus]}
+    if path.startswith("/v2/billing/"):
+        return platform.bills.answer(path.split("/")[3], query or {})
     parts = path.split("/")[3:]
     if not parts:
         if method == "GET":
@@ -18,6 +23,8 @@ def respond(platform, method, path, body):
     if len(parts) == 1:
         if method == "GET":
             return 200, platform.endpoints[parts[0]]
+        if method == "DELETE":
+            return 204, platform.delete(parts[0])
         refused = refusal(platform, "UpdateEndpointRequest", body, parts[0])
         return refused or (200, platform.update(parts[0], body))
     return 200, {"workers": platform.list_workers, "releases": platform.list_releases}[parts[1]](parts[0])
@@ -48,11 +55,9 @@ def gpu(name, pool, memory, price, stock):
 
 def answer_job(platform, endpoint_id, verb, job_id=None, body=None):
     if verb == "run":
-        job_id, fields = f"job{next(platform.numbers)}", body["input"]
-        platform.jobs[job_id] = {"id": job_id, "status": "IN_QUEUE", "input": fields, "endpoint": endpoint_id}
-        return 200, {"id": job_id, "status": "IN_QUEUE"}
+        return 200, platform.add_job(endpoint_id, body["input"])
     if verb == "health":
-        return 200, {"jobs": {"inQueue": 0, "completed": len(platform.jobs)}, "workers": {}}
+        return 200, {"jobs": platform.count_jobs(endpoint_id), "workers": {}}
     if job_id not in platform.jobs:
         return 404, problem("Not Found", 404, "job not found")
     job = platform.jobs[job_id]
@@ -60,4 +65,4 @@ def answer_job(platform, endpoint_id, verb, job_id=None, body=None):
         job["status"] = "CANCELLED"
     else:
         platform.run_jobs(endpoint_id)
-    return 200, {name: value for name, value in job.items() if name not in ("input", "endpoint", "reply")}
+    return 200, {name: value for name, value in job.items() if name not in HIDDEN}

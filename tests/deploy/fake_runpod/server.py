@@ -5,6 +5,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl
 
 from .document import problem, violations_of_answer
 from .platform import CREATED, Platform
@@ -83,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self.write(401, problem("Unauthorized", 401, "invalid bearer token"))
             if log := re.fullmatch(r"/v2/serverless/\w+/workers/(\w+)/logs", path):
                 return self.stream(fake, fake.log(log.group(1), dict(re.findall(r"(\w+)=(\w+)", query)).get("source")))
-            status, value = respond(fake, self.command, path, body)
+            status, value = respond(fake, self.command, path, body, dict(parse_qsl(query)))
             fake.wrong += violations_of_answer(self.command, path, status, value)
             return self.write(status, value)
 
@@ -95,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.write(fault.status, fault.body or problem("Fault", fault.status, "on purpose"), fault.headers)
 
     def write(self, status, value, headers=()):
-        data = json.dumps(value).encode()
+        data = b"" if status == 204 else json.dumps(value).encode()
         self.send_response(status)
         for name, text in {"Content-Length": str(len(data)), **dict(headers)}.items():
             self.send_header(name, text)
