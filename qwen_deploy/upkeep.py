@@ -33,10 +33,10 @@ def list_endpoints(screen: Screen, options: ListOptions, open_session: SessionOp
     rows: list[list[str]] = []
     for endpoint in endpoints:
         workers = session.api.workers(endpoint["id"])
-        image = str(endpoint.get("image", "")).rpartition("/")[2]
+        version = str(endpoint.get("image", "")).rpartition(":")[2]
         running, price = describe_workers(endpoint, workers), describe_price(workers["workers"], prices)
-        rows.append([plain_name(endpoint), endpoint["id"], pool_names(endpoint), running, price, image])
-    screen.table(["name", "id", "cards", "workers", "$/h", "image"], rows, whole=("id", "$/h"))
+        rows.append([plain_name(endpoint), endpoint["id"], pool_names(endpoint), running, price, version])
+    screen.table(["name", "id", "cards", "workers", "$/h", "version"], rows, whole=("id", "$/h", "version"))
     screen.say("$/h: what the workers of this moment cost an hour by RunPod's list; `?` where it names no price.")
     return 0
 
