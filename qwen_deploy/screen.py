@@ -24,7 +24,8 @@ class Screen:
     def __init__(self, console: Console | None = None, secrets: Iterable[str] = ()):
         self.console = console or Console(highlight=False)
         self.secrets = [secret for secret in secrets if secret]
-        self.last_progress, self.unprinted = "", 0
+        self.last_progress: str = ""
+        self.unprinted = 0  # lines of progress since the last one that was printed
         self.status_line: Status | None = None
 
     def redact(self, text: object) -> str:
@@ -75,7 +76,7 @@ class Screen:
         if self.status_line is not None:
             self.status_line.update(self.redact(text))
             return
-        kind = re.sub(r"[\d.]+", "", text)
+        kind: str = re.sub(r"[\d.]+", "", text)
         self.unprinted += 1
         if kind != self.last_progress or self.unprinted >= REPEATS:
             self.say(f"  {text}")
