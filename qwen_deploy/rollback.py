@@ -88,5 +88,5 @@ def park_new_endpoint(session: Session, target: Configuration) -> None:
     session.screen.warn(
         f"Endpoint {endpoint_id} was made and does not serve: it is left with no workers, so it costs nothing. Its "
         f"configuration is there to look at; run this again with --workers-max {target['workers.max']} to mend it, "
-        "or delete it in the console."
+        f"or `deploy_qwen.py delete --endpoint-id {endpoint_id}`."
     )

@@ -55,6 +55,8 @@ def show_endpoint_bill(session: Session, days: int, billed: tuple[str, Endpoint 
     """By day, and what its volumes have cost beside it."""
     endpoint_id, endpoint = billed
     records = session.api.bill(days, endpoint_id)
+    if not endpoint and not records:
+        raise DeployError(f"Endpoint {endpoint_id} does not exist, and nothing was billed in {days_in_words(days)}.")
     title = f"{plain_name(endpoint)} ({endpoint_id})" if endpoint else f"{endpoint_id}, which is deleted"
     session.screen.heading(f"Endpoint {title}: ${total(records):.2f} in {days_in_words(days)}")
     rows = [[record["startTime"][:10], *amounts([record])] for record in records if record["totalAmount"]]

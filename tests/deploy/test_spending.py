@@ -43,6 +43,11 @@ def test_nothing_billed_is_said_so(runpod, command):
     assert code == 0 and "Nothing was billed." in text and "$0.00" in text
 
 
+def test_an_id_that_never_was_is_told(runpod, command):
+    code, text = command("spent", "--endpoint-id", "epX")
+    assert code == 1 and "Endpoint epX does not exist, and nothing was billed in 30 days." in text
+
+
 def test_days_below_one_are_refused(runpod, command):
     code, text = command("spent", "--days", "0")
     assert code == 2 and "--days must be at least 1, not 0." in text and not runpod.requests

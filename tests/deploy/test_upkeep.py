@@ -3,8 +3,10 @@
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -110,6 +112,29 @@ def test_pause_changes_the_number_of_workers_alone(runpod, command):
     sent = len(runpod.writes)
     code, text = command("pause", "--yes")
     assert code == 0 and "is paused already" in text and len(runpod.writes) == sent
+
+
+def test_an_endpoint_that_scales_on_its_requests_is_paused_and_resumed_too(runpod, command):
+    endpoint = runpod.add(scaling={"type": "REQUEST_COUNT", "requestCount": 2})
+    assert command("pause", "--yes")[0] == 0 and endpoint["workers"] == {"min": 0, "max": 0}
+    assert command("resume", "--yes")[0] == 0 and endpoint["workers"] == {"min": 1, "max": 5}
+
+
+@pytest.mark.parametrize(("name", "method", "words"), [
+    ("pause", "PATCH", "`list` says whether the change was made"), ("delete", "DELETE", "`list` says whether"),
+    ("status", "GET", "No endpoint was being changed"),
+])  # fmt: skip
+def test_ctrl_c_says_whether_something_may_have_been_changed(runpod, command, name, method, words):
+    runpod.add()
+
+    def interrupt(now, path):
+        if now == method:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+
+    runpod.on_request = interrupt
+    code, text = command(name, "--endpoint-id", "ep1", *words_for(name))
+    assert code == 130 and f"Interrupted. {words}" in text
 
 
 def test_pause_tells_of_workers_that_do_not_end_and_of_jobs_that_wait(runpod, command, monkeypatch):
