@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from .conftest import NEW, OLD, SHIP
+from .conftest import NEW, OLD, SHIP, settable_fields
 from .fake_runpod import Build, draws
 
 ASK = "--name", "qwen-image"
@@ -117,8 +117,11 @@ def test_where_are_the_logs(served, command):
 def test_how_do_i_change_the_card(served, command):
     """By the command that `status` gives, in which only the pool is left to choose."""
     line = re.search(r"another card +(.*)", answer(command, "status", *ASK)).group(1)
+    before = json.loads(json.dumps(settable_fields(served)))
     answer(command, *line.replace("POOL", "AMPERE_80").split(), "--yes")
-    assert served["gpu"]["pools"] == ["AMPERE_80"] and served["image"] == NEW
+    assert served["gpu"].pop("pools") == ["AMPERE_80"] and before["gpu"].pop("pools") == ["ADA_24"]
+    assert served["gpu"].pop("excludedTypes") == [] and before["gpu"].pop("excludedTypes")  # they were of the old pool
+    assert settable_fields(served) == before
 
 
 def test_where_is_it_in_the_console(served, command, monkeypatch):
