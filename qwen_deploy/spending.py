@@ -25,7 +25,7 @@ def spent(screen: Screen, options: SpentOptions, open_session: SessionOpener) ->
         raise UsageError(f"--days must be at least 1, not {options.days}.")
     session = open_session()
     try:
-        if options.endpoint_id or options.name:
+        if options.endpoint_id is not None or options.name is not None:
             show_endpoint_bill(session, options.days, find_billed(session, options))
         else:
             show_account_bill(session, options.days)

@@ -30,7 +30,7 @@ def list_endpoints(screen: Screen, options: ListOptions, open_session: SessionOp
     if not endpoints:
         screen.say("This account has no endpoint.")
         return 0
-    prices = {card["id"]: card["price"].get("serverless") for card in session.api.gpus()}
+    prices = read_prices(session)
     rows: list[list[str]] = []
     for endpoint in endpoints:
         try:
@@ -45,6 +45,15 @@ def list_endpoints(screen: Screen, options: ListOptions, open_session: SessionOp
     screen.table(["name", "id", "cards", "workers", "$/h", "version"], rows, whole=("id", "$/h", "version"))
     screen.say("$/h: what the workers of this moment cost an hour by RunPod's list; `?` where it names no price.")
     return 0
+
+
+def read_prices(session: Session) -> dict[str, float | None]:
+    """Dollars an hour by card; none where the catalogue is refused, since the endpoints can be listed without it."""
+    try:
+        return {card["id"]: card["price"].get("serverless") for card in session.api.gpus()}
+    except ApiError as error:
+        session.screen.warn(f"No prices: {error}")
+        return {}
 
 
 def pause(screen: Screen, options: PauseOptions, open_session: SessionOpener) -> int:

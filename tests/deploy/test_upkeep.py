@@ -61,6 +61,23 @@ def test_a_name_of_an_endpoint_with_flashboot_is_found_as_it_was_given(runpod, c
     assert code == 0 and "Endpoint ep1" in text
 
 
+@pytest.mark.parametrize("name", [*TARGETED, "delete", "deploy"])
+@pytest.mark.parametrize("endpoint_id", ["", "../pods/pod1", "ep1/workers", "ep1?x=1", " "])
+def test_what_is_no_id_is_never_taken_for_another_endpoint(runpod, command, name, endpoint_id):
+    """As from an empty shell variable, or a path that leads to something else of the account."""
+    runpod.add()
+    words = [*SHIP] if name == "deploy" else [name, *words_for(name)]
+    code, text = command(*words, "--endpoint-id", endpoint_id)
+    assert code == 2 and f"not {endpoint_id!r}." in text and not runpod.requests
+
+
+@pytest.mark.parametrize("name", [*TARGETED, "delete"])
+def test_an_empty_name_is_no_endpoint_s(runpod, command, name):
+    runpod.add()
+    code, text = command(name, "--name", "", *words_for(name))
+    assert code == 1 and "No endpoint is named ''." in text and not runpod.writes
+
+
 def test_delete_wants_to_be_told_which(command, runpod, capsys):
     runpod.add()
     with pytest.raises(SystemExit) as ended:
@@ -178,6 +195,13 @@ def test_a_card_that_the_catalogue_does_not_price_is_not_called_free(runpod, com
     runpod.gpus = gpus
     code, text = command("list")
     assert code == 0 and re.search(r"1 of 5 +\? ", text)
+
+
+def test_endpoints_are_listed_without_the_catalogue_too(runpod, command):
+    runpod.add(NEW)
+    runpod.faults = [Fault("GET", "/catalog/gpus", 403)]
+    code, text = command("list")
+    assert code == 0 and "No prices: RUNPOD_API_KEY may not do this" in text and re.search(r"1 of 5 +\? ", text)
 
 
 def test_open_shows_the_page_in_the_operator_s_browser(runpod, tmp_path):
