@@ -218,7 +218,10 @@ def main(
         screen.bad(str(error))
         return 1
     except KeyboardInterrupt:
-        screen.bad("Interrupted. No endpoint was being changed.")
+        # A deployment or rollback that had begun to change something has undone it, and returned its own exit code.
+        is_changing = name in upkeep.CHANGING
+        look = "`list` says whether the change was made." if is_changing else "No endpoint was being changed."
+        screen.bad(f"Interrupted. {look}")
         return 130
 
 

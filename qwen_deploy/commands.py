@@ -137,7 +137,8 @@ def job_fields(options: SendOptions) -> JsonObject:
 def cost(screen: Screen, options: CostOptions, open_session: SessionOpener) -> int:
     """Dollars an image: the live price for the seconds that were measured on that pool; never guessed for another."""
     session = open_session()
-    endpoint = find_endpoint(session.api, options) if options.endpoint_id or options.name else None
+    is_named = options.endpoint_id is not None or options.name is not None
+    endpoint = find_endpoint(session.api, options) if is_named else None
     present = configuration.flatten(endpoint)["env"] if endpoint else {}
     env = {**present, **parse_assignments(options.env, os.environ)}
     tasks, settings, torch_cuda = choose_tasks(options.tasks, env), worker_settings(env), cuda_floor(ROOT)

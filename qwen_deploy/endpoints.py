@@ -3,6 +3,7 @@
 Knows nothing of what is done with it.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -23,18 +24,27 @@ def find_endpoint(api: Api, options: Target) -> Endpoint:
 
     Raises `UsageError` where that is not one endpoint, and names those that there are with their ids.
     """
-    if options.endpoint_id:
-        return api.endpoint(options.endpoint_id)
-    if options.name:
+    if options.endpoint_id is not None:
+        return endpoint_with_id(api, options.endpoint_id)
+    if options.name is not None:
         if endpoint := endpoint_named(api, options.name):
             return endpoint
-        raise DeployError(f"No endpoint is named {options.name}. There are: {list_endpoints(api.endpoints())}.")
+        raise DeployError(
+            f"No endpoint is named {options.name or repr(options.name)}. There are: {list_endpoints(api.endpoints())}."
+        )
     endpoints = api.endpoints()
     if not endpoints:
         raise DeployError("This account has no endpoint. `deploy_qwen.py --registry docker.io/you` makes one.")
     if len(endpoints) > 1:
         raise UsageError(f"--name or --endpoint-id is needed. There are: {list_endpoints(endpoints)}.")
     return endpoints[0]
+
+
+def endpoint_with_id(api: Api, endpoint_id: str) -> Endpoint:
+    """Raises `UsageError` for what is no id: an empty shell variable must not become another endpoint."""
+    if not re.fullmatch(r"[\w-]+", endpoint_id):
+        raise UsageError(f"--endpoint-id must be letters, digits, - and _, as `list` shows it, not {endpoint_id!r}.")
+    return api.endpoint(endpoint_id)
 
 
 def endpoint_named(api: Api, name: str) -> Endpoint | None:

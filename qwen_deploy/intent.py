@@ -13,7 +13,7 @@ from qwen_worker.settings import Settings
 from . import cards, configuration
 from .build_plan import weights_notes
 from .configuration import Configuration
-from .endpoints import endpoint_named
+from .endpoints import endpoint_named, endpoint_with_id
 from .environment import cuda_floor, parse_assignments, worker_settings
 from .errors import UsageError
 from .image import Image
@@ -105,8 +105,8 @@ def resolve_names(storage: Storage, requested: dict[str, object], present: Confi
 
 def find_endpoint(api: Api, options: DeployOptions, image: Image) -> Endpoint | None:
     """The endpoint to update, or None. Raises `UsageError` where several have the name."""
-    if options.endpoint_id:
-        return api.endpoint(options.endpoint_id)
+    if options.endpoint_id is not None:
+        return endpoint_with_id(api, options.endpoint_id)
     return endpoint_named(api, endpoint_name(options, image))
 
 

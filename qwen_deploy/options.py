@@ -10,7 +10,7 @@ from .image import TOOLS
 COMMANDS = {
     "deploy": "build, push, create or update an endpoint, prove it (what is done without a command)",
     "rollback": "put an endpoint back to a configuration that was saved before a change",
-    "status": "an endpoint's configuration, workers and queue",
+    "status": "an endpoint's configuration, workers and queue, and why its jobs do not get done",
     "logs": "what the workers wrote",
     "send": "one job from here, with its progress and its pictures saved",
     "cost": "dollars an image on each pool of cards, and which of them the models fit",

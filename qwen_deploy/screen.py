@@ -3,6 +3,7 @@
 Knows nothing of deployments.
 """
 
+import re
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 
@@ -14,15 +15,17 @@ from rich.table import Table
 from .errors import UsageError
 
 HIDDEN = "***"
+REPEATS = 15  # lines of progress that differ from one printed before in their numbers alone, of which one is printed
 
 
 class Screen:
-    """Prints to `console`; on anything but a terminal the progress line becomes one line for each change."""
+    """Prints to `console`; on anything but a terminal the progress line becomes lines, fewer than its changes."""
 
     def __init__(self, console: Console | None = None, secrets: Iterable[str] = ()):
         self.console = console or Console(highlight=False)
         self.secrets = [secret for secret in secrets if secret]
-        self.last_progress = ""
+        self.last_progress: str = ""
+        self.unprinted = 0  # lines of progress since the last one that was printed
         self.status_line: Status | None = None
 
     def redact(self, text: object) -> str:
@@ -72,9 +75,12 @@ class Screen:
     def progress(self, text: str) -> None:
         if self.status_line is not None:
             self.status_line.update(self.redact(text))
-        elif text != self.last_progress:
+            return
+        kind: str = re.sub(r"[\d.]+", "", text)
+        self.unprinted += 1
+        if kind != self.last_progress or self.unprinted >= REPEATS:
             self.say(f"  {text}")
-        self.last_progress = text
+            self.last_progress, self.unprinted = kind, 0
 
     def confirm(self, question: str) -> bool:
         """Whether the operator says yes. False without a terminal to ask on."""

@@ -25,7 +25,7 @@ def spent(screen: Screen, options: SpentOptions, open_session: SessionOpener) ->
         raise UsageError(f"--days must be at least 1, not {options.days}.")
     session = open_session()
     try:
-        if options.endpoint_id or options.name:
+        if options.endpoint_id is not None or options.name is not None:
             show_endpoint_bill(session, options.days, find_billed(session, options))
         else:
             show_account_bill(session, options.days)
@@ -55,6 +55,8 @@ def show_endpoint_bill(session: Session, days: int, billed: tuple[str, Endpoint 
     """By day, and what its volumes have cost beside it."""
     endpoint_id, endpoint = billed
     records = session.api.bill(days, endpoint_id)
+    if not endpoint and not records:
+        raise DeployError(f"Endpoint {endpoint_id} does not exist, and nothing was billed in {days_in_words(days)}.")
     title = f"{plain_name(endpoint)} ({endpoint_id})" if endpoint else f"{endpoint_id}, which is deleted"
     session.screen.heading(f"Endpoint {title}: ${total(records):.2f} in {days_in_words(days)}")
     rows = [[record["startTime"][:10], *amounts([record])] for record in records if record["totalAmount"]]

@@ -11,13 +11,14 @@ from . import configuration
 from .command_options import DeleteOptions, ListOptions, OpenOptions, PauseOptions, ResumeOptions
 from .endpoint_display import describe_price, describe_workers, pool_names, show_what_goes
 from .endpoints import find_endpoint, plain_name
-from .errors import DeployError, UsageError
+from .errors import ApiError, DeployError, UsageError
 from .proof import require_kept
 from .runpod.schemas import Endpoint
 from .screen import Screen, require_yes
 from .session import Action, Session, SessionOpener
 
 CONSOLE = "https://console.runpod.io/serverless/user/endpoint/"
+CHANGING = ("pause", "resume", "delete")  # the commands that change an endpoint by one request, and undo nothing
 GONE_SECONDS = 120  # that the workers of a paused endpoint get to end, while the operator watches
 LOOK_SECONDS = 5
 
@@ -29,16 +30,30 @@ def list_endpoints(screen: Screen, options: ListOptions, open_session: SessionOp
     if not endpoints:
         screen.say("This account has no endpoint.")
         return 0
-    prices = {card["id"]: card["price"].get("serverless") for card in session.api.gpus()}
+    prices = read_prices(session)
     rows: list[list[str]] = []
     for endpoint in endpoints:
-        workers = session.api.workers(endpoint["id"])
-        image = str(endpoint.get("image", "")).rpartition("/")[2]
+        try:
+            workers = session.api.workers(endpoint["id"])
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            continue  # it was deleted since the list was read
+        version = str(endpoint.get("image", "")).rpartition(":")[2]
         running, price = describe_workers(endpoint, workers), describe_price(workers["workers"], prices)
-        rows.append([plain_name(endpoint), endpoint["id"], pool_names(endpoint), running, price, image])
-    screen.table(["name", "id", "cards", "workers", "$/h", "image"], rows, whole=("id", "$/h"))
+        rows.append([plain_name(endpoint), endpoint["id"], pool_names(endpoint), running, price, version])
+    screen.table(["name", "id", "cards", "workers", "$/h", "version"], rows, whole=("id", "$/h", "version"))
     screen.say("$/h: what the workers of this moment cost an hour by RunPod's list; `?` where it names no price.")
     return 0
+
+
+def read_prices(session: Session) -> dict[str, float | None]:
+    """Dollars an hour by card; none where the catalogue is refused, since the endpoints can be listed without it."""
+    try:
+        return {card["id"]: card["price"].get("serverless") for card in session.api.gpus()}
+    except ApiError as error:
+        session.screen.warn(f"No prices: {error}")
+        return {}
 
 
 def pause(screen: Screen, options: PauseOptions, open_session: SessionOpener) -> int:

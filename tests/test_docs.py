@@ -346,7 +346,11 @@ def test_what_holds_the_patches_runs_on_the_oldest_releases_too():
 
 def test_the_plans_of_the_page_are_the_worker_s():
     """By their figures: weights on the card, peak, pinned RAM; for both models and 128 GB of RAM."""
-    table = read("docs/operating.md").partition("For both models these are the plans:")[2].partition("*Resident*")[0]
+    table = (
+        read("docs/operating.md")
+        .partition("For both models these are the plans:")[2]
+        .partition("The table is for 128 GB")[0]
+    )
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")][2:]
     cards = {16: ADA, 24: ADA, 32: BLACKWELL, 48: ADA, 80: HOPPER, 141: HOPPER}
     assert [int(row[0].split()[0]) for row in rows] == list(cards)
@@ -354,6 +358,28 @@ def test_the_plans_of_the_page_are_the_worker_s():
         plan = placement.plan(BOTH, card(gigabytes, capability, ram=128))
         figures = plan.weight_bytes, plan.peak_bytes(1024, 1024, 1), plan.pinned_bytes
         assert [float(cell.split()[0]) for cell in row[3:]] == [round(figure / GB, 1) for figure in figures], plan
+
+
+def test_the_plans_with_little_ram_are_those_that_the_deploy_helper_counts_with():
+    """With the RAM that the helper assumes: another plan for each row, and for no larger card."""
+    ram = options.parser("").parse_args([]).ram_gb
+    assert all(f" {ram} GB" in read(page) and "`--ram-gb`" in read(page) for page in (DEPLOYING, "docs/operating.md"))
+    page = read("docs/operating.md").partition("these cards get another plan")[2].partition("*Resident*")[0]
+    table = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|")][2:]
+    cards = {16: ADA, 24: ADA, 32: BLACKWELL, 48: ADA, 80: HOPPER, 96: BLACKWELL, 141: HOPPER}
+    plans, rich = (
+        {size: placement.plan(BOTH, card(size, kind, ram=gigabytes)) for size, kind in cards.items()}
+        for gigabytes in (ram, 128)
+    )
+    kinds = {
+        size: {(plan.precision, plan.swapped, plan.text_encoder) for plan in (plans[size], rich[size])}
+        for size in cards
+    }
+    differing = [size for size in cards if len(kinds[size]) > 1]
+    assert [int(row[0].split()[0]) for row in table] == differing
+    for (_, transformers, text_encoder), plan in zip(table, plans.values(), strict=False):
+        assert transformers.lower().startswith(plan.precision.value) and plan.text_encoder == text_encoder
+        assert plan.swapped == ("take turns" in transformers)
 
 
 def test_the_table_of_injected_faults_is_what_the_worker_answered():

@@ -72,6 +72,8 @@ class Platform:
         rest = {"args": "", "ports": [], "env": {}, "registry": None, "dataCenterIds": [], "networkVolumes": []}
         own = {"id": endpoint_id, "requestUrls": urls, "createdAt": CREATED, "timeout": 300000, "flashboot": "OFF"}
         workers = {"min": 0, "max": 3, "idleTimeout": 10} | body.get("workers", {})
+        if body["scaling"]["type"] == "REQUEST_COUNT":
+            del workers["idleTimeout"]
         self.endpoints[endpoint_id] = rest | own | body | {"gpu": gpu, "workers": workers}
         self.versions[endpoint_id], self.workers[endpoint_id] = 1, []
         return self.endpoints[endpoint_id]

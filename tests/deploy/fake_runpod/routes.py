@@ -59,6 +59,8 @@ def gpu(name, pool, memory, price, stock, absent=()):
 
 
 def answer_job(platform, endpoint_id, verb, job_id=None, body=None):
+    if endpoint_id not in platform.endpoints:
+        return 404, problem("Not Found", 404, "endpoint not found")
     if verb == "run":
         return 200, platform.add_job(endpoint_id, body["input"])
     if verb == "health":
