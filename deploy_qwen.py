@@ -41,8 +41,9 @@ def deploy(screen: Screen, options: DeployOptions, open_session: SessionOpener) 
     """From the working tree to an endpoint that is proved to serve. The exit code."""
     image = choose_image(options)
     if options.build_only or options.push_only:
-        show_local_build(screen, options, image)
-        require_no_objection(screen, options.yes)
+        if not options.push_only:
+            show_local_build(screen, options, image)
+            require_no_objection(screen, options.yes)
         make_image(screen, options, image, build=not options.push_only, push=not options.build_only)
         return 0
     if not image.pullable and not options.skip_build and not options.dry_run:

@@ -1,5 +1,8 @@
 """Volumes: what is said before they cost, where they are, what is refused, and that nothing is made twice."""
 
+import os
+import signal
+
 import pytest
 
 from qwen_deploy.volumes import monthly_price
@@ -174,6 +177,32 @@ def test_a_connection_that_drops_makes_no_second_pod(runpod, command):
     code, text = command(*FILL, "--image", "python:x")
     assert code == 1 and "cannot be pulled" in text and not runpod.storage.pods
     assert runpod.storage.count == 2  # the volume, and one Pod
+
+
+def test_ctrl_c_while_a_pod_is_being_made_leaves_none(runpod, command):
+    runpod.storage.add_volume()
+    runpod.storage.unpullable = {"python:x"}
+
+    def stop(method, path):
+        if (method, path) == ("POST", "/v2/pods"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    runpod.on_request = stop
+    code, text = command(*FILL, "--image", "python:x")
+    assert code == 130 and runpod.storage.count == 2 and not runpod.storage.pods, text
+
+
+def test_a_pod_that_somebody_deletes_is_said_to_be_gone(runpod, command):
+    runpod.storage.add_volume()
+    runpod.storage.unpullable = {"python:x"}
+
+    def delete(method, path):
+        if method == "GET" and path.startswith("/v2/pods/") and runpod.storage.pods:
+            runpod.storage.delete_pod(path.split("/")[3])
+
+    runpod.on_request = delete
+    code, text = command(*FILL, "--image", "python:x")
+    assert code == 1 and "is gone before it said that the volume is filled: run this again" in text
 
 
 def test_a_pod_that_cannot_be_deleted_is_named_with_what_it_costs(runpod, command):
