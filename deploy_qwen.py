@@ -40,20 +40,8 @@ from qwen_deploy.session import ROOT, Action, Session, SessionOpener, open_sessi
 def deploy(screen: Screen, options: DeployOptions, open_session: SessionOpener) -> int:
     """From the working tree to an endpoint that is proved to serve. The exit code."""
     image = choose_image(options)
-    if options.build_only or options.push_only:
-        if not options.push_only:
-            show_local_build(screen, options, image)
-            require_no_objection(screen, options.yes)
-        make_image(screen, options, image, build=not options.push_only, push=not options.build_only)
-        return 0
-    if not image.pullable and not options.skip_build and not options.dry_run:
-        show_local_build(screen, options, image)
-        require_no_objection(screen, options.yes)
-        make_image(screen, options, image, build=True, push=False)
-        screen.warn(
-            "RunPod pulls from a registry: --registry docker.io/<you> pushes there and deploys. Nothing deployed."
-        )
-        return 0
+    if options.build_only or options.push_only or not (image.pullable or options.skip_build):
+        return stay_here(screen, options, image)
     if image.tag == "latest" or not image.pullable:
         mistake = "--tag must not be latest" if image.tag == "latest" else "--registry is needed"
         raise UsageError(f"{mistake}: RunPod's hosts must be able to pull exactly this build, not {image.reference}.")
@@ -69,6 +57,22 @@ def deploy(screen: Screen, options: DeployOptions, open_session: SessionOpener) 
     if not options.skip_build:
         make_image(screen, options, image, build=True, push=True)
     return ship(session, options, intent)
+
+
+def stay_here(screen: Screen, options: DeployOptions, image: Image) -> int:
+    """Build or push alone, without an endpoint and without an account. The exit code."""
+    if not options.push_only:
+        show_local_build(screen, options, image)
+        if options.dry_run:
+            screen.say("$ " + " ".join(build_command(find_tool(options.builder), image, options)))
+            return 0
+        require_no_objection(screen, options.yes)
+    make_image(screen, options, image, build=not options.push_only, push=options.push_only)
+    if not options.build_only and not options.push_only:
+        screen.warn(
+            "RunPod pulls from a registry: --registry docker.io/<you> pushes there and deploys. Nothing deployed."
+        )
+    return 0
 
 
 def choose_image(options: DeployOptions) -> Image:

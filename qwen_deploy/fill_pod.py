@@ -24,13 +24,14 @@ VCPUS = 2
 # Enough of each for one that is taken while it is asked for.
 MOST_CPUS, MOST_CARDS = 3, 2
 CODE = ("qwen_bake/*.py", "qwen_worker/errors.py", "qwen_worker/network/hub.py")
-# What the container runs: it unpacks the code beside itself and goes on with that.
+# What the container runs: it unpacks the code beside itself and goes on with that. Without single quotes, so that
+# those of the shell's form are the only ones.
 START = (
     "import base64,io,os,sys,tempfile,zipfile;"
     "home=tempfile.mkdtemp();"
-    "zipfile.ZipFile(io.BytesIO(base64.b64decode(os.environ['QWEN_FILL_CODE']))).extractall(home);"
+    'zipfile.ZipFile(io.BytesIO(base64.b64decode(os.environ["QWEN_FILL_CODE"]))).extractall(home);'
     "os.chdir(home);"
-    "os.execv(sys.executable,[sys.executable,'-m','qwen_bake.pod'])"
+    'os.execv(sys.executable,[sys.executable,"-m","qwen_bake.pod"])'
 )
 
 
@@ -104,7 +105,7 @@ def pod_body(
 
 
 def packed_code(root: Path) -> str:
-    """The modules that the Pod runs, as a zip in base64: some 12 kB."""
+    """The modules that the Pod runs, as a zip in base64: some 20 kB."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for pattern in CODE:

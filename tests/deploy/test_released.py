@@ -72,6 +72,12 @@ def test_a_build_says_its_size_disk_and_minutes_before_it_begins(docker, command
     assert told < next(number for number, line in enumerate(lines) if line.startswith("$ docker buildx build"))
 
 
+def test_a_dry_run_of_a_build_for_this_machine_builds_nothing(docker, command):
+    code, text = command("--image-name", "my-server", "--tag", "v1", "--dry-run", key="")
+    assert code == 0 and "It pushes nothing, deploys nothing" in text and "$ docker buildx build" in text
+    assert [call["command"] for call in docker.calls()] == [["docker", "buildx", "ls"]]  # whether it works
+
+
 def test_a_disk_that_is_too_small_is_said_so(docker, command, monkeypatch, tmp_path):
     small = shutil._ntuple_diskusage(100, 90, 10 * 10**9)
     monkeypatch.setattr(build_plan.shutil, "disk_usage", lambda place: small)
