@@ -65,7 +65,7 @@ def is_same_fill(pod: Pod, models: Sequence[str]) -> bool:
 def show_plan(screen: Screen, volume: Volume, models: Sequence[str], chosen: Sequence[Place]) -> None:
     """Everything that will be done and what it costs. Raises `UsageError` where the volume is too small."""
     size = download_bytes(models)
-    dearest = max(place.price for place in chosen)
+    cheapest, dearest = (pick(place.price for place in chosen) for pick in (min, max))
     screen.say(f"Models: {', '.join(models)}")
     if size is None:
         screen.say("Their size is not known here: the Pod says it.")
@@ -79,7 +79,7 @@ def show_plan(screen: Screen, volume: Volume, models: Sequence[str], chosen: Seq
         hours = size / ASSUMED_RATE / 3600
         screen.say(
             f"Download: {gigabytes(size)}, less what is there already; about {60 * hours:.0f} min at an assumed "
-            f"{ASSUMED_RATE / 1e6:.0f} MB/s, so about ${dearest * hours:.2f} at most."
+            f"{ASSUMED_RATE / 1e6:.0f} MB/s. That is about ${cheapest * hours:.2f} to ${dearest * hours:.2f}, by the hardware."
         )
     for name in research_only(models):
         screen.warn(f"{name} {RESEARCH_SENTENCE}")

@@ -1,11 +1,15 @@
 """Credentials of private registries: kept by RunPod, named by name, their password seen by nobody else."""
 
-import pytest
+import io
 
+import pytest
+from rich.console import Console
+
+import deploy_qwen
 from qwen_deploy import storage_commands
 
 from .conftest import SHIP, only
-from .fake_runpod import Build, Fault
+from .fake_runpod import KEY, Build, Fault
 
 ADD = ("registry", "add", "github", "--username", "me")
 PASSWORD = "ghp_a_token_of_the_registry"
@@ -40,6 +44,15 @@ def test_the_password_is_asked_for_where_nobody_sees_it(runpod, command, monkeyp
     monkeypatch.delenv("REGISTRY_PASSWORD")
     code, text = command(*ADD)
     assert code == 2 and "REGISTRY_PASSWORD is not set" in text and not runpod.writes
+
+
+def test_on_a_terminal_the_password_is_typed_unseen(runpod, monkeypatch, tmp_path):
+    monkeypatch.delenv("REGISTRY_PASSWORD")
+    console = Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr(console, "input", lambda question, password=False: PASSWORD if password else "")
+    environment = {"RUNPOD_API_KEY": KEY, "RUNPOD_API_URL": runpod.url}
+    assert deploy_qwen.main([*ADD, "--state", str(tmp_path)], environment, console) == 0
+    assert runpod.writes_to("/v2/registries")[0][2]["password"] == PASSWORD
 
 
 def test_a_name_that_is_taken_is_refused(runpod, command):

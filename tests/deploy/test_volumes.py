@@ -7,8 +7,8 @@ import pytest
 
 from qwen_deploy.volumes import monthly_price
 
-from .conftest import SHIP, only
-from .fake_runpod import Fault
+from .conftest import NEW, SHIP, only, settable_fields
+from .fake_runpod import Build, Fault, stands_in
 
 CREATE = ("volume", "create", "qwen-weights", "--yes")
 FILL = ("volume", "fill", "qwen-weights", "--yes")
@@ -100,6 +100,16 @@ def test_a_volume_is_taken_off_and_the_data_centre_stays_as_is_said(runpod, comm
     endpoint = runpod.add()
     code, text = command(*SHIP, "--volume", "")
     assert code == 0 and endpoint["networkVolumes"] == [] and "--data-centers '' lifts that" in text
+
+
+def test_a_change_of_volume_that_does_not_serve_is_rolled_back(runpod, command):
+    endpoint = runpod.add()
+    before = settable_fields(dict(endpoint))
+    runpod.builds[NEW] = Build(stands_in("v1"))
+    runpod.storage.add_volume(data_center="EU-RO-1")
+    code, text = command(*SHIP, "--volume", "qwen-weights")
+    assert code == 1 and ("networkVolumes", ["vol1"]) in runpod.writes_to("/v2/serverless")[0][2].items(), text
+    assert settable_fields(endpoint) == before and runpod.storage.volumes  # what is on a volume is not undone
 
 
 def test_a_name_of_two_volumes_or_of_none_is_refused(runpod, command):
