@@ -11,11 +11,21 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from qwen_deploy import commands, configuration, display, spending, upkeep
+from qwen_deploy import commands, configuration, display, spending, storage_commands, upkeep
+from qwen_deploy.build_plan import show_build, show_cache_hint, show_local_build
 from qwen_deploy.endpoint_display import show_records
 from qwen_deploy.endpoints import find_endpoint
 from qwen_deploy.errors import DeployError, NotServing, UsageError
-from qwen_deploy.image import Image, build_command, find_tool, parse_image, push_command, run_command, source_version
+from qwen_deploy.image import (
+    Image,
+    build_command,
+    find_tool,
+    parse_image,
+    parse_reference,
+    push_command,
+    run_command,
+    source_version,
+)
 from qwen_deploy.intent import Intent, read_intent
 from qwen_deploy.options import COMMANDS, DeployOptions, RollbackOptions, read_options
 from qwen_deploy.proof import prove, require_kept, update_endpoint
@@ -29,23 +39,28 @@ from qwen_deploy.session import ROOT, Action, Session, SessionOpener, open_sessi
 
 def deploy(screen: Screen, options: DeployOptions, open_session: SessionOpener) -> int:
     """From the working tree to an endpoint that is proved to serve. The exit code."""
-    tag = options.tag or source_version(ROOT)
-    image = parse_image(options.image_name, tag, options.registry)
+    image = choose_image(options)
     if options.build_only or options.push_only:
+        show_local_build(screen, options, image)
+        require_no_objection(screen, options.yes)
         make_image(screen, options, image, build=not options.push_only, push=not options.build_only)
         return 0
     if not image.pullable and not options.skip_build and not options.dry_run:
+        show_local_build(screen, options, image)
+        require_no_objection(screen, options.yes)
         make_image(screen, options, image, build=True, push=False)
         screen.warn(
             "RunPod pulls from a registry: --registry docker.io/<you> pushes there and deploys. Nothing deployed."
         )
         return 0
-    if tag == "latest" or not image.pullable:
-        mistake = "--tag must not be latest" if tag == "latest" else "--registry is needed"
+    if image.tag == "latest" or not image.pullable:
+        mistake = "--tag must not be latest" if image.tag == "latest" else "--registry is needed"
         raise UsageError(f"{mistake}: RunPod's hosts must be able to pull exactly this build, not {image.reference}.")
 
     session = open_session()
-    intent = read_intent(session, options, image, options.worker_version or tag)
+    intent = read_intent(session, options, image, options.worker_version or image.tag)
+    if not options.skip_build:
+        show_build(screen, options, image)
     display.show_intent(screen, options, image, intent)
     if options.dry_run:
         return 0
@@ -53,6 +68,24 @@ def deploy(screen: Screen, options: DeployOptions, open_session: SessionOpener) 
     if not options.skip_build:
         make_image(screen, options, image, build=True, push=True)
     return ship(session, options, intent)
+
+
+def choose_image(options: DeployOptions) -> Image:
+    """The image to build, or with --image the one that is there. Raises `UsageError`."""
+    if not options.image:
+        return parse_image(options.image_name, options.tag or source_version(ROOT), options.registry)
+    given = {"--registry": options.registry, "--tag": options.tag, "--build-arg": options.build_arg}
+    given |= {"--build-only": options.build_only, "--push-only": options.push_only}
+    if beside := [name for name, value in given.items() if value]:
+        raise UsageError(f"{', '.join(beside)} has no meaning beside --image, which names an image that is there.")
+    options.skip_build = True
+    return parse_reference(options.image)
+
+
+def require_no_objection(screen: Screen, given: bool) -> None:
+    """A build costs no money: it is asked for on a terminal alone. Raises `UsageError` for a no."""
+    if screen.console.is_terminal:
+        require_yes(screen, given)
 
 
 def make_image(screen: Screen, options: DeployOptions, image: Image, build: bool, push: bool) -> None:
@@ -90,6 +123,7 @@ def ship(session: Session, options: DeployOptions, intent: Intent) -> int:
         else:
             screen.good(f"Endpoint {endpoint['id']} serves {image}.")
         display.show_use(screen, endpoint, saved)
+        show_cache_hint(screen, endpoint, intent.target["env"], intent.tasks)
     finally:  # a fault of this program too, whose traceback follows, must not leave a change half proved
         if code:
             undo(session, options, intent, saved, check)
@@ -160,6 +194,7 @@ def rollback(screen: Screen, options: RollbackOptions, open_session: SessionOpen
 
 ACTIONS: dict[str, Action] = {
     "deploy": deploy, "rollback": rollback, "spent": spending.spent, **commands.ACTIONS, **upkeep.ACTIONS,
+    **storage_commands.ACTIONS,
 }  # fmt: skip
 
 

@@ -66,6 +66,17 @@ def parse_image(name: str, tag: str, registry: str = "") -> Image:
     return Image(registry.rstrip("/"), name, tag)
 
 
+def parse_reference(reference: str) -> Image:
+    """The image of --image. Raises `UsageError` for one that does not name a registry and one build."""
+    registry, _, name_and_tag = reference.rpartition("/")
+    name, _, tag = name_and_tag.partition(":")
+    if not registry or not tag or tag == "latest" or "@" in reference:
+        raise UsageError(
+            f"--image must be REGISTRY/NAME:TAG, with a tag of one build and not latest, not {reference!r}."
+        )
+    return parse_image(name, tag, registry)
+
+
 def source_version(root: Path) -> str:
     """The commit of the working tree, with a digest of the changes since, so that the text names one build.
 

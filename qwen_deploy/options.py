@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from . import command_options
+from . import command_options, storage_options
 from .command_options import Group, StateOptions, StatusOptions, TargetOptions, add_state, add_target
 from .image import TOOLS
 
@@ -15,10 +15,13 @@ COMMANDS = {
     "send": "one job from here, with its progress and its pictures saved",
     "cost": "dollars an image on each pool of cards, and which of them the models fit",
     **command_options.COMMANDS,
+    **storage_options.COMMANDS,
 }
 EXAMPLES = """\
 examples:
   export RUNPOD_API_KEY=...                                     # console.runpod.io, Settings, API Keys
+  %(prog)s volume create qwen-weights                     # and then: volume fill qwen-weights
+  %(prog)s --image ghcr.io/OWNER/qwen-image:TAG --volume qwen-weights   # an endpoint, without docker
   %(prog)s --registry docker.io/you                       # build, push, make an endpoint, test it
   %(prog)s --registry docker.io/you --dry-run             # what that would do; changes nothing
   %(prog)s --registry docker.io/you --endpoint-id ID      # the same for an endpoint that exists
@@ -44,6 +47,7 @@ class ProofOptions(StateOptions):
 
 
 class DeployOptions(ProofOptions):
+    image: str | None  # of a registry, with its tag
     image_name: str
     tag: str | None
     registry: str
@@ -122,6 +126,8 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def command_parser(name: str) -> argparse.ArgumentParser:
     """Of a command that is named before its options."""
+    if name in storage_options.COMMANDS:
+        return storage_options.command_parser(name)
     description = f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}."
     result = argparse.ArgumentParser(prog=f"deploy_qwen.py {name}", description=description)
     adders = {"rollback": add_rollback, "status": add_target, "logs": add_logs, "send": add_send, "cost": add_cost}
@@ -134,6 +140,8 @@ def command_parser(name: str) -> argparse.ArgumentParser:
 
 def read_options(name: str, arguments: list[str], description: str) -> argparse.Namespace:
     """The options of command `name`, in its own class. Ends the process where they are wrong, or with --help."""
+    if name in storage_options.COMMANDS:
+        return storage_options.parse(name, arguments)
     kinds: dict[str, type[argparse.Namespace]] = {
         "deploy": DeployOptions, "rollback": RollbackOptions, "status": StatusOptions, "logs": LogsOptions,
         "send": SendOptions, "cost": CostOptions, **command_options.KINDS,
@@ -143,6 +151,9 @@ def read_options(name: str, arguments: list[str], description: str) -> argparse.
 
 
 def add_image(group: Group) -> None:
+    group.add_argument(
+        "--image", metavar="REGISTRY/NAME:TAG", help="an image that is there, e.g. of a release: nothing is built here"
+    )
     group.add_argument("--image-name", default="qwen-image", help="name of the image (default: %(default)s)")
     group.add_argument(
         "--tag", help="tag, and version that the workers report (default: the commit, and what is changed)"
@@ -180,9 +191,12 @@ def add_endpoint(group: Group) -> None:
     )  # fmt: skip
     group.add_argument("--disk", type=int, help="container disk in GB (default: 120)")
     group.add_argument(
-        "--volume", action="append", metavar="ID", help="network volume to mount; repeatable; '' for none"
+        "--volume",
+        action="append",
+        metavar="NAME",
+        help="volume to mount, by name or id; repeatable; '' for none",
     )
-    group.add_argument("--data-centers", help="comma-separated, e.g. EU-RO-1,US-KS-2; '' for any")
+    group.add_argument("--data-centers", help="comma-separated, '' for any (default: the volume's own, else any)")
     group.add_argument(
         "--env", action="append", default=[], metavar="NAME[=VALUE]",
         help="variable of the worker; NAME alone takes this shell's, to keep a secret off the process list; repeatable",
@@ -191,7 +205,7 @@ def add_endpoint(group: Group) -> None:
         "--unset-env", action="append", default=[], metavar="NAME", help="variable to remove; repeatable"
     )
     group.add_argument(
-        "--registry-credential", metavar="ID", help="of a private registry, as RunPod stores it; '' for none"
+        "--registry-credential", metavar="NAME", help="of a private registry, as `registry list` has it; '' for none"
     )
 
 

@@ -88,6 +88,10 @@ class Screen:
             return False
         return self.console.input(f"{self.redact(question)} \\[y/N] ").strip().lower() in ("y", "yes")
 
+    def ask_secret(self, question: str) -> str:
+        """What the operator types unseen; empty without a terminal to ask on."""
+        return self.console.input(self.redact(question), password=True) if self.console.is_terminal else ""
+
 
 def require_yes(screen: Screen, given: bool, question: str = "Go on?") -> None:
     """`given` on the command line, or now. Raises `UsageError` for anything else."""

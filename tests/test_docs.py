@@ -1,5 +1,6 @@
 """The documentation is held to the code: links, settings, fields, error codes, examples, patches."""
 
+import argparse
 import ast
 import fnmatch
 import functools
@@ -10,7 +11,7 @@ import subprocess
 
 import pytest
 
-from qwen_deploy import options, settings_page
+from qwen_deploy import options, settings_page, storage_options
 from qwen_worker.errors import CODES, BeyondSchema
 from qwen_worker.jobs.aliases import ALIASES, GATHERED, READERS
 from qwen_worker.jobs.named_sizes import RATIOS, TABLES
@@ -232,6 +233,9 @@ def test_every_call_of_the_deploy_helper_is_understood(page):
 
 def test_every_option_of_the_deploy_helper_that_is_named_is_one():
     parsers = [options.parser(""), *(options.command_parser(name) for name in options.COMMANDS if name != "deploy")]
+    for name in storage_options.KINDS:  # actions have parsers of their own
+        parsers.append(argparse.ArgumentParser())
+        storage_options.add_options(name, parsers[-1])
     offered = {option for one in parsers for option in re.findall(r"--[a-z][a-z-]+", one.format_help())}
     named = {found[0] for span in code(prose(DEPLOYING)) for found in [re.match(r"--[a-z-]+", span)] if found}
     assert named and named <= offered

@@ -55,6 +55,7 @@ class GpuType(TypedDict):
     memory: int  # GB
     price: dict[str, float]  # dollars an hour, by product
     availability: NotRequired[str]
+    dataCenters: NotRequired[list["Availability"]]
 
 
 class BillRecord(TypedDict):
@@ -74,6 +75,52 @@ class EndpointBillRecord(BillRecord):
 
 class VolumeBillRecord(BillRecord):
     networkVolumeId: str
+
+
+class Availability(TypedDict):
+    """Of one data centre."""
+
+    id: str
+    availability: str  # NONE, LOW, MEDIUM or HIGH
+
+
+class CpuType(TypedDict):
+    id: str
+    vcpu: dict[str, int]  # min and max
+    price: dict[str, float]  # securePerVcpu: dollars an hour of a Pod, for each
+    availability: NotRequired[str]
+    dataCenters: NotRequired[list[Availability]]
+
+
+class DataCenter(TypedDict):
+    id: str
+    name: str
+    networkVolumeTypes: list[str]  # empty where there are no volumes
+
+
+class Volume(TypedDict):
+    id: str
+    name: str
+    size: int  # GB
+    dataCenter: str
+
+
+class Mounts(TypedDict):
+    network: NotRequired[list[dict[str, str]]]  # volumeId and path
+
+
+class Pod(TypedDict):
+    id: str
+    name: str
+    status: str  # PROVISIONING, STARTING, RUNNING, EXITED, ERROR or TERMINATED
+    cost: float  # dollars an hour, now
+    env: dict[str, str]
+    mounts: NotRequired["Mounts"]
+
+
+class Registry(TypedDict):
+    id: str
+    name: str
 
 
 class LogLine(TypedDict):

@@ -15,6 +15,13 @@ ANSWERS = [
     (r"/v2/serverless/\w+$", "Endpoint"),
     (r"/workers$", "ListEndpointWorkersResponse"),
     (r"/releases$", "ListEndpointReleasesResponse"),
+    (r"/v2/catalog/datacenters$", "ListDataCentersResponse"),
+    (r"/v2/catalog/cpus$", "ListCpuTypesResponse"),
+    (r"/v2/network-volumes$", {"GET": "ListNetworkVolumesResponse", "POST": "NetworkVolume"}),
+    (r"/v2/network-volumes/\w+$", "NetworkVolume"),
+    (r"/v2/pods$", {"GET": "ListPodsResponse", "POST": "Pod"}),
+    (r"/v2/pods/\w+$", "Pod"),
+    (r"/v2/registries$", {"GET": "ListRegistriesResponse", "POST": "Registry"}),
     (r"/v2/billing/serverless$", "ListServerlessBillingResponse"),
     (r"/v2/billing/network-volumes$", "ListNetworkVolumeBillingResponse"),
 ]

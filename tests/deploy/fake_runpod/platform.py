@@ -43,6 +43,7 @@ class Platform:
         self.builds: dict[str, Build] = {}
         self.gpus = list(GPUS)
         self.bills = Bills()
+        self.absent: set[tuple[str, str]] = set()  # (data centre, card)
         self.numbers = itertools.count(1)
         self.ignores: set[str] = set()
         self.lag = 0  # looks at the workers until the platform has counted an update

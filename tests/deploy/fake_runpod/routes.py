@@ -1,15 +1,19 @@
 """What RunPod answers to each request: (status, body)."""
 
 from .document import problem, violations
+from .storage import levels
 
 HIDDEN = ("input", "endpoint", "reply", "messages")  # what a job's status does not show
+STORAGE = ("/v2/network-volumes", "/v2/pods", "/v2/registries", "/v2/catalog/datacenters", "/v2/catalog/cpus")
 
 
 def respond(platform, method, path, body, query=None):
     if path.startswith("/jobs/"):
         return answer_job(platform, *path.split("/")[2:], body=body)
     if path == "/v2/catalog/gpus":
-        return 200, {"gpus": [gpu(*fields) for fields in platform.gpus]}
+        return 200, {"gpus": [gpu(*fields, platform.absent) for fields in platform.gpus]}
+    if path.startswith(STORAGE):
+        return platform.storage.respond(method, path, body)
     if path.startswith("/v2/billing/"):
         return platform.bills.answer(path.split("/")[3], query or {})
     parts = path.split("/")[3:]
@@ -44,11 +48,13 @@ def refusal(platform, schema, body, endpoint_id=None):
     return None
 
 
-def gpu(name, pool, memory, price, stock):
+def gpu(name, pool, memory, price, stock, absent=()):
+    """`absent`: (data centre, name) of cards that a data centre does not have."""
     return {
         "id": name, "name": name.removeprefix("NVIDIA "), "pool": pool, "manufacturer": "NVIDIA", "memory": memory,
         "secure": True, "community": True, "price": {"secure": 1.0, "community": 1.0, "serverless": price},
         "maxCount": {"secure": 8, "community": 4}, "availability": stock,
+        "dataCenters": [place for place in levels(stock) if (place["id"], name) not in absent],
     }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import tempfile
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +12,7 @@ from urllib.parse import parse_qsl
 from .document import problem, violations_of_answer
 from .platform import CREATED, Platform
 from .routes import respond
+from .storage import Storage
 
 LATE_LINE = "This line came after a minute of quiet."
 KEY = "rpa_TESTKEY0123456789abcdef"
@@ -35,6 +38,7 @@ class FakeRunPod(Platform):
 
     def __init__(self):
         super().__init__()
+        self.storage = Storage(tempfile.mkdtemp(prefix="fake-runpod-"))
         self.requests: list[tuple[str, str, object]] = []
         self.faults: list[Fault] = []
         self.wrong: list[str] = []
@@ -51,6 +55,8 @@ class FakeRunPod(Platform):
     def close(self):
         self.server.shutdown()
         self.server.server_close()
+        self.storage.close()
+        shutil.rmtree(self.storage.folder)
 
     @property
     def writes(self):
@@ -84,7 +90,10 @@ class Handler(BaseHTTPRequestHandler):
                 return self.write(401, problem("Unauthorized", 401, "invalid bearer token"))
             if log := re.fullmatch(r"/v2/serverless/\w+/workers/(\w+)/logs", path):
                 return self.stream(fake, fake.log(log.group(1), dict(re.findall(r"(\w+)=(\w+)", query)).get("source")))
-            status, value = respond(fake, self.command, path, body, dict(parse_qsl(query)))
+            asked = dict(parse_qsl(query))
+            if log := re.fullmatch(r"/v2/pods/(\w+)/logs", path):
+                return self.stream(fake, fake.storage.pod_log(log.group(1), asked["source"], int(asked["tail"])))
+            status, value = respond(fake, self.command, path, body, asked)
             fake.wrong += violations_of_answer(self.command, path, status, value)
             return self.write(status, value)
 
