@@ -71,9 +71,7 @@ def parse_reference(reference: str) -> Image:
     registry, _, name_and_tag = reference.rpartition("/")
     name, _, tag = name_and_tag.partition(":")
     if not registry or not tag or tag == "latest" or "@" in reference:
-        raise UsageError(
-            f"--image must be REGISTRY/NAME:TAG, with a tag of one build and not latest, not {reference!r}."
-        )
+        raise UsageError(f"--image must be REGISTRY/NAME:TAG, with the tag of one build, not {reference!r}.")
     return parse_image(name, tag, registry)
 
 

@@ -12,6 +12,7 @@ from .start_log import CRASHES, count_starts, missing_image
 from .waiting import READY, Waiting
 
 UNHEALTHY_SECONDS = 120
+PRIVATE = ". For a private image: `registry add`, and --registry-credential."
 
 
 class Watch:
@@ -116,7 +117,7 @@ class Watch:
                 f"{last_words(self.api, self.endpoint_id, worker_id)}"
             )
         if words := missing_image(lines):
-            raise NotServing(f"The image cannot be pulled: {words}")
+            raise NotServing(f"The image cannot be pulled: {words}{PRIVATE}")
 
 
 def last_words(api: Api, endpoint_id: str, worker_id: str) -> str:
