@@ -14,6 +14,7 @@ from .runpod.start_log import CRASHES, count_starts, missing_image
 from .session import Session
 
 READY = ("IDLE", "RUNNING")
+LOGS_READ = 3  # of workers that are not ready: a log takes seconds to read, and workers of one image fail alike
 
 
 def find_causes(
@@ -37,8 +38,11 @@ def find_causes(
             "The queue cannot be read: RUNPOD_API_KEY has no right to it, or the endpoint takes no queued jobs. "
             "A key needs the right to send requests to the endpoint: https://console.runpod.io/user/settings"
         )
-    for worker in workers:
-        causes += worker_causes(session, endpoint["id"], worker)
+    not_ready = [worker for worker in workers if worker["status"] not in (*READY, "THROTTLED")]
+    for worker in not_ready[:LOGS_READ]:
+        if cause := worker_cause(session, endpoint["id"], worker):
+            causes.append(cause)
+            break
     if not causes:
         causes += capacity_causes(session, fields, workers, waiting)
     return causes
@@ -55,24 +59,21 @@ def settings_causes(fields: Configuration) -> list[str]:
     return causes
 
 
-def worker_causes(session: Session, endpoint_id: str, worker: Worker) -> list[str]:
-    """Of a worker that is not ready: what its log says of why."""
-    if worker["status"] in READY or worker["status"] == "THROTTLED":
-        return []
+def worker_cause(session: Session, endpoint_id: str, worker: Worker) -> str | None:
+    """What the log of a worker that is not ready says of why; None where it only starts."""
     worker_id = worker["id"]
     lines = [entry["line"] for entry in session.api.logs(endpoint_id, worker_id, "system")]
     if words := missing_image(lines):
-        image = worker.get("image") or "its image"
-        return [
-            f"Image missing: worker {worker_id} cannot pull {image}. Is it pushed, and public or with "
-            f"--registry-credential? RunPod says: {words}"
-        ]
+        return (
+            f"Image missing: worker {worker_id} cannot pull {worker.get('image') or 'its image'}. Is it pushed, and "
+            f"public or with --registry-credential? RunPod says: {words}"
+        )
     if (starts := count_starts(lines)) >= CRASHES:
         wrote = last_words(session.api, endpoint_id, worker_id)
-        return [f"Crash loop: worker {worker_id} started its container {starts} times.{wrote}"]
+        return f"Crash loop: worker {worker_id} started its container {starts} times.{wrote}"
     if worker["status"] == "UNHEALTHY":
-        return [f"Unhealthy: worker {worker_id}.{last_words(session.api, endpoint_id, worker_id)}"]
-    return []
+        return f"Unhealthy: worker {worker_id}.{last_words(session.api, endpoint_id, worker_id)}"
+    return None
 
 
 def capacity_causes(session: Session, fields: Configuration, workers: Sequence[Worker], waiting: int) -> list[str]:

@@ -52,27 +52,22 @@ def show_workers(screen: Screen, workers: Sequence[Worker], releases: ReleaseLis
 
 def show_next(screen: Screen, endpoint: Endpoint) -> None:
     """The commands for what one wants to do next with the endpoint."""
-    which, image = f"--endpoint-id {endpoint['id']}", same_image(str(endpoint.get("image", "")))
+    which, image = f"--endpoint-id {endpoint['id']}", str(endpoint.get("image", ""))
+    # One that is named by a digest, or without a registry, is no image that a deployment takes.
+    is_tagged = "/" in image and ":" in image.rpartition("/")[2] and "@" not in image
     rows: list[list[str]] = [
         ["a picture", f'send {which} "a fox in the snow"'],
         ["its logs", f"logs {which}"],
         ["its health", f"send {which}"],
         ["its bill", f"spent {which}"],
         ["which cards", f"cost {which}"],
-        ["another card", f"{which} {image} --gpu POOL"] if image else [],
+        ["another card", f"{which} --image {image} --gpu POOL"] if is_tagged else [],
         ["go back", f"rollback {which}"],
         ["stop paying", f"pause {which}"],
     ]
     screen.heading("Next (each after `python deploy_qwen.py`)")
     for purpose, command in filter(None, rows):
         screen.say(f"{purpose:<13} {command}")
-
-
-def same_image(reference: str) -> str:
-    """The options of a deployment that keep this image; none for one that is named by a digest, or without a place."""
-    place, _, tag = reference.rpartition(":")
-    registry, _, name = place.rpartition("/")
-    return f"--registry {registry} --image-name {name} --tag {tag} --skip-build" if registry and "@" not in name else ""
 
 
 def short_card(card: str | None) -> str:

@@ -109,7 +109,7 @@ def test_a_key_that_may_not_look_into_the_queue_is_told_beside_the_rest(runpod, 
 
 @pytest.mark.parametrize(("code", "words"), [
     (401, "RunPod does not accept RUNPOD_API_KEY (401: on purpose)"),
-    (403, "RUNPOD_API_KEY may not do this (403: on purpose)"),
+    (403, "RUNPOD_API_KEY may not do this with endpoint ep1 (403: on purpose)"),
 ])  # fmt: skip
 def test_a_wrong_key_is_told(runpod, command, code, words):
     runpod.add(NEW)
