@@ -79,7 +79,7 @@ def show_plan(screen: Screen, volume: Volume, models: Sequence[str], chosen: Seq
         hours = size / ASSUMED_RATE / 3600
         screen.say(
             f"Download: {gigabytes(size)}, less what is there already; about {60 * hours:.0f} min at an assumed "
-            f"{ASSUMED_RATE / 1e6:.0f} MB/s. That is about ${cheapest * hours:.2f} to ${dearest * hours:.2f}, by the hardware."
+            f"{ASSUMED_RATE / 1e6:.0f} MB/s, so ${cheapest * hours:.2f} to ${dearest * hours:.2f} by the hardware."
         )
     for name in research_only(models):
         screen.warn(f"{name} {RESEARCH_SENTENCE}")
