@@ -4,7 +4,6 @@ What an earlier run has fetched is compared with the hub's hashes and kept, and 
 ended. A model is linked when all of its files are there, so that no worker meets half of one. Knows nothing of RunPod.
 """
 
-import errno
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from .contents import Blob, Contents, Model
 
 SAY_EVERY = 5.0  # seconds from one line of progress to the next
 MARK = "FILL"  # begins each line that is meant for whoever reads the log
-FULL = (errno.ENOSPC, errno.EDQUOT)  # network volumes refuse by quota
 
 
 def fill(names: Sequence[str], root: Path, token: str | None) -> str:
@@ -36,8 +34,7 @@ def fill(names: Sequence[str], root: Path, token: str | None) -> str:
         for model in models:
             links.link(settled, model, root)
     except OSError as error:
-        words = "the volume is full" if error.errno in FULL else f"the volume cannot be written ({error.strerror})"
-        raise LoadError(words) from None
+        raise LoadError(f"the volume cannot be written: {error.strerror}") from None
     size = sum(blob.size for blob in blobs.values())
     commits = ", ".join(f"{model.hub_id} at {model.commit[:12]}" for model in models)
     return f"{len(blobs)} files, {size} bytes, every hash as the hub states it: {commits}"

@@ -157,7 +157,7 @@ class Progress:
 
 
 def what_to_do(failure: str) -> str:
-    if "full" in failure:
+    if any(word in failure for word in ("full", "space", "quota")):
         return " `volume create NAME --size GB` makes it larger; then run this again, it goes on where this ended."
     if "gated" in failure or "HF_TOKEN" in failure:
         return " Give --env HF_TOKEN."

@@ -190,12 +190,13 @@ def test_what_the_hub_answers_decides_whether_to_try_again(hub_of, tiny, status,
     assert caught.value.transient is transient
 
 
-def test_a_disk_that_fills_up_is_no_passing_failure():
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])  # network volumes refuse by quota
+def test_a_disk_that_fills_up_is_no_passing_failure(number):
     with (
         pytest.raises(LoadError, match="m could not be fetched: the disk is full") as caught,
         remote.explain_errors("m"),
     ):
-        raise OSError(errno.ENOSPC, "No space left on device", "/secret/path")
+        raise OSError(number, "No space left on device", "/secret/path")
     assert not caught.value.transient
 
 

@@ -181,6 +181,13 @@ def test_a_full_volume_is_said_so_with_the_way_out(runpod, run, hub):
     assert not runpod.storage.pods and not (runpod.storage.mount("vol1") / "models").exists()
 
 
+def test_a_volume_that_cannot_be_written_is_said_so(runpod, run, hub):
+    runpod.storage.add_volume()
+    (runpod.storage.mount("vol1") / "weights").write_text("a file where the folder would be")
+    code, text = run(*FILL)
+    assert code == 1 and "the volume cannot be written: " in text and not runpod.storage.pods, text
+
+
 def test_bytes_that_are_spoiled_on_the_volume_are_fetched_again(runpod, run, hub):
     runpod.storage.add_volume()
     assert run(*FILL)[0] == 0
