@@ -38,7 +38,7 @@ def web_server(app: ASGIApp) -> Server:
     """h11 answers `Expect: 100-continue` only when a body is asked for, so that one can be refused unsent."""
     config = uvicorn.Config(
         app, http="h11", ws="none", loop="asyncio", lifespan="off", interface="asgi3", log_config=None,
-        access_log=False, proxy_headers=False, timeout_graceful_shutdown=2,
+        access_log=False, proxy_headers=False, timeout_graceful_shutdown=2, timeout_keep_alive=75,
     )  # fmt: skip
     return Server(config)
 

@@ -85,8 +85,8 @@ def worker_routes(plane: Plane, hold_seconds: float = HOLD_SECONDS) -> APIRouter
         return answer({})
 
     @routes.get("/ping/{worker}")
-    async def ping(worker: str, status: str = "", check: str = "", reason: str = "", job_id: str = "") -> Response:
-        plane.hear_ping(worker, job_id.split(","), f"{check}: {reason}" if status == "unhealthy" else None)
+    async def ping(worker: str, status: str = "", reason: str = "", job_id: str = "") -> Response:
+        plane.hear_ping(worker, job_id.split(","), reason.removeprefix("Unfit: ") if status == "unhealthy" else None)
         return answer({})
 
     return routes
