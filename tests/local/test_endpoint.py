@@ -1,8 +1,12 @@
 """The endpoint as its user starts it, called by the official clients; it draws with the tiny checkpoint."""
 
 import asyncio
+import html
 import io
 import json
+import re
+import shutil
+import subprocess
 
 import aiohttp
 import openai
@@ -45,6 +49,15 @@ def test_runpod_s_client_gets_a_picture_both_ways(sdk, endpoint):
     assert job.output(timeout=600)["image"] == output["image"] and job.status() == "COMPLETED"
     endpoint.wait_for(lambda: endpoint.said(f"{job.job_id} generate "))
     assert sdk.health()["workers"]["ready"] == 1 and sdk.health()["jobs"]["completed"] >= 2
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_command_of_the_start_page_saves_a_picture(endpoint, tmp_path):
+    page = requests.get(endpoint.address, timeout=60).text
+    command = html.unescape(re.search(r"<pre[^>]*><code>(.*?)</code>", page, re.DOTALL)[1])
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (512, 512)
 
 
 def test_runpod_s_client_sees_progress_and_previews_and_stops_a_job(sdk, endpoint):
