@@ -11,6 +11,7 @@ type Job = { id: string; status: string; output?: any; error?: string };
 const endpoint = (process.env.ENDPOINT_URL ?? "").replace(/\/+$/, "");
 const headers = { Authorization: `Bearer ${process.env.RUNPOD_API_KEY ?? ""}`, "Content-Type": "application/json" };
 const UNSENT = ["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "UND_ERR_CONNECT_TIMEOUT"];
+const QUOTES = "A prompt of several words needs quotes.";
 const wait = (seconds: number) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
 function fail(sentence: string): never {
@@ -46,7 +47,7 @@ async function call(path: string, options: RequestInit = {}): Promise<Job> {
 }
 
 async function field(text: string): Promise<[string, string]> {
-  const [, name, value] = text.match(/^(.+?)=(.*)$/s) ?? fail(`${text} is not FIELD=VALUE. A prompt needs quotes.`);
+  const [, name, value] = text.match(/^(.+?)=(.*)$/s) ?? fail(`${text} is not FIELD=VALUE. ${QUOTES}`);
   if (!value.startsWith("@")) return [name, value];
   const bytes = await readFile(value.slice(1)).catch((error) => fail(`${name}: ${error.message}`));
   return [name, `data:;base64,${bytes.toString("base64")}`];

@@ -10,15 +10,17 @@ answer=$(mktemp)
 trap 'rm -f "$answer"' EXIT
 
 call() { # the method, the path below the endpoint, more options of curl
-  curl -sS --fail-with-body --retry 5 --retry-connrefused -o "$answer" -X "$1" "${ENDPOINT_URL:?}/$2" "${@:3}" \
-    -H "Authorization: Bearer ${RUNPOD_API_KEY:-}" -H 'Content-Type: application/json' || { cat "$answer"; exit 1; } >&2
+  curl --no-progress-meter --fail-with-body --retry 5 --retry-connrefused -o "$answer" \
+    -X "$1" "${ENDPOINT_URL:?}/$2" "${@:3}" -H "Authorization: Bearer ${RUNPOD_API_KEY:-}" \
+    -H 'Content-Type: application/json' || { cat "$answer"; exit 1; } >&2
 }
 
 get() { # a field of the answer
   python3 -c 'import json, sys; print(json.load(open(sys.argv[1])).get(sys.argv[2], ""))' "$answer" "$1"
 }
 
-(($(wc -c <"$job") <= 10000000)) || { echo "/run takes 10 MB, and $job has more." >&2; exit 1; }
+bytes=$(wc -c <"$job")
+((bytes <= 10000000)) || { echo "/run takes 10 MB, and this job has $bytes bytes. Send URLs of pictures."; exit 1; } >&2
 call POST run --data-binary "@$job"
 id=$(get id)
 trap 'call POST "cancel/$id"; echo "Cancelled $id" >&2; exit 130' INT
@@ -33,7 +35,8 @@ trap - INT
 python3 - "$answer" <<'PYTHON'
 import base64, json, sys, urllib.request
 job = json.load(open(sys.argv[1]))
-reply = job["output"][-1] if isinstance(job["output"], list) else job["output"]  # a list: the endpoint streams
+reply = job.get("output") or sys.exit("COMPLETED: no reply")
+reply = reply[-1] if isinstance(reply, list) else reply  # an endpoint that streams has the reply at a list's end
 pictures = reply.get("image_urls") or reply.get("images") or [reply.get("image_url") or reply["image"]]
 for number, picture in enumerate(pictures, 1):
     name = f"{job['id']}-{number}.{reply['metadata']['output_format']}"

