@@ -1,6 +1,6 @@
 """Draws pictures on an endpoint and saves them, with nothing but Python 3.11 or later. Ctrl-C cancels the job.
 
-export ENDPOINT_URL=https://api.runpod.ai/v2/<endpoint> RUNPOD_API_KEY=...
+export ENDPOINT_URL=https://api.runpod.ai/v2/ENDPOINT_ID RUNPOD_API_KEY=...
 python3 client.py "a fox in the snow" seed=7             # FIELD=VALUE is a field of the job
 python3 client.py "make it winter" image=@garden.jpg     # FIELD=@FILE sends a picture
 """

@@ -1,6 +1,6 @@
 // Draws pictures on an endpoint and saves them, by fetch alone. Ctrl-C cancels the job. It needs Node 22.18 or later.
 //
-// export ENDPOINT_URL=https://api.runpod.ai/v2/<endpoint> RUNPOD_API_KEY=...
+// export ENDPOINT_URL=https://api.runpod.ai/v2/ENDPOINT_ID RUNPOD_API_KEY=...
 // node client.ts "a fox in the snow" seed=7             # FIELD=VALUE is a field of the job
 // node client.ts "make it winter" image=@garden.jpg     # FIELD=@FILE sends a picture
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Draws pictures on an endpoint and saves them, with curl, and with Python 3 to read JSON. Ctrl-C cancels the job.
 #
-# export ENDPOINT_URL=https://api.runpod.ai/v2/<endpoint> RUNPOD_API_KEY=...
+# export ENDPOINT_URL=https://api.runpod.ai/v2/ENDPOINT_ID RUNPOD_API_KEY=...
 # echo '{"input": {"prompt": "a fox in the snow", "seed": 7}}' >job.json
 # bash curl.sh job.json
 set -euo pipefail

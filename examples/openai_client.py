@@ -1,6 +1,6 @@
 """Draws a picture and edits it, with OpenAI's own client (`pip install openai`).
 
-export ENDPOINT_URL=https://api.runpod.ai/v2/<endpoint> RUNPOD_API_KEY=...
+export ENDPOINT_URL=https://api.runpod.ai/v2/ENDPOINT_ID RUNPOD_API_KEY=...
 python3 openai_client.py "a fox in the snow" "make it summer"
 
 OpenAI's calls wait for the picture, without progress, and cannot be cancelled. client.py shows and does both.
