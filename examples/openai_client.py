@@ -18,11 +18,11 @@ def main(prompt: str, change: str) -> None:
     key = os.environ.get("RUNPOD_API_KEY") or "none"  # the client insists on one; an endpoint at home needs none
     client = openai.OpenAI(api_key=key, base_url=os.environ["ENDPOINT_URL"].rstrip("/") + "/openai/v1")
     # What OpenAI's API does not have stands in extra_body: seed, num_inference_steps, loras ...
-    drawn = client.images.generate(prompt=prompt, size="1024x1024", extra_body={"seed": 7})
+    drawn = client.images.generate(prompt=prompt, size="1024x1024", quality="medium", extra_body={"seed": 7})
     save(drawn, "generated.png")
     # `client.images.edit` sends a form, and the way through RunPod is known for JSON alone.
     picture = "data:image/png;base64," + base64.b64encode(Path("generated.png").read_bytes()).decode()
-    body = {"prompt": change, "images": [{"image_url": picture}], "seed": 7}
+    body = {"prompt": change, "images": [{"image_url": picture}], "quality": "medium", "seed": 7}
     save(client.post("/images/edits", body=body, cast_to=openai.types.ImagesResponse), "edited.png")
 
 
@@ -38,4 +38,4 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except openai.APIError as error:
-        sys.exit(f"{error.code}: {error.message}" if error.code else str(error))
+        sys.exit(error.message)

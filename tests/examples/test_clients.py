@@ -83,16 +83,19 @@ def test_an_error_of_the_worker_is_printed_as_its_sentence(kind, start, endpoint
     assert client.err.splitlines()[-1] == f"FAILED: {sentence}"
 
 
-def test_openai_s_client_draws_a_picture_and_edits_it(endpoint, tmp_path):
-    environment = {**os.environ, "ENDPOINT_URL": endpoint, "NO_PROXY": "*"}
-    command = [sys.executable, ROOT / "examples/openai_client.py", "a red circle", "make it green"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+def openai_client(url, folder, *words):
+    environment = {**os.environ, "ENDPOINT_URL": url, "NO_PROXY": "*"}
+    command = [sys.executable, ROOT / "examples/openai_client.py", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_openai_s_client_draws_a_picture_and_edits_it(local_endpoint, tmp_path):
+    done = openai_client(local_endpoint, tmp_path, "a red circle", "make it green")
     assert done.stdout.split() == ["generated.png", "edited.png"], done.stderr
     assert [size_of(tmp_path / file) for file in done.stdout.split()] == [(1024, 1024)] * 2
 
 
-def test_openai_s_client_prints_an_error_of_the_worker_as_its_sentence(endpoint, tmp_path):
-    environment = {**os.environ, "ENDPOINT_URL": endpoint, "NO_PROXY": "*"}
-    command = [sys.executable, ROOT / "examples/openai_client.py", "", "make it green"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.strip().endswith("invalid_input: prompt must not be empty")
+def test_openai_s_client_prints_an_error_of_the_worker_as_its_sentence(local_endpoint, tmp_path):
+    done = openai_client(local_endpoint, tmp_path, "", "make it green")
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.strip() == "Error code: 400 - invalid_input: prompt must not be empty"
