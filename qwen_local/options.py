@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from .workers import ROOT
 
 TINY = ROOT / "models/tiny-qwen-image"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w.-]*)?")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MOST_WORKERS = 16
 # Of the shell: what would lead the worker away from this server. Its own settings go on to it.

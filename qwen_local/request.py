@@ -14,7 +14,6 @@ DAY_MS = 24 * 3600 * 1000
 EXECUTION_MS = (5_000, 7 * DAY_MS)
 TTL_MS = (10_000, 7 * DAY_MS)
 WAIT_MS = (1_000, 300_000)
-DEFAULT_WAIT_SECONDS = 90.0
 
 
 class BadRequest(Exception):
@@ -86,10 +85,10 @@ def read_webhook(value: Any) -> str | None:
     return value
 
 
-def read_wait(text: str | None) -> float:
+def read_wait(text: str | None, default: float) -> float:
     """The seconds that /runsync waits, from its `?wait=`. Raises `BadRequest`."""
     if text is None:
-        return DEFAULT_WAIT_SECONDS
+        return default
     try:
         value = float(text)
     except ValueError:

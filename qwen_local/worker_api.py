@@ -5,7 +5,6 @@ nothing of clients.
 """
 
 import asyncio
-import json
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from .bodies import TooLarge, answer, read_body, refusal, until_gone
 from .plane import Plane, UnknownJob
+from .request import read_json
 
 HOLD_SECONDS = 20.0  # that a poll is held
 MOST_STREAMED_BYTES = 20_000_000  # of a chunk; the worker keeps its own far below
@@ -93,7 +93,7 @@ def worker_routes(plane: Plane, hold_seconds: float = HOLD_SECONDS) -> APIRouter
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    data = json.loads(body)
+    data = read_json(body)
     return data if isinstance(data, dict) else {"output": data}
 
 

@@ -95,7 +95,10 @@ class Workers(PlaneObserver):
         finally:
             if log:
                 log.close()
+        if self.ending and process.stdin:  # the end came while this one was being started
+            process.stdin.close()
         status = await process.wait()
+        status = status if status >= 0 else 128 - status  # the leash itself was ended before it could hear a signal
         del self.processes[name], self.started_at[name]
         self.plane.lose(name)
         return status
