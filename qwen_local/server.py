@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import uvicorn
@@ -30,7 +30,7 @@ class Server(uvicorn.Server):
     """Without uvicorn's own signal handlers: the workers must end before it does."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None]:
         yield
 
 
@@ -38,7 +38,7 @@ def web_server(app: ASGIApp) -> Server:
     """h11 answers `Expect: 100-continue` only when a body is asked for, so that one can be refused unsent."""
     config = uvicorn.Config(
         app, http="h11", ws="none", loop="asyncio", lifespan="off", interface="asgi3", log_config=None,
-        access_log=False, proxy_headers=False, timeout_graceful_shutdown=2,
+        access_log=False, proxy_headers=False, timeout_graceful_shutdown=2, timeout_keep_alive=75,
     )  # fmt: skip
     return Server(config)
 

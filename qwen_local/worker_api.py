@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from .bodies import TooLarge, answer, read_body, refusal, until_gone
 from .plane import Plane, UnknownJob
-from .request import read_json
+from .request import as_object, read_json
 
 HOLD_SECONDS = 20.0  # that a poll is held
 MOST_STREAMED_BYTES = 20_000_000  # of a chunk; the worker keeps its own far below
@@ -85,8 +85,8 @@ def worker_routes(plane: Plane, hold_seconds: float = HOLD_SECONDS) -> APIRouter
         return answer({})
 
     @routes.get("/ping/{worker}")
-    async def ping(worker: str, status: str = "", check: str = "", reason: str = "", job_id: str = "") -> Response:
-        plane.hear_ping(worker, job_id.split(","), f"{check}: {reason}" if status == "unhealthy" else None)
+    async def ping(worker: str, status: str = "", reason: str = "", job_id: str = "") -> Response:
+        plane.hear_ping(worker, job_id.split(","), reason.removeprefix("Unfit: ") if status == "unhealthy" else None)
         return answer({})
 
     return routes
@@ -94,7 +94,8 @@ def worker_routes(plane: Plane, hold_seconds: float = HOLD_SECONDS) -> APIRouter
 
 def read_object(body: bytes) -> dict[str, Any]:
     data = read_json(body)
-    return data if isinstance(data, dict) else {"output": data}
+    fields = as_object(data)
+    return {"output": data} if fields is None else fields
 
 
 @asynccontextmanager

@@ -4,6 +4,8 @@ import http.client
 
 import pytest
 
+from qwen_local.start_page import start_page
+
 from .conftest import WORKER_KEY
 
 JOB = {"input": {"prompt": "a"}}
@@ -131,6 +133,11 @@ def test_the_start_page_says_what_to_call_and_loads_nothing_from_elsewhere(home)
     assert page.headers["Content-Security-Policy"].startswith("default-src 'none'")
     assert "curl -s http://127.0.0.1:8000/v2/local/runsync" in page.text and "<script" not in page.text
     assert "<code>make play</code>" in page.text
+
+
+def test_the_start_page_leads_to_the_playground_that_it_was_told():
+    page = start_page("http://127.0.0.1:8000", False, 'http://127.0.0.1:7860/?a=1&b="><script>')
+    assert 'href="http://127.0.0.1:7860/?a=1&amp;b=&quot;&gt;&lt;script&gt;"' in page and "make play" not in page
 
 
 def test_no_file_and_no_page_of_the_framework_is_served(home):

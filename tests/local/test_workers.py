@@ -49,13 +49,13 @@ def test_a_worker_s_own_words_say_why_it_takes_no_jobs(workers):
     async def watch():
         keeping = asyncio.create_task(keeper.keep(1))
         await until(lambda: keeper.processes)
-        keeper.plane.hear_ping("worker-1", [], "models_can_be_had: generate: the folder holds no model_index.json")
+        keeper.plane.hear_ping("worker-1", [], "generate: the folder holds no model_index.json")
         await until(lambda: lines)
         await keeper.end(asyncio.Event())
         await keeping
 
     asyncio.run(watch())
-    assert lines[0].startswith("worker-1 is unfit: models_can_be_had: generate: the folder holds no model_index.json; ")
+    assert lines[0].startswith("worker-1 takes no jobs: generate: the folder holds no model_index.json; the next one")
 
 
 def test_a_worker_that_asks_for_it_is_replaced(workers):

@@ -38,7 +38,7 @@ class LocalEndpoint:
         return self
 
     def wait_for(self, true):
-        """Until it is so. Raises `AssertionError` with what was printed where nothing moves or the process has ended."""
+        """Until it is so. Raises `AssertionError` where nothing moves or the process has ended."""
 
         def so():
             assert self.process.poll() is None, self.lines
