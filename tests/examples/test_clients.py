@@ -45,8 +45,8 @@ def test_pictures_are_saved_and_their_progress_is_shown(kind, start, endpoint, p
 
 def test_a_picture_is_sent_from_a_file(kind, start, endpoint, plane, tmp_path):
     image = f"@{CIRCLE}" if kind != "sh" else base64.b64encode(CIRCLE.read_bytes()).decode()
-    edit = {"task": "background_replacement", "prompt": "a plain green wall", "image": image, "num_inference_steps": 4}
-    client = start(kind, endpoint, edit)
+    edit = {**SMALL, "task": "background_replacement", "prompt": "a plain green wall", "num_inference_steps": 4}
+    client = start(kind, endpoint, {**edit, "draw_size": "asked", "image": image})
     assert client.status() == 0, client.err
     (file,) = client.out.split()
     reply = reply_of(plane, file.removesuffix("-1.png"))
