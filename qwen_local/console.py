@@ -1,5 +1,6 @@
 """What the endpoint says on its terminal: one line for each job, and for what happens to it on the way."""
 
+from contextlib import suppress
 from typing import Any
 
 from .job import LocalJob, Status
@@ -11,8 +12,9 @@ PICTURES = ("image", "image_url", "images", "image_urls")
 
 
 def say(line: str) -> None:
-    """Flushed: the output may be a pipe, and whoever reads it waits for a line."""
-    print(line, flush=True)
+    """Flushed: the output may be a pipe, and whoever reads it waits for a line. If nobody reads it, jobs go on."""
+    with suppress(BrokenPipeError):
+        print(line, flush=True)
 
 
 class JobLines(PlaneObserver):

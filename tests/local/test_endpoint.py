@@ -1,14 +1,21 @@
 """The endpoint as its user starts it, called by the official clients; it draws with the tiny checkpoint."""
 
+import asyncio
+import html
 import io
+import json
+import re
+import shutil
+import subprocess
 
+import aiohttp
 import openai
 import pytest
 import requests
 import runpod
 from PIL import Image
 
-from ..conftest import environment_of, file_of, picture_of
+from ..conftest import environment_of, file_of, picture_of, respond
 from ..support.local_endpoint import LocalEndpoint, is_alive
 from ..support.patience import wait_until
 
@@ -44,6 +51,15 @@ def test_runpod_s_client_gets_a_picture_both_ways(sdk, endpoint):
     assert sdk.health()["workers"]["ready"] == 1 and sdk.health()["jobs"]["completed"] >= 2
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_command_of_the_start_page_saves_a_picture(endpoint, tmp_path):
+    page = requests.get(endpoint.address, timeout=60).text
+    command = html.unescape(re.search(r"<pre[^>]*><code>(.*?)</code>", page, re.DOTALL)[1])
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (512, 512)
+
+
 def test_runpod_s_client_sees_progress_and_previews_and_stops_a_job(sdk, endpoint):
     job = sdk.run({**LONG, "preview": True})
     seen = []
@@ -75,6 +91,30 @@ def test_the_worker_gets_the_limit_and_the_bucket_of_a_job(sdk, endpoint):
     job = sdk.run({"input": {**LONG, "num_images": 4}, "policy": {"executionTimeout": 5000}})
     job.output(timeout=600)
     assert state_of(endpoint, job.job_id)["error"].startswith("deadline_exceeded: ")
+
+
+def test_the_webhook_of_a_job_hears_its_reply(sdk, web):
+    heard = []
+
+    def hear(handler):
+        heard.append(json.loads(handler.rfile.read(int(handler.headers["Content-Length"]))))
+        respond(handler, b"")
+
+    job = sdk.run({"input": {"task": "health"}, "webhook": web(hear)})
+    wait_until(lambda: heard)
+    assert heard[0]["id"] == job.job_id and heard[0]["status"] == "COMPLETED" and "counters" in heard[0]["output"]
+
+
+def test_runpod_s_asynchronous_client_works_too(sdk):
+    async def run():
+        async with aiohttp.ClientSession() as session:
+            asynchronous = runpod.AsyncioEndpoint("local", session, api_key="any")
+            job = await asynchronous.run({"task": "health"})
+            output = await job.output(timeout=600)
+            return output, (await asynchronous.health())["workers"]["ready"], await asynchronous.purge_queue()
+
+    output, ready, purged = asyncio.run(run())
+    assert "counters" in output and ready == 1 and purged["removed"] == 0
 
 
 def test_openai_s_client_draws_edits_with_a_mask_and_lists_models(client, scene):

@@ -87,8 +87,7 @@ def test_a_second_ctrl_c_ends_a_worker_that_does_not_hear_the_first(workers, tmp
         await asyncio.sleep(0.1)
         assert not ending.done()
         at_once.set()
-        await ending
-        await keeping
+        await until(lambda: ending.done() and keeping.done())
 
     asyncio.run(watch())
     assert not keeper.processes
