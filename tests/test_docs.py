@@ -35,7 +35,9 @@ GROUPS = {
     "edits": [task for task, model in TASKS.items() if issubclass(model, Edit)],
 }
 # In replies: differs from one run to the next. What the pages cut short ends in dots.
-VOLATILE = ("processing_time", "timings", "worker_version", "created", "predict_time")
+VOLATILE = (
+    "processing_time", "timings", "worker_version", "created", "predict_time", "delayTime", "executionTime",
+)  # fmt: skip
 MODELS = {"generate": "tiny-qwen-image/generate", "edit": "tiny-qwen-image/edit"}
 
 
