@@ -197,7 +197,7 @@ BY_SELF_CHECK = (
 
 VAE_DECODE = ("diffusers.models.autoencoders.autoencoder_kl_qwenimage:QwenImageDecoder3d.forward",)
 ENCODE = ("diffusers.pipelines.qwenimage.pipeline_qwenimage:QwenImagePipeline.encode_prompt",)
-TRANSFORMER = ("diffusers.models.transformers.transformer_qwenimage:QwenImageTransformer2DModel.forward",)
+TRANSFORMER = (f"{W}.model.transformer:WaitFreeTransformer.forward",)
 IN_ONE_PASS: dict[str, Any] = {"settings": {"QWEN_SPEEDUPS": "guidance"}}
 BY_MEMORY = (
     Fault("memory runs out in two passes in one", "memory while a job is drawn", NO_MEMORY,
@@ -311,9 +311,13 @@ def main() -> None:
             if row := met(fault):
                 rows[fault.name] = row | {"stock": fault.stock or "runs"}
                 print(f"{fault.name} ({fault.where}): {row['first reply']}; then {row['next reply']}", flush=True)
+                write(options.output, rows)  # after each, for a run that is cut short
+
+
+def write(file: Path, rows: dict[str, dict[str, Any]]) -> None:
     versions = {name: metadata.version(name) for name in PACKAGES}
     ordered = [rows[fault.name] for fault in FAULTS if fault.name in rows]
-    options.output.write_text(json.dumps({"versions": versions, "faults": ordered}, indent=1) + "\n")
+    file.write_text(json.dumps({"versions": versions, "faults": ordered}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
