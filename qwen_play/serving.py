@@ -1,0 +1,41 @@
+"""The page on a port: Gradio without any request to another machine. Knows nothing of the endpoint at home."""
+
+# Gradio is in the page's own environment, and not in the one where types are checked.
+# pyright: reportMissingImports=false
+
+import threading
+from html import escape
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from .endpoint import LOOPBACK
+from .jobs import Jobs
+from .page import STYLE, lay_out, theme
+from .uploads import UPLOAD_MB
+from .wiring import Wiring
+
+TITLE = "Qwen-Image playground"
+HEAD = "<meta name='referrer' content='no-referrer'><noscript>This page needs JavaScript.</noscript>"
+
+
+def serve(jobs: Jobs, host: str, port: int, auth: tuple[str, str] | None) -> None:
+    """Until the process is told to end. Prints the address once the page answers."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+        page = lay_out(escape(jobs.endpoint.url), small=jobs.endpoint.at_home)
+        Wiring(page, jobs).connect(blocks)
+    blocks.queue(default_concurrency_limit=None)
+    # A name that another site points at this machine is no way in.
+    hosts = [*LOOPBACK, "[::1]"] if host in LOOPBACK else ["*"]
+    blocks.launch(
+        server_name=host, server_port=port, auth=auth, quiet=True, prevent_thread_lock=True, ssr_mode=False, share=False,
+        inbrowser=False, theme=theme(), css_paths=STYLE, head=HEAD, footer_links=[], max_file_size=f"{UPLOAD_MB}mb",
+        enable_monitoring=False, pwa=False, show_error=False, run_history=False,
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
+    )  # fmt: skip
+    print(f"The playground is at http://{host}:{port} and draws on {jobs.endpoint.url}", flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        blocks.close(verbose=False)
