@@ -5,10 +5,14 @@ BIN := .venv/bin
 # Of pytest: one more than there are cores, because tests wait for processes of their own.
 WORKERS := $(shell echo $$(($$(nproc 2>/dev/null || echo 2) + 1)))
 
-.PHONY: run test test-gpu test-versions test-clients prove lint integration image-test hub-files clean
+.PHONY: run serve test test-gpu test-versions test-clients prove lint integration image-test hub-files clean
 
 run: .venv/run-installed
 	$(BIN)/python examples/quickstart.py
+
+# A RunPod endpoint at home, until Ctrl-C. ARGS: its options, as ARGS='--port 8001'.
+serve: .venv/run-installed
+	@exec $(BIN)/python -m qwen_local $(ARGS)
 
 test: .venv/test-installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
