@@ -17,6 +17,7 @@ from qwen_deploy.errors import DeployError, NotServing, UsageError
 from qwen_deploy.image import Image, build_command, find_tool, parse_image, push_command, run_command, source_version
 from qwen_deploy.intent import Intent, read_intent
 from qwen_deploy.options import COMMANDS, DeployOptions, RollbackOptions, read_options
+from qwen_deploy.play import play
 from qwen_deploy.proof import prove, require_kept, update_endpoint
 from qwen_deploy.rollback import roll_back, undo
 from qwen_deploy.runpod.client import REAL_TIME, Clock
@@ -161,7 +162,7 @@ def rollback(screen: Screen, options: RollbackOptions, open_session: SessionOpen
     return 0 if roll_back(session, options, saved, check=not options.no_test) else 1
 
 
-ACTIONS: dict[str, Action] = {"deploy": deploy, "rollback": rollback, **commands.ACTIONS}
+ACTIONS: dict[str, Action] = {"deploy": deploy, "rollback": rollback, "play": play, **commands.ACTIONS}
 
 
 def main(

@@ -1,6 +1,7 @@
 """The command line: every option with its unit, and what follows from leaving it out. Decides nothing."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ COMMANDS = {
     "status": "an endpoint's configuration, workers and queue",
     "logs": "what the workers wrote",
     "send": "one job from here, with its progress and its pictures saved",
+    "play": "a page in the browser that draws on an endpoint",
     "cost": "dollars an image on each pool of cards, and which of them the models fit",
 }
 EXAMPLES = """\
@@ -117,6 +119,12 @@ class SendOptions(StatusOptions):
     output: Path
 
 
+class PlayOptions(StatusOptions):
+    host: str
+    port: int
+    price: float | None  # dollars an hour
+
+
 class CostOptions(StateOptions):
     endpoint_id: str | None
     seconds: float | None  # a picture
@@ -140,7 +148,11 @@ def parser(description: str) -> argparse.ArgumentParser:
 def command_parser(name: str) -> argparse.ArgumentParser:
     """Of a command that is named before its options."""
     result = argparse.ArgumentParser(prog=f"deploy_qwen.py {name}", description=COMMANDS[name].capitalize() + ".")
-    {"rollback": add_rollback, "status": add_target, "logs": add_logs, "send": add_send, "cost": add_cost}[name](result)
+    add: dict[str, Callable[[Group], None]] = {
+        "rollback": add_rollback, "status": add_target, "logs": add_logs, "send": add_send, "play": add_play,
+        "cost": add_cost,
+    }  # fmt: skip
+    add[name](result)
     return result
 
 
@@ -148,7 +160,7 @@ def read_options(name: str, arguments: list[str], description: str) -> argparse.
     """The options of command `name`, in its own class. Ends the process where they are wrong, or with --help."""
     kinds: dict[str, type[argparse.Namespace]] = {
         "deploy": DeployOptions, "rollback": RollbackOptions, "status": StatusOptions, "logs": LogsOptions,
-        "send": SendOptions, "cost": CostOptions,
+        "send": SendOptions, "play": PlayOptions, "cost": CostOptions,
     }  # fmt: skip
     command = parser(description) if name == "deploy" else command_parser(name)
     return command.parse_args(arguments, kinds[name]())
@@ -287,6 +299,15 @@ def add_send(group: Group) -> None:
     )
     group.add_argument("--timeout", type=int, default=1200, help="seconds to wait (default: %(default)s)")
     group.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures (default: %(default)s)")
+
+
+def add_play(group: Group) -> None:
+    add_target(group)
+    group.add_argument("--port", type=int, default=7860, help="of the page (default: %(default)s)")
+    group.add_argument(
+        "--host", default="127.0.0.1", help="address of the page; one that others reach needs QWEN_PLAY_PASSWORD"
+    )
+    group.add_argument("--price", type=float, help="dollars an hour of a worker: results then say what they cost")
 
 
 def add_cost(group: Group) -> None:

@@ -24,7 +24,9 @@ PASSWORD = "QWEN_PLAY_PASSWORD"
 
 def read_options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m qwen_play", description="A page that draws on an endpoint.")
-    parser.add_argument("--url", help="the endpoint's address, for example https://api.runpod.ai/v2/ID (default: at home)")
+    parser.add_argument(
+        "--url", help="the endpoint's address, for example https://api.runpod.ai/v2/ID (default: at home)"
+    )
     parser.add_argument(
         "--local-port", type=int, default=HOME_PORT, help="of the endpoint at home, which is started if none answers "
         "there (default: %(default)s)",
@@ -44,7 +46,8 @@ def main(arguments: list[str]) -> int:
         return refuse(f"Port {options.port} is taken. Choose another one with --port.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="qwen-play-") as folder, HomeEndpoint(options) as url:
-        endpoint = Endpoint(url, os.environ.pop("RUNPOD_API_KEY", ""))
+        key = os.environ.pop("RUNPOD_API_KEY", "") if options.url else ""  # the endpoint at home needs none
+        endpoint = Endpoint(url, key)
         # Gradio reads both when it is imported.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         from .serving import serve

@@ -48,8 +48,8 @@ class Endpoint:
         body = json.dumps({"input": fields}, ensure_ascii=False).encode()
         if len(body) > REQUEST_BYTES:
             raise PlayError(
-                f"The job has {len(body) / 1e6:.1f} MB, and RunPod takes at most {REQUEST_BYTES / 1e6:g} MB. Base64 makes "
-                "pictures larger by a third: use pictures of at most 7 MB together, for example JPEGs."
+                f"The job has {len(body) / 1e6:.1f} MB, and RunPod takes at most {REQUEST_BYTES / 1e6:g} MB. Base64 "
+                "makes pictures larger by a third: use pictures of at most 7 MB together, for example JPEGs."
             )
         answer = self.ask("POST", "run", content=body)
         job_id = answer.get("id")
@@ -130,7 +130,7 @@ def read_status(answer: dict[str, Any]) -> Status:
 
 
 def error_sentence(error: object) -> str:
-    """Of an `error` that may be a text, or an object as JSON text with the sentence inside, as RunPod passes them on."""
+    """Of an `error` that is a text, or an object as JSON text with the sentence inside, as RunPod passes them on."""
     if isinstance(error, str) and error.startswith("{"):
         try:
             error = json.loads(error)

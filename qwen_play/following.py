@@ -24,7 +24,7 @@ STAGES = {
 }
 ENDS = {
     "CANCELLED": "Stopped.",
-    "TIMED_OUT": "RunPod ended the job at its time limit. Ask for fewer steps, or raise the endpoint's execution timeout.",
+    "TIMED_OUT": "The job was ended at its time limit. Ask for fewer steps, or raise the endpoint's execution timeout.",
 }
 
 
@@ -49,7 +49,10 @@ class Moment:
 
 
 def follow(
-    endpoint: Endpoint, job_id: str, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic
+    endpoint: Endpoint,
+    job_id: str,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Moment]:
     """What has changed, until the job is over. Raises `PlayError` where the endpoint cannot be asked any longer."""
     shown: Moment | None = None

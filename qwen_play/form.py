@@ -31,8 +31,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Form:
-    """The empty text leaves a field to the endpoint. Numbers are texts as they were typed: a wrong one is the worker's to
-    refuse. `loras` has one a line, its scale at the end."""
+    """The empty text leaves a field to the endpoint. Numbers are texts as they were typed: the worker refuses others.
+
+    `loras` has one a line, its scale at the end.
+    """
 
     prompt: str
     negative_prompt: str = ""

@@ -1,4 +1,4 @@
-"""The endpoint at home that the page draws on where no other is named: found, or started as a child and ended with the page.
+"""The endpoint at home, which the page draws on where no other is named: found, or started and ended with the page.
 
 It runs in the worker's environment, and the page in its own.
 """

@@ -1,7 +1,7 @@
 """The jobs that are under way, each followed by one thread, so that a job goes on without any page that watches it.
 
-A page that is closed loses nothing: the picture is in the history when the page is opened again. Two pages of one browser
-watch the same job.
+A page that is closed loses nothing: the picture is in the history when the page is opened again. Two pages of one
+browser watch the same job.
 """
 
 import threading
@@ -40,7 +40,8 @@ class FollowedJob:
         shown: Moment | None = None
         while shown is None or not shown.over:
             with self.changed:
-                self.changed.wait_for(lambda: self.latest is not shown, LOOK_SECONDS)
+                if self.latest is shown:
+                    self.changed.wait(LOOK_SECONDS)
                 moment = self.latest
             if moment is not shown:
                 shown = moment

@@ -52,19 +52,28 @@ def theme() -> Any:
         font_mono=["ui-monospace", "monospace"],
         text_size="md",
         radius_size="md",
-    ).set(button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
-          button_primary_background_fill_dark="*primary_600", button_primary_text_color="white")
+    ).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_text_color="white",
+    )
 
 
 def lay_out(target: str, small: bool) -> Controls:
     """Inside a `gr.Blocks`. `target` names the endpoint; `small` is whether pictures are small at first."""
-    visit = gr.BrowserState({}, storage_key=STATE_KEY, secret=STATE_KEY)
+    visit = gr.BrowserState(None, storage_key=STATE_KEY, secret=STATE_KEY)
     job = gr.State("")
     gr.HTML(f"<h1>Qwen-Image playground</h1><p class='play-quiet'>{target}</p>", elem_id="play-title")
     with gr.Row(elem_id="play-ask", equal_height=True):
         prompt = gr.Textbox(
-            label="Prompt", placeholder="What the picture shows, or how to change it", lines=2, max_lines=8, scale=5,
-            autofocus=True, elem_id="play-prompt",
+            label="Prompt",
+            placeholder="What the picture shows, or how to change it",
+            lines=2,
+            max_lines=8,
+            scale=5,
+            autofocus=True,
+            elem_id="play-prompt",
         )
         with gr.Column(scale=1, min_width=150, elem_id="play-buttons"):
             draw = gr.Button("Draw", variant="primary", elem_id="play-draw")
@@ -73,8 +82,14 @@ def lay_out(target: str, small: bool) -> Controls:
         with gr.Column(scale=3, min_width=320):
             status = gr.HTML(IDLE, elem_id="play-status")
             picture = gr.Image(
-                label="Picture", interactive=False, height=HEIGHT, type="filepath", buttons=["download", "fullscreen"],
-                elem_id="play-picture", alt_text="The picture", show_label=False,
+                label="Picture",
+                interactive=False,
+                height=HEIGHT,
+                type="filepath",
+                buttons=["download", "fullscreen"],
+                elem_id="play-picture",
+                alt_text="The picture",
+                show_label=False,
             )
             facts = gr.HTML(elem_id="play-facts")
             reuse = gr.Button("Edit this picture", visible=False, size="sm", elem_id="play-reuse")
@@ -83,13 +98,36 @@ def lay_out(target: str, small: bool) -> Controls:
         with gr.Column(scale=2, min_width=300):
             form = options(small)
     history = gr.Gallery(
-        label="History: choose one to fill the form with it. It is kept until the playground ends.", columns=8,
-        height=190, fit_columns=False, allow_preview=False, interactive=False, object_fit="cover", elem_id="play-history", buttons=[],
+        label="History: choose one to fill the form with it. It is kept until the playground ends.",
+        columns=8,
+        height=190,
+        fit_columns=False,
+        allow_preview=False,
+        interactive=False,
+        object_fit="cover",
+        elem_id="play-history",
+        buttons=[],
     )
     snippets, refresh = code()
     return Controls(
-        visit, job, draw, stop, status, picture, facts, metadata, reuse, form.pop("dice"), history,
-        form["pictures"], form["canvas"], form["seed"], prompt, snippets, refresh, (prompt, *form.values()),
+        visit,
+        job,
+        draw,
+        stop,
+        status,
+        picture,
+        facts,
+        metadata,
+        reuse,
+        form.pop("dice"),
+        history,
+        form["pictures"],
+        form["canvas"],
+        form["seed"],
+        prompt,
+        snippets,
+        refresh,
+        (prompt, *form.values()),
     )
 
 
@@ -98,7 +136,7 @@ def options(small: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     found["negative"] = gr.Textbox(label="Negative prompt", placeholder="What the picture should not show", lines=1)
     with gr.Row():
-        found["preset"] = gr.Dropdown([("the endpoint's", ""), *PRESETS], value="", label="Preset", min_width=120)
+        found["preset"] = gr.Dropdown([("default", ""), *PRESETS], value="", label="Preset", min_width=120)
         found["ratio"] = gr.Dropdown(
             [("automatic", ""), *RATIOS], value="", label="Width : height", min_width=120, elem_id="play-ratio"
         )
@@ -107,23 +145,33 @@ def options(small: bool) -> dict[str, Any]:
         )
     with gr.Row():
         for name, label, left_open in (
-            ("steps", "Steps", "the preset's"), ("guidance", "Guidance", "the preset's"), ("seed", "Seed", "any")
+            ("steps", "Steps", "preset"), ("guidance", "Guidance", "preset"), ("seed", "Seed", "any")
         ):  # fmt: skip
             # A number field of Gradio is never empty: what is left open would be 0.
             found[name] = gr.Textbox(
                 label=label, placeholder=left_open, max_lines=1, min_width=90, elem_id=f"play-{name}",
                 html_attributes=gr.InputHTMLAttributes(autocomplete="off"),
             )  # fmt: skip
-        found["dice"] = gr.Button("Roll the dice for a seed", size="sm", elem_id="play-dice")
+        found["dice"] = gr.Button("Dice", size="sm", min_width=70, scale=0, elem_id="play-dice")
     with gr.Accordion("Pictures to edit", open=True, elem_id="play-edit"):
         found["pictures"] = gr.Gallery(
-            label=f"Up to {MOST_PICTURES} pictures", columns=3, height=180, type="filepath", interactive=True,
-            file_types=sorted({*SUFFIXES.values(), ".jpeg", ".tiff"}), object_fit="contain", buttons=[],
-            sources=["upload", "clipboard"], elem_id="play-pictures",
+            label=f"Up to {MOST_PICTURES} pictures",
+            columns=3,
+            height=150,
+            fit_columns=False,
+            type="filepath",
+            interactive=True,
+            file_types=sorted({*SUFFIXES.values(), ".jpeg", ".tiff"}),
+            object_fit="contain",
+            buttons=[],
+            sources=["upload", "clipboard"],
+            elem_id="play-pictures",
         )
         found["what"] = gr.Radio(
             [("Change the picture as the prompt says", EDIT), ("Draw a new background from the prompt", BACKGROUND)],
-            value=EDIT, label="What happens to them", elem_id="play-what",
+            value=EDIT,
+            label="What happens to them",
+            elem_id="play-what",
         )
         found["strength"] = gr.Slider(0.05, 1, 1, step=0.05, label="Strength: below 1 stays closer to the picture")
     with gr.Accordion("Mask: paint what is drawn anew", open=False, elem_id="play-mask"):
@@ -139,10 +187,19 @@ def canvas() -> Any:
     """The strokes are a layer of their own, and what they cover is the mask."""
     colour = "#" + "".join(f"{part:02x}" for part in BRUSH)
     return gr.ImageEditor(
-        label="The first picture", type="pil", format="png", sources=(), transforms=(), layers=False,
+        label="The first picture",
+        type="pil",
+        format="png",
+        sources=(),
+        transforms=(),
+        layers=False,
         brush=gr.Brush(default_size=48, colors=[(colour, 0.7)], default_color=(colour, 0.7), color_mode="fixed"),
-        eraser=gr.Eraser(default_size=48), canvas_size=(EDITOR_SIDE, EDITOR_SIDE), height=420, buttons=[],
-        placeholder="Choose a picture to edit first", elem_id="play-canvas",
+        eraser=gr.Eraser(default_size=48),
+        canvas_size=(EDITOR_SIDE, EDITOR_SIDE),
+        height=420,
+        buttons=[],
+        placeholder="Choose a picture to edit first",
+        elem_id="play-canvas",
     )
 
 

@@ -1,4 +1,4 @@
-"""A worker's reply as what a visitor wants to know of it: the picture, the facts, and whether a model drew it at all."""
+"""A worker's reply as what a visitor wants to know: the picture, the facts, and whether a model drew it at all."""
 
 import base64
 import binascii

@@ -29,9 +29,9 @@ def serve(jobs: Jobs, host: str, port: int, auth: tuple[str, str] | None) -> Non
     # A name that another site points at this machine is no way in.
     hosts = [*LOOPBACK, "[::1]"] if host in LOOPBACK else ["*"]
     blocks.launch(
-        server_name=host, server_port=port, auth=auth, quiet=True, prevent_thread_lock=True, ssr_mode=False, share=False,
-        inbrowser=False, theme=theme(), css_paths=STYLE, head=HEAD, footer_links=[], max_file_size=f"{UPLOAD_MB}mb",
-        enable_monitoring=False, pwa=False, show_error=False, run_history=False,
+        server_name=host, server_port=port, auth=auth, quiet=True, prevent_thread_lock=True, ssr_mode=False,
+        share=False, inbrowser=False, theme=theme(), css_paths=STYLE, head=HEAD, footer_links=[],
+        max_file_size=f"{UPLOAD_MB}mb", enable_monitoring=False, pwa=False, show_error=False, run_history=False,
         app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
     )  # fmt: skip
     print(f"The playground is at http://{host}:{port} and draws on {jobs.endpoint.url}", flush=True)

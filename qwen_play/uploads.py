@@ -23,6 +23,7 @@ SUFFIXES = {
 FORMATS = "PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF"
 EDITOR_SIDE = 1024  # pixels: the longer side of the picture that is painted on
 BRUSH = (255, 45, 146)  # of the strokes: a colour that few pictures have
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
 PAINTED = 64  # of 255: how opaque a stroke must be to count; less is the soft rim of the brush
 
 
@@ -60,12 +61,12 @@ def mask_of(layers: Sequence["Image.Image"], picture: Picture, folder: Path) -> 
     if not layers:
         return None
     with Image.open(picture.file) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # these orientations swap width and height
-        size = image.size[::-1] if turned else image.size
+        turned = image.getexif().get(ORIENTATION, 1) in TURNED
+        size = (image.height, image.width) if turned else image.size
     painted = Image.new("L", layers[0].size)
     for layer in layers:
         painted = ImageChops.lighter(painted, layer.convert("RGBA").getchannel("A"))
-    mask = painted.point(lambda alpha: 255 if alpha >= PAINTED else 0)
+    mask = painted.point([0] * PAINTED + [255] * (256 - PAINTED))
     if mask.getbbox() is None:
         return None
     file = folder / f"mask-{uuid.uuid4().hex}.png"

@@ -11,6 +11,7 @@ import json
 import random
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,26 @@ from .uploads import ground_of_mask, mask_of, open_picture, strokes_of
 Updates = dict[Any, Any]  # by part of the page
 DICE_SIDES = 2**32  # seeds that are read aloud and typed easily
 CAPTION = 60  # characters of a prompt below its picture
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What the browser remembers: a name that nobody else knows, and the job that it has begun last."""
+
+    visitor: str
+    job_id: str = ""
+    url: str = ""
+
+    @classmethod
+    def read(cls, stored: Any) -> "Visit":
+        """Of what the browser sends, which anybody may have written. A new visitor where that is nothing."""
+        if isinstance(stored, list) and len(stored) == 3 and all(isinstance(part, str) for part in stored):
+            return cls(*stored)
+        return cls(secrets.token_hex(16))
+
+    def stored(self) -> list[str]:
+        """A list, because Gradio takes an object to be an update of the part itself."""
+        return [self.visitor, self.job_id, self.url]
 
 
 class Wiring:
@@ -52,33 +73,34 @@ class Wiring:
         page.pictures.delete(self.check_pictures, {page.pictures}, {page.pictures, page.canvas}, **calm)
         page.reuse.click(self.reuse, {page.visit, page.job}, {page.pictures, page.canvas}, **calm)
         page.history.select(
-            self.choose, {page.visit}, {*page.form, page.job, page.picture, page.facts, page.metadata, page.reuse}, **calm
+            self.choose,
+            {page.visit},
+            {*page.form, page.job, page.picture, page.facts, page.metadata, page.reuse},
+            **calm,
         )
 
     def load(self, values: Updates) -> Iterator[Updates]:
         """The history of this browser; and the job that it has begun, as long as the job runs."""
-        page, visit = self.page, dict(values[self.page.visit] or {})
-        visitor = visit.setdefault("visitor", secrets.token_hex(16))
-        yield {page.visit: visit, page.history: self.gallery(visitor)}
-        job_id = visit.get("job") if visit.get("endpoint") == self.jobs.endpoint.url else None
-        job = self.jobs.pick_up(visitor, job_id) if job_id else None
-        if job:
+        visit = Visit.read(values[self.page.visit])
+        yield {self.page.visit: visit.stored(), self.page.history: self.gallery(visit.visitor)}
+        if not visit.job_id or visit.url != self.jobs.endpoint.url:
+            return
+        if job := self.jobs.pick_up(visit.visitor, visit.job_id):
             yield self.refill(job.form) if job.form else {}
-            yield from self.watch(visitor, job)
+            yield from self.watch(visit.visitor, job)
 
     def draw(self, values: Updates) -> Iterator[Updates]:
-        page, visit = self.page, dict(values[self.page.visit] or {})
-        visitor = visit.setdefault("visitor", secrets.token_hex(16))
+        page, visit = self.page, Visit.read(values[self.page.visit])
         yield {page.draw: gr.update(interactive=False), page.status: "<p>Handing the job in</p>"}
         try:
             form = self.read_form(values)
-            job = self.jobs.begin(visitor, form)
+            job = self.jobs.begin(visit.visitor, form)
         except PlayError as error:
             yield {page.status: shown.failure_html(str(error)), page.draw: gr.update(interactive=True)}
             return
-        visit |= {"job": job.job_id, "endpoint": self.jobs.endpoint.url}
-        yield {page.visit: visit, **self.code_of(form)}
-        yield from self.watch(visitor, job)
+        begun = Visit(visit.visitor, job.job_id, self.jobs.endpoint.url)
+        yield {page.visit: begun.stored(), **self.code_of(form)}
+        yield from self.watch(visit.visitor, job)
 
     def watch(self, visitor: str, job: FollowedJob) -> Iterator[Updates]:
         page = self.page
@@ -91,7 +113,9 @@ class Wiring:
             updates: Updates = {page.status: shown.moment_html(moment)}
             if moment.preview != preview and not moment.over:
                 preview = moment.preview
-                updates[page.picture] = gr.update(value=self.preview_file(job, preview), alt_text="The unfinished picture")
+                updates[page.picture] = gr.update(
+                    value=self.preview_file(job, preview), alt_text="The unfinished picture"
+                )
             if moment.over:
                 updates |= {page.draw: gr.update(interactive=True), page.stop: gr.update(interactive=False)}
                 if job.entry:
@@ -128,7 +152,7 @@ class Wiring:
 
     def choose(self, values: Updates, event: gr.SelectData) -> Updates:
         """Fills the form with the entry; its seed is the one that was drawn, so that it can be drawn again."""
-        entries = self.jobs.history.entries((values[self.page.visit] or {}).get("visitor", ""))
+        entries = self.jobs.history.entries(Visit.read(values[self.page.visit]).visitor)
         if not 0 <= event.index < len(entries):
             return {}
         entry = entries[event.index]
@@ -137,8 +161,7 @@ class Wiring:
 
     def reuse(self, values: Updates) -> Updates:
         """The shown picture as the first one to edit."""
-        visitor = (values[self.page.visit] or {}).get("visitor", "")
-        for entry in self.jobs.history.entries(visitor):
+        for entry in self.jobs.history.entries(Visit.read(values[self.page.visit]).visitor):
             if entry.job_id == values[self.page.job]:
                 return self.pictures_updates([open_picture(entry.file, "The picture")])
         return {}
@@ -176,8 +199,8 @@ class Wiring:
     def refill(self, form: Form) -> Updates:
         what = BACKGROUND if form.new_background else EDIT
         values = (
-            form.prompt, form.negative_prompt, form.preset, form.ratio, form.small, form.steps, form.guidance, form.seed,
-            None, what, form.strength, None, form.loras,
+            form.prompt, form.negative_prompt, form.preset, form.ratio, form.small, form.steps, form.guidance,
+            form.seed, None, what, form.strength, None, form.loras,
         )  # fmt: skip
         return dict(zip(self.page.form, values, strict=True)) | self.pictures_updates(list(form.pictures), form.mask)
 
