@@ -95,19 +95,19 @@ def lay_out(target: str, small: bool) -> Controls:
             reuse = gr.Button("Edit this picture", visible=False, size="sm", elem_id="play-reuse")
             with gr.Accordion("All the worker said about it", open=False):
                 metadata = gr.Code(language="json", show_label=False, interactive=False, elem_id="play-metadata")
+            history = gr.Gallery(
+                label="History, until the playground ends: choose one to fill the form",
+                columns=5,
+                height=190,
+                fit_columns=False,
+                allow_preview=False,
+                interactive=False,
+                object_fit="cover",
+                elem_id="play-history",
+                buttons=[],
+            )
         with gr.Column(scale=2, min_width=300):
             form = options(small)
-    history = gr.Gallery(
-        label="History: choose one to fill the form with it. It is kept until the playground ends.",
-        columns=8,
-        height=190,
-        fit_columns=False,
-        allow_preview=False,
-        interactive=False,
-        object_fit="cover",
-        elem_id="play-history",
-        buttons=[],
-    )
     snippets, refresh = code()
     return Controls(
         visit,

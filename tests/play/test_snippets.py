@@ -14,7 +14,7 @@ from qwen_play.form import Form, Picture, base64_text, job_input
 from ..conftest import respond
 
 # Whatever a shell, Python or JavaScript could take for its own.
-NASTY = "it's \"quoted\" $HOME `id` $(id) ${x} \\n back\\slash\nsecond line {braces} %s </script> 狐 🦊\nJSON"
+NASTY = 'it\'s "quoted" $HOME `id` $(id) ${x} \\n back\\slash\nsecond line {braces} %s </script> 狐 🦊\nJSON'
 KEY = "a-key-of-the-test"
 
 
@@ -24,7 +24,9 @@ def form(tmp_path):
     for name in ("picture-1.png", "picture-2.jpg", "mask.png"):
         (tmp_path / name).write_bytes(name.encode() * 100)
         pictures.append(Picture(tmp_path / name, os.path.splitext(name)[1]))
-    return Form(NASTY, NASTY, "fast", "16:9", False, "8", "1.5", "7", "ORG/NAME 0.5", tuple(pictures[:2]), mask=pictures[2])
+    return Form(
+        NASTY, NASTY, "fast", "16:9", False, "8", "1.5", "7", "ORG/NAME 0.5", tuple(pictures[:2]), mask=pictures[2]
+    )
 
 
 @pytest.fixture
