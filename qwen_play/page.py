@@ -79,7 +79,7 @@ def lay_out(target: str, small: bool) -> Controls:
             draw = gr.Button("Draw", variant="primary", elem_id="play-draw")
             stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="play-stop")
     with gr.Row(elem_id="play-main"):
-        with gr.Column(scale=3, min_width=320):
+        with gr.Column(scale=3, min_width=280):
             status = gr.HTML(IDLE, elem_id="play-status")
             picture = gr.Image(
                 label="Picture",
@@ -96,7 +96,7 @@ def lay_out(target: str, small: bool) -> Controls:
             with gr.Accordion("All the worker said about it", open=False):
                 metadata = gr.Code(language="json", show_label=False, interactive=False, elem_id="play-metadata")
             history = gr.Gallery(
-                label="History, until the playground ends: choose one to fill the form",
+                label="History (kept until the playground ends)",
                 columns=5,
                 height=190,
                 fit_columns=False,
@@ -106,7 +106,7 @@ def lay_out(target: str, small: bool) -> Controls:
                 elem_id="play-history",
                 buttons=[],
             )
-        with gr.Column(scale=2, min_width=300):
+        with gr.Column(scale=2, min_width=280):
             form = options(small)
     snippets, refresh = code()
     return Controls(

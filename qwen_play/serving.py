@@ -17,7 +17,12 @@ from .uploads import UPLOAD_MB
 from .wiring import Wiring
 
 TITLE = "Qwen-Image playground"
-HEAD = "<meta name='referrer' content='no-referrer'><noscript>This page needs JavaScript.</noscript>"
+# Gradio narrows the rules of a style sheet to what is inside its own frame. These are for the frame itself.
+FRAME = """<style>
+.gradio-container .main.app { max-width: 1280px !important; }
+@media (max-width: 640px) { .gradio-container .main.app { padding: 0.75rem !important; } }
+</style>"""
+HEAD = f"<meta name='referrer' content='no-referrer'>{FRAME}<noscript>This page needs JavaScript.</noscript>"
 
 
 def serve(jobs: Jobs, host: str, port: int, auth: tuple[str, str] | None) -> None:

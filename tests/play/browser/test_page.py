@@ -13,8 +13,11 @@ from ...support.patience import wait_until
 CIRCLE = "a large red circle in the center, on a blue background"
 AXE = ROOT / "tests/play/browser/node_modules/axe-core/axe.min.js"
 
-# Faults of the library's own parts, by axe's rule. What we add to the page has none.
-LIBRARY_FAULTS: dict[str, str] = {}
+# Faults of the library's own parts: by axe's rule, words of the elements that have it. What we add to the page has none.
+LIBRARY_FAULTS = {
+    "label-content-name-mismatch": ("upload-container", "thumbnail-item"),  # a name that is not the text on the button
+    "color-contrast": ('class="or ',),  # the word "or" between the two ways to choose a file
+}
 
 
 @pytest.fixture
@@ -93,7 +96,7 @@ def paint(visitor):
 
 def test_an_entry_of_the_history_fills_the_form(visitor):
     first = "a small green square on the left, on a white background"
-    visitor.draw(first, steps="5", seed="11", loras="")
+    visitor.draw(first, steps="5", seed="11")
     visitor.wait("Done", "Error")
     visitor.draw(CIRCLE, steps="4", seed="12")
     visitor.wait("Done", "Error")
@@ -113,6 +116,9 @@ def test_a_page_that_is_loaded_again_picks_its_job_up(visitor):
     assert any("of 60" in text for text in texts), texts
     assert visitor.page.input_value("#play-prompt textarea") == CIRCLE
     assert visitor.page.locator("#play-history img").count() == 1
+    # The library reports the connections that a reload cuts, while it goes.
+    cut = ("BodyStreamBuffer was aborted", "Connection errored out", "network error", "Failed to fetch")
+    visitor.faults[:] = [fault for fault in visitor.faults if not any(words in fault for words in cut)]
 
 
 def test_two_pages_draw_at_once(play, open_page):
@@ -166,9 +172,11 @@ def test_the_page_is_seen_and_used_by_everybody(play, open_page, name, size, sch
         pytest.skip("axe-core is not installed: make test-play")
     visitor.page.add_script_tag(content=AXE.read_text())
     found = visitor.page.evaluate("axe.run()")["violations"]
-    serious = {
-        fault["id"]: [node["html"][:200] for node in fault["nodes"]]
+    ours = [
+        (fault["id"], node["html"][:200])
         for fault in found
         if fault["impact"] in ("serious", "critical")
-    }
-    assert not set(serious) - set(LIBRARY_FAULTS), serious
+        for node in fault["nodes"]
+        if not any(words in node["html"] for words in LIBRARY_FAULTS.get(fault["id"], ()))
+    ]
+    assert not ours
