@@ -3,6 +3,8 @@
 import base64
 import socket
 import subprocess
+import urllib.error
+import urllib.request
 
 import pytest
 from PIL import Image
@@ -93,13 +95,17 @@ def test_a_file_that_cannot_be_used_is_refused_in_words(visitor, tmp_path, name,
     visitor.faults[:] = [fault for fault in visitor.faults if "413" not in fault and "400" not in fault]
 
 
-def test_a_page_that_another_site_names_is_refused(spoken):
-    import urllib.error
-    import urllib.request
-
-    request = urllib.request.Request(spoken[1].address, headers={"Host": "evil.example"})
-    with pytest.raises(urllib.error.HTTPError, match="400"):
+@pytest.mark.parametrize("path, method, headers, status", [
+    ("/", "GET", {"Host": "evil.example"}, 400),
+    ("/gradio_api/upload", "POST", {"Sec-Fetch-Site": "cross-site"}, 403),
+    (f"/gradio_api/file={ROOT}/README.md", "GET", {}, 403),
+])  # fmt: skip
+def test_another_site_and_the_disk_behind_the_page_are_refused(spoken, path, method, headers, status):
+    request = urllib.request.Request(spoken[1].address + path, headers=headers, method=method)
+    with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request)
+    assert refused.value.code == status
+    refused.value.close()
 
 
 def run_page(*options, **variables):

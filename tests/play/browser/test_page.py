@@ -13,7 +13,7 @@ from ...support.patience import wait_until
 CIRCLE = "a large red circle in the center, on a blue background"
 AXE = ROOT / "tests/play/browser/node_modules/axe-core/axe.min.js"
 
-# Faults of the library's own parts: by axe's rule, words of the elements that have it. What we add to the page has none.
+# Faults of the library's own parts: by axe's rule, words of the elements that have it. What we add has none.
 LIBRARY_FAULTS = {
     "label-content-name-mismatch": ("upload-container", "thumbnail-item"),  # a name that is not the text on the button
     "color-contrast": ('class="or ',),  # the word "or" between the two ways to choose a file
