@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .endpoint import LOOPBACK, Endpoint
 from .history import History
-from .home import HomeEndpoint
+from .home import endpoint_address
 from .jobs import Jobs
 
 PORT, HOME_PORT = 7860, 8000
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     if not is_free(options.host, options.port):
         return refuse(f"Port {options.port} is taken. Choose another one with --port.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with tempfile.TemporaryDirectory(prefix="qwen-play-") as folder, HomeEndpoint(options) as url:
+    with tempfile.TemporaryDirectory(prefix="qwen-play-") as folder, endpoint_address(options) as url:
         key = os.environ.pop("RUNPOD_API_KEY", "") if options.url else ""  # the endpoint at home needs none
         endpoint = Endpoint(url, key)
         # Gradio reads both when it is imported.

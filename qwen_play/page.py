@@ -57,6 +57,7 @@ def theme() -> Any:
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_600",
         button_primary_text_color="white",
+        body_text_color_subdued="*neutral_600",
     )
 
 
@@ -96,9 +97,9 @@ def lay_out(target: str, small: bool) -> Controls:
             with gr.Accordion("All the worker said about it", open=False):
                 metadata = gr.Code(language="json", show_label=False, interactive=False, elem_id="play-metadata")
             history = gr.Gallery(
-                label="History (kept until the playground ends)",
+                label="History, until the playground ends: choose one to use it again",
                 columns=5,
-                height=190,
+                height=170,
                 fit_columns=False,
                 allow_preview=False,
                 interactive=False,

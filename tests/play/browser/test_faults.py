@@ -9,9 +9,9 @@ import urllib.request
 import pytest
 from PIL import Image
 
-from ...conftest import ROOT, file_of, serve
+from ...conftest import ROOT, file_of, respond, serve
 from ...support.patience import run_to_its_end, wait_until
-from .conftest import KEY, PYTHON, PlayProcess, SpokenEndpoint
+from .conftest import KEY, PYTHON, PlayProcess, SpokenEndpoint, free_port
 
 SVG = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
 REPLY = {
@@ -123,3 +123,14 @@ def test_a_port_that_is_taken_and_an_open_door_are_told_with_the_way_out():
     done = run_page("--url", "http://127.0.0.1:9/v2/ep", "--host", "0.0.0.0")
     assert done.returncode == 2 and "Set QWEN_PLAY_PASSWORD to a password" in done.stderr
     assert str(ROOT) not in done.stderr
+
+
+@pytest.mark.skipif(not PYTHON.exists(), reason="the page is not installed: make .venv-play/installed")
+def test_another_program_on_the_endpoint_s_port_is_told_with_the_option():
+    server = serve(lambda handler: respond(handler, b"not found", 404))
+    try:
+        done = run_page("--local-port", str(server.server_port), "--port", str(free_port()))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 1 and "choose another one with --local-port" in done.stderr
