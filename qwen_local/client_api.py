@@ -13,10 +13,14 @@ from .plane import Plane
 from .request import read_request, read_wait
 
 RUN_BYTES, RUNSYNC_BYTES = 10_000_000, 20_000_000  # of a request, as the platform takes it
+WAIT_SECONDS = 90.0
 
 
-def client_routes(plane: Plane) -> APIRouter:
-    """Below the endpoint's address. The app turns `BadRequest`, `TooLarge` and `UnknownJob` into answers."""
+def client_routes(plane: Plane, wait_seconds: float = WAIT_SECONDS) -> APIRouter:
+    """Below the endpoint's address. `wait_seconds`: that /runsync waits where the call does not say.
+
+    The app turns `BadRequest`, `TooLarge` and `UnknownJob` into answers.
+    """
     routes = APIRouter()
 
     @routes.post("/run")
@@ -26,7 +30,7 @@ def client_routes(plane: Plane) -> APIRouter:
 
     @routes.post("/runsync")
     async def run_and_wait(request: Request) -> Response:
-        seconds = read_wait(request.query_params.get("wait"))
+        seconds = read_wait(request.query_params.get("wait"), wait_seconds)
         job = plane.submit(read_request(await read_body(request, RUNSYNC_BYTES)), sync=True)
         gone = asyncio.ensure_future(until_gone(request))
         try:

@@ -1,17 +1,20 @@
 """What the endpoint says on its terminal: one line for each job, and for what happens to it on the way."""
 
+from contextlib import suppress
 from typing import Any
 
 from .job import LocalJob, Status
 from .plane import PlaneObserver
+from .request import as_object
 
 MOST_CHARACTERS = 160  # of an error
 PICTURES = ("image", "image_url", "images", "image_urls")
 
 
 def say(line: str) -> None:
-    """Flushed: the output may be a pipe, and whoever reads it waits for a line."""
-    print(line, flush=True)
+    """Flushed: the output may be a pipe, and whoever reads it waits for a line. If nobody reads it, jobs go on."""
+    with suppress(BrokenPipeError):
+        print(line, flush=True)
 
 
 class JobLines(PlaneObserver):
@@ -34,15 +37,16 @@ class JobLines(PlaneObserver):
 
 def task_of(job_input: Any) -> str:
     """What the job is, in one word, as far as its input says so at first sight."""
-    if not isinstance(job_input, dict):
+    fields = as_object(job_input)
+    if fields is None:
         return "job"
-    route = job_input.get("openai_route")
+    route = fields.get("openai_route")
     if isinstance(route, str):
         return "openai " + shortened(route.rpartition("/")[2])
-    task = job_input.get("task")
+    task = fields.get("task")
     if isinstance(task, str) and task:
         return shortened(task)
-    return "edit" if any(job_input.get(name) for name in PICTURES) else "generate"
+    return "edit" if any(fields.get(name) for name in PICTURES) else "generate"
 
 
 def shortened(text: object) -> str:

@@ -7,12 +7,12 @@ the fields mean, but for the two that are the caller's own words.
 import base64
 import re
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, cast
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from .request import BadRequest, shortened
+from .request import BadRequest, as_object, shortened
 
 MOST_FILES, MOST_FIELDS = 20, 200
 MOST_FIELD_BYTES = 20_000_000  # of a picture that is sent as text; the body as a whole has its own limit
@@ -62,33 +62,34 @@ def put(arguments: dict[str, Any], name: str, value: Any) -> None:
     """Add one field of the form. Raises `BadRequest` for a name that contradicts an earlier one."""
     found = NAME.fullmatch(name)
     if found is None:
-        raise BadRequest(
-            f"{shortened(name)} is no name of a field; names are spelled as image, image[] or loras[][path]"
-        )
+        rule = "names are spelled as image, image[] or loras[][path]"
+        raise BadRequest(f"{shortened(name)} is no name of a field; {rule}")
     first, is_list, key = found["first"], found["list"], found["key"]
     wrong = BadRequest(f"{shortened(name)} does not fit the fields of the form that stand before it")
-    if not is_list and key is None:
-        # A name that is given twice is a list.
-        if first not in arguments:
-            arguments[first] = value
-        elif isinstance(arguments[first], list):
-            arguments[first].append(value)
-        elif isinstance(arguments[first], dict):
-            raise wrong
-        else:
-            arguments[first] = [arguments[first], value]
-        return
-    holder = arguments.setdefault(first, [] if is_list else {})
+    is_new = first not in arguments
+    before: Any = arguments.setdefault(first, [] if is_list else {} if key else value)
     if is_list:
-        if not isinstance(holder, list):
+        if not isinstance(before, list):
             raise wrong
-        if key is None:
-            holder.append(value)
-            return
-        # The first key that comes again begins the next object of the list.
-        if not holder or not isinstance(holder[-1], dict) or key in holder[-1]:
-            holder.append({})
-        holder = holder[-1]
-    if not isinstance(holder, dict):
-        raise wrong
-    holder[key] = value
+        put_in_list(cast("list[Any]", before), key, value)
+    elif key:
+        fields = as_object(before)
+        if fields is None:
+            raise wrong
+        fields[key] = value
+    elif not is_new:
+        if isinstance(before, dict):
+            raise wrong
+        arguments[first] = [*cast("list[Any]", before), value] if isinstance(before, list) else [before, value]
+
+
+def put_in_list(items: list[Any], key: str | None, value: Any) -> None:
+    """At the end, or into the last object; a key that this one has already begins the next object."""
+    if key is None:
+        items.append(value)
+        return
+    last = as_object(items[-1]) if items else None
+    if last is None or key in last:
+        last = {}
+        items.append(last)
+    last[key] = value

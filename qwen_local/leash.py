@@ -14,10 +14,13 @@ from contextlib import suppress
 
 
 def main() -> None:
+    early: list[int] = []  # signals that came before there was a worker
+    signal.signal(signal.SIGTERM, lambda number, _: early.append(number))
     # In a session, and so a process group, of its own: the group can be killed whole.
     worker = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
-    signal.signal(signal.SIGTERM, lambda *_: worker.send_signal(signal.SIGTERM))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server hears Ctrl-C, and says what is to be done
+    signal.signal(signal.SIGTERM, lambda number, _: worker.send_signal(number))
+    for number in early:
+        worker.send_signal(number)
     threading.Thread(target=kill_at_end_of_input, args=(worker.pid,), daemon=True).start()
     status = worker.wait()
     kill_group(worker.pid)

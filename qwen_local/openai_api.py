@@ -5,7 +5,7 @@ The worker understands the calls; here they are only carried. Knows nothing of w
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 
@@ -14,7 +14,7 @@ from .client_api import RUNSYNC_BYTES
 from .forms import read_form
 from .job import ENDED, JobRequest, LocalJob, Status
 from .plane import Plane
-from .request import BadRequest, read_json
+from .request import BadRequest, as_object, read_json
 
 GENERATIONS, EDITS, MODELS = "/v1/images/generations", "/v1/images/edits", "/v1/models"
 MOST_SECONDS = 24 * 3600.0  # a call waits for its job, however long; a client that hangs up ends both
@@ -54,8 +54,8 @@ def openai_routes(plane: Plane) -> APIRouter:
 
 def read_arguments(body: bytes) -> dict[str, Any]:
     """Raises `BadRequest`."""
-    arguments = read_json(body)
-    if not isinstance(arguments, dict):
+    arguments = as_object(read_json(body))
+    if arguments is None:
         raise BadRequest('The body must be a JSON object, as {"prompt": "a fox in the snow"}')
     return arguments
 
@@ -64,16 +64,17 @@ def answer_of(job: LocalJob) -> Response:
     """The worker's answer, or its error in OpenAI's shape with the status that OpenAI's clients know it by."""
     if job.status is Status.COMPLETED:
         # A worker that streams ends its list with the reply.
-        output = job.output[-1] if isinstance(job.output, list) and job.output else job.output
-        if isinstance(output, dict):
+        chunks = cast("list[Any]", job.output) if isinstance(job.output, list) else [job.output]
+        output = as_object(chunks[-1]) if chunks else None
+        if output is not None:
             return answer(output)
         return openai_error("The worker's reply was larger than the platform takes", "server_error", 500)
     if job.status is Status.FAILED:
         try:
-            error = json.loads(job.error)
+            error = as_object(json.loads(job.error))
         except (TypeError, ValueError):
             error = None
-        if not isinstance(error, dict):
+        if error is None:
             return openai_error(str(job.error), "server_error", 500)
         return answer({"error": error}, 400 if error.get("type") == "invalid_request_error" else 500)
     return openai_error(f"The job is {job.status}", "server_error", 500)

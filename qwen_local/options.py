@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from .workers import ROOT
 
 TINY = ROOT / "models/tiny-qwen-image"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w.-]*)?")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MOST_WORKERS = 16
 # Of the shell: what would lead the worker away from this server. Its own settings go on to it.
@@ -60,19 +60,19 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be a folder that is there or ORG/NAME, not {model}")
     if options.token is not None and (len(options.token) < 8 or not options.token.isascii() or " " in options.token):
         parser.error("--token must have at least 8 characters of ASCII, without spaces")
-    if options.playground and urlsplit(options.playground).scheme not in ("http", "https"):
+    if options.playground and urlsplit(str(options.playground)).scheme not in ("http", "https"):
         parser.error(f"--playground must begin with http:// or https://, not {options.playground}")
     return options
 
 
 def models_of(options: argparse.Namespace, shell: Mapping[str, str]) -> dict[str, str]:
     """The settings that name the two models."""
-    found = {}
+    found: dict[str, str] = {}
     for setting, given, tiny in (
         ("QWEN_IMAGE_MODEL", options.model, TINY / "generate"),
         ("QWEN_EDIT_MODEL", options.edit_model, TINY / "edit"),
     ):
-        model = given or shell.get(setting) or str(tiny)
+        model: str = given or shell.get(setting) or str(tiny)
         found[setting] = os.path.abspath(model) if Path(model).is_dir() else model
     return found
 

@@ -4,7 +4,7 @@ Knows nothing of what an `input` may hold: that is the worker's business.
 """
 
 import json
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from .job import JobRequest
@@ -14,7 +14,6 @@ DAY_MS = 24 * 3600 * 1000
 EXECUTION_MS = (5_000, 7 * DAY_MS)
 TTL_MS = (10_000, 7 * DAY_MS)
 WAIT_MS = (1_000, 300_000)
-DEFAULT_WAIT_SECONDS = 90.0
 
 
 class BadRequest(Exception):
@@ -30,21 +29,25 @@ def read_json(body: bytes) -> Any:
         raise BadRequest(f'The body must be JSON, as {{"input": {{"prompt": "a fox"}}}}: {reason}') from None
 
 
+def as_object(value: Any) -> dict[str, Any] | None:
+    """A JSON object; None for anything else."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
 def read_request(body: bytes) -> JobRequest:
     """Raises `BadRequest`."""
-    fields = read_json(body)
-    if not isinstance(fields, dict) or "input" not in fields:
+    fields = as_object(read_json(body))
+    if fields is None or "input" not in fields:
         raise BadRequest('The body must be a JSON object with an input, as {"input": {"prompt": "a fox in the snow"}}')
     if not fields["input"]:
         raise BadRequest(
             f"input must not be empty, as {shortened(fields['input'])} is: RunPod hands no such job to a worker. "
             'For the health of a worker send {"input": {"task": "health"}}'
         )
-    policy = fields.get("policy")
+    given = fields.get("policy")
+    policy = as_object({} if given is None else given)
     if policy is None:
-        policy = {}
-    if not isinstance(policy, dict):
-        raise BadRequest(f'policy must be an object, as {{"executionTimeout": 60000}}, not {shortened(policy)}')
+        raise BadRequest(f'policy must be an object, as {{"executionTimeout": 60000}}, not {shortened(given)}')
     low = policy.get("lowPriority")
     if low is not None and not isinstance(low, bool):
         raise BadRequest(f"policy.lowPriority must be true or false, not {shortened(low)}")
@@ -86,10 +89,10 @@ def read_webhook(value: Any) -> str | None:
     return value
 
 
-def read_wait(text: str | None) -> float:
+def read_wait(text: str | None, default: float) -> float:
     """The seconds that /runsync waits, from its `?wait=`. Raises `BadRequest`."""
     if text is None:
-        return DEFAULT_WAIT_SECONDS
+        return default
     try:
         value = float(text)
     except ValueError:

@@ -3,12 +3,11 @@
 import argparse
 import asyncio
 import contextlib
-import errno
 import os
 import secrets
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import uvicorn
@@ -16,7 +15,7 @@ from starlette.types import ASGIApp
 
 from .app import ENDPOINT, endpoint_app, worker_path
 from .console import JobLines, say
-from .options import LOOPBACK, is_tiny, models_of, read_options, worker_settings
+from .options import LOOPBACK, is_tiny, models_of, worker_settings
 from .plane import Plane
 from .start_page import start_page
 from .webhooks import Webhooks
@@ -31,29 +30,17 @@ class Server(uvicorn.Server):
     """Without uvicorn's own signal handlers: the workers must end before it does."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None]:
         yield
 
 
 def web_server(app: ASGIApp) -> Server:
     """h11 answers `Expect: 100-continue` only when a body is asked for, so that one can be refused unsent."""
     config = uvicorn.Config(
-        app, http="h11", ws="none", loop="asyncio", lifespan="off", log_config=None, access_log=False,
-        timeout_graceful_shutdown=2,
+        app, http="h11", ws="none", loop="asyncio", lifespan="off", interface="asgi3", log_config=None,
+        access_log=False, proxy_headers=False, timeout_graceful_shutdown=2, timeout_keep_alive=75,
     )  # fmt: skip
     return Server(config)
-
-
-def run(arguments: list[str]) -> int | str:
-    """The exit status, or the sentence that says why nothing was started."""
-    options = read_options(arguments)
-    try:
-        listener = listen(options.host, options.port)
-    except OSError as error:
-        return why_not(options, error)
-    with listener:
-        asyncio.run(serve(options, listener))
-    return 0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -68,18 +55,6 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def why_not(options: argparse.Namespace, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        other = options.port + 1 if options.port < 65535 else 8000
-        return (
-            f"Port {options.port} is taken by another program. Choose another one with --port {other} "
-            f"(make serve ARGS='--port {other}'), or a free one with --port 0."
-        )
-    if error.errno == errno.EACCES:
-        return f"Port {options.port} may not be used by this user. Choose one above 1023 with --port."
-    return f"--host {options.host} is no address of this machine that can be listened at ({error.strerror or error})."
 
 
 def shown_host(host: str) -> str:

@@ -13,8 +13,8 @@ PAGE = """<!doctype html>
   :root {{ color-scheme: light dark; }}
   body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }}
   pre {{ overflow-x: auto; padding: .75rem; border: 1px solid; border-radius: .4rem; }}
-  table {{ border-collapse: collapse; }}
-  td, th {{ text-align: left; vertical-align: top; padding: .2rem 1.5rem .2rem 0; }}
+  dt {{ overflow-wrap: anywhere; }}
+  dd {{ margin: 0 0 .75rem 1.5rem; }}
 </style>
 </head>
 <body>
@@ -24,20 +24,23 @@ PAGE = """<!doctype html>
 one that runs there. Code that works here works on RunPod with another address and your API key.</p>
 <h2>A picture</h2>
 <pre tabindex="0"><code>curl -s {address}/v2/local/runsync -H 'Content-Type: application/json'{token} \\
-  -d '{{"input": {{"prompt": "a large red circle in the center, on a blue background"}}}}'</code></pre>
-<p>The picture is in the answer, as base64 in <code>output.image</code>.</p>
+  -d '{{"input": {{"prompt": "a large red circle in the center, on a blue background",
+  "width": 512, "height": 512, "num_inference_steps": 20}}}}' \\
+  | python3 -c 'import base64, json, sys
+open("picture.png", "wb").write(base64.b64decode(json.load(sys.stdin)["output"]["image"]))'</code></pre>
+<p>This command draws a picture and saves it as <code>picture.png</code>. In the answer the picture is in
+<code>output.image</code>, as base64.</p>
 <h2>A page to play with</h2>
 <p>{playground}</p>
 <h2>Addresses</h2>
-<table>
-<thead><tr><th scope="col">address</th><th scope="col">for</th></tr></thead>
-<tbody>
-<tr><td><code>{address}/v2</code></td>
-<td>RunPod's SDK: <code>runpod.endpoint_url_base</code>, endpoint <code>local</code></td></tr>
-<tr><td><code>{address}/v2/local/openai/v1</code></td><td>OpenAI's clients: <code>base_url</code></td></tr>
-<tr><td><code>{address}/v2/local/health</code></td><td>workers and jobs, as numbers</td></tr>
-</tbody>
-</table>
+<dl>
+<dt><code>{address}/v2</code></dt>
+<dd>RunPod's SDK: <code>runpod.endpoint_url_base</code>, with the endpoint <code>local</code></dd>
+<dt><code>{address}/v2/local/openai/v1</code></dt>
+<dd>OpenAI's clients: <code>base_url</code></dd>
+<dt><code>{address}/v2/local/health</code></dt>
+<dd>workers and jobs, as numbers</dd>
+</dl>
 </main>
 </body>
 </html>

@@ -1,7 +1,8 @@
 """Tells a job's `webhook` how the job ended: the whole job, posted up to three times."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import aiohttp
 
@@ -27,7 +28,7 @@ class Webhooks(PlaneObserver):
             self.posting.add(task)
             task.add_done_callback(self.posting.discard)
 
-    async def post(self, url: str, job_id: str, body: dict[str, object]) -> None:
+    async def post(self, url: str, job_id: str, body: Mapping[str, Any]) -> None:
         reason = ""
         for number in range(TRIES):
             if number:
@@ -37,7 +38,7 @@ class Webhooks(PlaneObserver):
                 return
         self.say(f"the webhook of {job_id} was tried {TRIES} times and given up: {reason}")
 
-    async def try_once(self, url: str, body: dict[str, object]) -> str:
+    async def try_once(self, url: str, body: Mapping[str, Any]) -> str:
         """Why it failed, or nothing."""
         timeout = aiohttp.ClientTimeout(ANSWER_SECONDS)
         try:

@@ -5,7 +5,6 @@ nothing of clients.
 """
 
 import asyncio
-import json
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from .bodies import TooLarge, answer, read_body, refusal, until_gone
 from .plane import Plane, UnknownJob
+from .request import as_object, read_json
 
 HOLD_SECONDS = 20.0  # that a poll is held
 MOST_STREAMED_BYTES = 20_000_000  # of a chunk; the worker keeps its own far below
@@ -85,16 +85,17 @@ def worker_routes(plane: Plane, hold_seconds: float = HOLD_SECONDS) -> APIRouter
         return answer({})
 
     @routes.get("/ping/{worker}")
-    async def ping(worker: str, status: str = "", check: str = "", reason: str = "", job_id: str = "") -> Response:
-        plane.hear_ping(worker, job_id.split(","), f"{check}: {reason}" if status == "unhealthy" else None)
+    async def ping(worker: str, status: str = "", reason: str = "", job_id: str = "") -> Response:
+        plane.hear_ping(worker, job_id.split(","), reason.removeprefix("Unfit: ") if status == "unhealthy" else None)
         return answer({})
 
     return routes
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    data = json.loads(body)
-    return data if isinstance(data, dict) else {"output": data}
+    data = read_json(body)
+    fields = as_object(data)
+    return {"output": data} if fields is None else fields
 
 
 @asynccontextmanager

@@ -95,7 +95,10 @@ class Workers(PlaneObserver):
         finally:
             if log:
                 log.close()
+        if self.ending and process.stdin:  # the end came while this one was being started
+            process.stdin.close()
         status = await process.wait()
+        status = status if status >= 0 else 128 - status  # the leash itself was ended before it could hear a signal
         del self.processes[name], self.started_at[name]
         self.plane.lose(name)
         return status
@@ -103,12 +106,13 @@ class Workers(PlaneObserver):
     def obituary(self, name: str, status: int, was_ready: bool, failures: int, pause: float) -> str:
         cause = f"was ended by signal {status - 128}" if status > 128 else f"ended with exit status {status}"
         text = f"{name} {cause}{'' if was_ready else ' before it was ready'}; "
-        if reason := self.unfit.pop(name, None):
-            text = f"{name} is unfit: {reason}; "
+        reason = self.unfit.pop(name, None)
+        if reason:
+            text = f"{name} takes no jobs: {reason}; "
         again = "the next one starts " + (f"in {pause:.0f} s" if pause else "now")
         if failures > 2:
             again = f"{failures} workers in a row have ended, so that {again}"
-        lines = "" if was_ready or not self.log_folder else self.last_lines(name)
+        lines = "" if was_ready or reason or not self.log_folder else self.last_lines(name)
         return text + again + lines
 
     def last_lines(self, name: str) -> str:
