@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Of pytest: one more than there are cores, because tests wait for processes of their own.
 WORKERS := $(shell echo $$(($$(nproc 2>/dev/null || echo 2) + 1)))
 
-.PHONY: run serve test test-gpu test-versions test-clients prove lint integration image-test hub-files clean
+.PHONY: run serve play test test-gpu test-versions test-clients test-play prove lint integration image-test hub-files clean
 
 run: .venv/run-installed
 	$(BIN)/python examples/quickstart.py
@@ -13,6 +13,10 @@ run: .venv/run-installed
 # A RunPod endpoint at home, until Ctrl-C. ARGS: its options, as ARGS='--port 8001'.
 serve: .venv/run-installed
 	@exec $(BIN)/python -m qwen_local $(ARGS)
+
+# The page in the browser, on the endpoint at home. ARGS: `--port 7870`, or what `python -m qwen_play --help` lists.
+play: .venv/run-installed .venv-play/installed
+	@exec .venv-play/bin/python -m qwen_play $(ARGS)
 
 test: .venv/test-installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
@@ -34,6 +38,10 @@ test-versions: .venv-oldest/installed
 # for which npm brings a node that runs TypeScript.
 test-clients: .venv/clients-installed tests/support/ai_sdk/node_modules
 	$(BIN)/python -m pytest tests/worker/test_clients.py tests/examples
+
+# The playground page in a real browser, Debian's package chromium; screenshots in out/play.
+test-play: .venv/play-test-installed .venv-play/installed tests/play/browser/node_modules
+	$(BIN)/python -m pytest tests/play
 
 # The long proofs, one after another, written to benchmarks/results/: about an hour (computed) on two idle cores. `make prove`
 # again goes on after the proofs that are over, which out/prove names; `rm -r out/prove` begins with the first again.
@@ -92,6 +100,21 @@ tests/support/ai_sdk/node_modules: tests/support/ai_sdk/package.json tests/suppo
 	@npm ci --prefix tests/support/ai_sdk --no-audit --no-fund
 	@touch $@
 
+.venv/play-test-installed: requirements-play-test.txt | .venv/test-installed
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-play-test.txt
+	@touch $@
+
+.venv-play/installed: requirements-play.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed and was not found; set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Installing the playground page into .venv-play: half a minute and 0.5 GB the first time."
+	@$(PYTHON) -m venv .venv-play
+	@.venv-play/bin/python -m pip install --disable-pip-version-check -q -r requirements-play.txt
+	@touch $@
+
+tests/play/browser/node_modules: tests/play/browser/package.json tests/play/browser/package-lock.json
+	@npm ci --prefix tests/play/browser --no-audit --no-fund
+	@touch $@
+
 .venv-oldest/installed: requirements.txt requirements-dev.txt requirements-oldest.txt
 	@echo "Installing the oldest supported releases into .venv-oldest: about two minutes and 6 GB (torch with CUDA)."
 	@$(PYTHON) -m venv .venv-oldest
@@ -110,4 +133,4 @@ hub-files: .venv/test-installed
 	$(BIN)/python -m qwen_deploy.hub_files
 
 clean:
-	rm -rf .venv .venv-oldest out
+	rm -rf .venv .venv-oldest .venv-play out

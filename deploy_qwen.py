@@ -28,6 +28,7 @@ from qwen_deploy.image import (
 )
 from qwen_deploy.intent import Intent, read_intent
 from qwen_deploy.options import COMMANDS, DeployOptions, RollbackOptions, read_options
+from qwen_deploy.play import play
 from qwen_deploy.proof import prove, require_kept, update_endpoint
 from qwen_deploy.records import saved_records
 from qwen_deploy.rollback import roll_back, undo
@@ -198,7 +199,7 @@ def rollback(screen: Screen, options: RollbackOptions, open_session: SessionOpen
 
 
 ACTIONS: dict[str, Action] = {
-    "deploy": deploy, "rollback": rollback, "spent": spending.spent, **commands.ACTIONS, **upkeep.ACTIONS,
+    "deploy": deploy, "rollback": rollback, "play": play, "spent": spending.spent, **commands.ACTIONS, **upkeep.ACTIONS,
     **storage_commands.ACTIONS,
 }  # fmt: skip
 

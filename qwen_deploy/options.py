@@ -1,6 +1,7 @@
 """The command line: every option with its unit, and what follows from leaving it out. Decides nothing."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from . import command_options, storage_options
@@ -13,6 +14,7 @@ COMMANDS = {
     "status": "an endpoint's configuration, workers and queue, and why its jobs do not get done",
     "logs": "what the workers wrote",
     "send": "one job from here, with its progress and its pictures saved",
+    "play": "a page in the browser that draws on an endpoint",
     "cost": "dollars an image on each pool of cards, and which of them the models fit",
     **command_options.COMMANDS,
     **storage_options.COMMANDS,
@@ -105,6 +107,12 @@ class SendOptions(TargetOptions):
     output: Path
 
 
+class PlayOptions(TargetOptions):
+    host: str
+    port: int
+    price: float | None  # dollars an hour
+
+
 class CostOptions(TargetOptions):
     seconds: float | None  # a picture
     env: list[str]
@@ -130,7 +138,10 @@ def command_parser(name: str) -> argparse.ArgumentParser:
         return storage_options.command_parser(name)
     description = f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}."
     result = argparse.ArgumentParser(prog=f"deploy_qwen.py {name}", description=description)
-    adders = {"rollback": add_rollback, "status": add_target, "logs": add_logs, "send": add_send, "cost": add_cost}
+    adders: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+        "rollback": add_rollback, "status": add_target, "logs": add_logs, "send": add_send, "play": add_play,
+        "cost": add_cost,
+    }  # fmt: skip
     if name in adders:
         adders[name](result)
     else:
@@ -144,7 +155,7 @@ def read_options(name: str, arguments: list[str], description: str) -> argparse.
         return storage_options.parse(name, arguments)
     kinds: dict[str, type[argparse.Namespace]] = {
         "deploy": DeployOptions, "rollback": RollbackOptions, "status": StatusOptions, "logs": LogsOptions,
-        "send": SendOptions, "cost": CostOptions, **command_options.KINDS,
+        "send": SendOptions, "play": PlayOptions, "cost": CostOptions, **command_options.KINDS,
     }  # fmt: skip
     command = parser(description) if name == "deploy" else command_parser(name)
     return command.parse_args(arguments, kinds[name]())
@@ -277,6 +288,15 @@ def add_send(group: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--timeout", type=int, default=1200, help="seconds to wait (default: %(default)s)")
     group.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures (default: %(default)s)")
+
+
+def add_play(group: argparse.ArgumentParser) -> None:
+    add_target(group)
+    group.add_argument("--port", type=int, default=7860, help="of the page (default: %(default)s)")
+    group.add_argument(
+        "--host", default="127.0.0.1", help="address of the page; one that others reach needs QWEN_PLAY_PASSWORD"
+    )
+    group.add_argument("--price", type=float, help="dollars an hour of a worker: results then say what they cost")
 
 
 def add_cost(group: argparse.ArgumentParser) -> None:

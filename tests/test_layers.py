@@ -78,6 +78,15 @@ def is_named(name: str, places: set[str]) -> bool:
     return name in places or name.partition(".")[0] in places
 
 
+def test_the_playground_imports_nothing_of_the_repository_but_itself():
+    """It speaks to an endpoint by HTTP alone, and runs in an environment that has none of the worker's libraries."""
+    for name, file in modules("qwen_play").items():
+        for imported in imports("qwen_play", name, file):
+            first = imported.partition(".")[0]
+            assert first == "qwen_play" or not first.startswith(("qwen_", "runpod")), f"{name}: {imported}"
+            assert first != "gradio" or name in ("page", "wiring", "serving"), f"{name}: {imported}"
+
+
 def test_every_package_has_its_layer():
     assert {name.partition(".")[0] for name in WORKER} - {""} == set(LAYER)
 
@@ -131,7 +140,7 @@ def test_only_the_named_modules_touch_tensors(name):
 
 
 def test_the_packages_know_nothing_of_the_handler():
-    for package in ("qwen_worker", "qwen_deploy", "qwen_bake", "qwen_local"):
+    for package in ("qwen_worker", "qwen_deploy", "qwen_bake", "qwen_local", "qwen_play"):
         for name, file in modules(package).items():
             firsts = {one.partition(".")[0] for one in imports(package, name, file)}
             assert "runpod_handler" not in firsts, f"{package}.{name}"
@@ -145,7 +154,7 @@ def test_the_endpoint_at_home_knows_its_workers_by_their_process_alone():
         assert not firsts & (TENSORS | {"qwen_worker", "qwen_deploy", "runpod", "PIL", "tests"}), name
 
 
-PACKAGES = ["qwen_worker", "qwen_deploy", "qwen_bake", "qwen_local", "qwen_tiny", "benchmarks"]
+PACKAGES = ["qwen_worker", "qwen_deploy", "qwen_bake", "qwen_local", "qwen_play", "qwen_tiny", "benchmarks"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -160,6 +169,7 @@ def test_every_module_says_what_it_is_for():
     for package, (name, file) in itertools.chain(
         (("qwen_worker", one) for one in WORKER.items()),
         (("qwen_deploy", one) for one in modules("qwen_deploy").items()),
+        (("qwen_play", one) for one in modules("qwen_play").items()),
         (("qwen_local", one) for one in modules("qwen_local").items()),
     ):
         assert ast.get_docstring(ast.parse(file.read_text())), f"{package}.{name}"
