@@ -294,7 +294,7 @@ def add_play(group: argparse.ArgumentParser) -> None:
     add_target(group)
     group.add_argument("--port", type=int, default=7860, help="of the page (default: %(default)s)")
     group.add_argument(
-        "--host", default="127.0.0.1", help="address of the page; one that others reach needs QWEN_PLAY_PASSWORD"
+        "--host", default="127.0.0.1", help="address of the page; one that others reach needs PLAY_PASSWORD"
     )
     group.add_argument("--price", type=float, help="dollars an hour of a worker: results then say what they cost")
 

@@ -1,7 +1,7 @@
 """The command that serves the page: reads its options, starts the endpoint at home where that is wanted, and ends both.
 
 The key of a real endpoint comes from RUNPOD_API_KEY, and the password of a page that others can reach from
-QWEN_PLAY_PASSWORD: neither is on a command line, where every user of the machine could read it.
+PLAY_PASSWORD: neither is on a command line, where every user of the machine could read it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from .jobs import Jobs
 
 PORT, HOME_PORT = 7860, 8000
 USER = "play"  # who signs in where the page has a password
-PASSWORD = "QWEN_PLAY_PASSWORD"
+PASSWORD = "PLAY_PASSWORD"
 
 
 def read_options(arguments: list[str]) -> argparse.Namespace:

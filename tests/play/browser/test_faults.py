@@ -121,7 +121,7 @@ def test_a_port_that_is_taken_and_an_open_door_are_told_with_the_way_out():
         done = run_page("--url", "http://127.0.0.1:9/v2/ep", "--port", str(port))
         assert done.returncode == 2 and done.stderr == f"Port {port} is taken. Choose another one with --port.\n"
     done = run_page("--url", "http://127.0.0.1:9/v2/ep", "--host", "0.0.0.0")
-    assert done.returncode == 2 and "Set QWEN_PLAY_PASSWORD to a password" in done.stderr
+    assert done.returncode == 2 and "Set PLAY_PASSWORD to a password" in done.stderr
     assert str(ROOT) not in done.stderr
 
 
