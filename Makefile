@@ -130,7 +130,7 @@ image-test: .venv/test-installed
 	$(BIN)/python -m tests.image
 
 hub-files: .venv/test-installed
-	$(BIN)/python -m qwen_deploy.hub_files
+	$(BIN)/python -m qwen_deploy.hub_files $(REPOSITORY)
 
 clean:
 	rm -rf .venv .venv-oldest .venv-play out

@@ -28,7 +28,7 @@ MISNAMED = {"ADA_32_PRO": (12, 0)}  # the RTX 5090, a Blackwell card
 BLACKWELL, BLACKWELL_CUDA = (10, 0), (12, 8)
 STOCK = ("NONE", "LOW", "MEDIUM", "HIGH")
 MODEL_SETTINGS = {"generate": "QWEN_IMAGE_MODEL", "edit": "QWEN_EDIT_MODEL"}
-NO_MODEL = "/none"  # a folder that no worker has: the task is not served, and its model takes no room
+NO_MODEL = "/none"  # a folder that no worker has: what endpoints of one task had in place of QWEN_TASKS
 
 
 @dataclass(frozen=True)

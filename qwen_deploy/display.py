@@ -3,15 +3,27 @@
 import json
 from typing import cast
 
+from qwen_worker.settings import Fallback
+
 from . import configuration
 from .cards import Fit
-from .environment import mask_secret
+from .environment import mask_secret, worker_settings
 from .image import Image, build_command, find_tool, push_command
 from .intent import FORBID_FALLBACK, Intent
 from .options import DeployOptions
 from .records import Record
 from .runpod.schemas import Endpoint
 from .screen import Screen
+
+# What callers get when a model cannot be loaded, by the endpoint's QWEN_FALLBACK.
+STAND_INS = {
+    Fallback.ALLOW: (
+        "If a model cannot be loaded, callers get a marked stand-in picture; --env QWEN_FALLBACK=forbid gives them an "
+        "error instead."
+    ),
+    Fallback.FORBID: "If a model cannot be loaded, callers get an error, and never a stand-in (QWEN_FALLBACK=forbid).",
+    Fallback.FORCE: "No model is loaded: every caller gets a marked stand-in picture (QWEN_FALLBACK=force).",
+}
 
 
 def show_intent(screen: Screen, options: DeployOptions, image: Image, intent: Intent) -> None:
@@ -25,6 +37,7 @@ def show_intent(screen: Screen, options: DeployOptions, image: Image, intent: In
     if not options.skip_build:
         screen.say(f"build and push  {image.reference}")
     show_changes(screen, intent.changes)
+    screen.say(STAND_INS[worker_settings(intent.target["env"]).QWEN_FALLBACK])
     if options.dry_run:
         show_dry_run(screen, options, image, intent)
 

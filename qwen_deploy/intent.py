@@ -153,19 +153,22 @@ def environment_from_options(
     """Variables to set, names to remove, and the tasks that are served. `present` are the endpoint's variables now."""
     env = parse_assignments(options.env, os.environ)
     unset = list(options.unset_env)
-    tasks = choose_tasks(options.tasks, present)
+    tasks = choose_tasks(options.tasks, {**present, **dict.fromkeys(unset, ""), **env})
+    if options.tasks and len(tasks) < len(cards.MODEL_SETTINGS):
+        env["QWEN_TASKS"] = ",".join(tasks)
+    elif options.tasks:
+        unset.append("QWEN_TASKS")
     for task, name in cards.MODEL_SETTINGS.items():
-        if task not in tasks:
-            env[name] = cards.NO_MODEL
-        elif present.get(name) == cards.NO_MODEL and name not in env:
+        if task in tasks and present.get(name) == cards.NO_MODEL and name not in env:
             unset.append(name)
     return env, unset, tasks
 
 
 def choose_tasks(requested: list[str] | None, env: Mapping[str, str]) -> tuple[str, ...]:
-    """The tasks asked for, else those that the environment gives a model."""
-    served = [task for task, name in cards.MODEL_SETTINGS.items() if env.get(name) != cards.NO_MODEL]
-    return tuple(task for task in cards.MODEL_SETTINGS if task in (requested or served))
+    """The tasks asked for, else those that the environment serves."""
+    served = worker_settings({"QWEN_TASKS": env.get("QWEN_TASKS", "")}).QWEN_TASKS
+    own = [task for task, name in cards.MODEL_SETTINGS.items() if task in served and env.get(name) != cards.NO_MODEL]
+    return tuple(task for task in cards.MODEL_SETTINGS if task in (requested or own))
 
 
 def choose_pools(

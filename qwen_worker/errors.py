@@ -69,7 +69,9 @@ class BeyondSchema(StrEnum):
     WORDS = "A prompt is empty, contains a special token, or has too many tokens."
     LORA_PATH = "The `path` of a LoRA does not have one of the forms that it may have."
     COUNT = "The input or `openai_input` has too many fields. Those in `parameters` and `extra_body` count too."
-    ENDPOINT = "The endpoint or its checkpoint does not serve the preset, the size, LoRAs, or so many pictures."
+    ENDPOINT = (
+        "The endpoint or its checkpoint does not serve the task, the preset, the size, LoRAs, or so many pictures."
+    )
 
 
 class InvalidInput(JobError):

@@ -136,7 +136,7 @@ def read_settings() -> "Settings":
 
 
 def environment_warnings(environment: Mapping[str, str]) -> list[str]:
-    """A sentence for each QWEN_ variable that is no setting or has no effect, and for each removed speedup."""
+    """A sentence for each QWEN_ variable that is no setting or has no effect, or names what there is not."""
     settings = list(Settings.model_fields)
     warnings: list[str] = []
     for name in sorted(name for name in environment if name.startswith("QWEN_") and name not in settings):
@@ -146,9 +146,14 @@ def environment_warnings(environment: Mapping[str, str]) -> list[str]:
         found = environment.get(needed)
         if environment.get(name) and (not found if value is None else found != value):
             warnings.append(f"{name} has no effect without {needed}" + (f"={value}" if value else ""))
-    speedups = {part.strip() for part in environment.get("QWEN_SPEEDUPS", "").split(",")}
+    speedups, preloaded, served = (
+        {part.strip() for part in environment.get(name, "").split(",")}
+        for name in ("QWEN_SPEEDUPS", "QWEN_PRELOAD", "QWEN_TASKS")
+    )
     removed = sorted(speedups & REMOVED_SPEEDUPS)
-    return warnings + [f"QWEN_SPEEDUPS names {name}, which this worker does not have any more" for name in removed]
+    warnings += [f"QWEN_SPEEDUPS names {name}, which this worker does not have any more" for name in removed]
+    idle = sorted(preloaded & {*Role} - served) if served & {*Role} else []
+    return warnings + [f"QWEN_PRELOAD names {role}, which QWEN_TASKS does not: it is not loaded" for role in idle]
 
 
 def describe_error(error: "ErrorDetails") -> str:
@@ -174,6 +179,14 @@ class Settings(PresetSettings, DeliverySettings, CheckSettings):
     )
     QWEN_EDIT_MODEL: str = Field(
         default="Qwen/Qwen-Image-Edit", description="The checkpoint for edits: a hub id, id@revision, or a folder."
+    )
+    QWEN_TASKS: Annotated[frozenset[Role], NoDecode] = Field(
+        default=frozenset(Role),
+        min_length=1,
+        description=(
+            "What the endpoint serves: generate, edit (background_replacement too), or generate,edit. Other jobs are "
+            "refused, and the model for them is neither loaded nor given room."
+        ),
     )
     QWEN_FALLBACK: Fallback = Field(
         default=Fallback.ALLOW,
@@ -311,7 +324,7 @@ class Settings(PresetSettings, DeliverySettings, CheckSettings):
         description="Where jobs come from. runpod: the platform's queue. local: the SDK's HTTP API on port 8000.",
     )
 
-    @field_validator("QWEN_SAVINGS", "QWEN_PRELOAD", mode="before")
+    @field_validator("QWEN_SAVINGS", "QWEN_PRELOAD", "QWEN_TASKS", mode="before")
     @classmethod
     def split_list(cls, value: Any) -> Any:
         """Split a comma-separated list. `none` is the empty one, since an empty variable counts as absent."""

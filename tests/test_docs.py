@@ -219,7 +219,7 @@ def test_the_table_of_errors_has_every_code():
 def command_lines(page):
     """The arguments of each call of the deploy helper in the page's shell blocks; dots stand for more of them."""
     shell = "\n".join(text for kind, text in FENCED.findall(read(page)) if kind == "bash").replace("\\\n", " ")
-    lines = re.findall(r"^ *python deploy_qwen\.py (.*)$", shell, re.MULTILINE)
+    lines = re.findall(r"^ *(?:\.venv/bin/)?python deploy_qwen\.py ?(.*)$", shell, re.MULTILINE)
     return [[word for word in shlex.split(line, comments=True) if word != "..."] for line in lines]
 
 
@@ -231,6 +231,18 @@ def test_every_call_of_the_deploy_helper_is_understood(page):
         known = name in options.COMMANDS
         parser = options.command_parser(name) if known else options.parser("")
         parser.parse_args(arguments if known else [name, *arguments])  # else it ends the process
+
+
+def test_the_page_of_deploying_is_short_before_its_details_and_needs_one_interpreter():
+    page = read(DEPLOYING)
+    assert page.partition("\n## More\n")[0].count("\n") < 200
+    calls = re.findall(r"^ *(\S*python) deploy_qwen", page, re.MULTILINE)
+    assert calls and set(calls) == {".venv/bin/python"} and "pip install" not in page
+
+
+def test_the_page_of_deploying_says_what_callers_get_if_a_model_cannot_be_loaded():
+    text = section(DEPLOYING, "If a model cannot be loaded")
+    assert "stand-in" in text and "QWEN_FALLBACK=forbid" in text
 
 
 def test_every_option_of_the_deploy_helper_that_is_named_is_one():

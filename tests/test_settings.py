@@ -29,6 +29,7 @@ def test_the_environment_is_read(monkeypatch):
     ("name", "value"),
     [
         ("QWEN_FALLBACK", "yes"),
+        ("QWEN_TASKS", "none"),
         ("QWEN_PRECISION", "int3"),
         ("QWEN_VRAM_GB", "-1"),
         ("QWEN_VRAM_GB", "24GB"),
@@ -51,6 +52,13 @@ def test_a_bad_value_is_refused_by_name(monkeypatch, name, value):
     with pytest.raises(Misconfigured, match=name) as told:
         read_settings()
     assert "hush" not in str(told.value)
+
+
+def test_a_model_that_is_to_be_loaded_and_not_served_is_named():
+    both = {"QWEN_PRELOAD": "generate, edit"}
+    warning = "QWEN_PRELOAD names edit, which QWEN_TASKS does not: it is not loaded"
+    assert environment_warnings(both | {"QWEN_TASKS": "generate"}) == [warning]
+    assert environment_warnings(both) == environment_warnings(both | {"QWEN_TASKS": "edit,generate"}) == []
 
 
 def test_every_setting_says_what_it_is_for():

@@ -5,7 +5,7 @@ The rules themselves stand in `request.py`. Knows nothing of torch, diffusers or
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -75,6 +75,8 @@ def parse(
     if not isinstance(task, str) or task not in TASKS:
         raise InvalidInput(f"task must be one of {', '.join(TASKS)}, not {short_json(task)}")
     model, presets = TASKS[task], presets or Presets()
+    if issubclass(model, Drawing):
+        require_served_task(task, presets.settings.QWEN_TASKS)
     gather_images(fields, model, sent_as)
     if issubclass(model, Drawing):
         leave_out(fields, model, sent_as, models or {}, warn)
@@ -103,6 +105,14 @@ def parse(
     for sentence in presets.warnings_of(request):
         warn(sentence)
     return request
+
+
+def require_served_task(task: str, served: Collection[Role]) -> None:
+    """Refuse a task whose model this endpoint does not have. Raises `InvalidInput`."""
+    if Role.of(task) not in served:
+        names = [name for name, model in TASKS.items() if issubclass(model, Drawing) and Role.of(name) in served]
+        sentence = f"task {task} is not served by this endpoint, which serves {' and '.join(names)}"
+        raise InvalidInput(sentence, BeyondSchema.ENDPOINT)
 
 
 def grant_speed(request: Drawing, presets: Presets, sent_as: Mapping[str, str], warn: Warn) -> Drawing:

@@ -128,7 +128,7 @@ class Presets:
     def report(self, located: Callable[[str], Adaptable | None]) -> dict[str, PresetReport]:
         """For `health`, by role. `located(role)`: the role's checkpoint, None before it is known."""
         reports: dict[str, PresetReport] = {}
-        for role in FAST_LORAS:
+        for role in filter(self.settings.QWEN_TASKS.__contains__, FAST_LORAS):
             reasons = {preset: self.obstacle(preset, role, located(role)) for preset in Preset}
             default = self.settings.QWEN_PRESET
             reports[role] = {

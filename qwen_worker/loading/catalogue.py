@@ -34,7 +34,7 @@ class Catalogue:
 
     def labels(self) -> dict[str, str]:
         """The names of the endpoint's models, by task."""
-        return {role.value: self.label_for(role.value) for role in Role}
+        return {role.value: self.label_for(role.value) for role in Role if role in self.settings.QWEN_TASKS}
 
     def located(self, task: str) -> Checkpoint | None:
         """The task's checkpoint, where it has been located before."""

@@ -14,7 +14,7 @@ from ..errors import LoadError
 from ..memory import card, cuda, placement
 from ..memory.footprint import GB, Plan
 from ..memory.machine import Machine
-from ..settings import Role, Settings, Speedup
+from ..settings import Settings, Speedup
 from ..speed.speedups import has_compiler, may_compile
 from .catalogue import Catalogue
 from .loaded import LoadedPipeline
@@ -67,7 +67,7 @@ class Planner:
     def others(self, model: str) -> dict[str, Checkpoint]:
         """By setting, the endpoint's other model, if it can be found and nothing has been planned without it."""
         others: dict[str, Checkpoint] = {}
-        for role in Role:
+        for role in self.settings.QWEN_TASKS:
             other = self.catalogue.model_for(role.value)
             if other != model and not self.plans:
                 with suppress(LoadError):

@@ -58,7 +58,7 @@ def checks(
             require_models(settings, place)
 
     def preloads() -> None:
-        if settings.QWEN_PRELOAD:
+        if preloaded(settings):
             require_preloads(settings, preload)
 
     return [scratch_is_writable, card_computes, pictures_can_be_checked, models_can_be_had, preloads]
@@ -87,13 +87,18 @@ def require_card(machine: Machine, try_card: Callable[[], None]) -> None:
 def require_models(settings: Settings, place: Attempt) -> None:
     """Raises `Unfit` for a model that is preloaded and cannot be had, or where none can be had.
 
-    A model that the endpoint does not use may be missing.
+    The model of a task that no job asks for may be missing.
     """
-    failures = {role: place(role.value) for role in Role}
-    required = settings.QWEN_PRELOAD or (Role if all(failures.values()) else ())
+    failures = {role: place(role.value) for role in Role if role in settings.QWEN_TASKS}
+    required = preloaded(settings) or (Role if all(failures.values()) else ())
     for role, failure in failures.items():
         if role in required and failure:
             raise Unfit(f"{role.value}: {failure.reason}")
+
+
+def preloaded(settings: Settings) -> frozenset[Role]:
+    """The roles that are loaded before the first job."""
+    return settings.QWEN_PRELOAD & settings.QWEN_TASKS
 
 
 def require_preloads(settings: Settings, preload: Attempt) -> None:
@@ -107,7 +112,7 @@ def require_preloads(settings: Settings, preload: Attempt) -> None:
     def load() -> None:
         try:
             for role in Role:
-                if role in settings.QWEN_PRELOAD and (failure := preload(role.value)):
+                if role in preloaded(settings) and (failure := preload(role.value)):
                     failures[role] = failure
         except Exception as error:  # noqa: BLE001  nobody hears an exception of this thread
             errors.append(error)

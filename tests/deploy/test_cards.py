@@ -52,11 +52,24 @@ def test_an_image_built_for_blackwell_takes_its_cards(runpod, command):
     assert only(runpod)["gpu"]["pools"] == ["BLACKWELL_180"] and only(runpod)["gpu"]["minCudaVersion"] == "13.0"
 
 
-def test_a_task_that_is_not_wanted_is_given_no_model(runpod, command):
+def test_a_task_that_is_not_wanted_is_not_served_until_it_is(runpod, command):
     assert command(*SHIP, "--tasks", "generate")[0] == 0
-    assert only(runpod)["env"]["QWEN_EDIT_MODEL"] == "/none"
+    assert only(runpod)["env"]["QWEN_TASKS"] == "generate"
     assert job_tasks(runpod) == ["health", "generate", "health"]
-    assert command(*SHIP, "--tasks", "generate", "edit")[0] == 0 and "QWEN_EDIT_MODEL" not in only(runpod)["env"]
+    runpod.jobs.clear()
+    assert command(*SHIP, "--env", "QWEN_BATCH=2")[0] == 0
+    assert job_tasks(runpod) == ["health", "generate", "health"]
+    assert command(*SHIP, "--tasks", "generate", "edit")[0] == 0 and "QWEN_TASKS" not in only(runpod)["env"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tasks"), [([], ["generate"]), (["--tasks", "generate", "edit"], ["generate", "edit"])]
+)
+def test_an_endpoint_whose_other_model_is_a_folder_that_is_not_there_serves_one_task(runpod, command, arguments, tasks):
+    runpod.add(env={"QWEN_EDIT_MODEL": "/none"})
+    assert command(*SHIP, *arguments)[0] == 0
+    assert job_tasks(runpod) == ["health", *tasks, "health"]
+    assert ("QWEN_EDIT_MODEL" in only(runpod)["env"]) == (tasks == ["generate"])
 
 
 @pytest.mark.parametrize("arguments, sentence", [
@@ -79,3 +92,12 @@ def test_a_mistake_is_refused_before_anything_is_sent(runpod, command, arguments
 def test_no_pool_that_fits_is_said_with_the_reasons(runpod, command):
     code, text = command(*SHIP, "--env", "QWEN_VRAM_GB=5")
     assert code == 1 and "No pool holds the models" in text and not runpod.writes
+
+
+@pytest.mark.parametrize(("mode", "words"), [
+    ("allow", "callers get a marked stand-in picture; --env QWEN_FALLBACK=forbid gives them an error"),
+    ("forbid", "callers get an error, and never a stand-in"),
+    ("force", "every caller gets a marked stand-in picture"),
+])  # fmt: skip
+def test_the_plan_says_what_callers_get_when_a_model_cannot_be_loaded(command, mode, words):
+    assert words in command(*SHIP, "--env", f"QWEN_FALLBACK={mode}", "--dry-run")[1]

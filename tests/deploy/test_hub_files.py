@@ -4,14 +4,14 @@ import json
 
 import pytest
 from jsonschema import Draft202012Validator
+from PIL import Image, ImageChops
 
-from qwen_deploy import cards, hub_files
+from qwen_deploy import cards, hub_files, hub_icon, hub_words
 from qwen_deploy.configuration import DEFAULT_ENV
 from qwen_deploy.environment import cuda_floor, worker_settings
-from qwen_worker.jobs.parsing import parse
 from qwen_worker.settings import Settings
 
-from ..conftest import ROOT
+from ..conftest import ROOT, run
 
 TEXT = {"type": "string", "minLength": 1}
 WHOLE = {"type": "integer", "minimum": 1}
@@ -123,23 +123,73 @@ def fits(pool, env):
     memory = int(pool.split("_")[1])
     one = cards.Pool(pool, (pool,), (pool,), memory, 1.0, "HIGH")
     settings = worker_settings(env)
-    tasks = [task for task, name in cards.MODEL_SETTINGS.items() if getattr(settings, name) != cards.NO_MODEL]
-    return cards.fit(one, settings, tasks, 32, cuda_floor(ROOT))
+    return cards.fit(one, settings, sorted(settings.QWEN_TASKS, reverse=True), 32, cuda_floor(ROOT))
 
 
 @pytest.mark.parametrize("name", hub_files.PRESETS)
-def test_a_preset_fits_the_cards_it_is_for(hub, name):
-    pools, env = hub_files.PRESETS[name]
+def test_a_preset_fits_the_cards_that_it_names(hub, name):
+    pools, precision, env = hub_files.PRESETS[name]
     assert {"name": name, "defaults": env} in hub["config"]["presets"] and set(env) <= set(inputs(hub))
     for pool in pools:
         fit = fits(pool, env)
-        assert fit.plan and fit.plan.precision.value == env["QWEN_PRECISION"], f"{pool}: {fit.layout}"
-        assert ("exact" in name) == (env["QWEN_PRECISION"] == "bf16")
+        assert fit.plan and fit.plan.precision.value == precision, f"{pool}: {fit.layout}"
+    assert precision == "bf16" or precision in name.lower()
+
+
+@pytest.mark.parametrize("name", hub_files.PRESETS)
+def test_a_preset_serves_on_the_cards_that_are_chosen_already(hub, name):
+    for pool in hub["config"]["gpuIds"].split(","):
+        assert fits(pool, hub_files.PRESETS[name].env).plan, pool
+
+
+def test_a_change_of_the_preset_leaves_nothing_of_the_one_before_at_work(hub):
+    kept = {"QWEN_IMAGE_FAST_LORA", "QWEN_EDIT_FAST_LORA"}  # which only preset fast draws with
+    names = [set(one["defaults"]) - kept for one in hub["config"]["presets"]]
+    assert all(one == names[0] for one in names)
+
+
+def test_no_preset_names_a_model_that_is_not_there(hub):
+    assert "/none" not in json.dumps(hub)
+
+
+def test_the_first_cards_of_the_hub_draw_the_cheapest_picture_within_thirty_seconds(hub):
+    rows = json.loads((ROOT / "benchmarks/results/costs.json").read_text())["rows"]
+    known = {row["pool"]: row for row in rows if row["preset"] == "quality"}
+    pools = hub["config"]["gpuIds"].split(",")
+    dollars = [float(known[pool]["$ picture"]) for pool in pools]
+    assert dollars == sorted(dollars) and known[pools[0]]["picture s"] <= 30
 
 
 def test_the_hub_s_cards_hold_both_models_exactly(hub):
     for pool in hub["config"]["gpuIds"].split(","):
         assert fits(pool, {}).layout.startswith("bf16"), pool
+
+
+def test_what_is_shown_has_words_for_people(hub):
+    form = inputs(hub)
+    shown = {key: one for key, one in form.items() if not one.get("advanced")}
+    assert set(shown) == set(hub_words.DESCRIPTIONS)
+    for key, one in shown.items():
+        assert all(option["label"] != option["value"] for option in one.get("options", [])), key
+    for key in ("QWEN_IMAGE_MODEL", "QWEN_EDIT_MODEL"):
+        assert shown[key]["type"] == "huggingface"
+
+
+def test_the_hub_says_what_the_first_start_downloads_and_what_a_model_that_cannot_load_means(hub):
+    for text in (hub["description"], inputs(hub)["QWEN_IMAGE_MODEL"]["description"]):
+        assert "58 GB" in text and "Model field" in text and "network volume" in text
+    fallback = inputs(hub)["QWEN_FALLBACK"]
+    assert "stand-in" in fallback["description"] and "forbid" in fallback["description"]
+    assert {option["value"] for option in fallback["options"]} == {"allow", "forbid", "force"}
+
+
+def test_the_icon_is_what_its_module_draws_and_its_address_that_of_the_repository():
+    icon = Image.open(hub_icon.ICON)
+    assert icon.size == (256, 256) and icon.format == "PNG" and hub_icon.ICON.stat().st_size < 20_000
+    differences = ImageChops.difference(icon, hub_icon.draw_icon()).getextrema()
+    assert all(most <= 4 for _, most in differences), "python -m qwen_deploy.hub_icon draws it anew"
+    written = json.loads(hub_files.files("you/qwen-worker")[".runpod/hub.json"])
+    assert written["iconUrl"] == "https://raw.githubusercontent.com/you/qwen-worker/HEAD/.runpod/icon.png"
 
 
 def test_drivers_older_than_the_image_s_torch_are_not_allowed(hub):
@@ -154,11 +204,17 @@ def test_the_hub_s_tests_are_jobs_of_the_image():
         folder = env[key].removeprefix("/app/")
         assert (ROOT / folder / "model_index.json").is_file()
         assert f"!{folder}" in (ROOT / ".dockerignore").read_text().splitlines()
-    for test in found["tests"]:
-        if "openai_route" not in test["input"]:
-            parse(test["input"], "job")
+    assert {"health", "generate", "edit"} <= {test["input"].get("task") for test in found["tests"]}
 
 
 def test_the_hub_s_image_is_without_weights():
     text = (ROOT / ".runpod/Dockerfile").read_text()
     assert "/bake" not in text and "weights]" not in text and 'CMD ["python", "runpod_handler.py"]' in text
+
+
+def test_the_tiny_checkpoint_passes_the_hub_s_tests(warm_worker):
+    for test in json.loads((ROOT / ".runpod/tests.json").read_text())["tests"]:
+        posted = run(warm_worker, test["input"])
+        assert "error" not in posted, test["name"]
+        if test["name"] != "health":
+            assert posted["output"]["metadata"]["backend"] == "qwen-image"

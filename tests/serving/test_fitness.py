@@ -27,6 +27,8 @@ def test_a_fit_worker_passes_and_loads_what_it_is_told_to():
     loaded = []
     examined(preload=lambda task: loaded.append(task), QWEN_PRELOAD="edit, generate")
     assert loaded == ["generate", "edit"]
+    examined(preload=lambda task: loaded.append(task), QWEN_PRELOAD="edit, generate", QWEN_TASKS="generate")
+    assert loaded == ["generate", "edit", "generate"]
 
 
 def test_a_folder_for_temporary_files_that_cannot_be_written_is_a_reason(monkeypatch, tmp_path):
@@ -76,6 +78,8 @@ def test_a_driver_that_shows_no_card_is_a_reason():
         ({"edit"}, {"QWEN_FALLBACK": "forbid"}, False),
         ({"edit"}, {"QWEN_FALLBACK": "forbid", "QWEN_PRELOAD": "edit"}, True),
         ({"edit"}, {"QWEN_FALLBACK": "forbid", "QWEN_PRELOAD": "generate"}, False),
+        ({"edit"}, {"QWEN_FALLBACK": "forbid", "QWEN_PRELOAD": "edit", "QWEN_TASKS": "generate"}, False),
+        ({"generate"}, {"QWEN_FALLBACK": "forbid", "QWEN_PRELOAD": "edit", "QWEN_TASKS": "generate"}, True),
     ],
 )
 def test_a_model_that_is_missing_is_a_reason_where_nothing_stands_in_for_it(missing, settings, unfit):
