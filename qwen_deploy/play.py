@@ -19,14 +19,17 @@ PYTHON = ROOT / ".venv-play/bin/python"
 
 
 def play(screen: Screen, options: PlayOptions, open_session: Callable[[], Session]) -> int:
-    """Until the page ends; its exit code. Raises `DeployError` for an endpoint that takes no queued jobs."""
-    if not PYTHON.is_file():
-        raise UsageError("The playground page is not installed. Install it with: make .venv-play/installed")
+    """Until the page ends; its exit code.
+
+    Raises `DeployError` for an endpoint that takes no queued jobs, and `UsageError` where the page is not installed.
+    """
     session = open_session()
     endpoint = find_endpoint(session.api, options)
     urls = endpoint.get("requestUrls") or {}
     if "run" not in urls:
         raise DeployError(f"Endpoint {endpoint['id']} takes no queued jobs, so that there is nothing to play with.")
+    if not PYTHON.is_file():
+        raise UsageError("The playground page is not installed. Install it with: make .venv-play/installed")
     command = [str(PYTHON), "-m", "qwen_play", "--url", urls["run"].removesuffix("/run"), "--host", options.host]
     command += ["--port", str(options.port)]
     if options.price is not None:
