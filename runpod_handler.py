@@ -189,7 +189,8 @@ class Worker:
             canvas = Canvas(inputs.sources, inputs.mask, *sizes, inputs.original)
             brought = brought_warning(request, grid_of(request, grid), sizes.delivered)
             moved = moved_warning(request, inputs.sources, sizes)
-            for warning in filter(None, (brought, moved, size_warning(request, sizes.delivered, terms))):
+            of_model = checkpoint.warning if checkpoint and not failure else None
+            for warning in filter(None, (of_model, brought, moved, size_warning(request, sizes.delivered, terms))):
                 job.warn(warning)
             job.request = request = with_size(request, sizes.delivered)
             self.require_time(job, canvas)

@@ -23,6 +23,7 @@ os.environ.setdefault("RUNPOD_DEBUG_LEVEL", "INFO")
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing listens there
 
 ROOT = Path(__file__).parents[1]
+TINY_WARNING = "the model is a small one for tests, and draws coloured shapes only"
 PROCESS_BYTES = 3_000_000_000  # of a process of tests with torch, and of a worker process that it starts
 job_numbers = itertools.count()
 only_proved = pytest.mark.skipif("not config.getoption('--prove')", reason="a long proof, which --prove asks for")
@@ -167,6 +168,12 @@ def place_by(worker, plan):
     """Have the worker load and draw by this plan, for every model that it has a plan for."""
     plans = worker.pipelines.planner.plans
     plans |= dict.fromkeys(plans, plan)
+
+
+def warnings_of(metadata):
+    """A reply's warnings, without the one that every reply of the tiny checkpoint has."""
+    warnings = metadata.get("warnings", [])
+    return [warning for warning in warnings if warning != TINY_WARNING]
 
 
 def picture_of(text):
