@@ -5,10 +5,14 @@ BIN := .venv/bin
 # Of pytest: one more than there are cores, because tests wait for processes of their own.
 WORKERS := $(shell echo $$(($$(nproc 2>/dev/null || echo 2) + 1)))
 
-.PHONY: run test test-gpu test-versions test-clients prove lint integration image-test hub-files clean
+.PHONY: run serve test test-gpu test-versions test-clients prove lint integration image-test hub-files clean
 
 run: .venv/run-installed
 	$(BIN)/python examples/quickstart.py
+
+# A RunPod endpoint at home, until Ctrl-C. ARGS: its options, as ARGS='--port 8001'.
+serve: .venv/run-installed
+	@exec $(BIN)/python -m qwen_local $(ARGS)
 
 test: .venv/test-installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
@@ -26,9 +30,10 @@ OLDEST_TESTS := tests/memory tests/model tests/speed tests/weights tests/lora/te
 test-versions: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal $(OLDEST_TESTS)
 
-# Clients of image APIs that the other tests do without: litellm alone has 200 MB.
+# Clients that the other tests do without: those of image APIs, of which litellm alone has 200 MB, and examples/client.ts,
+# for which npm brings a node that runs TypeScript.
 test-clients: .venv/clients-installed tests/support/ai_sdk/node_modules
-	$(BIN)/python -m pytest tests/worker/test_clients.py
+	$(BIN)/python -m pytest tests/worker/test_clients.py tests/examples
 
 # The long proofs, one after another, written to benchmarks/results/: about an hour (computed) on two idle cores. `make prove`
 # again goes on after the proofs that are over, which out/prove names; `rm -r out/prove` begins with the first again.

@@ -178,7 +178,7 @@ class Soak:
                     due[job_id] = now + self.rng.random() * 2
                 if now > due.get(job_id, now) and job_id not in self.stopped:
                     self.stopped.add(job_id)
-                    self.plane.stops.put(job_id)
+                    self.plane.stop(job_id)
                 quiet = now - times[-1] > REDELIVER_SECONDS and job_id not in pinged
                 if quiet and len(times) > again[job_id] and job_id not in bodies and job_id not in self.stopped:
                     again[job_id] = len(times)  # once, until it is taken again

@@ -3,52 +3,57 @@
 import base64
 import json
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from . import cards, configuration
-from .display import show_endpoint, show_workers
+from .diagnosis import find_causes
+from .endpoint_display import show_endpoint, show_next, show_workers
+from .endpoints import find_endpoint
 from .environment import cuda_floor, parse_assignments, worker_settings
-from .errors import DeployError, UsageError
+from .errors import ApiError, DeployError, NotServing, UsageError
 from .intent import choose_tasks
 from .options import CostOptions, LogsOptions, SendOptions, StatusOptions
 from .pictures import read_pictures
 from .proof import job_timing
 from .records import Timing
-from .runpod.jobs import describe_progress
-from .runpod.schemas import JobStatus, JsonObject
+from .runpod.jobs import Answer
+from .runpod.schemas import Endpoint, JobStatus, JsonObject
+from .runpod.waiting import Waiting
 from .screen import Screen
-from .session import ROOT, Session
-
-SessionOpener = Callable[[], Session]
-# What a command does: it takes the options of that command (hence Any) and returns the exit code.
-Action = Callable[[Screen, Any, SessionOpener], int]
+from .session import ROOT, Action, Session, SessionOpener
 
 
 def status(screen: Screen, options: StatusOptions, open_session: SessionOpener) -> int:
+    """The endpoint, its workers and its queue; and where jobs do not get done, why."""
     session = open_session()
-    endpoint = session.api.endpoint(options.endpoint_id)
+    endpoint = find_endpoint(session.api, options)
+    workers, releases = session.api.workers(endpoint["id"])["workers"], session.api.releases(endpoint["id"])
+    counts = session.job_counts(endpoint)
     show_endpoint(screen, endpoint)
-    show_workers(screen, session, endpoint["id"])
-    counts = session.queue(endpoint).job_counts()
-    jobs = " · ".join(f"{state} {count}" for state, count in counts.items())
-    screen.say(f"Jobs: {jobs or 'none'}")
+    show_workers(screen, workers, releases)
+    jobs = " · ".join(f"{state} {count}" for state, count in (counts or {}).items())
+    screen.say(f"Jobs: {jobs or ('none' if counts is not None else 'not known')}")
+    causes = find_causes(session, endpoint, workers, counts)
+    for cause in causes:
+        screen.bad(cause)
+    if not causes:
+        screen.good("Healthy: nothing keeps its jobs from being done.")
+    show_next(screen, endpoint)
     return 0
 
 
 def logs(screen: Screen, options: LogsOptions, open_session: SessionOpener) -> int:
     session = open_session()
+    endpoint_id = find_endpoint(session.api, options)["id"]
     ids = (
-        [options.worker]
-        if options.worker
-        else [worker["id"] for worker in session.api.workers(options.endpoint_id)["workers"]]
+        [options.worker] if options.worker else [worker["id"] for worker in session.api.workers(endpoint_id)["workers"]]
     )
     if not ids:
         screen.say("No workers now, and RunPod keeps no log of those that are gone.")
     if options.follow and len(ids) != 1:
         raise UsageError(f"--follow needs --worker, one of: {', '.join(ids) or 'none now'}.")
     for worker_id in ids:
-        for entry in session.api.logs(options.endpoint_id, worker_id, options.source, options.tail, options.follow):
+        for entry in session.api.logs(endpoint_id, worker_id, options.source, options.tail, options.follow):
             mark = "" if len(ids) == 1 else f"{worker_id} "
             screen.say(f"{mark}{entry.get('ts', '')} {entry.get('source', ''):<9} {entry.get('line', '')}")
     return 0
@@ -57,13 +62,8 @@ def logs(screen: Screen, options: LogsOptions, open_session: SessionOpener) -> i
 def send(screen: Screen, options: SendOptions, open_session: SessionOpener) -> int:
     fields = job_fields(options)
     session = open_session()
-    endpoint = session.api.endpoint(options.endpoint_id)
-
-    def show(status: JobStatus) -> None:
-        screen.progress(describe_progress(status))
-
-    with screen.live_progress():
-        answer = session.queue(endpoint).ask(fields, options.timeout, options.timeout, show, screen.warn)
+    endpoint = find_endpoint(session.api, options)
+    answer = ask(session, endpoint, fields, options.timeout)
     if answer.state != "COMPLETED" or answer.error:
         raise DeployError(f"The job is {answer.state}: {answer.error or 'no reason given'}")
     task = str(fields["task"])
@@ -79,6 +79,34 @@ def send(screen: Screen, options: SendOptions, open_session: SessionOpener) -> i
         screen.warn(f"A stand-in, not a picture by the model: {metadata.get('fallback_reason')}")
     screen.good(f"{answer.seconds:.1f} s, seed {metadata.get('seed')}: {', '.join(map(str, files))}")
     return 0
+
+
+def ask(session: Session, endpoint: Endpoint, fields: JsonObject, patience: float) -> Answer:
+    """The answer to a job, which is waited for with the reasons on the screen. `patience` in seconds.
+
+    Raises `DeployError` for an endpoint that is paused, or deleted meanwhile.
+    """
+    endpoint_id, screen = endpoint["id"], session.screen
+    if configuration.flatten(endpoint)["workers.max"] == 0:
+        again = f"python deploy_qwen.py resume --endpoint-id {endpoint_id}"
+        raise DeployError(f"Endpoint {endpoint_id} is paused, nobody would take the job. Go on: {again}")
+    waiting, last = Waiting(session.api, endpoint_id), ""
+
+    def show(status: JobStatus) -> None:
+        nonlocal last
+        last = waiting.describe_job(status)
+        screen.progress(last)
+
+    try:
+        with screen.live_progress():
+            return session.queue(endpoint).ask(fields, patience, patience, show, screen.warn)
+    except NotServing as failure:
+        why = f"python deploy_qwen.py status --endpoint-id {endpoint_id}"
+        raise DeployError(f"{failure} Last: {last}. Why: {why}") from None
+    except ApiError as error:
+        if error.status == 404 and not session.api.has_endpoint(endpoint_id):
+            raise DeployError(f"Endpoint {endpoint_id} was deleted while the job waited: there is no answer.") from None
+        raise
 
 
 def job_fields(options: SendOptions) -> JsonObject:
@@ -109,11 +137,12 @@ def job_fields(options: SendOptions) -> JsonObject:
 def cost(screen: Screen, options: CostOptions, open_session: SessionOpener) -> int:
     """Dollars an image: the live price for the seconds that were measured on that pool; never guessed for another."""
     session = open_session()
-    endpoint = session.api.endpoint(options.endpoint_id) if options.endpoint_id else None
+    is_named = options.endpoint_id is not None or options.name is not None
+    endpoint = find_endpoint(session.api, options) if is_named else None
     present = configuration.flatten(endpoint)["env"] if endpoint else {}
     env = {**present, **parse_assignments(options.env, os.environ)}
     tasks, settings, torch_cuda = choose_tasks(options.tasks, env), worker_settings(env), cuda_floor(ROOT)
-    timings = session.records.timings(options.endpoint_id) if options.endpoint_id else []
+    timings = session.records.timings(endpoint["id"]) if endpoint else []
     rows: list[list[str]] = []
     for pool in cards.read_pools(session.api, options.min_cuda):
         fit = cards.fit(pool, settings, tasks, options.ram_gb, torch_cuda)

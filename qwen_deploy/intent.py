@@ -6,18 +6,23 @@ Knows nothing of builds, tests or rollbacks.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from qwen_worker.settings import Settings
 
 from . import cards, configuration
+from .build_plan import weights_notes
 from .configuration import Configuration
+from .endpoints import endpoint_named, endpoint_with_id
 from .environment import cuda_floor, parse_assignments, worker_settings
 from .errors import UsageError
 from .image import Image
 from .options import DeployOptions
 from .runpod.api import Api
 from .runpod.schemas import Endpoint
+from .runpod.storage import Storage
 from .session import ROOT, Session
+from .volumes import capacity_notes, find_registry, volume_fields
 
 FORBID_FALLBACK = {"QWEN_FALLBACK": "forbid"}  # while the test jobs run, so that no stand-in can answer them
 
@@ -60,34 +65,49 @@ def read_intent(session: Session, options: DeployOptions, image: Image, version:
     requested["image"] = image.reference
     if not endpoint:
         requested["name"] = endpoint_name(options, image)
+    notes = resolve_names(Storage(session.api), requested, present)
     env, unset, tasks = environment_from_options(options, present["env"] if present else {})
     torch_cuda = cuda_floor(ROOT, options.build_arg)
     min_cuda = options.min_cuda or (None if endpoint else torch_cuda)
     if min_cuda:
         requested["gpu.minCudaVersion"] = min_cuda
-    notes = [] if min_cuda or endpoint else ["No CUDA floor: the torch pin names no CUDA. --min-cuda sets one."]
+    if not min_cuda and not endpoint:
+        notes.append("No CUDA floor: the torch pin names no CUDA. --min-cuda sets one.")
     target = configuration.build_target(present, requested, env, unset)
     fits: list[cards.Fit] = []
     settings = worker_settings(target["env"])
     if options.gpu or not endpoint:
-        pools = cards.read_pools(session.api, target.get("gpu.minCudaVersion") or None)
+        places = target.get("dataCenterIds", [])
+        pools = cards.read_pools(session.api, target.get("gpu.minCudaVersion") or None, places)
         fits, requested["gpu.pools"] = choose_pools(pools, options, settings, tasks, torch_cuda)
         target = configuration.build_target(present, requested, env, unset)
+        notes += capacity_notes(fits, target.get("gpu.pools", []), places)
+    if not endpoint or "networkVolumes" in requested:
+        notes += weights_notes(options, target, tasks)
     if target["workers.max"] == 0 and not options.no_test:
         raise UsageError("--workers-max must be at least 1 for the test jobs, not 0; --no-test leaves them out.")
     return Intent(endpoint, present, target, tasks, version, fits, notes)
 
 
+def resolve_names(storage: Storage, requested: dict[str, object], present: Configuration | None) -> list[str]:
+    """Put ids for names of volumes and of a registry's credential, and the volumes' data centres. Notes on these.
+
+    Raises `UsageError` for what is not there, and for a volume in another data centre than those asked for.
+    """
+    volumes = cast("list[str] | None", requested.get("networkVolumes"))
+    places = cast("list[str] | None", requested.get("dataCenterIds"))
+    fields, notes = volume_fields(storage, volumes, places, (present or {}).get("networkVolumes", []))
+    requested |= fields
+    if requested.get("registry"):
+        requested["registry"] = find_registry(storage, str(requested["registry"]))
+    return notes
+
+
 def find_endpoint(api: Api, options: DeployOptions, image: Image) -> Endpoint | None:
     """The endpoint to update, or None. Raises `UsageError` where several have the name."""
-    if options.endpoint_id:
-        return api.endpoint(options.endpoint_id)
-    name = endpoint_name(options, image)
-    endpoints = api.endpoints_named(name)
-    if len(endpoints) > 1:
-        ids = ", ".join(endpoint["id"] for endpoint in endpoints)
-        raise UsageError(f"--endpoint-id is needed: {len(endpoints)} endpoints are named {name}: {ids}.")
-    return endpoints[0] if endpoints else None
+    if options.endpoint_id is not None:
+        return endpoint_with_id(api, options.endpoint_id)
+    return endpoint_named(api, endpoint_name(options, image))
 
 
 def endpoint_name(options: DeployOptions, image: Image) -> str:

@@ -214,7 +214,12 @@ def scene():
 
 
 def serve(answer):
-    """An HTTP server on loopback whose every request `answer(handler)` answers; `.server_port` is where."""
+    """An HTTP server on loopback whose every request `answer(handler)` answers; `.server_port` is where.
+
+    A control plane has a server of its own, which is of the same use.
+    """
+    if hasattr(answer, "serve"):
+        return answer.serve()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -236,7 +241,7 @@ def serve(answer):
 
 @pytest.fixture
 def web(monkeypatch):
-    """web(answer) serves on loopback and returns the address; `answer(handler)` writes one response."""
+    """web(answer) serves on loopback and returns the address; `answer(handler)` writes one response, or is a plane."""
     monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
     servers = []
 

@@ -131,14 +131,24 @@ def test_only_the_named_modules_touch_tensors(name):
 
 
 def test_the_packages_know_nothing_of_the_handler():
-    for package in ("qwen_worker", "qwen_deploy", "qwen_bake"):
+    for package in ("qwen_worker", "qwen_deploy", "qwen_bake", "qwen_local"):
         for name, file in modules(package).items():
             firsts = {one.partition(".")[0] for one in imports(package, name, file)}
             assert "runpod_handler" not in firsts, f"{package}.{name}"
-            assert package != "qwen_worker" or not firsts & {"qwen_deploy", "qwen_bake"}, name
+            assert package != "qwen_worker" or not firsts & {"qwen_deploy", "qwen_bake", "qwen_local"}, name
 
 
-@pytest.mark.parametrize("package", ["qwen_worker", "qwen_deploy", "qwen_bake", "qwen_tiny", "benchmarks"])
+def test_the_endpoint_at_home_knows_its_workers_by_their_process_alone():
+    """It starts them and talks HTTP with them: it imports neither the worker nor what the worker computes with."""
+    for name, file in modules("qwen_local").items():
+        firsts = {one.partition(".")[0] for one in imports("qwen_local", name, file)}
+        assert not firsts & (TENSORS | {"qwen_worker", "qwen_deploy", "runpod", "PIL", "tests"}), name
+
+
+PACKAGES = ["qwen_worker", "qwen_deploy", "qwen_bake", "qwen_local", "qwen_tiny", "benchmarks"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_a_module_has_the_length_of_one_idea(package):
     for name, file in modules(package).items():
         lines = len(file.read_text().splitlines())
@@ -150,5 +160,6 @@ def test_every_module_says_what_it_is_for():
     for package, (name, file) in itertools.chain(
         (("qwen_worker", one) for one in WORKER.items()),
         (("qwen_deploy", one) for one in modules("qwen_deploy").items()),
+        (("qwen_local", one) for one in modules("qwen_local").items()),
     ):
         assert ast.get_docstring(ast.parse(file.read_text())), f"{package}.{name}"

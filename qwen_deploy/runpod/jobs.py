@@ -131,18 +131,3 @@ def last_item(output: object) -> object:
         return output
     items = cast(list[object], output)
     return items[-1] if items else None
-
-
-def describe_progress(status: JobStatus) -> str:
-    """A running job's state and the worker's own words, where it sends any: stage, step, seconds left."""
-    words = [status.get("status", "").lower().replace("_", " ")]
-    output = last_item(status.get("output"))
-    if isinstance(output, dict) and "stage" in output:
-        message = cast(JsonObject, output)
-        words.append(str(message["stage"]))
-        if message.get("total"):
-            words.append(f"step {message.get('step', 0)}/{message['total']}")
-        seconds_left = message.get("seconds_left")
-        if isinstance(seconds_left, int | float):
-            words.append(f"{seconds_left:.0f} s left")
-    return " · ".join(word for word in words if word)

@@ -44,7 +44,7 @@ def configured(
         loaded.adapters.apply(loras, plan.streamed_loras, plan.lora_rank),
         loaded.speed.drawing(
             compiled=plan.compiled,
-            padded_loras=plan.lora_rank > 0,
+            lora_rank=plan.lora_rank,
             separate_passes=apart or tiles or not shares_passes(loaded, request),
             cached_steps=drawn if cached else 0,
         ),

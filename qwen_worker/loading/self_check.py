@@ -19,13 +19,15 @@ from ..errors import CudaSpoiledError, JobError, LoadError, describe_error
 from ..log import log_line
 from ..memory import cuda
 from ..memory.failures import Failure, attempt
-from ..memory.footprint import LOSSY
+from ..memory.footprint import LOSSY, Plan
 from ..settings import Saving, SelfCheck, Settings, Speedup
 from ..speed import compile_store
+from ..speed.speedups import COMPILED_LORAS
 from ..whole_file import write_whole
 from .subject import Subject
 
 if TYPE_CHECKING:
+    from ..speed.compiled import BlockResults
     from .comparisons import Result
 
 SUFFIX = ".checked.json"
@@ -71,8 +73,7 @@ def check(subject: Subject, settings: Settings, card: str | None) -> list[Findin
 
     `card`: its name, None for a CPU. Raises `CudaSpoiledError`, with a note of what was compared.
     """
-    wanted = settings.QWEN_SELF_CHECK
-    if wanted is SelfCheck.OFF or wanted is SelfCheck.AUTO and subject.plan.device == "cpu":
+    if not is_wanted(settings, subject.plan):
         return []
     file, key = kept_file(settings, card), f"{settings.QWEN_WORKER_VERSION}: {subject.description()}"
     if kept := read_kept(file).get(key):
@@ -83,6 +84,26 @@ def check(subject: Subject, settings: Settings, card: str | None) -> list[Findin
     if not any(finding.reason for finding in findings):
         keep(file, key, findings)
     return findings
+
+
+def is_wanted(settings: Settings, plan: Plan) -> bool:
+    wanted = settings.QWEN_SELF_CHECK
+    return wanted is SelfCheck.ON or wanted is SelfCheck.AUTO and plan.device != "cpu"
+
+
+def compare_later(subject: Subject, settings: Settings) -> None:
+    """Have graphs that only jobs' LoRAs need compared when they are first used, where the self-check is wanted."""
+    if not (subject.speed.blocks and is_wanted(settings, subject.plan)):
+        return
+    from .comparisons import joined
+    from .tolerances import distance, pass_tolerance
+
+    def reason_of(ours: "BlockResults", plain: "BlockResults") -> str:
+        apart = distance(joined(ours), joined(plain))
+        finding = Finding(COMPILED_LORAS, apart, pass_tolerance(subject.plan), 0.0)
+        return "" if finding.passed else str(finding)
+
+    subject.speed.blocks.compare = reason_of
 
 
 def compare_all(subject: Subject) -> list[Finding]:

@@ -30,6 +30,8 @@ import torch._inductor.config
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from ..errors import describe_error
+from ..log import log_line
+from ..memory.failures import Failure, attempt
 from ..model.modulation import ModulationTable
 
 # That compile kernels beside each other, in RAM that no plan counts. torch starts one for each core, up to 32 of a
@@ -41,6 +43,8 @@ MAX_GRAPHS = 32  # of one block in its lifetime: for batches, masks, references,
 WARM_SIDE = {"cuda": 64, "cpu": 8}
 WARM_TEXT, SHORT_TEXT = 48, 6  # tokens of a prompt; short: of a negative prompt that says nothing
 
+BlockResults = tuple[torch.Tensor, torch.Tensor]  # text and picture, (batch, tokens, dim) each
+
 
 class CompiledBlocks:
     """The blocks of one transformer, compiled when they are first used."""
@@ -49,6 +53,10 @@ class CompiledBlocks:
         """`report_failure` is called with the reason when a block does not compile: stock's code draws from then on."""
         self.transformer, self.report_failure = transformer, report_failure
         self.is_off = False
+        # compare(ours, plain): why the results of a block with jobs' LoRAs are wrong, empty where they are right.
+        self.compare: Callable[[BlockResults, BlockResults], str] | None = None
+        self.lora_rank = 0  # of the job's padded LoRAs, while it is drawn by graphs of their own
+        self.compared: set[tuple[int, bool]] = set()  # such graphs: by their rank, and whether for several rows
         block_class = type(transformer.transformer_blocks[0])
         self.compiled, self.stock = compiled_forward(block_class), block_class.forward
         for block in transformer.transformer_blocks:
@@ -59,12 +67,33 @@ class CompiledBlocks:
         if self.is_off:
             return self.stock(block, **inputs)
         try:
-            return self.compiled(block, **{name: copy_view(value) for name, value in with_mask(inputs).items()})
+            results = self.compiled(block, **{name: copy_view(value) for name, value in with_mask(inputs).items()})
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             self.is_off = True
             cause = getattr(error, "inner_exception", error)  # what a backend raised
             self.report_failure(describe_error(cause))
             return self.stock(block, **inputs)
+        return self.checked(results, block, inputs) if self.compare and self.lora_rank else results
+
+    def checked(self, results: BlockResults, block: Any, inputs: dict[str, Any]) -> BlockResults:
+        """What the graph of a job's LoRAs gave, or stock's code where they differ: compared once for each graph.
+
+        The self-check at load has none to compare: such a graph is compiled when a job first needs it.
+        """
+        graph = self.lora_rank, len(inputs["hidden_states"]) > 1
+        if graph in self.compared:
+            return results
+        self.compared.add(graph)
+        plain = attempt(lambda: self.stock(block, **inputs))
+        if isinstance(plain, Failure):  # as for want of memory, of which stock's code takes more
+            log_line(None, "WARN", f"a compiled block with a LoRA was not compared with stock's: {plain.reason}")
+            return results
+        reason = self.compare(results, plain) if self.compare else ""
+        if not reason:
+            return results
+        self.is_off = True
+        self.report_failure(reason)
+        return plain
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -76,14 +105,19 @@ class CompiledBlocks:
             self.is_off = before
 
     @contextlib.contextmanager
-    def try_with(self, report_failure: Callable[[str], None]) -> Iterator[None]:
-        """Within, what does not compile is reported here, and keeps nothing after this from being drawn compiled."""
+    def try_with(self, lora_rank: int, report_failure: Callable[[str], None]) -> Iterator[None]:
+        """Within, a job with LoRAs that are padded to this rank is drawn.
+
+        What does not compile, or compiles to something wrong, is reported here, and keeps nothing after this from being
+        drawn compiled.
+        """
         before = self.is_off, self.report_failure
-        self.report_failure = report_failure
+        self.report_failure, self.lora_rank = report_failure, lora_rank
         try:
             yield
         finally:
             self.is_off, self.report_failure = before
+            self.lora_rank = 0
 
     @torch.no_grad()
     def warm(self, table: ModulationTable | None, references: int, passes: Iterable[tuple[int, int]]) -> None:

@@ -88,12 +88,13 @@ class Speed:
         compiled: bool = True,
         separate_passes: bool = False,
         cached_steps: int = 0,
-        padded_loras: bool = False,
+        lora_rank: int = 0,
     ) -> Iterator[None]:
         """Within, a job is drawn; at its end what was compiled for it is kept.
 
-        `compiled`: by compiled blocks, where there are any. `padded_loras`: with the job's own LoRAs, for which graphs
-        of their own are compiled; where that fails, only these stand down. `separate_passes`: guidance's passes stay
+        `compiled`: by compiled blocks, where there are any. `lora_rank`: to which the job's own LoRAs are padded, for
+        which graphs of their own are compiled; where one fails or gives something else than stock's code, only these
+        stand down. `separate_passes`: guidance's passes stay
         two, whatever the picture's size. `cached_steps`: those of the schedule if a step cache serves it, 0 if none
         does.
         """
@@ -107,8 +108,8 @@ class Speed:
                 stack.enter_context(guidance.share_passes(self.transformer))
             if self.blocks and not compiled:
                 stack.enter_context(self.blocks.pause())
-            if self.blocks and padded_loras:
-                stack.enter_context(self.blocks.try_with(self.stand_down_loras))
+            if self.blocks and lora_rank:
+                stack.enter_context(self.blocks.try_with(lora_rank, self.stand_down_loras))
             yield
         if self.store:
             self.store.save()

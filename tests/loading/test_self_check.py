@@ -15,6 +15,7 @@ from qwen_worker.errors import CudaSpoiledError, LoadError
 from qwen_worker.loading import self_check
 from qwen_worker.loading.self_check import Finding
 from qwen_worker.loading.subject import Subject
+from qwen_worker.lora import adapters, padded
 from qwen_worker.lora.adapters import Adapters
 from qwen_worker.memory import cuda
 from qwen_worker.model import residency, vision
@@ -251,6 +252,12 @@ def test_a_wrong_scale_of_a_lora_is_found(subject, monkeypatch, precision):
 
     monkeypatch.setattr(Adapters, "insert_layers", without_alpha)
     assert failed(subject(precision)) == {"lora"}
+
+
+def test_a_scale_that_compiled_blocks_lora_lacks_is_found(subject, monkeypatch):
+    stock = padded.LowRankPart
+    monkeypatch.setattr(adapters, "LowRankPart", lambda down, up, scale: stock(down, up, 1.0))
+    assert failed(subject()) == {"lora"}
 
 
 def test_weights_that_a_stream_loses_are_found(subject, monkeypatch):

@@ -19,7 +19,7 @@ def test_jobs_are_taken_one_is_stopped_and_sigterm_ends_an_idle_worker_at_once(e
         assert first["output"]["metadata"]["backend"] == "qwen-image"
         plane.put("long", LONG)
         plane.wait(lambda: plane.steps("long") > 1)
-        plane.stops.put("long")
+        plane.stop("long")
         plane.put("good-2", {**SMALL, "seed": first["output"]["metadata"]["seed"]})
         second = plane.result("good-2")
         assert second["output"]["image"] == first["output"]["image"]
@@ -46,8 +46,8 @@ def test_a_stop_that_comes_before_the_job_is_begun_is_heard(environment, web, ga
         plane.put("first", SMALL)
         plane.result("first")
         asked = plane.counts["job-stop"]
-        plane.stops.put("early")  # for no job that there is
-        plane.wait(lambda: plane.stops.empty() and plane.counts["job-stop"] > asked)
+        plane.stop("early")  # for no job that there is
+        plane.wait(lambda: not plane.plane.stops and plane.counts["job-stop"] > asked)
         plane.put("early", {"prompt": "a", "image_url": silent})
         plane.wait(lambda: "early" in plane.taken)
         plane.put("next", SMALL)
@@ -147,7 +147,7 @@ def test_small_jobs_share_a_call_and_a_stop_of_one_leaves_the_others(batching):
         plane.put(name, {**long, "prompt": f"a red circle {name}" * (number + 1), "seed": number})
     plane.put("large", {**SMALL, "width": 768, "height": 768})
     plane.wait(lambda: plane.steps("c") > 1)
-    plane.stops.put("c")
+    plane.stop("c")
     replies = {name: plane.result(name)["output"] for name in ("before", "a", "b", "d", "large")}
     shared = {name: reply["metadata"]["batch"] for name, reply in replies.items()}
     assert shared == {"before": 1, "a": 4, "b": 4, "d": 4, "large": 1} and "c" not in plane.bodies
@@ -187,7 +187,7 @@ def test_a_drawing_that_no_stop_ends_ends_the_worker_and_a_long_one_does_not(env
         assert plane.result("long")["output"]["success"]
         plane.put("stuck", {**SMALL, "prompt": "hang"})
         plane.wait(lambda: "drawing hang\n" in worker.lines)
-        plane.stops.put("stuck")
+        plane.stop("stuck")
         assert worker.end() == 1
     assert "stuck" not in plane.bodies
     assert any(one["requestId"] == "stuck" and "has held its slot" in one["message"] for one in worker.messages()), (

@@ -302,7 +302,7 @@ def test_an_endpoint_that_streams_answers_with_a_list_and_hears_a_stop(environme
         assert large["error"].startswith("result_too_large: the reply has ") and "at most 1 MB" in large["error"]
         plane.put("long", {**SMALL, "num_inference_steps": 100, "width": 1024, "height": 1024})
         plane.wait(lambda: "chunk" in plane.kinds("long"))
-        plane.stops.put("long")
+        plane.stop("long")
         plane.put("next", SMALL)
         assert plane.result("next")["output"][-1]["success"] and "long" not in plane.bodies
         assert worker.terminate() == 0

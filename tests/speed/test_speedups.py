@@ -23,15 +23,16 @@ from qwen_worker.drawing.prompt_cache import PromptCache
 from qwen_worker.drawing.queue import DrawingJob
 from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
-from qwen_worker.loading import tolerances
+from qwen_worker.loading import self_check, tolerances
 from qwen_worker.loading.components import load_component
+from qwen_worker.loading.subject import Subject
 from qwen_worker.loading.tolerances import distance
 from qwen_worker.lora.adapters import Adapters
 from qwen_worker.lora.ranks import padded_rank
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import Gpu, Machine, read_machine
 from qwen_worker.pictures.inputs import Canvas
-from qwen_worker.settings import Precision, Saving, Settings, Speedup
+from qwen_worker.settings import Precision, Saving, SelfCheck, Settings, Speedup
 from qwen_worker.speed import (
     attention,
     compile_store,
@@ -589,7 +590,7 @@ def test_loras_of_jobs_share_a_graph_for_each_padded_rank(traced, lora, tiny, pr
     assert torch.equal(pass_of(transformer, "generate", 1), plain) and counts["graphs"] == 1
     for job, rank, their in zip(jobs, ranks, theirs, strict=True):
         for streamed in (False, True):
-            with adapters.apply(job, streamed, rank), speed.drawing(padded_loras=True):
+            with adapters.apply(job, streamed, rank), speed.drawing(lora_rank=rank):
                 ours = pass_of(transformer, "generate", 1)
             assert distance(ours, their) < tolerances.pass_tolerance(
                 plan_for(tiny / "generate", precision, frozenset())
@@ -617,13 +618,46 @@ def test_where_loras_do_not_compile_what_has_none_is_drawn_compiled_still(traced
     speed = speedups.Speed({Speedup.COMPILE: "on"}, transformer=transformer, blocks=blocks)
     pass_of(transformer, "generate", 1)
     assert len(calls) == len(transformer.transformer_blocks)
-    with adapters.apply([small], rank=16), speed.drawing(padded_loras=True):
+    with adapters.apply([small], rank=16), speed.drawing(lora_rank=16):
         assert distance(pass_of(transformer, "generate", 1), theirs) < TOLERANCE[Precision.FP32]
     assert "too many registers" in speed.failures[speedups.COMPILED_LORAS] and speed.has(Speedup.COMPILE)
     assert "jobs' LoRAs are drawn without compiled blocks" in capsys.readouterr().out and not told
     with speed.drawing():
         assert torch.equal(pass_of(transformer, "generate", 1), plain)
     assert len(calls) == 2 * len(transformer.transformer_blocks)
+
+
+@pytest.mark.parametrize("fault", [lambda result: result * 1.5, lambda result: result * float("nan"), None])
+def test_a_wrong_graph_of_a_job_s_loras_is_found_by_its_first_block(traced, lora, tiny, fault, capsys):
+    transformer = quantized_transformer(Precision.INT8)
+    adapters = Adapters(transformer, None, transformer.dtype, "cpu", "tiny")
+    small, plain = lora(transformer, ATTENTION, 4), pass_of(transformer, "generate", 1)
+    graphs = []
+
+    def wrong_with_loras(graph, inputs):
+        graphs.append(graph)
+        change = fault if len(graphs) > 1 and fault else lambda result: result
+        return lambda *arguments: tuple(change(result) for result in graph(*arguments))
+
+    blocks, _, told = traced(transformer, wrong_with_loras)
+    speed = speedups.Speed({Speedup.COMPILE: "on"}, transformer=transformer, blocks=blocks)
+    plan = plan_for(tiny / "generate", Precision.INT8, frozenset())
+    subject = Subject("m", checkpoint.inspect(tiny / "generate"), plan, None, None, speed)
+    self_check.compare_later(subject, Settings(QWEN_SELF_CHECK=SelfCheck.ON))
+    assert torch.equal(pass_of(transformer, "generate", 1), plain)
+    with adapters.apply([small]), speed.drawing(compiled=False):
+        theirs = pass_of(transformer, "generate", 1)
+    for _ in range(2):
+        with adapters.apply([small], rank=16), speed.drawing(lora_rank=16):
+            ours = pass_of(transformer, "generate", 1)
+        assert distance(ours, theirs) < tolerances.pass_tolerance(plan)
+        if fault:
+            break  # the next job is planned without compiled LoRAs
+    assert len(graphs) == 2 and not told and speed.has(Speedup.COMPILE)
+    assert (speedups.COMPILED_LORAS in speed.failures) == bool(fault)
+    assert ("jobs' LoRAs are drawn without compiled blocks" in capsys.readouterr().out) == bool(fault)
+    with speed.drawing():
+        assert torch.equal(pass_of(transformer, "generate", 1), plain)
 
 
 def test_a_job_that_pays_for_it_is_drawn_compiled_with_its_lora(cold_worker, traced, lora, monkeypatch, tmp_path):

@@ -1,164 +1,138 @@
-"""As much of the platform on loopback as the SDK's loop speaks to, and a worker process that speaks to it.
+"""The platform on loopback, with faults, and a worker process that speaks to it.
 
-Hands out jobs one by one or in batches, holds polls, hears results, progress, streamed chunks and pings, stops jobs,
-and refuses a body above the limit with a 400 as the platform does. Faults are set by the test.
+The platform is that of `qwen_local`. Here are the faults, which a test sets, and what a test wants to know: what was
+handed out and heard, in which order. The plane runs on a thread of its own.
 """
 
-import itertools
+import asyncio
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
-from urllib.parse import parse_qs, urlsplit
 
-from ..conftest import ROOT, respond
+from starlette.responses import Response
+
+from qwen_local.app import bare_app
+from qwen_local.client_api import client_routes
+from qwen_local.openai_api import openai_routes
+from qwen_local.plane import Plane, PlaneObserver
+from qwen_local.request import JobRequest
+from qwen_local.server import listen, web_server
+from qwen_local.worker_api import environment, worker_routes
+
+from ..conftest import ROOT
 from .patience import Patience, exit_status
 
-LIMIT = 10_000_000  # bytes of a result
+ENDPOINT = "client"  # its id, in the addresses of clients
 
 
-class ControlPlane:
+class ControlPlane(PlaneObserver):
     """`hold`: seconds that a poll is held. `fault(kind, number)` of the nth request of a kind: seconds to wait,
     a status, 'drop' (unheard), 'lose' (heard, and the answer lost), or None. `sync`: seconds that /runsync waits."""
 
     def __init__(self, hold=0.5, fault=lambda kind, number: None, sync=90):
-        self.hold, self.fault, self.sync = hold, fault, sync
-        self.jobs, self.stops = queue.Queue(), queue.Queue()
+        self.fault = fault
+        self.plane = Plane([self])
         self.taken, self.bodies, self.refused, self.pings = {}, {}, {}, []
         self.log = []  # (kind, job id, body) as they came
         self.counts: dict[str, int] = {}
         self.changed = threading.Condition()
-        self.lost = threading.local()
-        self.numbers, self.cancelled = itertools.count(), set()
-        self.polls = 0  # for jobs, that are held at this moment
-        self.streamed: dict[str, int] = {}  # by job, how many chunks its client has
+        self.polls = 0  # for jobs, that have no answer: they are held, or the worker has hung up
+        self.app = bare_app(
+            ("/v2", worker_routes(self.plane, hold)),
+            (f"/v2/{ENDPOINT}", client_routes(self.plane, sync)),
+            (f"/v2/{ENDPOINT}/openai", openai_routes(self.plane)),
+        )
+        self.server = None
 
-    def __call__(self, handler):
-        address = urlsplit(handler.path)
-        parts, options = address.path.split("/")[2:], parse_qs(address.query)
-        length = int(handler.headers.get("Content-Length") or 0)
-        body = handler.rfile.read(length)
-        if not self.survives(parts[0], handler):
-            return None
-        self.lost.value = getattr(self.lost, "fault", None) == "lose"
-        if parts[0] in ("job-take", "job-take-batch"):
-            with self.changed:
-                self.polls += 1
-                self.changed.notify_all()
-            jobs = self.held(self.jobs, int(options.get("batch_size", ["1"])[0]))
-            self.polls -= 1
-            return self.hand_out(handler, jobs, single=parts[0] == "job-take")
-        if parts[0] == "job-stop":
-            ids = self.held(self.stops, 10)
-            return answer(handler, {"jobsToStop": ids}) if ids else respond(handler, b"", 204)
-        if parts[0] == "client":
-            return answer(handler, self.serve_client(parts[1:], body))
-        if parts[0] in ("job-done", "job-stream"):
-            return self.hear(handler, parts[0], parts[2], body)
-        self.pings.append((time.monotonic(), options.get("job_id", [""])[0].split(",")))
-        return answer(handler, {})
+    def serve(self):
+        """A server, as `tests.conftest.serve` returns one."""
+        self.server = PlaneServer(self.plane, self.answer)
+        return self.server
 
-    def serve_client(self, parts, body):
-        """What a client of the endpoint `client` gets: run, runsync, status, stream, cancel."""
-        if parts[0] in ("run", "runsync"):
-            job_id = f"{parts[0]}-{next(self.numbers)}"
-            self.jobs.put({"id": job_id, **json.loads(body)})
-            if parts[0] == "run":
-                return {"id": job_id, "status": "IN_QUEUE"}
-            with self.changed:
-                self.changed.wait_for(lambda: job_id in self.bodies, self.sync)
-            return {"id": job_id, **self.state(job_id)}
-        job_id = parts[1]
-        if parts[0] == "cancel" and job_id not in self.bodies:
-            self.cancelled.add(job_id)
-            self.stops.put(job_id)
-        if parts[0] == "stream":
-            state = self.state(job_id)["status"]  # before the chunks: all of a job that is over are there
-            return {"id": job_id, "status": state, "stream": self.unread_chunks(job_id)}
-        return {"id": job_id, **self.state(job_id)}
+    # The faults
 
-    def unread_chunks(self, job_id):
-        with self.changed:
-            chunks = [{"output": data["output"]} for kind, one, data in self.log if (kind, one) == ("chunk", job_id)]
-            read = self.streamed.get(job_id, 0)
-            self.streamed[job_id] = len(chunks)
-            return chunks[read:]
-
-    def state(self, job_id):
-        with self.changed:
-            if job_id in self.cancelled:
-                return {"status": "CANCELLED"}
-            for kind, one, data in reversed(self.log):
-                if one == job_id and kind != "chunk":
-                    state = "IN_PROGRESS" if kind == "progress" else "FAILED" if "error" in data else "COMPLETED"
-                    return {"status": state, **{name: data[name] for name in ("output", "error") if name in data}}
-            return {"status": "IN_PROGRESS" if job_id in self.taken else "IN_QUEUE"}
-
-    def survives(self, kind, handler):
+    async def answer(self, scope, receive, send):
+        """The application, wrapped in faults."""
+        kind = scope["path"].split("/")[2]
         with self.changed:
             self.counts[kind] = number = self.counts.get(kind, 0) + 1
+            is_poll = kind.startswith("job-take")
+            self.polls += is_poll
             self.changed.notify_all()
+        gone = False
+
+        async def hear():
+            nonlocal gone
+            message = await receive()
+            gone = gone or message["type"] == "http.disconnect"
+            return message
+
         fault = self.fault(kind, number)
-        self.lost.fault = fault
-        if fault == "lose":
-            return True
         if fault == "drop":
-            handler.close_connection = True
-            return False
-        if isinstance(fault, int):
-            respond(handler, b"", fault)
-            return False
-        if fault:
-            time.sleep(fault)
-        return True
-
-    def held(self, items, most):
-        try:
-            found = [items.get(timeout=self.hold)]
-        except queue.Empty:
-            return []
-        while len(found) < most and not items.empty():
-            found.append(items.get_nowait())
-        return found
-
-    def hand_out(self, handler, jobs, single):
-        if not jobs:
-            return respond(handler, b"", 204)
-        with self.changed:
-            for job in jobs:
-                self.taken.setdefault(job["id"], []).append(time.monotonic())
-            self.changed.notify_all()
-        try:
-            return answer(handler, jobs[0] if single else jobs)
-        except OSError:
-            for job in jobs:  # the worker is gone: the platform hands the job to another
-                self.jobs.put(job)
-            raise
-
-    def hear(self, handler, kind, job_id, body):
-        data = json.loads(body)
-        if len(body) > LIMIT:
-            self.refused[job_id] = len(body)
-            return respond(handler, b"", 400)
-        if kind == "job-stream":
-            kind = "chunk"
-        elif data.get("status") == "IN_PROGRESS":
-            kind = "progress"
+            await hang_up(receive, send)
+        elif fault == "lose":
+            await self.app(scope, hear, swallow)
+            await hang_up(receive, send)
+        elif isinstance(fault, int):
+            await Response(status_code=fault)(scope, receive, send)
         else:
-            kind = "result"
+            await asyncio.sleep(fault or 0)
+            await self.app(scope, hear, send)
+        self.polls -= is_poll and not gone
+
+    # What is heard, on the plane's own thread
+
+    def on_taken(self, job):
         with self.changed:
-            self.log.append((kind, job_id, data))
-            if kind == "result":
-                self.bodies.setdefault(job_id, []).append(data)
+            self.taken.setdefault(job.id, []).append(time.monotonic())
             self.changed.notify_all()
-        if self.lost.value:
-            handler.close_connection = True
-            return None
-        return answer(handler, {})
+
+    def on_posted(self, kind, job, body):
+        with self.changed:
+            self.log.append((kind, job.id, body))
+            if kind == "result":
+                self.bodies.setdefault(job.id, []).append(body)
+            self.changed.notify_all()
+
+    def on_refused(self, job, size):
+        self.refused[job.id] = size
+
+    def on_pinged(self, worker, job_ids):
+        self.pings.append((time.monotonic(), job_ids))
+
+    # What a test does and asks
+
+    def put(self, job_id, fields, **beside):
+        """Queue a job; the same id once more hands the job out once more, as the platform may."""
+        known = self.plane.jobs.get(job_id)
+        if known:
+            self.on_plane(lambda: (self.plane.queue.append(known), self.plane.notify()))
+        else:
+            self.on_plane(lambda: self.plane.submit(JobRequest(fields, beside), job_id=job_id))
+
+    def stop(self, job_id):
+        """Have the worker stop the job, or a job of this id that it does not have."""
+
+        def stop():
+            self.plane.stops[job_id] = None
+            self.plane.notify()
+
+        self.on_plane(stop)
+
+    def on_plane(self, work):
+        """Do it on the plane's thread, where there is one already, and wait until it is done."""
+        if self.server is None:
+            work()
+            return
+
+        async def run():
+            work()
+
+        asyncio.run_coroutine_threadsafe(run(), self.server.loop).result()
 
     def wait(self, true):
         """Until it is so, as long as anything is heard of the workers or they compute."""
@@ -176,32 +150,53 @@ class ControlPlane:
         assert len(self.bodies[job_id]) == 1
         return self.bodies[job_id][0]
 
-    def put(self, job_id, fields, **more):
-        self.jobs.put({"id": job_id, "input": fields, **more})
-
     def steps(self, job_id):
         """How far the job is by its own progress."""
-        return self.state(job_id).get("output", {}).get("step", 0)
+        output = self.plane.jobs[job_id].output
+        return output.get("step", 0) if isinstance(output, dict) else 0
 
     def kinds(self, job_id):
         with self.changed:
             return [kind for kind, one, _ in self.log if one == job_id]
 
 
-def answer(handler, data, status=200):
-    respond(handler, json.dumps(data).encode(), status, Content_Type="application/json")
+async def hang_up(receive, send):
+    """End the connection without an answer. `send` is a method of uvicorn's, whose object has the connection."""
+    send.__self__.transport.abort()
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def swallow(message):
+    """In place of `send`: the answer goes nowhere."""
+
+
+class PlaneServer:
+    """An application on a port of loopback and a thread of its own, until `server_close`."""
+
+    def __init__(self, plane, app):
+        self.plane, self.listener = plane, listen("127.0.0.1", 0)
+        self.server_port = self.listener.getsockname()[1]
+        self.server, self.loop = web_server(app), asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        self.loop.run_until_complete(self.server.serve(sockets=[self.listener]))
+        self.loop.close()
+
+    def shutdown(self):
+        self.loop.call_soon_threadsafe(self.plane.close)
+        self.server.should_exit = True
+        self.thread.join()
+
+    def server_close(self):
+        self.listener.close()
 
 
 def addresses(address):
     """The environment by which the SDK's loop finds the plane."""
-    return {
-        "RUNPOD_WEBHOOK_GET_JOB": f"{address}/v2/job-take/$ID?gpu=A40",
-        "RUNPOD_WEBHOOK_POST_OUTPUT": f"{address}/v2/job-done/$RUNPOD_POD_ID/$ID?gpu=A40",
-        "RUNPOD_WEBHOOK_POST_STREAM": f"{address}/v2/job-stream/$RUNPOD_POD_ID/$ID?gpu=A40",
-        "RUNPOD_WEBHOOK_PING": f"{address}/v2/ping/$RUNPOD_POD_ID?gpu=A40",
-        "RUNPOD_POD_ID": "pod", "RUNPOD_AI_API_KEY": "key", "RUNPOD_ENDPOINT_ID": "endpoint",
-        "RUNPOD_PING_INTERVAL": "1000", "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true",
-    }  # fmt: skip
+    return environment(f"{address}/v2", "pod", "key") | {"RUNPOD_PING_INTERVAL": "1000"}
 
 
 class WorkerProcess:

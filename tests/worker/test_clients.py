@@ -19,7 +19,6 @@ from PIL import Image
 
 from ..conftest import ROOT, as_text, file_of, only_proved, respond
 from ..support.control_plane import ControlPlane, WorkerProcess, addresses
-from ..support.openai_proxy import proxy
 from ..support.patience import wait_until
 
 AI_SDK = ROOT / "tests/support/ai_sdk"
@@ -132,7 +131,7 @@ def test_runpod_s_provider_reads_pictures_from_the_bucket(generate_image, endpoi
     (drawn,) = answer["pictures"]
     assert opened(drawn["base64"]).size == (512, 512)
     (told,) = answer["providerMetadata"]["runpod"]["images"]
-    assert told["url"].startswith(f"{bucket['BUCKET_ENDPOINT_URL']}/pictures/runsync-0/0.png")
+    assert told["url"].startswith(f"{bucket['BUCKET_ENDPOINT_URL']}/pictures/sync-")
 
 
 def test_without_a_model_and_for_a_refusal_runpod_s_provider_raises(generate_image, endpoint, scene):
@@ -195,13 +194,11 @@ def test_runpod_s_sdk_streams_progress_and_then_the_reply(sdk, endpoint, shape):
 
 
 @pytest.fixture
-def images_api(web, endpoint):
+def images_api(endpoint):
     """images_api(**settings): the address of OpenAI's routes before a worker process."""
 
     def of(**settings):
-        plane = ControlPlane()
-        endpoint(plane, **settings)
-        return f"{web(proxy(plane))}/v1"
+        return f"{endpoint(ControlPlane(), **settings)}/client/openai/v1"
 
     return of
 

@@ -16,7 +16,6 @@ from qwen_worker.jobs.reply import posted_bytes, success_reply
 
 from ..conftest import as_text, run
 from ..support.control_plane import ControlPlane, WorkerProcess, addresses
-from ..support.openai_proxy import proxy
 
 NAMES = {"generate": "tiny-qwen-image/generate", "edit": "tiny-qwen-image/edit"}
 EXTRA = {"num_inference_steps": 2}
@@ -24,11 +23,11 @@ EXTRA = {"num_inference_steps": 2}
 
 @pytest.fixture
 def client(web):
-    """client(plane): the official client, whose calls become jobs of the plane."""
+    """client(address): the official client, whose calls become jobs of the plane that is served there."""
     opened = []
 
-    def of(plane):
-        opened.append(openai.OpenAI(api_key="key", base_url=f"{web(proxy(plane))}/v1", max_retries=0))
+    def of(address):
+        opened.append(openai.OpenAI(api_key="key", base_url=f"{address}/v2/client/openai/v1", max_retries=0))
         return opened[-1]
 
     yield of
@@ -43,8 +42,9 @@ def opened(picture):
 @pytest.mark.parametrize("stream", ["0", "1"])
 def test_the_official_client_against_the_worker_process(environment, web, client, scene, stream):
     plane = ControlPlane()
-    with WorkerProcess(environment(STREAM=stream, QWEN_FALLBACK="forbid", **addresses(web(plane)))) as worker:
-        ours = client(plane)
+    address = web(plane)
+    with WorkerProcess(environment(STREAM=stream, QWEN_FALLBACK="forbid", **addresses(address))) as worker:
+        ours = client(address)
         assert [one.id for one in ours.models.list()] == list(NAMES.values())
         drawn = ours.images.generate(
             prompt="a red circle", model=NAMES["generate"], n=2, size="256x256", quality="auto", user="me",
@@ -166,10 +166,10 @@ def test_without_a_model_a_call_fails_and_gets_no_stand_in(cold_worker, scene, r
 
 
 def test_without_a_model_the_official_client_raises(environment, web, client):
-    plane = ControlPlane()
-    with WorkerProcess(environment(QWEN_FALLBACK="force", **addresses(web(plane)))):
+    address = web(ControlPlane())
+    with WorkerProcess(environment(QWEN_FALLBACK="force", **addresses(address))):
         with pytest.raises(openai.InternalServerError) as caught:
-            client(plane).images.generate(prompt="a", size="256x256")
+            client(address).images.generate(prompt="a", size="256x256")
         assert caught.value.code == "model_unavailable"
 
 
@@ -183,9 +183,9 @@ def test_the_answer_is_never_longer_than_the_reply_that_was_measured():
 
 
 def test_two_calls_at_once_each_get_their_own(environment, web, client):
-    plane = ControlPlane()
-    with WorkerProcess(environment(QWEN_CONCURRENCY="2", **addresses(web(plane)))):
-        ours, found = client(plane), {}
+    address = web(ControlPlane())
+    with WorkerProcess(environment(QWEN_CONCURRENCY="2", **addresses(address))):
+        ours, found = client(address), {}
 
         def draw(side):
             drawn = ours.images.generate(prompt="a", size=f"{side}x{side}", extra_body=EXTRA)
