@@ -1,8 +1,8 @@
 """The first pictures: starts an endpoint on this machine with the tiny checkpoint, sends it jobs, saves the results.
 
-    python examples/quickstart.py                                                # one picture, and one edit
-    python examples/quickstart.py "a small red circle on the left, on a blue background"
-    python examples/quickstart.py "make the background green" --image out/generate.png
+    .venv/bin/python -m examples.quickstart                                      # one picture, and one edit
+    .venv/bin/python -m examples.quickstart "a small red circle on the left, on a blue background"
+    .venv/bin/python -m examples.quickstart "make the background green" --image out/generate.png
 
 What it sends is what a client of RunPod's endpoint sends, and the worker that answers is the one that runs there.
 """
@@ -19,6 +19,8 @@ from pathlib import Path
 import requests
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from qwen_tiny.world import wordings
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "models/tiny-qwen-image"
@@ -89,8 +91,6 @@ def own_job(prompt: str, image: Path | None) -> dict[str, dict]:
 
 def vocabulary() -> set[str]:
     """The words that the tiny checkpoint was trained on."""
-    from qwen_tiny.world import wordings
-
     return {word for line in wordings.corpus() for word in words_of(line)} - {"x"}
 
 
@@ -99,14 +99,12 @@ def words_of(text: str) -> list[str]:
 
 
 def unknown_words(prompt: str) -> list[str]:
-    """The prompt's words that the tiny checkpoint does not know, each once; `["..."]` for a prompt without any word."""
+    """The prompt's words that the tiny checkpoint does not know, each once."""
     known = vocabulary()
     return list(dict.fromkeys(word for word in words_of(prompt) if word not in known))
 
 
 def explain_vocabulary(unknown: list[str]) -> None:
-    from qwen_tiny.world import wordings
-
     sizes = [one for words in wordings.SIZE_WORDS.values() for one in words]
     places = [words[0] for words in wordings.POSITION_WORDS.values()]
     console.print(
@@ -115,9 +113,8 @@ def explain_vocabulary(unknown: list[str]) -> None:
         style="yellow",
         markup=False,
     )
-    for name, words in {
-        "colours": wordings.COLOURS, "shapes": wordings.SHAPES, "sizes": sizes, "places": places,
-    }.items():  # fmt: skip
+    kinds = {"colours": wordings.COLOURS, "shapes": wordings.SHAPES, "sizes": sizes, "places": places}
+    for name, words in kinds.items():
         console.print(f"  {name:<8} {', '.join(words)}")
     console.print("Prompts to try:")
     for example in EXAMPLES:
@@ -128,7 +125,7 @@ def address_of(server: subprocess.Popen) -> str:
     """The endpoint's URL, once it listens."""
     assert server.stdout
     for line in server.stdout:
-        if found := re.search(r"http://\S+", line):
+        if found := re.search(r"http://[\w.]+:\d+", line):
             return f"{found[0]}/v2/local"
     sys.exit(f"The endpoint ended with exit code {server.wait()} before it answered.")
 
@@ -136,7 +133,7 @@ def address_of(server: subprocess.Popen) -> str:
 def draw(url: str, name: str, fields: dict) -> None:
     """Send one job, show its progress, save its pictures."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{name}: loading", total=None)
         job = wait_for(url, fields, lambda message: show(bar, task, name, message))
     if job["status"] != "COMPLETED":

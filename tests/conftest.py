@@ -7,6 +7,7 @@ import http.server
 import io
 import itertools
 import os
+import socket
 import threading
 from pathlib import Path
 
@@ -211,6 +212,12 @@ def scene():
     picture = Image.new("RGB", (512, 512), "blue")
     ImageDraw.Draw(picture).ellipse((156, 156, 356, 356), fill="red")
     return picture
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def serve(answer):

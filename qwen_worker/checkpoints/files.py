@@ -75,7 +75,7 @@ def label_of(model: str) -> str:
 
 
 def limits_of(index: Json) -> str | None:
-    """The warning for a checkpoint whose model_index.json says in `_draws_only` how little it draws, as a tiny one's."""
+    """The warning for a checkpoint whose model_index.json says in `_draws_only` how little it draws."""
     what = index.get("_draws_only")
     if not isinstance(what, str) or not what:
         return None

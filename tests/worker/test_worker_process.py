@@ -7,7 +7,7 @@ import time
 
 import requests
 
-from ..conftest import ROOT, picture_of
+from ..conftest import ROOT, free_port, picture_of
 from ..support.patience import outcome, run_to_its_end
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2}
@@ -51,8 +51,6 @@ def test_a_laptop_is_answered_in_moments_and_fetches_nothing(environment, tmp_pa
 
 
 def test_the_local_api_serves_a_job(environment):
-    from examples.quickstart import free_port
-
     port = free_port()
     command = [sys.executable, "runpod_handler.py", "--rp_api_port", str(port)]
     env = environment(SERVER_MODE="local", QWEN_FALLBACK="force")
