@@ -339,7 +339,9 @@ def main() -> None:
         config |= {"handler": streaming_handler, "return_aggregate_stream": True}
     try:
         runpod.serverless.start(config)
-    except SystemExit as end:  # raised by the SDK after a test input
+    except SystemExit as end:  # raised by the SDK after a test input, and by its local API where that does not start
+        if settings.SERVER_MODE is ServerMode.LOCAL and end.code:
+            log_line(None, "ERROR", "the local API has not started; if its port is taken, --rp_api_port names another")
         end_process(end.code)
     end_process()
 
