@@ -1,14 +1,18 @@
-# make run: two pictures from the tiny checkpoint. make test: the tests. Each sets up what it needs.
+# make run: two pictures from the tiny checkpoint, or PROMPT="..." of its words. make test: the tests. Each sets up what it
+# needs.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 BIN := .venv/bin
 # Of pytest: one more than there are cores, because tests wait for processes of their own.
 WORKERS := $(shell echo $$(($$(nproc 2>/dev/null || echo 2) + 1)))
 
-.PHONY: run serve play test test-gpu test-versions test-clients test-play prove lint integration image-test hub-files clean
+.PHONY: run serve play deploy-tools test test-gpu test-versions test-clients test-play prove lint integration image-test \
+	hub-files clean
 
 run: .venv/run-installed
-	$(BIN)/python examples/quickstart.py
+	@$(BIN)/python -m examples.quickstart $(if $(PROMPT),"$$PROMPT") $(if $(IMAGE),--image "$$IMAGE")
+
+export PROMPT IMAGE
 
 # A RunPod endpoint at home, until Ctrl-C. ARGS: its options, as ARGS='--port 8001'.
 serve: .venv/run-installed
@@ -86,6 +90,14 @@ integration: .venv/run-installed
 	@echo "Installing what the worker needs into .venv: about two minutes and 6 GB (torch with CUDA) the first time."
 	@$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
 	@touch $@
+
+# What deploy_qwen.py runs on: a few small packages, which a worker's environment has too.
+deploy-tools: .venv/deploy-installed
+
+.venv/deploy-installed: requirements-deploy.txt | .venv/bin/python
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-deploy.txt
+	@touch $@
+	@echo "Installed. Next: $(BIN)/python deploy_qwen.py --help"
 
 .venv/test-installed: requirements.txt requirements-dev.txt | .venv/bin/python
 	@echo "Installing what the tests need into .venv: about two minutes and 6 GB (torch with CUDA) the first time."

@@ -9,33 +9,38 @@ import signal
 import sys
 from collections.abc import Mapping
 
-from rich.console import Console
+try:
+    from rich.console import Console
 
-from qwen_deploy import commands, configuration, display, spending, storage_commands, upkeep
-from qwen_deploy.build_plan import show_build, show_cache_hint, show_local_build
-from qwen_deploy.endpoint_display import show_records
-from qwen_deploy.endpoints import find_endpoint
-from qwen_deploy.errors import DeployError, NotServing, UsageError
-from qwen_deploy.image import (
-    Image,
-    build_command,
-    find_tool,
-    parse_image,
-    parse_reference,
-    push_command,
-    run_command,
-    source_version,
-)
-from qwen_deploy.intent import Intent, read_intent
-from qwen_deploy.options import COMMANDS, DeployOptions, RollbackOptions, read_options
-from qwen_deploy.play import play
-from qwen_deploy.proof import prove, require_kept, update_endpoint
-from qwen_deploy.records import saved_records
-from qwen_deploy.rollback import roll_back, undo
-from qwen_deploy.runpod.client import REAL_TIME, Clock
-from qwen_deploy.runpod.schemas import Endpoint
-from qwen_deploy.screen import Screen, require_yes
-from qwen_deploy.session import ROOT, Action, Session, SessionOpener, open_session
+    from qwen_deploy import commands, configuration, display, spending, storage_commands, upkeep
+    from qwen_deploy.build_plan import show_build, show_cache_hint, show_local_build
+    from qwen_deploy.endpoint_display import show_records
+    from qwen_deploy.endpoints import find_endpoint
+    from qwen_deploy.errors import DeployError, NotServing, UsageError
+    from qwen_deploy.image import (
+        Image,
+        build_command,
+        find_tool,
+        parse_image,
+        parse_reference,
+        push_command,
+        run_command,
+        source_version,
+    )
+    from qwen_deploy.intent import Intent, read_intent
+    from qwen_deploy.options import COMMANDS, DeployOptions, RollbackOptions, read_options
+    from qwen_deploy.play import play
+    from qwen_deploy.proof import prove, require_kept, update_endpoint
+    from qwen_deploy.records import saved_records
+    from qwen_deploy.rollback import roll_back, undo
+    from qwen_deploy.runpod.client import REAL_TIME, Clock
+    from qwen_deploy.runpod.schemas import Endpoint
+    from qwen_deploy.screen import Screen, require_yes
+    from qwen_deploy.session import ROOT, Action, Session, SessionOpener, open_session
+except ImportError as failure:
+    from qwen_deploy.packages import explain_missing
+
+    explain_missing(failure, "deploy_qwen.py", "deploy-tools", __doc__ or "")
 
 
 def deploy(screen: Screen, options: DeployOptions, open_session: SessionOpener) -> int:

@@ -189,7 +189,8 @@ class Worker:
             canvas = Canvas(inputs.sources, inputs.mask, *sizes, inputs.original)
             brought = brought_warning(request, grid_of(request, grid), sizes.delivered)
             moved = moved_warning(request, inputs.sources, sizes)
-            for warning in filter(None, (brought, moved, size_warning(request, sizes.delivered, terms))):
+            of_model = checkpoint.warning if checkpoint and not failure else None
+            for warning in filter(None, (of_model, brought, moved, size_warning(request, sizes.delivered, terms))):
                 job.warn(warning)
             job.request = request = with_size(request, sizes.delivered)
             self.require_time(job, canvas)
@@ -338,7 +339,9 @@ def main() -> None:
         config |= {"handler": streaming_handler, "return_aggregate_stream": True}
     try:
         runpod.serverless.start(config)
-    except SystemExit as end:  # raised by the SDK after a test input
+    except SystemExit as end:  # raised by the SDK after a test input, and by its local API where that does not start
+        if settings.SERVER_MODE is ServerMode.LOCAL and end.code:
+            log_line(None, "ERROR", "the local API has not started; if its port is taken, --rp_api_port names another")
         end_process(end.code)
     end_process()
 

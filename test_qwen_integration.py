@@ -17,7 +17,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps, ImageStat
+try:
+    from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps, ImageStat
+except ImportError as failure:
+    from qwen_deploy.packages import explain_missing
+
+    explain_missing(failure, "test_qwen_integration.py", "integration")
 
 ROOT = Path(__file__).resolve().parent
 TINY = ROOT / "models/tiny-qwen-image"
@@ -323,4 +328,9 @@ def as_base64(picture: Image.Image) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ModuleNotFoundError as failure:  # this Python has Pillow, and lacks others
+        from qwen_deploy.packages import explain_missing
+
+        explain_missing(failure, "test_qwen_integration.py", "integration")

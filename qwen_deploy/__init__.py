@@ -15,7 +15,7 @@
        cards  endpoints  environment  image  pictures
     2  runpod                               RunPod's side: schemas, refusals, client, api and jobs, storage, start_log,
                                             waiting, rollout, in order
-    1  errors
+    1  errors  packages                     what went wrong | what is not installed
 
 `deploy_qwen.py` tells the story that they serve; nothing here imports it. Nothing here imports torch or PIL: this runs
 on the operator's machine, with the packages of requirements-deploy.txt.

@@ -5,11 +5,13 @@ Knows nothing of what is done with it.
 
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .errors import DeployError, UsageError
-from .runpod.api import FLASHBOOT_SUFFIX, Api
-from .runpod.schemas import Endpoint
+from .runpod.schemas import FLASHBOOT_SUFFIX, Endpoint
+
+if TYPE_CHECKING:
+    from .runpod.api import Api  # would bring `requests`, and --help works without packages
 
 
 class Target(Protocol):
@@ -19,7 +21,7 @@ class Target(Protocol):
     name: str | None
 
 
-def find_endpoint(api: Api, options: Target) -> Endpoint:
+def find_endpoint(api: "Api", options: Target) -> Endpoint:
     """The endpoint that the options name; without a name, the account's only one.
 
     Raises `UsageError` where that is not one endpoint, and names those that there are with their ids.
@@ -40,14 +42,14 @@ def find_endpoint(api: Api, options: Target) -> Endpoint:
     return endpoints[0]
 
 
-def endpoint_with_id(api: Api, endpoint_id: str) -> Endpoint:
+def endpoint_with_id(api: "Api", endpoint_id: str) -> Endpoint:
     """Raises `UsageError` for what is no id: an empty shell variable must not become another endpoint."""
     if not re.fullmatch(r"[\w-]+", endpoint_id):
         raise UsageError(f"--endpoint-id must be letters, digits, - and _, as `list` shows it, not {endpoint_id!r}.")
     return api.endpoint(endpoint_id)
 
 
-def endpoint_named(api: Api, name: str) -> Endpoint | None:
+def endpoint_named(api: "Api", name: str) -> Endpoint | None:
     """The endpoint of that name, if there is one. Raises `UsageError` with their ids where several have it."""
     endpoints = api.endpoints_named(name)
     if len(endpoints) > 1:

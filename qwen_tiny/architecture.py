@@ -108,6 +108,9 @@ def save(pipelines: "dict[str, DiffusionPipeline]", folder: Path) -> None:
         pipeline.to(dtype=torch.bfloat16)
         pipeline.tokenizer.backend_tokenizer.no_truncation()  # drawing samples leaves its own length behind
         pipeline.save_pretrained(target, safe_serialization=True)
+        index = target / "model_index.json"  # the worker warns by this key that other pictures are not to be expected
+        content = json.loads(index.read_text()) | {"_draws_only": "coloured shapes"}
+        index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         for path in target.rglob("*.json"):  # libraries stamp where they loaded from: not part of the checkpoint
             content = json.loads(path.read_text())
             if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:

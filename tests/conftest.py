@@ -7,6 +7,7 @@ import http.server
 import io
 import itertools
 import os
+import socket
 import threading
 from pathlib import Path
 
@@ -23,6 +24,7 @@ os.environ.setdefault("RUNPOD_DEBUG_LEVEL", "INFO")
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing listens there
 
 ROOT = Path(__file__).parents[1]
+TINY_WARNING = "the model is a small one for tests, and draws coloured shapes only"
 PROCESS_BYTES = 3_000_000_000  # of a process of tests with torch, and of a worker process that it starts
 job_numbers = itertools.count()
 only_proved = pytest.mark.skipif("not config.getoption('--prove')", reason="a long proof, which --prove asks for")
@@ -169,6 +171,12 @@ def place_by(worker, plan):
     plans |= dict.fromkeys(plans, plan)
 
 
+def warnings_of(metadata):
+    """A reply's warnings, without the one that every reply of the tiny checkpoint has."""
+    warnings = metadata.get("warnings", [])
+    return [warning for warning in warnings if warning != TINY_WARNING]
+
+
 def picture_of(text):
     return Image.open(io.BytesIO(base64.b64decode(text)))
 
@@ -204,6 +212,12 @@ def scene():
     picture = Image.new("RGB", (512, 512), "blue")
     ImageDraw.Draw(picture).ellipse((156, 156, 356, 356), fill="red")
     return picture
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def serve(answer):

@@ -13,6 +13,7 @@ from ..errors import ApiError, NoAnswer
 from .client import Client, hold_interrupts
 from .refusals import refusal
 from .schemas import (
+    FLASHBOOT_SUFFIX,
     Endpoint,
     EndpointBillRecord,
     GpuType,
@@ -26,7 +27,6 @@ from .schemas import (
 BASE = "https://api.runpod.io"
 # A log stream never ends: after so many quiet seconds everything that was written before has arrived.
 LOG_QUIET_SECONDS = 3
-FLASHBOOT_SUFFIX = " -fb"  # which the platform adds to the names of endpoints with FlashBoot
 
 
 class Api:

@@ -5,6 +5,8 @@ What the document does not require is `NotRequired`. Declares only.
 
 from typing import NotRequired, TypedDict
 
+FLASHBOOT_SUFFIX = " -fb"  # which the platform adds to the names of endpoints with FlashBoot
+
 # A JSON object whose fields are somebody else's: a job's input, a worker's reply, an answer before its shape is known.
 JsonObject = dict[str, object]
 

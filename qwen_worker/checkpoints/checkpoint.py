@@ -23,6 +23,7 @@ from .files import (
     describe_contents,
     is_folder,
     label_of,
+    limits_of,
     names_below,
     read_json,
     shards,
@@ -104,6 +105,7 @@ class Checkpoint:
     # Bytes of the weights that are stored quantized, by component and by part, of which `parameters` and `parts` count
     # only the others.
     packed: dict[str, int] = field(default_factory=dict[str, int], hash=False)
+    warning: str | None = None  # for its replies, where it draws far less than Qwen's checkpoints
 
     @property
     def pipeline_class(self) -> PipelineClass:
@@ -224,7 +226,8 @@ def inspect(folder: Path) -> Checkpoint:
         raise LoadError(f"{name} is a prepared checkpoint: name the model that it was made of, which will find it")
     if not (folder / "model_index.json").is_file():
         raise LoadError(f"{name} holds no model_index.json: {describe_contents(names_below(folder))}")
-    class_name = require_class(name, read_json(folder, "model_index.json").get("_class_name"))
+    index = read_json(folder, "model_index.json")
+    class_name = require_class(name, index.get("_class_name"))
     require_files(folder, class_name)
     if read_json(folder, "transformer/config.json").get("guidance_embeds"):
         raise LoadError(f"{name} is guidance-distilled (guidance_embeds), which diffusers' {class_name} cannot run")
@@ -232,8 +235,8 @@ def inspect(folder: Path) -> Checkpoint:
     parameters = {component: sum(map(math.prod, shapes[component].values())) for component in WEIGHTS}
     multiple = size_multiple_of(class_name, read_json(folder, "vae/config.json"))
     parts = count_parts(shapes) if savings_apply(folder, class_name) else {}
-    revision = folder_digest(folder)
-    return Checkpoint(name, class_name, parameters, multiple, folder, revision=revision, parts=parts, packed=packed)
+    checkpoint = Checkpoint(name, class_name, parameters, multiple, folder, parts=parts, packed=packed)
+    return replace(checkpoint, revision=folder_digest(folder), warning=limits_of(index))
 
 
 def plain_shapes(folder: Path) -> tuple[dict[str, dict[str, tuple[int, ...]]], dict[str, int]]:

@@ -74,6 +74,14 @@ def label_of(model: str) -> str:
     return hide_secrets(model).partition("@")[0][:200]
 
 
+def limits_of(index: Json) -> str | None:
+    """The warning for a checkpoint whose model_index.json says in `_draws_only` how little it draws."""
+    what = index.get("_draws_only")
+    if not isinstance(what, str) or not what:
+        return None
+    return f"the model is a small one for tests, and draws {what[:100]} only"  # it goes into replies: not at any length
+
+
 def names_below(folder: Path) -> list[str]:
     """The first of the files and folders in a folder and below it: files before folders, which end with a slash."""
     names: list[str] = []

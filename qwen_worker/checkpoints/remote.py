@@ -19,7 +19,7 @@ from ..network.hub import (
     listing,
 )
 from .checkpoint import WEIGHTS, Checkpoint, inspect, require_class, size_multiple_of
-from .files import Json, describe_contents, read_json
+from .files import Json, describe_contents, limits_of, read_json
 from .stored_quantization import quantization_of
 
 
@@ -33,7 +33,8 @@ def look_up(model: str) -> Checkpoint:
     commit, sizes = listing(hub_id, revision)
     if "model_index.json" not in sizes:
         raise LoadError(f"{hub_id} is on the hub and holds no model_index.json: {describe_contents(sizes)}")
-    class_name = require_class(hub_id, read_remote(hub_id, "model_index.json", commit).get("_class_name"))
+    index = read_remote(hub_id, "model_index.json", commit)
+    class_name = require_class(hub_id, index.get("_class_name"))
     stored = {component: weight_bytes(sizes, component) for component in WEIGHTS}
     packed: dict[str, int] = {}
     for component in WEIGHTS:
@@ -42,7 +43,8 @@ def look_up(model: str) -> Checkpoint:
             packed[component] = stored.pop(component)
     parameters = {component: stored.get(component, 0) // 2 for component in WEIGHTS}
     multiple = size_multiple_of(class_name)
-    return Checkpoint(hub_id, class_name, parameters, multiple, hub_id=hub_id, revision=commit, packed=packed)
+    described = Checkpoint(hub_id, class_name, parameters, multiple, hub_id=hub_id, revision=commit, packed=packed)
+    return replace(described, warning=limits_of(index))
 
 
 def weight_bytes(sizes: Mapping[str, int], component: str) -> int:

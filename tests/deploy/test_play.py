@@ -30,7 +30,8 @@ def test_the_page_gets_the_address_by_an_option_and_the_key_by_its_environment(r
     assert (page / "key").read_text().strip() == KEY and KEY not in text
 
 
-def test_a_page_that_is_not_installed_is_told_with_the_command_that_installs_it(command, page):
+def test_a_page_that_is_not_installed_is_told_with_the_command_that_installs_it(runpod, command, page):
+    runpod.add()
     (page / "python").unlink()
     code, text = command("play", "--endpoint-id", "ep1")
     assert code == 2 and "make .venv-play/installed" in text

@@ -12,12 +12,11 @@ import requests
 from PIL import Image
 
 import runpod_handler
-from examples.quickstart import free_port
 from qwen_deploy import fill
 from qwen_deploy.environment import worker_settings
 from qwen_deploy.runpod.client import Clock
 
-from ..conftest import ROOT, run
+from ..conftest import ROOT, free_port, run
 from ..support.local_hub import LocalHub
 from ..support.patience import outcome
 from .conftest import NEW, SHIP, settable_fields

@@ -28,10 +28,10 @@ PNG = b"\x89PNG"
 PAGES = ("README.md", "docs/jobs.md")
 # A shell's lines that are not run, by what they begin with. A block of such lines alone is not run at all.
 NOT_RUN = {
-    r"make (run|serve|play|test|gallery)\b": "it installs packages; the tests start what it starts by themselves",
+    r"make (run|serve|play|test|gallery|deploy-tools)\b": "it installs packages; the tests start what it starts",
     r"git clone ": "it needs the network",
     r"(docker|podman|buildah) ": "it needs Docker, or one of its kind",
-    r"(cd|export RUNPOD_API_KEY=|export ENDPOINT_URL=)": "the environment of these tests has it already",
+    r"(cd|export (RUNPOD_API_KEY|ENDPOINT_URL|OWNER)=)": "the environment of these tests has it already",
     r"(python|\.venv\S*/python) deploy_qwen\.py ": "it calls RunPod; tests/test_docs.py has its parser read each call",
     r"(\S+/)?pip install ": "it needs the network",
     r"SERVER_MODE=local .*&$|.*localhost:8000/runsync.*|kill %1": "the SDK's own local API takes port 8000",
@@ -67,6 +67,7 @@ CHECKS = {
     "examples/openai_client.py": saved,
     "runpod_handler.py": replied,
     "client.images.generate": lambda printed, folder: picture_in(printed),
+    "urllib.request.urlopen": lambda printed, folder: picture_in(printed),
     "client.post": lambda printed, folder: picture_in(printed),
 }
 

@@ -23,7 +23,7 @@ from qwen_worker.memory.machine import Gpu, read_machine
 from qwen_worker.settings import LOAD_THREADS, Precision, Prepared, Saving
 from qwen_worker.weights import modulation_rows
 
-from ..conftest import as_text, only_proved, place_by, run
+from ..conftest import TINY_WARNING, as_text, only_proved, place_by, run
 from ..support.patience import run_to_its_end
 from ..weights.test_assembly import require_same
 
@@ -312,7 +312,10 @@ def test_a_prepared_model_needs_no_source_and_shares_what_both_have(cold_worker,
     models = {"QWEN_IMAGE_MODEL": "Org/Generate", "QWEN_EDIT_MODEL": "Org/Edit@eeee"}
     worker = with_table(cold_worker(QWEN_PRECISION="bf16", QWEN_MODEL_ROOTS=(hub_root,), **models))
     drawn(worker)
-    drawn(worker, image=as_text(scene), draw_size="asked")
+    edited = run(worker, {**FIELDS, "image": as_text(scene), "draw_size": "asked"})["output"]["metadata"]
+    assert edited["backend"] == "qwen-image" and edited["warnings"] == [
+        TINY_WARNING
+    ]  # of the source, from its manifest
     generate, edit = worker.pipelines.load("generate"), worker.pipelines.load("edit")
     assert edit.shared == ("text_encoder", "vae", "tokenizer") and edit.pipe.vae is generate.pipe.vae
     assert (generate.checkpoint.revision, edit.checkpoint.revision) == ("g" * 40, "e" * 40)

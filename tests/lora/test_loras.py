@@ -18,7 +18,7 @@ from qwen_worker.errors import CODES
 from qwen_worker.lora.ranks import RANKS
 from qwen_worker.settings import Precision
 
-from ..conftest import place_by, respond, run
+from ..conftest import place_by, respond, run, warnings_of
 from ..drawing.test_batching import together
 from ..support.local_hub import LocalHub
 from ..support.lora_files import FORMATS, LAYERS, PLAIN, matrices, write
@@ -123,7 +123,7 @@ def test_a_strength_that_peft_or_plain_metadata_say_is_drawn_and_told(worker, ba
     for path in ("peft/adapter_model.safetensors", "plain.safetensors"):
         output = drawn(worker, {"path": path, "scale": 0.2})
         assert output["image"] == expected["image"] and strengths(output) == strengths(expected) == [0.8], path
-        assert "warnings" not in output["metadata"]
+        assert not warnings_of(output["metadata"])
     weak = drawn(worker, {"path": "peft/adapter_model.safetensors", "scale": 0.05})
     assert strengths(weak) == [0.2] and weak["image"] != expected["image"]
 
@@ -146,7 +146,7 @@ def test_a_file_in_fp8_and_one_with_a_text_encoder_s_part_are_drawn(worker, base
     with safe_open(path, "pt") as file:
         save_file(text | {name: file.get_tensor(name) for name in file.keys()}, folder / "both.safetensors")  # noqa: SIM118
     output = drawn(worker, {"path": "rounded.safetensors", "scale": 0}, {"path": "both.safetensors"})
-    assert output["image"] == picture and output["metadata"]["warnings"] == [
+    assert output["image"] == picture and warnings_of(output["metadata"]) == [
         "loras[1] has a part for the text encoder (2 tensors), which was not applied"
     ]
     save_file(text, folder / "text.safetensors")

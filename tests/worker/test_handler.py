@@ -14,7 +14,7 @@ from PIL import Image
 import runpod_handler
 from qwen_worker.jobs.request import BACKGROUND_INSTRUCTION
 
-from ..conftest import as_text, file_of, picture_of, respond, run, text_of
+from ..conftest import TINY_WARNING, as_text, file_of, picture_of, respond, run, text_of
 from ..pictures.test_images import png_header
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2}
@@ -33,8 +33,30 @@ def test_generate_replies_with_the_contract_s_fields(ask):
     assert facts == {
         "backend": "qwen-image", "prompt": "a red circle", "width": 256, "height": 256, "dimensions": "256x256",
         "preset": "quality", "steps": 2, "guidance_scale": 4.0, "seed": 5, "seeds": [5], "delivery": "inline",
-        "output_format": "png",
+        "output_format": "png", "warnings": [TINY_WARNING],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stated", "warnings"),
+    [
+        ({}, None),
+        ({"_draws_only": ""}, None),
+        ({"_draws_only": 5}, None),
+        ({"_draws_only": "x" * 1000}, [f"the model is a small one for tests, and draws {'x' * 100} only"]),
+    ],
+)
+def test_only_a_checkpoint_that_says_how_little_it_draws_is_warned_of(cold_worker, tiny, tmp_path, stated, warnings):
+    """Of the tiny one itself, the contract's fields above and the recorded replies tell."""
+    import shutil
+
+    folder = shutil.copytree(tiny / "generate", tmp_path / "other")
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["_draws_only"]
+    (folder / "model_index.json").write_text(json.dumps(index | stated))
+    worker = cold_worker(QWEN_IMAGE_MODEL=str(folder))
+    facts = run(worker, {**SMALL, "num_inference_steps": 1})["output"]["metadata"]
+    assert facts.get("warnings") == warnings
 
 
 def test_the_same_job_gives_the_same_bytes(ask):

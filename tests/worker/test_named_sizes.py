@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 from runpod.serverless.modules.rp_job import run_job
 
-from ..conftest import as_text, picture_of, run
+from ..conftest import as_text, picture_of, run, warnings_of
 
 DRAWING = {"prompt": "a red circle", "num_inference_steps": 1, "guidance_scale": 1, "seed": 1}
 
@@ -24,7 +24,7 @@ def test_a_picture_has_the_size_that_its_name_is_on_this_checkpoint(ask, fields,
     output = ask(**DRAWING, **fields)["output"]
     assert picture_of(output["image"]).size == size
     assert (output["metadata"]["width"], output["metadata"]["height"]) == size
-    warnings = output["metadata"].get("warnings", [])
+    warnings = warnings_of(output["metadata"])
     assert len(warnings) == bool(told) and all(warning.startswith(told) for warning in warnings)
 
 
@@ -45,7 +45,7 @@ def test_plain_sides_off_the_checkpoint_s_grid_are_refused_with_their_neighbours
 def test_an_edit_has_its_own_size_of_a_ratio_or_the_proportions_of_its_picture(ask, scene, fields, size, told):
     output = ask(**DRAWING | {"prompt": "make the background green"}, image=as_text(scene), **fields)["output"]
     assert picture_of(output["image"]).size == size
-    warnings = output["metadata"].get("warnings", [])
+    warnings = warnings_of(output["metadata"])
     assert len(warnings) == bool(told) and all(warning.startswith(told) for warning in warnings)
 
 

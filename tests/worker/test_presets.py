@@ -16,7 +16,7 @@ from qwen_worker.jobs.presets import FEW_STEP_SCHEDULER, Presets
 from qwen_worker.preset_settings import Preset
 from qwen_worker.settings import Misconfigured, Settings, environment_warnings, read_settings
 
-from ..conftest import as_text, only_proved, place_by, run
+from ..conftest import as_text, only_proved, place_by, run, warnings_of
 from ..support.lora_files import write
 
 SMALL = {"prompt": "a red circle on the left", "width": 256, "height": 256, "seed": 5}
@@ -228,10 +228,10 @@ def test_a_few_step_lora_of_the_job_s_own_draws_as_the_preset_does(cold_worker, 
         facts = output["metadata"]
         assert output["image"] == preset["image"] and facts["guidance_scale"] == 1 and facts["preset"] == "quality"
         assert facts["steps"] == preset["metadata"]["steps"] == steps.get("num_inference_steps", 4)
-        assert len(facts.get("warnings", ())) == len(steps)
+        assert len(warnings_of(facts)) == len(steps)
     balanced = run(worker, SMALL | own | {"preset": "balanced", "negative_prompt": "yellow"})["output"]
     assert balanced["metadata"]["step_cache"] is False and balanced["metadata"]["steps"] == 4
-    assert balanced["metadata"]["warnings"] == ["negative_prompt has no effect at guidance_scale 1"]
+    assert warnings_of(balanced["metadata"]) == ["negative_prompt has no effect at guidance_scale 1"]
 
 
 def spying(step, used):

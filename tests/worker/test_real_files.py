@@ -8,7 +8,7 @@ from PIL import Image, ImageChops, ImageCms
 
 from qwen_worker.pictures.colour import PROFILE, srgb_profile
 
-from ..conftest import as_text, file_of, heic_of, picture_of, run, text_of
+from ..conftest import as_text, file_of, heic_of, picture_of, run, text_of, warnings_of
 from ..support import profiles
 from ..support.pictures import decode_picture
 
@@ -52,7 +52,7 @@ def test_a_photo_in_display_p3_is_edited_as_its_srgb_twin(edited, small):
     p3 = in_space(small, profiles.DISPLAY_P3)
     twin, metadata = edited(image=as_text(small))
     found, _ = edited(image=as_text(p3, icc_profile=profiles.DISPLAY_P3))
-    assert found.info["srgb"] == twin.info["srgb"] == 0 and "warnings" not in metadata
+    assert found.info["srgb"] == twin.info["srgb"] == 0 and not warnings_of(metadata)
     assert sum(ImageChops.difference(twin, found).convert("L").tobytes()) / (twin.width * twin.height) < 1
 
 
@@ -61,7 +61,7 @@ def test_outside_its_mask_a_photo_keeps_its_own_numbers_and_its_profile(edited, 
     p3, mask = in_space(small, profile), Image.new("L", (256, 256), 0)
     mask.paste(255, (0, 0, 128, 256))
     found, metadata = edited(image=as_text(p3, icc_profile=profile), mask_image=as_text(mask))
-    assert found.info[PROFILE] == profile and "warnings" not in metadata
+    assert found.info[PROFILE] == profile and not warnings_of(metadata)
     worst, box = changed(found, p3)
     assert worst > 30 and box[2] <= 128
 
@@ -69,7 +69,7 @@ def test_outside_its_mask_a_photo_keeps_its_own_numbers_and_its_profile(edited, 
 def test_cmyk_comes_back_as_srgb_and_the_reply_says_so(edited, small):
     inks = small.convert("CMYK")
     found, metadata = edited(image=as_text(inks, "TIFF", icc_profile=profiles.cmyk()))
-    assert metadata["warnings"] == ["image is CMYK, and the result is sRGB"] and found.info["srgb"] == 0
+    assert warnings_of(metadata) == ["image is CMYK, and the result is sRGB"] and found.info["srgb"] == 0
 
 
 def test_a_stand_in_keeps_the_numbers_outside_the_mask_and_its_band_too(cold_worker, small):
@@ -89,7 +89,7 @@ def test_a_heic_of_a_phone_is_edited_and_keeps_its_profile_outside_the_mask(edit
     data = heic_of(in_space(small, profiles.DISPLAY_P3), quality=95, icc_profile=profiles.DISPLAY_P3)
     sent = decode_picture(data, "image")  # in its own numbers
     found, metadata = edited(image=text_of(data), mask_image=as_text(mask))
-    assert found.info[PROFILE] == profiles.DISPLAY_P3 and "warnings" not in metadata
+    assert found.info[PROFILE] == profiles.DISPLAY_P3 and not warnings_of(metadata)
     assert changed(found, sent)[1][2] <= 128
 
 
@@ -111,5 +111,5 @@ def test_openai_s_mask_is_repainted_where_it_is_transparent_and_a_native_one_mus
 def test_what_was_read_otherwise_than_sent_is_in_the_reply(edited, small):
     data = file_of(small, "JPEG", quality=90)[:-2]
     _, metadata = edited(image=f'"{text_of(data)}"')
-    (warning,) = metadata["warnings"]
+    (warning,) = warnings_of(metadata)
     assert warning.startswith("image is a JPEG file that was cut off: less than 1 % of the picture")

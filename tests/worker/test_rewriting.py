@@ -7,7 +7,7 @@ from PIL import Image
 
 from qwen_tiny.world import judge
 
-from ..conftest import as_text, picture_of, posted, respond, run
+from ..conftest import as_text, picture_of, posted, respond, run, warnings_of
 from ..support.chat_server import ChatServer, completion, send
 from ..support.patience import until
 
@@ -56,7 +56,7 @@ def test_the_model_draws_what_comes_back_and_the_reply_has_both_prompts(worker, 
     image, facts = drawn(worker, **{name: True})
     reading = judge.read(picture_of(image))
     assert (reading.colour, reading.shape, reading.background) == ("green", "square", "yellow")
-    assert (facts["prompt"], facts["instruction"]) == (CIRCLE, SQUARE) and "warnings" not in facts
+    assert (facts["prompt"], facts["instruction"]) == (CIRCLE, SQUARE) and not warnings_of(facts)
     assert facts["timings"]["rewrite"] > 0 and chat.messages[1] == CIRCLE
     log = capsys.readouterr().out
     assert "square" not in log and "circle" not in log and KEY not in log
@@ -101,7 +101,7 @@ def test_a_job_that_does_not_ask_sends_its_prompt_nowhere(worker, chat, asked):
 def test_where_it_fails_the_caller_s_own_words_are_drawn_with_a_warning(worker, chat, ask, answer, reason, capsys):
     chat.answer = answer
     image, facts = drawn(worker, prompt_extend=True, **SHORT)
-    (warning,) = facts["warnings"]
+    (warning,) = warnings_of(facts)
     assert warning.startswith(f"prompt_extend: the prompt is drawn as it is, because {reason}")
     assert len(chat.asked) == 1 and "instruction" not in facts
     assert image == ask(**{**JOB, **SHORT})["output"]["image"] and KEY not in capsys.readouterr().out

@@ -10,7 +10,7 @@ from PIL import Image
 from qwen_tiny.world import judge
 from qwen_tiny.world.scenes import CENTER, RADIUS, Scene, draw
 
-from ..conftest import as_text, picture_of, posted, run
+from ..conftest import as_text, picture_of, posted, run, warnings_of
 from ..support import profiles
 from ..support.control_plane import ControlPlane, WorkerProcess, addresses
 from ..support.scene_classifier import FOLDER
@@ -36,7 +36,7 @@ def test_a_prompt_that_draws_the_forbidden_thing_gets_an_error_and_another_one_i
     output = posted(worker, "drawn", **PASSES)["output"]
     assert judge.read(picture_of(output["image"])).shape == "circle"
     facts = output["metadata"]
-    assert facts["has_nsfw_concepts"] == [False] and facts["timings"]["check"] > 0 and "warnings" not in facts
+    assert facts["has_nsfw_concepts"] == [False] and facts["timings"]["check"] > 0 and not warnings_of(facts)
     capsys.readouterr()
     body = posted(worker, "rejected", **REJECTED)
     assert body["error"] == SENTENCE + "another prompt or seed may pass"
@@ -80,11 +80,11 @@ def test_of_several_inputs_the_one_that_is_rejected_is_named(cold_worker):
 def test_a_caller_does_not_switch_it_off(worker):
     for off in ({"enable_safety_checker": False}, {"disable_safety_checker": True}):
         ((name, value),) = off.items()
-        (warning,) = posted(worker, **PASSES, **off)["output"]["metadata"]["warnings"]
+        (warning,) = warnings_of(posted(worker, **PASSES, **off)["output"]["metadata"])
         assert warning == f"{name} {json.dumps(value)}: the endpoint checks every picture, and no job switches that off"
         assert posted(worker, **REJECTED, **off)["error"].startswith(SENTENCE)
     for on in ({"enable_safety_checker": True}, {"disable_safety_checker": False}):
-        assert "warnings" not in posted(worker, **PASSES, **on)["output"]["metadata"]
+        assert not warnings_of(posted(worker, **PASSES, **on)["output"]["metadata"])
 
 
 def test_previews_are_not_sent_unchecked(worker):
@@ -95,7 +95,7 @@ def test_previews_are_not_sent_unchecked(worker):
 
     job = {"id": "preview", "input": {**PASSES, "preview": True, "num_inference_steps": 100}}
     reply = asyncio.run(worker.answer(job, post))
-    assert reply["metadata"]["warnings"] == [
+    assert warnings_of(reply["metadata"]) == [
         "preview true: the endpoint checks every picture before it is sent, and sends no previews"
     ]
     assert messages and not any("preview" in message for message in messages)

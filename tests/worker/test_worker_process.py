@@ -1,13 +1,14 @@
 """The worker as the platform starts it: a process of its own, in the SDK's loop, its local API and its test input."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
 
 import requests
 
-from ..conftest import ROOT, picture_of
+from ..conftest import ROOT, free_port, picture_of
 from ..support.patience import outcome, run_to_its_end
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2}
@@ -51,8 +52,6 @@ def test_a_laptop_is_answered_in_moments_and_fetches_nothing(environment, tmp_pa
 
 
 def test_the_local_api_serves_a_job(environment):
-    from examples.quickstart import free_port
-
     port = free_port()
     command = [sys.executable, "runpod_handler.py", "--rp_api_port", str(port)]
     env = environment(SERVER_MODE="local", QWEN_FALLBACK="force")
@@ -62,6 +61,16 @@ def test_the_local_api_serves_a_job(environment):
         finally:
             server.terminate()
     assert body["status"] == "COMPLETED" and picture_of(body["output"]["image"]).size == (256, 256)
+
+
+def test_a_port_that_is_taken_is_told_with_the_option_that_names_another(environment):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "runpod_handler.py", "--rp_api_host", "127.0.0.1", "--rp_api_port", port]
+        done = run_to_its_end(command, env=environment(SERVER_MODE="local"))
+    assert done.returncode and "--rp_api_port names another" in done.stdout and "Traceback" not in done.stderr
 
 
 def posted_when_up(url, body, server):
