@@ -18,6 +18,7 @@ from qwen_deploy.image import Image, build_command, find_tool, parse_image, push
 from qwen_deploy.intent import Intent, read_intent
 from qwen_deploy.options import COMMANDS, DeployOptions, RollbackOptions, read_options
 from qwen_deploy.proof import prove, require_kept, update_endpoint
+from qwen_deploy.purchase import require_offered
 from qwen_deploy.rollback import roll_back, undo
 from qwen_deploy.runpod.client import REAL_TIME, Clock
 from qwen_deploy.runpod.schemas import Endpoint
@@ -75,6 +76,7 @@ def ship(session: Session, options: DeployOptions, intent: Intent) -> int:
     """Make the change, prove it, and undo it where it does not serve or the operator interrupts. The exit code."""
     screen, image = session.screen, intent.target["image"]
     require_unchanged(session, intent)
+    require_offered(session.api, intent.purchase)
     saved = session.records.save(intent.endpoint) if intent.endpoint and intent.changes else None
     code, check = 1, False
     try:

@@ -2,24 +2,23 @@
 
 import base64
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from . import cards, configuration
+from . import cards
+from .costs import show_costs
 from .display import show_endpoint, show_workers
-from .environment import cuda_floor, parse_assignments, worker_settings
 from .errors import DeployError, UsageError
-from .intent import choose_tasks
 from .options import CostOptions, LogsOptions, SendOptions, StatusOptions
+from .overrun import StageWatch, explain_overrun, limit_of
 from .pictures import read_pictures
 from .proof import job_timing
-from .records import Timing
 from .runpod.jobs import describe_progress
 from .runpod.schemas import JobStatus, JsonObject
 from .screen import Screen
-from .session import ROOT, Session
+from .session import Session
 
+QUEUE_SECONDS = 900  # that `send` waits beside the seconds that a job may run: for a worker, and for its files
 SessionOpener = Callable[[], Session]
 # What a command does: it takes the options of that command (hence Any) and returns the exit code.
 Action = Callable[[Screen, Any, SessionOpener], int]
@@ -59,13 +58,20 @@ def send(screen: Screen, options: SendOptions, open_session: SessionOpener) -> i
     session = open_session()
     endpoint = session.api.endpoint(options.endpoint_id)
 
+    limit, stages = limit_of(endpoint), StageWatch()
+    patience = options.timeout or QUEUE_SECONDS + (limit or QUEUE_SECONDS)
+
     def show(status: JobStatus) -> None:
+        stages.look(status)
         screen.progress(describe_progress(status))
 
     with screen.live_progress():
-        answer = session.queue(endpoint).ask(fields, options.timeout, options.timeout, show, screen.warn)
+        answer = session.queue(endpoint).ask(fields, limit, patience, show, screen.warn)
+    overrun = explain_overrun(str(fields["task"]), answer, limit, stages.stage)
     if answer.state != "COMPLETED" or answer.error:
-        raise DeployError(f"The job is {answer.state}: {answer.error or 'no reason given'}")
+        raise DeployError(overrun or f"The job is {answer.state}: {answer.error or 'no reason given'}")
+    if overrun:
+        screen.warn(overrun)
     task = str(fields["task"])
     if task in ("health", "debug"):
         screen.say(json.dumps(answer.reply, indent=2))
@@ -107,41 +113,8 @@ def job_fields(options: SendOptions) -> JsonObject:
 
 
 def cost(screen: Screen, options: CostOptions, open_session: SessionOpener) -> int:
-    """Dollars an image: the live price for the seconds that were measured on that pool; never guessed for another."""
-    session = open_session()
-    endpoint = session.api.endpoint(options.endpoint_id) if options.endpoint_id else None
-    present = configuration.flatten(endpoint)["env"] if endpoint else {}
-    env = {**present, **parse_assignments(options.env, os.environ)}
-    tasks, settings, torch_cuda = choose_tasks(options.tasks, env), worker_settings(env), cuda_floor(ROOT)
-    timings = session.records.timings(options.endpoint_id) if options.endpoint_id else []
-    rows: list[list[str]] = []
-    for pool in cards.read_pools(session.api, options.min_cuda):
-        fit = cards.fit(pool, settings, tasks, options.ram_gb, torch_cuda)
-        seconds = [options.seconds or mean_seconds(task, pool, timings) for task in ("generate", "edit")]
-        rows.append([
-            pool.id, ", ".join(pool.cards), f"{pool.memory} GB", f"${pool.price:.2f}", pool.stock.lower(),
-            fit.layout if fit.plan else "does not fit",
-            *("not measured" if each is None else f"${pool.price / 3600 * each:.4f}" for each in seconds),
-        ])  # fmt: skip
-    names = ["pool", "cards", "memory", "$/h", "stock", f"layout ({options.ram_gb:g} GB RAM)", "$/picture", "$/edit"]
-    screen.table(names, rows)
-    if options.seconds:
-        screen.say(f"Computed from {options.seconds:g} s a picture.")
-    else:
-        screen.say("Measured: the mean of this endpoint's jobs sent from here on a card of the pool, loads left out.")
-    screen.say("Idle seconds, loads of cold workers and the disk come on top.")
+    show_costs(screen, options, open_session())
     return 0
-
-
-def mean_seconds(task: str, pool: cards.Pool, timings: Sequence[Timing]) -> float | None:
-    """Seconds a picture, measured on the pool's cards; None where no such job was sent from here."""
-    tasks = ("generate",) if task == "generate" else ("edit", "background_replacement")
-    seconds = [
-        timing["seconds"] / timing["pictures"]
-        for timing in timings
-        if timing["task"] in tasks and timing["card"] in pool.types
-    ]
-    return sum(seconds) / len(seconds) if seconds else None
 
 
 ACTIONS: dict[str, Action] = {"status": status, "logs": logs, "send": send, "cost": cost}
