@@ -1,12 +1,12 @@
-# The worker, with the weights of both 20B models: docker build -t qwen-image .
-# Without them, for cached models or a network volume: --build-arg BAKE=no. docs/deploying.md has sizes and variants.
+# The worker without weights, for cached models or a network volume: docker build -t qwen-image .
+# With those of both 20B models, 105 GB: --build-arg BAKE=yes. docs/deploying.md has sizes and variants.
 #
 # The stages are in the order in which they change least: weights before packages before code, so that a change of code
 # pushes and pulls megabytes. BASE_IMAGE: any Debian or Ubuntu with Python 3.11 or later.
 ARG BASE_IMAGE=python:3.12.12-slim-bookworm@sha256:593bd06efe90efa80dc4eee3948be7c0fde4134606dd40d8dd8dbcade98e669c
 # [weights: what stands between such brackets is left out of .runpod/Dockerfile, which `make hub-files` writes
-# no: an image without weights, for cached models or a network volume.
-ARG BAKE=yes
+# yes: the weights of BAKE_MODELS are laid into the image.
+ARG BAKE=no
 # Hub ids, each perhaps with @revision; a gated one needs --secret id=hf_token,src=FILE.
 ARG BAKE_MODELS="Qwen/Qwen-Image Qwen/Qwen-Image-Edit"
 # A download that fails: fail the build, or leave-out the model.
@@ -62,7 +62,7 @@ ARG LAYERS=24
 # BAKE_MODELS is a list.
 # hadolint ignore=SC2086
 RUN --mount=type=secret,id=hf_token \
-    if [ "${BAKE}" = no ]; then BAKE_MODELS=; fi; \
+    if [ "${BAKE}" != yes ]; then BAKE_MODELS=; fi; \
     /bake/step plan --layers "${LAYERS}" --failure "${BAKE_FAILURE}" ${BAKE_MODELS}
 # weights]
 

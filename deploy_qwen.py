@@ -11,40 +11,46 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from qwen_deploy import commands, configuration, display
-from qwen_deploy.commands import Action, SessionOpener
+from qwen_deploy import commands, configuration, display, spending, storage_commands, upkeep
+from qwen_deploy.build_plan import show_build, show_cache_hint, show_local_build
+from qwen_deploy.endpoint_display import show_records
+from qwen_deploy.endpoints import find_endpoint
 from qwen_deploy.errors import DeployError, NotServing, UsageError
-from qwen_deploy.image import Image, build_command, find_tool, parse_image, push_command, run_command, source_version
+from qwen_deploy.image import (
+    Image,
+    build_command,
+    find_tool,
+    parse_image,
+    parse_reference,
+    push_command,
+    run_command,
+    source_version,
+)
 from qwen_deploy.intent import Intent, read_intent
 from qwen_deploy.options import COMMANDS, DeployOptions, RollbackOptions, read_options
 from qwen_deploy.proof import prove, require_kept, update_endpoint
 from qwen_deploy.purchase import require_offered
+from qwen_deploy.records import saved_records
 from qwen_deploy.rollback import roll_back, undo
 from qwen_deploy.runpod.client import REAL_TIME, Clock
 from qwen_deploy.runpod.schemas import Endpoint
-from qwen_deploy.screen import Screen
-from qwen_deploy.session import ROOT, Session, open_session
+from qwen_deploy.screen import Screen, require_yes
+from qwen_deploy.session import ROOT, Action, Session, SessionOpener, open_session
 
 
 def deploy(screen: Screen, options: DeployOptions, open_session: SessionOpener) -> int:
     """From the working tree to an endpoint that is proved to serve. The exit code."""
-    tag = options.tag or source_version(ROOT)
-    image = parse_image(options.image_name, tag, options.registry)
-    if options.build_only or options.push_only:
-        make_image(screen, options, image, build=not options.push_only, push=not options.build_only)
-        return 0
-    if not image.pullable and not options.skip_build and not options.dry_run:
-        make_image(screen, options, image, build=True, push=False)
-        screen.warn(
-            "RunPod pulls from a registry: --registry docker.io/<you> pushes there and deploys. Nothing deployed."
-        )
-        return 0
-    if tag == "latest" or not image.pullable:
-        mistake = "--tag must not be latest" if tag == "latest" else "--registry is needed"
+    image = choose_image(options)
+    if options.build_only or options.push_only or not (image.pullable or options.skip_build):
+        return stay_here(screen, options, image)
+    if image.tag == "latest" or not image.pullable:
+        mistake = "--tag must not be latest" if image.tag == "latest" else "--registry is needed"
         raise UsageError(f"{mistake}: RunPod's hosts must be able to pull exactly this build, not {image.reference}.")
 
     session = open_session()
-    intent = read_intent(session, options, image, options.worker_version or tag)
+    intent = read_intent(session, options, image, options.worker_version or image.tag)
+    if not options.skip_build:
+        show_build(screen, options, image)
     display.show_intent(screen, options, image, intent)
     if options.dry_run:
         return 0
@@ -54,10 +60,38 @@ def deploy(screen: Screen, options: DeployOptions, open_session: SessionOpener) 
     return ship(session, options, intent)
 
 
-def require_yes(screen: Screen, given: bool) -> None:
-    """`given` on the command line, or now. Raises `UsageError` for anything else."""
-    if not given and not screen.confirm("Go on?"):
-        raise UsageError("Nothing was done: it needs a yes, on a terminal or as --yes.")
+def stay_here(screen: Screen, options: DeployOptions, image: Image) -> int:
+    """Build or push alone, without an endpoint and without an account. The exit code."""
+    if not options.push_only:
+        show_local_build(screen, options, image)
+        if options.dry_run:
+            screen.say("$ " + " ".join(build_command(find_tool(options.builder), image, options)))
+            return 0
+        require_no_objection(screen, options.yes)
+    make_image(screen, options, image, build=not options.push_only, push=options.push_only)
+    if not options.build_only and not options.push_only:
+        screen.warn(
+            "RunPod pulls from a registry: --registry docker.io/<you> pushes there and deploys. Nothing deployed."
+        )
+    return 0
+
+
+def choose_image(options: DeployOptions) -> Image:
+    """The image to build, or with --image the one that is there. Raises `UsageError`."""
+    if not options.image:
+        return parse_image(options.image_name, options.tag or source_version(ROOT), options.registry)
+    given = {"--registry": options.registry, "--tag": options.tag, "--build-arg": options.build_arg}
+    given |= {"--build-only": options.build_only, "--push-only": options.push_only}
+    if beside := [name for name, value in given.items() if value]:
+        raise UsageError(f"{', '.join(beside)} has no meaning beside --image, which names an image that is there.")
+    options.skip_build = True
+    return parse_reference(options.image)
+
+
+def require_no_objection(screen: Screen, given: bool) -> None:
+    """A build costs no money: it is asked for on a terminal alone. Raises `UsageError` for a no."""
+    if screen.console.is_terminal:
+        require_yes(screen, given)
 
 
 def make_image(screen: Screen, options: DeployOptions, image: Image, build: bool, push: bool) -> None:
@@ -96,6 +130,7 @@ def ship(session: Session, options: DeployOptions, intent: Intent) -> int:
         else:
             screen.good(f"Endpoint {endpoint['id']} serves {image}.")
         display.show_use(screen, endpoint, saved)
+        show_cache_hint(screen, endpoint, intent.target["env"], intent.tasks)
     finally:  # a fault of this program too, whose traceback follows, must not leave a change half proved
         if code:
             undo(session, options, intent, saved, check)
@@ -140,20 +175,21 @@ def change(session: Session, options: DeployOptions, intent: Intent) -> tuple[En
 
 def rollback(screen: Screen, options: RollbackOptions, open_session: SessionOpener) -> int:
     """To the newest saved configuration that differs from the present one, or to the one named. The exit code."""
-    session = open_session()
-    endpoint = session.api.endpoint(options.endpoint_id)
-    present, records = configuration.flatten(endpoint), session.records.saved(options.endpoint_id)
-    if options.list:
-        display.show_records(screen, records)
+    if options.list:  # reads this machine's files alone, and so needs no key
+        show_records(screen, saved_records(options.state, options.endpoint_id, options.name))
         return 0
-    candidates = [session.records.read(options.to)] if options.to else records
+    session = open_session()
+    endpoint = find_endpoint(session.api, options)
+    endpoint_id = endpoint["id"]
+    present, records = configuration.flatten(endpoint), session.records.saved(endpoint_id)
+    candidates = [session.records.read_named(endpoint_id, options.to)] if options.to else records
     for saved in candidates:
         if changes := configuration.changes(present, configuration.flatten(saved.endpoint)):
             break
     else:
-        raise DeployError(f"There is no other saved configuration of endpoint {options.endpoint_id} to go back to.")
-    if saved.endpoint["id"] != options.endpoint_id:
-        raise UsageError(f"--to is a configuration of {saved.endpoint['id']}, not of {options.endpoint_id}.")
+        raise DeployError(f"There is no other saved configuration of endpoint {endpoint_id} to go back to.")
+    if saved.endpoint["id"] != endpoint_id:
+        raise UsageError(f"--to is a configuration of {saved.endpoint['id']}, not of {endpoint_id}.")
     screen.say(f"Back to what was saved at {saved.saved_at}:")
     display.show_changes(screen, changes)
     if options.dry_run:
@@ -163,7 +199,10 @@ def rollback(screen: Screen, options: RollbackOptions, open_session: SessionOpen
     return 0 if roll_back(session, options, saved, check=not options.no_test) else 1
 
 
-ACTIONS: dict[str, Action] = {"deploy": deploy, "rollback": rollback, **commands.ACTIONS}
+ACTIONS: dict[str, Action] = {
+    "deploy": deploy, "rollback": rollback, "spent": spending.spent, **commands.ACTIONS, **upkeep.ACTIONS,
+    **storage_commands.ACTIONS,
+}  # fmt: skip
 
 
 def main(
@@ -186,7 +225,10 @@ def main(
         screen.bad(str(error))
         return 1
     except KeyboardInterrupt:
-        screen.bad("Interrupted. No endpoint was being changed.")
+        # A deployment or rollback that had begun to change something has undone it, and returned its own exit code.
+        is_changing = name in upkeep.CHANGING
+        look = "`list` says whether the change was made." if is_changing else "No endpoint was being changed."
+        screen.bad(f"Interrupted. {look}")
         return 130
 
 

@@ -254,6 +254,7 @@ class Worker:
     def draw(self, entry: DrawingJob, failure: LoadError | None) -> DrawingResult:
         """The pictures and what drew them, loading the model first where it is not; on the inference thread."""
         job, canvas, loaded = entry.job, entry.canvas, failure
+        job.describe_load = self.pipelines.load_state
         job.enter(Stage.LOADING)
         if loaded is None:
             with timed(job.timings, "load"):

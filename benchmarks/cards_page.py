@@ -49,7 +49,8 @@ them a picture should take 10 to 12 s there, by the rates that others measured f
 Smaller cards reach a larger share of their rate, so what is computed or scaled for them is likelier to be too high: an
 L20 took 181 s, measured by others at 1328x1328, where this arithmetic says 290. Loads, transfers from RAM and quantized
 products are left out of what is computed, and everywhere a worker's start and the idle seconds after a job
-(`--idle-timeout`), which cost as much as drawing. Half the steps cost half, and `guidance_scale` 1 half of that. Jobs
+(`--idle-timeout`), which cost as much as drawing. A worker's RAM changes its [plan](operating.md#memory), which these
+figures take no account of. Half the steps cost half, and `guidance_scale` 1 half of that. Jobs
 that take longer than 300 seconds need a higher `--execution-timeout`. With live prices and your endpoint's own seconds:
 `python deploy_qwen.py cost --endpoint-id ID`.
 """

@@ -1,7 +1,7 @@
 """Lay checkpoints into an image: `plan` what goes where, `fetch` one layer after the other, `link` the checkpoints.
 
-Each is a step of the Dockerfile of its own, so that a build that failed goes on with the layer that failed. Knows
-nothing of what is in the files.
+Each is a step of the Dockerfile of its own, so that a build that failed goes on with the layer that failed. `fill` does
+all of it at once, on a network volume, which has no layers. Knows nothing of what is in the files.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qwen_worker.errors import LoadError
 
-from . import contents, fetch, links, listing
+from . import contents, fetch, links, listing, volume
 from .contents import GB, Blob, Model
 
 SECRET = Path("/run/secrets/hf_token")  # where the build secret of this name is mounted
@@ -76,6 +76,15 @@ def link_models(options: Options) -> None:
             links.link(settled, model, options.root)
 
 
+def fill_volume(options: Options) -> None:
+    """Fill a network volume. The last line begins with `FILL done:` or `FILL failed:`."""
+    try:
+        volume.say(f"done: {volume.fill(options.models, options.root, token())}")
+    except LoadError as failure:
+        volume.say(f"failed: {failure.reason}")
+        sys.exit(1)
+
+
 def give_up_or_leave_out(optional: bool, reason: str) -> None:
     """End the build, or go on without the model where it is optional."""
     if not optional:
@@ -110,6 +119,10 @@ def parser() -> argparse.ArgumentParser:
         if name == "fetch":
             step.add_argument("layer", type=int, help="its number, from 0")
             step.add_argument("--partial", type=Path, default="/partial", help="what is not whole yet (%(default)s)")
+    step = steps.add_parser("fill")
+    step.set_defaults(step=fill_volume)
+    step.add_argument("--root", type=Path, required=True, help="where the volume is mounted")
+    step.add_argument("models", nargs="+", help="hub ids, each perhaps with @revision")
     return command
 
 

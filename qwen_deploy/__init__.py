@@ -1,12 +1,20 @@
 """The parts of the deploy helper. Each imports only from its own package and from lower lines of this drawing:
 
-    7  rollback  commands                   the way back | what changes no endpoint
+    7  rollback  commands  upkeep  spending   the way back | what changes no endpoint | its workers | its bill
+       storage_commands                     volumes, credentials of registries, models
        hub_files  settings_page             two commands: the Hub's files, docs/settings.md
-    6  proof  display                       does the endpoint serve? | plans and endpoints in tables
+    6  proof  diagnosis                     does the endpoint serve? | why it does not
+       display  endpoint_display            plans in tables | endpoints in tables
+       fill                                 how a volume is filled
     5  intent                               what a deployment is to reach
+       build_plan  fill_pod                 what a build takes, and where weights come from | the Pod that fills
     4  configuration  options  session      an endpoint's fields | the command line | what all commands work with
-    3  cards  environment  image  pictures  records  screen
-    2  runpod                               RunPod's side: schemas, refusals, client, api and jobs, rollout, in order
+       command_options  storage_options     and the parts of the command line that are not about deployments
+       released  volumes                    the released models | volumes and their data centres
+    3  records  screen                      what this machine keeps | what the operator sees
+       cards  endpoints  environment  image  pictures
+    2  runpod                               RunPod's side: schemas, refusals, client, api and jobs, storage, start_log,
+                                            waiting, rollout, in order
     1  errors
 
 `deploy_qwen.py` tells the story that they serve; nothing here imports it. Nothing here imports torch or PIL: this runs

@@ -77,10 +77,18 @@ def describe_layout(plan: Plan) -> str:
     return ", ".join([plan.precision.value, *notes])
 
 
-def read_pools(api: Api, min_cuda: str | None = None) -> list[Pool]:
-    """The pools that serverless offers, cheapest first, with their stock on hosts from this CUDA version."""
+def read_pools(api: Api, min_cuda: str | None = None, data_centers: Sequence[str] = ()) -> list[Pool]:
+    """The pools that serverless offers, cheapest first, with their stock on hosts from this CUDA version.
+
+    `data_centers`: those whose stock counts; all of them where none is named.
+    """
+    return group_pools(api.gpus(min_cuda), data_centers)
+
+
+def group_pools(gpus: Sequence[GpuType], data_centers: Sequence[str] = ()) -> list[Pool]:
+    """The catalogue's cards as pools, as `read_pools` has them."""
     cards_by_pool: dict[str, list[GpuType]] = {}
-    for card in api.gpus(min_cuda):
+    for card in gpus:
         if (pool := card.get("pool")) and card["manufacturer"].upper() == "NVIDIA" and "serverless" in card["price"]:
             cards_by_pool.setdefault(pool, []).append(card)
     pools = [
@@ -90,7 +98,7 @@ def read_pools(api: Api, min_cuda: str | None = None) -> list[Pool]:
             tuple(card["id"] for card in cards),
             min(card["memory"] for card in cards),
             max(hourly_price(card) for card in cards),
-            max((stock_level(card) for card in cards), key=STOCK.index),
+            max((stock_level(card, data_centers) for card in cards), key=STOCK.index),
         )
         for pool, cards in cards_by_pool.items()
     ]
@@ -103,9 +111,18 @@ def hourly_price(card: GpuType) -> float:
     return float(price) if isinstance(price, int | float) and 0 < price < inf else 0.0
 
 
-def stock_level(card: GpuType) -> str:
-    """One of `STOCK`; LOW, which rules no card out, where RunPod names no level or one that is not known here."""
-    level = card.get("availability", "")
+def stock_level(card: GpuType, data_centers: Sequence[str] = ()) -> str:
+    """One of `STOCK`; LOW, which rules no card out, where RunPod names no level or one that is not known here.
+
+    In the named data centres it is NONE where RunPod lists none of them: it leaves out those without the card.
+    """
+    if not data_centers:
+        return known_level(card.get("availability", ""))
+    places = [place for place in card.get("dataCenters", []) if place["id"] in data_centers]
+    return max((known_level(place["availability"]) for place in places), key=STOCK.index, default="NONE")
+
+
+def known_level(level: str) -> str:
     return level if level in STOCK else "LOW"
 
 

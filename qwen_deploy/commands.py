@@ -2,52 +2,57 @@
 
 import base64
 import json
-from collections.abc import Callable
-from typing import Any
 
-from . import cards
+from . import cards, configuration
 from .costs import show_costs
-from .display import show_endpoint, show_workers
-from .errors import DeployError, UsageError
+from .diagnosis import find_causes
+from .endpoint_display import show_endpoint, show_next, show_workers
+from .endpoints import find_endpoint
+from .errors import ApiError, DeployError, NotServing, UsageError
 from .options import CostOptions, LogsOptions, SendOptions, StatusOptions
 from .overrun import StageWatch, explain_overrun, limit_of
 from .pictures import read_pictures
 from .proof import job_timing
-from .runpod.jobs import describe_progress
-from .runpod.schemas import JobStatus, JsonObject
+from .runpod.jobs import Answer
+from .runpod.schemas import Endpoint, JobStatus, JsonObject
+from .runpod.waiting import Waiting
 from .screen import Screen
-from .session import Session
+from .session import Action, Session, SessionOpener
 
 QUEUE_SECONDS = 900  # that `send` waits beside the seconds that a job may run: for a worker, and for its files
-SessionOpener = Callable[[], Session]
-# What a command does: it takes the options of that command (hence Any) and returns the exit code.
-Action = Callable[[Screen, Any, SessionOpener], int]
 
 
 def status(screen: Screen, options: StatusOptions, open_session: SessionOpener) -> int:
+    """The endpoint, its workers and its queue; and where jobs do not get done, why."""
     session = open_session()
-    endpoint = session.api.endpoint(options.endpoint_id)
+    endpoint = find_endpoint(session.api, options)
+    workers, releases = session.api.workers(endpoint["id"])["workers"], session.api.releases(endpoint["id"])
+    counts = session.job_counts(endpoint)
     show_endpoint(screen, endpoint)
-    show_workers(screen, session, endpoint["id"])
-    counts = session.queue(endpoint).job_counts()
-    jobs = " · ".join(f"{state} {count}" for state, count in counts.items())
-    screen.say(f"Jobs: {jobs or 'none'}")
+    show_workers(screen, workers, releases)
+    jobs = " · ".join(f"{state} {count}" for state, count in (counts or {}).items())
+    screen.say(f"Jobs: {jobs or ('none' if counts is not None else 'not known')}")
+    causes = find_causes(session, endpoint, workers, counts)
+    for cause in causes:
+        screen.bad(cause)
+    if not causes:
+        screen.good("Healthy: nothing keeps its jobs from being done.")
+    show_next(screen, endpoint)
     return 0
 
 
 def logs(screen: Screen, options: LogsOptions, open_session: SessionOpener) -> int:
     session = open_session()
+    endpoint_id = find_endpoint(session.api, options)["id"]
     ids = (
-        [options.worker]
-        if options.worker
-        else [worker["id"] for worker in session.api.workers(options.endpoint_id)["workers"]]
+        [options.worker] if options.worker else [worker["id"] for worker in session.api.workers(endpoint_id)["workers"]]
     )
     if not ids:
         screen.say("No workers now, and RunPod keeps no log of those that are gone.")
     if options.follow and len(ids) != 1:
         raise UsageError(f"--follow needs --worker, one of: {', '.join(ids) or 'none now'}.")
     for worker_id in ids:
-        for entry in session.api.logs(options.endpoint_id, worker_id, options.source, options.tail, options.follow):
+        for entry in session.api.logs(endpoint_id, worker_id, options.source, options.tail, options.follow):
             mark = "" if len(ids) == 1 else f"{worker_id} "
             screen.say(f"{mark}{entry.get('ts', '')} {entry.get('source', ''):<9} {entry.get('line', '')}")
     return 0
@@ -56,17 +61,10 @@ def logs(screen: Screen, options: LogsOptions, open_session: SessionOpener) -> i
 def send(screen: Screen, options: SendOptions, open_session: SessionOpener) -> int:
     fields = job_fields(options)
     session = open_session()
-    endpoint = session.api.endpoint(options.endpoint_id)
-
+    endpoint = find_endpoint(session.api, options)
     limit, stages = limit_of(endpoint), StageWatch()
     patience = options.timeout or QUEUE_SECONDS + (limit or QUEUE_SECONDS)
-
-    def show(status: JobStatus) -> None:
-        stages.look(status)
-        screen.progress(describe_progress(status))
-
-    with screen.live_progress():
-        answer = session.queue(endpoint).ask(fields, limit, patience, show, screen.warn)
+    answer = ask(session, endpoint, fields, patience, stages)
     overrun = explain_overrun(str(fields["task"]), answer, limit, stages.stage)
     if answer.state != "COMPLETED" or answer.error:
         raise DeployError(overrun or f"The job is {answer.state}: {answer.error or 'no reason given'}")
@@ -85,6 +83,37 @@ def send(screen: Screen, options: SendOptions, open_session: SessionOpener) -> i
         screen.warn(f"A stand-in, not a picture by the model: {metadata.get('fallback_reason')}")
     screen.good(f"{answer.seconds:.1f} s, seed {metadata.get('seed')}: {', '.join(map(str, files))}")
     return 0
+
+
+def ask(session: Session, endpoint: Endpoint, fields: JsonObject, patience: float, stages: StageWatch) -> Answer:
+    """The answer to a job, which is waited for with the reasons on the screen. `patience` in seconds.
+
+    The job runs under the endpoint's own limit, and `stages` keeps the last stage that its worker names.
+
+    Raises `DeployError` for an endpoint that is paused, or deleted meanwhile.
+    """
+    endpoint_id, screen = endpoint["id"], session.screen
+    if configuration.flatten(endpoint)["workers.max"] == 0:
+        again = f"python deploy_qwen.py resume --endpoint-id {endpoint_id}"
+        raise DeployError(f"Endpoint {endpoint_id} is paused, nobody would take the job. Go on: {again}")
+    waiting, last = Waiting(session.api, endpoint_id), ""
+
+    def show(status: JobStatus) -> None:
+        nonlocal last
+        stages.look(status)
+        last = waiting.describe_job(status)
+        screen.progress(last)
+
+    try:
+        with screen.live_progress():
+            return session.queue(endpoint).ask(fields, limit_of(endpoint), patience, show, screen.warn)
+    except NotServing as failure:
+        why = f"python deploy_qwen.py status --endpoint-id {endpoint_id}"
+        raise DeployError(f"{failure} Last: {last}. Why: {why}") from None
+    except ApiError as error:
+        if error.status == 404 and not session.api.has_endpoint(endpoint_id):
+            raise DeployError(f"Endpoint {endpoint_id} was deleted while the job waited: there is no answer.") from None
+        raise
 
 
 def job_fields(options: SendOptions) -> JsonObject:

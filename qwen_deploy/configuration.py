@@ -48,11 +48,12 @@ EMPTY: dict[str, object] = {
 }  # fmt: skip
 REPLACES_WORKERS = ("image", "args", "disk", "ports", "registry", "env")  # a change of these replaces the workers
 
+DEFAULT_WORKERS_MAX = 3
 DEFAULTS: dict[str, object] = {
     "disk": 120,  # GB: both 20B models where the image does not bring them, and the tenth that the platform keeps free
     "gpu.count": 1,
     "workers.min": 0,
-    "workers.max": 3,
+    "workers.max": DEFAULT_WORKERS_MAX,
     "workers.idleTimeout": 10,  # seconds
     "scaling": {"type": "QUEUE_DELAY", "queueDelay": 4},
     "timeout": 300_000,  # ms

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from . import cards, configuration, offers
+from .endpoints import find_endpoint
 from .environment import cuda_floor, parse_assignments, worker_settings
 from .errors import DeployError
 from .estimates import Figure, SecondsTable
@@ -47,7 +48,8 @@ class Usage:
 
 def show_costs(screen: Screen, options: CostOptions, session: Session) -> None:
     """A table of the pools, and what is in its figures. Raises `DeployError`, and `UsageError` for wrong options."""
-    endpoint = session.api.endpoint(options.endpoint_id) if options.endpoint_id else None
+    is_named = options.endpoint_id is not None or options.name is not None
+    endpoint = find_endpoint(session.api, options) if is_named else None
     present: Mapping[str, object] = configuration.flatten(endpoint) if endpoint else {}
     own_env = configuration.flatten(endpoint)["env"] if endpoint else {}
     env = {**own_env, **parse_assignments(options.env, os.environ)}
@@ -55,7 +57,7 @@ def show_costs(screen: Screen, options: CostOptions, session: Session) -> None:
     torch_cuda = cuda_floor(ROOT)
     pools = cards.read_pools(session.api, options.min_cuda)
     fits = [cards.fit(pool, settings, tasks, options.ram_gb, torch_cuda) for pool in pools]
-    timings = session.records.timings(options.endpoint_id) if options.endpoint_id else []
+    timings = session.records.timings(endpoint["id"]) if endpoint else []
     fields = {**configuration.DEFAULTS, **present}
     read = offers.read_offers(fits, settings, tasks, timings, int(str(fields["gpu.count"])))
     limit = float(str(fields["timeout"])) / 1000

@@ -1,4 +1,4 @@
-"""Plans, endpoints and saved configurations in tables. Shows no value of the environment that may be a secret."""
+"""Plans in tables, and how to use what was deployed. Shows no value of the environment that may be a secret."""
 
 import json
 from typing import cast
@@ -12,7 +12,6 @@ from .options import DeployOptions
 from .records import Record
 from .runpod.schemas import Endpoint
 from .screen import Screen
-from .session import Session
 
 
 def show_intent(screen: Screen, options: DeployOptions, image: Image, intent: Intent) -> None:
@@ -88,47 +87,3 @@ def show_use(screen: Screen, endpoint: Endpoint, saved: Record | None) -> None:
     screen.say(f'  try it:  python deploy_qwen.py send --endpoint-id {endpoint["id"]} "a fox in the snow"')
     if saved:
         screen.say(f"  undo it: python deploy_qwen.py rollback --endpoint-id {endpoint['id']}")
-
-
-def show_records(screen: Screen, records: list[Record]) -> None:
-    if not records:
-        screen.say("No saved configuration.")
-        return
-    rows = [[record.saved_at, record.endpoint.get("image", ""), record.path] for record in records]
-    screen.table(["saved", "image", "file"], rows)
-
-
-def show_endpoint(screen: Screen, endpoint: Endpoint) -> None:
-    """Its configuration, field by field."""
-    screen.heading(f"Endpoint {endpoint['id']} ({endpoint['name']})")
-    fields = configuration.flatten(endpoint)
-    env = fields["env"]
-    rows = [
-        [name, configuration.describe_value(name, value)]
-        for name, value in fields.items()
-        if name not in ("name", "env")
-    ]
-    screen.table(["field", "value"], rows + [[f"env.{name}", mask_secret(name, env[name])] for name in sorted(env)])
-
-
-def show_workers(screen: Screen, session: Session, endpoint_id: str) -> None:
-    answer, releases = session.api.workers(endpoint_id), session.api.releases(endpoint_id)
-    rollout = releases["rollout"]
-    screen.heading(
-        f"Workers: {rollout['workersOnLatest']} of {rollout['workersTotal']} on version "
-        f"{releases.get('endpointVersion')}"
-    )
-    rows = [
-        [
-            worker["id"],
-            worker["status"].lower(),
-            "old" if worker["isStale"] else "",
-            worker.get("gpuTypeId"),
-            worker.get("dataCenterId"),
-            worker.get("image"),
-            "" if (uptime := worker.get("uptimeSeconds")) is None else f"{uptime} s",
-        ]
-        for worker in answer["workers"]
-    ]
-    if rows:
-        screen.table(["worker", "state", "", "card", "data centre", "image", "up"], rows)

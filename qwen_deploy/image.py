@@ -20,6 +20,8 @@ NAME = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
 REGISTRY = r"[a-zA-Z0-9.-]+(?::\d+)?(?:/[a-z0-9._-]+)*"
 TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif", ".heic", ".bmp", ".tif", ".tiff")
+
 # By name: the commands that show whether the tool works, that build and that push. The first tool that works is used.
 TOOLS = {
     "buildx": (["docker", "buildx", "ls"], ["docker", "buildx", "build", "--load"], ["docker", "push"]),
@@ -64,10 +66,20 @@ def parse_image(name: str, tag: str, registry: str = "") -> Image:
     return Image(registry.rstrip("/"), name, tag)
 
 
+def parse_reference(reference: str) -> Image:
+    """The image of --image. Raises `UsageError` for one that does not name a registry and one build."""
+    registry, _, name_and_tag = reference.rpartition("/")
+    name, _, tag = name_and_tag.partition(":")
+    if not registry or not tag or tag == "latest" or "@" in reference:
+        raise UsageError(f"--image must be REGISTRY/NAME:TAG, with the tag of one build, not {reference!r}.")
+    return parse_image(name, tag, registry)
+
+
 def source_version(root: Path) -> str:
     """The commit of the working tree, with a digest of the changes since, so that the text names one build.
 
-    Raises `UsageError` outside a git checkout.
+    Untracked pictures that no build copies are no change: `send` and callers of the endpoint leave them here. Raises
+    `UsageError` outside a git checkout.
     """
 
     def git(*arguments: str) -> bytes:
@@ -78,6 +90,8 @@ def source_version(root: Path) -> str:
         changes = git("diff", "HEAD", "--binary")
         for file in sorted(git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0")):
             path = root / os.fsdecode(file)
+            if path.suffix.lower() in PICTURES and not is_copied(root, path):
+                continue
             if path.is_symlink():  # git sees where it points, which need not be a file
                 changes += file + os.fsencode(os.readlink(path))
             elif file:
@@ -85,6 +99,14 @@ def source_version(root: Path) -> str:
     except (OSError, subprocess.CalledProcessError):
         raise UsageError("--tag is needed: this is no git checkout to name the build after.") from None
     return f"{commit}-{hashlib.sha256(changes).hexdigest()[:8]}" if changes else commit
+
+
+def is_copied(root: Path, path: Path) -> bool:
+    """Whether the build gets the file: .dockerignore leaves everything out and names, after a `!`, what is let in."""
+    rules = root / ".dockerignore"
+    lines = rules.read_text().split() if rules.is_file() else []
+    allowed = [root / line[1:] for line in lines if line.startswith("!")]
+    return "*" not in lines or any(path.is_relative_to(place) for place in allowed)
 
 
 def find_tool(builder: str = "auto") -> str:

@@ -6,9 +6,12 @@ Knows nothing of builds, tests or rollbacks.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 from . import cards, configuration, purchase
+from .build_plan import weights_notes
 from .configuration import Configuration
+from .endpoints import endpoint_named, endpoint_with_id
 from .environment import cuda_floor, parse_assignments, worker_settings
 from .errors import UsageError
 from .image import Image
@@ -16,7 +19,9 @@ from .options import DeployOptions
 from .purchase import Purchase, split_list
 from .runpod.api import Api
 from .runpod.schemas import Endpoint
+from .runpod.storage import Storage
 from .session import ROOT, Session
+from .volumes import capacity_notes, find_registry, volume_fields
 
 FORBID_FALLBACK = {"QWEN_FALLBACK": "forbid"}  # while the test jobs run, so that no stand-in can answer them
 
@@ -59,19 +64,21 @@ def read_intent(session: Session, options: DeployOptions, image: Image, version:
     requested["image"] = image.reference
     if not endpoint:
         requested["name"] = endpoint_name(options, image)
+    notes = resolve_names(Storage(session.api), requested, present)
     env, unset, tasks = environment_from_options(options, present["env"] if present else {})
     torch_cuda = cuda_floor(ROOT, options.build_arg)
     min_cuda = options.min_cuda or (None if endpoint else torch_cuda)
     if min_cuda:
         requested["gpu.minCudaVersion"] = min_cuda
-    notes = [] if min_cuda or endpoint else ["No CUDA floor: the torch pin names no CUDA. --min-cuda sets one."]
+    if not min_cuda and not endpoint:
+        notes.append("No CUDA floor: the torch pin names no CUDA. --min-cuda sets one.")
     target = configuration.build_target(present, requested, env, unset)
     bought = None
     if options.gpu or not endpoint:
-        timings = session.records.timings(endpoint["id"]) if endpoint else []
+        timings, places = session.records.timings(endpoint["id"]) if endpoint else [], target.get("dataCenterIds", [])
         bought = purchase.plan_purchase(
             session.api, options, worker_settings(target["env"]), tasks, torch_cuda,
-            target.get("gpu.minCudaVersion") or None, target["timeout"] / 1000,
+            target.get("gpu.minCudaVersion") or None, places, target["timeout"] / 1000,
             target.get("gpu.count", 1), timings,
         )  # fmt: skip
         requested["gpu.pools"] = bought.pools
@@ -79,23 +86,35 @@ def read_intent(session: Session, options: DeployOptions, image: Image, version:
             requested["timeout"] = bought.limit * 1000
         target = configuration.build_target(present, requested, env, unset)
         notes += bought.notes + purchase.limit_notes(bought.chosen, target["timeout"] / 1000)
+        notes += capacity_notes([offer.fit for offer in bought.offers], target.get("gpu.pools", []), places)
     else:
         worker_settings(target["env"])  # raises for an environment that the worker would refuse
+    if not endpoint or "networkVolumes" in requested:
+        notes += weights_notes(options, target, tasks)
     if target["workers.max"] == 0 and not options.no_test:
         raise UsageError("--workers-max must be at least 1 for the test jobs, not 0; --no-test leaves them out.")
     return Intent(endpoint, present, target, tasks, version, bought, notes)
 
 
+def resolve_names(storage: Storage, requested: dict[str, object], present: Configuration | None) -> list[str]:
+    """Put ids for names of volumes and of a registry's credential, and the volumes' data centres. Notes on these.
+
+    Raises `UsageError` for what is not there, and for a volume in another data centre than those asked for.
+    """
+    volumes = cast("list[str] | None", requested.get("networkVolumes"))
+    places = cast("list[str] | None", requested.get("dataCenterIds"))
+    fields, notes = volume_fields(storage, volumes, places, (present or {}).get("networkVolumes", []))
+    requested |= fields
+    if requested.get("registry"):
+        requested["registry"] = find_registry(storage, str(requested["registry"]))
+    return notes
+
+
 def find_endpoint(api: Api, options: DeployOptions, image: Image) -> Endpoint | None:
     """The endpoint to update, or None. Raises `UsageError` where several have the name."""
-    if options.endpoint_id:
-        return api.endpoint(options.endpoint_id)
-    name = endpoint_name(options, image)
-    endpoints = api.endpoints_named(name)
-    if len(endpoints) > 1:
-        ids = ", ".join(endpoint["id"] for endpoint in endpoints)
-        raise UsageError(f"--endpoint-id is needed: {len(endpoints)} endpoints are named {name}: {ids}.")
-    return endpoints[0] if endpoints else None
+    if options.endpoint_id is not None:
+        return endpoint_with_id(api, options.endpoint_id)
+    return endpoint_named(api, endpoint_name(options, image))
 
 
 def endpoint_name(options: DeployOptions, image: Image) -> str:

@@ -283,6 +283,11 @@ def progress() -> Json:
             "seconds_left": {"type": "number", "description": "of the steps, once they are timed"},
             "preview": {"type": "string", "description": "a JPEG in base64, if the job asks for previews"},
             "warnings": {"type": "array", "items": {"type": "string"}},
+            "load": record(
+                "How far the load of the model is that the job waits for.",
+                {"bytes": count, "total_bytes": count},
+                stage={"type": "string", "description": "`download`, or another stage of a load"},
+            ),
         },
         stage={"enum": [stage.name.lower() for stage in Stage]},
         step=count,

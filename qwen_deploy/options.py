@@ -3,22 +3,26 @@
 import argparse
 from math import inf
 from pathlib import Path
-from typing import Any, Protocol
 
+from . import command_options, storage_options
+from .command_options import Group, StateOptions, StatusOptions, TargetOptions, add_state, add_target
 from .image import TOOLS
-from .records import default_folder
 
 COMMANDS = {
     "deploy": "build, push, create or update an endpoint, prove it (what is done without a command)",
     "rollback": "put an endpoint back to a configuration that was saved before a change",
-    "status": "an endpoint's configuration, workers and queue",
+    "status": "an endpoint's configuration, workers and queue, and why its jobs do not get done",
     "logs": "what the workers wrote",
     "send": "one job from here, with its progress and its pictures saved",
     "cost": "dollars an image on each pool of cards, and which of them the models fit",
+    **command_options.COMMANDS,
+    **storage_options.COMMANDS,
 }
 EXAMPLES = """\
 examples:
   export RUNPOD_API_KEY=...                                     # console.runpod.io, Settings, API Keys
+  %(prog)s volume create qwen-weights                     # and then: volume fill qwen-weights
+  %(prog)s --image ghcr.io/OWNER/qwen-image:TAG --volume qwen-weights   # an endpoint, without docker
   %(prog)s --registry docker.io/you                       # build, push, make an endpoint, test it
   %(prog)s --registry docker.io/you --dry-run             # what that would do; changes nothing
   %(prog)s --registry docker.io/you --endpoint-id ID      # the same for an endpoint that exists
@@ -31,18 +35,6 @@ commands (each has its own --help):
 FORM = argparse.RawDescriptionHelpFormatter
 # The words that --flashboot takes, and the API's values for them; the API's own names are taken as well.
 FLASHBOOT = {"off": "OFF", "on": "FLASHBOOT", "priority": "PRIORITY_FLASHBOOT"}
-
-
-class Group(Protocol):
-    """A parser, or a group of its options."""
-
-    def add_argument(self, *names: str, **settings: Any) -> argparse.Action: ...
-
-
-class StateOptions(argparse.Namespace):
-    """What every command knows. In these classes None stands for an option that was not given."""
-
-    state: Path  # folder of saved configurations
 
 
 class ProofOptions(StateOptions):
@@ -65,6 +57,7 @@ class FitOptions(StateOptions):
 
 
 class DeployOptions(ProofOptions, FitOptions):
+    image: str | None  # of a registry, with its tag
     image_name: str
     tag: str | None
     registry: str
@@ -98,24 +91,19 @@ class DeployOptions(ProofOptions, FitOptions):
     output: Path
 
 
-class RollbackOptions(ProofOptions):
-    endpoint_id: str
+class RollbackOptions(ProofOptions, TargetOptions):
     list: bool
     to: Path | None
 
 
-class StatusOptions(StateOptions):
-    endpoint_id: str
-
-
-class LogsOptions(StatusOptions):
+class LogsOptions(TargetOptions):
     worker: str | None
     source: str | None
     tail: int
     follow: bool
 
 
-class SendOptions(StatusOptions):
+class SendOptions(TargetOptions):
     prompt: str | None
     task: str | None
     image: list[Path]
@@ -125,8 +113,7 @@ class SendOptions(StatusOptions):
     output: Path
 
 
-class CostOptions(FitOptions):
-    endpoint_id: str | None
+class CostOptions(FitOptions, TargetOptions):
     per_day: int | None  # pictures
     env: list[str]
     min_cuda: str | None
@@ -145,22 +132,34 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def command_parser(name: str) -> argparse.ArgumentParser:
     """Of a command that is named before its options."""
-    result = argparse.ArgumentParser(prog=f"deploy_qwen.py {name}", description=COMMANDS[name].capitalize() + ".")
-    {"rollback": add_rollback, "status": add_target, "logs": add_logs, "send": add_send, "cost": add_cost}[name](result)
+    if name in storage_options.COMMANDS:
+        return storage_options.command_parser(name)
+    description = f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}."
+    result = argparse.ArgumentParser(prog=f"deploy_qwen.py {name}", description=description)
+    adders = {"rollback": add_rollback, "status": add_target, "logs": add_logs, "send": add_send, "cost": add_cost}
+    if name in adders:
+        adders[name](result)
+    else:
+        command_options.add_command(name, result)
     return result
 
 
 def read_options(name: str, arguments: list[str], description: str) -> argparse.Namespace:
     """The options of command `name`, in its own class. Ends the process where they are wrong, or with --help."""
+    if name in storage_options.COMMANDS:
+        return storage_options.parse(name, arguments)
     kinds: dict[str, type[argparse.Namespace]] = {
         "deploy": DeployOptions, "rollback": RollbackOptions, "status": StatusOptions, "logs": LogsOptions,
-        "send": SendOptions, "cost": CostOptions,
+        "send": SendOptions, "cost": CostOptions, **command_options.KINDS,
     }  # fmt: skip
     command = parser(description) if name == "deploy" else command_parser(name)
     return command.parse_args(arguments, kinds[name]())
 
 
 def add_image(group: Group) -> None:
+    group.add_argument(
+        "--image", metavar="REGISTRY/NAME:TAG", help="an image that is there, e.g. of a release: nothing is built here"
+    )
     group.add_argument("--image-name", default="qwen-image", help="name of the image (default: %(default)s)")
     group.add_argument(
         "--tag", help="tag, and version that the workers report (default: the commit, and what is changed)"
@@ -200,9 +199,12 @@ def add_endpoint(group: Group) -> None:
     )  # fmt: skip
     group.add_argument("--disk", type=int, help="container disk in GB (default: 120)")
     group.add_argument(
-        "--volume", action="append", metavar="ID", help="network volume to mount; repeatable; '' for none"
+        "--volume",
+        action="append",
+        metavar="NAME",
+        help="volume to mount, by name or id; repeatable; '' for none",
     )
-    group.add_argument("--data-centers", help="comma-separated, e.g. EU-RO-1,US-KS-2; '' for any")
+    group.add_argument("--data-centers", help="comma-separated, '' for any (default: the volume's own, else any)")
     group.add_argument(
         "--env", action="append", default=[], metavar="NAME[=VALUE]",
         help="variable of the worker; NAME alone takes this shell's, to keep a secret off the process list; repeatable",
@@ -211,7 +213,7 @@ def add_endpoint(group: Group) -> None:
         "--unset-env", action="append", default=[], metavar="NAME", help="variable to remove; repeatable"
     )
     group.add_argument(
-        "--registry-credential", metavar="ID", help="of a private registry, as RunPod stores it; '' for none"
+        "--registry-credential", metavar="NAME", help="of a private registry, as `registry list` has it; '' for none"
     )
 
 
@@ -269,19 +271,7 @@ def add_proof(group: Group) -> None:
     add_state(group)
 
 
-def add_state(group: Group) -> None:
-    group.add_argument(
-        "--state", type=Path, default=default_folder(), metavar="FOLDER",
-        help="folder of saved configurations (default: %(default)s)",
-    )  # fmt: skip
-
-
-def add_target(group: Group) -> None:
-    group.add_argument("--endpoint-id", required=True)
-    add_state(group)
-
-
-def add_rollback(group: Group) -> None:
+def add_rollback(group: argparse.ArgumentParser) -> None:
     add_target(group)
     group.add_argument("--list", action="store_true", help="list the saved configurations")
     group.add_argument("--to", type=Path, metavar="FILE", help="one of them (default: the newest that differs)")
@@ -296,7 +286,7 @@ def add_rollback(group: Group) -> None:
     group.add_argument("--no-test", action="store_true", help="do not ask the workers for their health")
 
 
-def add_logs(group: Group) -> None:
+def add_logs(group: argparse.ArgumentParser) -> None:
     add_target(group)
     group.add_argument("--worker", help="of one worker (default: all)")
     group.add_argument("--source", choices=("container", "system"), help="the worker's own lines, or the host's")
@@ -304,7 +294,7 @@ def add_logs(group: Group) -> None:
     group.add_argument("--follow", action="store_true", help="go on with what is written; of one worker")
 
 
-def add_send(group: Group) -> None:
+def add_send(group: argparse.ArgumentParser) -> None:
     add_target(group)
     group.add_argument("prompt", nargs="?", help="without it: the worker's health")
     group.add_argument("--task", choices=("generate", "edit", "background_replacement", "health", "debug"))
@@ -317,17 +307,11 @@ def add_send(group: Group) -> None:
     group.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures (default: %(default)s)")
 
 
-def add_cost(group: Group) -> None:
-    group.add_argument("--endpoint-id", help="whose measured jobs count")
-    group.add_argument(
-        "--per-day",
-        type=int,
-        metavar="N",
-        help="dollars a day for N pictures, and for N edits, idle seconds and cold starts included",
-    )
+def add_cost(group: argparse.ArgumentParser) -> None:
+    add_target(group, "none; the jobs measured on it count")
+    group.add_argument("--per-day", type=int, metavar="N", help="dollars a day for N pictures, and for N edits")
     group.add_argument(
         "--env", action="append", default=[], metavar="NAME[=VALUE]", help="as for deploy, e.g. QWEN_PRECISION"
     )
     group.add_argument("--min-cuda", help="least CUDA version of a host's driver")
     add_fit(group)
-    add_state(group)

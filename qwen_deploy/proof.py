@@ -18,7 +18,7 @@ from .options import DeployOptions, ProofOptions
 from .overrun import StageWatch, explain_closeness, explain_overrun, limit_of, load_seconds
 from .pictures import read_pictures
 from .records import Timing
-from .runpod.jobs import Answer, Queue, describe_progress
+from .runpod.jobs import Answer, Queue
 from .runpod.rollout import Watch
 from .runpod.schemas import Endpoint, JobStatus, JsonObject
 from .screen import Screen
@@ -98,7 +98,7 @@ def update_endpoint(
     return session.api.update(endpoint_id, configuration.patch_body(present, target)), version_before
 
 
-def require_kept(session: Session, endpoint_id: str, target: Configuration) -> None:
+def require_kept(session: Session, endpoint_id: str, target: Mapping[str, object]) -> None:
     """Raises `NotServing` naming each field that RunPod holds otherwise than it was sent."""
     differing = configuration.changes(configuration.flatten(session.api.endpoint(endpoint_id)), target)
     if differing:
@@ -185,14 +185,16 @@ class TestJobs:
                     f"{task}: the picture must be {width}x{height} as its metadata says, "
                     f"not {picture.width}x{picture.height}."
                 )
-        names = [f"{task}-{number}" if number else task for number in range(len(pictures))]
+        # Named for the endpoint: `make run` and other deployments save pictures in the same folder.
+        name = f"proof-{self.watch.endpoint_id}-{task}"
+        names = [f"{name}-{number}" if number else name for number in range(len(pictures))]
         return answer, [picture.save(folder, name) for picture, name in zip(pictures, names, strict=True)]
 
     def ask(self, fields: JsonObject, task: str, stages: StageWatch | None = None) -> Answer:
         def look(status: JobStatus) -> None:
             if stages:
                 stages.look(status)
-            self.watch.look(f"{task} {describe_progress(status)}")
+            self.watch.look(task, status)
 
         patience = max(self.watch.seconds_left, 1.0)
         return self.queue.ask(fields, self.limit, patience, look, self.screen.warn, repeat=True)

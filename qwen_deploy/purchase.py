@@ -38,11 +38,13 @@ class Purchase:
 
 def plan_purchase(
     api: Api, options: DeployOptions, settings: Settings, tasks: Sequence[str], torch_cuda: str | None,
-    min_cuda: str | None, limit: float, gpu_count: int, timings: Sequence[Timing],
+    min_cuda: str | None, places: Sequence[str], limit: float, gpu_count: int, timings: Sequence[Timing],
 ) -> Purchase:  # fmt: skip
-    """`limit`: seconds that a job may run. Raises `DeployError` where no pool will do, before anything is sent."""
+    """`places`: data centres whose stock counts, all where none is named; `limit`: seconds that a job may run.
+
+    Raises `DeployError` where no pool will do, before anything is sent."""
     names = split_list(options.gpu or "auto")
-    pools = cards.read_pools(api, min_cuda)
+    pools = cards.read_pools(api, min_cuda, places)
     is_auto = names == ["auto"]
     if options.no_fit_check and not is_auto:
         fits = [cards.Fit(pool, None, "not checked") for pool in pools]

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
+from .endpoints import plain_name
 from .errors import DeployError
 from .runpod.schemas import Endpoint
 
@@ -74,6 +75,11 @@ class Records:
         """The endpoint's records, newest first."""
         return [self.read(path) for path in sorted(self.endpoint_folder(endpoint_id).glob("*.json"), reverse=True)]
 
+    def read_named(self, endpoint_id: str, file: Path) -> Record:
+        """By a path, or by its name alone as `rollback --list` shows it. Raises `DeployError` as `read` does."""
+        own = self.endpoint_folder(endpoint_id) / file
+        return self.read(own if file.name == str(file) and not file.exists() else file)
+
     def read(self, path: Path) -> Record:
         """Raises `DeployError` for a file that is not a record."""
         try:
@@ -102,3 +108,12 @@ class Records:
         if not re.fullmatch(r"[\w-]+", endpoint_id):
             raise DeployError(f"An endpoint's id is letters and digits, not {endpoint_id!r}.")
         return self.folder / endpoint_id
+
+
+def saved_records(folder: Path, endpoint_id: str | None, name: str | None) -> list[Record]:
+    """The records of an endpoint by its id or name, or of all, newest first; a key that one held stays left out."""
+    records = Records(folder, KEY_MARK)
+    ids = [endpoint_id] if endpoint_id else [own.name for own in folder.glob("*") if own.is_dir()]
+    saved = [record for own in ids for record in records.saved(own)]
+    saved = [one for one in saved if name in (None, one.endpoint["name"], plain_name(one.endpoint))]
+    return sorted(saved, key=lambda record: record.saved_at, reverse=True)

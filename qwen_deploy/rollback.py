@@ -5,7 +5,7 @@ Decides nothing about when; knows nothing of how a deployment is proved but its 
 
 from . import configuration
 from .configuration import Configuration
-from .errors import DeployError
+from .errors import ApiError, DeployError
 from .intent import Intent
 from .options import ProofOptions
 from .proof import prepare_test_jobs, require_kept, update_endpoint
@@ -37,6 +37,10 @@ def roll_back(session: Session, options: ProofOptions, saved: Record, check: boo
     try:
         version_before = restore(session, saved)
     except (DeployError, KeyboardInterrupt) as failure:
+        if isinstance(failure, ApiError) and failure.status == 404:
+            screen.bad(f"Endpoint {endpoint_id} was deleted by somebody else: there is nothing to roll back.")
+            screen.bad(f"What its configuration was: {saved.path}")
+            return False
         screen.bad(f"Rolling back failed: {str(failure) or 'interrupted'}")
         screen.bad(f"Endpoint {endpoint_id} has the new configuration or the old one: look with `status`.")
         screen.bad(f"To put the old one back: deploy_qwen.py rollback --endpoint-id {endpoint_id} --to {saved.path}")
@@ -77,12 +81,12 @@ def park_new_endpoint(session: Session, target: Configuration) -> None:
     """
     endpoints = session.api.endpoints_named(target["name"])
     if not endpoints:
-        session.screen.warn(f"No endpoint named {target['name']} was made.")
+        session.screen.warn(f"There is no endpoint named {target['name']}: none was made, or it was deleted meanwhile.")
         return
     endpoint_id = endpoints[0]["id"]
     session.api.update(endpoint_id, {"env": target["env"], "workers": {"min": 0, "max": 0}})
     session.screen.warn(
         f"Endpoint {endpoint_id} was made and does not serve: it is left with no workers, so it costs nothing. Its "
         f"configuration is there to look at; run this again with --workers-max {target['workers.max']} to mend it, "
-        "or delete it in the console."
+        f"or `deploy_qwen.py delete --endpoint-id {endpoint_id}`."
     )

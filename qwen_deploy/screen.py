@@ -3,6 +3,7 @@
 Knows nothing of deployments.
 """
 
+import re
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 
@@ -11,16 +12,20 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
+from .errors import UsageError
+
 HIDDEN = "***"
+REPEATS = 15  # lines of progress that differ from one printed before in their numbers alone, of which one is printed
 
 
 class Screen:
-    """Prints to `console`; on anything but a terminal the progress line becomes one line for each change."""
+    """Prints to `console`; on anything but a terminal the progress line becomes lines, fewer than its changes."""
 
     def __init__(self, console: Console | None = None, secrets: Iterable[str] = ()):
         self.console = console or Console(highlight=False)
         self.secrets = [secret for secret in secrets if secret]
-        self.last_progress = ""
+        self.last_progress: str = ""
+        self.unprinted = 0  # lines of progress since the last one that was printed
         self.status_line: Status | None = None
 
     def redact(self, text: object) -> str:
@@ -45,10 +50,11 @@ class Screen:
     def bad(self, text: str) -> None:
         self.console.print(f"[red]✗ {self.redact(text)}[/red]", soft_wrap=True)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], whole: Sequence[str] = ()) -> None:
+        """Where the rows are too wide, the cells are wrapped but for those of the columns named in `whole`."""
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for name in columns:
-            table.add_column(self.redact(name), overflow="fold")
+            table.add_column(self.redact(name), overflow="fold", no_wrap=name in whole)
         for row in rows:
             # The cells are redacted before the table wraps them: a secret broken in two would not be recognised.
             table.add_row(*(self.redact("" if cell is None else cell) for cell in row))
@@ -69,12 +75,25 @@ class Screen:
     def progress(self, text: str) -> None:
         if self.status_line is not None:
             self.status_line.update(self.redact(text))
-        elif text != self.last_progress:
+            return
+        kind: str = re.sub(r"[\d.]+", "", text)
+        self.unprinted += 1
+        if kind != self.last_progress or self.unprinted >= REPEATS:
             self.say(f"  {text}")
-        self.last_progress = text
+            self.last_progress, self.unprinted = kind, 0
 
     def confirm(self, question: str) -> bool:
         """Whether the operator says yes. False without a terminal to ask on."""
         if not self.console.is_terminal:
             return False
         return self.console.input(f"{self.redact(question)} \\[y/N] ").strip().lower() in ("y", "yes")
+
+    def ask_secret(self, question: str) -> str:
+        """What the operator types unseen; empty without a terminal to ask on."""
+        return self.console.input(self.redact(question), password=True) if self.console.is_terminal else ""
+
+
+def require_yes(screen: Screen, given: bool, question: str = "Go on?") -> None:
+    """`given` on the command line, or now. Raises `UsageError` for anything else."""
+    if not given and not screen.confirm(question):
+        raise UsageError("Nothing was done: it needs a yes, on a terminal or as --yes.")

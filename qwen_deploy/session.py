@@ -1,9 +1,11 @@
 """What all commands work with: the API with the key, the screen, the saved configurations."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from .errors import ApiError
 from .records import Records
 from .runpod.api import BASE, Api
 from .runpod.client import Client, Clock, read_key
@@ -23,6 +25,22 @@ class Session:
     def queue(self, endpoint: Endpoint) -> Queue:
         """Raises `DeployError` for an endpoint that takes no queued jobs."""
         return Queue(self.api.client, endpoint)
+
+    def job_counts(self, endpoint: Endpoint) -> dict[str, int] | None:
+        """Jobs by state; None for an endpoint without a queue, or where the key may not look into it."""
+        if "run" not in (endpoint.get("requestUrls") or {}):
+            return None
+        try:
+            return self.queue(endpoint).job_counts()
+        except ApiError as error:
+            if error.status not in (401, 403):
+                raise
+            return None
+
+
+SessionOpener = Callable[[], Session]
+# What a command does: it takes the options of that command (hence Any) and returns the exit code.
+Action = Callable[[Screen, Any, SessionOpener], int]
 
 
 def open_session(screen: Screen, state: Path, environment: Mapping[str, str], clock: Clock) -> Session:

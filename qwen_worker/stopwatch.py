@@ -42,6 +42,11 @@ class Stopwatch:
             self.lap()
             self.open_stages.pop()
 
+    @property
+    def stage(self) -> str:
+        """The innermost stage that is going on, or ""; for any thread."""
+        return next(reversed(tuple(self.open_stages)), "")
+
     def lap(self) -> None:
         """Count the seconds since the last lap for the innermost stage, and start a new lap."""
         now = time.perf_counter()

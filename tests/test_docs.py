@@ -1,5 +1,6 @@
 """The documentation is held to the code: links, settings, fields, error codes, examples, patches."""
 
+import argparse
 import ast
 import fnmatch
 import functools
@@ -10,7 +11,7 @@ import subprocess
 
 import pytest
 
-from qwen_deploy import options, settings_page
+from qwen_deploy import options, settings_page, storage_options
 from qwen_worker.errors import CODES, BeyondSchema
 from qwen_worker.jobs.aliases import ALIASES, GATHERED, READERS
 from qwen_worker.jobs.named_sizes import RATIOS, TABLES
@@ -232,6 +233,9 @@ def test_every_call_of_the_deploy_helper_is_understood(page):
 
 def test_every_option_of_the_deploy_helper_that_is_named_is_one():
     parsers = [options.parser(""), *(options.command_parser(name) for name in options.COMMANDS if name != "deploy")]
+    for name in storage_options.KINDS:  # actions have parsers of their own
+        parsers.append(argparse.ArgumentParser())
+        storage_options.add_options(name, parsers[-1])
     offered = {option for one in parsers for option in re.findall(r"--[a-z][a-z-]+", one.format_help())}
     named = {found[0] for span in code(prose(DEPLOYING)) for found in [re.match(r"--[a-z-]+", span)] if found}
     assert named and named <= offered
@@ -342,7 +346,11 @@ def test_what_holds_the_patches_runs_on_the_oldest_releases_too():
 
 def test_the_plans_of_the_page_are_the_worker_s():
     """By their figures: weights on the card, peak, pinned RAM; for both models and 128 GB of RAM."""
-    table = read("docs/operating.md").partition("For both models these are the plans:")[2].partition("*Resident*")[0]
+    table = (
+        read("docs/operating.md")
+        .partition("For both models these are the plans:")[2]
+        .partition("The table is for 128 GB")[0]
+    )
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")][2:]
     cards = {16: ADA, 24: ADA, 32: BLACKWELL, 48: ADA, 80: HOPPER, 141: HOPPER}
     assert [int(row[0].split()[0]) for row in rows] == list(cards)
@@ -350,6 +358,28 @@ def test_the_plans_of_the_page_are_the_worker_s():
         plan = placement.plan(BOTH, card(gigabytes, capability, ram=128))
         figures = plan.weight_bytes, plan.peak_bytes(1024, 1024, 1), plan.pinned_bytes
         assert [float(cell.split()[0]) for cell in row[3:]] == [round(figure / GB, 1) for figure in figures], plan
+
+
+def test_the_plans_with_little_ram_are_those_that_the_deploy_helper_counts_with():
+    """With the RAM that the helper assumes: another plan for each row, and for no larger card."""
+    ram = options.parser("").parse_args([]).ram_gb
+    assert all(f" {ram} GB" in read(page) and "`--ram-gb`" in read(page) for page in (DEPLOYING, "docs/operating.md"))
+    page = read("docs/operating.md").partition("these cards get another plan")[2].partition("*Resident*")[0]
+    table = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|")][2:]
+    cards = {16: ADA, 24: ADA, 32: BLACKWELL, 48: ADA, 80: HOPPER, 96: BLACKWELL, 141: HOPPER}
+    plans, rich = (
+        {size: placement.plan(BOTH, card(size, kind, ram=gigabytes)) for size, kind in cards.items()}
+        for gigabytes in (ram, 128)
+    )
+    kinds = {
+        size: {(plan.precision, plan.swapped, plan.text_encoder) for plan in (plans[size], rich[size])}
+        for size in cards
+    }
+    differing = [size for size in cards if len(kinds[size]) > 1]
+    assert [int(row[0].split()[0]) for row in table] == differing
+    for (_, transformers, text_encoder), plan in zip(table, plans.values(), strict=False):
+        assert transformers.lower().startswith(plan.precision.value) and plan.text_encoder == text_encoder
+        assert plan.swapped == ("take turns" in transformers)
 
 
 def test_the_table_of_injected_faults_is_what_the_worker_answered():

@@ -12,7 +12,16 @@ import requests
 from ..errors import ApiError, NoAnswer
 from .client import Client, hold_interrupts
 from .refusals import refusal
-from .schemas import Endpoint, GpuType, JsonObject, LogLine, ReleaseList, WorkerList
+from .schemas import (
+    Endpoint,
+    EndpointBillRecord,
+    GpuType,
+    JsonObject,
+    LogLine,
+    ReleaseList,
+    VolumeBillRecord,
+    WorkerList,
+)
 
 BASE = "https://api.runpod.io"
 # A log stream never ends: after so many quiet seconds everything that was written before has arrived.
@@ -44,6 +53,15 @@ class Api:
     def endpoint(self, endpoint_id: str) -> Endpoint:
         return cast(Endpoint, self.client.call("GET", f"/v2/serverless/{endpoint_id}", f"endpoint {endpoint_id}"))
 
+    def has_endpoint(self, endpoint_id: str) -> bool:
+        try:
+            self.endpoint(endpoint_id)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
     def create(self, body: JsonObject) -> Endpoint:
         """The new endpoint. After a dropped connection it is searched by its name: a second POST could make another."""
         for is_last in (False, True):
@@ -65,6 +83,14 @@ class Api:
         path, subject = f"/v2/serverless/{endpoint_id}", f"endpoint {endpoint_id}"
         return cast(Endpoint, self.client.call("PATCH", path, subject, body))
 
+    def delete(self, endpoint_id: str) -> None:
+        """Delete the endpoint for good. One that is not there any more, after a dropped answer say, is deleted."""
+        try:
+            self.client.call("DELETE", f"/v2/serverless/{endpoint_id}", f"endpoint {endpoint_id}")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
     def workers(self, endpoint_id: str) -> WorkerList:
         path, subject = f"/v2/serverless/{endpoint_id}/workers", f"endpoint {endpoint_id}"
         return cast(WorkerList, self.client.call("GET", path, subject))
@@ -72,6 +98,20 @@ class Api:
     def releases(self, endpoint_id: str) -> ReleaseList:
         path, subject = f"/v2/serverless/{endpoint_id}/releases", f"endpoint {endpoint_id}"
         return cast(ReleaseList, self.client.call("GET", path, subject))
+
+    def bill(self, days: int, endpoint_id: str | None = None) -> list[EndpointBillRecord]:
+        """What endpoints have cost, day by day in UTC: of so many days, of which the last is not over."""
+        which = {"serverlessId": endpoint_id} if endpoint_id else {}
+        return cast(list[EndpointBillRecord], self.get_bill("serverless", "the bill of endpoints", days, which))
+
+    def volume_bill(self, days: int, volume_id: str | None = None) -> list[VolumeBillRecord]:
+        """What network volumes have cost, day by day in UTC."""
+        which = {"networkVolumeId": volume_id} if volume_id else {}
+        return cast(list[VolumeBillRecord], self.get_bill("network-volumes", "the bill of volumes", days, which))
+
+    def get_bill(self, product: str, subject: str, days: int, which: Mapping[str, str]) -> list[JsonObject]:
+        params = {"bucketSize": "day", "lastN": str(days), **which}
+        return self.get_list(f"/v2/billing/{product}", subject, "records", params)
 
     def gpus(self, min_cuda: str | None = None) -> list[GpuType]:
         """The catalogue of cards with what serverless has of them now, on hosts from this CUDA version."""

@@ -138,18 +138,3 @@ def stage_of(status: JobStatus) -> str | None:
     output = last_item(status.get("output"))
     stage = cast(JsonObject, output).get("stage") if isinstance(output, dict) else None
     return str(stage) if stage else None
-
-
-def describe_progress(status: JobStatus) -> str:
-    """A running job's state and the worker's own words, where it sends any: stage, step, seconds left."""
-    words = [status.get("status", "").lower().replace("_", " ")]
-    output = last_item(status.get("output"))
-    if isinstance(output, dict) and "stage" in output:
-        message = cast(JsonObject, output)
-        words.append(str(message["stage"]))
-        if message.get("total"):
-            words.append(f"step {message.get('step', 0)}/{message['total']}")
-        seconds_left = message.get("seconds_left")
-        if isinstance(seconds_left, int | float):
-            words.append(f"{seconds_left:.0f} s left")
-    return " · ".join(word for word in words if word)

@@ -12,12 +12,13 @@ SENTENCES = {
     401: f"RunPod does not accept RUNPOD_API_KEY (401: {{detail}}). Make a key at {KEYS_PAGE} and export it.",
     402: "The RunPod account's balance does not cover this (402: {detail}). Add credit at "
     "https://console.runpod.io/user/billing.",
-    403: f"RUNPOD_API_KEY may not do this (403: {{detail}}). It needs to read and write Serverless: {KEYS_PAGE}.",
+    403: "RUNPOD_API_KEY may not do this with {subject} (403: {detail}). It needs to read and write Serverless, and "
+    f"for volumes, Pods and registries all of the REST API: {KEYS_PAGE}.",
     404: "{subject} does not exist or belongs to another account (404: {detail}).",
     409: "{subject} is being changed by something else (409: {detail}). Look at `status`, then run this again.",
     429: "RunPod takes no more requests for now (429: {detail}). Wait{wait} and run this again.",
 }
-SECRET_FIELDS = ("env",)  # fields of a request whose values no sentence repeats
+SECRET_FIELDS = ("env", "username", "password")  # fields of a request whose values no sentence repeats
 
 
 def refusal(

@@ -3,20 +3,16 @@
 Looks and judges; changes nothing. Knows nothing of what a deployment wants.
 """
 
-import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..errors import NotServing
 from .api import Api
-from .schemas import Rollout, Worker
+from .schemas import JobStatus, Rollout, Worker
+from .start_log import CRASHES, count_starts, missing_image
+from .waiting import READY, Waiting
 
-READY = ("IDLE", "RUNNING")
-CRASHES = 3  # starts of one container: the first, and two after it ended
 UNHEALTHY_SECONDS = 120
-LOG_EVERY_SECONDS = 15
-STARTED = re.compile(r"\bstart(?:ed|ing)? container\b", re.I)
-NO_IMAGE = re.compile(r"manifest (?:for .* )?(?:unknown|not found)|pull access denied|(?:error|failed)\b.*\bpull", re.I)
+PRIVATE = ". For a private image: `registry add`, and --registry-credential."
 
 
 class Watch:
@@ -32,11 +28,10 @@ class Watch:
     ):  # fmt: skip
         self.api, self.endpoint_id, self.version_before = api, endpoint_id, version_before
         self.patience, self.capacity, self.show = patience, capacity, show
-        self.clock = api.client.clock
+        self.clock, self.waiting = api.client.clock, Waiting(api, endpoint_id)
         self.started = self.clock.now()
         self.throttled_since: float | None = None
         self.unhealthy_since: dict[str, float] = {}
-        self.logs_read_at = -math.inf
         self.stale_count = 0  # workers of the old version at the last look
         self.old_ids: set[str] = set()  # workers that were of the old version when they were last seen
         self.seen_ids: set[str] = set()  # new workers that had a card, present or gone
@@ -46,8 +41,11 @@ class Watch:
     def seconds_left(self) -> float:
         return self.patience - (self.clock.now() - self.started)
 
-    def look(self, note: str = "") -> None:
-        """One look at the workers. Raises `NotServing` with what the logs say of why they do not come up."""
+    def look(self, note: str = "", status: JobStatus | None = None) -> None:
+        """One look at the workers. Raises `NotServing` with what the logs say of why they do not come up.
+
+        `note` goes into the line of progress, with how far the job of `status` is.
+        """
         answer = self.api.workers(self.endpoint_id)
         rollout = self.api.releases(self.endpoint_id)["rollout"]
         workers, version = answer["workers"], answer.get("endpointVersion")
@@ -57,14 +55,12 @@ class Watch:
         self.old_ids = (self.old_ids | {worker["id"] for worker in workers}) - fresh_ids
         self.seen_ids |= {worker["id"] for worker in fresh if worker["status"] != "THROTTLED"}
         self.ready_ids |= {worker["id"] for worker in fresh if worker["status"] in READY}
-        self.show(self.progress_line(rollout, answer["summary"], note))
+        logs = self.waiting.read_logs(fresh)
+        self.show(self.progress_line(rollout, fresh, note, status))
         self.judge_capacity(fresh)
         self.judge_health(fresh)
-        if self.clock.now() - self.logs_read_at >= LOG_EVERY_SECONDS:
-            self.logs_read_at = self.clock.now()
-            for worker in fresh:
-                if worker["status"] not in READY:
-                    self.judge_logs(worker["id"])
+        for worker_id, lines in logs.items():
+            self.judge_log(worker_id, lines)
         gone = len(self.seen_ids - fresh_ids - self.ready_ids)
         if gone >= CRASHES:
             raise NotServing(f"{gone} new workers ended before they were ready.")
@@ -77,11 +73,14 @@ class Watch:
             return True
         return worker["isStale"]
 
-    def progress_line(self, rollout: Rollout, counts: dict[str, int], note: str) -> str:
-        states = " ".join(f"{state} {count}" for state, count in counts.items() if state != "total" and count)
-        seconds = f"{self.clock.now() - self.started:.0f} s"
+    def progress_line(self, rollout: Rollout, fresh: list[Worker], note: str, status: JobStatus | None) -> str:
         share = f"{rollout['workersOnLatest']} of {rollout['workersTotal']} workers on the new version"
-        return " · ".join(part for part in (share, states or "no workers", note, seconds) if part)
+        if status and status.get("status") != "IN_QUEUE":
+            reason = self.waiting.describe_running_job(status)
+        else:
+            reason = self.waiting.describe_workers(fresh)
+        seconds = f"{self.clock.now() - self.started:.0f} s in all"
+        return " · ".join(part for part in (share, note, reason, seconds) if part)
 
     def judge_capacity(self, fresh: list[Worker]) -> None:
         throttled = [worker for worker in fresh if worker["status"] == "THROTTLED"]
@@ -104,23 +103,25 @@ class Watch:
         for worker_id, since in self.unhealthy_since.items():
             if self.clock.now() - since >= UNHEALTHY_SECONDS:
                 raise NotServing(
-                    f"Worker {worker_id} is unhealthy for {UNHEALTHY_SECONDS} s.{self.last_words(worker_id)}"
+                    f"Worker {worker_id} is unhealthy for {UNHEALTHY_SECONDS} s."
+                    f"{last_words(self.api, self.endpoint_id, worker_id)}"
                 )
 
-    def judge_logs(self, worker_id: str) -> None:
-        lines = [entry["line"] for entry in self.api.logs(self.endpoint_id, worker_id, "system")]
-        starts = sum(1 for line in lines if STARTED.search(line))
+    def judge_log(self, worker_id: str, lines: Sequence[str]) -> None:
+        """`lines`: the worker's system log so far."""
+        starts = count_starts(lines)
         # The platform starts a worker that was ready again after each rest, and the log says so in the same words.
         if starts >= (2 * CRASHES if worker_id in self.ready_ids else CRASHES):
             raise NotServing(
-                f"Crash loop: worker {worker_id} started its container {starts} times.{self.last_words(worker_id)}"
+                f"Crash loop: worker {worker_id} started its container {starts} times."
+                f"{last_words(self.api, self.endpoint_id, worker_id)}"
             )
-        missing = [line for line in lines if NO_IMAGE.search(line)]
-        if len(missing) > 1:  # the platform tries again by itself once
-            raise NotServing(f"The image cannot be pulled: {missing[-1].strip()[:300]}")
+        if words := missing_image(lines):
+            raise NotServing(f"The image cannot be pulled: {words}{PRIVATE}")
 
-    def last_words(self, worker_id: str) -> str:
-        """The last lines that the worker's own process wrote."""
-        entries = self.api.logs(self.endpoint_id, worker_id, "container", tail=50)
-        lines = [line[:300] for entry in entries if (line := entry["line"].strip())][-3:]
-        return f" It wrote last: {' | '.join(lines)}" if lines else " It wrote nothing."
+
+def last_words(api: Api, endpoint_id: str, worker_id: str) -> str:
+    """The last lines that the worker's own process wrote, as a sentence after another one."""
+    entries = api.logs(endpoint_id, worker_id, "container", tail=50)
+    lines = [line[:300] for entry in entries if (line := entry["line"].strip())][-3:]
+    return f" It wrote last: {' | '.join(lines)}" if lines else " It wrote nothing."

@@ -18,10 +18,12 @@ class Endpoint(TypedDict):
     image: NotRequired[str]
     timeout: NotRequired[int]  # milliseconds that a job may run; 0 for any
     requestUrls: NotRequired[dict[str, str]]
+    networkVolumes: NotRequired[list[str]]
 
 
 class Worker(TypedDict):
     id: str
+    gpuCount: int
     status: str  # RUNNING, IDLE, INITIALIZING, THROTTLED or UNHEALTHY
     isStale: bool
     gpuTypeId: NotRequired[str | None]
@@ -54,6 +56,72 @@ class GpuType(TypedDict):
     memory: int  # GB
     price: dict[str, float]  # dollars an hour, by product
     availability: NotRequired[str]
+    dataCenters: NotRequired[list["Availability"]]
+
+
+class BillRecord(TypedDict):
+    """Of one day, in UTC: dollars."""
+
+    startTime: str
+    totalAmount: float
+
+
+class EndpointBillRecord(BillRecord):
+    serverlessId: str
+    gpuAmount: float
+    cpuAmount: float
+    diskAmount: float
+    feeAmount: float
+
+
+class VolumeBillRecord(BillRecord):
+    networkVolumeId: str
+
+
+class Availability(TypedDict):
+    """Of one data centre."""
+
+    id: str
+    availability: str  # NONE, LOW, MEDIUM or HIGH
+
+
+class CpuType(TypedDict):
+    id: str
+    vcpu: dict[str, int]  # min and max
+    price: dict[str, float]  # securePerVcpu: dollars an hour of a Pod, for each
+    availability: NotRequired[str]
+    dataCenters: NotRequired[list[Availability]]
+
+
+class DataCenter(TypedDict):
+    id: str
+    name: str
+    networkVolumeTypes: list[str]  # empty where there are no volumes
+
+
+class Volume(TypedDict):
+    id: str
+    name: str
+    size: int  # GB
+    dataCenter: str
+
+
+class Mounts(TypedDict):
+    network: NotRequired[list[dict[str, str]]]  # volumeId and path
+
+
+class Pod(TypedDict):
+    id: str
+    name: str
+    status: str  # PROVISIONING, STARTING, RUNNING, EXITED, ERROR or TERMINATED
+    cost: float  # dollars an hour, now
+    env: dict[str, str]
+    mounts: NotRequired["Mounts"]
+
+
+class Registry(TypedDict):
+    id: str
+    name: str
 
 
 class LogLine(TypedDict):

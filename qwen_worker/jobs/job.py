@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import Cancelled, JobError, hide_secrets
 from .request import Drawing
@@ -59,6 +59,7 @@ class Job:
         self.expect_steps(request.num_inference_steps)
         self.step_seconds: float | None = None  # mean of the timed steps of one picture
         self.timed_steps, self.last_step_ended = 0, 0.0  # a call's first step is not timed; 0.0 before its end
+        self.describe_load: Callable[[], dict[str, Any]] = dict  # what the load tells of itself that the job waits for
         self.preview: str | None = None  # a JPEG in base64, until it is popped
         for sentence in warnings:
             self.warn(sentence)

@@ -21,6 +21,7 @@ class Catalogue:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.checkpoints: dict[str, Checkpoint] = {}  # by model setting, once they are located
+        self.download: tuple[Checkpoint, int] | None = None  # what is being downloaded, and the bytes of its weights
 
     def model_for(self, task: str) -> str:
         """The setting that names the task's model; in one spelling, where both settings name the same repository."""
@@ -61,8 +62,19 @@ class Catalogue:
         needed_bytes += sum(checkpoint.packed.get(component, 0) for component in WEIGHTS)
         missing_bytes = max(0, needed_bytes - remote.fetched_bytes(checkpoint))
         require_disk(checkpoint.name, missing_bytes, free_disk_bytes(hub_cache_folder()))
-        self.checkpoints[self.model_for(task)] = checkpoint = remote.download(checkpoint)
+        self.download = checkpoint, needed_bytes
+        try:
+            self.checkpoints[self.model_for(task)] = checkpoint = remote.download(checkpoint)
+        finally:
+            self.download = None
         return checkpoint
+
+    def download_state(self) -> dict[str, int]:
+        """Bytes that are on the disk of what is being downloaded, and of how many; {} where nothing is."""
+        if not (download := self.download):
+            return {}
+        checkpoint, needed_bytes = download
+        return {"bytes": min(remote.fetched_bytes(checkpoint), needed_bytes), "total_bytes": needed_bytes}
 
 
 def is_same_model(model: str, other: str) -> bool:

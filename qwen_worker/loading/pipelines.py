@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Pipelines:
-    """Not thread-safe: everything but `loaded` is for the one inference thread.
+    """Not thread-safe: everything but `loaded` and what says so is for the one inference thread.
 
     `own_loras`: by role, the LoRAs that every picture is drawn with. `machine`: reads what plans are made for.
     """
@@ -65,6 +65,11 @@ class Pipelines:
     def get(self, task: str) -> LoadedPipeline | None:
         """The task's pipeline, if it is loaded."""
         return self.loaded.get(self.catalogue.model_for(task))
+
+    def load_state(self) -> dict[str, Any]:
+        """The stage of the load that is going on, with the bytes of a download; {} where none is. For any thread."""
+        stage = self.builder.stopwatch.stage
+        return {"stage": stage, **self.catalogue.download_state()} if stage else {}
 
     def report(self) -> list[dict[str, Any]]:
         """What `health` tells of the loaded pipelines."""

@@ -47,7 +47,7 @@ def explain_errors(name: str) -> Generator[None]:
         transient = status == 429 or status >= 500
         raise LoadError(f"{name} could not be fetched: the hub answered {status}", transient=transient) from None
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # network volumes refuse by quota
             raise LoadError(f"{name} could not be fetched: the disk is full") from None
         raise LoadError(f"{name} could not be fetched: {type(error).__name__}", transient=True) from None
     # The hub's transfer library reports a broken connection as a RuntimeError.

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, cast
 
-from ..jobs.job import Job
+from ..jobs.job import Job, Stage
 
 POST_SECONDS = 5  # what one message may take; a result waits no longer for the last one
 Message = dict[str, Any]  # of values that JSON can hold
@@ -72,6 +72,8 @@ def message_of(job: Job) -> Message:
         "total": job.total_steps,
         "percent": round(100 * job.steps_done / job.total_steps),
     }
+    if job.stage is Stage.LOADING and (load := job.describe_load()):
+        message["load"] = load
     if seconds_left is not None:
         message["seconds_left"] = round(seconds_left, 1)
     if job.warnings:

@@ -1,8 +1,10 @@
 """Checkpoints that are not here: refused before a byte is fetched, downloaded whole, and failures told apart."""
 
+import asyncio
 import errno
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,38 @@ def test_a_job_fetches_an_unknown_checkpoint_and_draws_with_it(hub_of, tiny, col
     again = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
     assert run(again, fields)["output"]["metadata"]["revision"] == served.commit("Org/Name")
     assert served.paths == []  # the cache serves it
+
+
+def test_a_job_that_waits_for_a_download_tells_its_bytes(hub_of, tiny, cold_worker, monkeypatch):
+    """The transformer's file is kept back until a message has told of the other bytes."""
+    served = hub_of(tiny / "generate")
+    messages, told = [], threading.Event()
+    send = served.send_pieces
+
+    def send_late(handler, file, start):
+        if file.parent.name == "transformer":
+            assert told.wait(300)
+        send(handler, file, start)
+
+    async def post(message):
+        messages.append(message)
+        if message.get("load", {}).get("bytes"):
+            told.set()
+
+    monkeypatch.setattr(served, "send_pieces", send_late)
+    worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name", QWEN_PROGRESS_SECONDS=0.02)
+    fields = {"prompt": "a", "width": 256, "height": 256, "num_inference_steps": 1}
+    reply = asyncio.run(worker.answer({"id": "a", "input": fields}, post))
+    assert reply["metadata"]["backend"] == "qwen-image"
+    parts = ("transformer", "text_encoder", "vae")
+    weights = sum(file.stat().st_size for part in parts for file in (tiny / "generate" / part).glob("*.safetensors"))
+    loads = [message["load"] for message in messages if "load" in message]
+    downloads = [load for load in loads if load["stage"] == "download"]
+    assert all(message["stage"] == "loading" for message in messages if "load" in message)
+    assert 0 < downloads[-1]["bytes"] <= downloads[-1]["total_bytes"] <= weights
+    assert downloads[-1]["total_bytes"] > 0.99 * weights  # a parameter is counted for two bytes, without the headers
+    assert {load["stage"] for load in loads} <= set(worker.pipelines.get("generate").stage_seconds)
+    assert worker.pipelines.load_state() == {}
 
 
 def test_compiled_blocks_are_kept_below_hf_home_wherever_the_cache_is(hub_of, tmp_path, cold_worker, monkeypatch):

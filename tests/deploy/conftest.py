@@ -59,13 +59,16 @@ def clock():
 
 @pytest.fixture
 def command(runpod, clock, tmp_path):
-    """command(*arguments): (exit code, everything printed) of `deploy_qwen.py`, in pretended time."""
+    """command(*arguments): (exit code, everything printed) of `deploy_qwen.py`, in pretended time.
+
+    `width`: the terminal's columns.
+    """
     runpod.state = tmp_path / "state"
     pretended = Clock(clock.now, clock.pause)
 
-    def run(*arguments, key=KEY, url=runpod.url, clock=pretended):
+    def run(*arguments, key=KEY, url=runpod.url, clock=pretended, width=300):
         screen = io.StringIO()
-        console = Console(file=screen, width=300, highlight=False)
+        console = Console(file=screen, width=width, highlight=False)
         folders = ["--state", str(runpod.state)]
         if not arguments or arguments[0].startswith("-") or arguments[0] == "send":
             folders += ["--output", str(tmp_path / "out")]

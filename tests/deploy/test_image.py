@@ -87,6 +87,27 @@ def test_the_version_names_the_working_tree(tmp_path):
     assert source_version(tmp_path) == clean
 
 
+def test_an_untracked_picture_changes_the_version_only_where_a_build_would_copy_it(tmp_path):
+    def git(*arguments):
+        author = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
+        subprocess.run(["git", *author, *arguments], cwd=tmp_path, capture_output=True, check=True)
+
+    git("init", "-q")
+    (tmp_path / ".dockerignore").write_text("*\n!code\n")
+    (tmp_path / "code").mkdir()
+    git("add", ".dockerignore")
+    git("commit", "-qm", "one")
+    clean = source_version(tmp_path)
+    for name in ("picture.png", "A fox.JPG", "samples/one.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"a picture")
+        assert source_version(tmp_path) == clean, name
+    (tmp_path / "code/logo.png").write_bytes(b"a picture")
+    with_logo = source_version(tmp_path)
+    (tmp_path / ".dockerignore").unlink()  # then a build copies everything
+    assert len({clean, with_logo, source_version(tmp_path)}) == 3
+
+
 def test_outside_a_checkout_the_tag_is_needed(tmp_path):
     with pytest.raises(UsageError, match="--tag is needed"):
         source_version(tmp_path)

@@ -87,5 +87,13 @@ def test_a_plan_and_its_cost_need_no_other_package(absent, runpod, tmp_path):
     assert not runpod.writes
 
 
+def test_volumes_and_models_need_no_other_package(absent, runpod, tmp_path):
+    runpod.storage.add_volume("filled")
+    create = ["volume", "create", "qwen-weights", "--yes"]
+    commands = [[*words, "--state", str(tmp_path)] for words in (create, ["volume", "list"], ["registry", "list"])]
+    text = run_as_operator(absent, [*commands, ["models"]], RUNPOD_API_KEY=KEY, RUNPOD_API_URL=runpod.url)
+    assert "Volume qwen-weights (vol2) is there" in text and "Qwen/Qwen-Image-2.1-Turbo" in text
+
+
 def test_the_operator_s_packages_are_the_worker_s():
     assert pins("requirements-deploy.txt") < pins("requirements.txt")

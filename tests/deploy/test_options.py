@@ -42,8 +42,15 @@ def test_the_page_s_flashboot_is_the_default_of_a_new_endpoint():
     assert parser("").parse_args(["--flashboot", default]).flashboot == DEFAULTS["flashboot"]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_s_options_are_those_that_its_class_declares(name):
-    needed = [] if name in ("deploy", "cost") else ["--endpoint-id", "ep1"]
+# What a command needs to be said, with its action where it has some.
+CALLED = {
+    "delete": ["--endpoint-id ep1"], "volume": ["list", "create x", "fill x", "delete x"], 
+    "registry": ["list", "add x --username me"],
+}  # fmt: skip
+CALLS = [(name, words.split()) for name in COMMANDS for words in CALLED.get(name, [""])]
+
+
+@pytest.mark.parametrize(("name", "needed"), CALLS)
+def test_a_command_s_options_are_those_that_its_class_declares(name, needed):
     options = read_options(name, needed, "")
     assert set(vars(options)) == set(get_type_hints(type(options)))

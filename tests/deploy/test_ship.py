@@ -15,7 +15,8 @@ def test_a_new_endpoint_is_made_proved_and_left_as_it_was_asked_for(runpod, comm
     assert endpoint["flashboot"] == "FLASHBOOT" and endpoint["gpu"]["minCudaVersion"] == "12.6"
     assert endpoint["env"]["SERVER_MODE"] == "runpod" and "QWEN_FALLBACK" not in endpoint["env"]
     assert job_tasks(runpod) == ["health", "generate", "edit", "health"]
-    assert (tmp_path / "out/generate.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "out/edit.png").exists()
+    pictures = [tmp_path / f"out/proof-{endpoint['id']}-{task}.png" for task in ("generate", "edit")]
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
     assert f"Endpoint {endpoint['id']} serves {NEW}" in text
 
 

@@ -13,10 +13,12 @@ from PIL import Image
 
 import runpod_handler
 from examples.quickstart import free_port
+from qwen_deploy import fill
 from qwen_deploy.environment import worker_settings
 from qwen_deploy.runpod.client import Clock
 
 from ..conftest import ROOT, run
+from ..support.local_hub import LocalHub
 from ..support.patience import outcome
 from .conftest import NEW, SHIP, settable_fields
 from .fake_runpod import Build
@@ -117,8 +119,31 @@ def test_a_real_worker_is_proved_with_real_pictures(runpod, command, process_bui
     assert code == 0, text
     assert endpoint["image"] == NEW and endpoint["env"]["QWEN_FALLBACK"] == "allow"
     for name in ("generate", "edit"):
-        with Image.open(tmp_path / f"out/{name}.png") as picture:
+        with Image.open(tmp_path / f"out/proof-ep1-{name}.png") as picture:
             assert picture.size == (256, 256)
+
+
+def test_a_real_worker_draws_with_what_a_pod_has_laid_onto_its_volume(
+    runpod, command, build, tiny, web, tmp_path, monkeypatch
+):
+    """The endpoint names the released models; the worker finds them below the mount, and asks no hub for anything."""
+    names = ("Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit")
+    hub = LocalHub(dict(zip(names, (tiny / "generate", tiny / "edit"), strict=True)))
+    runpod.storage.pod_env["HF_ENDPOINT"] = web(hub)
+    runpod.storage.add_volume()
+    monkeypatch.setattr(fill, "LOOK_SECONDS", 0.05)
+    code, text = command("volume", "fill", "qwen-weights", "--yes", clock=SHORT_PAUSES)
+    assert code == 0, text
+    hub.paths.clear()
+    monkeypatch.setenv("HF_ENDPOINT", runpod.storage.pod_env["HF_ENDPOINT"])
+    mounted = str(runpod.storage.mount("vol1") / "models")
+    models = dict(zip(("QWEN_IMAGE_MODEL", "QWEN_EDIT_MODEL"), names, strict=True))
+    runpod.builds[NEW] = build(QWEN_MODEL_ROOTS=mounted, **models)
+    code, text = command(*SHIP, *SMALL, "--volume", "qwen-weights", clock=SHORT_PAUSES)
+    assert code == 0, text
+    drawn = [job["output"]["metadata"] for job in runpod.jobs.values() if job["input"]["task"] != "health"]
+    assert [(one["model"], one["revision"]) for one in drawn] == [(name, hub.commit(name)) for name in names]
+    assert not hub.paths
 
 
 def test_a_corrupt_shard_is_rolled_back(runpod, command, build, tiny, tmp_path):

@@ -89,6 +89,7 @@ def build(store: Store, folder: Path, hub: LocalHub, torch_index: str) -> str:
     secret.write_text(TOKEN)
     server = serve(hub)
     arguments = [
+        "BAKE=yes",
         f"BASE_IMAGE={BASE}",
         f"TORCH_INDEX={torch_index}",
         f"HF_ENDPOINT=http://127.0.0.1:{server.server_port}",

@@ -45,7 +45,8 @@ class Build:
     """What an image's workers do. `answer` gives a reply, or a future of one.
 
     Workers reach `state` after one tick; those that crash or whose image is unpullable write their system log instead,
-    and those that vanish are gone at the next look.
+    and those that vanish are gone at the next look. `early_states` are those of the first ticks. Of `start_log`, the
+    system log, each tick shows one line more. A job shows one message of `progress` at each look, before its reply.
     """
 
     answer: Callable = draws("v1")
@@ -54,3 +55,6 @@ class Build:
     unpullable: bool = False
     vanishes: bool = False
     log: tuple = ("Worker ready.",)
+    early_states: tuple = ()
+    start_log: tuple = ()
+    progress: tuple = ()

@@ -15,6 +15,15 @@ ANSWERS = [
     (r"/v2/serverless/\w+$", "Endpoint"),
     (r"/workers$", "ListEndpointWorkersResponse"),
     (r"/releases$", "ListEndpointReleasesResponse"),
+    (r"/v2/catalog/datacenters$", "ListDataCentersResponse"),
+    (r"/v2/catalog/cpus$", "ListCpuTypesResponse"),
+    (r"/v2/network-volumes$", {"GET": "ListNetworkVolumesResponse", "POST": "NetworkVolume"}),
+    (r"/v2/network-volumes/\w+$", "NetworkVolume"),
+    (r"/v2/pods$", {"GET": "ListPodsResponse", "POST": "Pod"}),
+    (r"/v2/pods/\w+$", "Pod"),
+    (r"/v2/registries$", {"GET": "ListRegistriesResponse", "POST": "Registry"}),
+    (r"/v2/billing/serverless$", "ListServerlessBillingResponse"),
+    (r"/v2/billing/network-volumes$", "ListNetworkVolumeBillingResponse"),
 ]
 
 
@@ -36,6 +45,8 @@ def violations(schema, value):
 
 def violations_of_answer(method, path, status, value):
     """What is wrong with an answer; nothing for a path that the document does not have (the job queue's)."""
+    if status == 204:
+        return [] if method == "DELETE" and value is None else [f"{method} {path}: 204"]
     for pattern, schema in ANSWERS:
         if re.search(pattern, path):
             schema = schema if isinstance(schema, str) else schema[method]

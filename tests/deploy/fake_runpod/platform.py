@@ -4,6 +4,7 @@ import itertools
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from .billing import Bills
 from .builds import Build
 
 CREATED = "2026-06-01T12:00:00Z"
@@ -31,6 +32,7 @@ class Worker:
     image: str
     status: str = "INITIALIZING"
     starts: int = 1
+    ticks: int = 0
 
 
 class Platform:
@@ -40,6 +42,8 @@ class Platform:
         self.endpoints, self.versions, self.workers, self.jobs = {}, {}, {}, {}
         self.builds: dict[str, Build] = {}
         self.gpus = list(GPUS)
+        self.bills = Bills()
+        self.absent: set[tuple[str, str]] = set()  # (data centre, card)
         self.numbers = itertools.count(1)
         self.ignores: set[str] = set()
         self.lag = 0  # looks at the workers until the platform has counted an update
@@ -68,6 +72,8 @@ class Platform:
         rest = {"args": "", "ports": [], "env": {}, "registry": None, "dataCenterIds": [], "networkVolumes": []}
         own = {"id": endpoint_id, "requestUrls": urls, "createdAt": CREATED, "timeout": 300000, "flashboot": "OFF"}
         workers = {"min": 0, "max": 3, "idleTimeout": 10} | body.get("workers", {})
+        if body["scaling"]["type"] == "REQUEST_COUNT":
+            del workers["idleTimeout"]
         self.endpoints[endpoint_id] = rest | own | body | {"gpu": gpu, "workers": workers}
         self.versions[endpoint_id], self.workers[endpoint_id] = 1, []
         return self.endpoints[endpoint_id]
@@ -87,6 +93,21 @@ class Platform:
         self.uncounted_looks = self.lag if is_new else 0
         return endpoint
 
+    def delete(self, endpoint_id):
+        for kept in (self.endpoints, self.versions, self.workers):
+            del kept[endpoint_id]
+        self.jobs = {name: job for name, job in self.jobs.items() if job["endpoint"] != endpoint_id}
+
+    def add_job(self, endpoint_id, fields):
+        job_id = f"job{next(self.numbers)}"
+        self.jobs[job_id] = {"id": job_id, "status": "IN_QUEUE", "input": fields, "endpoint": endpoint_id}
+        return {"id": job_id, "status": "IN_QUEUE"}
+
+    def count_jobs(self, endpoint_id):
+        states = [job["status"] for job in self.jobs.values() if job["endpoint"] == endpoint_id]
+        names = {"inQueue": "IN_QUEUE", "inProgress": "IN_PROGRESS", "completed": "COMPLETED", "failed": "FAILED"}
+        return {name: states.count(state) for name, state in names.items()}
+
     def start(self, endpoint_id, status="INITIALIZING"):
         image = self.endpoints[endpoint_id]["image"]
         worker = Worker(f"w{next(self.numbers)}", self.versions[endpoint_id], image, status)
@@ -97,6 +118,9 @@ class Platform:
         version, kept = self.versions[endpoint_id], []
         for worker in self.workers[endpoint_id]:
             build = self.builds.get(worker.image, Build())
+            worker.ticks += 1
+            if not self.endpoints[endpoint_id]["workers"]["max"]:
+                continue
             if worker.version < version:
                 worker.starts += 1
                 if worker.starts > self.old_ticks + 1:
@@ -104,7 +128,8 @@ class Platform:
             elif build.crashes or build.unpullable:
                 worker.starts += 1
             else:
-                worker.status = build.state
+                early = build.early_states[worker.ticks - 1 : worker.ticks]
+                worker.status = early[0] if early else build.state
             if not (build.vanishes and worker.version == version):
                 kept.append(worker)
         self.workers[endpoint_id] = kept
@@ -126,7 +151,10 @@ class Platform:
                 build = self.builds.get(worker.image, Build())
                 job |= {"status": "IN_PROGRESS", "workerId": worker.id}
                 job["reply"] = build.answer(job["input"], endpoint["env"])
-            if job["status"] == "IN_PROGRESS":
+                job["messages"] = list(build.progress)
+            if job["status"] == "IN_PROGRESS" and job["messages"]:
+                job["output"] = job["messages"].pop(0)
+            elif job["status"] == "IN_PROGRESS":
                 self.finish(job)
 
     def finish(self, job):
@@ -169,6 +197,8 @@ class Platform:
             return None
         build = self.builds.get(worker.image, Build())
         system = ["create container"] + ["start container for x: begin"] * (worker.starts if build.crashes else 1)
+        if build.start_log:
+            system = build.start_log[: worker.ticks]
         if build.unpullable:
             system = ["error pulling image: manifest for x not found: manifest unknown"] * worker.starts
         lines = {"system": system, "container": list(build.log)}

@@ -1,13 +1,21 @@
 """What RunPod answers to each request: (status, body)."""
 
 from .document import problem, violations
+from .storage import levels
+
+HIDDEN = ("input", "endpoint", "reply", "messages")  # what a job's status does not show
+STORAGE = ("/v2/network-volumes", "/v2/pods", "/v2/registries", "/v2/catalog/datacenters", "/v2/catalog/cpus")
 
 
-def respond(platform, method, path, body):
+def respond(platform, method, path, body, query=None):
     if path.startswith("/jobs/"):
         return answer_job(platform, *path.split("/")[2:], body=body)
     if path == "/v2/catalog/gpus":
-        return 200, {"gpus": [gpu(*fields) for fields in platform.gpus]}
+        return 200, {"gpus": [gpu(*fields, platform.absent) for fields in platform.gpus]}
+    if path.startswith(STORAGE):
+        return platform.storage.respond(method, path, body)
+    if path.startswith("/v2/billing/"):
+        return platform.bills.answer(path.split("/")[3], query or {})
     parts = path.split("/")[3:]
     if not parts:
         if method == "GET":
@@ -18,6 +26,8 @@ def respond(platform, method, path, body):
     if len(parts) == 1:
         if method == "GET":
             return 200, platform.endpoints[parts[0]]
+        if method == "DELETE":
+            return 204, platform.delete(parts[0])
         refused = refusal(platform, "UpdateEndpointRequest", body, parts[0])
         return refused or (200, platform.update(parts[0], body))
     return 200, {"workers": platform.list_workers, "releases": platform.list_releases}[parts[1]](parts[0])
@@ -38,21 +48,23 @@ def refusal(platform, schema, body, endpoint_id=None):
     return None
 
 
-def gpu(name, pool, memory, price, stock):
+def gpu(name, pool, memory, price, stock, absent=()):
+    """`absent`: (data centre, name) of cards that a data centre does not have."""
     return {
         "id": name, "name": name.removeprefix("NVIDIA "), "pool": pool, "manufacturer": "NVIDIA", "memory": memory,
         "secure": True, "community": True, "price": {"secure": 1.0, "community": 1.0, "serverless": price},
         "maxCount": {"secure": 8, "community": 4}, "availability": stock,
+        "dataCenters": [place for place in levels(stock) if (place["id"], name) not in absent],
     }  # fmt: skip
 
 
 def answer_job(platform, endpoint_id, verb, job_id=None, body=None):
+    if endpoint_id not in platform.endpoints:
+        return 404, problem("Not Found", 404, "endpoint not found")
     if verb == "run":
-        job_id, fields = f"job{next(platform.numbers)}", body["input"]
-        platform.jobs[job_id] = {"id": job_id, "status": "IN_QUEUE", "input": fields, "endpoint": endpoint_id}
-        return 200, {"id": job_id, "status": "IN_QUEUE"}
+        return 200, platform.add_job(endpoint_id, body["input"])
     if verb == "health":
-        return 200, {"jobs": {"inQueue": 0, "completed": len(platform.jobs)}, "workers": {}}
+        return 200, {"jobs": platform.count_jobs(endpoint_id), "workers": {}}
     if job_id not in platform.jobs:
         return 404, problem("Not Found", 404, "job not found")
     job = platform.jobs[job_id]
@@ -60,4 +72,4 @@ def answer_job(platform, endpoint_id, verb, job_id=None, body=None):
         job["status"] = "CANCELLED"
     else:
         platform.run_jobs(endpoint_id)
-    return 200, {name: value for name, value in job.items() if name not in ("input", "endpoint", "reply")}
+    return 200, {name: value for name, value in job.items() if name not in HIDDEN}

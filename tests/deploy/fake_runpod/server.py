@@ -2,13 +2,17 @@
 
 import json
 import re
+import shutil
+import tempfile
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl
 
 from .document import problem, violations_of_answer
 from .platform import CREATED, Platform
 from .routes import respond
+from .storage import Storage
 
 LATE_LINE = "This line came after a minute of quiet."
 KEY = "rpa_TESTKEY0123456789abcdef"
@@ -34,6 +38,7 @@ class FakeRunPod(Platform):
 
     def __init__(self):
         super().__init__()
+        self.storage = Storage(tempfile.mkdtemp(prefix="fake-runpod-"))
         self.requests: list[tuple[str, str, object]] = []
         self.faults: list[Fault] = []
         self.wrong: list[str] = []
@@ -50,6 +55,8 @@ class FakeRunPod(Platform):
     def close(self):
         self.server.shutdown()
         self.server.server_close()
+        self.storage.close()
+        shutil.rmtree(self.storage.folder)
 
     @property
     def writes(self):
@@ -83,7 +90,10 @@ class Handler(BaseHTTPRequestHandler):
                 return self.write(401, problem("Unauthorized", 401, "invalid bearer token"))
             if log := re.fullmatch(r"/v2/serverless/\w+/workers/(\w+)/logs", path):
                 return self.stream(fake, fake.log(log.group(1), dict(re.findall(r"(\w+)=(\w+)", query)).get("source")))
-            status, value = respond(fake, self.command, path, body)
+            asked = dict(parse_qsl(query))
+            if log := re.fullmatch(r"/v2/pods/(\w+)/logs", path):
+                return self.stream(fake, fake.storage.pod_log(log.group(1), asked["source"], int(asked["tail"])))
+            status, value = respond(fake, self.command, path, body, asked)
             fake.wrong += violations_of_answer(self.command, path, status, value)
             return self.write(status, value)
 
@@ -95,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.write(fault.status, fault.body or problem("Fault", fault.status, "on purpose"), fault.headers)
 
     def write(self, status, value, headers=()):
-        data = json.dumps(value).encode()
+        data = b"" if status == 204 else json.dumps(value).encode()
         self.send_response(status)
         for name, text in {"Content-Length": str(len(data)), **dict(headers)}.items():
             self.send_header(name, text)

@@ -25,4 +25,4 @@ def test_starts_of_one_container_are_a_crash_loop(runpod, starts, was_ready, is_
         watch.look()
     runpod.builds[NEW], worker.starts = Build(crashes=True), starts
     with pytest.raises(NotServing, match="Crash loop") if is_loop else contextlib.nullcontext():
-        watch.judge_logs(worker.id)
+        watch.judge_log(worker.id, [line for _, line in runpod.log(worker.id, "system")])

@@ -1,0 +1,117 @@
+"""RunPod's REST API v2 beside endpoints: network volumes, Pods, credentials of registries, where what is to be had.
+
+One method for each call. Knows nothing of what a volume is filled with.
+"""
+
+import json
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import requests
+
+from ..errors import ApiError, NoAnswer
+from .api import LOG_QUIET_SECONDS, Api
+from .client import hold_interrupts
+from .schemas import CpuType, DataCenter, GpuType, JsonObject, LogLine, Pod, Registry, Volume
+
+Made = TypeVar("Made", Volume, Pod, Registry)
+
+
+class Storage:
+    """All methods raise `ApiError` and `NoAnswer`."""
+
+    def __init__(self, api: Api):
+        self.api, self.client = api, api.client
+
+    def volumes(self) -> list[Volume]:
+        return cast(list[Volume], self.api.get_list("/v2/network-volumes", "network volumes", "networkVolumes"))
+
+    def create_volume(self, name: str, size: int, data_center: str) -> Volume:
+        """`size` in GB."""
+        body: JsonObject = {"name": name, "size": size, "dataCenter": data_center}
+        return self.create("/v2/network-volumes", f"the volume {name}", body, self.volumes)
+
+    def grow_volume(self, volume_id: str, size: int) -> Volume:
+        """To `size` GB, which may be no less than it has."""
+        path = f"/v2/network-volumes/{volume_id}"
+        return cast(Volume, self.client.call("PATCH", path, f"volume {volume_id}", {"size": size}))
+
+    def delete_volume(self, volume_id: str) -> None:
+        self.delete(f"/v2/network-volumes/{volume_id}", f"volume {volume_id}")
+
+    def pods(self) -> list[Pod]:
+        return cast(list[Pod], self.api.get_list("/v2/pods", "Pods", "pods"))
+
+    def pod(self, pod_id: str) -> Pod | None:
+        """None for one that is gone."""
+        try:
+            return cast(Pod, self.client.call("GET", f"/v2/pods/{pod_id}", f"Pod {pod_id}"))
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return None
+
+    def create_pod(self, body: JsonObject) -> Pod:
+        return self.create("/v2/pods", f"the Pod {body['name']}", body, self.pods)
+
+    def delete_pod(self, pod_id: str) -> None:
+        with hold_interrupts():  # a Pod that stays costs until somebody sees it
+            self.delete(f"/v2/pods/{pod_id}", f"Pod {pod_id}")
+
+    def pod_log(self, pod_id: str, source: str, tail: int) -> list[str]:
+        """The last lines that were written so far. None where the Pod is gone or has written nothing."""
+        lines: list[str] = []
+        params = {"tail": str(tail), "source": source}
+        path = f"/v2/pods/{pod_id}/logs"
+        try:
+            with self.client.send("GET", path, params=params, stream=True, read_seconds=LOG_QUIET_SECONDS) as response:
+                for line in response.iter_lines(chunk_size=1) if response.status_code == 200 else ():
+                    if line.startswith(b"data:"):
+                        lines.append(cast(LogLine, json.loads(line[5:]))["line"])
+        except requests.RequestException:
+            pass  # the stream is quiet
+        return lines
+
+    def registries(self) -> list[Registry]:
+        return cast(list[Registry], self.api.get_list("/v2/registries", "registry credentials", "registries"))
+
+    def create_registry(self, name: str, username: str, password: str) -> Registry:
+        body: JsonObject = {"name": name, "username": username, "password": password}
+        return self.create("/v2/registries", f"the registry credential {name}", body, self.registries)
+
+    def data_centers(self) -> list[DataCenter]:
+        return cast(list[DataCenter], self.api.get_list("/v2/catalog/datacenters", "data centres", "dataCenters"))
+
+    def pod_cards(self) -> list[GpuType]:
+        """Cards with what Pods could have of them now, by data centre."""
+        params = {"include": "AVAILABILITY", "product": "POD"}
+        return cast(list[GpuType], self.api.get_list("/v2/catalog/gpus", "the catalogue of cards", "gpus", params))
+
+    def pod_cpus(self) -> list[CpuType]:
+        """CPU flavours with what Pods could have of them now, by data centre."""
+        params = {"include": "AVAILABILITY", "product": "POD"}
+        return cast(list[CpuType], self.api.get_list("/v2/catalog/cpus", "the catalogue of CPUs", "cpus", params))
+
+    def create(self, path: str, subject: str, body: JsonObject, listed: Callable[[], list[Made]]) -> Made:
+        """What the request makes. After a dropped connection it is searched by name: a second POST could make two."""
+        for is_last in (False, True):
+            try:
+                with hold_interrupts():  # what is made has to be known, so that it can be deleted
+                    return cast(Made, self.client.call("POST", path, subject, body, repeat=False))
+            except NoAnswer as error:
+                if not error.sent:
+                    raise
+                for one in listed():
+                    if one["name"] == body["name"]:
+                        return one
+                if is_last:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    def delete(self, path: str, subject: str) -> None:
+        """One that is not there any more, after a dropped answer say, is deleted."""
+        try:
+            self.client.call("DELETE", path, subject)
+        except ApiError as error:
+            if error.status != 404:
+                raise
