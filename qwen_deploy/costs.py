@@ -68,7 +68,7 @@ def show_costs(screen: Screen, options: CostOptions, session: Session) -> None:
         for offer in read
     ]
     names = [offers.article(task) for task in tasks]
-    screen.table(["", "pool", "$/h", "stock", *names, "cold start", "known"], rows)
+    screen.table(["", "pool", "$/h", "stock", *names, "cold start", "known"], rows, whole=("pool", "$/h"))
     if options.per_day is not None:
         screen.heading(f"{options.per_day} jobs a day")
         days = [[offer.fit.pool.id, *day_cells(offer, source, fields, options.per_day)] for offer in read]

@@ -30,9 +30,11 @@ def show_intent(screen: Screen, options: DeployOptions, image: Image, intent: In
 
 
 def show_offers(screen: Screen, offers: list[Offer], chosen: list[str], ram_gb: float) -> None:
-    """Pools by price, with what each takes and its layout of the models; a number is the place among the chosen."""
+    """The chosen pools in their order and then the others, with what each takes and its layout of the models."""
+    by_pool = {offer.fit.pool.id: offer for offer in offers}
+    taken, others = [by_pool[name] for name in chosen], [by_pool[name] for name in by_pool if name not in chosen]
     rows: list[list[str]] = []
-    for offer in offers:
+    for offer in [*taken, *others]:
         fit, pool = offer.fit, offer.fit.pool
         layout = "does not fit" if fit.reason.startswith("too small") else fit.layout
         rows.append([
@@ -49,7 +51,7 @@ def show_offers(screen: Screen, offers: list[Offer], chosen: list[str], ram_gb: 
         "takes and costs",
         f"layout (computed; {ram_gb:g} GB of RAM assumed)",
     ]
-    screen.table(names, rows)
+    screen.table(names, rows, whole=("pool", "price"))
 
 
 def show_changes(screen: Screen, changes: list[configuration.Change]) -> None:

@@ -110,9 +110,14 @@ def offer_of(
 
 
 def choose_offers(offers: Sequence[Offer], wish: Wish) -> list[Offer]:
-    """The pools of --gpu auto, best first. Raises `DeployError` that says why there is none, and which is nearest."""
+    """The pools of --gpu auto, best first; the cheapest an hour alone where no pool's seconds are known.
+
+    Raises `DeployError` that says why there is none, and which is nearest."""
     require_some_hold(offers)
-    known = [offer for offer in offers if offer.is_available and offer.is_known]
+    available = [offer for offer in offers if offer.is_available]
+    known = [offer for offer in available if offer.is_known]
+    if not known:  # models that the table does not have: what a picture takes on each card is not known
+        return [min(available, key=lambda offer: offer.price)]
     within = [offer for offer in known if excess(offer, wish) <= 1]
     if not within:
         raise DeployError(explain_none(known, wish))
@@ -138,7 +143,7 @@ def excess(offer: Offer, wish: Wish) -> float:
 
 
 def require_some_hold(offers: Sequence[Offer]) -> None:
-    """Raises `DeployError` where no pool holds the models, none has a card, or none has a price or a figure."""
+    """Raises `DeployError` where no pool holds the models, none has a card, or none has a price."""
     holding = [offer for offer in offers if offer.fit.plan]
     if not holding:
         reasons = "; ".join(f"{offer.fit.pool.id} {offer.fit.reason}" for offer in offers) or "the catalogue is empty"
@@ -149,12 +154,6 @@ def require_some_hold(offers: Sequence[Offer]) -> None:
     if not any(offer.is_available for offer in holding):
         names = ", ".join(offer.fit.pool.id for offer in holding if offer.fit.pool.stock != "NONE")
         raise DeployError(f"RunPod's catalogue names no price for the pools that hold the models: {names}. Try later.")
-    if not any(offer.is_available and offer.is_known for offer in holding):
-        names = ", ".join(offer.fit.pool.id for offer in holding if offer.is_available)
-        raise DeployError(
-            f"--gpu auto knows no seconds for these models on {names}, and so not what a picture would cost: name the "
-            "pools with --gpu."
-        )
 
 
 def explain_none(known: Sequence[Offer], wish: Wish) -> str:
