@@ -31,6 +31,7 @@ try:
     from qwen_deploy.options import COMMANDS, DeployOptions, RollbackOptions, read_options
     from qwen_deploy.play import play
     from qwen_deploy.proof import prove, require_kept, update_endpoint
+    from qwen_deploy.purchase import require_offered
     from qwen_deploy.records import saved_records
     from qwen_deploy.rollback import roll_back, undo
     from qwen_deploy.runpod.client import REAL_TIME, Clock
@@ -115,6 +116,7 @@ def ship(session: Session, options: DeployOptions, intent: Intent) -> int:
     """Make the change, prove it, and undo it where it does not serve or the operator interrupts. The exit code."""
     screen, image = session.screen, intent.target["image"]
     require_unchanged(session, intent)
+    require_offered(session.api, intent.purchase)
     saved = session.records.save(intent.endpoint) if intent.endpoint and intent.changes else None
     code, check = 1, False
     try:

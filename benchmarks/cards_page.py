@@ -6,15 +6,13 @@ from .measure.layouts import layout_of
 from .report.rows import FAILED, MEASURED, NOT_MEASURED
 
 LIMIT = 30  # seconds that a job is hoped to take at most
+JOBS = ("picture", "edit", "fast picture")
 HEAD = """# Cards
 
-What a picture takes and costs on each pool of RunPod's cards. Written by `python -m benchmarks costs` from what
-`python -m benchmarks fit` and `speed` have recorded in `benchmarks/results/` ([how](#measuring-a-card)).
+What a picture takes and costs on each pool of RunPod's cards. Written by `python -m benchmarks costs` from the table of
+`python -m benchmarks computed`, and from what `fit` and `speed` have recorded ([how](#measuring-a-card)).
 
 ## Measured
-
-"""
-SECONDS = """Seconds and dollars of a job at 1024x1024 by preset; prices of June 2026.
 
 """
 SPEED = """
@@ -29,30 +27,35 @@ explained in [Memory](operating.md#memory).
 
 """
 COMPUTED = """
-## Computed
+## What a picture takes and costs
 
-Seconds and dollars of a job at 1024x1024 by preset; prices of June 2026. The seconds follow from the 18.5 s that others
-measured for a picture on an H100 with stock diffusers, the arithmetic of a pass, and the ratio of the cards' dense
-bfloat16 rates. A figure that is scaled follows in the same way from another card's seconds above.
-
-The edit is one by Qwen-Image-Edit, whose pass has {edit:.1f} times a picture's arithmetic. With Qwen-Image-Edit-2509
-and -2511 it is {one:.1f} times with one input picture, and {two:.1f} times with two.
+Seconds and dollars of a job at 1024x1024 on the slowest card of each pool, with both models and 32 GB of RAM, at prices
+of {prices_of}. They are from `benchmarks/results/computed.json`, which has every card and layout, and by which
+`python deploy_qwen.py` chooses cards, with live prices. A worker's RAM changes its [layout](operating.md#memory).
 
 """
 READING = """
 {cheapest}
-These jobs end within {limit} seconds: {within}.
+By `quality`, these pools draw a picture within {limit} seconds: {pictures}.
+These draw an edit within {limit} seconds too: {both}.
+With the image for CUDA 12.6 and these prices, `--gpu auto` takes {auto}.
 
-The share of its rate that the H100 reaches is stock diffusers': [speed-ups](speed.md#speed-ups) are not counted. With
-them a picture should take 10 to 12 s there, by the rates that others measured for each kind of kernel.
+**How they are computed.** Counted arithmetic is divided by rates that cards attain: about 80 % of the dense bfloat16
+rate, less on cards of little power, and attention as its authors published it (`benchmarks/rates.py`). A figure has
+in it:
 
-Smaller cards reach a larger share of their rate, so what is computed or scaled for them is likelier to be too high: an
-L20 took 181 s, measured by others at 1328x1328, where this arithmetic says 290. Loads, transfers from RAM and quantized
-products are left out of what is computed, and everywhere a worker's start and the idle seconds after a job
-(`--idle-timeout`), which cost as much as drawing. A worker's RAM changes its [plan](operating.md#memory), which these
-figures take no account of. Half the steps cost half, and `guidance_scale` 1 half of that. Jobs
-that take longer than 300 seconds need a higher `--execution-timeout`. With live prices and your endpoint's own seconds:
-`python deploy_qwen.py cost --endpoint-id ID`.
+- all passes through the transformer, with what is bound by the card's memory: 100 for `quality`, 36 for `balanced`, and
+  8 for `fast`, whose LoRA's own products are left out
+- one encoding of the prompt and, with guidance, one of the negative prompt. A text encoder that is streamed takes the
+  longer of its arithmetic and of its way over PCIe, 15.5 GB each time
+- decoding and encoding by the VAE; where transformers take turns, one's way from RAM
+
+It leaves out the queue, loading, downloads and the idle seconds after a job (`--idle-timeout`), which are paid for too.
+`python deploy_qwen.py cost --per-day N` counts idle seconds and cold starts. An edit is one by Qwen-Image-Edit with one
+input picture. With Qwen-Image-Edit-2509 and -2511 it takes about {plus:.0%} of that.
+
+No figure of a card here was measured with this worker, unless it says so. For comparison: others measured 18.5 s for a
+picture on an H100 with stock diffusers, and 181 s for one of 1328x1328 on an L20.
 """
 MEASURING = """
 ## Measuring a card
@@ -61,7 +64,7 @@ On a machine with the card, the packages of `requirements-dev.txt` and 60 GB of 
 
 ```bash
 benchmarks/on_gpu.sh          # nine minutes, the most worth first; again to go on, until all is "measured before"
-python -m benchmarks costs    # writes this page anew
+python -m benchmarks computed && python -m benchmarks costs    # writes the table and this page anew
 ```
 
 The models are the released architecture with random weights, so nothing is downloaded. Each part is a process of its
@@ -78,51 +81,44 @@ worker with a setting.
 """
 
 
-def page(rows: list[dict], fit: list[dict], speed: list[dict], ratios: Mapping[str, float]) -> str:
-    """The page in Markdown. `rows`: of `costs`, `quality`'s first; `fit`, `speed`: as recorded, with their device.
+def page(rows: list[dict], fit: list[dict], speed: list[dict], facts: Mapping[str, object]) -> str:
+    """The page in Markdown. `rows`: of `costs`; `fit`, `speed`: as recorded, with their device.
 
-    `ratios`: of the arithmetic of edits to a picture's, by the names that `COMPUTED` has.
+    `facts`: `prices_of`, `plus` and `auto`, by the names that the texts have.
     """
-    seconds = seconds_table(rows, measured=True)
-    measured = (SECONDS + seconds if seconds else "") + speed_section(speed) + memory_section(fit)
-    quality = [row for row in rows if row["preset"] == rows[0]["preset"]]
-    reading = READING.format(limit=LIMIT, cheapest=cheapest(quality), within=within_limit(rows))
-    computed = COMPUTED.format(**ratios) + seconds_table(rows, measured=False) + reading
+    measured = speed_section(speed) + memory_section(fit)
+    fast_enough = [row["pool"] for row in rows if row["picture s"] <= LIMIT]
+    both = [row["pool"] for row in rows if row["picture s"] <= LIMIT and row["edit s"] <= LIMIT]
+    words = {"cheapest": cheapest(rows), "limit": LIMIT, "pictures": join(fast_enough), "both": join(both)}
+    computed = COMPUTED.format(**facts) + seconds_table(rows) + READING.format(**words, **facts)
     return HEAD + (measured.lstrip("\n") or "No card has been measured yet.\n") + computed + MEASURING
 
 
-def seconds_table(rows: list[dict], measured: bool) -> str:
-    """The figures that were measured, or those that were not: a line for each card and preset with at least one."""
-    lines = []
-    for row in rows:
-        cells = [cell(row, name) if (row[f"{name} is"] == MEASURED) == measured else "" for name in ("picture", "edit")]
-        if any(cells):
-            lines.append([row["pool"], row["card"], row["$/h"], row["preset"], *cells])
-    return table(["pool", "card", "$/h", "preset", "picture", "edit"], lines) if lines else ""
+def join(pools: list[str]) -> str:
+    return ", ".join(pools) or "none"
+
+
+def seconds_table(rows: list[dict]) -> str:
+    head = ["pool", "cards", "$/h", "layout", "picture", "edit", "`fast` picture", "basis"]
+    lines = [
+        [row["pool"], row["cards"], row["$/h"], row["layout"], *(cell(row, name) for name in JOBS), row["known"]]
+        for row in rows
+    ]
+    return table(head, lines)
 
 
 def cell(row: dict, name: str) -> str:
-    basis = row[f"{name} is"]
-    scaled = f", {basis}" if basis.startswith("scaled") else ""
-    return f"{row[f'{name} s']:g} s, ${row[f'$ {name}']}{scaled}"
+    if f"{name} s" not in row:
+        return "does not fit"
+    return f"{row[f'{name} s']:.3g} s, ${row[f'$ {name}']}"
 
 
 def cheapest(rows: list[dict]) -> str:
-    """The card with the cheapest picture, and the cheapest card's. `rows`: of one preset."""
+    """The pool with the cheapest picture, and the cheapest pool's."""
     first = min(rows, key=lambda row: float(row["$ picture"]))
     least = min(rows, key=lambda row: float(row["$/h"]))
-    words = f"The cheapest picture is the {first['card']}'s, ${first['$ picture']} ({first['picture is']})"
-    return f"{words}; the {least['card']}, the cheapest card, draws it for ${least['$ picture']}."
-
-
-def within_limit(rows: list[dict]) -> str:
-    """For each preset and kind of job the cards on which it ends in time."""
-    words = []
-    for preset in dict.fromkeys(row["preset"] for row in rows):
-        for article, name in (("a", "picture"), ("an", "edit")):
-            cards = [row["card"] for row in rows if row["preset"] == preset and row[f"{name} s"] <= LIMIT]
-            words.append(f"{article} {name} by `{preset}` on {', '.join(cards) or 'no card'}")
-    return "; ".join(words)
+    words = f"The cheapest picture is {first['pool']}'s, ${first['$ picture']} ({first['known']})"
+    return f"{words}; {least['pool']}, the cheapest pool an hour, draws it for ${least['$ picture']}."
 
 
 def speed_section(speed: list[dict]) -> str:

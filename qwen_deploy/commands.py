@@ -2,25 +2,24 @@
 
 import base64
 import json
-import os
-from collections.abc import Sequence
 
 from . import cards, configuration
+from .costs import show_costs
 from .diagnosis import find_causes
 from .endpoint_display import show_endpoint, show_next, show_workers
 from .endpoints import find_endpoint
-from .environment import cuda_floor, parse_assignments, worker_settings
 from .errors import ApiError, DeployError, NotServing, UsageError
-from .intent import choose_tasks
 from .options import CostOptions, LogsOptions, SendOptions, StatusOptions
+from .overrun import StageWatch, explain_overrun, limit_of
 from .pictures import read_pictures
 from .proof import job_timing
-from .records import Timing
 from .runpod.jobs import Answer
 from .runpod.schemas import Endpoint, JobStatus, JsonObject
 from .runpod.waiting import Waiting
 from .screen import Screen
-from .session import ROOT, Action, Session, SessionOpener
+from .session import Action, Session, SessionOpener
+
+QUEUE_SECONDS = 900  # that `send` waits beside the seconds that a job may run: for a worker, and for its files
 
 
 def status(screen: Screen, options: StatusOptions, open_session: SessionOpener) -> int:
@@ -63,9 +62,14 @@ def send(screen: Screen, options: SendOptions, open_session: SessionOpener) -> i
     fields = job_fields(options)
     session = open_session()
     endpoint = find_endpoint(session.api, options)
-    answer = ask(session, endpoint, fields, options.timeout)
+    limit, stages = limit_of(endpoint), StageWatch()
+    patience = options.timeout or QUEUE_SECONDS + (limit or QUEUE_SECONDS)
+    answer = ask(session, endpoint, fields, patience, stages)
+    overrun = explain_overrun(str(fields["task"]), answer, limit, stages.stage)
     if answer.state != "COMPLETED" or answer.error:
-        raise DeployError(f"The job is {answer.state}: {answer.error or 'no reason given'}")
+        raise DeployError(overrun or f"The job is {answer.state}: {answer.error or 'no reason given'}")
+    if overrun:
+        screen.warn(overrun)
     task = str(fields["task"])
     if task in ("health", "debug"):
         screen.say(json.dumps(answer.reply, indent=2))
@@ -81,8 +85,10 @@ def send(screen: Screen, options: SendOptions, open_session: SessionOpener) -> i
     return 0
 
 
-def ask(session: Session, endpoint: Endpoint, fields: JsonObject, patience: float) -> Answer:
+def ask(session: Session, endpoint: Endpoint, fields: JsonObject, patience: float, stages: StageWatch) -> Answer:
     """The answer to a job, which is waited for with the reasons on the screen. `patience` in seconds.
+
+    The job runs under the endpoint's own limit, and `stages` keeps the last stage that its worker names.
 
     Raises `DeployError` for an endpoint that is paused, or deleted meanwhile.
     """
@@ -94,12 +100,13 @@ def ask(session: Session, endpoint: Endpoint, fields: JsonObject, patience: floa
 
     def show(status: JobStatus) -> None:
         nonlocal last
+        stages.look(status)
         last = waiting.describe_job(status)
         screen.progress(last)
 
     try:
         with screen.live_progress():
-            return session.queue(endpoint).ask(fields, patience, patience, show, screen.warn)
+            return session.queue(endpoint).ask(fields, limit_of(endpoint), patience, show, screen.warn)
     except NotServing as failure:
         why = f"python deploy_qwen.py status --endpoint-id {endpoint_id}"
         raise DeployError(f"{failure} Last: {last}. Why: {why}") from None
@@ -135,42 +142,8 @@ def job_fields(options: SendOptions) -> JsonObject:
 
 
 def cost(screen: Screen, options: CostOptions, open_session: SessionOpener) -> int:
-    """Dollars an image: the live price for the seconds that were measured on that pool; never guessed for another."""
-    session = open_session()
-    is_named = options.endpoint_id is not None or options.name is not None
-    endpoint = find_endpoint(session.api, options) if is_named else None
-    present = configuration.flatten(endpoint)["env"] if endpoint else {}
-    env = {**present, **parse_assignments(options.env, os.environ)}
-    tasks, settings, torch_cuda = choose_tasks(options.tasks, env), worker_settings(env), cuda_floor(ROOT)
-    timings = session.records.timings(endpoint["id"]) if endpoint else []
-    rows: list[list[str]] = []
-    for pool in cards.read_pools(session.api, options.min_cuda):
-        fit = cards.fit(pool, settings, tasks, options.ram_gb, torch_cuda)
-        seconds = [options.seconds or mean_seconds(task, pool, timings) for task in ("generate", "edit")]
-        rows.append([
-            pool.id, ", ".join(pool.cards), f"{pool.memory} GB", f"${pool.price:.2f}", pool.stock.lower(),
-            fit.layout if fit.plan else "does not fit",
-            *("not measured" if each is None else f"${pool.price / 3600 * each:.4f}" for each in seconds),
-        ])  # fmt: skip
-    names = ["pool", "cards", "memory", "$/h", "stock", f"layout ({options.ram_gb:g} GB RAM)", "$/picture", "$/edit"]
-    screen.table(names, rows)
-    if options.seconds:
-        screen.say(f"Computed from {options.seconds:g} s a picture.")
-    else:
-        screen.say("Measured: the mean of this endpoint's jobs sent from here on a card of the pool, loads left out.")
-    screen.say("Idle seconds, loads of cold workers and the disk come on top.")
+    show_costs(screen, options, open_session())
     return 0
-
-
-def mean_seconds(task: str, pool: cards.Pool, timings: Sequence[Timing]) -> float | None:
-    """Seconds a picture, measured on the pool's cards; None where no such job was sent from here."""
-    tasks = ("generate",) if task == "generate" else ("edit", "background_replacement")
-    seconds = [
-        timing["seconds"] / timing["pictures"]
-        for timing in timings
-        if timing["task"] in tasks and timing["card"] in pool.types
-    ]
-    return sum(seconds) / len(seconds) if seconds else None
 
 
 ACTIONS: dict[str, Action] = {"status": status, "logs": logs, "send": send, "cost": cost}

@@ -6,10 +6,10 @@ from typing import cast
 from qwen_worker.settings import Fallback
 
 from . import configuration
-from .cards import Fit
 from .environment import mask_secret, worker_settings
 from .image import Image, build_command, find_tool, push_command
 from .intent import FORBID_FALLBACK, Intent
+from .offers import Offer, describe
 from .options import DeployOptions
 from .records import Record
 from .runpod.schemas import Endpoint
@@ -30,8 +30,8 @@ def show_intent(screen: Screen, options: DeployOptions, image: Image, intent: In
     """Everything that will be done, before it is."""
     where = f"endpoint {intent.endpoint['id']} ({intent.endpoint['name']})" if intent.endpoint else "a new endpoint"
     screen.heading(f"Plan for {where}")
-    if intent.fits:
-        show_fits(screen, intent.fits, intent.target.get("gpu.pools", []), options.ram_gb)
+    if intent.purchase:
+        show_offers(screen, intent.purchase.offers, intent.purchase.pools, options.ram_gb)
     for note in intent.notes:
         screen.warn(note)
     if not options.skip_build:
@@ -42,20 +42,29 @@ def show_intent(screen: Screen, options: DeployOptions, image: Image, intent: In
         show_dry_run(screen, options, image, intent)
 
 
-def show_fits(screen: Screen, fits: list[Fit], chosen: list[str], ram_gb: float) -> None:
-    """Pools by price, with the layout of the models on each; a star marks the chosen ones."""
-    rows = [
-        [
-            "*" if fit.pool.id in chosen else "",
-            fit.pool.id,
-            f"{fit.pool.memory} GB",
-            f"${fit.pool.price:.2f}/h",
-            fit.pool.stock.lower(),
-            fit.layout if fit.plan else "does not fit" if fit.reason.startswith("too small") else fit.reason,
-        ]
-        for fit in fits
+def show_offers(screen: Screen, offers: list[Offer], chosen: list[str], ram_gb: float) -> None:
+    """The chosen pools in their order and then the others, with what each takes and its layout of the models."""
+    by_pool = {offer.fit.pool.id: offer for offer in offers}
+    taken, others = [by_pool[name] for name in chosen], [by_pool[name] for name in by_pool if name not in chosen]
+    rows: list[list[str]] = []
+    for offer in [*taken, *others]:
+        fit, pool = offer.fit, offer.fit.pool
+        layout = "does not fit" if fit.reason.startswith("too small") else fit.layout
+        rows.append([
+            str(chosen.index(pool.id) + 1) if pool.id in chosen else "", pool.id, f"{pool.memory} GB",
+            f"${offer.price:.2f}/h" if offer.price > 0 else "no price", pool.stock.lower(),
+            describe(offer) if fit.plan else "", layout,
+        ])  # fmt: skip
+    names = [
+        "",
+        "pool",
+        "memory",
+        "price",
+        "stock",
+        "takes and costs",
+        f"layout (computed; {ram_gb:g} GB of RAM assumed)",
     ]
-    screen.table(["", "pool", "memory", "price", "stock", f"layout (computed; {ram_gb:g} GB of RAM assumed)"], rows)
+    screen.table(names, rows, whole=("pool", "price"))
 
 
 def show_changes(screen: Screen, changes: list[configuration.Change]) -> None:

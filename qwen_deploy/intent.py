@@ -4,13 +4,11 @@ Knows nothing of builds, tests or rollbacks.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
-from qwen_worker.settings import Settings
-
-from . import cards, configuration
+from . import cards, configuration, purchase
 from .build_plan import weights_notes
 from .configuration import Configuration
 from .endpoints import endpoint_named, endpoint_with_id
@@ -18,6 +16,7 @@ from .environment import cuda_floor, parse_assignments, worker_settings
 from .errors import UsageError
 from .image import Image
 from .options import DeployOptions
+from .purchase import Purchase, split_list
 from .runpod.api import Api
 from .runpod.schemas import Endpoint
 from .runpod.storage import Storage
@@ -36,7 +35,7 @@ class Intent:
     target: Configuration
     tasks: tuple[str, ...]
     version: str  # what the new workers must report
-    fits: list[cards.Fit]
+    purchase: Purchase | None  # None where the endpoint keeps its pools
     notes: list[str]
 
     @property
@@ -74,19 +73,27 @@ def read_intent(session: Session, options: DeployOptions, image: Image, version:
     if not min_cuda and not endpoint:
         notes.append("No CUDA floor: the torch pin names no CUDA. --min-cuda sets one.")
     target = configuration.build_target(present, requested, env, unset)
-    fits: list[cards.Fit] = []
-    settings = worker_settings(target["env"])
+    bought = None
     if options.gpu or not endpoint:
-        places = target.get("dataCenterIds", [])
-        pools = cards.read_pools(session.api, target.get("gpu.minCudaVersion") or None, places)
-        fits, requested["gpu.pools"] = choose_pools(pools, options, settings, tasks, torch_cuda)
+        timings, places = session.records.timings(endpoint["id"]) if endpoint else [], target.get("dataCenterIds", [])
+        bought = purchase.plan_purchase(
+            session.api, options, worker_settings(target["env"]), tasks, torch_cuda,
+            target.get("gpu.minCudaVersion") or None, places, target["timeout"] / 1000,
+            target.get("gpu.count", 1), timings,
+        )  # fmt: skip
+        requested["gpu.pools"] = bought.pools
+        if not endpoint and not options.execution_timeout:
+            requested["timeout"] = bought.limit * 1000
         target = configuration.build_target(present, requested, env, unset)
-        notes += capacity_notes(fits, target.get("gpu.pools", []), places)
+        notes += bought.notes + purchase.limit_notes(bought.chosen, target["timeout"] / 1000)
+        notes += capacity_notes([offer.fit for offer in bought.offers], target.get("gpu.pools", []), places)
+    else:
+        worker_settings(target["env"])  # raises for an environment that the worker would refuse
     if not endpoint or "networkVolumes" in requested:
         notes += weights_notes(options, target, tasks)
     if target["workers.max"] == 0 and not options.no_test:
         raise UsageError("--workers-max must be at least 1 for the test jobs, not 0; --no-test leaves them out.")
-    return Intent(endpoint, present, target, tasks, version, fits, notes)
+    return Intent(endpoint, present, target, tasks, version, bought, notes)
 
 
 def resolve_names(storage: Storage, requested: dict[str, object], present: Configuration | None) -> list[str]:
@@ -169,22 +176,3 @@ def choose_tasks(requested: list[str] | None, env: Mapping[str, str]) -> tuple[s
     served = worker_settings({"QWEN_TASKS": env.get("QWEN_TASKS", "")}).QWEN_TASKS
     own = [task for task, name in cards.MODEL_SETTINGS.items() if task in served and env.get(name) != cards.NO_MODEL]
     return tuple(task for task in cards.MODEL_SETTINGS if task in (requested or own))
-
-
-def choose_pools(
-    pools: list[cards.Pool], options: DeployOptions, settings: Settings, tasks: Sequence[str], torch_cuda: str | None
-) -> tuple[list[cards.Fit], list[str]]:
-    """Every pool with its layout, and the ids of those to take. `torch_cuda` is what the image's torch is built for."""
-    names = split_list(options.gpu or "auto")
-    is_auto = names == ["auto"]
-    if options.no_fit_check and not is_auto:
-        fits = [cards.Fit(pool, None, "not checked") for pool in pools]
-    else:
-        fits = [cards.fit(pool, settings, tasks, options.ram_gb, torch_cuda) for pool in pools]
-    if is_auto:
-        return fits, [cards.choose_cheapest(fits).pool.id]
-    return fits, cards.require_pools(names, fits, options.ram_gb, not options.no_fit_check)
-
-
-def split_list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]

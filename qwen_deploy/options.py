@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 from . import command_options, storage_options
@@ -48,7 +49,16 @@ class ProofOptions(StateOptions):
     capacity_wait: int  # seconds
 
 
-class DeployOptions(ProofOptions):
+class FitOptions(StateOptions):
+    """What decides which cards do, and which of them are taken."""
+
+    tasks: list[str] | None
+    ram_gb: float
+    seconds: float | None  # that a picture may take
+    prefer: str
+
+
+class DeployOptions(ProofOptions, FitOptions):
     image: str | None  # of a registry, with its tag
     image_name: str
     tag: str | None
@@ -64,8 +74,6 @@ class DeployOptions(ProofOptions):
     endpoint_id: str | None
     name: str | None
     gpu: str | None  # pools, comma-separated, or auto
-    tasks: list[str] | None
-    ram_gb: float
     gpu_count: int | None
     min_cuda: str | None
     no_fit_check: bool
@@ -103,7 +111,7 @@ class SendOptions(TargetOptions):
     image: list[Path]
     mask: Path | None
     field: list[str]  # NAME=JSON
-    timeout: int  # seconds
+    timeout: int | None  # seconds
     output: Path
 
 
@@ -113,12 +121,10 @@ class PlayOptions(TargetOptions):
     price: float | None  # dollars an hour
 
 
-class CostOptions(TargetOptions):
-    seconds: float | None  # a picture
+class CostOptions(FitOptions, TargetOptions):
+    per_day: int | None  # pictures
     env: list[str]
     min_cuda: str | None
-    tasks: list[str] | None
-    ram_gb: float
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -187,7 +193,7 @@ def add_image(group: Group) -> None:
 def add_endpoint(group: Group) -> None:
     group.add_argument("--endpoint-id", help="the endpoint to update (default: the one of this --name, else a new one)")
     group.add_argument("--name", help="the endpoint's name (default: the image's)")
-    group.add_argument("--gpu", help="pools of cards, e.g. ADA_24,AMPERE_48; auto: the cheapest that holds the models")
+    group.add_argument("--gpu", help="pools of cards, e.g. ADA_24,AMPERE_48; auto: by --seconds and --prefer")
     add_fit(group)
     group.add_argument("--gpu-count", type=int, help="cards a worker (default: 1, which is what the worker uses)")
     group.add_argument("--min-cuda", help="least CUDA version of a host's driver (default: of the torch in the image)")
@@ -195,7 +201,9 @@ def add_endpoint(group: Group) -> None:
     group.add_argument("--workers-min", type=int, help="workers that always run, and are paid for (default: 0)")
     group.add_argument("--workers-max", type=int, help="(default: 3)")
     group.add_argument("--idle-timeout", type=int, help="seconds that an idle worker stays, paid for (default: 10)")
-    group.add_argument("--execution-timeout", type=int, help="seconds that a job may run (default: 300)")
+    group.add_argument(
+        "--execution-timeout", type=int, help="seconds that a job may run (default: 300, or what the cards need)"
+    )
     group.add_argument(
         "--flashboot", type=flashboot, metavar="{" + ",".join(FLASHBOOT) + "}",
         help="RunPod's shorter cold starts (default: on)",
@@ -234,6 +242,26 @@ def add_fit(group: Group) -> None:
     group.add_argument(
         "--ram-gb", type=float, default=32, help="RAM that a worker is taken to have, in GB (default: %(default)s)"
     )
+
+    group.add_argument(
+        "--seconds", type=positive_seconds, metavar="S",
+        help="that a picture may take with --gpu auto (default: 30); an edit may take as long as a job may run",
+    )  # fmt: skip
+    group.add_argument(
+        "--prefer", choices=("price", "latency", "hourly"), default="price",
+        help="what --gpu auto takes of what is fast enough: least dollars a picture, seconds, or dollars an hour",
+    )  # fmt: skip
+
+
+def positive_seconds(word: str) -> float:
+    """A number above 0. Raises `ArgumentTypeError` for another word."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < inf:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {word!r}")
+    return value
 
 
 def add_proof(group: Group) -> None:
@@ -286,7 +314,7 @@ def add_send(group: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--field", action="append", default=[], metavar="NAME=JSON", help="e.g. num_images=4; repeatable"
     )
-    group.add_argument("--timeout", type=int, default=1200, help="seconds to wait (default: %(default)s)")
+    group.add_argument("--timeout", type=int, help="seconds to wait (default: 900 beside what a job may run)")
     group.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures (default: %(default)s)")
 
 
@@ -301,7 +329,7 @@ def add_play(group: argparse.ArgumentParser) -> None:
 
 def add_cost(group: argparse.ArgumentParser) -> None:
     add_target(group, "none; the jobs measured on it count")
-    group.add_argument("--seconds", type=float, help="seconds an image, in place of measured ones")
+    group.add_argument("--per-day", type=int, metavar="N", help="dollars a day for N pictures, and for N edits")
     group.add_argument(
         "--env", action="append", default=[], metavar="NAME[=VALUE]", help="as for deploy, e.g. QWEN_PRECISION"
     )

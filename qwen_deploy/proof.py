@@ -15,6 +15,7 @@ from .configuration import Configuration
 from .errors import NotServing
 from .intent import Intent
 from .options import DeployOptions, ProofOptions
+from .overrun import StageWatch, explain_closeness, explain_overrun, limit_of, load_seconds
 from .pictures import read_pictures
 from .records import Timing
 from .runpod.jobs import Answer, Queue
@@ -24,8 +25,6 @@ from .screen import Screen
 from .session import ROOT, Session
 
 TEST_PICTURE = ROOT / "examples/red-circle.png"
-# A cold worker loads tens of GB before it draws: more than the endpoint's own limit may allow.
-JOB_SECONDS = 1200
 PROMPTS: dict[str, JsonObject] = {
     "generate": {"prompt": "a large red circle in the center, on a blue background", "seed": 7},
     "edit": {"prompt": "make the background green", "seed": 7},
@@ -47,13 +46,11 @@ def prove(
             answer, files = jobs.draw(task, drawing_fields(options), options.output)
         card = worker_card(session.api, endpoint["id"], answer.worker_id)
         session.records.add_timing(endpoint["id"], job_timing(task, answer, card))
-        screen.good(f"{task}: {answer.seconds:.1f} s, {', '.join(map(str, files))}")
-        limit = intent.target["timeout"] / 1000
-        if 0 < limit < answer.seconds:
-            screen.warn(
-                f"{task} took {answer.seconds:.0f} s on a cold worker, more than the endpoint's --execution-timeout of "
-                f"{limit:g} s: raise it, or the first job of each worker will be ended."
-            )
+        if overrun := explain_overrun(task, answer, jobs.limit, stage=None):
+            raise NotServing(overrun)  # nothing but a longer limit than callers have lets such a job end
+        screen.good(f"{task}: {answer.seconds:.1f} s on {card or 'a card'}, {', '.join(map(str, files))}")
+        if warning := explain_closeness(task, answer, jobs.limit):
+            screen.warn(warning)
     with screen.live_progress():
         models = cast(list[JsonObject], jobs.health().get("models") or [])
     report_self_checks(models, screen)
@@ -116,7 +113,7 @@ def prepare_test_jobs(
 ) -> "TestJobs":  # fmt: skip
     """`version` must answer, or any where that is None; `patience` are the seconds until the new workers must serve."""
     watch = Watch(session.api, endpoint["id"], version_before, patience, options.capacity_wait, session.screen.progress)
-    return TestJobs(session.queue(endpoint), watch, version, session.screen)
+    return TestJobs(session.queue(endpoint), watch, version, session.screen, limit_of(endpoint))
 
 
 def drawing_fields(options: DeployOptions) -> JsonObject:
@@ -131,12 +128,16 @@ def drawing_fields(options: DeployOptions) -> JsonObject:
 
 @dataclass
 class TestJobs:
-    """The test jobs of one deployment. `version` is the build that must answer; None where any may (a rollback)."""
+    """The test jobs of one deployment, under the endpoint's own `limit` in seconds; None where it has none.
+
+    `version` is the build that must answer; None where any may (a rollback).
+    """
 
     queue: Queue
     watch: Watch
     version: str | None
     screen: Screen
+    limit: float | None
 
     def health(self) -> JsonObject:
         """The reply of `health` from a worker of the new version; those of the old ones are asked past.
@@ -166,8 +167,9 @@ class TestJobs:
         fields: JsonObject = {**PROMPTS[task], "task": task, **extra_fields}
         if task == "edit":
             fields["image"] = base64.b64encode(TEST_PICTURE.read_bytes()).decode()
-        answer = self.ask(fields, task)
-        require_completed(answer, task)
+        stages = StageWatch()
+        answer = self.ask(fields, task, stages)
+        require_completed(answer, task, explain_overrun(task, answer, self.limit, stages.stage))
         metadata = answer.metadata
         if metadata.get("backend") != "qwen-image":
             reason = metadata.get("fallback_reason", "it says no backend")
@@ -188,16 +190,21 @@ class TestJobs:
         names = [f"{name}-{number}" if number else name for number in range(len(pictures))]
         return answer, [picture.save(folder, name) for picture, name in zip(pictures, names, strict=True)]
 
-    def ask(self, fields: JsonObject, task: str) -> Answer:
+    def ask(self, fields: JsonObject, task: str, stages: StageWatch | None = None) -> Answer:
         def look(status: JobStatus) -> None:
+            if stages:
+                stages.look(status)
             self.watch.look(task, status)
 
         patience = max(self.watch.seconds_left, 1.0)
-        return self.queue.ask(fields, JOB_SECONDS, patience, look, self.screen.warn, repeat=True)
+        return self.queue.ask(fields, self.limit, patience, look, self.screen.warn, repeat=True)
 
 
-def require_completed(answer: Answer, task: str) -> None:
+def require_completed(answer: Answer, task: str, overrun: str | None = None) -> None:
+    """Raises `NotServing` with `overrun`, where that is the reason, or with the job's own words."""
     if answer.state != "COMPLETED" or answer.error:
+        if overrun:
+            raise NotServing(overrun)
         reason = answer.error or "no reason given"
         raise NotServing(f"{task}: the job is {answer.state}: {reason[:500]}")
 
@@ -207,8 +214,7 @@ def describe_wrong_version(deployed: str, version: object) -> str:
 
 
 def job_timing(task: str, answer: Answer, card: str | None) -> Timing:
-    metadata = answer.metadata
-    load = (metadata.get("timings") or {}).get("load", 0.0)
+    metadata, load = answer.metadata, load_seconds(answer)
     return {
         "task": task,
         "card": card,

@@ -86,10 +86,10 @@ class Queue:
         return True
 
     def ask(
-        self, fields: JsonObject, limit: float, patience: float, on_status: Callable[[JobStatus], None],
+        self, fields: JsonObject, limit: float | None, patience: float, on_status: Callable[[JobStatus], None],
         note: Callable[[str], None], repeat: bool = False,
     ) -> Answer:  # fmt: skip
-        """Send a job and wait for its answer, at most `patience` seconds; `limit` seconds for it to run.
+        """Send a job and wait for its answer, at most `patience` seconds; `limit` seconds for it to run, None for any.
 
         `on_status` is called with each status; whatever it raises ends the wait. A job that is not answered is
         cancelled; where that fails too, `note` takes a sentence. Raises `NotServing` when patience ends.
@@ -131,3 +131,10 @@ def last_item(output: object) -> object:
         return output
     items = cast(list[object], output)
     return items[-1] if items else None
+
+
+def stage_of(status: JobStatus) -> str | None:
+    """The stage that a running job's worker names; None where it names none."""
+    output = last_item(status.get("output"))
+    stage = cast(JsonObject, output).get("stage") if isinstance(output, dict) else None
+    return str(stage) if stage else None

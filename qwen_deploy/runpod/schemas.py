@@ -18,6 +18,7 @@ class Endpoint(TypedDict):
     name: str
     type: NotRequired[str]  # QUEUE or LOAD_BALANCER
     image: NotRequired[str]
+    timeout: NotRequired[int]  # milliseconds that a job may run; 0 for any
     requestUrls: NotRequired[dict[str, str]]
     networkVolumes: NotRequired[list[str]]
 

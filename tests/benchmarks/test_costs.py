@@ -1,54 +1,56 @@
-"""The page of cards: what each figure is known by, and the page as its command writes it."""
+"""The table of seconds and the page of cards: as their commands write them, and what each figure is known by."""
 
 import json
+import re
 import sys
 
 import pytest
 
-from benchmarks import cards_page, costs
+from benchmarks import cards_page, computed, costs, rates
+from qwen_deploy.estimates import COMPUTED, MEASURED, Drawing, SecondsTable
 
 from ..conftest import ROOT
 from ..support.patience import run_to_its_end
 from .conftest import fit_row, speed_row
 
-RESULTS = ROOT / "benchmarks/results"
+TABLE = ROOT / "benchmarks/results/computed.json"
+CARDS = {card.name: card for card in rates.CARDS}
+QUALITY = Drawing("Qwen/Qwen-Image", "generate", "quality", 50)
+H100, BF16 = "NVIDIA H100 80GB HBM3", "bf16, modulation table"
 
 
-def test_the_page_of_cards_is_what_its_command_writes(tmp_path):
-    page, output = tmp_path / "cards.md", tmp_path / "costs.json"
-    command = [sys.executable, "-m", "benchmarks", "costs", "--page", str(page), "--output", str(output)]
-    done = run_to_its_end(command)
+@pytest.mark.parametrize(("name", "file"), [("computed", TABLE), ("costs", ROOT / "docs/cards.md")])
+def test_the_table_and_the_page_are_what_their_commands_write(tmp_path, name, file):
+    done = run_to_its_end([sys.executable, "-m", "benchmarks", name, "--output", str(tmp_path / "written")])
     assert done.returncode == 0, done.stderr
-    assert page.read_text() == (ROOT / "docs/cards.md").read_text()
-    committed, written = (json.loads(path.read_text())["rows"] for path in (RESULTS / "costs.json", output))
-    assert committed == written
+    assert (tmp_path / "written").read_text() == file.read_text()
 
 
-RATIOS = {"edit": 2.83, "one": 2.37, "two": 4.17}
-CARDS = {card.name: card for card in costs.CARDS}
+def written(tmp_path, fit=(), speed=()):
+    """The table of a checkout where these rows were recorded."""
+    for name, rows in (("fit", fit), ("speed", speed)):
+        runs = {str(number): {"device": row["device"]} for number, row in enumerate(rows)}
+        numbered = [row | {"run": str(number)} for number, row in enumerate(rows)]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"runs": runs, "rows": numbered}))
+    done = [sys.executable, "-m", "benchmarks", "computed", "--output", str(tmp_path / "table.json")]
+    files = [f"--{name}={tmp_path / name}.json" for name in ("fit", "speed")]
+    assert run_to_its_end([*done, *files]).returncode == 0
+    return SecondsTable(tmp_path / "table.json")
 
 
-def figure(name, fit_rows=(), speed_rows=(), task="generate", preset="quality"):
-    found = costs.figure_of(CARDS[name], task, preset, list(fit_rows), list(speed_rows))
-    return round(found.seconds, 3), found.basis
+PLAN = {"plan": "bf16 on cuda, weights 60 GB, modulation table, peak 70 of 80 GB"}
 
 
-def test_figures_are_measured_scaled_or_computed():
-    assert figure("H100") == (18.5, "computed")
-    assert figure("H100", task="edit") == (round(18.5 * 198 / 70, 3), "computed")
-    measured = [speed_row()]
-    assert figure("H100", speed_rows=measured) == (0.5 + 0.4 + 0.1 + 50 * 0.2, "measured")
-    assert figure("H100", speed_rows=[*measured, speed_row(whole=True, steps=50, **{"job s": 12.0})]) == (
-        12,
-        "measured",
-    )
-    assert figure("A100", speed_rows=measured) == (round(11 * 989 / 312, 3), "scaled from H100")
-    # Under the card's own memory, where fit has it: a 4090 is not scaled from an unquantized layout.
-    capped = [fit_row(24, **{"step s": 0.3})]
-    assert figure("RTX 4090", capped, measured) == (round(16 * 989 / 165, 3), "scaled from H100")
-    assert figure("L40S", capped, measured) == (round(11 * 989 / 362, 3), "scaled from H100")
-    on_the_card = [fit_row(24, device="NVIDIA GeForce RTX 4090", **{"step s": 1.0})]
-    assert figure("RTX 4090", on_the_card + capped, measured) == (51, "measured")
+def test_what_a_card_has_measured_counts_before_what_is_computed(tmp_path):
+    computed_here = SecondsTable().job(H100, BF16, QUALITY)
+    assert computed_here.basis == COMPUTED and 9 < computed_here.seconds < 13
+    row = speed_row(**PLAN)  # 8 steps of 0.2 s beside 1 s
+    table = written(tmp_path, speed=[row, speed_row(**PLAN, whole=True, steps=50, **{"job s": 12.0})])
+    assert (figure := table.job(H100, BF16, QUALITY)).seconds == 12 and figure.basis == MEASURED
+    assert table.job("NVIDIA H200", BF16, QUALITY).basis == COMPUTED
+    assert table.job(H100, "bf16", QUALITY).basis == COMPUTED  # another layout
+    assert written(tmp_path, speed=[row]).job(H100, BF16, QUALITY).seconds == 11
+    assert written(tmp_path, fit=[fit_row(80, **PLAN)]).job(H100, BF16, QUALITY).seconds == 11
 
 
 @pytest.mark.parametrize(
@@ -59,17 +61,47 @@ def test_figures_are_measured_scaled_or_computed():
     ],
 )  # fmt: skip
 def test_what_is_no_measure_of_the_card_counts_for_nothing(fields):
-    assert figure("H100", speed_rows=[speed_row(**fields)]) == (18.5, "computed")
+    assert not list(computed.measured_jobs([], [speed_row(**PLAN, **fields)]))
+    assert not list(computed.measured_jobs([fit_row(24, **PLAN)], []))  # under another card's memory
 
 
-def test_a_card_s_name_is_a_word_of_its_device():
-    assert costs.is_card("NVIDIA A40", CARDS["A40"]) and not costs.is_card("NVIDIA RTX A4000", CARDS["A40"])
-    assert costs.is_card("NVIDIA RTX PRO 6000 Blackwell Server Edition", CARDS["RTX PRO 6000"])
+@pytest.mark.parametrize(("device", "card"), [
+    ("NVIDIA A40", "A40"), ("NVIDIA RTX A4000", "RTX A4000"), ("NVIDIA H100 PCIe", "H100 PCIe"), (H100, "H100"),
+    ("NVIDIA L40S", "L40S"), ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000"),
+    ("NVIDIA RTX 9090", None), (None, None),
+])  # fmt: skip
+def test_a_card_s_name_is_a_word_of_its_device(device, card):
+    assert (found := rates.card_of(device)) is (CARDS[card] if card else None), found
+    assert device is None or SecondsTable().card_of(device) == card
+
+
+def test_seconds_are_arithmetic_over_rates_and_a_stream_waits_for_its_way():
+    """The H100's figures by hand: counted TFLOP, the rates of `rates.py`, and bytes over bandwidths."""
+    card = CARDS["H100"]
+    resident, streamed = (
+        next(plan for plan in computed.layouts_of(card) if computed.describe_layout(plan) == words)
+        for words in (BF16, f"{BF16}, text encoder streamed")
+    )
+    one_pass = 56.0 / 790 + 12.7 / 600 + 47.46 / 3350 / 0.85
+    assert computed.pass_seconds(card, resident, "generate") == pytest.approx(one_pass)
+    apart, on_card = (computed.other_seconds(card, plan, "generate", True) for plan in (streamed, resident))
+    assert apart - on_card == pytest.approx(2 * (15.5 / 50 - 1.2 / 790))
+    slow_bus = rates.Card("ADA_80_PRO", "H100", 80, 790, 1245, 600, 3350, pcie=5)
+    assert computed.other_seconds(slow_bus, streamed, "generate", True) > 2 * 15.5 / 5
+
+
+def test_steps_beside_the_preset_s_cost_their_passes():
+    table = SecondsTable()
+    four, eight = (table.job(H100, BF16, Drawing("m", "generate", "fast", steps)).seconds for steps in (4, 8))
+    assert eight - four == pytest.approx(4 * table.rows["H100", BF16]["generate"]["pass"])
+
+
+def test_every_priced_pool_is_in_the_table_in_the_layout_that_it_gets():
+    for offer in costs.offers_of({}):
+        assert all(offer.seconds.values()) and not offer.unknown, offer.fit.pool.id
 
 
 def test_the_page_keeps_what_is_measured_and_what_is_computed_apart():
-    fast = speed_row(preset="fast", whole=True, steps=8, passes=8, **{"job s": 1.4})
-    rows = [costs.row_of(card, preset, [], [fast]) for preset in costs.presets([fast]) for card in costs.CARDS]
     peak = {"predicted peak GB": 17.5, "plan": "fp8 on cuda"}
     fitted = [
         fit_row(**peak, **{"peak GB": 16.9}),
@@ -78,24 +110,12 @@ def test_the_page_keeps_what_is_measured_and_what_is_computed_apart():
     ]
     stock_row = speed_row(contender="stock", **{"job s": 4.0, "step s": 0.4})
     ours_row = speed_row(**{"floor step s": 0.177, "of stock": 0.57})
-    page = cards_page.page(rows, fitted, [ours_row, stock_row], RATIOS)
-    measured, computed = page.split("## Computed")
+    rows = [costs.row_of(offer, offer) for offer in costs.offers_of({})]
+    facts = {"prices_of": "June 2026", "auto": "ADA_80_PRO", "plus": 0.84}
+    page = cards_page.page(rows, fitted, [ours_row, stock_row], facts)
+    measured, takes = page.split("## What a picture takes and costs")
     assert "| generate | 1024 | quality | 8 | 2.6 | 4 | 0.2 | 0.4 | 0.177 | 0.57 |" in measured
-    assert "| ADA_80_PRO | H100 | 4.18 | fast | 1.4 s, $0.002 |  |" in measured
-    assert "| ADA_80_PRO | H100 | 4.18 | fast |  | 4.2 s, $0.005 |" in computed
-    assert "| AMPERE_80 | A100 | 2.74 | fast | 4.4 s, $0.003, scaled from H100 |" in computed
-    assert "a picture by `fast` on RTX A4000" in computed and "an edit by `quality` on B200" in computed
     assert "| ours-24-generate | generate | fp8 | 17.5 / 17.5 | 16.9 / failed | 0.2 | NVIDIA H100 80GB HBM3 |" in page
-    assert "not measured" not in page and "ours-80" not in page
-
-
-@pytest.mark.parametrize("fields", [{"checkpoint": "tiny"}, {"measured": "failed: out of memory"}])
-def test_a_preset_that_no_card_has_drawn_is_not_on_the_page(fields):
-    assert costs.presets([speed_row(preset="fast", **fields)]) == ["quality"]
-
-
-def test_a_page_of_no_measurement_says_so():
-    rows = [costs.row_of(card, "quality", [], []) for card in costs.CARDS]
-    page = cards_page.page(rows, [fit_row(measured="not measured: not yet", device=None)], [], RATIOS)
-    assert page.split("## Measured\n\n")[1].startswith("No card has been measured yet.\n\n## Computed\n")
-    assert page.count("| quality |") == len(costs.CARDS)
+    assert "not measured: not yet" not in page and "ours-80" not in page
+    assert len(re.findall(r"^\| \w+_\d+.*\| computed \|$", takes, re.M)) == len(rates.PRICES)
+    assert cards_page.page(rows, [], [], facts).count("No card has been measured yet.") == 1

@@ -6,9 +6,12 @@ from qwen_deploy.cards import stock_level
 
 from .conftest import SHIP, job_tasks, only
 
+# Of the pools that hold the models, the cheapest an hour, however long a picture takes.
+HOURLY = ("--prefer", "hourly", "--seconds", "9999", "--execution-timeout", "9999")
+
 
 def test_auto_takes_the_cheapest_pool_that_holds_the_models_and_has_a_card(runpod, command):
-    assert command(*SHIP)[0] == 0 and only(runpod)["gpu"]["pools"] == ["AMPERE_16"]
+    assert command(*SHIP, *HOURLY)[0] == 0 and "AMPERE_16" in only(runpod)["gpu"]["pools"]
 
 
 @pytest.mark.parametrize("arguments, pool", [
@@ -22,7 +25,9 @@ def test_auto_takes_the_cheapest_pool_that_holds_the_models_and_has_a_card(runpo
     (["--env", "QWEN_PRECISION=bf16", "--ram-gb", "128"], "AMPERE_48"),  # transformers in turns, from RAM
 ])  # fmt: skip
 def test_auto_goes_by_the_worker_s_own_placement(runpod, command, arguments, pool):
-    assert command(*SHIP, *arguments)[0] == 0 and only(runpod)["gpu"]["pools"] == [pool]
+    code, text = command(*SHIP, *HOURLY, *arguments)
+    (first,) = (line for line in text.splitlines() if line.startswith("1 "))
+    assert code == 0 and first.split()[1] == pool and pool in only(runpod)["gpu"]["pools"]
 
 
 @pytest.mark.parametrize("told", [None, "PLENTY"])
@@ -42,7 +47,7 @@ def test_a_card_that_the_image_s_torch_has_no_kernels_for_is_not_taken(runpod, c
     runpod.gpus.append(("NVIDIA New", pool, 180, 0.10, "HIGH"))
     code, text = command(*SHIP, "--gpu", pool)
     assert code == 2 and "torch for CUDA 12.6 has no Blackwell kernels" in text
-    assert command(*SHIP)[0] == 0 and only(runpod)["gpu"]["pools"] == ["AMPERE_16"]
+    assert command(*SHIP, *HOURLY)[0] == 0 and pool not in only(runpod)["gpu"]["pools"]
 
 
 def test_an_image_built_for_blackwell_takes_its_cards(runpod, command):

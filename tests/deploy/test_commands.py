@@ -58,15 +58,6 @@ def test_send_saves_the_picture_and_says_what_drew_it(runpod, command, tmp_path)
     assert "A stand-in, not a picture by the model: no weights" in text
 
 
-def test_cost_multiplies_the_live_price_with_measured_seconds_only(runpod, command):
-    runpod.add(NEW)
-    command("send", "--endpoint-id", "ep1", "a fox")  # 4 s on a 4090, of which 1 s load
-    code, text = command("cost", "--endpoint-id", "ep1")
-    row = next(line for line in text.splitlines() if line.startswith("ADA_24"))
-    assert code == 0 and f"${1.12 / 3600 * 3:.4f}" in row and "not measured" in row
-    assert "not measured" in next(line for line in text.splitlines() if line.startswith("HOPPER_141"))
-
-
 def test_a_log_that_stays_open_ends_when_it_is_quiet(runpod, command, monkeypatch):
     monkeypatch.setattr(api, "LOG_QUIET_SECONDS", 0.3)
     runpod.add()

@@ -33,6 +33,7 @@ class Worker:
     status: str = "INITIALIZING"
     starts: int = 1
     ticks: int = 0
+    card: str = "NVIDIA GeForce RTX 4090"
 
 
 class Platform:
@@ -49,6 +50,8 @@ class Platform:
         self.lag = 0  # looks at the workers until the platform has counted an update
         self.uncounted_looks = 0  # looks that are left of it
         self.old_ticks = 1  # looks for which a worker of an old version lives on
+        self.throttled: set[str] = set()  # pools without a free card
+        self.enforces_limits = True  # whether jobs are ended that take longer than they may
         self.url = ""
 
     def add(self, image="docker.io/you/qwen-image:v0", workers=1, **fields):
@@ -98,9 +101,11 @@ class Platform:
             del kept[endpoint_id]
         self.jobs = {name: job for name, job in self.jobs.items() if job["endpoint"] != endpoint_id}
 
-    def add_job(self, endpoint_id, fields):
+    def add_job(self, endpoint_id, fields, policy=None):
         job_id = f"job{next(self.numbers)}"
+        limit = (policy or {}).get("executionTimeout") or self.endpoints[endpoint_id]["timeout"]
         self.jobs[job_id] = {"id": job_id, "status": "IN_QUEUE", "input": fields, "endpoint": endpoint_id}
+        self.jobs[job_id]["limit"] = limit  # milliseconds; 0 for none
         return {"id": job_id, "status": "IN_QUEUE"}
 
     def count_jobs(self, endpoint_id):
@@ -111,8 +116,13 @@ class Platform:
     def start(self, endpoint_id, status="INITIALIZING"):
         image = self.endpoints[endpoint_id]["image"]
         worker = Worker(f"w{next(self.numbers)}", self.versions[endpoint_id], image, status)
+        free = [pool for pool in self.endpoints[endpoint_id]["gpu"]["pools"] if pool not in self.throttled]
+        worker.card = next((name for name, pool, *_ in self.gpus if pool in free[:1]), worker.card)
         self.workers[endpoint_id].append(worker)
         return worker
+
+    def has_card(self, endpoint_id):
+        return not self.throttled.issuperset(self.endpoints[endpoint_id]["gpu"]["pools"])
 
     def tick(self, endpoint_id):
         version, kept = self.versions[endpoint_id], []
@@ -129,7 +139,7 @@ class Platform:
                 worker.starts += 1
             else:
                 early = build.early_states[worker.ticks - 1 : worker.ticks]
-                worker.status = early[0] if early else build.state
+                worker.status = early[0] if early else build.state if self.has_card(endpoint_id) else "THROTTLED"
             if not (build.vanishes and worker.version == version):
                 kept.append(worker)
         self.workers[endpoint_id] = kept
@@ -151,7 +161,7 @@ class Platform:
                 build = self.builds.get(worker.image, Build())
                 job |= {"status": "IN_PROGRESS", "workerId": worker.id}
                 job["reply"] = build.answer(job["input"], endpoint["env"])
-                job["messages"] = list(build.progress)
+                job["messages"], job["seconds"] = list(build.progress), build.seconds.get(job["input"]["task"], 4)
             if job["status"] == "IN_PROGRESS" and job["messages"]:
                 job["output"] = job["messages"].pop(0)
             elif job["status"] == "IN_PROGRESS":
@@ -164,7 +174,11 @@ class Platform:
             if not reply.done():
                 return
             reply = reply.result()
-        job |= {"status": "COMPLETED", "output": reply, "executionTime": 4000, "delayTime": 100}
+        took = 1000 * job["seconds"]
+        if self.enforces_limits and 0 < job["limit"] < took:
+            job |= {"status": "TIMED_OUT", "executionTime": job["limit"], "delayTime": 100}
+            return
+        job |= {"status": "COMPLETED", "output": reply, "executionTime": took, "delayTime": 100}
         if "error" in reply:
             job |= {"status": "FAILED", "error": reply["error"]}
 
@@ -176,7 +190,7 @@ class Platform:
         version = self.versions[endpoint_id] - (self.uncounted_looks > 0)
         workers = [
             {"id": worker.id, "status": worker.status, "isStale": worker.version < version, "version": worker.version,
-             "gpuCount": 1, "image": worker.image, "uptimeSeconds": 5, "gpuTypeId": "NVIDIA GeForce RTX 4090",
+             "gpuCount": 1, "image": worker.image, "uptimeSeconds": 5, "gpuTypeId": worker.card,
              "dataCenterId": "US-KS-2"}
             for worker in self.workers[endpoint_id]
         ]  # fmt: skip

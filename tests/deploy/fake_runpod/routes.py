@@ -62,7 +62,7 @@ def answer_job(platform, endpoint_id, verb, job_id=None, body=None):
     if endpoint_id not in platform.endpoints:
         return 404, problem("Not Found", 404, "endpoint not found")
     if verb == "run":
-        return 200, platform.add_job(endpoint_id, body["input"])
+        return 200, platform.add_job(endpoint_id, body["input"], body.get("policy"))
     if verb == "health":
         return 200, {"jobs": platform.count_jobs(endpoint_id), "workers": {}}
     if job_id not in platform.jobs:
