@@ -75,7 +75,7 @@ def notes_of(chosen: Sequence[Offer], wish: Wish) -> list[str]:
         name = offer.fit.pool.id
         if not offer.is_known:
             words = f"{name}: what a picture or an edit takes is not known for these models and cards"
-            notes.append(f"{words}, and so not what it costs. --gpu auto then takes the cheapest pool an hour.")
+            notes.append(f"{words}, and so not what it costs.")
         picture = offer.seconds.get("generate")
         if picture and picture.seconds > wish.seconds["generate"]:
             most = wish.seconds["generate"]

@@ -88,7 +88,7 @@ def test_where_every_pool_is_throttled_the_old_version_stays(runpod, command):
     assert code == 1 and "no card for the workers" in text and settable_fields(endpoint) == before
 
 
-@pytest.mark.parametrize("price", [0, -1, float("nan"), "4.18", None])
+@pytest.mark.parametrize("price", [0, -1, float("nan"), float("inf"), "4.18", None])
 def test_a_pool_without_a_price_is_not_taken_and_not_sold(runpod, command, price):
     runpod.gpus = [*runpod.gpus, ("NVIDIA H100 PCIe", "ADA_80_PRO", 80, price, "HIGH")]
     code, text = command(*SHIP, "--dry-run")
