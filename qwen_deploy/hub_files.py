@@ -31,7 +31,7 @@ from .session import ROOT
 CUDA_VERSIONS = ("12.6", "12.7", "12.8", "12.9", "13.0", "13.1", "13.2", "13.3")
 # Only cards that hold both models in bfloat16: pictures of one seed are then the same on all workers. The pool whose
 # picture is the cheapest and the quickest comes first.
-POOLS = ("ADA_80_PRO", "HOPPER_141", "AMPERE_80")
+POOLS = ("HOPPER_141", "ADA_80_PRO", "AMPERE_80")
 BOTH, GENERATE, EDIT = "generate,edit", "generate", "edit"
 LIGHTNING = "lightx2v/Qwen-Image-Lightning/Qwen-Image-"
 FAST = {

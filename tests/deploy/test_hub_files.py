@@ -6,6 +6,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from PIL import Image, ImageChops
 
+from benchmarks import costs
 from qwen_deploy import cards, hub_files, hub_icon, hub_words
 from qwen_deploy.configuration import DEFAULT_ENV
 from qwen_deploy.environment import cuda_floor, worker_settings
@@ -153,11 +154,10 @@ def test_no_preset_names_a_model_that_is_not_there(hub):
 
 
 def test_the_first_cards_of_the_hub_draw_the_cheapest_picture_within_thirty_seconds(hub):
-    rows = json.loads((ROOT / "benchmarks/results/costs.json").read_text())["rows"]
-    known = {row["pool"]: row for row in rows if row["preset"] == "quality"}
-    pools = hub["config"]["gpuIds"].split(",")
-    dollars = [float(known[pool]["$ picture"]) for pool in pools]
-    assert dollars == sorted(dollars) and known[pools[0]]["picture s"] <= 30
+    known = {offer.fit.pool.id: offer for offer in costs.offers_of({})}
+    offers = [known[pool] for pool in hub["config"]["gpuIds"].split(",")]
+    dollars = [offer.dollars("generate") for offer in offers]
+    assert dollars == sorted(dollars) and offers[0].seconds["generate"].seconds <= 30
 
 
 def test_the_hub_s_cards_hold_both_models_exactly(hub):
