@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Of pytest: one more than there are cores, because tests wait for processes of their own.
 WORKERS := $(shell echo $$(($$(nproc 2>/dev/null || echo 2) + 1)))
 
-.PHONY: run serve play deploy-tools test test-gpu test-versions test-clients test-play prove lint integration image-test \
+.PHONY: run serve play gallery deploy-tools test test-gpu test-versions test-clients test-play prove lint integration image-test \
 	hub-files clean
 
 run: .venv/run-installed
@@ -24,6 +24,10 @@ play: .venv/run-installed .venv-play/installed
 
 test: .venv/test-installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# docs/gallery.md, drawn by RunPod's endpoint ENDPOINT, or by the one that `make serve` has started. ARGS: more options.
+gallery: .venv/deploy-installed
+	@$(BIN)/python -m qwen_deploy.gallery $(if $(ENDPOINT),--endpoint-id $(ENDPOINT)) $(ARGS)
 
 # What only a card can show. Without one each test that needs it is skipped, and says so.
 test-gpu: .venv/test-installed

@@ -2,7 +2,7 @@
 
     7  rollback  commands  upkeep  spending   the way back | what changes no endpoint | its workers | its bill
        storage_commands                     volumes, credentials of registries, models
-       hub_files  settings_page             two commands: the Hub's files, docs/settings.md
+       hub_files  settings_page  gallery    three commands: the Hub's files, docs/settings.md, docs/gallery.md
     6  proof  diagnosis                     does the endpoint serve? | why it does not
        display  endpoint_display  costs     plans in tables | endpoints in tables | what pictures cost
        fill                                 how a volume is filled
