@@ -67,7 +67,9 @@ def draw(body):
     except KeyboardInterrupt:
         if job:
             fetch(f"{ENDPOINT}/cancel/{job['id']}", b"")
-        print(f"\nCancelled {job.get('id', 'before the job had an id')}", file=sys.stderr)
+            print(f"\nCancelled {job['id']}", file=sys.stderr)
+        else:
+            print("\nStopped before the endpoint told the job's id: the job may be running there.", file=sys.stderr)
         sys.exit(130)
     print(file=sys.stderr)
     return job

@@ -65,7 +65,8 @@ let cancelling = false;
 process.once("SIGINT", async () => {
   cancelling = true;
   if (job) await call(`/cancel/${job.id}`, { method: "POST" });
-  console.error(`\nCancelled ${job?.id ?? "before the job had an id"}`);
+  const unknown = "Stopped before the endpoint told the job's id: the job may be running there.";
+  console.error(`\n${job ? `Cancelled ${job.id}` : unknown}`);
   process.exit(130);
 });
 job = await call("/run", { method: "POST", body });

@@ -132,6 +132,18 @@ def test_ctrl_c_while_nothing_answers_ends_the_client(kind, start):
         assert client.status() in (130, -signal.SIGINT) and "Traceback" not in client.err
 
 
+def test_ctrl_c_before_the_id_is_known_says_that_the_job_may_be_running(kind, start):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = start(kind, f"http://127.0.0.1:{listener.getsockname()[1]}", JOB)
+        listener.settimeout(60)
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(100)  # the request is on its way, and is never answered
+            os.killpg(client.process.pid, signal.SIGINT)
+            assert client.status() != 0
+    assert "the job may be running there" in client.err and "Cancelled" not in client.err
+
+
 @pytest.mark.parametrize("kind", ["py", "ts"], indirect=True)
 @pytest.mark.parametrize(
     ("field", "sentence"), [("image=@none.png", "none.png"), ("fox", "A prompt of several words needs quotes.")]
