@@ -251,12 +251,12 @@ class Plane:
         """End a job that has no result, and have its worker stop it."""
         if job.status is Status.IN_PROGRESS:
             self.stops[job.id] = job.worker
-        elif job in self.queue:
-            self.queue.remove(job)
         job.has_output, job.output = False, None
         self.end(job, status)
 
     def end(self, job: LocalJob, status: Status) -> None:
+        if job in self.queue:  # also one that was queued again, when the result of its first start comes late
+            self.queue.remove(job)
         job.end(status, self.clock())
         self.totals[status] += 1
         self.tell("on_ended", job)

@@ -161,3 +161,13 @@ def test_the_health_counts_workers_by_what_they_do(plane):
     assert plane.health()["workers"] == {
         "idle": 1, "initializing": 0, "ready": 2, "running": 1, "throttled": 0, "unhealthy": 0,
     }  # fmt: skip
+
+
+def test_a_late_result_of_the_first_start_takes_the_job_that_was_queued_again_from_the_queue(plane, clock):
+    job = plane.submit(JobRequest({"prompt": "a"}, execution_seconds=5))
+    take(plane)
+    clock.now += 6
+    plane.sweep()
+    assert plane.retry(job)
+    plane.hear_result(job, "worker-1", {"output": {"image": "x"}})
+    assert job.status is Status.COMPLETED and take(plane, "worker-2") == []
