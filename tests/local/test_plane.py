@@ -171,3 +171,14 @@ def test_a_late_result_of_the_first_start_takes_the_job_that_was_queued_again_fr
     assert plane.retry(job)
     plane.hear_result(job, "worker-1", {"output": {"image": "x"}})
     assert job.status is Status.COMPLETED and take(plane, "worker-2") == []
+
+
+def test_above_a_gigabyte_of_results_the_oldest_are_forgotten(plane, clock):
+    jobs = [plane.submit(FIELDS) for _ in range(3)]
+    for job in jobs:
+        take(plane)
+        clock.now += 1
+        plane.hear_result(job, "worker-1", {"output": {"image": "x"}}, 400_000_000)
+    with pytest.raises(UnknownJob):
+        plane.find(jobs[0].id)
+    assert [plane.find(job.id).status for job in jobs[1:]] == [Status.COMPLETED] * 2
