@@ -79,6 +79,7 @@ class Plane:
         job.retries += 1
         self.totals["retried"] += 1
         job.renew()
+        self.stops.pop(job.id, None)  # of the start before, which its worker may not have heard yet
         self.queue.append(job)
         self.notify()
         return True

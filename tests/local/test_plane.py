@@ -173,6 +173,15 @@ def test_a_late_result_of_the_first_start_takes_the_job_that_was_queued_again_fr
     assert job.status is Status.COMPLETED and take(plane, "worker-2") == []
 
 
+def test_a_stop_that_nobody_has_heard_is_not_for_the_next_start(plane, clock):
+    job = plane.submit(JobRequest({"prompt": "a"}, execution_seconds=5))
+    take(plane)
+    clock.now += 6
+    plane.sweep()
+    assert plane.retry(job) and take(plane) == [job]
+    assert asyncio.run(plane.take_stops("worker-1", 0.01)) == []
+
+
 def test_above_a_gigabyte_of_results_the_oldest_are_forgotten(plane, clock):
     jobs = [plane.submit(FIELDS) for _ in range(3)]
     for job in jobs:
