@@ -29,7 +29,7 @@ def send(traced):
     else:
         half_made.wait()
     urls = upload.send_files(bucket, [], time.monotonic() + 60)
-    sys.stdout.write(f"{urls}\n")  # in one piece: the other thread writes too
+    sys.stdout.write(f"{urls}" + chr(10))  # in one piece: the other thread writes too
     sys.stdout.flush()
 
 threads = [threading.Thread(target=send, args=(traced,)) for traced in (True, False)]
