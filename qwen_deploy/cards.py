@@ -12,6 +12,7 @@ from typing import cast
 from qwen_worker.checkpoints import checkpoint
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
+from qwen_worker.jobs.presets import MODELS as MODEL_SETTINGS
 from qwen_worker.memory import placement
 from qwen_worker.memory.card import NEWER_BUILD
 from qwen_worker.memory.footprint import GB, Model, Plan
@@ -29,7 +30,6 @@ MISNAMED = {"ADA_32_PRO": (12, 0)}  # the RTX 5090, a Blackwell card
 # The first CUDA with kernels for a capability: torch's builds for earlier ones fail at the first operation.
 BLACKWELL, BLACKWELL_CUDA = (10, 0), (12, 8)
 STOCK = ("NONE", "LOW", "MEDIUM", "HIGH")
-MODEL_SETTINGS = {"generate": "QWEN_IMAGE_MODEL", "edit": "QWEN_EDIT_MODEL"}
 NO_MODEL = "/none"  # a folder that no worker has: what endpoints of one task had in place of QWEN_TASKS
 
 
