@@ -48,12 +48,16 @@ class Pool:
     @property
     def capability(self) -> tuple[int, int] | None:
         """The compute capability that every card of the pool has; None for a generation not known here."""
-        return MISNAMED.get(self.id) or CAPABILITY.get(self.id.split("_")[0])
+        return capability_of(self.id)
 
     def runs(self, cuda: str | None) -> bool:
         """Whether torch built for this CUDA has kernels for the cards."""
         is_before_blackwell = cuda is not None and tuple(map(int, cuda.split("."))) < BLACKWELL_CUDA
         return self.capability is None or self.capability < BLACKWELL or not is_before_blackwell
+
+
+def capability_of(pool_id: str) -> tuple[int, int] | None:
+    return MISNAMED.get(pool_id) or CAPABILITY.get(pool_id.split("_")[0])
 
 
 @dataclass(frozen=True)
