@@ -67,7 +67,9 @@ def draw(body):
     except KeyboardInterrupt:
         if job:
             fetch(f"{ENDPOINT}/cancel/{job['id']}", b"")
-        print(f"\nCancelled {job.get('id', 'before the job had an id')}", file=sys.stderr)
+            print(f"\nCancelled {job['id']}", file=sys.stderr)
+        else:
+            print("\nStopped before the endpoint told the job's id: the job may be running there.", file=sys.stderr)
         sys.exit(130)
     print(file=sys.stderr)
     return job
@@ -75,7 +77,8 @@ def draw(body):
 
 if len(sys.argv) < 2 or not ENDPOINT:
     sys.exit(__doc__)
-body = json.dumps({"input": {"prompt": sys.argv[1], **dict(map(field, sys.argv[2:]))}}).encode()
+shape = {"response_shape": "worker"}  # which this program reads, whatever the endpoint answers in by itself
+body = json.dumps({"input": {"prompt": sys.argv[1], **dict(map(field, sys.argv[2:])), **shape}}).encode()
 if len(body) > 10_000_000:
     sys.exit(f"/run takes 10 MB, and this job has {len(body) / 1e6:.1f} MB. Send smaller pictures, or their URLs.")
 job = draw(body)

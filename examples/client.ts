@@ -55,7 +55,9 @@ async function field(text: string): Promise<[string, string]> {
 
 const [prompt, ...texts] = process.argv.slice(2);
 if (!prompt || !endpoint) fail('Usage: ENDPOINT_URL=... RUNPOD_API_KEY=... node client.ts "PROMPT" [FIELD=VALUE ...]');
-const body = JSON.stringify({ input: { prompt, ...Object.fromEntries(await Promise.all(texts.map(field))) } });
+const fields = Object.fromEntries(await Promise.all(texts.map(field)));
+// This program reads the worker's own shape, whatever the endpoint answers in by itself.
+const body = JSON.stringify({ input: { prompt, ...fields, response_shape: "worker" } });
 const megabytes = Buffer.byteLength(body) / 1e6;
 const tooLarge = `/run takes 10 MB, and this job has ${megabytes.toFixed(1)} MB. Send smaller pictures, or their URLs.`;
 if (megabytes > 10) fail(tooLarge);
@@ -65,7 +67,8 @@ let cancelling = false;
 process.once("SIGINT", async () => {
   cancelling = true;
   if (job) await call(`/cancel/${job.id}`, { method: "POST" });
-  console.error(`\nCancelled ${job?.id ?? "before the job had an id"}`);
+  const unknown = "Stopped before the endpoint told the job's id: the job may be running there.";
+  console.error(`\n${job ? `Cancelled ${job.id}` : unknown}`);
   process.exit(130);
 });
 job = await call("/run", { method: "POST", body });

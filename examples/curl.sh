@@ -21,6 +21,7 @@ get() { # a field of the answer
 
 bytes=$(wc -c <"$job")
 ((bytes <= 10000000)) || { echo "/run takes 10 MB, and this job has $bytes bytes. Send URLs of pictures."; exit 1; } >&2
+trap 'echo "Stopped before the endpoint told the id: the job may be running there." >&2; exit 130' INT
 call POST run --data-binary "@$job"
 id=$(get id)
 trap 'call POST "cancel/$id"; echo "Cancelled $id" >&2; exit 130' INT

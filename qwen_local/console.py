@@ -18,7 +18,9 @@ def say(line: str) -> None:
 
 
 class JobLines(PlaneObserver):
-    """Seconds are those from the hand-out to the end."""
+    """Seconds are from the hand-out to the end. `ending`: whether the endpoint ends, and no other worker follows."""
+
+    ending = False
 
     def on_ended(self, job: LocalJob) -> None:
         seconds = "" if job.started is None or job.ended is None else f" {job.ended - job.started:.1f} s"
@@ -26,6 +28,9 @@ class JobLines(PlaneObserver):
         say(f"{job.id} {task_of(job.request.input)}{seconds} {job.status}{error}")
 
     def on_requeued(self, job: LocalJob) -> None:
+        if self.ending:
+            say(f"{job.id} was not finished, because the endpoint ends")
+            return
         say(f"{job.id} goes to the next worker, because {job.worker} ended while it ran the job")
 
     def on_refused(self, job: LocalJob, size: int) -> None:

@@ -54,6 +54,7 @@ class LocalJob:
     output: Any = None
     error: Any = None
     has_output: bool = False
+    kept_bytes: int = 0  # of the result
     retries: int = 0
     chunks: list[Any] = field(default_factory=list[Any])
     chunks_read: int = 0

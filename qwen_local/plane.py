@@ -13,6 +13,7 @@ from typing import Any
 from .job import ENDED, RETRIABLE, JobRequest, LocalJob, Status
 
 STARTS_AFTER_DEATH = 1  # a job whose worker dies goes to another one, so often; then it fails
+MOST_KEPT_BYTES = 1_000_000_000  # of all results; above it the oldest are forgotten before their time
 SWEEP_SECONDS = 0.25  # from one look for jobs that are over time to the next
 
 
@@ -78,6 +79,7 @@ class Plane:
         job.retries += 1
         self.totals["retried"] += 1
         job.renew()
+        self.stops.pop(job.id, None)  # of the start before, which its worker may not have heard yet
         self.queue.append(job)
         self.notify()
         return True
@@ -156,8 +158,8 @@ class Plane:
         self.tell("on_posted", "chunk", job, body)
         self.notify()
 
-    def hear_result(self, job: LocalJob, worker: str, body: dict[str, Any]) -> None:
-        """The first result of a job counts. `stopPod` in it asks for a new worker."""
+    def hear_result(self, job: LocalJob, worker: str, body: dict[str, Any], size: int = 0) -> None:
+        """The first result of a job counts. `size`: its bytes. `stopPod` in it asks for a new worker."""
         if body.get("stopPod"):
             self.retiring.add(worker)
             self.tell("on_refresh", worker)
@@ -165,8 +167,20 @@ class Plane:
         if job.status not in ENDED:
             job.has_output, job.output = "output" in body, body.get("output")
             job.error = body.get("error") or None
+            job.kept_bytes = size
             self.end(job, Status.FAILED if job.error else Status.COMPLETED)
+            self.forget_oldest()
         self.notify()
+
+    def forget_oldest(self) -> None:
+        """Forget the jobs that ended first, until the results fit in memory; the last result always stays."""
+        kept = sorted((job for job in self.jobs.values() if job.ended is not None), key=lambda job: job.ended or 0)
+        size = sum(job.kept_bytes for job in kept)
+        for job in kept[:-1]:
+            if size <= MOST_KEPT_BYTES:
+                return
+            size -= job.kept_bytes
+            del self.jobs[job.id]
 
     def refuse_result(self, job: LocalJob, size: int) -> None:
         """A result of so many bytes is dropped: the platform's clients then see a job that completed without output."""
@@ -251,12 +265,12 @@ class Plane:
         """End a job that has no result, and have its worker stop it."""
         if job.status is Status.IN_PROGRESS:
             self.stops[job.id] = job.worker
-        elif job in self.queue:
-            self.queue.remove(job)
         job.has_output, job.output = False, None
         self.end(job, status)
 
     def end(self, job: LocalJob, status: Status) -> None:
+        if job in self.queue:  # also one that was queued again, when the result of its first start comes late
+            self.queue.remove(job)
         job.end(status, self.clock())
         self.totals[status] += 1
         self.tell("on_ended", job)

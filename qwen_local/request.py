@@ -24,9 +24,12 @@ def read_json(body: bytes) -> Any:
     """Raises `BadRequest` for what is no JSON."""
     try:
         return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise BadRequest(f'The body must be JSON, as {{"input": {{"prompt": "a fox"}}}}: {reason}') from None
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except ValueError as error:
+        is_syntax = isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))
+        reason = str(error) if is_syntax else "a number in it has too many digits"
+    raise BadRequest(f'The body must be JSON, as {{"input": {{"prompt": "a fox"}}}}: {reason}')
 
 
 def as_object(value: Any) -> dict[str, Any] | None:

@@ -69,7 +69,8 @@ async def serve(options: argparse.Namespace, listener: socket.socket) -> None:
     token = options.token or (None if options.host in LOOPBACK else secrets.token_urlsafe(24))
     worker_key, shell = secrets.token_urlsafe(32), dict(os.environ)
     models = models_of(options, shell)
-    plane = Plane([JobLines(), Webhooks(say)])
+    lines = JobLines()
+    plane = Plane([lines, Webhooks(say)])
 
     def variables(worker: str) -> dict[str, str]:
         leads_here = environment(address + worker_path(worker_key), worker, secrets.token_urlsafe(16))
@@ -89,6 +90,7 @@ async def serve(options: argparse.Namespace, listener: socket.socket) -> None:
     done, _ = await asyncio.wait({serving, keeping, timing, waiting}, return_when=asyncio.FIRST_COMPLETED)
 
     say("Ending the workers. Ctrl-C once more ends them at once.")
+    lines.ending = True
     for worker in list(plane.workers):
         plane.retire(worker)
     await workers.end(at_once)

@@ -59,7 +59,8 @@ def worker_routes(plane: Plane, hold_seconds: float = HOLD_SECONDS) -> APIRouter
     async def hear(request: Request, worker: str, job_id: str) -> Response:
         try:
             job = plane.find(job_id)
-            body = read_object(await read_body(request, job.result_bytes()))
+            content = await read_body(request, job.result_bytes())
+            body = read_object(content)
         except UnknownJob:
             return refusal("unknown job", 404)
         except TooLarge as error:
@@ -68,7 +69,7 @@ def worker_routes(plane: Plane, hold_seconds: float = HOLD_SECONDS) -> APIRouter
         if body.get("status") == "IN_PROGRESS":
             plane.hear_progress(job, body)
         else:
-            plane.hear_result(job, worker, body)
+            plane.hear_result(job, worker, body, len(content))
         return answer({})
 
     @routes.post("/job-stream/{worker}/{job_id}")

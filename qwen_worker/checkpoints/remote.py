@@ -63,7 +63,15 @@ def read_remote(hub_id: str, name: str, commit: str) -> Json:
 def fetched_bytes(checkpoint: Checkpoint) -> int:
     """What an earlier download of a hub's checkpoint, whole or cut short, has left in the cache."""
     blobs = hub_cache_folder() / f"models--{checkpoint.name.replace('/', '--')}" / "blobs"
-    return sum(file.stat().st_size for file in blobs.iterdir()) if blobs.is_dir() else 0
+    return sum(map(size_of, blobs.iterdir())) if blobs.is_dir() else 0
+
+
+def size_of(file: Path) -> int:
+    """Bytes of a file; 0 of one that is gone, as one is whose download has just ended: it has got its own name."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def download(checkpoint: Checkpoint) -> Checkpoint:

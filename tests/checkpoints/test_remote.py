@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qwen_worker.checkpoints import remote
+from qwen_worker.checkpoints.checkpoint import Checkpoint
 from qwen_worker.errors import LoadError
 
 from ..conftest import run
@@ -53,6 +54,15 @@ def test_a_job_fetches_an_unknown_checkpoint_and_draws_with_it(hub_of, tiny, col
     again = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
     assert run(again, fields)["output"]["metadata"]["revision"] == served.commit("Org/Name")
     assert served.paths == []  # the cache serves it
+
+
+def test_a_file_that_a_download_renames_while_bytes_are_counted_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "hub_cache_folder", lambda: tmp_path)
+    blobs = tmp_path / "models--Org--Name/blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "whole").write_bytes(b"12345")
+    (blobs / "partial.incomplete").symlink_to(blobs / "gone")  # listed, and not there
+    assert remote.fetched_bytes(Checkpoint("Org/Name", "QwenImagePipeline", {}, 16)) == 5
 
 
 def test_a_job_that_waits_for_a_download_tells_its_bytes(hub_of, tiny, cold_worker, monkeypatch):

@@ -26,14 +26,14 @@ def ended(status="COMPLETED", **fields):
 class Script:
     """Each request gets the next answer of the first part of its path, and the last one of them again and again.
 
-    An answer is a status with a body, or 'hang up'. `asked` are the requests: that part, and the key.
+    An answer is a status with a body, or 'hang up'. `asked` are the requests: that part, and the key; `bodies` theirs.
     """
 
     def __init__(self, **answers):
-        self.answers, self.asked, self.agents = answers, [], set()
+        self.answers, self.asked, self.agents, self.bodies = answers, [], set(), []
 
     def __call__(self, handler):
-        handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        self.bodies.append(handler.rfile.read(int(handler.headers.get("Content-Length") or 0)))
         name = handler.path.split("/")[1]
         self.asked.append((name, handler.headers.get("Authorization")))
         self.agents.add(handler.headers["User-Agent"])
@@ -51,6 +51,14 @@ class Script:
 
 def last_line(client):
     return client.err.strip().splitlines()[-1]
+
+
+def test_the_shape_that_a_client_reads_is_asked_for(kind, start, web):
+    if kind == "sh":
+        pytest.skip("its job is a file of the user's own")
+    script = Script(run=[QUEUED], status=[ended(output=REPLY)])
+    assert start(kind, web(script), JOB).status() == 0
+    assert json.loads(script.bodies[0]) == {"input": JOB | {"response_shape": "worker"}}
 
 
 def test_what_may_pass_is_tried_again(kind, start, web, tmp_path):
@@ -130,6 +138,18 @@ def test_ctrl_c_while_nothing_answers_ends_the_client(kind, start):
         wait_until(lambda: re.search("trying again|Will retry", client.err), client.process.pid)
         os.killpg(client.process.pid, signal.SIGINT)
         assert client.status() in (130, -signal.SIGINT) and "Traceback" not in client.err
+
+
+def test_ctrl_c_before_the_id_is_known_says_that_the_job_may_be_running(kind, start):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = start(kind, f"http://127.0.0.1:{listener.getsockname()[1]}", JOB)
+        listener.settimeout(60)
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(100)  # the request is on its way, and is never answered
+            os.killpg(client.process.pid, signal.SIGINT)
+            assert client.status() != 0
+    assert "the job may be running there" in client.err and "Cancelled" not in client.err
 
 
 @pytest.mark.parametrize("kind", ["py", "ts"], indirect=True)

@@ -30,6 +30,7 @@ def post_result(home, job_id, body, kind="job-done"):
         (b"{", "The body must be JSON"),
         (b"\xff\xfe", "The body must be JSON"),
         (b"[" * 100_000, "The body must be JSON"),
+        (b'{"input": {"seed": ' + b"1" * 5000 + b"}}", "fox\"}}: a number in it has too many digits"),
         (b"[]", "must be a JSON object with an input"),
         (b'{"prompt": "a"}', "must be a JSON object with an input"),
         (b'{"input": {}}', 'input must not be empty, as {} is: RunPod hands no such job to a worker'),

@@ -46,3 +46,13 @@ def test_a_job_is_a_line_with_its_task_its_seconds_and_its_state(capsys):
 )
 def test_the_task_is_what_the_input_says_at_first_sight(job_input, task):
     assert task_of(job_input) == task
+
+
+def test_a_job_that_the_end_of_the_endpoint_interrupts_is_not_said_to_go_on(capsys):
+    lines = JobLines()
+    plane = Plane([lines])
+    job = plane.submit(JobRequest({"prompt": "a"}))
+    asyncio.run(plane.take("worker-1", 1, 1))
+    lines.ending = True
+    plane.lose("worker-1")
+    assert capsys.readouterr().out == f"{job.id} was not finished, because the endpoint ends\n"

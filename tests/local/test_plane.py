@@ -161,3 +161,33 @@ def test_the_health_counts_workers_by_what_they_do(plane):
     assert plane.health()["workers"] == {
         "idle": 1, "initializing": 0, "ready": 2, "running": 1, "throttled": 0, "unhealthy": 0,
     }  # fmt: skip
+
+
+def test_a_late_result_of_the_first_start_takes_the_job_that_was_queued_again_from_the_queue(plane, clock):
+    job = plane.submit(JobRequest({"prompt": "a"}, execution_seconds=5))
+    take(plane)
+    clock.now += 6
+    plane.sweep()
+    assert plane.retry(job)
+    plane.hear_result(job, "worker-1", {"output": {"image": "x"}})
+    assert job.status is Status.COMPLETED and take(plane, "worker-2") == []
+
+
+def test_a_stop_that_nobody_has_heard_is_not_for_the_next_start(plane, clock):
+    job = plane.submit(JobRequest({"prompt": "a"}, execution_seconds=5))
+    take(plane)
+    clock.now += 6
+    plane.sweep()
+    assert plane.retry(job) and take(plane) == [job]
+    assert asyncio.run(plane.take_stops("worker-1", 0.01)) == []
+
+
+def test_above_a_gigabyte_of_results_the_oldest_are_forgotten(plane, clock):
+    jobs = [plane.submit(FIELDS) for _ in range(3)]
+    for job in jobs:
+        take(plane)
+        clock.now += 1
+        plane.hear_result(job, "worker-1", {"output": {"image": "x"}}, 400_000_000)
+    with pytest.raises(UnknownJob):
+        plane.find(jobs[0].id)
+    assert [plane.find(job.id).status for job in jobs[1:]] == [Status.COMPLETED] * 2
