@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwen_deploy.cards import CAPABILITY, MISNAMED, describe_layout
+from qwen_deploy.cards import capability_of, describe_layout
 from qwen_worker.checkpoints import checkpoint
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.jobs.presets import STEPS
@@ -92,7 +92,8 @@ def joined(items: list[dict]) -> str:
 
 def layouts_of(card: Card) -> list[Plan]:
     """The layouts that placement may choose on the card for one task or both; one of each description."""
-    capability = MISNAMED.get(card.pool) or CAPABILITY[card.pool.split("_")[0]]
+    capability = capability_of(card.pool)
+    assert capability is not None, card.pool
     precisions = [Precision.BF16, Precision.FP8, Precision.INT8, Precision.NF4]
     if capability < placement.FP8_CAPABILITY:
         precisions.remove(Precision.FP8)

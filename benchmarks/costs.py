@@ -8,17 +8,17 @@ import argparse
 from pathlib import Path
 
 from qwen_deploy import cards
+from qwen_deploy.command_options import RAM_GB
 from qwen_deploy.environment import cuda_floor, worker_settings
 from qwen_deploy.estimates import SecondsTable
 from qwen_deploy.offers import FRESH_LIMIT, PICTURE_SECONDS, Offer, Wish, choose_offers, read_offers
 
-from . import cards_page
+from . import cards_page, computed
 from .computed import recorded
 from .rates import CARDS, PRICES, PRICES_OF
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("generate", "edit")
-RAM_GB = 32  # that the deploy helper assumes
 # The published few-step LoRA, for what `fast` takes.
 FAST = {
     "QWEN_IMAGE_FAST_LORA": "lightx2v/Qwen-Image-Lightning/Qwen-Image-Lightning-8steps-V1.1.safetensors",
@@ -27,9 +27,7 @@ FAST = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    results = Path(__file__).parent / "results"
-    parser.add_argument("--fit", type=Path, default=results / "fit.json", help="what fit has recorded")
-    parser.add_argument("--speed", type=Path, default=results / "speed.json", help="what speed has recorded")
+    computed.add_options(parser)
     parser.set_defaults(output=ROOT / "docs/cards.md")
 
 

@@ -30,16 +30,8 @@ def main() -> None:
 
 def work() -> str:
     """The last line: what was done, or why it was not."""
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--root-user-action=ignore",
-    ]
-    if subprocess.run([*pip, *os.environ["QWEN_FILL_PINS"].split()]).returncode:
+    pip = "-m pip install --quiet --disable-pip-version-check --root-user-action=ignore".split()
+    if subprocess.run([sys.executable, *pip, *os.environ["QWEN_FILL_PINS"].split()]).returncode:
         return f"{MARK} failed: the hub's client could not be installed; the Pod's log says why"
     command = [sys.executable, "-m", "qwen_bake", "fill", "--root", os.environ["QWEN_FILL_ROOT"]]
     command += os.environ["QWEN_FILL_MODELS"].split()
@@ -56,7 +48,9 @@ def end_pod() -> None:
     """Delete this Pod with the key that RunPod gives each Pod for itself."""
     pod, key = os.environ.get("RUNPOD_POD_ID", ""), os.environ.get("RUNPOD_API_KEY", "")
     address = f"{os.environ['QWEN_FILL_API']}/v2/pods/{pod}"
-    request = urllib.request.Request(address, method="DELETE", headers={"Authorization": f"Bearer {key}"})
+    # RunPod's firewall turns away the name that urllib gives itself.
+    headers = {"Authorization": f"Bearer {key}", "User-Agent": "qwen-fill"}
+    request = urllib.request.Request(address, method="DELETE", headers=headers)
     try:
         urllib.request.urlopen(request, timeout=30).close()
     except (urllib.error.URLError, OSError) as error:

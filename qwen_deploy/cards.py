@@ -12,6 +12,7 @@ from typing import cast
 from qwen_worker.checkpoints import checkpoint
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
+from qwen_worker.jobs.presets import MODELS as MODEL_SETTINGS
 from qwen_worker.memory import placement
 from qwen_worker.memory.card import NEWER_BUILD
 from qwen_worker.memory.footprint import GB, Model, Plan
@@ -29,7 +30,6 @@ MISNAMED = {"ADA_32_PRO": (12, 0)}  # the RTX 5090, a Blackwell card
 # The first CUDA with kernels for a capability: torch's builds for earlier ones fail at the first operation.
 BLACKWELL, BLACKWELL_CUDA = (10, 0), (12, 8)
 STOCK = ("NONE", "LOW", "MEDIUM", "HIGH")
-MODEL_SETTINGS = {"generate": "QWEN_IMAGE_MODEL", "edit": "QWEN_EDIT_MODEL"}
 NO_MODEL = "/none"  # a folder that no worker has: what endpoints of one task had in place of QWEN_TASKS
 
 
@@ -48,12 +48,16 @@ class Pool:
     @property
     def capability(self) -> tuple[int, int] | None:
         """The compute capability that every card of the pool has; None for a generation not known here."""
-        return MISNAMED.get(self.id) or CAPABILITY.get(self.id.split("_")[0])
+        return capability_of(self.id)
 
     def runs(self, cuda: str | None) -> bool:
         """Whether torch built for this CUDA has kernels for the cards."""
         is_before_blackwell = cuda is not None and tuple(map(int, cuda.split("."))) < BLACKWELL_CUDA
         return self.capability is None or self.capability < BLACKWELL or not is_before_blackwell
+
+
+def capability_of(pool_id: str) -> tuple[int, int] | None:
+    return MISNAMED.get(pool_id) or CAPABILITY.get(pool_id.split("_")[0])
 
 
 @dataclass(frozen=True)

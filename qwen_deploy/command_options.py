@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from .records import default_folder
 
+RAM_GB = 32  # of a worker, which RunPod's catalogue does not name
+
 
 class Group(Protocol):
     """A parser, or a group of its options."""
@@ -93,6 +95,12 @@ def add_target(parser: argparse.ArgumentParser, unnamed: str | None = "the accou
     choice.add_argument("--endpoint-id", metavar="ID", help=f"the endpoint by its id{default}")
     choice.add_argument("--name", help="the endpoint by its name")
     add_state(parser)
+
+
+def add_ram(group: Group) -> None:
+    group.add_argument(
+        "--ram-gb", type=float, default=RAM_GB, help="RAM that a worker is taken to have, in GB (default: %(default)s)"
+    )
 
 
 def add_state(group: Group) -> None:

@@ -7,7 +7,7 @@ from . import cards, configuration
 from .costs import show_costs
 from .diagnosis import find_causes
 from .endpoint_display import show_endpoint, show_next, show_workers
-from .endpoints import find_endpoint
+from .endpoints import find_endpoint, resume_command
 from .errors import ApiError, DeployError, NotServing, UsageError
 from .options import CostOptions, LogsOptions, SendOptions, StatusOptions
 from .overrun import StageWatch, explain_overrun, limit_of
@@ -94,8 +94,9 @@ def ask(session: Session, endpoint: Endpoint, fields: JsonObject, patience: floa
     """
     endpoint_id, screen = endpoint["id"], session.screen
     if configuration.flatten(endpoint)["workers.max"] == 0:
-        again = f"python deploy_qwen.py resume --endpoint-id {endpoint_id}"
-        raise DeployError(f"Endpoint {endpoint_id} is paused, nobody would take the job. Go on: {again}")
+        raise DeployError(
+            f"Endpoint {endpoint_id} is paused, nobody would take the job. Go on: {resume_command(endpoint)}"
+        )
     waiting, last = Waiting(session.api, endpoint_id), ""
 
     def show(status: JobStatus) -> None:

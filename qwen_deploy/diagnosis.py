@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from . import cards, configuration
 from .configuration import Configuration
+from .endpoints import resume_command
 from .errors import DeployError
 from .runpod.rollout import last_words
 from .runpod.schemas import Endpoint, Worker
 from .runpod.start_log import CRASHES, count_starts, missing_image
+from .runpod.waiting import READY
 from .session import Session
 
-READY = ("IDLE", "RUNNING")
 LOGS_READ = 3  # of workers that are not ready: a log takes seconds to read, and workers of one image fail alike
 
 
@@ -26,11 +27,10 @@ def find_causes(
     """
     fields = configuration.flatten(endpoint)
     waiting = (counts or {}).get("inQueue", 0)
-    again = f"python deploy_qwen.py resume --endpoint-id {endpoint['id']}"
     if fields["workers.max"] == 0:
         return [
             f"Paused: the endpoint may have no workers, so nobody takes its jobs ({waiting} wait). RunPod does that "
-            f"too when an endpoint had no jobs for seven days. Go on: {again}"
+            f"too when an endpoint had no jobs for seven days. Go on: {resume_command(endpoint)}"
         ]
     causes = settings_causes(fields)
     if counts is None:

@@ -60,9 +60,18 @@ def endpoint_named(api: "Api", name: str) -> Endpoint | None:
 
 def list_endpoints(endpoints: Sequence[Endpoint]) -> str:
     """Their names and ids, for a sentence."""
-    return ", ".join(f"{plain_name(endpoint)} ({endpoint['id']})" for endpoint in endpoints) or "none"
+    return ", ".join(map(title_of, endpoints)) or "none"
+
+
+def title_of(endpoint: Endpoint) -> str:
+    """Its name and id."""
+    return f"{plain_name(endpoint)} ({endpoint['id']})"
 
 
 def plain_name(endpoint: Endpoint) -> str:
     """The name as it was given, without what the platform adds to it."""
     return endpoint["name"].removesuffix(FLASHBOOT_SUFFIX)
+
+
+def resume_command(endpoint: Endpoint) -> str:
+    return f"python deploy_qwen.py resume --endpoint-id {endpoint['id']}"

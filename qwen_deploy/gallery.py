@@ -24,7 +24,7 @@ from .endpoints import find_endpoint
 from .errors import DeployError, UsageError
 from .pictures import Picture, read_pictures
 from .runpod.client import REAL_TIME, Client, Clock
-from .runpod.jobs import Answer, Queue
+from .runpod.jobs import Answer, Queue, last_item
 from .runpod.schemas import Endpoint, JobStatus, JsonObject
 from .screen import Screen
 from .session import ROOT, Session, open_session
@@ -55,7 +55,7 @@ class Options(TargetOptions):
     output: Path
 
 
-class Target:
+class Artist:
     """The endpoint that draws: one of RunPod's, or one in its shape at a URL."""
 
     def __init__(self, screen: Screen, options: Options, environment: Mapping[str, str], clock: Clock):
@@ -97,7 +97,7 @@ class Target:
 
 def step_of(status: JobStatus) -> str:
     """The state of a job, and its step where it is drawn."""
-    output, state = status.get("output"), status["status"].lower().replace("_", " ")
+    output, state = last_item(status.get("output")), status["status"].lower().replace("_", " ")
     message = cast(JsonObject, output) if isinstance(output, dict) else {}
     return f"{state}, step {message['step']} of {message['total']}" if message.get("step") else state
 
@@ -110,7 +110,7 @@ def main(
     screen = Screen()
     try:
         entries = read_set(options.prompts)
-        drawn = draw_all(Target(screen, options, environment, clock), entries)
+        drawn = draw_all(Artist(screen, options, environment, clock), entries)
         page = write(drawn, options.output)
     except DeployError as failure:
         screen.bad(str(failure))
@@ -147,7 +147,7 @@ def read_set(file: Path) -> list[JsonObject]:
     return cast(list[JsonObject], entries)
 
 
-def draw_all(target: Target, entries: list[JsonObject]) -> list[Drawn]:
+def draw_all(artist: Artist, entries: list[JsonObject]) -> list[Drawn]:
     """Raises `DeployError` for the first that is no picture by the model."""
     drawn: dict[str, Drawn] = {}
     for entry in entries:
@@ -156,11 +156,11 @@ def draw_all(target: Target, entries: list[JsonObject]) -> list[Drawn]:
         del fields["name"]
         if "edit_of" in entry:
             fields["image"] = base64.b64encode(drawn[str(fields.pop("edit_of"))].picture.data).decode()
-        answer = target.ask(fields, name)
+        answer = artist.ask(fields, name)
         if answer.metadata.get("backend") != "qwen-image":
             raise DeployError(f"{name} is a stand-in: {answer.metadata.get('fallback_reason')}")
-        drawn[name] = Drawn(entry, answer, read_pictures(answer.reply)[0], *target.card_of(answer))
-        target.screen.good(f"{name}: {answer.seconds:.1f} s")
+        drawn[name] = Drawn(entry, answer, read_pictures(answer.reply)[0], *artist.card_of(answer))
+        artist.screen.good(f"{name}: {answer.seconds:.1f} s")
     return list(drawn.values())
 
 

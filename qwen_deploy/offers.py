@@ -12,6 +12,7 @@ from qwen_worker.settings import Settings
 from .cards import Fit
 from .errors import DeployError, UsageError
 from .estimates import Drawing, Figure, SecondsTable, drawing_of, measured_job, measured_load
+from .overrun import whole_minutes
 from .records import Timing
 
 PICTURE_SECONDS = 30.0  # that a picture may take where --seconds does not say
@@ -19,7 +20,6 @@ MOST_POOLS = 3  # that auto takes: a worker may get a card of any of them
 # How much dearer a picture may be on a second or third pool than on the cheapest: RunPod places a worker on whichever
 # pool has a card, and promises no order.
 DEAREST = 1.5
-LIMIT_MARGIN = 1.25  # of the slowest job with its load, for the endpoint's limit
 FRESH_LIMIT = 300  # seconds of a new endpoint's limit, where no job needs more
 
 
@@ -201,7 +201,7 @@ def limit_for(offers: Sequence[Offer], fresh: int = FRESH_LIMIT) -> int:
     The load is taken from a network volume, the slowest way that is known; `fresh` where nothing needs more.
     """
     needed = [seconds for offer in offers if (seconds := offer.first_job_seconds("volume"))]
-    return max(fresh, *(ceil(seconds * LIMIT_MARGIN / 60) * 60 for seconds in needed)) if needed else fresh
+    return max(fresh, *(whole_minutes(seconds) for seconds in needed)) if needed else fresh
 
 
 def describe_limit(offer: Offer, limit: float) -> str | None:

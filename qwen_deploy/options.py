@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 
 from . import command_options, storage_options
-from .command_options import Group, StateOptions, StatusOptions, TargetOptions, add_state, add_target
+from .command_options import Group, StateOptions, StatusOptions, TargetOptions, add_ram, add_state, add_target
 from .image import TOOLS
 
 COMMANDS = {
@@ -239,9 +239,7 @@ def flashboot(word: str) -> str:
 def add_fit(group: Group) -> None:
     tasks = ("generate", "edit")
     group.add_argument("--tasks", nargs="+", choices=tasks, help="what it shall serve (default: both)")
-    group.add_argument(
-        "--ram-gb", type=float, default=32, help="RAM that a worker is taken to have, in GB (default: %(default)s)"
-    )
+    add_ram(group)
 
     group.add_argument(
         "--seconds", type=positive_seconds, metavar="S",

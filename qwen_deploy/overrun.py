@@ -9,10 +9,16 @@ from math import ceil
 from .runpod.jobs import Answer, stage_of
 from .runpod.schemas import Endpoint, JobStatus
 
+MARGIN = 1.25  # by which a limit is longer than the slowest job that is known
 CLOSE = 0.8  # of the limit: from there on a slower host or a longer prompt may not make it
 LOADING = ("opening", "waiting", "loading")  # the worker's stages before it draws
 ENDED = "deadline_exceeded"  # how the worker's error begins where it ended the job itself, just before the limit
 ADVICE = "Raise --execution-timeout, or take faster cards (--gpu)."
+
+
+def whole_minutes(seconds: float) -> int:
+    """The least limit, in seconds, for a job that takes so long: with `MARGIN`, in whole minutes."""
+    return ceil(seconds * MARGIN / 60) * 60
 
 
 def limit_of(endpoint: Endpoint) -> float | None:
@@ -72,5 +78,4 @@ def slow_part(answer: Answer) -> str:
 
 
 def advice(seconds: float) -> str:
-    """The least limit, in whole minutes, with a quarter to spare."""
-    return f"--execution-timeout {ceil(seconds * 1.25 / 60) * 60} would do, or faster cards (--gpu)."
+    return f"--execution-timeout {whole_minutes(seconds)} would do, or faster cards (--gpu)."

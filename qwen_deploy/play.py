@@ -6,31 +6,28 @@ nothing of what the page shows.
 
 import os
 import subprocess
-from collections.abc import Callable
 
 from .endpoints import find_endpoint
-from .errors import DeployError, UsageError
+from .errors import UsageError
 from .options import PlayOptions
 from .runpod.client import read_key
 from .screen import Screen
-from .session import ROOT, Session
+from .session import ROOT, SessionOpener
 
 PYTHON = ROOT / ".venv-play/bin/python"
 
 
-def play(screen: Screen, options: PlayOptions, open_session: Callable[[], Session]) -> int:
+def play(screen: Screen, options: PlayOptions, open_session: SessionOpener) -> int:
     """Until the page ends; its exit code.
 
     Raises `DeployError` for an endpoint that takes no queued jobs, and `UsageError` where the page is not installed.
     """
     session = open_session()
     endpoint = find_endpoint(session.api, options)
-    urls = endpoint.get("requestUrls") or {}
-    if "run" not in urls:
-        raise DeployError(f"Endpoint {endpoint['id']} takes no queued jobs, so that there is nothing to play with.")
+    url = session.queue(endpoint).urls["run"].removesuffix("/run")
     if not PYTHON.is_file():
         raise UsageError("The playground page is not installed. Install it with: make .venv-play/installed")
-    command = [str(PYTHON), "-m", "qwen_play", "--url", urls["run"].removesuffix("/run"), "--host", options.host]
+    command = [str(PYTHON), "-m", "qwen_play", "--url", url, "--host", options.host]
     command += ["--port", str(options.port)]
     if options.price is not None:
         command += ["--price", str(options.price)]

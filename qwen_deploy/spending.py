@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from .command_options import SpentOptions
-from .endpoints import find_endpoint, plain_name
+from .endpoints import find_endpoint, plain_name, title_of
 from .errors import ApiError, DeployError, UsageError
 from .runpod.schemas import BillRecord, Endpoint, EndpointBillRecord, VolumeBillRecord
 from .screen import Screen
@@ -57,7 +57,7 @@ def show_endpoint_bill(session: Session, days: int, billed: tuple[str, Endpoint 
     records = session.api.bill(days, endpoint_id)
     if not endpoint and not records:
         raise DeployError(f"Endpoint {endpoint_id} does not exist, and nothing was billed in {days_in_words(days)}.")
-    title = f"{plain_name(endpoint)} ({endpoint_id})" if endpoint else f"{endpoint_id}, which is deleted"
+    title = title_of(endpoint) if endpoint else f"{endpoint_id}, which is deleted"
     session.screen.heading(f"Endpoint {title}: ${total(records):.2f} in {days_in_words(days)}")
     rows = [[record["startTime"][:10], *amounts([record])] for record in records if record["totalAmount"]]
     if rows:

@@ -6,6 +6,7 @@ from qwen_worker.checkpoints import checkpoint
 
 from . import released
 from .cards import fit, group_pools
+from .command_options import RAM_GB
 from .environment import cuda_floor, worker_settings
 from .errors import DeployError, UsageError
 from .fill import fill_volume
@@ -26,7 +27,6 @@ from .storage_options import (
 from .volumes import find_volume, monthly_price, named, require_unused
 
 LEAST_GB, MOST_GB = 10, 4096  # of a volume, as RunPod has it
-RAM_GB = 32  # of a worker, as `--ram-gb` has it where it is not given
 
 
 def volume(screen: Screen, options: VolumeListOptions, open_session: SessionOpener) -> int:

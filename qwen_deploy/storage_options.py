@@ -2,7 +2,7 @@
 
 import argparse
 
-from .command_options import StateOptions, add_state
+from .command_options import StateOptions, add_ram, add_state
 
 COMMANDS = {
     "volume": "create, fill, list or delete a network volume that holds the weights",
@@ -118,6 +118,4 @@ def add_options(name: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("registry_name", metavar="NAME", help="what RunPod shall call it")
         parser.add_argument("--username", required=True, help="of the registry")
     if name == "models":
-        parser.add_argument(
-            "--ram-gb", type=float, default=32, help="RAM that a worker is taken to have, in GB (default: %(default)s)"
-        )
+        add_ram(parser)

@@ -10,7 +10,7 @@ import webbrowser
 from . import configuration
 from .command_options import DeleteOptions, ListOptions, OpenOptions, PauseOptions, ResumeOptions
 from .endpoint_display import describe_price, describe_workers, pool_names, show_what_goes
-from .endpoints import find_endpoint, plain_name
+from .endpoints import find_endpoint, plain_name, resume_command, title_of
 from .errors import ApiError, DeployError, UsageError
 from .proof import require_kept
 from .runpod.schemas import Endpoint
@@ -60,10 +60,9 @@ def pause(screen: Screen, options: PauseOptions, open_session: SessionOpener) ->
     """No workers until `resume`. The exit code."""
     session = open_session()
     endpoint = find_endpoint(session.api, options)
-    endpoint_id, title = endpoint["id"], f"{plain_name(endpoint)} ({endpoint['id']})"
-    how_to_resume = f"python deploy_qwen.py resume --endpoint-id {endpoint_id}"
+    endpoint_id, title = endpoint["id"], title_of(endpoint)
     if configuration.flatten(endpoint)["workers.max"] == 0:
-        screen.good(f"Endpoint {title} is paused already. Go on: {how_to_resume}")
+        screen.good(f"Endpoint {title} is paused already. Go on: {resume_command(endpoint)}")
         return 0
     screen.heading(f"Pause endpoint {title}")
     screen.say("Its workers end, and the jobs that they run with them. Nobody takes jobs until it is resumed.")
@@ -79,7 +78,7 @@ def pause(screen: Screen, options: PauseOptions, open_session: SessionOpener) ->
         screen.warn(f"Jobs in the queue: {waiting}. They wait for a worker, at most as long as their time to live.")
     for volume in endpoint.get("networkVolumes", []):
         screen.say(f"  still paid for: volume {volume}")
-    screen.say(f"  go on: {how_to_resume}")
+    screen.say(f"  go on: {resume_command(endpoint)}")
     return 0
 
 
@@ -89,7 +88,7 @@ def resume(screen: Screen, options: ResumeOptions, open_session: SessionOpener) 
         raise UsageError(f"--workers-max must be at least 1, not {options.workers_max}; `pause` ends all workers.")
     session = open_session()
     endpoint = find_endpoint(session.api, options)
-    title = f"{plain_name(endpoint)} ({endpoint['id']})"
+    title = title_of(endpoint)
     present = configuration.flatten(endpoint)
     if present["workers.max"] and options.workers_max in (None, present["workers.max"]):
         screen.good(f"Endpoint {title} is not paused: it has up to {present['workers.max']} workers.")
@@ -142,7 +141,7 @@ def delete(screen: Screen, options: DeleteOptions, open_session: SessionOpener) 
     """Delete the one endpoint that was named and shown, for good. The exit code."""
     session = open_session()
     endpoint = find_endpoint(session.api, options)
-    endpoint_id, title = endpoint["id"], f"{plain_name(endpoint)} ({endpoint['id']})"
+    endpoint_id, title = endpoint["id"], title_of(endpoint)
     screen.heading(f"Delete endpoint {title}")
     show_what_goes(screen, session, endpoint)
     require_yes(screen, options.yes, f"Delete {title} for good?")

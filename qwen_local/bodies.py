@@ -1,6 +1,9 @@
 """Bodies of requests, read up to a limit, and JSON answers. Knows nothing of jobs."""
 
+import asyncio
 import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Request, Response
@@ -55,8 +58,17 @@ async def chunks(request: Request):
             return
 
 
+@asynccontextmanager
+async def watched(request: Request) -> AsyncGenerator["asyncio.Future[None]"]:
+    """A future that is done when the other side has ended the connection; to be used once the body is read."""
+    gone = asyncio.ensure_future(until_gone(request))
+    try:
+        yield gone
+    finally:
+        gone.cancel()
+
+
 async def until_gone(request: Request) -> None:
-    """Returns when the client has ended the connection; to be used once the body is read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

@@ -3,11 +3,9 @@
 Knows nothing of workers, nor of who may call.
 """
 
-import asyncio
-
 from fastapi import APIRouter, Request, Response
 
-from .bodies import answer, read_body, refusal, until_gone
+from .bodies import answer, read_body, refusal, watched
 from .job import ENDED, LocalJob
 from .plane import Plane
 from .request import read_request, read_wait
@@ -32,11 +30,8 @@ def client_routes(plane: Plane, wait_seconds: float = WAIT_SECONDS) -> APIRouter
     async def run_and_wait(request: Request) -> Response:
         seconds = read_wait(request.query_params.get("wait"), wait_seconds)
         job = plane.submit(read_request(await read_body(request, RUNSYNC_BYTES)), sync=True)
-        gone = asyncio.ensure_future(until_gone(request))
-        try:
+        async with watched(request) as gone:
             await plane.wait_until(lambda: job.status in ENDED, seconds, gone)
-        finally:
-            gone.cancel()
         return answer(job.state())
 
     @routes.get("/status/{job_id}")

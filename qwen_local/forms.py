@@ -12,7 +12,7 @@ from typing import Any, cast
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from .request import BadRequest, as_object, shortened
+from .request import BadRequest, as_object, short_json
 
 MOST_FILES, MOST_FIELDS = 20, 200
 MOST_FIELD_BYTES = 20_000_000  # of a picture that is sent as text; the body as a whole has its own limit
@@ -63,9 +63,9 @@ def put(arguments: dict[str, Any], name: str, value: Any) -> None:
     found = NAME.fullmatch(name)
     if found is None:
         rule = "names are spelled as image, image[] or loras[][path]"
-        raise BadRequest(f"{shortened(name)} is no name of a field; {rule}")
+        raise BadRequest(f"{short_json(name)} is no name of a field; {rule}")
     first, is_list, key = found["first"], found["list"], found["key"]
-    wrong = BadRequest(f"{shortened(name)} does not fit the fields of the form that stand before it")
+    wrong = BadRequest(f"{short_json(name)} does not fit the fields of the form that stand before it")
     is_new = first not in arguments
     before: Any = arguments.setdefault(first, [] if is_list else {} if key else value)
     if is_list:

@@ -12,8 +12,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .bodies import refusal
+from .options import LOOPBACK
 
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/",)  # the start page needs no token
 
 
@@ -38,7 +38,7 @@ class Guard:
     def refuse(self, method: str, path: str, headers: Headers) -> tuple[str, int] | None:
         """The sentence and the status of a refusal; None for whom may pass."""
         host = headers.get("host", "")
-        if self.token is None and host_name(host) not in LOOPBACK_NAMES:
+        if self.token is None and host_name(host) not in LOOPBACK:
             return "Call this endpoint as localhost or 127.0.0.1: another name in Host is not answered", 403
         if path in OPEN_PATHS:
             return None

@@ -3,13 +3,12 @@
 The worker understands the calls; here they are only carried. Knows nothing of what a call may hold.
 """
 
-import asyncio
 import json
 from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 
-from .bodies import answer, read_body, until_gone
+from .bodies import answer, read_body, watched
 from .client_api import RUNSYNC_BYTES
 from .forms import read_form
 from .job import ENDED, JobRequest, LocalJob, Status
@@ -26,11 +25,10 @@ def openai_routes(plane: Plane) -> APIRouter:
 
     async def call(request: Request, route: str, arguments: Any) -> Response:
         job = plane.submit(JobRequest({"openai_route": route, "openai_input": arguments}), sync=True)
-        gone = asyncio.ensure_future(until_gone(request))
         try:
-            await plane.wait_until(lambda: job.status in ENDED, MOST_SECONDS, gone)
+            async with watched(request) as gone:
+                await plane.wait_until(lambda: job.status in ENDED, MOST_SECONDS, gone)
         finally:
-            gone.cancel()
             plane.cancel(job)
         return answer_of(job)
 

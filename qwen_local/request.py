@@ -44,16 +44,16 @@ def read_request(body: bytes) -> JobRequest:
         raise BadRequest('The body must be a JSON object with an input, as {"input": {"prompt": "a fox in the snow"}}')
     if not fields["input"]:
         raise BadRequest(
-            f"input must not be empty, as {shortened(fields['input'])} is: RunPod hands no such job to a worker. "
+            f"input must not be empty, as {short_json(fields['input'])} is: RunPod hands no such job to a worker. "
             'For the health of a worker send {"input": {"task": "health"}}'
         )
     given = fields.get("policy")
     policy = as_object({} if given is None else given)
     if policy is None:
-        raise BadRequest(f'policy must be an object, as {{"executionTimeout": 60000}}, not {shortened(given)}')
+        raise BadRequest(f'policy must be an object, as {{"executionTimeout": 60000}}, not {short_json(given)}')
     low = policy.get("lowPriority")
     if low is not None and not isinstance(low, bool):
-        raise BadRequest(f"policy.lowPriority must be true or false, not {shortened(low)}")
+        raise BadRequest(f"policy.lowPriority must be true or false, not {short_json(low)}")
     execution = milliseconds("policy.executionTimeout", policy.get("executionTimeout"), EXECUTION_MS)
     ttl = milliseconds("policy.ttl", policy.get("ttl"), TTL_MS)
     beside = {name: fields[name] for name in TO_WORKER if fields.get(name) is not None}
@@ -72,14 +72,14 @@ def milliseconds(name: str, value: Any, limits: tuple[int, int]) -> float | None
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise BadRequest(f"{name} must be a number of milliseconds from {least} to {most}, not {shortened(value)}")
+        raise BadRequest(f"{name} must be a number of milliseconds from {least} to {most}, not {short_json(value)}")
     return value
 
 
 def read_webhook(value: Any) -> str | None:
     if value is None:
         return None
-    rule = f"webhook must be a URL that begins with http:// or https://, not {shortened(value)}"
+    rule = f"webhook must be a URL that begins with http:// or https://, not {short_json(value)}"
     if not isinstance(value, str):
         raise BadRequest(rule)
     try:
@@ -103,6 +103,6 @@ def read_wait(text: str | None, default: float) -> float:
     return (milliseconds("wait", text if value is None else value, WAIT_MS) or 0) / 1000
 
 
-def shortened(value: Any, most: int = 60) -> str:
+def short_json(value: Any, most: int = 60) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= most else f"{text[: most - 3]}..."

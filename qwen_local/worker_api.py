@@ -4,13 +4,11 @@ These routes lie below a key that only the workers are told, as a job's result m
 nothing of clients.
 """
 
-import asyncio
-from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from .bodies import TooLarge, answer, read_body, refusal, until_gone
+from .bodies import TooLarge, answer, read_body, refusal, watched
 from .plane import Plane, UnknownJob
 from .request import as_object, read_json
 
@@ -37,7 +35,7 @@ def worker_routes(plane: Plane, hold_seconds: float = HOLD_SECONDS) -> APIRouter
     routes = APIRouter()
 
     async def hand_out(request: Request, worker: str, most: int, single: bool) -> Response:
-        async with watched(request) as gone:
+        async with watched(request) as gone:  # a worker that has hung up must not be handed what it does not hear
             jobs = [job.for_worker() for job in await plane.take(worker, most, hold_seconds, gone)]
         if not jobs:
             return Response(status_code=204)
@@ -97,13 +95,3 @@ def read_object(body: bytes) -> dict[str, Any]:
     data = read_json(body)
     fields = as_object(data)
     return {"output": data} if fields is None else fields
-
-
-@asynccontextmanager
-async def watched(request: Request):
-    """A future that is done when the worker ends the connection: what it does not hear, it must not be handed."""
-    gone = asyncio.ensure_future(until_gone(request))
-    try:
-        yield gone
-    finally:
-        gone.cancel()

@@ -16,6 +16,7 @@ import base64, json, os, time, urllib.request
 
 def call(route, body=None):
     headers = {{"Authorization": "Bearer " + os.environ["RUNPOD_API_KEY"], "Content-Type": "application/json"}}
+    headers["User-Agent"] = "my-client"  # RunPod's firewall turns away the name that urllib gives itself
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(urllib.request.Request({url} + route, data, headers)) as answer:
         return json.load(answer)

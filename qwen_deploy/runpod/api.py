@@ -4,8 +4,8 @@ One method for each call, named as the documentation names it. Knows nothing of 
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar, cast
 
 import requests
 
@@ -25,6 +25,7 @@ from .schemas import (
 )
 
 BASE = "https://api.runpod.io"
+Made = TypeVar("Made", bound=Mapping[str, object])
 # A log stream never ends: after so many quiet seconds everything that was written before has arrived.
 LOG_QUIET_SECONDS = 3
 
@@ -63,17 +64,23 @@ class Api:
         return True
 
     def create(self, body: JsonObject) -> Endpoint:
-        """The new endpoint. After a dropped connection it is searched by its name: a second POST could make another."""
+        name = str(body["name"])
+        return self.make("/v2/serverless", "the new endpoint", body, lambda: self.endpoints_named(name))
+
+    def make(self, path: str, subject: str, body: JsonObject, named: Callable[[], Sequence[Made]]) -> Made:
+        """What the request makes. After a dropped connection it is searched: a second POST could make another.
+
+        `named`: all that have the name of the body.
+        """
         for is_last in (False, True):
             try:
-                with hold_interrupts():  # a rollback has to know the endpoint that this request makes
-                    answer = self.client.call("POST", "/v2/serverless", "the new endpoint", body, repeat=False)
-                return cast(Endpoint, answer)
+                with hold_interrupts():  # what is made has to be known, so that it can be deleted
+                    return cast(Made, self.client.call("POST", path, subject, body, repeat=False))
             except NoAnswer as error:
                 if not error.sent:
                     raise
-                if endpoints := self.endpoints_named(str(body["name"])):
-                    return endpoints[0]
+                if found := named():
+                    return found[0]
                 if is_last:
                     raise
         raise AssertionError("the last try returns or raises")
@@ -84,9 +91,13 @@ class Api:
         return cast(Endpoint, self.client.call("PATCH", path, subject, body))
 
     def delete(self, endpoint_id: str) -> None:
-        """Delete the endpoint for good. One that is not there any more, after a dropped answer say, is deleted."""
+        """Delete the endpoint for good."""
+        self.remove(f"/v2/serverless/{endpoint_id}", f"endpoint {endpoint_id}")
+
+    def remove(self, path: str, subject: str) -> None:
+        """One that is not there any more, after a dropped answer say, is deleted."""
         try:
-            self.client.call("DELETE", f"/v2/serverless/{endpoint_id}", f"endpoint {endpoint_id}")
+            self.client.call("DELETE", path, subject)
         except ApiError as error:
             if error.status != 404:
                 raise
@@ -124,8 +135,11 @@ class Api:
         self, endpoint_id: str, worker_id: str, source: str | None = None, tail: int = 200, follow: bool = False
     ) -> Iterator[LogLine]:
         """Lines of a worker: those written so far, or with `follow` without end. A worker that is gone has none."""
+        path = f"/v2/serverless/{endpoint_id}/workers/{worker_id}/logs"
+        return self.read_log(path, f"the log of worker {worker_id}", source, tail, follow)
+
+    def read_log(self, path: str, subject: str, source: str | None, tail: int, follow: bool) -> Iterator[LogLine]:
         params = {"tail": str(tail)} | ({"source": source} if source else {})
-        path, subject = f"/v2/serverless/{endpoint_id}/workers/{worker_id}/logs", f"the log of worker {worker_id}"
         read_seconds = None if follow else LOG_QUIET_SECONDS
         try:
             with self.client.send("GET", path, params=params, stream=True, read_seconds=read_seconds) as response:
@@ -137,4 +151,4 @@ class Api:
                     if line.startswith(b"data:"):
                         yield cast(LogLine, json.loads(line[5:]))
         except requests.RequestException:
-            return  # the stream is quiet, or the worker has ended
+            return  # the stream is quiet, or what wrote it has ended

@@ -3,16 +3,13 @@
 One method for each call. Knows nothing of what a volume is filled with.
 """
 
-import json
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-import requests
-
-from ..errors import ApiError, NoAnswer
-from .api import LOG_QUIET_SECONDS, Api
+from ..errors import ApiError
+from .api import Api
 from .client import hold_interrupts
-from .schemas import CpuType, DataCenter, GpuType, JsonObject, LogLine, Pod, Registry, Volume
+from .schemas import CpuType, DataCenter, GpuType, JsonObject, Pod, Registry, Volume
 
 Made = TypeVar("Made", Volume, Pod, Registry)
 
@@ -37,7 +34,7 @@ class Storage:
         return cast(Volume, self.client.call("PATCH", path, f"volume {volume_id}", {"size": size}))
 
     def delete_volume(self, volume_id: str) -> None:
-        self.delete(f"/v2/network-volumes/{volume_id}", f"volume {volume_id}")
+        self.api.remove(f"/v2/network-volumes/{volume_id}", f"volume {volume_id}")
 
     def pods(self) -> list[Pod]:
         return cast(list[Pod], self.api.get_list("/v2/pods", "Pods", "pods"))
@@ -56,21 +53,15 @@ class Storage:
 
     def delete_pod(self, pod_id: str) -> None:
         with hold_interrupts():  # a Pod that stays costs until somebody sees it
-            self.delete(f"/v2/pods/{pod_id}", f"Pod {pod_id}")
+            self.api.remove(f"/v2/pods/{pod_id}", f"Pod {pod_id}")
 
     def pod_log(self, pod_id: str, source: str, tail: int) -> list[str]:
-        """The last lines that were written so far. None where the Pod is gone or has written nothing."""
-        lines: list[str] = []
-        params = {"tail": str(tail), "source": source}
-        path = f"/v2/pods/{pod_id}/logs"
+        """The last lines that were written so far; none of a Pod that is gone, or whose log cannot be read now."""
+        log = self.api.read_log(f"/v2/pods/{pod_id}/logs", f"the log of Pod {pod_id}", source, tail, follow=False)
         try:
-            with self.client.send("GET", path, params=params, stream=True, read_seconds=LOG_QUIET_SECONDS) as response:
-                for line in response.iter_lines(chunk_size=1) if response.status_code == 200 else ():
-                    if line.startswith(b"data:"):
-                        lines.append(cast(LogLine, json.loads(line[5:]))["line"])
-        except requests.RequestException:
-            pass  # the stream is quiet
-        return lines
+            return [entry["line"] for entry in log]
+        except ApiError:  # the Pod's state tells more than its log
+            return []
 
     def registries(self) -> list[Registry]:
         return cast(list[Registry], self.api.get_list("/v2/registries", "registry credentials", "registries"))
@@ -93,25 +84,4 @@ class Storage:
         return cast(list[CpuType], self.api.get_list("/v2/catalog/cpus", "the catalogue of CPUs", "cpus", params))
 
     def create(self, path: str, subject: str, body: JsonObject, listed: Callable[[], list[Made]]) -> Made:
-        """What the request makes. After a dropped connection it is searched by name: a second POST could make two."""
-        for is_last in (False, True):
-            try:
-                with hold_interrupts():  # what is made has to be known, so that it can be deleted
-                    return cast(Made, self.client.call("POST", path, subject, body, repeat=False))
-            except NoAnswer as error:
-                if not error.sent:
-                    raise
-                for one in listed():
-                    if one["name"] == body["name"]:
-                        return one
-                if is_last:
-                    raise
-        raise AssertionError("the last try returns or raises")
-
-    def delete(self, path: str, subject: str) -> None:
-        """One that is not there any more, after a dropped answer say, is deleted."""
-        try:
-            self.client.call("DELETE", path, subject)
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        return self.api.make(path, subject, body, lambda: [one for one in listed() if one["name"] == body["name"]])

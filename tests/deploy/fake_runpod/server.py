@@ -86,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
             if fault := next((one for one in fake.faults if one.matches(self.command, path)), None):
                 fake.faults.remove(fault)
                 return self.go_wrong(fake, fault, path, body)
+            if self.headers.get("User-Agent", "").startswith("Python-urllib"):
+                return self.write(403, "error code: 1010")  # RunPod's firewall turns this name away
             if self.headers.get("Authorization") != f"Bearer {KEY}":
                 return self.write(401, problem("Unauthorized", 401, "invalid bearer token"))
             if log := re.fullmatch(r"/v2/serverless/\w+/workers/(\w+)/logs", path):

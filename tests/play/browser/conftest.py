@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ...conftest import ROOT, respond
+from ...conftest import ROOT, free_port, respond
 from ...support.patience import wait_until
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -137,14 +137,6 @@ def play(chromium):
     """The page on the endpoint at home."""
     with PlayProcess("--local-port", str(free_port()), "--price", "1.5") as process:
         yield process
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

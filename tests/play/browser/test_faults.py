@@ -9,9 +9,9 @@ import urllib.request
 import pytest
 from PIL import Image
 
-from ...conftest import ROOT, file_of, respond, serve
+from ...conftest import ROOT, file_of, free_port, respond, serve
 from ...support.patience import run_to_its_end, wait_until
-from .conftest import KEY, PYTHON, PlayProcess, SpokenEndpoint, free_port
+from .conftest import KEY, PYTHON, PlayProcess, SpokenEndpoint
 
 SVG = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
 REPLY = {
