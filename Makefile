@@ -1,7 +1,7 @@
 # make run: two pictures from the tiny checkpoint, or PROMPT="..." of its words. make test: the tests. Each sets up what it
 # needs.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; do \
-	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 # Of pytest: one more than there are cores, because tests wait for processes of their own.
 WORKERS := $(shell echo $$(($$(nproc 2>/dev/null || echo 2) + 1)))

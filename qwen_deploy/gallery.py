@@ -105,7 +105,7 @@ def step_of(status: JobStatus) -> str:
 def main(
     arguments: list[str] | None = None, environment: Mapping[str, str] = os.environ, clock: Clock = REAL_TIME
 ) -> int:
-    """The exit code: 0 drawn, 1 failed, 2 asked wrongly."""
+    """The exit code: 0 drawn, 1 failed, 2 asked wrongly, 130 interrupted."""
     options = parser().parse_args(arguments, Options())
     screen = Screen()
     try:
@@ -115,6 +115,9 @@ def main(
     except DeployError as failure:
         screen.bad(str(failure))
         return 2 if isinstance(failure, UsageError) else 1
+    except KeyboardInterrupt:  # `Queue.ask` has cancelled the job
+        screen.bad("Interrupted: no page was written.")
+        return 130
     screen.good(f"{len(drawn)} pictures: {page}")
     return 0
 

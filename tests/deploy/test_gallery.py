@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from qwen_deploy import gallery
-from qwen_deploy.runpod.client import Clock
+from qwen_deploy.runpod.client import REAL_TIME, Clock
 from qwen_tiny.world import judge
 
 from ..conftest import ROOT, TINY_WARNING, environment_of
@@ -102,3 +102,14 @@ def test_the_set_is_twelve_jobs_that_the_worker_understands():
     for entry in entries:
         fields = {name: value for name, value in entry.items() if name not in ("name", "edit_of")} | gallery.FORMAT
         assert parse(fields | ({"image": "aaaa"} if "edit_of" in entry else {}), "job", Presets())
+
+
+def test_ctrl_c_is_answered_with_a_sentence_and_leaves_no_page(url, tmp_path, capsys):
+    def press(_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "set.json").write_text(json.dumps([{**TINY_SET[0], "num_inference_steps": 100}]))
+    arguments = ["--url", url, "--prompts", str(tmp_path / "set.json"), "--output", str(tmp_path / "docs")]
+    assert gallery.main(arguments, {}, Clock(REAL_TIME.now, press)) == 130
+    assert "Interrupted: no page was written." in capsys.readouterr().out
+    assert not (tmp_path / "docs").exists()
