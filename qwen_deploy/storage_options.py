@@ -2,7 +2,7 @@
 
 import argparse
 
-from .command_options import StateOptions, add_state
+from .command_options import StateOptions, add_state, positive_count, positive_number
 
 COMMANDS = {
     "volume": "create, fill, list or delete a network volume that holds the weights",
@@ -110,7 +110,7 @@ def add_options(name: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--image", help="an image with Python for the Pod (default: the Dockerfile's base)")
         parser.add_argument(
             "--wait",
-            type=int,
+            type=positive_count,
             default=900,
             help="seconds without any progress until it gives up (default: %(default)s)",
         )
@@ -119,5 +119,8 @@ def add_options(name: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--username", required=True, help="of the registry")
     if name == "models":
         parser.add_argument(
-            "--ram-gb", type=float, default=32, help="RAM that a worker is taken to have, in GB (default: %(default)s)"
+            "--ram-gb",
+            type=positive_number,
+            default=32,
+            help="RAM that a worker is taken to have, in GB (default: %(default)s)",
         )
