@@ -7,6 +7,7 @@ Knows nothing of HTTP.
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,7 +102,8 @@ class Records:
             draft.write_text("\n".join(lines) + "\n")
             draft.replace(path)
         except OSError:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink()
 
     def timings(self, endpoint_id: str) -> list[Timing]:
         """Oldest first, without lines that are none, as a full disk leaves them."""
