@@ -7,7 +7,6 @@ catalogue does not name. Knows nothing of an endpoint's configuration.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import cast
 
 from qwen_worker.checkpoints import checkpoint
 from qwen_worker.checkpoints.sharing import as_model
@@ -111,7 +110,11 @@ def group_pools(gpus: Sequence[GpuType], data_centers: Sequence[str] = ()) -> li
 
 def hourly_price(card: GpuType) -> float:
     """Dollars an hour of the card; 0 where RunPod names no price that could be one."""
-    price = cast(object, card["price"]["serverless"])
+    return known_price(card["price"]["serverless"])
+
+
+def known_price(price: object) -> float:
+    """Dollars; 0 for what RunPod leaves out, and for what is no price."""
     return float(price) if isinstance(price, int | float) and 0 < price < inf else 0.0
 
 

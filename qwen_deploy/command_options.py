@@ -4,6 +4,7 @@ Decides nothing. Knows nothing of what a deployment may be told.
 """
 
 import argparse
+from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,7 +82,9 @@ def add_command(name: str, parser: argparse.ArgumentParser) -> None:
     unnamed = {"spent": "all", "delete": None}.get(name, "the account's only one")
     add_target(parser, unnamed)
     if name == "spent":
-        parser.add_argument("--days", type=int, default=30, help="days until now, in UTC (default: %(default)s)")
+        parser.add_argument(
+            "--days", type=positive_count, default=30, help="days until now, in UTC (default: %(default)s)"
+        )
     if name in ("pause", "resume", "delete"):
         parser.add_argument("--yes", action="store_true", help="do not ask")
     if name == "resume":
@@ -99,7 +102,10 @@ def add_target(parser: argparse.ArgumentParser, unnamed: str | None = "the accou
 
 def add_ram(group: Group) -> None:
     group.add_argument(
-        "--ram-gb", type=float, default=RAM_GB, help="RAM that a worker is taken to have, in GB (default: %(default)s)"
+        "--ram-gb",
+        type=positive_number,
+        default=RAM_GB,
+        help="RAM that a worker is taken to have, in GB (default: %(default)s)",
     )
 
 
@@ -108,3 +114,25 @@ def add_state(group: Group) -> None:
         "--state", type=Path, default=default_folder(), metavar="FOLDER",
         help="folder of saved configurations (default: %(default)s)",
     )  # fmt: skip
+
+
+def positive_number(word: str) -> float:
+    """A number above 0. Raises `ArgumentTypeError` for another word."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {word!r}")
+    return value
+
+
+def positive_count(word: str) -> int:
+    """A whole number from 1 to a billion. Raises `ArgumentTypeError` for another word."""
+    try:
+        value = int(word)
+    except ValueError:
+        value = 0
+    if not 1 <= value <= 10**9:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {word!r}")
+    return value

@@ -55,6 +55,8 @@ def logs(screen: Screen, options: LogsOptions, open_session: SessionOpener) -> i
         for entry in session.api.logs(endpoint_id, worker_id, options.source, options.tail, options.follow):
             mark = "" if len(ids) == 1 else f"{worker_id} "
             screen.say(f"{mark}{entry.get('ts', '')} {entry.get('source', ''):<9} {entry.get('line', '')}")
+            if screen.is_lost:
+                return 0  # with --follow there would be no end
     return 0
 
 

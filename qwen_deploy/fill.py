@@ -41,6 +41,8 @@ def fill_volume(screen: Screen, options: FillOptions, open_session: SessionOpene
     else:
         chosen = places(storage.pod_cpus(), storage.pod_cards(), volume["dataCenter"])
         show_plan(screen, volume, models, chosen)
+        for one in left_over:
+            screen.warn(f"Pod {one['id']} of another fill is there, {one['status'].lower()}: it would be deleted.")
         require_yes(screen, options.yes)
     for one in left_over:
         if one is not made:
@@ -103,7 +105,7 @@ def start_pod(
             session.screen.warn(f"{place.label}: {refused}")
             continue
         session.screen.good(f"Pod {pod['id']} is made: {place.label}, ${pod['cost']:.2f}/h.")
-        if pod["cost"] > place.price * 1.01:
+        if not pod["cost"] <= place.price * 1.01:  # NaN is no price that was said
             storage.delete_pod(pod["id"])
             raise DeployError(
                 f"Pod {pod['id']} would cost ${pod['cost']:.2f}/h, and ${place.price:.2f}/h was said: it is deleted."

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from qwen_bake.volume import MARK
 
+from .cards import known_price
 from .errors import DeployError
 from .runpod.schemas import Availability, CpuType, GpuType, JsonObject, Volume
 from .session import ROOT
@@ -52,14 +53,15 @@ def places(cpus: Sequence[CpuType], cards: Sequence[GpuType], data_center: str) 
     on_cpus: list[Place] = []
     for cpu in cpus:
         count = max(VCPUS, cpu["vcpu"]["min"])
-        price = cpu["price"]["securePerVcpu"] * count
+        price = known_price(cpu["price"].get("securePerVcpu")) * count
         if price > 0 and is_stocked(cpu.get("dataCenters", []), data_center):
             compute: JsonObject = {"cpu": {"id": cpu["id"], "vcpuCount": count}}
             on_cpus.append(Place(f"{count} vCPUs of {cpu['id']}", price, compute))
     on_cards = [
-        Place(card["name"], card["price"]["secure"], {"gpu": {"id": card["id"], "count": 1}})
+        Place(card["name"], price, {"gpu": {"id": card["id"], "count": 1}})
         for card in cards
-        if card["price"]["secure"] > 0 and is_stocked(card.get("dataCenters", []), data_center)
+        if (price := known_price(card["price"].get("secure"))) > 0
+        and is_stocked(card.get("dataCenters", []), data_center)
     ]
     found = sort_by_price(on_cpus)[:MOST_CPUS] + sort_by_price(on_cards)[:MOST_CARDS]
     if not found:

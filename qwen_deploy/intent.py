@@ -4,6 +4,7 @@ Knows nothing of builds, tests or rollbacks.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import cast
@@ -56,6 +57,7 @@ class Intent:
 
 def read_intent(session: Session, options: DeployOptions, image: Image, version: str) -> Intent:
     """Raises `UsageError` where options contradict each other, the catalogue or the worker's own rules."""
+    require_words(options)
     endpoint = find_endpoint(session.api, options, image)
     if endpoint:
         session.queue(endpoint)  # raises for an endpoint that takes no jobs
@@ -74,7 +76,7 @@ def read_intent(session: Session, options: DeployOptions, image: Image, version:
         notes.append("No CUDA floor: the torch pin names no CUDA. --min-cuda sets one.")
     target = configuration.build_target(present, requested, env, unset)
     bought = None
-    if options.gpu or not endpoint:
+    if options.gpu is not None or not endpoint:
         timings, places = session.records.timings(endpoint["id"]) if endpoint else [], target.get("dataCenterIds", [])
         bought = purchase.plan_purchase(
             session.api, options, worker_settings(target["env"]), tasks, torch_cuda,
@@ -115,6 +117,14 @@ def find_endpoint(api: Api, options: DeployOptions, image: Image) -> Endpoint | 
     if options.endpoint_id is not None:
         return endpoint_with_id(api, options.endpoint_id)
     return endpoint_named(api, endpoint_name(options, image))
+
+
+def require_words(options: DeployOptions) -> None:
+    """Raises `UsageError` for an empty name, which an unset shell variable leaves, and for what is no version."""
+    if options.name is not None and not options.name.strip():
+        raise UsageError(f"--name must have a letter, not {options.name!r}; without it the image's name is taken.")
+    if options.min_cuda is not None and not re.fullmatch(r"\d+\.\d+", options.min_cuda):
+        raise UsageError(f"--min-cuda must be a version such as 12.8, not {options.min_cuda!r}.")
 
 
 def endpoint_name(options: DeployOptions, image: Image) -> str:

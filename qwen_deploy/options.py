@@ -2,11 +2,20 @@
 
 import argparse
 from collections.abc import Callable
-from math import inf
 from pathlib import Path
 
 from . import command_options, storage_options
-from .command_options import Group, StateOptions, StatusOptions, TargetOptions, add_ram, add_state, add_target
+from .command_options import (
+    Group,
+    StateOptions,
+    StatusOptions,
+    TargetOptions,
+    add_ram,
+    add_state,
+    add_target,
+    positive_count,
+    positive_number,
+)
 from .image import TOOLS
 
 COMMANDS = {
@@ -195,7 +204,9 @@ def add_endpoint(group: Group) -> None:
     group.add_argument("--name", help="the endpoint's name (default: the image's)")
     group.add_argument("--gpu", help="pools of cards, e.g. ADA_24,AMPERE_48; auto: by --seconds and --prefer")
     add_fit(group)
-    group.add_argument("--gpu-count", type=int, help="cards a worker (default: 1, which is what the worker uses)")
+    group.add_argument(
+        "--gpu-count", type=positive_count, help="cards a worker (default: 1, which is what the worker uses)"
+    )
     group.add_argument("--min-cuda", help="least CUDA version of a host's driver (default: of the torch in the image)")
     group.add_argument("--no-fit-check", action="store_true", help="take pools that the models do not fit")
     group.add_argument("--workers-min", type=int, help="workers that always run, and are paid for (default: 0)")
@@ -242,24 +253,13 @@ def add_fit(group: Group) -> None:
     add_ram(group)
 
     group.add_argument(
-        "--seconds", type=positive_seconds, metavar="S",
+        "--seconds", type=positive_number, metavar="S",
         help="that a picture may take with --gpu auto (default: 30); an edit may take as long as a job may run",
     )  # fmt: skip
     group.add_argument(
         "--prefer", choices=("price", "latency", "hourly"), default="price",
         help="what --gpu auto takes of what is fast enough: least dollars a picture, seconds, or dollars an hour",
     )  # fmt: skip
-
-
-def positive_seconds(word: str) -> float:
-    """A number above 0. Raises `ArgumentTypeError` for another word."""
-    try:
-        value = float(word)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < inf:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {word!r}")
-    return value
 
 
 def add_proof(group: Group) -> None:
@@ -269,13 +269,15 @@ def add_proof(group: Group) -> None:
         "--no-test", action="store_true", help="send no test jobs: then nothing is proved or rolled back"
     )
     group.add_argument(
-        "--wait", type=int, default=1800, help="seconds until new workers must serve (default: %(default)s)"
+        "--wait", type=positive_count, default=1800, help="seconds until new workers must serve (default: %(default)s)"
     )
     group.add_argument(
-        "--capacity-wait", type=int, default=300, help="seconds to wait for a card (default: %(default)s)"
+        "--capacity-wait", type=positive_count, default=300, help="seconds to wait for a card (default: %(default)s)"
     )
-    group.add_argument("--test-steps", type=int, help="steps of the test pictures (default: the endpoint's)")
-    group.add_argument("--test-size", type=int, help="side of the test pictures in pixels (default: the worker's)")
+    group.add_argument("--test-steps", type=positive_count, help="steps of the test pictures (default: the endpoint's)")
+    group.add_argument(
+        "--test-size", type=positive_count, help="side of the test pictures in pixels (default: the worker's)"
+    )
     group.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures (default: %(default)s)")
     add_state(group)
 
@@ -287,10 +289,10 @@ def add_rollback(group: argparse.ArgumentParser) -> None:
     group.add_argument("--dry-run", action="store_true", help="show what would change; only reads are sent")
     group.add_argument("--yes", action="store_true", help="do not ask")
     group.add_argument(
-        "--wait", type=int, default=1800, help="seconds until workers must answer (default: %(default)s)"
+        "--wait", type=positive_count, default=1800, help="seconds until workers must answer (default: %(default)s)"
     )
     group.add_argument(
-        "--capacity-wait", type=int, default=300, help="seconds to wait for a card (default: %(default)s)"
+        "--capacity-wait", type=positive_count, default=300, help="seconds to wait for a card (default: %(default)s)"
     )
     group.add_argument("--no-test", action="store_true", help="do not ask the workers for their health")
 
@@ -299,7 +301,7 @@ def add_logs(group: argparse.ArgumentParser) -> None:
     add_target(group)
     group.add_argument("--worker", help="of one worker (default: all)")
     group.add_argument("--source", choices=("container", "system"), help="the worker's own lines, or the host's")
-    group.add_argument("--tail", type=int, default=100, help="lines of each worker (default: %(default)s)")
+    group.add_argument("--tail", type=positive_count, default=100, help="lines of each worker (default: %(default)s)")
     group.add_argument("--follow", action="store_true", help="go on with what is written; of one worker")
 
 
@@ -312,7 +314,9 @@ def add_send(group: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--field", action="append", default=[], metavar="NAME=JSON", help="e.g. num_images=4; repeatable"
     )
-    group.add_argument("--timeout", type=int, help="seconds to wait (default: 900 beside what a job may run)")
+    group.add_argument(
+        "--timeout", type=positive_count, help="seconds to wait (default: 900 beside what a job may run)"
+    )
     group.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures (default: %(default)s)")
 
 
@@ -322,12 +326,16 @@ def add_play(group: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--host", default="127.0.0.1", help="address of the page; one that others reach needs PLAY_PASSWORD"
     )
-    group.add_argument("--price", type=float, help="dollars an hour of a worker: results then say what they cost")
+    group.add_argument(
+        "--price", type=positive_number, help="dollars an hour of a worker: results then say what they cost"
+    )
 
 
 def add_cost(group: argparse.ArgumentParser) -> None:
     add_target(group, "none; the jobs measured on it count")
-    group.add_argument("--per-day", type=int, metavar="N", help="dollars a day for N pictures, and for N edits")
+    group.add_argument(
+        "--per-day", type=positive_count, metavar="N", help="dollars a day for N pictures, and for N edits"
+    )
     group.add_argument(
         "--env", action="append", default=[], metavar="NAME[=VALUE]", help="as for deploy, e.g. QWEN_PRECISION"
     )

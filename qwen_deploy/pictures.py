@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from .errors import NotServing
+from .errors import DeployError, NotServing
 from .runpod.schemas import JsonObject
 
 FETCH_SECONDS = 60
@@ -31,9 +31,13 @@ class Picture:
     height: int | None = None
 
     def save(self, folder: Path, name: str) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
+        """Raises `DeployError` where the folder does not take it."""
         path = folder / f"{name}.{self.format}"
-        path.write_bytes(self.data)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.data)
+        except OSError as error:
+            raise DeployError(f"The picture cannot be saved as {path} (--output): {error.strerror}.") from None
         return path
 
 

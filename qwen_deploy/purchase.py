@@ -10,7 +10,7 @@ from math import inf
 from qwen_worker.settings import Settings
 
 from . import cards, offers
-from .errors import DeployError
+from .errors import DeployError, UsageError
 from .offers import Offer, Wish
 from .options import DeployOptions, FitOptions
 from .records import Timing
@@ -43,7 +43,9 @@ def plan_purchase(
     """`places`: data centres whose stock counts, all where none is named; `limit`: seconds that a job may run.
 
     Raises `DeployError` where no pool will do, before anything is sent."""
-    names = split_list(options.gpu or "auto")
+    names = split_list("auto" if options.gpu is None else options.gpu)
+    if not names:
+        raise UsageError(f"--gpu must name pools, e.g. ADA_24,AMPERE_48, or be auto, not {options.gpu!r}.")
     pools = cards.read_pools(api, min_cuda, places)
     is_auto = names == ["auto"]
     if options.no_fit_check and not is_auto:

@@ -7,10 +7,11 @@ Knows nothing of HTTP.
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from .endpoints import plain_name
 from .errors import DeployError
@@ -89,16 +90,32 @@ class Records:
             raise DeployError(f"{path} is not a saved configuration: {type(error).__name__}.") from None
 
     def add_timing(self, endpoint_id: str, timing: Timing) -> None:
+        """Keep it beside the newest others. The file is replaced whole, so that a second helper reads no half of it.
+
+        Nothing is kept where the disk does not take it: a job that was done does not fail by that.
+        """
         path = self.timings_file(endpoint_id)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lines = path.read_text().splitlines() if path.is_file() else []
-        lines = [*lines, json.dumps(timing)][-TIMINGS_KEPT:]
-        path.write_text("\n".join(lines) + "\n")
+        lines = [json.dumps(each) for each in [*self.timings(endpoint_id), timing][-TIMINGS_KEPT:]]
+        draft = path.with_name(f".{path.name}-{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            draft.write_text("\n".join(lines) + "\n")
+            draft.replace(path)
+        except OSError:
+            with suppress(OSError):
+                draft.unlink()
 
     def timings(self, endpoint_id: str) -> list[Timing]:
-        """Oldest first."""
-        path = self.timings_file(endpoint_id)
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        """Oldest first, without lines that are none, as a full disk leaves them."""
+        path, found = self.timings_file(endpoint_id), list[Timing]()
+        for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+            try:
+                timing = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(timing, dict) and Timing.__required_keys__ <= set(cast(Timing, timing)):
+                found.append(cast(Timing, timing))
+        return found
 
     def timings_file(self, endpoint_id: str) -> Path:
         return self.endpoint_folder(endpoint_id) / "timings.jsonl"

@@ -3,9 +3,12 @@
 Knows nothing of deployments.
 """
 
+import os
 import re
-from collections.abc import Generator, Iterable, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,11 +21,42 @@ HIDDEN = "***"
 REPEATS = 15  # lines of progress that differ from one printed before in their numbers alone, of which one is printed
 
 
+class LastingOutput:
+    """The standard output as a file that can be written to the end, also where nobody reads it any more.
+
+    A terminal that was closed or a pipe whose reader has gone must not end a rollback at its first sentence.
+    """
+
+    def __init__(self, file: TextIO):
+        self.file, self.is_lost = file, False
+        self.encoding, self.isatty, self.fileno = file.encoding, file.isatty, file.fileno
+
+    def write(self, text: str) -> int:
+        encoding = self.encoding or "utf-8"
+        # An encoding without a sign such as the check mark gets a question mark in its place.
+        plain = text.encode(encoding, "replace").decode(encoding)
+        return self.attempt(lambda: self.file.write(plain))
+
+    def flush(self) -> None:
+        self.attempt(self.file.flush)
+
+    def attempt(self, work: Callable[[], int | None]) -> int:
+        try:
+            return work() or 0
+        except OSError:
+            self.is_lost = True
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())  # where what is buffered goes too, at the end of the process
+            os.close(nowhere)
+            return 0
+
+
 class Screen:
     """Prints to `console`; on anything but a terminal the progress line becomes lines, fewer than its changes."""
 
     def __init__(self, console: Console | None = None, secrets: Iterable[str] = ()):
-        self.console = console or Console(highlight=False)
+        self.output = LastingOutput(sys.stdout) if console is None and sys.stdout else None
+        self.console = console or Console(highlight=False, file=cast(TextIO, self.output))
         self.secrets = [secret for secret in secrets if secret]
         self.last_progress: str = ""
         self.unprinted = 0  # lines of progress since the last one that was printed
@@ -34,6 +68,11 @@ class Screen:
         for secret in self.secrets:
             plain = plain.replace(secret, HIDDEN)
         return escape(plain)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nobody can read what is printed any more."""
+        return self.output is not None and self.output.is_lost
 
     def say(self, text: object = "") -> None:
         self.console.print(self.redact(text), soft_wrap=True)
@@ -86,11 +125,19 @@ class Screen:
         """Whether the operator says yes. False without a terminal to ask on."""
         if not self.console.is_terminal:
             return False
-        return self.console.input(f"{self.redact(question)} \\[y/N] ").strip().lower() in ("y", "yes")
+        return self.ask(f"{self.redact(question)} \\[y/N] ").strip().lower() in ("y", "yes")
 
     def ask_secret(self, question: str) -> str:
         """What the operator types unseen; empty without a terminal to ask on."""
-        return self.console.input(self.redact(question), password=True) if self.console.is_terminal else ""
+        return self.ask(self.redact(question), is_secret=True) if self.console.is_terminal else ""
+
+    def ask(self, question: str, is_secret: bool = False) -> str:
+        """The line that is typed; empty for Ctrl-D, and for bytes that are no text."""
+        try:
+            return self.console.input(question, password=is_secret)
+        except (EOFError, UnicodeDecodeError):
+            self.say()  # the question's line has not ended
+            return ""
 
 
 def require_yes(screen: Screen, given: bool, question: str = "Go on?") -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from .command_options import SpentOptions
 from .endpoints import find_endpoint, plain_name, title_of
-from .errors import ApiError, DeployError, UsageError
+from .errors import ApiError, DeployError
 from .runpod.schemas import BillRecord, Endpoint, EndpointBillRecord, VolumeBillRecord
 from .screen import Screen
 from .session import Session, SessionOpener
@@ -21,8 +21,6 @@ COLUMNS = ["cards", "disk", "fee", "total"]
 
 def spent(screen: Screen, options: SpentOptions, open_session: SessionOpener) -> int:
     """Dollars by endpoint; of one endpoint by day. The exit code."""
-    if options.days < 1:
-        raise UsageError(f"--days must be at least 1, not {options.days}.")
     session = open_session()
     try:
         if options.endpoint_id is not None or options.name is not None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .command_options import StateOptions, add_ram, add_state
+from .command_options import StateOptions, add_ram, add_state, positive_count
 
 COMMANDS = {
     "volume": "create, fill, list or delete a network volume that holds the weights",
@@ -110,7 +110,7 @@ def add_options(name: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--image", help="an image with Python for the Pod (default: the Dockerfile's base)")
         parser.add_argument(
             "--wait",
-            type=int,
+            type=positive_count,
             default=900,
             help="seconds without any progress until it gives up (default: %(default)s)",
         )

@@ -6,7 +6,8 @@ from typing import TypedDict, cast
 
 from ..errors import ApiError, DeployError, NotServing
 from .client import Client, hold_interrupts
-from .schemas import Endpoint, JobStatus, JsonObject
+from .schemas import Endpoint, JobStatus, JsonObject, QueueHealth
+from .shapes import read_shape
 
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 POLL_SECONDS = 2.0
@@ -58,7 +59,7 @@ class Queue:
     def job_counts(self) -> dict[str, int]:
         """Jobs by state."""
         health = self.client.call("GET", self.urls["health"], "the queue's health")
-        return cast(dict[str, int], health.get("jobs") or {})
+        return read_shape(health, QueueHealth, "the queue's health").get("jobs") or {}
 
     def send(self, fields: JsonObject, limit: float | None = None, repeat: bool = False) -> str:
         """The id of a new job. `limit`: seconds that it may run, in place of the endpoint's own.
@@ -69,11 +70,12 @@ class Queue:
         if limit:
             # The platform counts the time to live from the sending, the wait in the queue included.
             body["policy"] = {"executionTimeout": round(limit * 1000), "ttl": round((limit + 3600) * 1000)}
-        return cast(JobStatus, self.client.call("POST", self.urls["run"], "the job", body, repeat=repeat))["id"]
+        answer = self.client.call("POST", self.urls["run"], "the job", body, repeat=repeat)
+        return read_shape(answer, JobStatus, "the job")["id"]
 
     def status(self, job_id: str) -> JobStatus:
         url = self.urls["status"].replace("{job_id}", job_id)
-        return cast(JobStatus, self.client.call("GET", url, f"job {job_id}"))
+        return read_shape(self.client.call("GET", url, f"job {job_id}"), JobStatus, f"job {job_id}")
 
     def cancel(self, job_id: str) -> bool:
         """Whether the job is cancelled or over. Never raises: its callers are handling another failure already."""

@@ -11,11 +11,19 @@ FLASHBOOT_SUFFIX = " -fb"  # which the platform adds to the names of endpoints w
 JsonObject = dict[str, object]
 
 
+class WorkerLimits(TypedDict):
+    """`configuration.flatten` reads the others."""
+
+    min: int
+    max: int
+
+
 class Endpoint(TypedDict):
     """`configuration.flatten` reads the fields that can be set."""
 
     id: str
     name: str
+    workers: WorkerLimits
     type: NotRequired[str]  # QUEUE or LOAD_BALANCER
     image: NotRequired[str]
     timeout: NotRequired[int]  # milliseconds that a job may run; 0 for any
@@ -138,6 +146,10 @@ class Problem(TypedDict, total=False):
     title: str
     detail: str
     errors: list[str]  # such as `$.disk: must be >= 1`
+
+
+class QueueHealth(TypedDict):
+    jobs: NotRequired[dict[str, int]]  # by state
 
 
 class JobStatus(TypedDict):

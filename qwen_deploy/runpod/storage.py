@@ -4,12 +4,13 @@ One method for each call. Knows nothing of what a volume is filled with.
 """
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from ..errors import ApiError
 from .api import Api
 from .client import hold_interrupts
 from .schemas import CpuType, DataCenter, GpuType, JsonObject, Pod, Registry, Volume
+from .shapes import read_shape
 
 Made = TypeVar("Made", Volume, Pod, Registry)
 
@@ -21,35 +22,35 @@ class Storage:
         self.api, self.client = api, api.client
 
     def volumes(self) -> list[Volume]:
-        return cast(list[Volume], self.api.get_list("/v2/network-volumes", "network volumes", "networkVolumes"))
+        return self.api.get_list("/v2/network-volumes", "network volumes", "networkVolumes", Volume)
 
     def create_volume(self, name: str, size: int, data_center: str) -> Volume:
         """`size` in GB."""
         body: JsonObject = {"name": name, "size": size, "dataCenter": data_center}
-        return self.create("/v2/network-volumes", f"the volume {name}", body, self.volumes)
+        return self.create("/v2/network-volumes", f"the volume {name}", body, self.volumes, Volume)
 
     def grow_volume(self, volume_id: str, size: int) -> Volume:
         """To `size` GB, which may be no less than it has."""
-        path = f"/v2/network-volumes/{volume_id}"
-        return cast(Volume, self.client.call("PATCH", path, f"volume {volume_id}", {"size": size}))
+        path, subject = f"/v2/network-volumes/{volume_id}", f"volume {volume_id}"
+        return read_shape(self.client.call("PATCH", path, subject, {"size": size}), Volume, subject)
 
     def delete_volume(self, volume_id: str) -> None:
         self.api.remove(f"/v2/network-volumes/{volume_id}", f"volume {volume_id}")
 
     def pods(self) -> list[Pod]:
-        return cast(list[Pod], self.api.get_list("/v2/pods", "Pods", "pods"))
+        return self.api.get_list("/v2/pods", "Pods", "pods", Pod)
 
     def pod(self, pod_id: str) -> Pod | None:
         """None for one that is gone."""
         try:
-            return cast(Pod, self.client.call("GET", f"/v2/pods/{pod_id}", f"Pod {pod_id}"))
+            return read_shape(self.client.call("GET", f"/v2/pods/{pod_id}", f"Pod {pod_id}"), Pod, f"Pod {pod_id}")
         except ApiError as error:
             if error.status != 404:
                 raise
             return None
 
     def create_pod(self, body: JsonObject) -> Pod:
-        return self.create("/v2/pods", f"the Pod {body['name']}", body, self.pods)
+        return self.create("/v2/pods", f"the Pod {body['name']}", body, self.pods, Pod)
 
     def delete_pod(self, pod_id: str) -> None:
         with hold_interrupts():  # a Pod that stays costs until somebody sees it
@@ -64,24 +65,28 @@ class Storage:
             return []
 
     def registries(self) -> list[Registry]:
-        return cast(list[Registry], self.api.get_list("/v2/registries", "registry credentials", "registries"))
+        return self.api.get_list("/v2/registries", "registry credentials", "registries", Registry)
 
     def create_registry(self, name: str, username: str, password: str) -> Registry:
         body: JsonObject = {"name": name, "username": username, "password": password}
-        return self.create("/v2/registries", f"the registry credential {name}", body, self.registries)
+        return self.create("/v2/registries", f"the registry credential {name}", body, self.registries, Registry)
 
     def data_centers(self) -> list[DataCenter]:
-        return cast(list[DataCenter], self.api.get_list("/v2/catalog/datacenters", "data centres", "dataCenters"))
+        return self.api.get_list("/v2/catalog/datacenters", "data centres", "dataCenters", DataCenter)
 
     def pod_cards(self) -> list[GpuType]:
         """Cards with what Pods could have of them now, by data centre."""
         params = {"include": "AVAILABILITY", "product": "POD"}
-        return cast(list[GpuType], self.api.get_list("/v2/catalog/gpus", "the catalogue of cards", "gpus", params))
+        return self.api.get_cards(params)
 
     def pod_cpus(self) -> list[CpuType]:
         """CPU flavours with what Pods could have of them now, by data centre."""
         params = {"include": "AVAILABILITY", "product": "POD"}
-        return cast(list[CpuType], self.api.get_list("/v2/catalog/cpus", "the catalogue of CPUs", "cpus", params))
+        return self.api.get_list("/v2/catalog/cpus", "the catalogue of CPUs", "cpus", CpuType, params)
 
-    def create(self, path: str, subject: str, body: JsonObject, listed: Callable[[], list[Made]]) -> Made:
-        return self.api.make(path, subject, body, lambda: [one for one in listed() if one["name"] == body["name"]])
+    def create(
+        self, path: str, subject: str, body: JsonObject, listed: Callable[[], list[Made]], kind: type[Made]
+    ) -> Made:
+        """What the request makes, found by its name where the answer was lost."""
+        name = body["name"]
+        return self.api.make(path, subject, body, lambda: [one for one in listed() if one["name"] == name], kind)

@@ -54,3 +54,26 @@ CALLS = [(name, words.split()) for name in COMMANDS for words in CALLED.get(name
 def test_a_command_s_options_are_those_that_its_class_declares(name, needed):
     options = read_options(name, needed, "")
     assert set(vars(options)) == set(get_type_hints(type(options)))
+
+
+@pytest.mark.parametrize("words", [
+    "deploy --ram-gb nan", "deploy --ram-gb inf", "models --ram-gb -1", "cost --ram-gb 0", "cost --per-day -5",
+    "deploy --wait -1", "deploy --capacity-wait 0", "deploy --test-steps -1", "deploy --test-size -7",
+    "deploy --gpu-count 0", "send x --timeout -1", "send x --timeout 0", "logs --tail -4", "spent --days 0",
+    "spent --days 99999999999999999999999", "volume fill x --wait -1", "play --price nan", "deploy --seconds ☃",
+])  # fmt: skip
+def test_a_number_that_can_be_none_is_refused_with_the_option_and_the_value(capsys, words):
+    command, *arguments = words.split()
+    with pytest.raises(SystemExit) as ended:
+        read_options(command, arguments, "")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and f"argument {arguments[-2]}: must be a " in said and repr(arguments[-1]) in said
+
+
+@pytest.mark.parametrize("option, value", [
+    ("--gpu", ","), ("--gpu", ""), ("--name", ""), ("--name", " "), ("--min-cuda", "banana"), ("--min-cuda", ""),
+])  # fmt: skip
+def test_an_empty_word_is_not_taken_for_a_default(runpod, command, option, value):
+    runpod.add()
+    code, text = command(*SHIP, option, value)
+    assert code == 2 and f"{option} must" in text and repr(value) in text and not runpod.writes
