@@ -19,7 +19,7 @@ SHOTS = ROOT / "out/play"
 KEY = "rpa_a_key_that_nobody_may_see"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # playwright's event loop runs as long, in which no other test could run one
 def chromium():
     """The browser, which takes no address but this machine's; skipped where it or the page is not installed."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-play")
@@ -132,7 +132,7 @@ class PageDriver:
         self.context.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def play(chromium):
     """The page on the endpoint at home."""
     with PlayProcess("--local-port", str(free_port()), "--price", "1.5") as process:
