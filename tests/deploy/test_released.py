@@ -88,6 +88,6 @@ def test_a_disk_that_is_too_small_is_said_so(docker, command, monkeypatch, tmp_p
 def test_on_a_terminal_a_build_is_asked_for_and_a_no_builds_nothing(docker, monkeypatch):
     screen = io.StringIO()
     console = Console(file=screen, width=120, force_terminal=True, highlight=False)
-    monkeypatch.setattr(console, "input", lambda question: "n")
+    monkeypatch.setattr(console, "input", lambda question, **options: "n")
     assert deploy_qwen.main(["--image-name", "my-server", "--tag", "v1"], {}, console) == 2
     assert "7 GB" in screen.getvalue() and not docker.calls()
