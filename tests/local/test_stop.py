@@ -28,9 +28,10 @@ def test_a_stop_ends_the_drawing_within_a_step(environment, web):
         job_id = requests.post(f"{address}/v2/client/run", json={"input": LONG}, timeout=60).json()["id"]
         plane.wait(lambda: steps() > 2)
         assert requests.post(f"{address}/v2/client/cancel/{job_id}", timeout=60).json()["status"] == "CANCELLED"
+        plane.wait(lambda: job_id not in plane.plane.stops)  # the SDK asks for stops about once a second
         before = steps()
         plane.put("next", {"task": "health"})  # its worker is free only when the drawing has ended
         plane.result("next")
-        # The step that ran when the stop came, and one that may have begun before the worker heard of the stop.
+        # The step that ran when the worker fetched the stop, and one that may have begun before it was acted on.
         assert before <= steps() <= before + 2
         assert any("code=cancelled" in one["message"] for one in worker.messages())
