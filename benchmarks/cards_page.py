@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 
+from qwen_deploy.offers import PICTURE_SECONDS
+
 from .measure.layouts import layout_of
 from .report.rows import FAILED, MEASURED, NOT_MEASURED
 
-LIMIT = 30  # seconds that a job is hoped to take at most
 JOBS = ("picture", "edit", "fast picture")
 HEAD = """# Cards
 
@@ -87,9 +88,14 @@ def page(rows: list[dict], fit: list[dict], speed: list[dict], facts: Mapping[st
     `facts`: `prices_of`, `plus` and `auto`, by the names that the texts have.
     """
     measured = speed_section(speed) + memory_section(fit)
-    fast_enough = [row["pool"] for row in rows if row["picture s"] <= LIMIT]
-    both = [row["pool"] for row in rows if row["picture s"] <= LIMIT and row["edit s"] <= LIMIT]
-    words = {"cheapest": cheapest(rows), "limit": LIMIT, "pictures": join(fast_enough), "both": join(both)}
+    fast_enough = [row["pool"] for row in rows if row["picture s"] <= PICTURE_SECONDS]
+    both = [row["pool"] for row in rows if row["picture s"] <= PICTURE_SECONDS and row["edit s"] <= PICTURE_SECONDS]
+    words = {
+        "cheapest": cheapest(rows),
+        "limit": f"{PICTURE_SECONDS:g}",
+        "pictures": join(fast_enough),
+        "both": join(both),
+    }
     computed = COMPUTED.format(**facts) + seconds_table(rows) + READING.format(**words, **facts)
     return HEAD + (measured.lstrip("\n") or "No card has been measured yet.\n") + computed + MEASURING
 

@@ -268,12 +268,7 @@ def add_proof(group: Group) -> None:
     group.add_argument(
         "--no-test", action="store_true", help="send no test jobs: then nothing is proved or rolled back"
     )
-    group.add_argument(
-        "--wait", type=positive_count, default=1800, help="seconds until new workers must serve (default: %(default)s)"
-    )
-    group.add_argument(
-        "--capacity-wait", type=positive_count, default=300, help="seconds to wait for a card (default: %(default)s)"
-    )
+    add_waits(group, "new workers must serve")
     group.add_argument("--test-steps", type=positive_count, help="steps of the test pictures (default: the endpoint's)")
     group.add_argument(
         "--test-size", type=positive_count, help="side of the test pictures in pixels (default: the worker's)"
@@ -288,13 +283,15 @@ def add_rollback(group: argparse.ArgumentParser) -> None:
     group.add_argument("--to", type=Path, metavar="FILE", help="one of them (default: the newest that differs)")
     group.add_argument("--dry-run", action="store_true", help="show what would change; only reads are sent")
     group.add_argument("--yes", action="store_true", help="do not ask")
-    group.add_argument(
-        "--wait", type=positive_count, default=1800, help="seconds until workers must answer (default: %(default)s)"
-    )
+    add_waits(group, "workers must answer")
+    group.add_argument("--no-test", action="store_true", help="do not ask the workers for their health")
+
+
+def add_waits(group: Group, aim: str) -> None:
+    group.add_argument("--wait", type=positive_count, default=1800, help=f"seconds until {aim} (default: %(default)s)")
     group.add_argument(
         "--capacity-wait", type=positive_count, default=300, help="seconds to wait for a card (default: %(default)s)"
     )
-    group.add_argument("--no-test", action="store_true", help="do not ask the workers for their health")
 
 
 def add_logs(group: argparse.ArgumentParser) -> None:

@@ -69,11 +69,10 @@ class CompiledBlocks:
         try:
             results = self.compiled(block, **{name: copy_view(value) for name, value in with_mask(inputs).items()})
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            self.is_off = True
             cause = getattr(error, "inner_exception", error)  # what a backend raised
-            self.report_failure(describe_error(cause))
+            self.turn_off(describe_error(cause))
             return self.stock(block, **inputs)
-        return self.checked(results, block, inputs) if self.compare and self.lora_rank else results
+        return self.checked(results, block, inputs) if self.lora_rank else results
 
     def checked(self, results: BlockResults, block: Any, inputs: dict[str, Any]) -> BlockResults:
         """What the graph of a job's LoRAs gave, or stock's code where they differ: compared once for each graph.
@@ -81,19 +80,21 @@ class CompiledBlocks:
         The self-check at load has none to compare: such a graph is compiled when a job first needs it.
         """
         graph = self.lora_rank, len(inputs["hidden_states"]) > 1
-        if graph in self.compared:
+        if not self.compare or graph in self.compared:
             return results
         self.compared.add(graph)
         plain = attempt(lambda: self.stock(block, **inputs))
         if isinstance(plain, Failure):  # as for want of memory, of which stock's code takes more
             log_line(None, "WARN", f"a compiled block with a LoRA was not compared with stock's: {plain.reason}")
             return results
-        reason = self.compare(results, plain) if self.compare else ""
-        if not reason:
+        if not (reason := self.compare(results, plain)):
             return results
+        self.turn_off(reason)
+        return plain
+
+    def turn_off(self, reason: str) -> None:
         self.is_off = True
         self.report_failure(reason)
-        return plain
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

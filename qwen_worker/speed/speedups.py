@@ -94,9 +94,8 @@ class Speed:
 
         `compiled`: by compiled blocks, where there are any. `lora_rank`: to which the job's own LoRAs are padded, for
         which graphs of their own are compiled; where one fails or gives something else than stock's code, only these
-        stand down. `separate_passes`: guidance's passes stay
-        two, whatever the picture's size. `cached_steps`: those of the schedule if a step cache serves it, 0 if none
-        does.
+        stand down. `separate_passes`: guidance's passes stay two, whatever the picture's size. `cached_steps`: those of
+        the schedule if a step cache serves it, 0 if none does.
         """
         with ExitStack() as stack:
             stack.enter_context(self.attention_order())

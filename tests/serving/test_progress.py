@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from qwen_deploy.runpod import waiting
+from qwen_play import following
 from qwen_worker.drawing.preview import SHARE, Preview, Previewer
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
@@ -313,3 +315,9 @@ def test_base64_of_a_preview_is_a_whole_jpeg(pipe):
     shape = (1, 1, pipe.vae.config.z_dim, 256 // pipe.vae_scale_factor, 512 // pipe.vae_scale_factor)
     shown = preview.thumbnail(pipe._pack_latents(torch.zeros(shape), 1, shape[2], *shape[3:]))
     assert base64.b64decode(shown)[-2:] == b"\xff\xd9" and picture_of(shown).width == 2 * picture_of(shown).height
+
+
+@pytest.mark.parametrize("words", [waiting.STAGES, following.STAGES])
+def test_who_tells_of_a_job_has_words_for_every_stage_that_a_message_names(words):
+    """The page and the deploy helper know the worker by its messages alone."""
+    assert set(words) == {stage.name.lower() for stage in Stage}
