@@ -49,7 +49,7 @@ from qwen_worker.memory.footprint import Plan
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.network.bucket import bucket_from_settings
 from qwen_worker.network.rewrite import rewriter_from_settings, waiting_threads
-from qwen_worker.pictures import fallback, marks
+from qwen_worker.pictures import fallback, marks, matching
 from qwen_worker.pictures.canvas import Canvas, canvas_of
 from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
 from qwen_worker.pictures.inputs import Inputs, open_images
@@ -207,6 +207,7 @@ class Worker:
             )
             if concepts:
                 metadata["has_nsfw_concepts"] = concepts
+            metadata |= matching.report(drawn.pictures, job.warn)
             if request.embed_parameters:
                 embed_parameters(drawn.pictures, request, metadata)
             sign = self.signer.signing(origin, metadata) if self.signer else None

@@ -14,6 +14,7 @@ from .request import Drawing, Edit
 Size = tuple[int, int]  # width and height in pixels
 
 MATCH_INPUT = "match_input_image"  # the aspect ratio of the picture that is edited
+MATCH_SIZE = "match_input"  # its very width and height
 RATIOS = (1 / 1, 16 / 9, 4 / 3, 3 / 2)  # of the sizes in each table, in this order
 TABLES: dict[str, tuple[Size, ...]] = {
     "1K": ((1328, 1328), (1664, 928), (1472, 1104), (1584, 1056)),  # Qwen-Image's
@@ -63,6 +64,8 @@ def named_size(request: Drawing, grid: Grid, source_ratio: float = 1.0) -> Size 
 
     `source_ratio`: width by height of the picture that gives the proportions where the request names none.
     """
+    if request.size == MATCH_SIZE:
+        return None
     if pixels := pixels_of(request.size):
         return grid.nearest(*pixels)
     ratio, table = ratio_of(request.aspect_ratio), request.size or grid.table
@@ -91,7 +94,7 @@ def with_size(request: Drawing, size: Size) -> Drawing:
 def brought_warning(request: Drawing, grid: Grid, delivered: Size) -> str | None:
     """A sentence for a size that the checkpoint does not draw as it is named."""
     ratio = ratio_of(request.aspect_ratio)
-    if ratio is None and request.size is None:
+    if request.size == MATCH_SIZE or (ratio is None and request.size is None):
         return None
     if ratio is None and not isinstance(request, Edit):
         ratio = 1.0

@@ -59,6 +59,24 @@ class LoraUsed(TypedDict):
     strength_range: NotRequired[list[float]]  # else the least and the most
 
 
+class RegistrationFacts(TypedDict):
+    """Where an edit lies on its input: in pixels of the result, right and down of it, and larger by `scale`."""
+
+    shift_x: float
+    shift_y: float
+    scale: float
+    confidence: float  # from 0 to 1
+    aligned: NotRequired[bool]
+
+
+class ColourDrift(TypedDict):
+    """Levels by which red, green and blue of an edit were off its input's where it is unchanged."""
+
+    mean: NotRequired[list[float]]
+    histogram: NotRequired[list[float]]
+    undone: NotRequired[bool]
+
+
 class DrawingFacts(TypedDict):
     """The part of a reply's `metadata` that is known once the pictures are drawn; docs/jobs.md explains each field."""
 
@@ -81,6 +99,8 @@ class DrawingFacts(TypedDict):
     strength: NotRequired[float]
     instruction: NotRequired[str]
     has_nsfw_concepts: NotRequired[list[bool]]
+    registration: NotRequired[list["RegistrationFacts"]]
+    colour_drift: NotRequired[list["ColourDrift | None"]]
     loras: NotRequired[list[LoraUsed]]
     step_cache: NotRequired[bool]
     stood_down: NotRequired[list[str]]

@@ -35,6 +35,7 @@ BACKGROUND_INSTRUCTION = (
 )
 
 IMAGE_FIELDS = ("image", "image_url", "images")
+SIZE_RULE = "WIDTHxHEIGHT, '1K', '2K' or 'match_input'"
 MASK_FIELDS = ("mask_image", "mask_from")
 
 
@@ -97,8 +98,7 @@ class Drawing(Request, frozen=True):
     height: Side | None = None
     # A size by its name, whose pixels depend on the checkpoint (`named_sizes.py`), in place of width and height.
     size: (
-        Annotated[str, Field(pattern=r"^([0-9]{3,4}x[0-9]{3,4}|1K|2K)$", description="WIDTHxHEIGHT, '1K' or '2K'")]
-        | None
+        Annotated[str, Field(pattern=r"^([0-9]{3,4}x[0-9]{3,4}|1K|2K|match_input)$", description=SIZE_RULE)] | None
     ) = None
     aspect_ratio: (
         Annotated[
@@ -215,6 +215,10 @@ class Edit(Drawing, frozen=True):
     size_from: Annotated[int, whole_number(0, MAX_IMAGES_IN - 1), ReadWhole] = 0
     strength: Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1"), ReadNumber] = 1.0
     draw_size: Annotated[Literal["input", "asked"], Field(description="'input' or 'asked'")] = "input"
+    # Whether the edit is brought back to its input's place, and to its colours; the last one has both only measured.
+    align: Annotated[bool, Field(description="true or false")] = False
+    keep_colours: Annotated[bool, Field(description="true or false")] = False
+    compare_input: Annotated[bool, Field(description="true or false")] = False
 
     @model_validator(mode="after")
     def require_fields_to_agree(self) -> Self:

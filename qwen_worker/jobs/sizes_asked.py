@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BeyondSchema, InvalidInput
 from .field_types import MAX_RATIO, MAX_SIDE, MIN_SIDE
-from .named_sizes import MATCH_INPUT, MAX_STRETCH, TABLES, pixels_of, ratio_of, times_apart
+from .named_sizes import MATCH_INPUT, MATCH_SIZE, MAX_STRETCH, TABLES, pixels_of, ratio_of, times_apart
 from .request import Drawing, Edit
 from .values import WHOLE, JsonSchema, Reader, Warn, read_whole, short_json, text_like
 
@@ -38,7 +38,7 @@ NAMED_SIZES = {
 # What leaves the size to the endpoint, or to width and height.
 NO_SIZE = ("auto", "default", "custom", "optimize_for_quality")
 IDLE_TEXTS = (*NO_SIZE, "optimize_for_speed", "")
-MATCH_TEXTS = (MATCH_INPUT, "match_input")
+MATCH_TEXTS = (MATCH_INPUT, MATCH_SIZE)
 # What `str.strip` takes off; JSON Schema's own `\s` is other characters.
 SPACES = r"[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*"
 NO_SIZE_TEXT = text_like(rf"{SPACES}(?:{'|'.join(IDLE_TEXTS)}){SPACES}")
@@ -54,7 +54,7 @@ SIZE_OBJECT: JsonSchema = {
     "additionalProperties": False,
 }
 WITH_OBJECTS = ("image_size", "target_size")
-TEXTS = "WIDTHxHEIGHT in pixels, WIDTH:HEIGHT as an aspect ratio, '1K', '2K' or 'auto'"
+TEXTS = "WIDTHxHEIGHT in pixels, WIDTH:HEIGHT as an aspect ratio, '1K', '2K', 'match_input' or 'auto'"
 
 
 def size_reader(name: str) -> Reader:
@@ -70,6 +70,8 @@ def size_reader(name: str) -> Reader:
             warn(f"{name} {short_json(value)} has no effect: a smaller size is drawn faster, and preset fast too")
         if text in IDLE_TEXTS:
             return {}
+        if text == MATCH_SIZE and name != "aspect_ratio":
+            return {"size": MATCH_SIZE}
         if text in MATCH_TEXTS:
             return {"aspect_ratio": MATCH_INPUT}
         if text and text.upper() in TABLES:
@@ -128,6 +130,8 @@ def join_sizes(request: Drawing, sent_as: Mapping[str, str]) -> Drawing:
     sides = {name: getattr(request, name) for name in ("width", "height") if name in request.model_fields_set}
     size, ratio = (f"{sent_as.get(name, name)} ({getattr(request, name)})" for name in ("size", "aspect_ratio"))
     pixels = pixels_of(request.size)
+    if request.size == MATCH_SIZE:
+        require_alone(request, size, ratio, sides)
     for name, named in zip(("width", "height"), pixels or (), strict=False):
         if sides.get(name, named) != named:
             raise InvalidInput(
@@ -153,6 +157,22 @@ def join_sizes(request: Drawing, sent_as: Mapping[str, str]) -> Drawing:
     if asked and width and height and times_apart(asked, width / height) > MAX_STRETCH:
         raise InvalidInput(f"{ratio} and {size if pixels else given} differ: send one of them", BeyondSchema.TWICE)
     return request.model_copy(update={"size": None, "aspect_ratio": None}) if len(sides) == 2 else request
+
+
+def require_alone(request: Drawing, size: str, ratio: str, sides: Mapping[str, int]) -> None:
+    """Refuse the input's own size beside another one. `size` and `ratio`: the fields and their values, in words."""
+    sentence = ""
+    if not isinstance(request, Edit):
+        sentence = f"{size} needs an input picture, and {request.task} takes none: send a size in pixels"
+    elif request.draw_size == "asked":
+        sentence = f"{size} has no other drawing than the model's own: send it without draw_size asked"
+    elif ratio_of(request.aspect_ratio):
+        sentence = f"{size} and {ratio} may differ: send one of them"
+    elif sides:
+        given = " and ".join(f"{name} ({side})" for name, side in sides.items())
+        sentence = f"{size} and {given} may differ: send one of them"
+    if sentence:
+        raise InvalidInput(sentence, BeyondSchema.TOGETHER)
 
 
 def is_about(sides: Mapping[str, int], square: tuple[int, int]) -> bool:

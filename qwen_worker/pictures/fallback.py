@@ -8,6 +8,7 @@ import hashlib
 import re
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
@@ -23,6 +24,7 @@ UPRIGHT_ASPECT = 1.6  # a picture that is taller than so many times its width ha
 
 def draw(request: Drawing, canvas: Canvas) -> list[Image.Image]:
     """One RGB stand-in of the canvas' `result_size` for each of the request's seeds."""
+    canvas = replace(canvas, matching=None)  # no edit, and so nothing to compare
     return [stand_in(request, canvas, seed) for seed in request.seeds]
 
 
@@ -33,7 +35,8 @@ def stand_in(request: Drawing, canvas: Canvas, seed: int) -> Image.Image:
     """
     if not canvas.sources:
         return with_band(gradient(request.prompt, canvas.result_size, seed))
-    source = canvas.sources[0].resize(canvas.result_size, Image.Resampling.LANCZOS)
+    size = canvas.size if canvas.inset else canvas.result_size
+    source = canvas.sources[0].resize(size, Image.Resampling.LANCZOS)
     return with_band(canvas.finish(FILTERS[filter_name(request.prompt)](source)))
 
 

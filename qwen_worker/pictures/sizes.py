@@ -12,17 +12,23 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..jobs.field_types import MAX_SIDE, MIN_SIDE
-from ..jobs.named_sizes import CONDITIONING_MULTIPLE, MAX_STRETCH, Grid, Size, grid_of, named_size
+from ..jobs.named_sizes import CONDITIONING_MULTIPLE, MATCH_SIZE, MAX_STRETCH, Grid, Size, grid_of, named_size
 from ..jobs.request import Drawing, Edit
+from .inset import Inset, inset_of, rounded_size
 
+NOTICED = 2.0  # pixels of a result for each drawn one, from which on the caller is told
 CONDITIONING_AREA = 1024 * 1024  # pixels; `VAE_IMAGE_SIZE` of diffusers' edit pipelines
 
 
 class Sizes(NamedTuple):
-    """`drawn` by the pipeline, and `delivered` to the caller."""
+    """`drawn` by the pipeline, and `delivered` to the caller.
+
+    `inset`: where the input picture lies in the drawing; None where it fills it.
+    """
 
     drawn: Size
     delivered: Size
+    inset: Inset | None = None
 
 
 def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | None, grid: Grid) -> Sizes:
@@ -33,6 +39,9 @@ def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | N
         assert asked is not None  # a picture from a prompt has a default for both
         return Sizes(asked, asked)
     source = sources[request.size_from].size
+    if request.size == MATCH_SIZE:
+        inset = inset_of(source, CONDITIONING_AREA, CONDITIONING_MULTIPLE)
+        return Sizes(inset.drawn, source, inset)
     looked_at = conditioning_size(source)
     asked = named_size(request, grid_of(request, grid), source[0] / source[1]) or sides
     if request.draw_size == "asked":
@@ -49,7 +58,7 @@ def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | N
 
 def moved_warning(request: Drawing, sources: list[Image.Image], sizes: Sizes) -> str | None:
     """A sentence for an edit that does not lie on its input picture as that is, because another shape is asked for."""
-    if not isinstance(request, Edit):
+    if not isinstance(request, Edit) or sizes.inset:
         return None
     source, is_tied = sources[request.size_from].size, request.mask_image is not None or request.strength < 1
     if is_tied and stretch(source, sizes.delivered) > MAX_STRETCH:
@@ -64,13 +73,20 @@ def moved_warning(request: Drawing, sources: list[Image.Image], sizes: Sizes) ->
     )
 
 
+def enlarged_warning(sizes: Sizes) -> str | None:
+    """A sentence for a result of the input's size that has far more pixels than were drawn of it."""
+    if not sizes.inset or sizes.inset.scale**2 > 1 / NOTICED:
+        return None
+    (width, height), (drawn_width, drawn_height) = sizes.delivered, sizes.inset.content
+    return (
+        f"size {MATCH_SIZE}: the picture is drawn in {drawn_width}x{drawn_height} pixels, as the model draws them, and "
+        f"enlarged to {width}x{height}; with mask_image all outside the mask keeps the input's own pixels"
+    )
+
+
 def conditioning_size(source: Size) -> Size:
     """The size in which the edit pipelines look at a picture: `calculate_dimensions` of diffusers, word for number."""
-    ratio = source[0] / source[1]
-    width = (CONDITIONING_AREA * ratio) ** 0.5
-    return round(width / CONDITIONING_MULTIPLE) * CONDITIONING_MULTIPLE, (
-        round(width / ratio / CONDITIONING_MULTIPLE) * CONDITIONING_MULTIPLE
-    )
+    return rounded_size(source[0] / source[1], CONDITIONING_AREA, CONDITIONING_MULTIPLE)
 
 
 def is_drawable(size: Size, multiple: int) -> bool:
