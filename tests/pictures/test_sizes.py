@@ -74,7 +74,7 @@ def test_the_size_at_which_an_edit_is_drawn_is_that_at_which_diffusers_looks_at_
     ],
 )
 def test_an_edit_is_drawn_as_its_picture_is_looked_at_and_delivered_as_asked(source, fields, drawn, delivered):
-    assert sizes(source, **fields) == (drawn, delivered)
+    assert sizes(source, **fields)[:2] == (drawn, delivered)
 
 
 def test_the_first_of_several_pictures_gives_the_shape_or_the_one_that_is_named():
@@ -116,7 +116,7 @@ def test_a_tied_drawing_in_another_shape_is_told_to_be_stretched(tie, asked, is_
 
 def test_a_picture_from_a_prompt_is_drawn_as_asked():
     request = parse({"prompt": "a", "size": "512x768"}, "job")
-    assert sizes_of(request, [], None, Grid()) == ((512, 768), (512, 768))
+    assert sizes_of(request, [], None, Grid())[:2] == ((512, 768), (512, 768))
 
 
 def test_every_side_that_can_be_asked_for_is_drawn_at_one_that_all_checkpoints_take():
