@@ -30,9 +30,9 @@ class Inset(NamedTuple):
     @property
     def box(self) -> tuple[float, float, float, float]:
         """Where the input lies in the drawing: left, top, right and bottom, in pixels and fractions of them."""
-        width, height = (side * self.scale for side in self.source)
-        left, top = (self.drawn[0] - width) / 2, (self.drawn[1] - height) / 2
-        return left, top, left + width, top + height
+        margins = [(drawn - side * self.scale) / 2 for drawn, side in zip(self.drawn, self.source, strict=True)]
+        left, top = (max(0.0, margin) for margin in margins)  # rounding may leave less than nothing
+        return left, top, self.drawn[0] - left, self.drawn[1] - top
 
     @property
     def content(self) -> Size:

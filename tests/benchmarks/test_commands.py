@@ -34,6 +34,7 @@ def test_no_help_imports_torch():
         "load",
         "computed",
         "costs",
+        "matching",
         "quality",
     ]
 
