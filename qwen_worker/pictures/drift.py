@@ -42,13 +42,17 @@ class Drift(NamedTuple):
         return edit.point(self.curves)
 
 
-def drift_of(source: "Pixels", edit: "Pixels") -> Drift | None:
-    """The drift of the unchanged blocks of an edit against the same blocks of its source; None of too few blocks."""
+def drift_of(source: "Pixels", edit: "Pixels", is_certain: "NDArray[np.bool_]") -> Drift | None:
+    """The drift of the blocks of an edit against the same blocks of its source; None of too few that are certain.
+
+    `is_certain`: (blocks,), whether a block is known to be unchanged. The others, which are flat in both pictures,
+    count where their colours differ as those of the certain ones do: a sky, but not a wall that has been painted.
+    """
     import numpy as np
 
-    if len(source) < FEWEST:
+    if is_certain.sum() < FEWEST:
         return None
-    kept = np.ones(len(source), bool)
+    kept = is_certain
     for number in range(ROUNDS):
         offsets = [offsets_by_level(source[kept, :, k], edit[kept, :, k], number == 0) for k in range(3)]
         left = np.stack([edit[..., k] - corrected(edit[..., k], offsets[k]) for k in range(3)], -1)

@@ -68,7 +68,8 @@ class Matching:
             facts["registration"]["aligned"] = found.is_sure
         drift: Drift | None = None
         if found.is_sure:
-            drift = drift_of(*(unchanged_blocks(picture, found) for picture in (source, aligned.convert("RGB"))))
+            one, other = (usable_blocks(picture, found) for picture in (source, aligned.convert("RGB")))
+            drift = drift_of(one, other, found.unchanged[found.unchanged | found.flat])
         if drift:
             facts["colour_drift"] = {"mean": list(drift.mean), "histogram": list(drift.histogram)}
             if self.keep_colours:
@@ -88,15 +89,15 @@ def registration_facts(found: Registration, factor: float) -> dict[str, Any]:
     return facts | {"scale": round(place.scale, 5), "confidence": round(found.confidence, 3)}
 
 
-def unchanged_blocks(picture: Image.Image, found: Registration) -> "NDArray[np.float32]":
-    """(blocks, pixels of each, 3): some pixels of the blocks of an RGB picture in which the edit is unchanged."""
+def usable_blocks(picture: Image.Image, found: Registration) -> "NDArray[np.float32]":
+    """(blocks, pixels of each, 3): some pixels of the blocks of an RGB picture that are unchanged, or flat."""
     import numpy as np
 
     if max(picture.size) > FIT_SIDES[-1]:
         picture = picture.resize(size_at_side(picture.size, FIT_SIDES[-1]), Image.Resampling.BOX)
     rows, columns = found.unchanged.shape
     pixels = np.asarray(picture)[: rows * BLOCK, : columns * BLOCK]
-    blocks = pixels.reshape(rows, BLOCK, columns, BLOCK, 3).transpose(0, 2, 1, 3, 4)[found.unchanged]
+    blocks = pixels.reshape(rows, BLOCK, columns, BLOCK, 3).transpose(0, 2, 1, 3, 4)[found.unchanged | found.flat]
     return blocks.reshape(len(blocks), -1, 3)[:, :: BLOCK * BLOCK // PIXELS_OF_BLOCK].astype(np.float32)
 
 

@@ -56,13 +56,14 @@ class Registration(NamedTuple):
     """The place of an edit on its input, and what of it is unchanged there.
 
     `confidence`: from 0 to 1, the share of the input's detail that the edit has too; 0 where the place is not known to
-    half a pixel. `unchanged`: (rows, columns), whether each block of `BLOCK` pixels of the measured picture is; a
-    picture of more than 1024 pixels a side is measured at 1024.
+    half a pixel. `unchanged` and `flat`: (rows, columns), whether each block of `BLOCK` pixels of the measured picture
+    has the input's detail, or none as in the input; a picture of more than 1024 pixels a side is measured at 1024.
     """
 
     place: Place
     confidence: float
     unchanged: "NDArray[np.bool_]"
+    flat: "NDArray[np.bool_]"
 
     @property
     def is_sure(self) -> bool:
@@ -76,7 +77,7 @@ def register(source: Image.Image, edit: Image.Image) -> Registration:
     first, second = projected(source, edit)
     longest = max(first.shape)
     small = [detail(at_side(plane, SEARCH_SIDE)) for plane in (first, second)]
-    best = Registration(Place(), -1.0, np.zeros((1, 1), bool))
+    best = Registration(Place(), -1.0, np.zeros((1, 1), bool), np.zeros((1, 1), bool))
     for start in (lambda: searched(*small), Place):
         place = start()
         for side in dict.fromkeys(min(side, longest) for side in FIT_SIDES):
@@ -108,19 +109,20 @@ def projected(source: Image.Image, edit: Image.Image) -> "tuple[Plane, Plane]":
 
 def judged(one: "Plane", other: "Plane", place: Place) -> Registration:
     """The place, fitted once more to the blocks that agree, with its confidence."""
-    unchanged, confidence = agreement(one, moved_back(other, place))
+    unchanged, flat, confidence = agreement(one, moved_back(other, place))
     if confidence < LEAST_CONFIDENCE:
-        return Registration(place, confidence, unchanged)
+        return Registration(place, confidence, unchanged, flat)
     place = fitted(one, other, place, spread_blocks(unchanged, one.shape))
-    unchanged, confidence = agreement(one, moved_back(other, place))
+    unchanged, flat, confidence = agreement(one, moved_back(other, place))
     rows, columns = (index // 2 for index in indices(unchanged.shape))
     halves = [unchanged & ((rows + columns) % 2 == half) for half in (0, 1)]
     size = one.shape[1], one.shape[0]
     is_near = place.distance(Place(), size) <= MAX_SHIFT * max(size)
     if not is_near or min(half.sum() for half in halves) < LEAST_BLOCKS:
-        return Registration(place, 0.0, unchanged)
+        return Registration(place, 0.0, unchanged, flat)
     first, second = (fitted(one, other, place, spread_blocks(half, one.shape)) for half in halves)
-    return Registration(place, confidence if first.distance(second, size) <= MAX_SPREAD else 0.0, unchanged)
+    is_known = first.distance(second, size) <= MAX_SPREAD
+    return Registration(place, confidence if is_known else 0.0, unchanged, flat)
 
 
 def undo(edit: Image.Image, place: Place) -> Image.Image:
@@ -232,8 +234,8 @@ def fitted(one: "Plane", other: "Plane", place: Place, weights: "Plane | None" =
     return place
 
 
-def agreement(one: "Plane", moved: "Plane") -> "tuple[NDArray[np.bool_], float]":
-    """Which blocks of the one plane the other has too, and their share of the blocks that have detail."""
+def agreement(one: "Plane", moved: "Plane") -> "tuple[NDArray[np.bool_], NDArray[np.bool_], float]":
+    """Which blocks have the same detail in both, which have none in either, and the share of the first ones."""
     import numpy as np
 
     first, second = blocks(one), blocks(moved)
@@ -242,7 +244,8 @@ def agreement(one: "Plane", moved: "Plane") -> "tuple[NDArray[np.bool_], float]"
     has_detail = deviations[0] > TEXTURED
     alike = (first * second).mean(-1) > AGREEING * deviations[0] * np.maximum(deviations[1], 1e-6)
     unchanged = has_detail & alike
-    return unchanged, float(unchanged.sum() / max(1, has_detail.sum()))
+    flat = ~has_detail & (deviations[1] <= TEXTURED)
+    return unchanged, flat, float(unchanged.sum() / max(1, has_detail.sum()))
 
 
 def blocks(plane: "Plane") -> "Plane":
