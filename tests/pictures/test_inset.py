@@ -1,4 +1,4 @@
-"""An edit of its input's own size: the input lies in the drawing at one scale, and comes back to the fraction of a pixel."""
+"""An edit of its input's own size: the input lies in the drawing at one scale, and comes back to where it was."""
 
 import importlib
 

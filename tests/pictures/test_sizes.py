@@ -9,7 +9,7 @@ from qwen_worker.jobs.named_sizes import MAX_STRETCH, Grid
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.served import require_served
 from qwen_worker.pictures.canvas import Canvas
-from qwen_worker.pictures.sizes import conditioning_size, moved_warning, sizes_of, stretch
+from qwen_worker.pictures.sizes import conditioning_size, enlarged_warning, moved_warning, sizes_of, stretch
 
 SIDES = (256, 300, 512, 768, 1000, 1024, 1536, 2048)
 PIPELINES = (
@@ -75,6 +75,29 @@ def test_the_size_at_which_an_edit_is_drawn_is_that_at_which_diffusers_looks_at_
 )
 def test_an_edit_is_drawn_as_its_picture_is_looked_at_and_delivered_as_asked(source, fields, drawn, delivered):
     assert sizes(source, **fields)[:2] == (drawn, delivered)
+
+
+@pytest.mark.parametrize("name", ["size", "image_size", "target_size", "resolution"])
+def test_match_input_is_the_input_s_very_size_drawn_without_a_stretch(name):
+    found = sizes((4001, 2999), **{name: "match_input"})
+    assert found.delivered == (4001, 2999) and found.drawn == (1184, 896) and found.inset.source == (4001, 2999)
+    assert sizes((4001, 2999), (300, 600), size_from=1, **{name: "match_input"}).delivered == (300, 600)
+
+
+@pytest.mark.parametrize("fields", [{"aspect_ratio": "match_input_image"}, {"size": "match_input_image"},
+                                    {"aspect_ratio": "match_input"}, {"resolution": "match_input_image"}])  # fmt: skip
+def test_hosts_match_input_image_keeps_the_proportions_alone(fields):
+    assert sizes((4001, 2999), **fields)[:2] == ((1184, 896), (1184, 896))
+
+
+@pytest.mark.parametrize(("source", "is_told"), [((4001, 2999), True), ((1500, 1000), False), ((301, 211), False)])
+def test_a_result_of_far_more_pixels_than_were_drawn_says_so(source, is_told):
+    warning = enlarged_warning(sizes(source, size="match_input"))
+    told = (
+        "size match_input: the picture is drawn in 1184x887 pixels, as the model draws them, and enlarged to 4001x2999; "
+        "with mask_image all outside the mask keeps the input's own pixels"
+    )
+    assert warning == (told if is_told else None)
 
 
 def test_the_first_of_several_pictures_gives_the_shape_or_the_one_that_is_named():

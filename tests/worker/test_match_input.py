@@ -15,8 +15,8 @@ UNCHANGED = {"prompt": "make the background blue", "num_inference_steps": 20, "s
 PROMPT = {"prompt": "make the background green", "num_inference_steps": 1, "guidance_scale": 1, "seed": 3}
 
 
-def scene(width, height, **more):
-    return Image.fromarray(scenes.draw(SCENE._replace(**more), width, height))
+def scene(width, height):
+    return Image.fromarray(scenes.draw(SCENE, width, height))
 
 
 def middle(picture):
@@ -28,10 +28,9 @@ def middle(picture):
     return np.array([(red * x).sum(), (red * y).sum()]) / red.sum()
 
 
-@pytest.mark.parametrize("name", ["size", "image_size"])
-def test_the_reply_has_the_input_s_own_size_and_its_content_lies_where_it_was(draw, name):
+def test_the_reply_has_the_input_s_own_size_and_its_content_lies_where_it_was(draw):
     source = scene(771, 409)
-    picture, metadata = draw(image=as_text(source), compare_input=True, **{name: "match_input"}, **UNCHANGED)
+    picture, metadata = draw(image=as_text(source), compare_input=True, size="match_input", **UNCHANGED)
     assert picture.size == source.size and metadata["dimensions"] == "771x409"
     assert metadata["drawn_dimensions"] == "1408x736" and warnings_of(metadata) == []
     assert np.abs(middle(picture.convert("RGB")) - middle(source)).max() < 0.5
@@ -49,6 +48,7 @@ def test_outside_a_mask_every_pixel_of_an_odd_size_is_the_input_s_own(draw):
     picture, metadata = draw(image=as_text(source), mask_image=as_text(mask), size="match_input", **PROMPT)
     differs = (np.asarray(picture.convert("RGB")) != np.asarray(source)).any(-1)
     assert picture.size == source.size and metadata["width"] == 771
+    assert not {"registration", "colour_drift"} & metadata.keys()  # it did not ask
     assert not differs[np.asarray(mask) == 0].any() and differs[np.asarray(mask) == 255].any()
 
 
@@ -59,18 +59,6 @@ def test_an_edit_is_brought_back_to_its_input_s_place_and_colours_where_they_are
     metadata = draw(**fields, **PROMPT)[1]  # after one step from noise there is nothing of the input
     assert metadata["registration"][0]["aligned"] is False and metadata["colour_drift"][0] == {"undone": False}
     assert [warning.split(":")[0] for warning in warnings_of(metadata)] == ["align", "keep_colours"]
-
-
-def test_a_job_that_does_not_ask_is_not_compared(draw):
-    metadata = draw(image=as_text(scene(640, 480)), **UNCHANGED)[1]
-    assert not {"registration", "colour_drift"} & metadata.keys()
-
-
-def test_a_result_of_far_more_pixels_than_were_drawn_says_so(draw):
-    picture, metadata = draw(image=as_text(scene(2403, 1801)), size="match_input", output_format="jpeg", **UNCHANGED)
-    assert picture.size == (2403, 1801)
-    (warning,) = warnings_of(metadata)
-    assert warning.startswith("size match_input: the picture is drawn in 1184x887 pixels")
 
 
 @pytest.mark.parametrize(
@@ -85,12 +73,6 @@ def test_a_result_of_far_more_pixels_than_were_drawn_says_so(draw):
 def test_the_input_s_size_beside_another_one_is_refused(ask, fields, words):
     body = ask(**{"image": as_text(scene(64, 48)), "prompt": "a", "size": "match_input", **fields})
     assert body["error"].startswith(f"invalid_input: {words}")
-
-
-@pytest.mark.parametrize("fields", [{"aspect_ratio": "match_input_image"}, {"size": "match_input_image"},
-                                    {"aspect_ratio": "match_input"}])  # fmt: skip
-def test_hosts_match_input_image_keeps_the_proportions_alone(draw, fields):
-    assert draw(image=as_text(scene(640, 480)), **fields, **PROMPT)[0].size == (1184, 896)
 
 
 def test_without_opencv_what_needs_it_is_refused_by_name(ask, monkeypatch):
