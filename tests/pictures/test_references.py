@@ -13,10 +13,10 @@ def test_no_argument_of_the_20b_pipelines_gives_the_size_of_a_reference(name):
     import diffusers
 
     assert set(inspect.signature(getattr(diffusers, name).__call__).parameters) == {
-        "self", "image", "prompt", "negative_prompt", "true_cfg_scale", "height", "width", "num_inference_steps", "sigmas",
-        "guidance_scale", "num_images_per_prompt", "generator", "latents", "prompt_embeds", "prompt_embeds_mask",
-        "negative_prompt_embeds", "negative_prompt_embeds_mask", "output_type", "return_dict", "attention_kwargs",
-        "callback_on_step_end", "callback_on_step_end_tensor_inputs", "max_sequence_length",
+        "self", "image", "prompt", "negative_prompt", "true_cfg_scale", "height", "width", "num_inference_steps",
+        "sigmas", "guidance_scale", "num_images_per_prompt", "generator", "latents", "prompt_embeds",
+        "prompt_embeds_mask", "negative_prompt_embeds", "negative_prompt_embeds_mask", "output_type", "return_dict",
+        "attention_kwargs", "callback_on_step_end", "callback_on_step_end_tensor_inputs", "max_sequence_length",
     }  # fmt: skip
 
 

@@ -94,8 +94,8 @@ def test_hosts_match_input_image_keeps_the_proportions_alone(fields):
 def test_a_result_of_far_more_pixels_than_were_drawn_says_so(source, is_told):
     warning = enlarged_warning(sizes(source, size="match_input"))
     told = (
-        "size match_input: the picture is drawn in 1184x887 pixels, as the model draws them, and enlarged to 4001x2999; "
-        "with mask_image all outside the mask keeps the input's own pixels"
+        "size match_input: the picture is drawn in 1184x887 pixels, as the model draws them, and enlarged to "
+        "4001x2999; with mask_image all outside the mask keeps the input's own pixels"
     )
     assert warning == (told if is_told else None)
 
