@@ -8,7 +8,7 @@ import math
 import re
 from typing import NamedTuple
 
-from .request import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Drawing, Edit
+from .request import MIN_SIDE, SIDE_MULTIPLE, Drawing, Edit
 
 Size = tuple[int, int]  # width and height in pixels
 
@@ -18,6 +18,7 @@ TABLES: dict[str, tuple[Size, ...]] = {
     "1K": ((1328, 1328), (1664, 928), (1472, 1104), (1584, 1056)),  # Qwen-Image's
     "2K": ((2048, 2048), (2752, 1536), (2400, 1792), (2528, 1696)),  # Qwen-Image-2.1's
 }
+USUAL_SIDE = 2048  # pixels: the longest of most checkpoints
 OWN_SIDE = 1024  # pixels: of the square of an edit, and of a checkpoint without a table
 CONDITIONING_MULTIPLE = 32  # pixels, to which diffusers' edit pipelines round each side
 SAME_RATIO = 1.01  # two ratios that differ by less are one: 1.78:1 is 16:9
@@ -27,15 +28,17 @@ PIXELS = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
 class Grid(NamedTuple):
-    """What a checkpoint says of sizes. `multiple`: of which each side is one; `table`: its own one of `TABLES`."""
+    """What a checkpoint says of sizes, in pixels. `multiple`: of which each side is one; `table`: its own one of
+    `TABLES`; `longest`: a side.
+
+    `follows_size`: whether an edit looks at its input pictures in about the size that is asked for, and not in a
+    megapixel.
+    """
 
     multiple: int = SIDE_MULTIPLE
     table: str | None = "1K"
-
-    @property
-    def longest(self) -> int:
-        """The longest side in pixels."""
-        return max(MAX_SIDE, *(max(size) for size in TABLES[self.table])) if self.table else MAX_SIDE
+    longest: int = USUAL_SIDE
+    follows_size: bool = False
 
     def nearest(self, width: float, height: float) -> Size:
         """The size of about these sides that lies on the grid."""
@@ -47,14 +50,15 @@ class Grid(NamedTuple):
 def grid_of(request: Drawing, checkpoint_grid: Grid) -> Grid:
     """The grid on which the request's named size lies.
 
-    An edit is drawn at about a megapixel, whatever its checkpoint's table, and then resampled: the checkpoint's
-    multiple binds only one that is drawn at the size asked for. By its ratio alone it has the size of its drawing.
+    An edit is drawn at the size in which its input picture is looked at, whatever its checkpoint's table, and then
+    resampled: the checkpoint's multiple binds only one that is drawn at the size asked for. By its ratio alone it has
+    the size of its drawing.
     """
     if not isinstance(request, Edit):
         return checkpoint_grid
     if request.draw_size == "asked":
-        return Grid(checkpoint_grid.multiple, None)
-    return Grid(SIDE_MULTIPLE if request.size else CONDITIONING_MULTIPLE, None)
+        return checkpoint_grid._replace(table=None)
+    return checkpoint_grid._replace(table=None, multiple=SIDE_MULTIPLE if request.size else CONDITIONING_MULTIPLE)
 
 
 def named_size(request: Drawing, grid: Grid, source_ratio: float = 1.0) -> Size | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
     from pydantic.fields import FieldInfo
 
-MIN_SIDE, MAX_SIDE = 256, 2048  # pixels
+MIN_SIDE, MAX_SIDE = 256, 2752  # pixels: the longest that any checkpoint draws; `served.py` has each one's own
 SIDE_MULTIPLE = 16  # pixels: the VAE halves a side three times, and the transformer takes 2 x 2 latents as one token
 MAX_RATIO = 8  # of the longer side to the shorter one; pictures beyond it break the pipelines' arithmetic
 MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
@@ -28,7 +28,7 @@ MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends wit
 # words some 20.
 MAX_PROMPT_CHARACTERS = 20_000
 MAX_SEED = 2**64 - 1  # what a seed of torch holds
-MAX_IMAGES_IN = 3
+MAX_IMAGES_IN = 10  # that any checkpoint takes; `served.py` has each one's own number
 MAX_IMAGE_CHARACTERS = 28_000_000  # base64 of 20 MB, the platform's largest request body
 MAX_LORAS = 4
 # Of the texts that `embed_parameters` writes twice into a JPEG, in UTF-16: its EXIF has 65,533 bytes, and numbers and
@@ -39,6 +39,11 @@ MAX_JPEG_TEXT_BYTES = 60_000
 BACKGROUND_INSTRUCTION = (
     "Replace the background of the image with {prompt}. "
     "Keep the main subject exactly as it is: same shape, colours, pose, size and position."
+)
+
+# The form in which Qwen-Image-2.1 is asked for transparency: https://huggingface.co/Qwen/Qwen-Image-2.1
+TRANSPARENT_INSTRUCTION = (
+    "This is an RGBA image with transparency. {prompt} The image has alpha channel and the background is transparent."
 )
 
 IMAGE_FIELDS = ("image", "image_url", "images")
@@ -179,6 +184,10 @@ class Drawing(Request, frozen=True):
         Literal["png", "webp", "jpeg", "auto"], Field(description="'png', 'webp', 'jpeg' or 'auto'")
     ] = "auto"
     output_quality: Annotated[int, whole_number(1, 100), ReadWhole] | None = None
+    # Whether what the model draws transparent stays so; auto: where it has drawn something so, and the file can.
+    background: Annotated[
+        Literal["auto", "transparent", "opaque"], Field(description="'auto', 'transparent' or 'opaque'")
+    ] = "auto"
     delivery: Annotated[Literal["auto", "inline", "url"], Field(description="'auto', 'inline' or 'url'")] | None = None
     # Absent: the endpoint's, as `response_shapes.shape_of` says.
     response_shape: (
@@ -231,10 +240,20 @@ class Drawing(Request, frozen=True):
                 )
         return self
 
+    @model_validator(mode="after")
+    def require_alpha_in_file(self) -> Self:
+        if self.background == "transparent" and self.output_format == "jpeg":
+            raise BrokenRule(
+                "background 'transparent' is not for output_format jpeg, which has no transparency: send png, webp or "
+                "auto",
+                BeyondSchema.TOGETHER,
+            )
+        return self
+
     @property
     def instruction(self) -> str:
         """The text that the model gets where it is not rewritten (`Job.instruction`)."""
-        return self.prompt
+        return with_transparency(self.prompt) if self.background == "transparent" else self.prompt
 
     @property
     def seeds(self) -> list[int]:
@@ -259,7 +278,7 @@ class Generate(Drawing, frozen=True):
 
 
 class Edit(Drawing, frozen=True):
-    """A picture from one to three pictures and a prompt. Without width and height it has a source's aspect."""
+    """A picture from one or several pictures and a prompt. Without width and height it has a source's aspect."""
 
     task = "edit"
     images: Annotated[
@@ -299,6 +318,16 @@ class BackgroundReplacement(Edit, frozen=True):
     mask_image: None = None
     mask_from: None = None
 
+    @model_validator(mode="after")
+    def require_a_background(self) -> Self:
+        if self.background == "transparent":
+            raise BrokenRule(
+                "background 'transparent' is not for background_replacement, whose prompt describes the new "
+                "background; task edit takes it",
+                BeyondSchema.TOGETHER,
+            )
+        return self
+
     @property
     def instruction(self) -> str:
         """The prompt within a sentence that keeps the subject."""
@@ -308,6 +337,15 @@ class BackgroundReplacement(Edit, frozen=True):
 TASKS: dict[str, type[Request]] = {
     model.task: model for model in (Generate, Edit, BackgroundReplacement, Health, Debug, Schema)
 }
+
+
+def with_transparency(prompt: str) -> str:
+    """The prompt in the form that asks the model for transparency; as it is where it is in that form already."""
+    first, _, _ = TRANSPARENT_INSTRUCTION.partition("{prompt}")
+    if first.strip().lower() in prompt.lower():
+        return prompt
+    text = prompt.strip()
+    return TRANSPARENT_INSTRUCTION.format(prompt=text if text[-1:] in ".!?。！？" else f"{text}.")
 
 
 def seed_of(job_id: str) -> int:

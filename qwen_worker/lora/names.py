@@ -2,7 +2,8 @@
 
 Understood are the names of diffusers and peft (`lora_A`, `lora_B`, also `lora.down`), of Lightning (`lora_down`,
 `lora_up`, `alpha`), those of LyCORIS for LoKr and LoHa (`lokr_w1`, `hada_w1_a`), and the flat ones of kohya and LyCORIS
-(`lora_unet_transformer_blocks_0_attn_to_q`), each under the prefixes of diffusers, peft, ComfyUI and compiled modules.
+(`lora_unet_transformer_blocks_0_attn_to_q`), each under the prefixes of diffusers, peft, ComfyUI and compiled modules,
+for the layers of the 20B transformer and of Qwen-Image-2.1's (`architectures.py`).
 Any other name refuses the file: diffusers' own conversion drops such a tensor in silence, and a caller takes the LoRA
 for one that does nothing. Knows nothing of files.
 """
@@ -12,15 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-BLOCK_LAYERS = (
-    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
-    "attn.to_add_out", "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2", "img_mod.1",
-    "txt_mod.1",
-)  # fmt: skip
-OTHER_LAYERS = (
-    "img_in", "txt_in", "proj_out", "norm_out.linear", "time_text_embed.timestep_embedder.linear_1",
-    "time_text_embed.timestep_embedder.linear_2",
-)  # fmt: skip
+from .architectures import BLOCK_LAYERS, OTHER_LAYERS
+
 PREFIX = re.compile(
     r"\A(base_model\.model\.|model\.|diffusion_model\.|transformer\.|unet\.|pipe\.dit\.|dit\.|module\.)*"
 )

@@ -3,25 +3,33 @@
 The edit pipelines look at an input picture in about a megapixel of its aspect, and the model lays what it draws over
 what it sees, latent by latent. At any other size the drawing comes out zoomed and shifted: on the tiny checkpoint a
 circle whose centre belongs at x = 63 of 256 lands at 28 when drawn 512 pixels wide, and at 86 when drawn 1536 wide. An
-edit is therefore drawn at the size at which its input picture is looked at, and then resampled. Knows nothing of torch
-or of the pipelines.
+edit is therefore drawn at the size at which its input picture is looked at, and then resampled. Qwen-Image-2.1 can be
+told in which size to look (`output_resolution`): there that follows from the size asked for. Knows nothing of torch or
+of the pipelines.
 """
 
+import math
 from typing import NamedTuple
 
 from PIL import Image
 
 from ..jobs.named_sizes import CONDITIONING_MULTIPLE, MAX_STRETCH, Grid, Size, grid_of, named_size
-from ..jobs.request import MAX_SIDE, MIN_SIDE, Drawing, Edit
+from ..jobs.request import MIN_SIDE, Drawing, Edit
 
-CONDITIONING_AREA = 1024 * 1024  # pixels; `VAE_IMAGE_SIZE` of diffusers' edit pipelines
+CONDITIONING_SIDE = 1024  # pixels: of the square whose area input pictures have; of diffusers' edit pipelines
+# Of 2.1's, where it follows the size: below, little is left to see of a picture, and beyond, its makers draw nothing.
+LEAST_SIDE, MOST_SIDE = 512, 2080
 
 
 class Sizes(NamedTuple):
-    """`drawn` by the pipeline, and `delivered` to the caller."""
+    """`drawn` by the pipeline, and `delivered` to the caller.
+
+    `seen`: the side of the square whose area the input pictures have where the model looks at them.
+    """
 
     drawn: Size
     delivered: Size
+    seen: int = CONDITIONING_SIDE
 
 
 def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | None, grid: Grid) -> Sizes:
@@ -32,18 +40,26 @@ def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | N
         assert asked is not None  # a picture from a prompt has a default for both
         return Sizes(asked, asked)
     source = sources[request.size_from].size
-    looked_at = conditioning_size(source)
-    asked = named_size(request, grid_of(request, grid), source[0] / source[1]) or sides
+    by_name = named_size(request, grid_of(request, grid), source[0] / source[1])
+    asked = by_name or sides or (source if mask and is_drawable(source, 1, grid.longest) else None)
+    seen = seen_side(asked) if grid.follows_size and asked else CONDITIONING_SIDE
+    looked_at = conditioning_size(source, seen)
     if request.draw_size == "asked":
-        own = source if mask and is_drawable(source, grid.multiple) else looked_at
-        return Sizes(asked or own, asked or own)
-    delivered = asked or (source if mask and is_drawable(source, 1) else looked_at)
+        if not (by_name or sides) and asked and not is_drawable(asked, grid.multiple, grid.longest):
+            asked = None
+        return Sizes(asked or looked_at, asked or looked_at, seen)
+    delivered = asked or looked_at
     # A mask and the start from the input picture tie every pixel of the result to one of that picture. What else is
     # asked in another shape is composed anew by the model: stretched faces are not delivered.
     is_tied = mask is not None or request.strength < 1
     if is_tied or stretch(source, delivered) <= MAX_STRETCH:
-        return Sizes(looked_at, delivered)
-    return Sizes(conditioning_size(delivered), delivered)
+        return Sizes(looked_at, delivered, seen)
+    return Sizes(conditioning_size(delivered, seen), delivered, seen)
+
+
+def seen_side(asked: Size) -> int:
+    """The side of the square of about as many pixels as are asked for."""
+    return min(max(round(math.sqrt(asked[0] * asked[1])), LEAST_SIDE), MOST_SIDE)
 
 
 def moved_warning(request: Drawing, sources: list[Image.Image], sizes: Sizes) -> str | None:
@@ -53,7 +69,7 @@ def moved_warning(request: Drawing, sources: list[Image.Image], sizes: Sizes) ->
     source, is_tied = sources[request.size_from].size, request.mask_image is not None or request.strength < 1
     if is_tied and stretch(source, sizes.delivered) > MAX_STRETCH:
         done = "stretched to them; send aspect_ratio match_input_image or no size"
-    elif request.draw_size == "asked" or sizes.drawn == conditioning_size(source):
+    elif request.draw_size == "asked" or sizes.drawn == conditioning_size(source, sizes.seen):
         return None
     else:
         done = "composed anew in them"
@@ -63,18 +79,21 @@ def moved_warning(request: Drawing, sources: list[Image.Image], sizes: Sizes) ->
     )
 
 
-def conditioning_size(source: Size) -> Size:
-    """The size in which the edit pipelines look at a picture: `calculate_dimensions` of diffusers, word for number."""
+def conditioning_size(source: Size, side: int = CONDITIONING_SIDE) -> Size:
+    """The size in which the edit pipelines look at a picture: `calculate_dimensions` of diffusers, word for number.
+
+    `side`: of the square that has its area.
+    """
     ratio = source[0] / source[1]
-    width = (CONDITIONING_AREA * ratio) ** 0.5
+    width = (side * side * ratio) ** 0.5
     return round(width / CONDITIONING_MULTIPLE) * CONDITIONING_MULTIPLE, (
         round(width / ratio / CONDITIONING_MULTIPLE) * CONDITIONING_MULTIPLE
     )
 
 
-def is_drawable(size: Size, multiple: int) -> bool:
+def is_drawable(size: Size, multiple: int, longest: int) -> bool:
     """Whether a job could ask for a picture of this size."""
-    return all(side % multiple == 0 and MIN_SIDE <= side <= MAX_SIDE for side in size)
+    return all(side % multiple == 0 and MIN_SIDE <= side <= longest for side in size)
 
 
 def stretch(source: Size, delivered: Size) -> float:
