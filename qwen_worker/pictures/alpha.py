@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..jobs.request import Drawing
-from .colour import PROFILE
+from .colour import PROFILE, in_space_of
 from .images import as_rgb, flatten
 
 if TYPE_CHECKING:
@@ -56,20 +56,29 @@ def to_opaque(picture: Image.Image) -> Image.Image:
 def blend(picture: Image.Image, source: Image.Image, mask: Image.Image) -> Image.Image:
     """RGBA: the picture where the mask is 255, the source where it is 0, to the bit, and between them what lies between.
 
-    Both may have alpha. What lies between is mixed with colours weighted by it: none comes from what is transparent.
+    The picture, which is sRGB, is brought to the colour space of the source, RGB or RGBA, and the result has its
+    profile. What lies between is mixed with colours weighted by their alpha: none comes from what is transparent.
     """
-    picture, source = picture.convert("RGBA"), source.convert("RGBA")
-    mixed = Image.composite(picture.convert("RGBa"), source.convert("RGBa"), mask).convert("RGBA")
-    mixed.paste(source, mask=mask.point([255] + [0] * 255))
-    mixed.paste(picture, mask=mask.point([0] * 255 + [255]))
+    profile = {name: source.info[name] for name in (PROFILE,) if name in source.info}
+    below, above = source.convert("RGBA"), picture.convert("RGBA")
+    if profile:
+        colours = source.convert("RGB")
+        colours.info = profile
+        own = in_space_of(picture.convert("RGB"), colours).convert("RGBA")
+        own.putalpha(above.getchannel("A"))
+        above = own
+    mixed = Image.composite(above.convert("RGBa"), below.convert("RGBa"), mask).convert("RGBA")
+    mixed.paste(below, mask=mask.point([255] + [0] * 255))
+    mixed.paste(above, mask=mask.point([0] * 255 + [255]))
+    mixed.info = profile
     return mixed
 
 
-def with_alpha(colours: Image.Image, alpha: Image.Image) -> Image.Image:
-    """RGBA of a picture's colours and another one's alpha, which has its size; RGB where that is opaque all over."""
-    if alpha.getextrema()[0] == 255:
-        return colours
-    joined = colours.convert("RGBA")
-    joined.putalpha(alpha)
-    return joined
-
+def appearances(picture: Image.Image) -> list[Image.Image]:
+    """What a viewer may see of it: the picture; of one with transparency it on white, and its colours alone."""
+    if picture.mode not in WITH_ALPHA:
+        return [picture]
+    seen = [flatten(picture), picture.convert(picture.mode.removesuffix("A"))]
+    for one in seen:
+        one.info = {name: picture.info[name] for name in (PROFILE,) if name in picture.info}
+    return seen

@@ -3,7 +3,7 @@
 import base64
 import io
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,11 +25,29 @@ class Inputs(NamedTuple):
     """RGB sources in sRGB (none for generate); the mask, `L` of the source's size with 255 = repaint.
 
     `original`: the masked source, RGB or L, in its own colour space and with its profile, where its file has one.
+    `layers`, `original_layer`: the same two with the transparency of their files, RGBA where they have some.
     """
 
     sources: list[Image.Image]
     mask: Image.Image | None
     original: Image.Image | None = None
+    layers: Sequence[Image.Image] = ()
+    original_layer: Image.Image | None = None
+
+    def for_model(self, takes_alpha: bool) -> "Inputs":
+        """As a model sees them that takes transparency, or one that sees it on white."""
+        if not takes_alpha:
+            return self
+        return self._replace(sources=list(self.layers), original=self.original_layer)
+
+
+class Source(NamedTuple):
+    """One input picture, as `Inputs` has it."""
+
+    seen: Image.Image
+    layer: Image.Image
+    original: Image.Image | None = None
+    original_layer: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -69,36 +87,52 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
     if not isinstance(request, Edit):
         return Inputs([], None)
     several, is_masked = len(request.images) > 1, request.mask_image is not None
-    sources: list[Image.Image] = []
-    original = None
+    sources: list[Source] = []
     for number, text in enumerate(request.images):
         label = f"images[{number}]" if several else "image"
         data = read_image(text, label, fetch_seconds, cancelled)
-        source, original = open_source(data, label, warn, is_masked)
-        sources.append(source)
+        sources.append(open_source(data, label, warn, is_masked))
+    seen, layers = [source.seen for source in sources], [source.layer for source in sources]
     if request.mask_image is None:
-        return Inputs(sources, None)
+        return Inputs(seen, None, layers=layers)
     data = read_image(request.mask_image, "mask_image", fetch_seconds, cancelled)
-    return Inputs(sources, decode_mask(data, "mask_image", sources[0].size, warn, request.mask_from), original)
+    mask = decode_mask(data, "mask_image", seen[0].size, warn, request.mask_from)
+    return Inputs(seen, mask, sources[0].original, layers, sources[0].original_layer)
 
 
-def open_source(data: bytes, label: str, warn: Warn, is_masked: bool) -> tuple[Image.Image, Image.Image | None]:
+def open_source(data: bytes, label: str, warn: Warn, is_masked: bool) -> Source:
     """The picture in sRGB as the model sees it, and, where it is masked, in its own space where that is kept."""
     picture = load_picture(data, label, warn)
     space = space_of(picture, label, warn)
+    in_srgb = space.to_srgb(picture) if space else picture
+    source = as_rgb(flatten(in_srgb))
+    layer = layer_of(in_srgb) or source
     original = flatten(picture) if is_masked and space and space.is_kept else None
-    source = as_rgb(flatten(space.to_srgb(picture) if space else picture))
     if picture.mode == "CMYK":
         warn(f"{label} is CMYK, and the result is sRGB")
     elif is_masked and space and not original:
         warn(f"{label} has a colour profile that pictures cannot be written with, and the result is sRGB")
     if not original or not space:
-        return source, None
+        return Source(source, layer)
     original = original if original.mode == space.mode else original.convert(space.mode)
     original.info = {PROFILE: space.profile}
     if space.mode == "L":
         warn(f"{label} is grey by its colour profile, and so is the result; send it as RGB for colours")
-    return source, original
+    own_layer = layer_of(picture) if space.mode == "RGB" else None
+    if own_layer:
+        own_layer.info = {PROFILE: space.profile}
+    # A grey file has no place for both its profile and transparency that every reader knows: it comes back in sRGB.
+    is_grey_layer = space.mode == "L" and layer is not source
+    return Source(source, layer, original, None if is_grey_layer else own_layer or original)
+
+
+def layer_of(picture: Image.Image) -> Image.Image | None:
+    """RGBA of a picture with transparency; None for one that is opaque all over."""
+    if picture.mode not in ("LA", "RGBA") or picture.getchannel("A").getextrema()[0] == 255:
+        return None
+    layer = picture.convert("RGBA")  # a copy: the picture keeps its `info`
+    layer.info = {}
+    return layer
 
 
 def read_image(text: str, label: str, fetch_seconds: float, cancelled: threading.Event | None) -> bytes:

@@ -9,6 +9,7 @@ from PIL import Image, ImageChops
 
 from ..errors import InvalidInput
 from ..jobs.values import Warn
+from .alpha import blend, to_opaque
 from .colour import in_space_of
 from .images import as_rgb, flatten, load_picture
 
@@ -80,10 +81,15 @@ def fits(mask: tuple[int, int], size: tuple[int, int]) -> bool:
 def restore_outside(picture: Image.Image, source: Image.Image, mask: Image.Image) -> Image.Image:
     """The picture inside the mask and the source's own pixels outside; they fade over `FEATHER` pixels inside its edge.
 
-    Source and mask are brought to the picture's size, and the picture, which is sRGB, to the source's colour space.
+    Source and mask are brought to the picture's size, and the picture, which is sRGB, to the source's colour space. RGBA
+    where one of the two is.
     """
     source = source.resize(picture.size, Image.Resampling.LANCZOS) if source.size != picture.size else source
     mask = mask.resize(picture.size, Image.Resampling.NEAREST) if mask.size != picture.size else mask
+    if source.mode == "L":  # grey files have no transparency here
+        picture = to_opaque(picture)
+    if "RGBA" in (picture.mode, source.mode):
+        return blend(picture, source, feather(mask))
     return Image.composite(in_space_of(picture, source), source, feather(mask))
 
 
