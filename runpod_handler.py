@@ -186,6 +186,7 @@ class Worker:
             loras = () if failure else await job.run_on(self.side_threads, self.loras.open_for_job, job, checkpoint)
             grid = checkpoint.grid if checkpoint else Grid()
             sizes = sizes_of(request, inputs.sources, inputs.mask, grid)
+            inputs = inputs.for_model(bool(checkpoint and checkpoint.pipeline_class.draws_alpha))
             canvas = Canvas(inputs.sources, inputs.mask, *sizes, inputs.original)
             brought = brought_warning(request, grid_of(request, grid), sizes.delivered)
             moved = moved_warning(request, inputs.sources, sizes)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..errors import LoadError
-from ..jobs.named_sizes import Grid
+from ..jobs.named_sizes import USUAL_SIDE, Grid
 from ..jobs.request import Drawing
-from ..jobs.served import require_served
+from ..jobs.served import Limits, require_served
 from ..log import log_line
 from ..network.hub import hub_cache_folder, is_same_repository
 from .files import (
@@ -43,8 +43,13 @@ class PipelineClass:
     tasks: frozenset[str]
     max_images: int  # input images of one edit
     components: tuple[str, ...]  # beside those that hold parameters
-    adaptable: bool = True  # its transformer is the 20B one's, which LoRAs, few-step presets and the step cache know
+    adaptable: bool = True  # LoRAs know its transformer (`lora/architectures.py`)
     size_table: str = "1K"  # of `jobs/named_sizes.py`: the sizes that the released checkpoints' makers recommend
+    max_side: int = USUAL_SIDE  # pixels
+    draws_alpha: bool = False  # its VAE has a fourth channel, in and out
+    follows_size: bool = False  # an edit's pictures are looked at in about the size asked for, and not in a megapixel
+    caches_steps: bool = True  # the step cache knows its transformer
+    license: str = "Apache-2.0"  # of Qwen's own checkpoints of this class
 
 
 # Any one of these sets of files makes a component complete that holds no parameters.
@@ -58,8 +63,11 @@ PIPELINE_CLASSES = {
     "QwenImagePipeline": PipelineClass(frozenset({"generate"}), 0, ("scheduler", "tokenizer")),
     "QwenImageEditPipeline": PipelineClass(EDITS, 1, ("scheduler", "tokenizer", "processor")),
     "QwenImageEditPlusPipeline": PipelineClass(EDITS, 3, ("scheduler", "tokenizer", "processor")),
-    "QwenImage21Pipeline": PipelineClass(EDITS | {"generate"}, 3, ("scheduler", "processor"), False, "2K"),
-}
+    "QwenImage21Pipeline": PipelineClass(
+        EDITS | {"generate"}, 10, ("scheduler", "processor"), size_table="2K", max_side=2752, draws_alpha=True,
+        follows_size=True, caches_steps=False, license="Qwen Research License: research and evaluation only",
+    ),
+}  # fmt: skip
 
 # The parts of a component that the exact savings and quantization act on: (component, pattern of the weights' names).
 PART_PATTERNS = {
@@ -77,6 +85,7 @@ PARTS_20B = {
     "modulation": 6_796_984_320, "modulation_outputs": 2_211_840, "matrices": 13_589_544_960,
     "lm_head": 544_997_376, "vision": 676_550_144, "embedding": 544_997_376, "temporal": 82_292_928,
 }  # fmt: skip
+PARTS_2_1 = {"lm_head": 622_329_856, "vision": 576_388_336, "embedding": 622_329_856}
 # By hub id: the pipeline class, and the parameters by component.
 RELEASED = {
     "Qwen/Qwen-Image": ("QwenImagePipeline", SIZE_20B),
@@ -117,13 +126,15 @@ class Checkpoint:
 
     def require_serves(self, request: Drawing) -> None:
         """Refuse what only the checkpoint can say: sizes and numbers of pictures. Raises `InvalidInput`."""
-        require_served(request, self.size_multiple, self.pipeline_class.max_images)
+        own = self.pipeline_class
+        require_served(request, Limits(self.size_multiple, own.max_side, own.max_images, own.draws_alpha))
 
     @property
     def grid(self) -> Grid:
         """What it says of sizes. Where the VAE is of another kind than the released ones', no table is known."""
         is_released_kind = self.size_multiple == size_multiple_of(self.class_name)
-        return Grid(self.size_multiple, self.pipeline_class.size_table if is_released_kind else None)
+        own = self.pipeline_class
+        return Grid(self.size_multiple, own.size_table if is_released_kind else None, own.max_side, own.follows_size)
 
     @property
     def local_folder(self) -> Path:
@@ -168,7 +179,7 @@ def released(model: str) -> Checkpoint | None:
         return None
     class_name, parameters = RELEASED[hub_id]
     multiple = size_multiple_of(class_name)
-    parts = PARTS_20B if parameters is SIZE_20B else {}
+    parts = PARTS_20B if parameters is SIZE_20B else PARTS_2_1
     return Checkpoint(hub_id, class_name, parameters, multiple, None, hub_id, revision or None, parts)
 
 
@@ -234,7 +245,7 @@ def inspect(folder: Path) -> Checkpoint:
     shapes, packed = plain_shapes(folder)
     parameters = {component: sum(map(math.prod, shapes[component].values())) for component in WEIGHTS}
     multiple = size_multiple_of(class_name, read_json(folder, "vae/config.json"))
-    parts = count_parts(shapes) if savings_apply(folder, class_name) else {}
+    parts = count_parts(shapes, only_text_encoder=not savings_apply(folder, class_name))
     checkpoint = Checkpoint(name, class_name, parameters, multiple, folder, parts=parts, packed=packed)
     return replace(checkpoint, revision=folder_digest(folder), warning=limits_of(index))
 
@@ -269,7 +280,7 @@ def savings_apply(folder: Path, class_name: str) -> bool:
     return class_name != "QwenImage21Pipeline" and not config.get("use_additional_t_cond")
 
 
-def count_parts(shapes: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, int]:
+def count_parts(shapes: dict[str, dict[str, tuple[int, ...]]], only_text_encoder: bool = False) -> dict[str, int]:
     """Parameters by part, from the shapes of each component's tensors by name.
 
     `temporal` is what single frames never touch of the VAE: of a causal 3-D kernel all slices in time but the last,
@@ -278,7 +289,10 @@ def count_parts(shapes: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, int]
     parts = {
         part: sum(math.prod(shape) for name, shape in shapes[component].items() if re.search(pattern, name))
         for part, (component, pattern) in PART_PATTERNS.items()
+        if component == "text_encoder" or not only_text_encoder
     }
+    if only_text_encoder:
+        return parts
     parts["temporal"] = sum(
         math.prod(shape) if ".time_conv." in name else math.prod(shape) - math.prod(shape) // shape[2]
         for name, shape in shapes["vae"].items()

@@ -23,6 +23,7 @@ from ..lora.ranks import padded_parameters, padded_rank
 from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
 from ..memory.failures import absorb_failure
 from ..memory.footprint import UNCOMPILED_DENOISE, Plan
+from ..pictures.alpha import as_asked
 from ..pictures.images import to_rgb
 from ..pictures.inputs import Canvas
 from ..settings import Speedup
@@ -30,6 +31,7 @@ from ..speed.speedups import COMPILED_LORAS
 from .configured import caches_steps, configured, shares_passes
 from .finite import FiniteCheck, failed_job_error
 from .partial_denoise import PartialDenoise, drawn_steps
+from .prefix_cache import has_prefix_cache, watching_prefixes
 from .preview import Previewer
 from .prompt_cache import PromptCache
 from .queue import DrawingJob
@@ -58,15 +60,22 @@ def require_drawable(loaded: LoadedPipeline, entry: DrawingJob) -> None:
 
 
 class Attempt(NamedTuple):
-    """How a picture is drawn. `apart`: guidance's passes stay two; `tiles`: the VAE works in tiles."""
+    """How a picture is drawn. `apart`: guidance's passes stay two; `tiles`: the VAE works in tiles; `prefix`: with a
+    prefix cache, where the pipeline has one.
+    """
 
     apart: bool = False
     tiles: bool = False
+    prefix: bool = True
 
 
 LASTING_SHORTAGE = 2  # jobs of one size in a row that had too little memory
 # After a lack of memory the next one is taken, which needs less. Its pictures differ by rounding, or by faint seams.
 ATTEMPTS = Attempt(), Attempt(apart=True), Attempt(apart=True, tiles=True)
+NO_PREFIX_WARNING = (
+    "the card has no room to keep what is computed of the input pictures: each step computes it anew, which takes longer"
+)
+WITHOUT_PREFIX = Attempt(apart=True, tiles=True, prefix=False)
 
 
 def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, previewer: Previewer) -> DrawingResult:
@@ -107,11 +116,14 @@ def draw_within_memory(
     size = *canvas.size, len(canvas.sources)
     first, shortage = 0 if shares_passes(loaded, job.request) else 1, loaded.shortages.get(size, Shortage(0, 0))
     plan = plan_for(entry, loaded.plan, loaded)
+    attempts = (*ATTEMPTS, WITHOUT_PREFIX) if has_prefix_cache(loaded.pipe) and plan.prefix_cache else ATTEMPTS
+    if not plan.prefix_cache:
+        job.warn(NO_PREFIX_WARNING)
     if plan.needs_tiles(*size):
-        first = len(ATTEMPTS) - 1
+        first = ATTEMPTS.index(Attempt(apart=True, tiles=True))
     elif shortage.jobs >= LASTING_SHORTAGE:
         first = max(first, shortage.attempt)
-    for number, (apart, tiles) in list(enumerate(ATTEMPTS))[first:]:
+    for number, (apart, tiles, prefix) in list(enumerate(attempts))[first:]:
         pictures: list[Image.Image] = []
         steps = 0
         try:
@@ -121,7 +133,8 @@ def draw_within_memory(
                 prompt_cache.caching(loaded.pipe, job.require_running),
             ):
                 for picture_number in range(job.request.num_images):
-                    picture, steps = draw_picture(loaded.pipe, job, canvas, picture_number, previewer)
+                    keeps_prefix = prefix and plan.prefix_cache
+                    picture, steps = draw_picture(loaded.pipe, job, canvas, picture_number, previewer, keeps_prefix)
                     pictures.append(picture)
                     job.require_running()
             if number > first:
@@ -153,9 +166,11 @@ def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Pl
     """
     if loaded and not loaded.speed.has(Speedup.COMPILE):
         plan = replace(plan, compiled=False)
+    size = *entry.canvas.size, len(entry.canvas.sources)
+    is_guided = entry.job.request.guidance_scale > 1
     if all(use.from_settings for use in entry.loras):
-        return plan
-    size, ways = (*entry.canvas.size, len(entry.canvas.sources)), plans_with_loras(entry, plan, loaded)
+        return plan.for_guidance(is_guided, *size)
+    ways = [way.for_guidance(is_guided, *size) for way in plans_with_loras(entry, plan, loaded)]
     fitting = [way for way in ways if way.fits(*size)] or ways
     return next((way for way in fitting if not way.needs_tiles(*size)), fitting[0])
 
@@ -202,14 +217,19 @@ def vae_tiles(vae: Any, tiles: bool) -> Generator[None]:
         vae.disable_tiling()
 
 
-def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Previewer) -> tuple[Image.Image, int]:
-    """Picture `number` of the job, counted from 0, and the steps that it took."""
+def draw_picture(
+    pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Previewer, keeps_prefix: bool = True
+) -> tuple[Image.Image, int]:
+    """Picture `number` of the job, counted from 0, and the steps that it took.
+
+    `keeps_prefix`: whether there is room for a prefix cache.
+    """
     import torch
 
     request, mask = job.request, canvas.mask
     # A CPU generator draws the same noise whatever the card.
     generator = torch.Generator("cpu").manual_seed(request.seeds[number])
-    call = call_arguments(pipe, job, canvas)
+    call = call_arguments(pipe, job, canvas, keeps_prefix)
     partial = None
     if isinstance(request, Edit) and (mask is not None or request.strength < 1):
         partial = PartialDenoise(pipe, canvas.sources[0], mask, canvas.size, request, generator)
@@ -227,14 +247,17 @@ def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Pr
         if preview:
             preview.remember(tensors["latents"])
         check.after_step(tensors["latents"])
+        if steps == pipe.num_timesteps:
+            empty_prefixes()
         return tensors
 
     job.begin_drawing(number)
     preview = previewer.start(pipe, canvas.size) if request.preview else None
-    with cleaning_up(pipe), FiniteCheck(pipe) as check:
+    with cleaning_up(pipe), FiniteCheck(pipe) as check, watching_prefixes(pipe) as empty_prefixes:
         picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
         check.require_numbers()
-    return canvas.finish(to_rgb(picture)), steps
+    keeps_alpha = picture.mode == "RGBA" and request.background != "opaque"
+    return as_asked(canvas.finish(picture if keeps_alpha else to_rgb(picture)), request, job.warn), steps
 
 
 @contextmanager
@@ -255,8 +278,8 @@ def cleaning_up(pipe: Any) -> Generator[None]:
             pipe.maybe_free_model_hooks()
 
 
-def call_arguments(pipe: Any, job: Job, canvas: Canvas) -> dict[str, Any]:
-    """The call's arguments that follow from the job and its pictures alone."""
+def call_arguments(pipe: Any, job: Job, canvas: Canvas, keeps_prefix: bool = True) -> dict[str, Any]:
+    """The call's arguments that follow from the job and its pictures, and from whether there is room for a prefix cache."""
     request, sources, (width, height) = job.request, canvas.sources, canvas.size
     call: dict[str, Any] = {
         "prompt": job.instruction,
@@ -270,6 +293,7 @@ def call_arguments(pipe: Any, job: Job, canvas: Canvas) -> dict[str, Any]:
         call["negative_prompt"] = request.negative_prompt or " "
     if sources:
         call["image"] = sources if len(sources) > 1 else sources[0]
-    if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
-        call["max_sequence_length"] = MAX_SEQUENCE_LENGTH
+    taken = inspect.signature(pipe.__call__).parameters
+    more = {"max_sequence_length": MAX_SEQUENCE_LENGTH, "output_resolution": canvas.seen, "use_kv_cache": keeps_prefix}
+    call |= {name: value for name, value in more.items() if name in taken}
     return call

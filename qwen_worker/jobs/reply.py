@@ -80,6 +80,7 @@ class DrawingFacts(TypedDict):
     worker_version: str
     strength: NotRequired[float]
     instruction: NotRequired[str]
+    background: NotRequired[Literal["transparent"]]  # where the files have transparency
     has_nsfw_concepts: NotRequired[list[bool]]
     loras: NotRequired[list[LoraUsed]]
     step_cache: NotRequired[bool]
@@ -177,6 +178,8 @@ def drawing_facts(
         facts["loras"] = [lora_used(lora, scaling) for lora, scaling in zip(request.loras, scalings, strict=False)]
     if drawn_by and request.preset == Preset.BALANCED:
         facts["step_cache"] = drawn_by.caches_steps and not takes_few_steps(request)
+    if any(picture.mode == "RGBA" for picture in result.pictures):
+        facts["background"] = "transparent"
     if result.failure:
         facts["fallback_reason"] = result.failure.reason
     if drawn_by and settings.QWEN_BATCH > 1:

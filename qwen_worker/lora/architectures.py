@@ -27,7 +27,7 @@ class Architecture:
 
 ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 TIMESTEP = ("time_text_embed.timestep_embedder.linear_1", "time_text_embed.timestep_embedder.linear_2")
-ARCHITECTURES = (
+IMAGE_20B, IMAGE_2_1 = ARCHITECTURES = (
     Architecture(
         "the 20B Qwen-Image models",
         ("QwenImagePipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
@@ -46,8 +46,7 @@ ARCHITECTURES = (
         ("img_in", "txt_in.in_layer", "txt_in.out_layer", "modulation.1", "proj_out", "norm_out.linear", *TIMESTEP),
     ),
 )  # fmt: skip
-BLOCK_LAYERS = tuple(dict.fromkeys(layer for one in ARCHITECTURES for layer in one.block_layers))
-OTHER_LAYERS = tuple(dict.fromkeys(layer for one in ARCHITECTURES for layer in one.other_layers))
+BLOCK_LAYERS, OTHER_LAYERS = IMAGE_20B.block_layers, IMAGE_20B.other_layers
 
 
 def architecture_of(class_name: str) -> Architecture | None:

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from .architectures import BLOCK_LAYERS, OTHER_LAYERS
+from .architectures import ARCHITECTURES
 
 PREFIX = re.compile(
     r"\A(base_model\.model\.|model\.|diffusion_model\.|transformer\.|unet\.|pipe\.dit\.|dit\.|module\.)*"
 )
 FLAT_PREFIX = re.compile(r"(lora_unet|lora_transformer|lycoris)_")
-FLAT_NAMES = {layer.replace(".", "_"): layer for layer in BLOCK_LAYERS}
-FLAT_OTHERS = {layer.replace(".", "_"): layer for layer in OTHER_LAYERS}
+FLAT_NAMES = {layer.replace(".", "_"): layer for one in ARCHITECTURES for layer in one.block_layers}
+FLAT_OTHERS = {layer.replace(".", "_"): layer for one in ARCHITECTURES for layer in one.other_layers}
 # What torch puts before the names of a module that it compiles, shards or computes again, also of one within another.
 WRAPPERS = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)"
 WRAPPED, FLAT_WRAPPED = re.compile(rf"(?<![^.]){WRAPPERS}\."), re.compile(rf"(\A|_){WRAPPERS}_")

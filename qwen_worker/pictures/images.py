@@ -233,6 +233,8 @@ def encode_picture(picture: Image.Image, output_format: str, quality: int | None
         "webp": {"quality": quality} if quality else {"lossless": True, "method": 0, "quality": 0},
         "jpeg": {"quality": quality or JPEG_QUALITY},
     }[output_format]
+    if output_format == "webp" and picture.mode == "RGBA":
+        options["exact"] = True  # keeps the colours beneath what is transparent, as PNG does
     profile = picture.info.get(PROFILE) or (None if output_format == "png" else srgb_profile())
     if profile:
         options["icc_profile"] = profile

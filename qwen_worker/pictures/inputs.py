@@ -17,6 +17,7 @@ from .colour import PROFILE, space_of
 from .data_uris import MAX_BYTES, QUOTES, decode_base64, require_reachable
 from .images import as_rgb, flatten, load_picture
 from .masks import decode_mask, restore_outside
+from .sizes import CONDITIONING_SIDE
 
 SMALL_SIDE = 768  # pixels of the longer side of pictures that a language model looks at
 
@@ -55,12 +56,14 @@ class Canvas:
     """What a job draws on: its pictures as in `Inputs`, and sizes in pixels.
 
     `size`: width and height that the pipeline draws. `delivered_size`: those of the result, where they are others.
+    `seen`: as in `Sizes`.
     """
 
     sources: list[Image.Image]
     mask: Image.Image | None
     size: tuple[int, int]
     delivered_size: tuple[int, int] | None = None
+    seen: int = CONDITIONING_SIDE
     original: Image.Image | None = None
 
     @property
@@ -68,7 +71,7 @@ class Canvas:
         return self.delivered_size or self.size
 
     def finish(self, drawn: Image.Image) -> Image.Image:
-        """The result of a drawing in sRGB, in the result's size.
+        """The result of a drawing in sRGB, RGB or RGBA, in the result's size.
 
         With a mask it is in the source's own colour space, and outside the mask it has the source's own pixels.
         """

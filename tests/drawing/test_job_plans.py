@@ -11,7 +11,7 @@ from qwen_worker.drawing.queue import DrawingJob
 from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.lora.file import LoraFile, LoraUse
-from qwen_worker.lora.names import BLOCK_LAYERS
+from qwen_worker.lora.architectures import BLOCK_LAYERS
 from qwen_worker.memory.placement import plan
 from qwen_worker.pictures.inputs import Canvas
 from qwen_worker.settings import Precision, Speedup
