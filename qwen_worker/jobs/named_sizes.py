@@ -8,7 +8,8 @@ import math
 import re
 from typing import NamedTuple
 
-from .request import MIN_SIDE, SIDE_MULTIPLE, Drawing, Edit
+from .field_types import MIN_SIDE, SIDE_MULTIPLE
+from .request import Drawing, Edit
 
 Size = tuple[int, int]  # width and height in pixels
 
@@ -28,17 +29,18 @@ PIXELS = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
 class Grid(NamedTuple):
-    """What a checkpoint says of sizes, in pixels. `multiple`: of which each side is one; `table`: its own one of
-    `TABLES`; `longest`: a side.
+    """What a checkpoint says of sizes and pictures. `multiple`, `longest`: pixels, of which each side is a multiple and
+    at most so many; `table`: its own one of `TABLES`.
 
     `follows_size`: whether an edit looks at its input pictures in about the size that is asked for, and not in a
-    megapixel.
+    megapixel; `draws_alpha`: whether pictures have transparency, in and out.
     """
 
     multiple: int = SIDE_MULTIPLE
     table: str | None = "1K"
     longest: int = USUAL_SIDE
     follows_size: bool = False
+    draws_alpha: bool = False
 
     def nearest(self, width: float, height: float) -> Size:
         """The size of about these sides that lies on the grid."""

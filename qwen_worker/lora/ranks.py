@@ -7,8 +7,8 @@ how LoRAs are applied; that is in `padded.py`.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from .file import LoraFile, streamed_block
 from .architectures import BLOCK_LAYERS
+from .file import LoraFile, streamed_block
 from .names import Kind
 
 RANKS = (16, 32, 64, 128)

@@ -4,13 +4,14 @@ Alpha is straight, as files and the VAE of Qwen-Image-2.1 have it: a picture's c
 beneath what is transparent. A picture without alpha is opaque. Knows nothing of torch or of file formats.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from ..jobs.request import Drawing
 from .colour import PROFILE, in_space_of
-from .images import as_rgb, flatten
+from .images import as_rgb, flatten, to_rgb
 
 if TYPE_CHECKING:
     from ..jobs.values import Warn
@@ -46,6 +47,14 @@ def as_asked(picture: Image.Image, request: Drawing, warn: "Warn") -> Image.Imag
     flat = flatten(picture)
     flat.info = {name: picture.info[name] for name in (PROFILE,) if name in picture.info}
     return flat
+
+
+def finish_drawing(
+    drawn: Image.Image, request: Drawing, finish: Callable[[Image.Image], Image.Image], warn: "Warn"
+) -> Image.Image:
+    """What `finish` makes of the drawing, with alpha where the model draws some and the request may want it."""
+    may_keep = drawn.mode == "RGBA" and request.background != "opaque"
+    return as_asked(finish(drawn if may_keep else to_rgb(drawn)), request, warn)
 
 
 def to_opaque(picture: Image.Image) -> Image.Image:

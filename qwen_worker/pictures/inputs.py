@@ -4,7 +4,6 @@ import base64
 import io
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from PIL import Image
@@ -16,8 +15,7 @@ from ..network.fetch import fetch
 from .colour import PROFILE, space_of
 from .data_uris import MAX_BYTES, QUOTES, decode_base64, require_reachable
 from .images import as_rgb, flatten, load_picture
-from .masks import decode_mask, restore_outside
-from .sizes import CONDITIONING_SIDE
+from .masks import decode_mask
 
 SMALL_SIDE = 768  # pixels of the longer side of pictures that a language model looks at
 
@@ -35,9 +33,9 @@ class Inputs(NamedTuple):
     layers: Sequence[Image.Image] = ()
     original_layer: Image.Image | None = None
 
-    def for_model(self, takes_alpha: bool) -> "Inputs":
+    def for_model(self, draws_alpha: bool) -> "Inputs":
         """As a model sees them that takes transparency, or one that sees it on white."""
-        if not takes_alpha:
+        if not draws_alpha:
             return self
         return self._replace(sources=list(self.layers), original=self.original_layer)
 
@@ -49,37 +47,6 @@ class Source(NamedTuple):
     layer: Image.Image
     original: Image.Image | None = None
     original_layer: Image.Image | None = None
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """What a job draws on: its pictures as in `Inputs`, and sizes in pixels.
-
-    `size`: width and height that the pipeline draws. `delivered_size`: those of the result, where they are others.
-    `seen`: as in `Sizes`.
-    """
-
-    sources: list[Image.Image]
-    mask: Image.Image | None
-    size: tuple[int, int]
-    delivered_size: tuple[int, int] | None = None
-    seen: int = CONDITIONING_SIDE
-    original: Image.Image | None = None
-
-    @property
-    def result_size(self) -> tuple[int, int]:
-        return self.delivered_size or self.size
-
-    def finish(self, drawn: Image.Image) -> Image.Image:
-        """The result of a drawing in sRGB, RGB or RGBA, in the result's size.
-
-        With a mask it is in the source's own colour space, and outside the mask it has the source's own pixels.
-        """
-        if drawn.size != self.result_size:
-            drawn = drawn.resize(self.result_size, Image.Resampling.LANCZOS)
-        if self.mask is None:
-            return drawn
-        return restore_outside(drawn, self.original or self.sources[0], self.mask)
 
 
 def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: threading.Event | None = None) -> Inputs:

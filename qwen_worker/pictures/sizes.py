@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ..jobs.field_types import MIN_SIDE
 from ..jobs.named_sizes import CONDITIONING_MULTIPLE, MAX_STRETCH, Grid, Size, grid_of, named_size
-from ..jobs.request import MIN_SIDE, Drawing, Edit
+from ..jobs.request import Drawing, Edit
 
 CONDITIONING_SIDE = 1024  # pixels: of the square whose area input pictures have; of diffusers' edit pipelines
 # Of 2.1's, where it follows the size: below, little is left to see of a picture, and beyond, its makers draw nothing.
