@@ -49,7 +49,9 @@ class Attempt(NamedTuple):
 LASTING_SHORTAGE = 2  # jobs of one size in a row that had too little memory
 # After a lack of memory the next one is taken, which needs less. Its pictures differ by rounding, or by faint seams.
 ATTEMPTS = Attempt(), Attempt(apart=True), Attempt(apart=True, tiles=True)
-NO_PREFIX_WARNING = "the card has no room to keep what is computed of the input pictures: each step computes it anew, which takes longer"
+NO_PREFIX_WARNING = (
+    "the card has no room to keep what is computed of the input pictures: each step computes it anew, which is slower"
+)
 WITHOUT_PREFIX = Attempt(apart=True, tiles=True, prefix=False)
 
 

@@ -33,8 +33,8 @@ IMAGE_20B, IMAGE_2_1 = ARCHITECTURES = (
         ("QwenImagePipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
         3072,
         (
-            *ATTENTION, "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out", "img_mlp.net.0.proj",
-            "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2", "img_mod.1", "txt_mod.1",
+            *ATTENTION, "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+            "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2", "img_mod.1", "txt_mod.1",
         ),
         ("img_in", "txt_in", "proj_out", "norm_out.linear", *TIMESTEP),
     ),

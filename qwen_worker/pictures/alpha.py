@@ -63,7 +63,7 @@ def to_opaque(picture: Image.Image) -> Image.Image:
 
 
 def blend(picture: Image.Image, source: Image.Image, mask: Image.Image) -> Image.Image:
-    """RGBA: the picture where the mask is 255, the source where it is 0, to the bit, and between them what lies between.
+    """RGBA: the picture where the mask is 255 and the source where it is 0, to the bit, and else what lies between.
 
     The picture, which is sRGB, is brought to the colour space of the source, RGB or RGBA, and the result has its
     profile. What lies between is mixed with colours weighted by their alpha: none comes from what is transparent.

@@ -81,8 +81,8 @@ def fits(mask: tuple[int, int], size: tuple[int, int]) -> bool:
 def restore_outside(picture: Image.Image, source: Image.Image, mask: Image.Image) -> Image.Image:
     """The picture inside the mask and the source's own pixels outside; they fade over `FEATHER` pixels inside its edge.
 
-    Source and mask are brought to the picture's size, and the picture, which is sRGB, to the source's colour space. RGBA
-    where one of the two is.
+    Source and mask are brought to the picture's size, and the picture, which is sRGB, to the source's colour space. The
+    result is RGBA where one of the two is.
     """
     source = source.resize(picture.size, Image.Resampling.LANCZOS) if source.size != picture.size else source
     mask = mask.resize(picture.size, Image.Resampling.NEAREST) if mask.size != picture.size else mask
