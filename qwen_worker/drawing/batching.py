@@ -27,7 +27,7 @@ from .shared_call import EncodedPrompts, draw_together, encode
 # The fields that may differ between the jobs of a call; all others must be equal.
 OWN_FIELDS = {
     "prompt", "negative_prompt", "seed", "num_images", "output_format", "output_quality", "delivery", "response_shape",
-    "prompt_extend", "enable_safety_checker",
+    "prompt_extend", "enable_safety_checker", "background",
 }  # fmt: skip
 
 

@@ -44,8 +44,14 @@ def as_asked(picture: Image.Image, request: Drawing, warn: "Warn") -> Image.Imag
         return picture
     if shows and request.background == "auto" and request.output_format != "jpeg":
         return picture
+    return on_white(picture)
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """The picture without its alpha, with the profile that it has."""
     flat = flatten(picture)
-    flat.info = {name: picture.info[name] for name in (PROFILE,) if name in picture.info}
+    if flat is not picture:
+        flat.info = {name: picture.info[name] for name in (PROFILE,) if name in picture.info}
     return flat
 
 
@@ -87,7 +93,5 @@ def appearances(picture: Image.Image) -> list[Image.Image]:
     """What a viewer may see of it: the picture; of one with transparency it on white, and its colours alone."""
     if picture.mode not in WITH_ALPHA:
         return [picture]
-    seen = [flatten(picture), picture.convert(picture.mode.removesuffix("A"))]
-    for one in seen:
-        one.info = {name: picture.info[name] for name in (PROFILE,) if name in picture.info}
-    return seen
+    hidden = picture.convert(picture.mode.removesuffix("A"))  # keeps the profile
+    return [on_white(picture), hidden]

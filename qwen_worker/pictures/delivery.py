@@ -117,7 +117,7 @@ def size_warning(request: Drawing, size: tuple[int, int], terms: Terms) -> str |
     if (least := characters * LEAST_RATES[output_format]) > terms.limit_bytes:
         sentence = f"{pictures} would have at least {least / 1e6:.2g} MB in the reply, {limit}"
         raise JobError("result_too_large", f"{sentence}; ask for {SMALLER}, or give a bucket")
-    expected = characters * photo_rate(output_format, quality)
+    expected = characters * photo_rate(output_format, quality) * (4 / 3 if request.background == "transparent" else 1)
     if expected <= terms.limit_bytes:
         return None
     is_auto = request.output_format == "auto"

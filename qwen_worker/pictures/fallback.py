@@ -12,6 +12,7 @@ from collections.abc import Callable
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from ..jobs.request import Drawing
+from .alpha import on_white, to_opaque
 from .canvas import Canvas
 
 BAND_WORDS = ("STAND-IN\nNO MODEL", "STAND-IN: NO MODEL")  # the words of the band, on two lines or on one
@@ -33,8 +34,8 @@ def stand_in(request: Drawing, canvas: Canvas, seed: int) -> Image.Image:
     """
     if not canvas.sources:
         return with_band(gradient(request.prompt, canvas.result_size, seed))
-    source = canvas.sources[0].resize(canvas.result_size, Image.Resampling.LANCZOS)
-    return with_band(canvas.finish(FILTERS[filter_name(request.prompt)](source)))
+    source = to_opaque(canvas.sources[0]).resize(canvas.result_size, Image.Resampling.LANCZOS)
+    return with_band(on_white(canvas.finish(FILTERS[filter_name(request.prompt)](source))))
 
 
 def gradient(prompt: str, size: tuple[int, int], seed: int) -> Image.Image:

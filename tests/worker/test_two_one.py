@@ -23,7 +23,7 @@ from ..support.random_21 import build, stock_pipeline
 from ..support.scene_classifier import FOLDER as CLASSIFIER
 
 PROMPT = "a red circle"
-SMALL = {"prompt": PROMPT, "width": 256, "height": 256, "num_inference_steps": 1, "guidance_scale": 1, "seed": 1}
+SMALL = {"prompt": PROMPT, "width": 256, "height": 256, "num_inference_steps": 2, "guidance_scale": 1, "seed": 1}
 LAYERS = [
     f"transformer_blocks.1.{layer}"
     for layer in ("attn.to_q", "attn.to_out.0", "img_mlp.proj", "img_mlp.gate_layer", "img_mlp.out")
@@ -80,7 +80,7 @@ def alpha_of(picture):
     return np.asarray(picture.getchannel("A"))
 
 
-def by_stock(stock, prompt=PROMPT, seed=1, steps=1, **more):
+def by_stock(stock, prompt=PROMPT, seed=1, steps=2, **more):
     sizes = {"width": 256, "height": 256} | more
     generator = torch.Generator("cpu").manual_seed(seed)
     return stock(prompt, num_inference_steps=steps, generator=generator, **sizes).images[0]
