@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import threading
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -17,6 +18,9 @@ from .data_uris import MAX_BYTES, QUOTES, decode_base64, require_reachable
 from .images import as_rgb, flatten, load_picture
 from .masks import decode_mask
 
+# Of more pictures than this each is held at a size that still is four times what a model looks at: ten photos of 50
+# megapixels would take 2 GB of RAM.
+FEW, REFERENCE_PIXELS = 3, 16_000_000
 SMALL_SIDE = 768  # pixels of the longer side of pictures that a language model looks at
 
 
@@ -48,6 +52,16 @@ class Source(NamedTuple):
     original: Image.Image | None = None
     original_layer: Image.Image | None = None
 
+    def within(self, pixels: int) -> "Source":
+        """The same with at most so many pixels. For one that is not masked."""
+        scale = math.sqrt(pixels / (self.seen.width * self.seen.height))
+        if scale >= 1:
+            return self
+        size = round(self.seen.width * scale), round(self.seen.height * scale)
+        seen = self.seen.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        is_opaque = self.layer is self.seen
+        return Source(seen, seen if is_opaque else self.layer.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
+
 
 def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: threading.Event | None = None) -> Inputs:
     """The request's pictures; `warn` gets what is left out of account.
@@ -61,7 +75,8 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
     for number, text in enumerate(request.images):
         label = f"images[{number}]" if several else "image"
         data = read_image(text, label, fetch_seconds, cancelled)
-        sources.append(open_source(data, label, warn, is_masked))
+        source = open_source(data, label, warn, is_masked)
+        sources.append(source if len(request.images) <= FEW else source.within(REFERENCE_PIXELS))
     seen, layers = [source.seen for source in sources], [source.layer for source in sources]
     if request.mask_image is None:
         return Inputs(seen, None, layers=layers)

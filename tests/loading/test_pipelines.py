@@ -46,7 +46,7 @@ NAMED = {"prompt": "a", "num_inference_steps": 1, "guidance_scale": 1}  # and a 
 
 def succeeded(worker, **fields):
     as_asked = {"draw_size": "asked"} if {"image", "images"} & set(fields) else {}
-    body = run(worker, {**SMALL, **as_asked, **fields})
+    body = run(worker, {**SMALL, "background": "opaque", **as_asked, **fields})
     assert "error" not in body, body["error"]
     facts = body["output"]["metadata"]
     assert facts["backend"] == "qwen-image"
