@@ -59,6 +59,7 @@ class Working:
     prefix: float = 0.0
     follows_size: bool = False
     encode_token: int = 0
+    lora_bytes: int = LORA_BYTES  # that each of the endpoint's own LoRAs may take
 
     def reference_pixels(self, pixels: float) -> float:
         """The megapixels of each reference beside a picture of so many."""
@@ -73,10 +74,12 @@ LEAST_REFERENCE, MOST_REFERENCE = 512**2 / MEGAPIXEL, 2080**2 / MEGAPIXEL  # of 
 PROMPT_TOKENS = 1100  # with the template's own
 WORKING = Working()
 # In a prefix cache a token of the transformer, of 16 x 16 pixels or of a text, has a key and a value of 4096 numbers in
-# each of 32 blocks. The text encoder keeps the hidden states of all its 36 layers, and works with some more beside.
+# each of 32 blocks. The text encoder keeps the hidden states of all its 36 layers, and works with some more beside. Its
+# best few-step LoRA has rank 256.
 WORKING_2_1 = Working(
     decode=6.28, decode_frame=6.28, encode=2.09, encode_frame=2.09, tiled=0.45,
     prefix=2 * 4096 * 32 * 2 * 4096 / GIB, follows_size=True, encode_token=2 * 4096 * 37 + 100_000,
+    lora_bytes=1_400_000_000,
 )  # fmt: skip
 
 

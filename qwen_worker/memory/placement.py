@@ -9,7 +9,7 @@ from itertools import product
 
 from ..errors import LoadError
 from ..model_settings import Precision, Saving
-from .footprint import GB, LORA_BYTES, LOSSY, Model, Plan, TextEncoder
+from .footprint import GB, LOSSY, Model, Plan, TextEncoder
 from .machine import Gpu, Machine
 
 # A forward of the 20B transformer is some 70 TFLOP, a hundred of them make an image: hours on a CPU. Beyond this many
@@ -56,8 +56,9 @@ def plan(
     limit_bytes, whole_bytes = (limit if vram_cap_bytes is None else min(limit, vram_cap_bytes) for limit in limits)
     pinnable_bytes = pinnable(machine) // pinned_cost
     possible = [candidate for candidate in precisions(models, gpu, precision) if candidate.value not in without]
+    lora_bytes = max(model.working.lora_bytes for model in models)
     candidates = [
-        replace(layout, limit_bytes=limit_bytes, lora_bytes=own_loras * LORA_BYTES, compiled=compiled)
+        replace(layout, limit_bytes=limit_bytes, lora_bytes=own_loras * lora_bytes, compiled=compiled)
         for layout in layouts(models, possible, savings)
         if layout.text_encoder not in without and not (layout.swapped and "swapped" in without)
     ]
