@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..errors import LoadError
+from ..jobs.defaults import Defaults
 from ..jobs.named_sizes import Grid
 from ..jobs.request import Drawing
 from ..jobs.served import require_served
@@ -30,6 +31,7 @@ from .files import (
     spellings,
     stored_tensors,
 )
+from .makers import defaults_of, read_schedule
 from .stored_parts import require_stored_so
 from .stored_quantization import plain_tensors, stored_quantization
 
@@ -106,6 +108,7 @@ class Checkpoint:
     # only the others.
     packed: dict[str, int] = field(default_factory=dict[str, int], hash=False)
     warning: str | None = None  # for its replies, where it draws far less than Qwen's checkpoints
+    schedule: tuple[float, ...] = ()  # the sigmas that its files fix (`makers.read_schedule`)
 
     @property
     def pipeline_class(self) -> PipelineClass:
@@ -114,6 +117,11 @@ class Checkpoint:
     @property
     def adaptable(self) -> bool:
         return self.pipeline_class.adaptable
+
+    @property
+    def defaults(self) -> Defaults:
+        """Of jobs that do not say."""
+        return defaults_of(self.class_name, self.hub_id or self.name, self.schedule)
 
     def require_serves(self, request: Drawing) -> None:
         """Refuse what only the checkpoint can say: sizes and numbers of pictures. Raises `InvalidInput`."""
@@ -236,7 +244,8 @@ def inspect(folder: Path) -> Checkpoint:
     multiple = size_multiple_of(class_name, read_json(folder, "vae/config.json"))
     parts = count_parts(shapes) if savings_apply(folder, class_name) else {}
     checkpoint = Checkpoint(name, class_name, parameters, multiple, folder, parts=parts, packed=packed)
-    return replace(checkpoint, revision=folder_digest(folder), warning=limits_of(index))
+    schedule = read_schedule(class_name, index)
+    return replace(checkpoint, revision=folder_digest(folder), warning=limits_of(index), schedule=schedule)
 
 
 def plain_shapes(folder: Path) -> tuple[dict[str, dict[str, tuple[int, ...]]], dict[str, int]]:
