@@ -31,7 +31,7 @@ from .files import (
     spellings,
     stored_tensors,
 )
-from .makers import defaults_of, read_schedule
+from .makers import defaults_of, licence_of, read_schedule
 from .stored_parts import require_stored_so
 from .stored_quantization import plain_tensors, stored_quantization
 
@@ -122,6 +122,17 @@ class Checkpoint:
     def defaults(self) -> Defaults:
         """Of jobs that do not say."""
         return defaults_of(self.class_name, self.hub_id or self.name, self.schedule)
+
+    def report(self) -> dict[str, Any]:
+        """What `health` tells of it, whether it is loaded or not. `licence`: None where it is not known."""
+        return {
+            "model": self.name,
+            "class": self.class_name,
+            "licence": licence_of(self.class_name, self.hub_id or self.name),
+            "most_images": self.pipeline_class.max_images,
+            "sizes": self.grid.table,
+            "defaults": self.defaults.report(),
+        }
 
     def require_serves(self, request: Drawing) -> None:
         """Refuse what only the checkpoint can say: sizes and numbers of pictures. Raises `InvalidInput`."""

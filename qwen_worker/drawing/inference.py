@@ -29,7 +29,7 @@ from ..settings import Speedup
 from ..speed.speedups import COMPILED_LORAS
 from .configured import caches_steps, configured, shares_passes
 from .finite import FiniteCheck, failed_job_error
-from .partial_denoise import PartialDenoise, drawn_steps
+from .partial_denoise import PartialDenoise, drawn_steps, own_sigmas
 from .preview import Previewer
 from .prompt_cache import PromptCache
 from .queue import DrawingJob
@@ -265,6 +265,8 @@ def call_arguments(pipe: Any, job: Job, canvas: Canvas) -> dict[str, Any]:
         "height": height,
         "num_inference_steps": request.num_inference_steps,
     }
+    if sigmas := own_sigmas(pipe, request):
+        call["sigmas"] = sigmas
     # Guidance acts only with a negative prompt, even an empty one; at 1 there is none and the second pass is saved.
     if request.guidance_scale > 1:
         call["negative_prompt"] = request.negative_prompt or " "

@@ -81,6 +81,7 @@ class DrawingFacts(TypedDict):
     strength: NotRequired[float]
     instruction: NotRequired[str]
     has_nsfw_concepts: NotRequired[list[bool]]
+    defaults: NotRequired[dict[str, Any]]
     loras: NotRequired[list[LoraUsed]]
     step_cache: NotRequired[bool]
     stood_down: NotRequired[list[str]]

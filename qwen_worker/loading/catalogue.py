@@ -3,6 +3,8 @@
 Knows nothing of where a model goes and how it is loaded.
 """
 
+from typing import Any
+
 from ..checkpoints import checkpoint as checkpoints
 from ..checkpoints import remote
 from ..checkpoints.checkpoint import WEIGHTS, Checkpoint
@@ -39,6 +41,11 @@ class Catalogue:
     def located(self, task: str) -> Checkpoint | None:
         """The task's checkpoint, where it has been located before."""
         return self.checkpoints.get(self.model_for(task))
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """For `health`: of the checkpoints that are known, by task, what they are and what their jobs have by default."""
+        known = {task: self.located(task) or checkpoints.released(self.model_for(task)) for task in self.labels()}
+        return {task: checkpoint.report() for task, checkpoint in known.items() if checkpoint}
 
     def locate(self, task: str) -> Checkpoint:
         """What serves the task, from this machine's files, the table of released checkpoints or the hub.
