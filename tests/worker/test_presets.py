@@ -156,7 +156,7 @@ def test_health_lists_what_is_served(cold_worker, few_step):
 
 def test_a_2_1_checkpoint_serves_no_fast(monkeypatch):
     newer = presets(QWEN_IMAGE_MODEL="Qwen/Qwen-Image-2.1", QWEN_IMAGE_FAST_LORA=LIGHTNING)
-    found = newer.report(lambda role: None)["generate"]
+    found = newer.report()["generate"]
     assert found["served"] == ["quality", "balanced"] and "QwenImage21Pipeline" in found["reasons"]["fast"]
     with pytest.raises(InvalidInput, match="no LoRA can be applied to a QwenImage21Pipeline"):
         parsed({"preset": "fast"}, QWEN_IMAGE_MODEL="Qwen/Qwen-Image-2.1", QWEN_IMAGE_FAST_LORA=LIGHTNING)
