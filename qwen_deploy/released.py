@@ -7,7 +7,7 @@ known of here, with the memory that their names say.
 import re
 from collections.abc import Sequence
 
-from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints import checkpoint, classes
 from qwen_worker.checkpoints.makers import LICENCES, RESEARCH, licence_of
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.memory.footprint import GB
@@ -16,7 +16,7 @@ from .cards import MODEL_SETTINGS, Fit, Pool, fit
 from .environment import worker_settings
 
 DEFAULT_MODELS = ("Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit")
-RESEARCH_ONLY = [name for name in checkpoint.RELEASED if LICENCES[name] == RESEARCH]
+RESEARCH_ONLY = [name for name in classes.RELEASED if LICENCES[name] == RESEARCH]
 RESEARCH_SENTENCE = "is under the Qwen Research License: for research and evaluation; any other use needs Qwen's leave."
 # RunPod's serverless pools; the catalogue, which needs a key, has their prices and what there is of them.
 POOLS = (
@@ -38,7 +38,7 @@ def download_bytes(names: Sequence[str]) -> int | None:
         return None
     models = [as_model(one, found[:number]) for number, one in enumerate(found)]
     # The released checkpoints are stored in bfloat16.
-    return sum(2 * model.parameters_of(part) for model in models for part in checkpoint.WEIGHTS)
+    return sum(2 * model.parameters_of(part) for model in models for part in classes.WEIGHTS)
 
 
 def tasks_of(name: str) -> list[str]:

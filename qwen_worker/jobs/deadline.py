@@ -64,9 +64,7 @@ class Paces:
             self.step_seconds[kind].append(step_seconds)
             self.other_seconds[kind].append(max(0.0, seconds / pictures - steps * step_seconds))
 
-    def require_time(
-        self, kind: Kind, calls: int, steps: int, seconds: float | None, strength: float = 1.0
-    ) -> None:
+    def require_time(self, kind: Kind, calls: int, steps: int, seconds: float | None, strength: float = 1.0) -> None:
         """Refuse what clearly cannot be drawn in `seconds`, and name the num_inference_steps that could.
 
         `calls`: of the pipeline, one after the other. `steps`: those that each call really takes, which is `strength`

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from ..errors import BeyondSchema, InvalidInput
+from ..model_settings import Role
 from ..preset_settings import Preset, steps_in
-from ..settings import Role, Settings
+from ..settings import Settings
 from . import few_steps
 from .defaults import Defaults, with_defaults
 from .few_steps import few_step_loras

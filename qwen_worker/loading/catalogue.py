@@ -6,14 +6,16 @@ Knows nothing of where a model goes and how it is loaded.
 from typing import Any
 
 from ..checkpoints import checkpoint as checkpoints
-from ..checkpoints import remote
-from ..checkpoints.checkpoint import WEIGHTS, Checkpoint
+from ..checkpoints import remote, search
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.classes import WEIGHTS
 from ..checkpoints.files import is_folder, label_of
 from ..errors import LoadError
 from ..memory.machine import free_disk_bytes
 from ..memory.placement import require_disk
+from ..model_settings import Role
 from ..network.hub import hub_cache_folder, is_same_repository
-from ..settings import Role, Settings
+from ..settings import Settings
 from . import prepared
 
 
@@ -43,7 +45,7 @@ class Catalogue:
         return self.checkpoints.get(self.model_for(task))
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """For `health`: of the checkpoints that are known, by task, what they are and what their jobs have by default."""
+        """For `health`: by task, of the checkpoints that are known, what they are and what jobs have by default."""
         known = {task: self.located(task) or checkpoints.released(self.model_for(task)) for task in self.labels()}
         return {task: checkpoint.report() for task, checkpoint in known.items() if checkpoint}
 
@@ -55,7 +57,7 @@ class Catalogue:
         model = self.model_for(task)
         if model not in self.checkpoints:
             roots = self.settings.QWEN_MODEL_ROOTS
-            local = checkpoints.find(model, roots) or prepared.find_source(model, roots)
+            local = search.find(model, roots) or prepared.find_source(model, roots)
             self.checkpoints[model] = local or checkpoints.released(model) or remote.look_up(model)
         checkpoint = self.checkpoints[model]
         if task not in checkpoint.pipeline_class.tasks:

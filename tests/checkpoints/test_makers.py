@@ -1,4 +1,4 @@
-"""The table of defaults and licences: held to the installed pipelines, whole for released checkpoints, and explained."""
+"""The table of defaults and licences: held to the installed pipelines, whole for released checkpoints, explained."""
 
 import inspect
 import json
@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from qwen_worker.checkpoints import checkpoint, makers
+from qwen_worker.checkpoints.classes import PIPELINE_CLASSES, RELEASED
 from qwen_worker.errors import LoadError
 from qwen_worker.jobs.defaults import stretched
 from qwen_worker.jobs.parsing import parse
@@ -41,7 +42,7 @@ def values_of(request):
     return request.num_inference_steps, request.guidance_scale
 
 
-@pytest.mark.parametrize("class_name", checkpoint.PIPELINE_CLASSES)
+@pytest.mark.parametrize("class_name", PIPELINE_CLASSES)
 def test_a_class_has_the_defaults_of_the_installed_pipeline(class_name):
     import diffusers
 
@@ -57,7 +58,7 @@ def test_a_class_has_the_defaults_of_the_installed_pipeline(class_name):
     )
 
 
-@pytest.mark.parametrize("name", checkpoint.RELEASED)
+@pytest.mark.parametrize("name", RELEASED)
 def test_every_released_checkpoint_has_its_makers_defaults_and_licence(name):
     steps, guidance, size, has_negative = RECOMMENDED[name]
     found = checkpoint.released(name)
@@ -71,7 +72,7 @@ def test_every_released_checkpoint_has_its_makers_defaults_and_licence(name):
     assert found.report()["most_images"] == found.pipeline_class.max_images
 
 
-@pytest.mark.parametrize("name", checkpoint.RELEASED)
+@pytest.mark.parametrize("name", RELEASED)
 def test_a_job_s_own_fields_win(name):
     own = {"num_inference_steps": 11, "guidance_scale": 3, "negative_prompt": "red", "width": 512, "height": 768}
     edits = "generate" not in checkpoint.released(name).pipeline_class.tasks

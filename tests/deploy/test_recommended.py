@@ -64,7 +64,7 @@ def test_one_2_1_model_serves_both_tasks_and_its_licence_is_told_before(runpod, 
 
 @pytest.mark.parametrize("words, sentence", [
     ("--models Org/Other", "--models Org/Other is no released model"),
-    ("--models Qwen/Qwen-Image Qwen/Qwen-Image-2512", "--models Qwen/Qwen-Image-2512 is no released model, or one more"),
+    ("--models Qwen/Qwen-Image Qwen/Qwen-Image-2512", "--models Qwen/Qwen-Image-2512 is no released model, or"),
     ("--models recommended --env QWEN_IMAGE_MODEL=a/b", "--models and --env QWEN_IMAGE_MODEL both choose a model"),
 ])  # fmt: skip
 def test_what_chooses_no_model_or_two_is_refused(runpod, command, words, sentence):

@@ -8,15 +8,15 @@ import shutil
 import pytest
 import torch
 
-from qwen_worker.checkpoints.checkpoint import PIPELINE_CLASSES
-from qwen_worker.drawing.inference import call_arguments
+from qwen_worker.checkpoints.classes import PIPELINE_CLASSES
+from qwen_worker.drawing.pipeline_call import call_arguments
 from qwen_worker.errors import LoadError
 from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.pipelines import Pipelines
 from qwen_worker.memory.machine import Gpu, Machine
-from qwen_worker.pictures.inputs import Canvas
+from qwen_worker.pictures.canvas import Canvas
 
 from ..conftest import as_text, only_proved, picture_of, place_by, run
 
@@ -172,8 +172,9 @@ def test_a_schedule_that_the_checkpoint_brings_is_drawn_in_its_steps_or_in_the_j
     assert [len(one) for one in used] == [4] * 3 + [7] * 6  # with the last 0
     assert used[0][0] == used[-1][0] == 1.0 and len(set(map(tuple, used))) == 2
     stretched = answered({"num_inference_steps": 6})["metadata"]
-    assert stretched["steps"] == 6 and "made for 3 steps at guidance_scale 1; num_inference_steps is 6" in (
-        stretched["warnings"][0]
+    assert (
+        stretched["steps"] == 6
+        and "made for 3 steps at guidance_scale 1; num_inference_steps is 6" in (stretched["warnings"][0])
     )
     assert "warnings" not in first and first["defaults"] == {
         "num_inference_steps": 3, "guidance_scale": 1.0,
