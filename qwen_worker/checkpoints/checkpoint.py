@@ -60,6 +60,7 @@ class Checkpoint:
     # only the others.
     packed: dict[str, int] = field(default_factory=dict[str, int], hash=False)
     warning: str | None = None  # for its replies, where it draws far less than Qwen's checkpoints
+    stored_bytes: int = 0  # of its weight files on the hub; 0 where no listing says it
     schedule: tuple[float, ...] = ()  # the sigmas that its files fix (`makers.read_schedule`)
 
     @property

@@ -67,8 +67,9 @@ class Catalogue:
     def fetch(self, task: str) -> Checkpoint:
         """The task's checkpoint, its files on this machine. Raises `LoadError`, as where the disk is too small."""
         checkpoint = self.locate(task)
-        needed_bytes = sum(checkpoint.parameters.values()) * 2  # the released checkpoints are bfloat16
-        needed_bytes += sum(checkpoint.packed.get(component, 0) for component in WEIGHTS)
+        # The released checkpoints are bfloat16.
+        counted = 2 * sum(checkpoint.parameters.values()) + sum(checkpoint.packed.get(one, 0) for one in WEIGHTS)
+        needed_bytes = checkpoint.stored_bytes or counted
         missing_bytes = max(0, needed_bytes - remote.fetched_bytes(checkpoint))
         require_disk(checkpoint.name, missing_bytes, free_disk_bytes(hub_cache_folder()))
         self.download = checkpoint, needed_bytes
