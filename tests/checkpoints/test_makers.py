@@ -14,7 +14,7 @@ from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import USUAL, Presets
 from qwen_worker.settings import Settings
 
-from ..conftest import run, warnings_of
+from ..conftest import ROOT, run, warnings_of
 
 TURBO = "Qwen/Qwen-Image-2.1-Turbo"
 # What the makers recommend: steps, guidance, size of a picture from a prompt, whether a negative prompt.
@@ -168,6 +168,25 @@ def test_the_usual_values_are_not_told(cold_worker):
 def test_a_schedule_that_is_none_is_refused_by_its_rule(sigmas):
     with pytest.raises(LoadError, match="sample_sigmas is no list of falling numbers from 1 to above 0"):
         makers.read_schedule("QwenImage21Pipeline", json.loads(json.dumps({"sample_sigmas": sigmas})))
+
+
+def test_the_page_of_models_has_the_table():
+    page = (ROOT / "docs/models.md").read_text()
+    rows = {}
+    for line in page.partition("| checkpoint | steps |")[2].split("\n\n")[0].splitlines()[2:]:
+        names, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        first, *others = names.split(", ")
+        rows[first] = cells
+        rows |= {f"{first.rpartition('-')[0]}{other}": cells for other in others}
+    assert set(rows) == {name.partition("/")[2] for name in makers.MAKERS}
+    for name, (steps, guidance, size, negative, pictures) in (
+        (name, rows[name.partition("/")[2]]) for name in RELEASED
+    ):
+        found, defaults = checkpoint.released(name), checkpoint.released(name).defaults
+        assert (int(steps), float(guidance.partition(",")[0])) == (defaults.steps, defaults.guidance), name
+        assert size == ("{}x{}".format(*defaults.size) if "generate" in found.pipeline_class.tasks else ""), name
+        assert (negative == "none") == (defaults.negative_prompt is None), name
+        assert int(pictures or 0) == found.pipeline_class.max_images, name
 
 
 def test_a_stretched_schedule_keeps_its_course():
