@@ -20,7 +20,7 @@ from qwen_worker.checkpoints.files import is_missing
 from qwen_worker.delivery_settings import ResponseShape
 from qwen_worker.drawing import inference, job_plan
 from qwen_worker.drawing.batching import Batches
-from qwen_worker.drawing.partial_denoise import drawn_steps, fixed_steps
+from qwen_worker.drawing.partial_denoise import drawn_steps
 from qwen_worker.drawing.preview import Previewer
 from qwen_worker.drawing.prompt_cache import PromptCache
 from qwen_worker.drawing.prompts import rewrite_prompt
@@ -29,11 +29,10 @@ from qwen_worker.errors import CudaSpoiledError, JobError, LoadError
 from qwen_worker.jobs import openai_images
 from qwen_worker.jobs import reply as replies
 from qwen_worker.jobs.deadline import Paces, kind_of, limit_of
-from qwen_worker.jobs.few_steps import warnings_of
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.named_sizes import Grid
 from qwen_worker.jobs.parsing import parse
-from qwen_worker.jobs.presets import Presets
+from qwen_worker.jobs.presets import Presets, settle
 from qwen_worker.jobs.reply import DrawingResult
 from qwen_worker.jobs.request import Drawing, Edit, Health, Request, Schema
 from qwen_worker.jobs.response_shapes import shape_of
@@ -89,8 +88,8 @@ class Worker:
         # The one thread that loads and draws: the event loop stays free to hear the platform's stop.
         self.inference_thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self.side_threads = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")  # pictures in and out
-        self.presets = Presets(settings, checkpoints.released, is_missing)
         self.loras, self.catalogue = Loras(settings), Catalogue(settings)
+        self.presets = Presets(settings, checkpoints.released, is_missing, self.catalogue.located)
         self.safety_check = SafetyCheck(settings, settings.QWEN_SAFETY_MODEL) if settings.QWEN_SAFETY_MODEL else None
         machine = self.safety_check.machine_for_models if self.safety_check else read_machine
         self.pipelines = Pipelines(settings, self.catalogue, self.loras.open_for_endpoint, machine)
@@ -123,7 +122,7 @@ class Worker:
                 limit_seconds = limit_of(job, self.settings.QWEN_JOB_SECONDS)
                 # Clients of other APIs know no field that tells a stand-in from a picture.
                 takes_stand_ins = call is None and shape_of(request, self.settings) is ResponseShape.WORKER
-                drawing = Job(job_id, request, limit_seconds, [*warnings, *warnings_of(request)], takes_stand_ins)
+                drawing = Job(job_id, request, limit_seconds, warnings, takes_stand_ins)
                 limit_bytes = min(limit_bytes or self.reply_bytes, self.reply_bytes)
                 reply = await self.serve(drawing, job, post, limit_bytes)
             else:
@@ -160,10 +159,10 @@ class Worker:
             return job_schema()
         if not isinstance(request, Health):
             return health.debug(self.settings)
-        presets = self.presets.report(self.catalogue.located)
+        presets, known = self.presets.report(), self.catalogue.report()
         models, fallbacks = self.pipelines.report(), self.loader.report()
         check = self.safety_check.report() if self.safety_check else None
-        return health.health(self.settings, read_machine(), models, fallbacks, presets, self.counters, check)
+        return health.health(self.settings, read_machine(), models, fallbacks, presets, self.counters, check, known)
 
     async def serve(self, job: Job, sdk_job: SdkJob, post: Post | None, limit_bytes: int) -> Reply:
         """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread."""
@@ -181,6 +180,7 @@ class Worker:
             if self.rewriter and request.prompt_extend:
                 await job.run_on(waiting_threads, rewrite_prompt, self.rewriter, job, inputs)
             checkpoint, failure = await self.locate(job)
+            defaults, request = settle(job, self.presets), job.request
             if checkpoint:
                 checkpoint.require_serves(request)
             loras = () if failure else await job.run_on(self.side_threads, self.loras.open_for_job, job, checkpoint)
@@ -205,6 +205,8 @@ class Worker:
             metadata = replies.drawing_facts(
                 request, canvas.result_size, canvas.size, drawn, label, self.settings, scalings, job.instruction
             )
+            if defaults and drawn.model:
+                metadata["defaults"] = defaults
             if concepts:
                 metadata["has_nsfw_concepts"] = concepts
             if request.embed_parameters:
@@ -242,13 +244,11 @@ class Worker:
     def require_time(self, job: Job, canvas: Canvas) -> None:
         """Tell the job how many steps will really run; refuse it where they clearly have no time."""
         request = job.request
-        loaded = self.pipelines.get(request.task)
-        fixed = fixed_steps(loaded.pipe) if loaded else 0
         strength = request.strength if isinstance(request, Edit) else 1.0
-        steps = drawn_steps(fixed or request.num_inference_steps, strength)
+        steps = drawn_steps(request.num_inference_steps, strength)
         job.expect_steps(steps)
         kind, calls = kind_of(request, canvas.size, len(canvas.sources)), self.batches.fewest_calls(request)
-        self.paces.require_time(kind, calls, steps, job.seconds_to_limit(), None if fixed else strength)
+        self.paces.require_time(kind, calls, steps, job.seconds_to_limit(), strength)
 
     def draw(self, entry: DrawingJob, failure: LoadError | None) -> DrawingResult:
         """The pictures and what drew them, loading the model first where it is not; on the inference thread."""

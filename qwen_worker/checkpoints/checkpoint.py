@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..errors import LoadError
+from ..jobs.defaults import Defaults
 from ..jobs.named_sizes import Grid
 from ..jobs.request import Drawing
 from ..jobs.served import Limits, require_served
 from ..network.hub import is_same_repository
 from .classes import (
-    APACHE,
     NEEDED_FILES,
     PART_PATTERNS,
     PARTS_2_1,
@@ -39,6 +39,7 @@ from .files import (
     shards,
     stored_tensors,
 )
+from .makers import defaults_of, licence_of, read_schedule
 from .stored_parts import require_stored_so
 from .stored_quantization import plain_tensors, stored_quantization
 
@@ -60,6 +61,8 @@ class Checkpoint:
     # only the others.
     packed: dict[str, int] = field(default_factory=dict[str, int], hash=False)
     warning: str | None = None  # for its replies, where it draws far less than Qwen's checkpoints
+    stored_bytes: int = 0  # of its weight files on the hub; 0 where no listing says it
+    schedule: tuple[float, ...] = ()  # the sigmas that its files fix (`makers.read_schedule`)
 
     @property
     def pipeline_class(self) -> PipelineClass:
@@ -70,10 +73,20 @@ class Checkpoint:
         return self.pipeline_class.adaptable
 
     @property
-    def license(self) -> str | None:
-        """Of one of Qwen's own; of another's, which is derived from one, only what binds that too; else None."""
-        own = self.pipeline_class.license
-        return own if self.hub_id in RELEASED or own != APACHE else None
+    def defaults(self) -> Defaults:
+        """Of jobs that do not say."""
+        return defaults_of(self.class_name, self.hub_id or self.name, self.schedule)
+
+    def report(self) -> dict[str, Any]:
+        """What `health` tells of it, whether it is loaded or not. `licence`: None where it is not known."""
+        return {
+            "model": self.name,
+            "class": self.class_name,
+            "licence": licence_of(self.class_name, self.hub_id or self.name),
+            "most_images": self.pipeline_class.max_images,
+            "sizes": self.grid.table,
+            "defaults": self.defaults.report(),
+        }
 
     def require_serves(self, request: Drawing) -> None:
         """Refuse what only the checkpoint can say: sizes and numbers of pictures. Raises `InvalidInput`."""
@@ -129,7 +142,8 @@ def inspect(folder: Path) -> Checkpoint:
     multiple = size_multiple_of(class_name, read_json(folder, "vae/config.json"))
     parts = count_parts(shapes, only_text_encoder=not savings_apply(folder, class_name))
     checkpoint = Checkpoint(name, class_name, parameters, multiple, folder, parts=parts, packed=packed)
-    return replace(checkpoint, revision=folder_digest(folder), warning=limits_of(index))
+    schedule = read_schedule(class_name, index)
+    return replace(checkpoint, revision=folder_digest(folder), warning=limits_of(index), schedule=schedule)
 
 
 def plain_shapes(folder: Path) -> tuple[dict[str, dict[str, tuple[int, ...]]], dict[str, int]]:

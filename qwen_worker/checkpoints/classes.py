@@ -10,7 +10,6 @@ from ..errors import LoadError
 from ..jobs.named_sizes import USUAL_SIDE
 from .files import Json
 
-APACHE = "Apache-2.0"
 WEIGHTS = ("transformer", "text_encoder", "vae")  # components that hold parameters
 
 
@@ -27,7 +26,6 @@ class PipelineClass:
     draws_alpha: bool = False  # its VAE has a fourth channel, in and out
     follows_size: bool = False  # an edit's pictures are looked at in about the size asked for, and not in a megapixel
     caches_steps: bool = True  # the step cache knows its transformer
-    license: str = APACHE  # of Qwen's own checkpoints of this class
 
 
 # Any one of these sets of files makes a component complete that holds no parameters.
@@ -43,7 +41,7 @@ PIPELINE_CLASSES = {
     "QwenImageEditPlusPipeline": PipelineClass(EDITS, 3, ("scheduler", "tokenizer", "processor")),
     "QwenImage21Pipeline": PipelineClass(
         EDITS | {"generate"}, 10, ("scheduler", "processor"), size_table="2K", max_side=2752, draws_alpha=True,
-        follows_size=True, caches_steps=False, license="Qwen Research License: research and evaluation only",
+        follows_size=True, caches_steps=False,
     ),
 }  # fmt: skip
 # The parts of a component that the exact savings and quantization act on: (component, pattern of the weights' names).

@@ -16,7 +16,7 @@ from ..lora.file import LoraUse
 from ..memory.footprint import Plan
 from ..model_settings import Speedup
 from ..preset_settings import Preset
-from .partial_denoise import drawn_steps, fixed_steps
+from .partial_denoise import drawn_steps
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def configured(
     `plan`: of the job, which says how its LoRAs are applied; `apart`: guidance's passes stay two; `tiles`: pictures are
     decoded in tiles. The two passes are one call only where a picture is decoded whole: the memory for that holds both.
     """
-    steps = fixed_steps(loaded.pipe) or request.num_inference_steps
+    steps = request.num_inference_steps
     drawn = drawn_steps(steps, request.strength) if isinstance(request, Edit) else steps
     few = FewStepSchedule({})
     if takes_few_steps(request):

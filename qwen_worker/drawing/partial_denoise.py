@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..jobs.request import Edit
+from ..jobs.defaults import stretched
+from ..jobs.few_steps import takes_few_steps
+from ..jobs.request import Drawing, Edit
 
 if TYPE_CHECKING:
     import torch
@@ -100,16 +102,27 @@ class PartialDenoise:
 
 def tail(pipe: Any, request: Edit) -> list[float]:
     """The last ceil(steps x strength) sigmas of the pipeline's own unshifted schedule."""
+    steps = request.num_inference_steps
+    schedule = own_sigmas(pipe, request) or linear_sigmas(steps)
+    return schedule[steps - drawn_steps(steps, request.strength) :]
+
+
+def own_sigmas(pipe: Any, request: Drawing) -> list[float] | None:
+    """The unshifted schedule that the checkpoint brings, in the request's steps; None where it brings none.
+
+    It must be passed to the pipeline, which else takes the checkpoint's in its own number of steps, whatever is asked.
+    """
     schedule = pipe.config.get("sample_sigmas")
     if not schedule:
-        steps = request.num_inference_steps
-        schedule = [1 - k * (1 - 1 / steps) / max(1, steps - 1) for k in range(steps)]
-    return list(schedule[len(schedule) - drawn_steps(len(schedule), request.strength) :])
+        return None
+    steps = request.num_inference_steps
+    # Few-step LoRAs are made for the schedule that pipelines make themselves.
+    return linear_sigmas(steps) if takes_few_steps(request) else stretched(tuple(schedule), steps)
 
 
-def fixed_steps(pipe: Any) -> int:
-    """How many steps the schedule has that a checkpoint comes with, whatever a job asks for; 0 where it has none."""
-    return len(pipe.config.get("sample_sigmas") or ())
+def linear_sigmas(steps: int) -> list[float]:
+    """The unshifted schedule of the pipelines."""
+    return [1 - k * (1 - 1 / steps) / max(1, steps - 1) for k in range(steps)]
 
 
 def drawn_steps(schedule: int, strength: float) -> int:

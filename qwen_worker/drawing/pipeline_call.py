@@ -16,7 +16,7 @@ from ..jobs.request import Edit
 from ..pictures.alpha import finish_drawing
 from ..pictures.canvas import Canvas
 from .finite import FiniteCheck
-from .partial_denoise import PartialDenoise
+from .partial_denoise import PartialDenoise, own_sigmas
 from .prefix_cache import watching_prefixes
 from .preview import Previewer
 
@@ -106,6 +106,8 @@ def call_arguments(pipe: Any, job: Job, canvas: Canvas, keeps_prefix: bool = Tru
         "height": height,
         "num_inference_steps": request.num_inference_steps,
     }
+    if sigmas := own_sigmas(pipe, request):
+        call["sigmas"] = sigmas
     # Guidance acts only with a negative prompt, even an empty one; at 1 there is none and the second pass is saved.
     if request.guidance_scale > 1:
         call["negative_prompt"] = request.negative_prompt or " "

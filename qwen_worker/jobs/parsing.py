@@ -77,7 +77,7 @@ def parse(
         warn(f"{name} {request.output_quality} has no effect with output_format png")
     if request.seed == -1:
         request = request.model_copy(update={"seed": seed_of(job_id)})
-    request = presets.apply(grant_speed(request, presets, sent_as, warn))
+    request = presets.apply(grant_speed(request, presets, sent_as, warn), warn)
     for sentence in presets.warnings_of(request):
         warn(sentence)
     return request

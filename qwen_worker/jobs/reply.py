@@ -82,6 +82,7 @@ class DrawingFacts(TypedDict):
     instruction: NotRequired[str]
     background: NotRequired[Literal["transparent"]]  # where the files have transparency
     has_nsfw_concepts: NotRequired[list[bool]]
+    defaults: NotRequired[dict[str, Any]]
     loras: NotRequired[list[LoraUsed]]
     step_cache: NotRequired[bool]
     stood_down: NotRequired[list[str]]

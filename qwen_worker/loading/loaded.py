@@ -68,7 +68,6 @@ class LoadedPipeline:
             "model": self.checkpoint.name,
             "revision": self.checkpoint.revision,
             "class": self.checkpoint.class_name,
-            "license": self.checkpoint.license,
             "device": self.plan.device,
             "precision": self.plan.precision.value,
             "plan": str(self.plan),

@@ -262,7 +262,7 @@ FOUND_IN_DOCUMENTATION = [
     row("replicate.com/jackieyaung/qwen-image-edit-2509-gguf",
         {"image": URL, "image2": OTHER, "negative_prompt": "blurry", "steps": 4, "cfg_scale": 1, "seed": -1,
          "denoise": 1.0},
-        edit(URL, OTHER, num_inference_steps=4, guidance_scale=1)),
+        edit(URL, OTHER, num_inference_steps=4, guidance_scale=1), ["negative_prompt"]),
     row("wavespeed.ai/qwen-image/text-to-image-2512",
         {"size": "1024*1024", "seed": 7, "output_format": "jpeg", "enable_sync_mode": True,
          "enable_base64_output": True},

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from qwen_worker.checkpoints.checkpoint import released
 from qwen_worker.jobs.few_step_schedules import viggle_sigmas
 from qwen_worker.jobs.request import TRANSPARENT_INSTRUCTION
 
@@ -354,15 +353,6 @@ def test_fast_draws_on_the_schedule_of_its_lora(cold_worker, settings_21, stock,
 
 
 # What is told of it, and the whole way
-
-
-def test_health_names_the_licence_of_each_model(worker, ask):
-    output_of(worker)
-    models = run(worker, {"task": "health"})["output"]["models"]
-    assert [model["license"] for model in models] == ["Qwen Research License: research and evaluation only"]
-    ask(**SMALL)
-    assert ask(task="health")["output"]["models"][0]["license"] is None  # the tiny one is nobody's
-    assert released("Qwen/Qwen-Image").license == "Apache-2.0"
 
 
 def test_openai_s_client_gets_transparency_through_the_sdk_s_loop(tiny, settings_21, tmp_path):
