@@ -35,7 +35,7 @@ from qwen_worker.jobs.named_sizes import Grid
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
 from qwen_worker.jobs.reply import DrawingResult
-from qwen_worker.jobs.request import Drawing, Edit, Health, Request, Schema
+from qwen_worker.jobs.request import Drawing, Health, Request, Schema
 from qwen_worker.jobs.response_shapes import shape_of
 from qwen_worker.jobs.schema import job_schema
 from qwen_worker.loading.catalogue import Catalogue
@@ -227,7 +227,7 @@ class Worker:
                 await job.run_on(self.inference_thread, check.load)
             except LoadError as failure:
                 raise JobError("model_unavailable", f"the safety check: {failure.reason}") from None
-        await check.check_inputs(job, inputs.sources)
+        await check.check_inputs(job, inputs.sent or inputs.sources)
 
     async def locate(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
         """The checkpoint that serves the job, where it has been located, and why its model cannot be had, if so."""
@@ -244,11 +244,10 @@ class Worker:
         request = job.request
         loaded = self.pipelines.get(request.task)
         fixed = fixed_steps(loaded.pipe) if loaded else 0
-        strength = request.strength if isinstance(request, Edit) else 1.0
-        steps = drawn_steps(fixed or request.num_inference_steps, strength)
+        steps = drawn_steps(fixed or request.num_inference_steps, request.strength)
         job.expect_steps(steps)
         kind, calls = kind_of(request, canvas.size, len(canvas.sources)), self.batches.fewest_calls(request)
-        self.paces.require_time(kind, calls, steps, job.seconds_to_limit(), None if fixed else strength)
+        self.paces.require_time(kind, calls, steps, job.seconds_to_limit(), None if fixed else request.strength)
 
     def draw(self, entry: DrawingJob, failure: LoadError | None) -> DrawingResult:
         """The pictures and what drew them, loading the model first where it is not; on the inference thread."""

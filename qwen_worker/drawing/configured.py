@@ -34,7 +34,7 @@ def configured(
     decoded in tiles. The two passes are one call only where a picture is decoded whole: the memory for that holds both.
     """
     steps = fixed_steps(loaded.pipe) or request.num_inference_steps
-    drawn = drawn_steps(steps, request.strength) if isinstance(request, Edit) else steps
+    drawn = drawn_steps(steps, request.strength)
     changes: dict[str, Any] = dict(FEW_STEP_SCHEDULER) if takes_few_steps(request) else {}
     # One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.
     if steps == 1:

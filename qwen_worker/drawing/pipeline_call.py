@@ -12,7 +12,6 @@ from PIL import Image
 
 from ..errors import Cancelled
 from ..jobs.job import Job
-from ..jobs.request import Edit
 from ..pictures.canvas import Canvas
 from ..pictures.images import to_rgb
 from .finite import FiniteCheck
@@ -39,13 +38,13 @@ def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Pr
     """Picture `number` of the job, counted from 0, and the steps that it took."""
     import torch
 
-    request, mask = job.request, canvas.mask
+    request = job.request
     # A CPU generator draws the same noise whatever the card.
     generator = torch.Generator("cpu").manual_seed(request.seeds[number])
     call = call_arguments(pipe, job, canvas)
     partial = None
-    if isinstance(request, Edit) and (mask is not None or request.strength < 1):
-        partial = PartialDenoise(pipe, canvas.sources[0], mask, canvas.size, request, generator)
+    if canvas.start:
+        partial = PartialDenoise(pipe, canvas.start, canvas.mask, canvas.size, request, generator)
         call |= {"latents": partial.latents, "sigmas": partial.sigmas}
     steps = 0
 

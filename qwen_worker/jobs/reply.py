@@ -14,7 +14,7 @@ from ..errors import LoadError, hide_secrets
 from ..preset_settings import Preset
 from ..settings import Settings
 from .few_steps import takes_few_steps
-from .request import Drawing, Edit, Lora
+from .request import Drawing, Lora
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -168,7 +168,7 @@ def drawing_facts(
         facts["seed_text"], facts["seeds_text"] = str(request.seed), [str(seed) for seed in request.seeds]
     if drawn_by and drawn_size != size:
         facts["drawn_dimensions"] = f"{drawn_size[0]}x{drawn_size[1]}"
-    if isinstance(request, Edit):
+    if request.images:
         facts["strength"] = request.strength
     if (instruction := instruction or request.instruction) != request.prompt:
         facts["instruction"] = instruction

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..errors import BeyondSchema
+from .expansion import RULE as EXPAND_RULE
+from .expansion import Margins, ReadMargins
 from .field_types import MAX_RATIO, BrokenRule, ImageText, MaskText, Side, Text, whole_number
 from .sources import RULE as LORA_RULE
 from .sources import is_source
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
 MAX_SEED = 2**64 - 1  # what a seed of torch holds
 MAX_IMAGES_IN = 3
+MAX_STARTS = 1  # pictures that generate takes: the one that it begins with
+START_STRENGTH = 0.6  # of such a picture where the job says none: that of diffusers' image-to-image class
 MAX_LORAS = 4
 # Of the texts that `embed_parameters` writes twice into a JPEG, in UTF-16: its EXIF has 65,533 bytes, and numbers and
 # names take a few thousand of them.
@@ -35,7 +39,7 @@ BACKGROUND_INSTRUCTION = (
 )
 
 IMAGE_FIELDS = ("image", "image_url", "images")
-MASK_FIELDS = ("mask_image", "mask_from")
+PART_FIELDS = ("mask_image", "mask_from", "expand", "fit")  # say which part is drawn, as background_replacement does
 
 
 class Request(BaseModel, frozen=True):
@@ -93,6 +97,13 @@ class Drawing(Request, frozen=True):
 
     prompt: Text
     negative_prompt: Text | None = None
+    images: tuple[ImageText, ...] = ()
+    mask_image: MaskText | None = None
+    # Whether the mask's transparent or its white pixels are repainted; None where its colours say it by themselves.
+    mask_from: Annotated[Literal["alpha", "white"], Field(description="'alpha' or 'white'")] | None = None
+    strength: Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1"), ReadNumber] = 1.0
+    expand: Annotated[Margins | None, Field(description=EXPAND_RULE), ReadMargins] = None
+    fit: Annotated[Literal["expand"], Field(description="'expand'")] | None = None
     width: Side | None = None
     height: Side | None = None
     # A size by its name, whose pixels depend on the checkpoint (`named_sizes.py`), in place of width and height.
@@ -172,6 +183,42 @@ class Drawing(Request, frozen=True):
                 )
         return self
 
+    @model_validator(mode="after")
+    def require_pictures_for_their_fields(self) -> Self:
+        """Refuse what is said of a picture that is not there, or of one of several."""
+        count, sentence = len(self.images), ""
+        if self.mask_from and not self.mask_image:
+            sentence = "mask_from says how mask_image is read, and mask_image is not given"
+        elif named := [name for name in ("mask_image", "expand", "fit") if getattr(self, name) and not count]:
+            sentence = f"{named[0]} is about an input picture, and none is given: send image"
+        elif count > 1 and (self.mask_image or self.strength < 1):
+            sentence = f"mask_image and strength below 1 work on one image, not {count}"
+        elif count > 1 and (self.expand or self.fit):
+            sentence = f"{'expand' if self.expand else 'fit'} works on one image, not {count}"
+        if sentence:
+            raise BrokenRule(sentence, BeyondSchema.TOGETHER)
+        return self
+
+    @property
+    def grows(self) -> bool:
+        """Whether the input picture gets a larger canvas."""
+        return bool(self.expand or self.fit)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether a part of the input picture is kept as it is, pixel by pixel."""
+        return bool(self.mask_image or self.grows)
+
+    @property
+    def starts_from_picture(self) -> bool:
+        """Whether the drawing begins with its input picture, or keeps a part of it."""
+        return self.is_masked or bool(self.images and self.strength < 1)
+
+    @property
+    def uses_pictures(self) -> bool:
+        """Whether the result depends on the input pictures; generate leaves nothing of one at strength 1."""
+        return self.starts_from_picture
+
     @property
     def instruction(self) -> str:
         """The text that the model gets where it is not rewritten (`Job.instruction`)."""
@@ -192,11 +239,15 @@ DRAWING_FIELDS: dict[str, JsonSchema] = Drawing.model_json_schema()["properties"
 
 
 class Generate(Drawing, frozen=True):
-    """A picture from a prompt."""
+    """A picture from a prompt, and perhaps from a picture that the drawing begins with."""
 
     task = "generate"
     width: Side = 1024
     height: Side = 1024
+    images: Annotated[
+        tuple[ImageText, ...],
+        Field(max_length=MAX_STARTS, strict=False, description=f"a list of at most {MAX_STARTS} image"),
+    ] = ()
 
 
 class Edit(Drawing, frozen=True):
@@ -209,28 +260,24 @@ class Edit(Drawing, frozen=True):
             min_length=1, max_length=MAX_IMAGES_IN, strict=False, description=f"a list of 1 to {MAX_IMAGES_IN} images"
         ),
     ]
-    mask_image: MaskText | None = None
-    # Whether the mask's transparent or its white pixels are repainted; None where its colours say it by themselves.
-    mask_from: Annotated[Literal["alpha", "white"], Field(description="'alpha' or 'white'")] | None = None
     size_from: Annotated[int, whole_number(0, MAX_IMAGES_IN - 1), ReadWhole] = 0
-    strength: Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1"), ReadNumber] = 1.0
     draw_size: Annotated[Literal["input", "asked"], Field(description="'input' or 'asked'")] = "input"
 
     @model_validator(mode="after")
     def require_fields_to_agree(self) -> Self:
         count = len(self.images)
         sentence = ""
-        if count > 1 and (self.mask_image or self.strength < 1):
-            sentence = f"mask_image and strength below 1 work on one image, not {count}"
-        elif self.mask_from and not self.mask_image:
-            sentence = "mask_from says how mask_image is read, and mask_image is not given"
-        elif self.size_from >= count:
+        if self.size_from >= count:
             sentence = f"size_from must be below the number of images, {count}, not {self.size_from}"
         elif (self.width is None) != (self.height is None) and "x" not in (self.size or ""):
             sentence = "width and height go together: give both or neither"
         if sentence:
             raise BrokenRule(sentence, BeyondSchema.TOGETHER)
         return self
+
+    @property
+    def uses_pictures(self) -> bool:
+        return True
 
 
 class BackgroundReplacement(Edit, frozen=True):
@@ -239,6 +286,8 @@ class BackgroundReplacement(Edit, frozen=True):
     task = "background_replacement"
     mask_image: None = None
     mask_from: None = None
+    expand: None = None
+    fit: None = None
 
     @property
     def instruction(self) -> str:

@@ -6,6 +6,7 @@ from PIL import Image
 
 from ..jobs.job import Job
 from ..jobs.named_sizes import Grid, brought_warning, grid_of, with_size
+from ..jobs.request import Edit
 from .inputs import Inputs
 from .masks import restore_outside
 from .sizes import moved_warning, sizes_of
@@ -23,6 +24,8 @@ class Canvas:
     size: tuple[int, int]
     delivered_size: tuple[int, int] | None = None
     original: Image.Image | None = None
+    # The picture that the drawing begins with, or keeps a part of; `sources` are those that the model looks at.
+    start: Image.Image | None = None
 
     @property
     def result_size(self) -> tuple[int, int]:
@@ -35,9 +38,10 @@ class Canvas:
         """
         if drawn.size != self.result_size:
             drawn = drawn.resize(self.result_size, Image.Resampling.LANCZOS)
-        if self.mask is None:
+        kept = self.original or self.start
+        if self.mask is None or kept is None:
             return drawn
-        return restore_outside(drawn, self.original or self.sources[0], self.mask)
+        return restore_outside(drawn, kept, self.mask)
 
 
 def canvas_of(job: Job, inputs: Inputs, grid: Grid) -> Canvas:
@@ -52,4 +56,6 @@ def canvas_of(job: Job, inputs: Inputs, grid: Grid) -> Canvas:
     for warning in filter(None, (brought, moved)):
         job.warn(warning)
     job.request = with_size(request, sizes.delivered)
-    return Canvas(inputs.sources, inputs.mask, *sizes, inputs.original)
+    looked_at = inputs.sources if isinstance(request, Edit) else []
+    start = inputs.sources[0] if request.starts_from_picture else None
+    return Canvas(looked_at, inputs.mask, *sizes, inputs.original, start)

@@ -27,13 +27,14 @@ def draw(request: Drawing, canvas: Canvas) -> list[Image.Image]:
 
 
 def stand_in(request: Drawing, canvas: Canvas, seed: int) -> Image.Image:
-    """A filter on the first source, inside the mask where there is one; without a source a gradient.
+    """A filter on the picture that is edited, inside the mask where there is one; without a picture a gradient.
 
     The band lies over either, also outside the mask: nobody takes the caller's own picture for an edited one.
     """
-    if not canvas.sources:
+    edited = canvas.start or next(iter(canvas.sources), None)
+    if not edited:
         return with_band(gradient(request.prompt, canvas.result_size, seed))
-    source = canvas.sources[0].resize(canvas.result_size, Image.Resampling.LANCZOS)
+    source = edited.resize(canvas.result_size, Image.Resampling.LANCZOS)
     return with_band(canvas.finish(FILTERS[filter_name(request.prompt)](source)))
 
 

@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..jobs.request import Drawing, Edit
+from ..jobs.expansion import Margins, margins_to_ratio, require_canvas
+from ..jobs.named_sizes import ratio_of
+from ..jobs.request import Drawing
 from ..jobs.sources import is_url
 from ..jobs.values import Warn
 from ..network.fetch import fetch
 from .colour import PROFILE, space_of
 from .data_uris import MAX_BYTES, QUOTES, decode_base64, require_reachable
+from .expansion import expanded, expanded_mask
 from .images import as_rgb, flatten, load_picture
 from .masks import decode_mask
 
@@ -24,11 +27,14 @@ class Inputs(NamedTuple):
     """RGB sources in sRGB (none for generate); the mask, `L` of the source's size with 255 = repaint.
 
     `original`: the masked source, RGB or L, in its own colour space and with its profile, where its file has one.
+    `sent`: the sources as they were before their canvas grew, where it did, by `margins`.
     """
 
     sources: list[Image.Image]
     mask: Image.Image | None
     original: Image.Image | None = None
+    sent: list[Image.Image] | None = None
+    margins: Margins | None = None
 
 
 def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: threading.Event | None = None) -> Inputs:
@@ -36,9 +42,9 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
 
     Raises `JobError` image_unreadable, image_fetch_failed or invalid_input, naming the picture, or `Cancelled`.
     """
-    if not isinstance(request, Edit):
+    if not isinstance(request, Drawing) or not request.images:
         return Inputs([], None)
-    several, is_masked = len(request.images) > 1, request.mask_image is not None
+    several, is_masked = len(request.images) > 1, request.is_masked
     sources: list[Image.Image] = []
     original = None
     for number, text in enumerate(request.images):
@@ -46,10 +52,25 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
         data = read_image(text, label, fetch_seconds, cancelled)
         source, original = open_source(data, label, warn, is_masked)
         sources.append(source)
-    if request.mask_image is None:
-        return Inputs(sources, None)
-    data = read_image(request.mask_image, "mask_image", fetch_seconds, cancelled)
-    return Inputs(sources, decode_mask(data, "mask_image", sources[0].size, warn, request.mask_from), original)
+    mask = None
+    if request.mask_image is not None:
+        data = read_image(request.mask_image, "mask_image", fetch_seconds, cancelled)
+        mask = decode_mask(data, "mask_image", sources[0].size, warn, request.mask_from)
+    inputs = Inputs(sources, mask, original)
+    return on_grown_canvas(request, inputs) if request.grows else inputs
+
+
+def on_grown_canvas(request: Drawing, inputs: Inputs) -> Inputs:
+    """The inputs of a job whose picture gets a larger canvas: what is new is repainted, beside what its mask repaints.
+
+    Raises `InvalidInput` for a canvas that is too large or too long.
+    """
+    source, ratio = inputs.sources[0], ratio_of(request.aspect_ratio)
+    margins = request.expand or margins_to_ratio(source.size, ratio or 1.0)
+    require_canvas(source.size, margins)
+    original = expanded(inputs.original, margins) if inputs.original else None
+    mask = expanded_mask(inputs.mask, source.size, margins)
+    return Inputs([expanded(source, margins)], mask, original, inputs.sources, margins)
 
 
 def open_source(data: bytes, label: str, warn: Warn, is_masked: bool) -> tuple[Image.Image, Image.Image | None]:
