@@ -5,11 +5,11 @@ Knows nothing of what the new part is filled with (`pictures/expansion.py`).
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from ..errors import BeyondSchema, InvalidInput
 from .field_types import MAX_RATIO, whole_number
-from .values import WHOLE, JsonSchema, ReadFirst, ReadWhole, agree, read_whole, text_like
+from .values import NULL, WHOLE, JsonSchema, ReadWhole, agree, read_whole, text_like
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -47,12 +47,17 @@ def read_margins(value: "JsonValue") -> "JsonValue":
     return given if any(not agree(pixels, 0) for pixels in given.values()) else None
 
 
-NULLABLE_MARGINS: JsonSchema = {
+BY_SIDE: JsonSchema = {
     "type": "object",
-    "properties": {side: {"anyOf": [MARGIN, {"type": "null"}]} for side in SIDES},
-    "additionalProperties": {"type": "null"},
+    "properties": {side: {"anyOf": [MARGIN, NULL]} for side in SIDES},
+    "additionalProperties": NULL,
 }
-ReadMargins = ReadFirst(read_margins, (MARGIN, NULLABLE_MARGINS))
+ExpandBy = Annotated[
+    Margins | None,
+    Field(description=RULE),
+    BeforeValidator(read_margins),
+    WithJsonSchema({"anyOf": [MARGIN, BY_SIDE]}),
+]
 
 
 def gather_sides(sent: "dict[str, JsonValue]") -> None:

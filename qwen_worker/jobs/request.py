@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..errors import BeyondSchema
-from .expansion import RULE as EXPAND_RULE
-from .expansion import Margins, ReadMargins
+from .expansion import ExpandBy
 from .field_types import MAX_RATIO, BrokenRule, ImageText, MaskText, Side, Text, whole_number
 from .sources import RULE as LORA_RULE
 from .sources import is_source
@@ -102,7 +101,7 @@ class Drawing(Request, frozen=True):
     # Whether the mask's transparent or its white pixels are repainted; None where its colours say it by themselves.
     mask_from: Annotated[Literal["alpha", "white"], Field(description="'alpha' or 'white'")] | None = None
     strength: Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1"), ReadNumber] = 1.0
-    expand: Annotated[Margins | None, Field(description=EXPAND_RULE), ReadMargins] = None
+    expand: ExpandBy = None
     fit: Annotated[Literal["expand"], Field(description="'expand'")] | None = None
     width: Side | None = None
     height: Side | None = None
