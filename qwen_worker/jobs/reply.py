@@ -79,6 +79,7 @@ class DrawingFacts(TypedDict):
     seeds_text: NotRequired[list[str]]
     worker_version: str
     strength: NotRequired[float]
+    expand: NotRequired[dict[str, int]]  # by how many pixels the canvas grew on each side
     instruction: NotRequired[str]
     has_nsfw_concepts: NotRequired[list[bool]]
     loras: NotRequired[list[LoraUsed]]
@@ -170,6 +171,8 @@ def drawing_facts(
         facts["drawn_dimensions"] = f"{drawn_size[0]}x{drawn_size[1]}"
     if request.images:
         facts["strength"] = request.strength
+    if request.expand:
+        facts["expand"] = request.expand.model_dump()
     if (instruction := instruction or request.instruction) != request.prompt:
         facts["instruction"] = instruction
     if request.loras:

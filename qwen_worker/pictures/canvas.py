@@ -56,6 +56,8 @@ def canvas_of(job: Job, inputs: Inputs, grid: Grid) -> Canvas:
     for warning in filter(None, (brought, moved)):
         job.warn(warning)
     job.request = with_size(request, sizes.delivered)
+    if inputs.margins:
+        job.request = job.request.model_copy(update={"expand": inputs.margins, "fit": None})
     looked_at = inputs.sources if isinstance(request, Edit) else []
     start = inputs.sources[0] if request.starts_from_picture else None
     return Canvas(looked_at, inputs.mask, *sizes, inputs.original, start)

@@ -64,30 +64,35 @@ def test_the_picture_is_that_of_diffusers_image_to_image_class(draw, warm_worker
     request = parse(small(circle, strength=0.6), "job")
     # The class draws the source's latents by chance from their distribution; it takes latents too, here their mode.
     clean = PartialDenoise(pipe, circle, None, circle.size, request, generator()).clean
+    clean = pipe._unpack_latents(clean, SIDE, SIDE, pipe.vae_scale_factor)[:, :, 0]
     theirs = stock(
         prompt=SQUARE, negative_prompt=" ", true_cfg_scale=4.0, num_inference_steps=8, strength=0.6, width=SIDE,
-        height=SIDE, image=pipe._unpack_latents(clean, SIDE, SIDE, pipe.vae_scale_factor)[:, :, 0], generator=generator(),
+        height=SIDE, image=clean, generator=generator(),
     ).images[0]  # fmt: skip
     assert furthest(ours, theirs) <= 1
 
 
-def test_within_the_mask_the_picture_is_that_of_diffusers_inpainting_class(draw, warm_worker, circle, mask):
+def test_with_a_mask_the_drawing_is_that_of_diffusers_inpainting_class(warm_worker, circle, mask):
     import diffusers
 
-    ours, _ = draw(**small(circle, mask_image=as_text(mask)))
     pipe = warm_worker.pipelines.load("generate").pipe
     stock = diffusers.QwenImageInpaintPipeline(**pipe.components)
     stock.set_progress_bar_config(disable=True)
-    noise = torch.randn(1, 1, pipe.vae.config.z_dim, 16, 16, generator=generator())
+    call = {"prompt": SQUARE, "negative_prompt": " ", "true_cfg_scale": 4.0, "width": SIDE, "height": SIDE}
     theirs = stock(
-        prompt=SQUARE, negative_prompt=" ", true_cfg_scale=4.0, num_inference_steps=8, strength=1.0, width=SIDE,
-        height=SIDE, image=circle, mask_image=mask, latents=noise, generator=generator(),
+        **call, num_inference_steps=8, strength=0.9, image=circle, mask_image=mask, generator=generator()
+    ).images[0]
+    after = generator()
+    torch.randn(1, 16, 1, 16, 16, generator=after)  # by which the class draws the source's latents, before the noise
+    request = parse(small(circle, mask_image=as_text(mask), strength=0.9), "job")
+    start = PartialDenoise(pipe, circle, mask, circle.size, request, after)
+    ours = pipe(
+        **call, latents=start.latents, sigmas=start.sigmas,
+        callback_on_step_end=lambda _, step, __, tensors: start.after_step(step, tensors),
     ).images[0]  # fmt: skip
-    inner = mask.copy()
-    inner.paste(0, (0, 0, 160, 72)), inner.paste(0, (0, 184, 160, 192)), inner.paste(0, (152, 0, 160, 192))
-    difference = np.abs(np.asarray(ours, int) - np.asarray(theirs, int))[np.asarray(inner) > 0]
-    assert difference.mean() < 2  # the class draws the latents outside the mask by chance
-    assert furthest(ours, circle, ImageChops.invert(mask)) == 0
+    difference = np.abs(np.asarray(ours, int) - np.asarray(theirs, int))
+    # Up to rounding, and to the source's latents, which the class draws by chance around the mode.
+    assert difference.mean() < 0.2 and difference.max() < 12
 
 
 def test_a_mask_is_repainted_and_all_else_kept_to_the_bit(draw, circle, mask):
@@ -126,7 +131,9 @@ def test_a_step_cache_draws_it_too(draw, circle):
 
 def test_a_rejected_start_never_reaches_the_model(cold_worker):
     worker = cold_worker(QWEN_SAFETY_MODEL=str(FOLDER))
-    triangle = Image.fromarray(scenes.draw(scenes.Scene("red", "triangle", "blue", "large", "center", radius=0.23), 512, 512))
+    triangle = Image.fromarray(
+        scenes.draw(scenes.Scene("red", "triangle", "blue", "large", "center", radius=0.23), 512, 512)
+    )
     for more in ({}, {"expand": 256}):  # what is added around a picture does not hide it from the check
         body = posted(worker, task="generate", prompt="a", image=as_text(triangle), **more)
         assert body["error"].startswith("content_rejected: image is rejected by the endpoint's safety check")
