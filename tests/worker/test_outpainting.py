@@ -135,7 +135,7 @@ def test_the_edge_is_soft_within_the_new_part_alone():
 def test_the_fill_begins_with_the_last_pixels_and_has_no_streaks_far_away():
     stripes = Image.fromarray(np.tile(np.uint8([[0], [255]]), (64, 128)))  # a row of black, a row of white
     grown = np.asarray(expanded(stripes, Margins(right=200)), int)
-    assert (grown[:, 128] - grown[:, 127] == 0).all()
+    assert np.abs(grown[:, 128] - grown[:, 127]).max() <= 4
     assert np.abs(np.diff(grown[:, 300])).max() < 8 < np.abs(np.diff(grown[:, 130])).min()
 
 
