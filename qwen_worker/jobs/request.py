@@ -206,7 +206,12 @@ class Drawing(Request, frozen=True):
     @property
     def is_masked(self) -> bool:
         """Whether a part of the input picture is kept as it is, pixel by pixel."""
-        return bool(self.mask_image or self.grows)
+        return bool(self.mask_image or self.keeps_size)
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether what is kept of the input picture keeps its own pixels, however large it is."""
+        return self.grows
 
     @property
     def starts_from_picture(self) -> bool:
@@ -287,6 +292,23 @@ class BackgroundReplacement(Edit, frozen=True):
     mask_from: None = None
     expand: None = None
     fit: None = None
+    keep_subject: Annotated[Literal["exact"], Field(description="'exact'")] | None = None
+    subject_mask: MaskText | None = None
+
+    @model_validator(mode="after")
+    def require_subject_of_one_image(self) -> Self:
+        sentence = ""
+        if self.keep_subject and not self.subject_mask:
+            sentence = "keep_subject 'exact' needs subject_mask, white where the subject is: this worker does not find it itself"
+        elif self.subject_mask and len(self.images) > 1:
+            sentence = f"subject_mask works on one image, not {len(self.images)}"
+        if sentence:
+            raise BrokenRule(sentence, BeyondSchema.TOGETHER)
+        return self
+
+    @property
+    def keeps_size(self) -> bool:
+        return self.subject_mask is not None
 
     @property
     def instruction(self) -> str:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from ..jobs.job import Job
 from ..jobs.named_sizes import Grid, brought_warning, grid_of, with_size
-from ..jobs.request import Edit
+from ..jobs.request import BackgroundReplacement, Edit
 from .inputs import Inputs
 from .masks import restore_outside
 from .sizes import moved_warning, sizes_of
@@ -24,6 +24,7 @@ class Canvas:
     size: tuple[int, int]
     delivered_size: tuple[int, int] | None = None
     original: Image.Image | None = None
+    is_soft: bool = False  # whether the mask's greys say how the drawing fades into what is kept
     # The picture that the drawing begins with, or keeps a part of; `sources` are those that the model looks at.
     start: Image.Image | None = None
 
@@ -41,7 +42,7 @@ class Canvas:
         kept = self.original or self.start
         if self.mask is None or kept is None:
             return drawn
-        return restore_outside(drawn, kept, self.mask)
+        return restore_outside(drawn, kept, self.mask, self.is_soft)
 
 
 def canvas_of(job: Job, inputs: Inputs, grid: Grid) -> Canvas:
@@ -60,4 +61,5 @@ def canvas_of(job: Job, inputs: Inputs, grid: Grid) -> Canvas:
         job.request = job.request.model_copy(update={"expand": inputs.margins, "fit": None})
     looked_at = inputs.sources if isinstance(request, Edit) else []
     start = inputs.sources[0] if request.starts_from_picture else None
-    return Canvas(looked_at, inputs.mask, *sizes, inputs.original, start)
+    is_soft = isinstance(request, BackgroundReplacement)
+    return Canvas(looked_at, inputs.mask, *sizes, inputs.original, is_soft, start)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..jobs.expansion import Margins, margins_to_ratio, require_canvas
 from ..jobs.named_sizes import ratio_of
-from ..jobs.request import Drawing
+from ..jobs.request import BackgroundReplacement, Drawing
 from ..jobs.sources import is_url
 from ..jobs.values import Warn
 from ..network.fetch import fetch
@@ -19,6 +19,7 @@ from .data_uris import MAX_BYTES, QUOTES, decode_base64, require_reachable
 from .expansion import expanded, expanded_mask
 from .images import as_rgb, flatten, load_picture
 from .masks import decode_mask
+from .matte import around_subject
 
 SMALL_SIDE = 768  # pixels of the longer side of pictures that a language model looks at
 
@@ -56,6 +57,9 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
     if request.mask_image is not None:
         data = read_image(request.mask_image, "mask_image", fetch_seconds, cancelled)
         mask = decode_mask(data, "mask_image", sources[0].size, warn, request.mask_from)
+    if isinstance(request, BackgroundReplacement) and request.subject_mask:
+        data = read_image(request.subject_mask, "subject_mask", fetch_seconds, cancelled)
+        mask = around_subject(data, "subject_mask", sources[0].size, warn)
     inputs = Inputs(sources, mask, original)
     return on_grown_canvas(request, inputs) if request.grows else inputs
 

@@ -77,14 +77,15 @@ def fits(mask: tuple[int, int], size: tuple[int, int]) -> bool:
     return is_near or abs(across - down) <= TOLERANCE * down
 
 
-def restore_outside(picture: Image.Image, source: Image.Image, mask: Image.Image) -> Image.Image:
+def restore_outside(picture: Image.Image, source: Image.Image, mask: Image.Image, is_soft: bool = False) -> Image.Image:
     """The picture inside the mask and the source's own pixels outside; they fade over `FEATHER` pixels inside its edge.
 
-    Source and mask are brought to the picture's size, and the picture, which is sRGB, to the source's colour space.
+    With `is_soft` they fade as the mask's own greys do. Source and mask are brought to the picture's size, and the
+    picture, which is sRGB, to the source's colour space.
     """
     source = source.resize(picture.size, Image.Resampling.LANCZOS) if source.size != picture.size else source
     mask = mask.resize(picture.size, Image.Resampling.NEAREST) if mask.size != picture.size else mask
-    return Image.composite(in_space_of(picture, source), source, feather(mask))
+    return Image.composite(in_space_of(picture, source), source, mask if is_soft else feather(mask))
 
 
 def feather(mask: Image.Image) -> Image.Image:

@@ -66,7 +66,7 @@ def start_sizes(request: Drawing, source: Size, mask: Image.Image | None, grid: 
 
 def kept_size(request: Drawing, source: Size, mask: Image.Image | None) -> Size:
     """The size of a result whose job asks for none: that of a picture of which a part is kept, as far as it may be."""
-    is_kept = request.grows or (mask is not None and is_drawable(source, 1))
+    is_kept = request.keeps_size or (mask is not None and is_drawable(source, 1))
     return source if is_kept else conditioning_size(source)
 
 
