@@ -299,7 +299,9 @@ class BackgroundReplacement(Edit, frozen=True):
     def require_subject_of_one_image(self) -> Self:
         sentence = ""
         if self.keep_subject and not self.subject_mask:
-            sentence = "keep_subject 'exact' needs subject_mask, white where the subject is: this worker does not find it itself"
+            sentence = (
+                "keep_subject 'exact' needs subject_mask, white where the subject is: the worker does not find it"
+            )
         elif self.subject_mask and len(self.images) > 1:
             sentence = f"subject_mask works on one image, not {len(self.images)}"
         if sentence:

@@ -71,7 +71,7 @@ def test_a_photo_larger_than_a_job_may_ask_for_keeps_its_size_and_its_subject(dr
     [
         (
             {},
-            "keep_subject 'exact' needs subject_mask, white where the subject is: this worker does not find it itself",
+            "keep_subject 'exact' needs subject_mask, white where the subject is: the worker does not find it",
         ),
         ({"subject_mask": "aGk=", "images": ["aGk="] * 2}, "subject_mask works on one image, not 2"),
         ({"keep_subject": "nearly"}, "keep_subject must be 'exact', not \"nearly\""),
