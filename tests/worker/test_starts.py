@@ -1,5 +1,7 @@
 """Task generate with a picture to begin with: `strength` and `mask_image` on the model that draws from prompts."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,10 @@ from PIL import Image, ImageChops
 from qwen_tiny.world import judge, scenes
 from qwen_worker.drawing.partial_denoise import PartialDenoise
 from qwen_worker.jobs.parsing import parse
+from qwen_worker.model_settings import Precision
 from qwen_worker.pictures.marks import SOURCE_TYPES, Origin
 
-from ..conftest import as_text, picture_of, posted, run, warnings_of
+from ..conftest import as_text, picture_of, place_by, posted, run, warnings_of
 from ..support.scene_classifier import FOLDER
 
 SIDE = 256
@@ -127,6 +130,36 @@ def test_a_step_cache_draws_it_too(draw, circle):
     cached, facts = draw(**small(circle, strength=0.8, preset="balanced", num_inference_steps=20))
     assert facts["step_cache"] is True and facts["steps"] == 16
     assert judge.read(cached).colour == "red" and judge.read(cached).background == "blue"
+
+
+def test_speed_ups_draw_it_alike(cold_worker, draw, circle, mask):
+    fields = small(circle, strength=0.8, mask_image=as_text(mask), num_inference_steps=4)
+    worker = cold_worker(QWEN_SPEEDUPS="rotary,guidance")
+    drawn = posted(worker, **fields)["output"]
+    assert "stood_down" not in drawn["metadata"]
+    assert furthest(picture_of(drawn["image"]), draw(**fields)[0]) <= 2  # up to rounding
+
+
+def test_the_modulation_table_draws_it_to_the_bit(cold_worker, circle):
+    fields, drawn = small(circle, strength=0.6, num_inference_steps=3), list[str]()
+    for table in (True, False):
+        worker = cold_worker()
+        plan = worker.pipelines.place("generate")
+        place_by(worker, dataclasses.replace(plan, precision=Precision.BF16, table=table))
+        drawn.append(posted(worker, **fields)["output"]["image"])
+        assert (next(iter(worker.pipelines.loaded.values())).table is not None) == table
+    assert drawn[0] == drawn[1]
+
+
+def test_qwen_image_2_1_begins_with_a_picture_too(cold_worker, circle, mask, tmp_path):
+    from ..support.random_21 import build
+
+    build(tmp_path / "random-2.1")
+    worker = cold_worker(QWEN_IMAGE_MODEL=str(tmp_path / "random-2.1"), QWEN_FALLBACK="forbid")
+    fields = small(circle, num_inference_steps=2, strength=0.5, mask_image=as_text(mask))
+    output = posted(worker, **fields)["output"]
+    assert output["metadata"]["steps"] == 1
+    assert furthest(picture_of(output["image"]), circle, ImageChops.invert(mask)) == 0
 
 
 def test_a_rejected_start_never_reaches_the_model(cold_worker):
