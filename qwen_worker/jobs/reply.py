@@ -95,6 +95,7 @@ class DeliveryFacts(TypedDict):
     delivery: Literal["inline", "url"]
     output_format: str
     delivery_note: NotRequired[str]
+    outputs: NotRequired[list[str]]  # the digests of an edit's files
 
 
 class Metadata(DrawingFacts, DeliveryFacts):

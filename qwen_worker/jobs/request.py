@@ -42,7 +42,8 @@ BACKGROUND_INSTRUCTION = (
 )
 
 IMAGE_FIELDS = ("image", "image_url", "images")
-MASK_FIELDS = ("mask_image", "mask_from")
+MASK_FIELDS = ("mask_image", "mask_from", "mask_crop", "mask_padding", "mask_blend")
+MAX_PADDING = 4096  # pixels around a mask
 
 
 def whole_number(low: int, high: int, multiple: int = 1) -> "FieldInfo":
@@ -176,9 +177,11 @@ class Drawing(Request, frozen=True):
     ] = -1
     num_images: Annotated[int, whole_number(1, 4), ReadWhole] = 1
     output_format: Annotated[
-        Literal["png", "webp", "jpeg", "auto"], Field(description="'png', 'webp', 'jpeg' or 'auto'")
+        Literal["png", "webp", "jpeg", "avif", "auto"], Field(description="'png', 'webp', 'jpeg', 'avif' or 'auto'")
     ] = "auto"
     output_quality: Annotated[int, whole_number(1, 100), ReadWhole] | None = None
+    # Whether WebP, and auto, keep every pixel; None for WebP without a quality, and for auto as far as there is room.
+    lossless: Annotated[bool, Field(description="true or false")] | None = None
     delivery: Annotated[Literal["auto", "inline", "url"], Field(description="'auto', 'inline' or 'url'")] | None = None
     # Absent: the endpoint's, as `response_shapes.shape_of` says.
     response_shape: (
@@ -231,6 +234,20 @@ class Drawing(Request, frozen=True):
                 )
         return self
 
+    @model_validator(mode="after")
+    def require_lossless_to_agree(self) -> Self:
+        name = self.output_format
+        sentence = ""
+        if self.lossless and name in ("jpeg", "avif"):
+            sentence = f"lossless is not to be had with output_format {name}; send png, webp or auto"
+        elif self.lossless is False and name == "png":
+            sentence = "lossless is always true with output_format png; send webp, jpeg or avif"
+        elif self.lossless and name != "png" and self.output_quality:
+            sentence = f"lossless and output_quality {self.output_quality} exclude each other: send one of them"
+        if sentence:
+            raise BrokenRule(sentence, BeyondSchema.TOGETHER)
+        return self
+
     @property
     def instruction(self) -> str:
         """The text that the model gets where it is not rewritten (`Job.instruction`)."""
@@ -271,6 +288,11 @@ class Edit(Drawing, frozen=True):
     mask_image: MaskText | None = None
     # Whether the mask's transparent or its white pixels are repainted; None where its colours say it by themselves.
     mask_from: Annotated[Literal["alpha", "white"], Field(description="'alpha' or 'white'")] | None = None
+    # Whether the region around the mask is drawn alone, and the rest of the picture stays as it is in its own size; None
+    # for pictures that are larger than what the model draws.
+    mask_crop: Annotated[bool, Field(description="true or false")] | None = None
+    mask_padding: Annotated[int, whole_number(0, MAX_PADDING), ReadWhole] | None = None
+    mask_blend: Annotated[Literal["feather", "soft"], Field(description="'feather' or 'soft'")] | None = None
     size_from: Annotated[int, whole_number(0, MAX_IMAGES_IN - 1), ReadWhole] = 0
     strength: Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1"), ReadNumber] = 1.0
     draw_size: Annotated[Literal["input", "asked"], Field(description="'input' or 'asked'")] = "input"
@@ -283,6 +305,12 @@ class Edit(Drawing, frozen=True):
             sentence = f"mask_image and strength below 1 work on one image, not {count}"
         elif self.mask_from and not self.mask_image:
             sentence = "mask_from says how mask_image is read, and mask_image is not given"
+        elif not self.mask_image and (name := next((name for name in MASK_FIELDS if getattr(self, name) is not None), "")):
+            sentence = f"{name} says how mask_image is used, and mask_image is not given"
+        elif self.mask_crop and (self.names_size or self.draw_size == "asked"):
+            sentence = "mask_crop true gives the picture its own size; send it without another size and draw_size"
+        elif self.mask_padding is not None and self.mask_crop is False:
+            sentence = "mask_padding says how much around the mask is cut out, and mask_crop is false"
         elif self.size_from >= count:
             sentence = f"size_from must be below the number of images, {count}, not {self.size_from}"
         elif (self.width is None) != (self.height is None) and "x" not in (self.size or ""):
@@ -291,6 +319,17 @@ class Edit(Drawing, frozen=True):
             raise BrokenRule(sentence, BeyondSchema.TOGETHER)
         return self
 
+    @property
+    def names_size(self) -> bool:
+        """Whether the job asks for another size than that of its own input picture."""
+        return bool(self.width or self.height or self.size) or ":" in (self.aspect_ratio or "")
+
+    @property
+    def may_crop(self) -> bool:
+        """Whether the region around the mask may be drawn alone."""
+        is_own_size = not self.names_size and self.draw_size == "input"
+        return self.mask_image is not None and self.mask_crop is not False and is_own_size
+
 
 class BackgroundReplacement(Edit, frozen=True):
     """An edit whose prompt names the new background alone."""
@@ -298,6 +337,9 @@ class BackgroundReplacement(Edit, frozen=True):
     task = "background_replacement"
     mask_image: None = None
     mask_from: None = None
+    mask_crop: None = None
+    mask_padding: None = None
+    mask_blend: None = None
 
     @property
     def instruction(self) -> str:

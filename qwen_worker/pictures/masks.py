@@ -10,7 +10,7 @@ from PIL import Image, ImageChops
 from ..errors import InvalidInput
 from ..jobs.values import Warn
 from .colour import in_space_of
-from .images import as_rgb, flatten, load_picture
+from .images import MAX_ASPECT, as_rgb, flatten, load_picture
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,22 +20,32 @@ FEATHER = 8  # pixels
 TOLERANCE = 0.02  # of a side or of the aspect, by which a mask may differ from its picture
 DARK, LIGHT = 64, 192  # greys below and from which count as black and white where a mask's meaning is looked for
 BLACK_AND_WHITE = 0.9  # share of the opaque pixels
+# Of a soft mask, what is nearly black or white: JPEG leaves no black as it is.
+FAINT_AS_NONE = [0] * 8 + list(range(8, 248)) + [255] * 8
 AT_LEAST_HALF = [0] * 128 + [255] * 128  # by grey value, black or white
 
 
 def decode_mask(
-    data: bytes, label: str, size: tuple[int, int], warn: Warn, mask_from: Literal["alpha", "white"] | None = None
+    data: bytes,
+    label: str,
+    size: tuple[int, int],
+    warn: Warn,
+    mask_from: Literal["alpha", "white"] | None = None,
+    is_soft: bool = False,
+    max_aspect: float = MAX_ASPECT,
 ) -> Image.Image:
-    """The mask as `L` of 0 and 255 (repaint), fitted to the source picture's size.
+    """The mask as `L` of 0 and 255 (repaint), of all levels with `is_soft`, fitted to the source picture's size.
 
     `mask_from`: whether its transparent or its white pixels are repainted; without it white ones are, and a mask is
     refused that only its transparency gives a meaning. Raises `JobError` image_unreadable or invalid_input.
     """
-    picture = load_picture(data, label, warn)
+    picture = load_picture(data, label, warn, max_aspect)
     if mask_from is None:
         require_meaning(picture, label)
     if mask_from != "alpha":
-        mask, rule = as_rgb(flatten(picture, "black")).convert("L"), "must be white where the picture is repainted"
+        flat = flatten(picture, "black")
+        mask = flat if flat.mode == "L" else as_rgb(flat).convert("L")
+        rule = "must be white where the picture is repainted"
     elif picture.mode in ("LA", "RGBA"):
         mask, rule = ImageChops.invert(picture.getchannel("A")), "must be transparent where the picture is repainted"
     else:
@@ -44,7 +54,7 @@ def decode_mask(
         sizes = f"{size[0]}x{size[1]}, or its aspect, not {mask.width}x{mask.height}"
         raise InvalidInput(f"{label} must have the size of the image, {sizes}")
     mask = mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
-    mask = mask.point(AT_LEAST_HALF)
+    mask = mask.point(FAINT_AS_NONE if is_soft else AT_LEAST_HALF)
     if not mask.getbbox():
         raise InvalidInput(f"{label} {rule}, and has no {'white' if mask_from != 'alpha' else 'transparent'} pixel")
     return mask
@@ -76,14 +86,17 @@ def fits(mask: tuple[int, int], size: tuple[int, int]) -> bool:
     return is_near or abs(across - down) <= TOLERANCE * down
 
 
-def restore_outside(picture: Image.Image, source: Image.Image, mask: Image.Image) -> Image.Image:
+def restore_outside(
+    picture: Image.Image, source: Image.Image, mask: Image.Image, is_soft: bool = False
+) -> Image.Image:
     """The picture inside the mask and the source's own pixels outside; they fade over `FEATHER` pixels inside its edge.
 
-    Source and mask are brought to the picture's size, and the picture, which is sRGB, to the source's colour space.
+    With `is_soft` they fade as the mask's own greys do. Source and mask are brought to the picture's size, and the picture, which is sRGB, to the source's colour space.
     """
     source = source.resize(picture.size, Image.Resampling.LANCZOS) if source.size != picture.size else source
-    mask = mask.resize(picture.size, Image.Resampling.NEAREST) if mask.size != picture.size else mask
-    return Image.composite(in_space_of(picture, source), source, feather(mask))
+    if mask.size != picture.size:
+        mask = mask.resize(picture.size, Image.Resampling.BILINEAR if is_soft else Image.Resampling.NEAREST)
+    return Image.composite(in_space_of(picture, source), source, mask if is_soft else feather(mask))
 
 
 def feather(mask: Image.Image, reach: int = FEATHER) -> Image.Image:

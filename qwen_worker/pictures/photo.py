@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..jobs.named_sizes import Size
-from .colour import PROFILE, Space
+from ..jobs.values import Warn
+from .colour import COLOURS, PROFILE, Space, space_of
 from .crop import Box, Frame
 from .images import as_rgb, flatten
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+UNWRITABLE_PROFILE = "{label} has a colour profile that pictures cannot be written with, and the result is sRGB"
+GREY_PROFILE = "{label} is grey by its colour profile, and so is the result; send it as RGB for colours"
 WHITE = {1: 255, 2: 65535}  # by the bytes of a number
 
 
@@ -38,6 +41,10 @@ class Photo:
             return self.picture.size
         assert self.deep is not None
         return self.deep.shape[1], self.deep.shape[0]
+
+    @property
+    def number_bytes(self) -> int:
+        return 1 if self.picture else 2
 
     @property
     def profile(self) -> bytes | None:
@@ -97,6 +104,35 @@ class Photo:
         width, height = self.size
         shrink = min(1.0, side / max(width, height))
         return self.seen((max(1, round(width * shrink)), max(1, round(height * shrink))), (0, 0, width, height))
+
+
+def open_photo(picture: Image.Image, deep: "NDArray[np.uint16] | None", label: str, warn: Warn) -> Photo:
+    """The photo of a picture as `images.load_picture` gives it, perhaps with its 16 bits as `deep.read_deep` does.
+
+    `warn` is told where its numbers are not kept: those of inks, and those of a profile that nothing can be written in.
+    """
+    space, opaque = space_of(picture, label, warn), COLOURS[picture.mode]
+    if opaque == "CMYK":
+        warn(f"{label} is CMYK, and the result is sRGB")
+    elif space and not space.is_kept:
+        warn(UNWRITABLE_PROFILE.format(label=label))
+    if opaque == "CMYK" or (space and not space.is_kept):
+        return Photo(space.to_srgb(picture) if space else picture.convert("RGB"))
+    mode = space.mode if space else "RGB"  # grey may get colours, unless its profile is for grey alone
+    if space and mode == "L":
+        warn(GREY_PROFILE.format(label=label))
+    if deep is not None:
+        return Photo(None, deep if mode == opaque else in_colours(deep), space)
+    whole = picture if mode == opaque else picture.convert(mode + picture.mode[len(opaque) :])
+    whole.info = {}
+    return Photo(whole, None, space)
+
+
+def in_colours(grey: "NDArray[np.uint16]") -> "NDArray[np.uint16]":
+    """Grey numbers, (height, width, 1 or 2), as red, green and blue; as they are where they are that already."""
+    import numpy as np
+
+    return grey if grey.shape[2] > 2 else np.concatenate([grey[:, :, :1]] * 3 + [grey[:, :, 1:]], axis=2)
 
 
 def to_picture(numbers: "NDArray[np.uint8 | np.uint16]") -> Image.Image:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from ..jobs.named_sizes import Size
 from .colour import convert, srgb_profile
-from .crop import Box, Frame
+from ..jobs.values import Warn
+from .crop import LARGE_SCALE, Box, Frame, frame_of
 from .masks import FEATHER, feather
 from .photo import WHITE, Photo, profiled
 
@@ -115,6 +116,24 @@ class Stitch:
             max(0, around - box[0]), max(0, around - box[1]),
             max(0, box[2] + around - width), max(0, box[3] + around - height),
         )  # fmt: skip
+
+
+def stitch_of(photo: Photo, mask: Image.Image, padding: int | None, is_soft: bool, warn: Warn) -> Stitch:
+    """The part of a photo that is drawn for a mask of its size. `warn` is told where it is drawn much smaller.
+
+    `padding`: as in `crop.frame_of`, whose `InvalidInput` is raised too.
+    """
+    region = mask.getbbox()
+    assert region, "a mask without a pixel is refused when it is decoded"
+    frame = frame_of(photo.size, region, padding)
+    if frame.scale >= LARGE_SCALE:
+        width, height = (round(side) for side in frame.size)
+        drawn = "{}x{}".format(*frame.drawn)
+        warn(
+            f"the region around the mask, {width}x{height}, is drawn at {drawn} and enlarged {frame.scale:.1f} times: it "
+            "has less detail than the rest; for more, repaint smaller regions in several jobs, or with less mask_padding"
+        )
+    return Stitch(photo, frame, region, mask.crop(region), "soft" if is_soft else "feather")
 
 
 def blend(
