@@ -18,20 +18,20 @@ from qwen_worker.checkpoints import checkpoint as checkpoints
 from qwen_worker.checkpoints.checkpoint import Checkpoint
 from qwen_worker.checkpoints.files import is_missing
 from qwen_worker.delivery_settings import ResponseShape
-from qwen_worker.drawing import inference
+from qwen_worker.drawing import inference, job_plan
 from qwen_worker.drawing.batching import Batches
 from qwen_worker.drawing.partial_denoise import drawn_steps, fixed_steps
 from qwen_worker.drawing.preview import Previewer
 from qwen_worker.drawing.prompt_cache import PromptCache
+from qwen_worker.drawing.prompts import rewrite_prompt
 from qwen_worker.drawing.queue import DrawingJob, WaitingQueue
-from qwen_worker.errors import CudaSpoiledError, InvalidInput, JobError, LoadError
+from qwen_worker.errors import CudaSpoiledError, JobError, LoadError
 from qwen_worker.jobs import openai_images
 from qwen_worker.jobs import reply as replies
-from qwen_worker.jobs.checks import require_prompt
 from qwen_worker.jobs.deadline import Paces, kind_of, limit_of
 from qwen_worker.jobs.few_steps import warnings_of
 from qwen_worker.jobs.job import Job, Stage
-from qwen_worker.jobs.named_sizes import Grid, brought_warning, grid_of, with_size
+from qwen_worker.jobs.named_sizes import Grid
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
 from qwen_worker.jobs.reply import DrawingResult
@@ -48,13 +48,14 @@ from qwen_worker.memory import card, cuda
 from qwen_worker.memory.footprint import Plan
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.network.bucket import bucket_from_settings
-from qwen_worker.network.rewrite import RewriteFailed, Rewriter, rewriter_from_settings, waiting_threads
+from qwen_worker.network.rewrite import rewriter_from_settings, waiting_threads
 from qwen_worker.pictures import fallback, marks
+from qwen_worker.pictures.canvas import Canvas, canvas_of
 from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
-from qwen_worker.pictures.inputs import Canvas, Inputs, open_images, small_data_urls
+from qwen_worker.pictures.exact import exact_terms
+from qwen_worker.pictures.inputs import Inputs, open_images
 from qwen_worker.pictures.parameters import embed_parameters
 from qwen_worker.pictures.signing import signer_from_settings
-from qwen_worker.pictures.sizes import moved_warning, sizes_of
 from qwen_worker.serving import fitness, health
 from qwen_worker.serving.job_loop import JobLoop, end_process
 from qwen_worker.serving.progress import Post, Progress, poster
@@ -175,7 +176,7 @@ class Worker:
             if located := self.catalogue.located(request.task):
                 located.require_serves(request)
             # Before anything that waits for the inference thread, which may be at another job's drawing.
-            inputs = await job.run_on(self.side_threads, self.open_pictures, job, terms)
+            inputs, terms = await job.run_on(self.side_threads, self.open_pictures, job, terms)
             if self.safety_check:
                 await self.check_inputs(self.safety_check, job, inputs)
             if self.rewriter and request.prompt_extend:
@@ -185,14 +186,12 @@ class Worker:
                 checkpoint.require_serves(request)
             loras = () if failure else await job.run_on(self.side_threads, self.loras.open_for_job, job, checkpoint)
             grid = checkpoint.grid if checkpoint else Grid()
-            sizes = sizes_of(request, inputs.sources, inputs.mask, grid)
-            canvas = Canvas(inputs.sources, inputs.mask, *sizes, inputs.original)
-            brought = brought_warning(request, grid_of(request, grid), sizes.delivered)
-            moved = moved_warning(request, inputs.sources, sizes)
-            of_model = checkpoint.warning if checkpoint and not failure else None
-            for warning in filter(None, (of_model, brought, moved, size_warning(request, sizes.delivered, terms))):
+            if checkpoint and not failure and checkpoint.warning:
+                job.warn(checkpoint.warning)
+            canvas = canvas_of(job, inputs, grid)
+            request = job.request
+            if warning := size_warning(request, canvas.result_size, terms):
                 job.warn(warning)
-            job.request = request = with_size(request, sizes.delivered)
             self.require_time(job, canvas)
 
             job.enter(Stage.WAITING)
@@ -201,26 +200,32 @@ class Worker:
             concepts = await self.safety_check.check_drawn(job, drawn.pictures) if self.safety_check else []
             job.enter(Stage.DELIVERING)
             origin = marks.origin_of(request, is_stand_in=drawn.model is None)
-            marks.mark_pictures(drawn.pictures, origin, self.settings.QWEN_MARK)
+            edit_round = inputs.lineage.get("round") if inputs.lineage else None
+            marks.mark_pictures(drawn.pictures, origin, self.settings.QWEN_MARK, edit_round)
             label = self.catalogue.label_for(request.task)
             scalings = [use.file.scalings for use in loras if not use.from_settings]
             metadata = replies.drawing_facts(
                 request, canvas.result_size, canvas.size, drawn, label, self.settings, scalings, job.instruction
             )
+            if canvas.stitch:
+                metadata["crop"] = list(canvas.stitch.frame.box_in(canvas.result_size))
             if concepts:
                 metadata["has_nsfw_concepts"] = concepts
             if request.embed_parameters:
                 embed_parameters(drawn.pictures, request, metadata)
             sign = self.signer.signing(origin, metadata) if self.signer else None
             metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings, job.warnings)
-            delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled, sign
+            delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled, sign, inputs.lineage
             return await job.run_on(self.side_threads, deliver, *delivery)
 
-    def open_pictures(self, job: Job, terms: Terms) -> Inputs:
-        """The job's input pictures and its mask; on a side thread."""
+    def open_pictures(self, job: Job, terms: Terms) -> tuple[Inputs, Terms]:
+        """The job's input pictures and its mask, and the terms for a photo of its own size; on a side thread."""
         with timed(job.timings, "input"):
             require_usable(terms, job.cancelled)
-            return open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.warn, job.cancelled)
+            inputs = open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.warn, job.cancelled)
+            if inputs.stitch:
+                terms = exact_terms(job.request, inputs.stitch, terms, job.warn, job.cancelled)
+            return inputs, terms
 
     async def check_inputs(self, check: SafetyCheck, job: Job, inputs: Inputs) -> None:
         """Raises `JobError` content_rejected, or model_unavailable where pictures cannot be checked."""
@@ -229,7 +234,7 @@ class Worker:
                 await job.run_on(self.inference_thread, check.load)
             except LoadError as failure:
                 raise JobError("model_unavailable", f"the safety check: {failure.reason}") from None
-        await check.check_inputs(job, inputs.sources)
+        await check.check_inputs(job, inputs.to_check)
 
     async def locate(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
         """The checkpoint that serves the job, where it has been located, and why its model cannot be had, if so."""
@@ -284,7 +289,7 @@ class Worker:
         """Refuse a job that the plan has no room for, before anything is loaded. Raises `JobError` out_of_memory."""
         checkpoint, canvas = self.catalogue.locate(entry.job.request.task), entry.canvas
         size = checkpoint.name, checkpoint.size_multiple, *canvas.size, len(canvas.sources)
-        inference.plan_for(entry, plan, self.pipelines.get(entry.job.request.task)).require_fits(*size)
+        job_plan.plan_for(entry, plan, self.pipelines.get(entry.job.request.task)).require_fits(*size)
 
     def fall_back(self, entry: DrawingJob, failure: LoadError) -> DrawingResult:
         """Stand-ins for the job's pictures. Raises `JobError` model_unavailable where they are not to be had."""
@@ -294,19 +299,6 @@ class Worker:
         self.queue.enter_call(entry)
         with timed(entry.job.timings, "inference"):
             return DrawingResult(fallback.draw(entry.job.request, entry.canvas), 0, failure=failure)
-
-
-def rewrite_prompt(rewriter: Rewriter, job: Job, inputs: Inputs) -> None:
-    """Have the model get the prompt in the words of the operator's language model, or else the caller's own."""
-    job.enter(Stage.REWRITING)
-    with timed(job.timings, "rewrite"):
-        try:
-            pictures, seconds_left = small_data_urls(inputs.sources), job.seconds_to_limit()
-            job.instruction = require_prompt(rewriter.rewrite(job.instruction, pictures, job.cancelled, seconds_left))
-        except (RewriteFailed, InvalidInput) as failure:
-            reason = failure.sentence if isinstance(failure, InvalidInput) else f"rewriting it failed: {failure}"
-            job.draw_own_words(reason)
-            log_line(job.id, "WARN", f"the prompt was not rewritten: {reason}")
 
 
 def main() -> None:

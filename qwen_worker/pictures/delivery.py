@@ -14,17 +14,19 @@ from PIL import Image
 
 from ..delivery_settings import Delivery, ResponseShape
 from ..errors import Cancelled, InvalidInput, JobError
-from ..jobs.reply import DeliveryFacts, Metadata, posted_bytes
-from ..jobs.request import Drawing, Edit
+from ..jobs.reply import DeliveryFacts, Lineage, Metadata, posted_bytes
+from ..jobs.request import Drawing
 from ..jobs.response_shapes import Files, shape_of, shaped_reply
 from ..network.bucket import Bucket, bucket_from_job
 from ..network.upload import File, UploadFailed, require_public, upload_files
 from ..settings import Settings
 from ..stopwatch import timed
+from .encoding import encode_picture
 from .encodings import BASE64, CONTENT_TYPES, LEAST_RATES, copies_in_reply, encodings, is_lossless, photo_rate
-from .images import encode_picture
+from .exact import encode_whole
 from .lineage import digest_of
 from .signing import Sign
+from .stitch import STITCH_KEY
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -121,19 +123,20 @@ def deliver(
     timings: dict[str, float],
     cancelled: threading.Event,
     sign: Sign | None = None,
+    lineage: Lineage | None = None,
 ) -> dict[str, Any]:
     """The reply, of at most `terms.limit_bytes` as the SDK will post it. Stand-ins stay in it: no bucket gets one.
 
     `complete_metadata(delivery)` adds the delivery's facts and the timings so far to the metadata. `sign`: what signs
-    each file, where the operator has files signed.
+    each file, where the operator has files signed. `lineage`: an edit's, which gets the digests of its files.
     Raises `JobError` result_too_large or upload_failed with both figures, or `Cancelled`.
     """
     bucket, note, smallest = terms.bucket, "", 0
     is_exact = is_lossless(*terms.encodings[0]) if terms.encodings else False
     for attempt, (output_format, quality) in enumerate(terms.encodings or encodings(request)):
-        with timed(timings, "encode"):
-            files = [encode_unless_cancelled(cancelled, picture, output_format, quality) for picture in pictures]
-            if sign:
+        files = [encode_unless_cancelled(cancelled, picture, output_format, quality, timings) for picture in pictures]
+        if sign:
+            with timed(timings, "encode"):
                 files = [sign(file, CONTENT_TYPES[output_format]) for file in files]
         if is_exact and not is_lossless(output_format, quality):
             note = INEXACT_NOTE.format(size=smallest / 1e6)
@@ -142,8 +145,8 @@ def deliver(
         facts: DeliveryFacts = {"delivery": "inline", "output_format": output_format}
         if note:
             facts["delivery_note"] = note
-        if isinstance(request, Edit):
-            facts["outputs"] = [digest_of(file) for file in files]
+        if lineage:
+            facts["lineage"] = {**lineage, "outputs": [digest_of(file) for file in files]}
         metadata = complete_metadata(facts)
         reply = shaped_reply(terms.shape, request, metadata, inline)
         by_url = not attempt and (terms.mode is Delivery.URL or posted_bytes(reply) > terms.limit_bytes)
@@ -171,12 +174,15 @@ def deliver(
 
 
 def encode_unless_cancelled(
-    cancelled: threading.Event, picture: Image.Image, output_format: str, quality: int | None
+    cancelled: threading.Event, picture: Image.Image, output_format: str, quality: int | None, timings: dict[str, float]
 ) -> bytes:
-    """The picture's file. Raises `Cancelled` where the job has been stopped."""
+    """The file of the picture, or of the photo of which it is a part. Raises `Cancelled` where the job was stopped."""
     if cancelled.is_set():
         raise Cancelled
-    return encode_picture(picture, output_format, quality)
+    if stitch := picture.info.get(STITCH_KEY):
+        return encode_whole(picture, stitch, output_format, quality, timings)
+    with timed(timings, "encode"):
+        return encode_picture(picture, output_format, quality)
 
 
 def size_error(size: int, terms: Terms, note: str, request: Drawing) -> JobError:

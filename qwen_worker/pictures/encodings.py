@@ -50,7 +50,7 @@ def photo_rate(output_format: str, quality: int | None) -> float:
     return float(np.interp(quality or DEFAULT_QUALITIES[output_format], list(rates), list(rates.values())))
 
 
-def encodings(request: Drawing) -> Iterator[tuple[str, int | None]]:
+def encodings(request: "Drawing") -> Iterator[tuple[str, int | None]]:
     """(format, quality) as asked for, or, for `auto`, from the largest to the smallest that the job allows."""
     if request.output_format != "auto":
         is_lossy_webp = request.output_format == "webp" and request.lossless is False

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from ..jobs.request import Drawing
-from .inputs import Canvas
+from .canvas import Canvas
+from .photo import to_picture
 
 BAND_WORDS = ("STAND-IN\nNO MODEL", "STAND-IN: NO MODEL")  # the words of the band, on two lines or on one
 # Of a band with the picture's long side as 1: how much of it the words fill, and how high the band may be in a picture
@@ -33,6 +34,9 @@ def stand_in(request: Drawing, canvas: Canvas, seed: int) -> Image.Image:
     """
     if not canvas.sources:
         return with_band(gradient(request.prompt, canvas.result_size, seed))
+    if canvas.stitch:
+        whole = canvas.stitch.whole(FILTERS[filter_name(request.prompt)](canvas.sources[0]))
+        return with_band(whole if isinstance(whole, Image.Image) else to_picture(whole))
     source = canvas.sources[0].resize(canvas.result_size, Image.Resampling.LANCZOS)
     return with_band(canvas.finish(FILTERS[filter_name(request.prompt)](source)))
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..jobs.named_sizes import Size
+from ..jobs.reply import Lineage
 from ..jobs.request import Drawing, Edit
 from ..jobs.sources import is_url
 from ..jobs.values import Warn
@@ -17,7 +18,7 @@ from .colour import PROFILE, space_of
 from .data_uris import MAX_BYTES, QUOTES, decode_base64, require_reachable
 from .deep import is_deep, read_deep
 from .images import MAX_ASPECT, as_rgb, flatten, load_picture, require_shape
-from .lineage import Lineage, lineage_of
+from .lineage import lineage_of
 from .masks import decode_mask
 from .photo import GREY_PROFILE, UNWRITABLE_PROFILE, open_photo
 from .sizes import conditioning_size

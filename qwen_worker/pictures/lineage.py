@@ -6,19 +6,9 @@ number of the edit is in the file itself, in the mark (`marks.py`), as far as no
 
 import hashlib
 from collections.abc import Iterable
-from typing import NotRequired
 
-from typing_extensions import TypedDict  # before Python 3.12 pydantic reads no TypedDict of typing
-
+from ..jobs.reply import Lineage
 from .marks import edits_of
-
-
-class Lineage(TypedDict):
-    """SHA-256 in hexadecimal digits of the files of the pictures, and `round`, from 1, where the input has our mark."""
-
-    inputs: list[str]
-    outputs: list[str]
-    round: NotRequired[int]
 
 
 def lineage_of(files: Iterable[bytes]) -> Lineage:
