@@ -60,7 +60,7 @@ class LoraUsed(TypedDict):
 
 
 class Lineage(TypedDict):
-    """SHA-256 in hexadecimal digits of the files of an edit's pictures, and `round`, from 1, if an input has our mark."""
+    """SHA-256 in hexadecimal digits of the files of an edit, and `round`, from 1, where an input has our mark."""
 
     inputs: list[str]
     outputs: list[str]

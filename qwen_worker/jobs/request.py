@@ -229,8 +229,8 @@ class Edit(Drawing, frozen=True):
     mask_image: MaskText | None = None
     # Whether the mask's transparent or its white pixels are repainted; None where its colours say it by themselves.
     mask_from: Annotated[Literal["alpha", "white"], Field(description="'alpha' or 'white'")] | None = None
-    # Whether the region around the mask is drawn alone, and the rest of the picture stays as it is in its own size; None
-    # for pictures that are larger than what the model draws.
+    # Whether the region around the mask is drawn alone, and the rest of the picture stays as it is in its own size.
+    # None: where the picture is larger than what the model draws.
     mask_crop: Annotated[bool, Field(description="true or false")] | None = None
     mask_padding: Annotated[int, whole_number(0, MAX_PADDING), ReadWhole] | None = None
     mask_blend: Annotated[Literal["feather", "soft"], Field(description="'feather' or 'soft'")] | None = None
@@ -246,7 +246,9 @@ class Edit(Drawing, frozen=True):
             sentence = f"mask_image and strength below 1 work on one image, not {count}"
         elif self.mask_from and not self.mask_image:
             sentence = "mask_from says how mask_image is read, and mask_image is not given"
-        elif not self.mask_image and (name := next((name for name in MASK_FIELDS if getattr(self, name) is not None), "")):
+        elif not self.mask_image and (
+            name := next((name for name in MASK_FIELDS if getattr(self, name) is not None), "")
+        ):
             sentence = f"{name} says how mask_image is used, and mask_image is not given"
         elif self.mask_crop and (self.names_size or self.draw_size == "asked"):
             sentence = "mask_crop true gives the picture its own size; send it without another size and draw_size"

@@ -15,7 +15,9 @@ from ..jobs.named_sizes import CONDITIONING_MULTIPLE, Size
 from .images import MAX_ASPECT
 from .sizes import CONDITIONING_AREA, conditioning_size
 
-CONTEXT = 0.25  # of the longer side of the masked region: what is shown around it on each side where the job says nothing
+CONTEXT = (
+    0.25  # of the longer side of the masked region: what is shown around it on each side where the job says nothing
+)
 MIN_CONTEXT = 64  # pixels
 # The proportions that a part is given where its masked region does not ask for longer ones: models draw few pictures
 # that are longer.
@@ -59,7 +61,12 @@ def frame_of(photo: Size, region: Box, padding: int | None) -> Frame:
     left, top, right, bottom = region
     if padding is None:
         padding = max(MIN_CONTEXT, round(CONTEXT * max(right - left, bottom - top)))
-    padded = max(0, left - padding), max(0, top - padding), min(photo[0], right + padding), min(photo[1], bottom + padding)
+    padded = (
+        max(0, left - padding),
+        max(0, top - padding),
+        min(photo[0], right + padding),
+        min(photo[1], bottom + padding),
+    )
     for shown in (padded, region):
         if frame := smallest_frame(photo, (shown[2] - shown[0], shown[3] - shown[1])):
             drawn, scale = frame
@@ -76,9 +83,9 @@ def frame_of(photo: Size, region: Box, padding: int | None) -> Frame:
 def smallest_frame(photo: Size, shown: Size) -> tuple[Size, float] | None:
     """The size drawn, and the scale, of the smallest part that shows a region of this size; None where there is none.
 
-    First among parts of usual proportions within the photo, of those that are drawn pixel by pixel or made smaller, then
-    among all of those, and then among parts that are enlarged. Only a region that takes up nearly all of the photo makes
-    a part stand over its edge.
+    First among parts of usual proportions within the photo, of those that are drawn pixel by pixel or made smaller,
+    then among all of those, and then among parts that are enlarged. Only a region that takes up nearly all of the photo
+    makes a part stand over its edge.
     """
     ratio = min(USUAL_ASPECT, max(1 / USUAL_ASPECT, shown[0] / shown[1]))
     for longest, least_scale, overhang in (

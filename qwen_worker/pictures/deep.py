@@ -8,8 +8,6 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
-
-
 from ..errors import JobError
 from ..jobs.values import Warn
 from .images import DECODE_ERRORS, ORIENTATION, open_picture
@@ -84,7 +82,7 @@ def turn(numbers: "NDArray[np.uint16]", orientation: int) -> "NDArray[np.uint16]
     return np.ascontiguousarray(numbers[:: -1 if rows else 1, :: -1 if columns else 1])
 
 
-def write_png(numbers: "NDArray[np.uint16]", chunks: list[tuple[bytes, bytes]]) -> bytes:
+def write_png(numbers: "NDArray[np.uint8 | np.uint16]", chunks: list[tuple[bytes, bytes]]) -> bytes:
     """A PNG of 16 bits of the numbers, (height, width, 1 to 4). `chunks`: type and content of what stands before them.
 
     Each row is written as its difference to the one above it, high bytes and low bytes in turn, as PNG has them.

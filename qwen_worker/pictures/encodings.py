@@ -25,7 +25,12 @@ LOSSY_RATES = {  # by quality
     "jpeg": {1: 0.03, 50: 0.11, 75: 0.16, 90: 0.27, 95: 0.39, 100: 0.74},
     "webp": {1: 0.03, 50: 0.08, 75: 0.11, 90: 0.23, 95: 0.32, 100: 0.43},
 }
-LEAST_RATES = {"png": 0.014, "jpeg": 0.0158, "webp": 0.0001, "avif": 0.0001}  # of a picture of one colour: no file has less
+LEAST_RATES = {
+    "png": 0.014,
+    "jpeg": 0.0158,
+    "webp": 0.0001,
+    "avif": 0.0001,
+}  # of a picture of one colour: no file has less
 BASE64 = 4 / 3  # characters for each byte
 
 

@@ -61,8 +61,8 @@ def exact_terms(request: "Drawing", stitch: Stitch, terms: "Terms", warn: Warn, 
         return replace(terms, encodings=(*lossy,))
     raise JobError(
         "result_too_large",
-        f"exact outside the mask, the picture of {width}x{height} would have {figures} delivered; give a bucket, or ask "
-        "for a lossy output_format (jpeg, avif, or webp with output_quality), or for mask_crop false",
+        f"exact outside the mask, the picture of {width}x{height} would have {figures} delivered; give a bucket, or "
+        "ask for a lossy output_format (jpeg, avif, or webp with output_quality), or for mask_crop false",
     )
 
 
@@ -101,7 +101,9 @@ def encode_strip(stitch: Stitch, box: Box, encoding: tuple[str, int | None]) -> 
     return encode_picture(to_picture(numbers), *encoding)
 
 
-def encode_whole(part: Image.Image, stitch: Stitch, output_format: str, quality: int | None, timings: dict[str, float]) -> bytes:
+def encode_whole(
+    part: Image.Image, stitch: Stitch, output_format: str, quality: int | None, timings: dict[str, float]
+) -> bytes:
     """The file of a photo with the drawn part in it, of 16 bits where the photo has so many and the format is PNG.
 
     `part`: with the mark and the texts of the file in its `info`. Its timings are `stitch` and `encode`.

@@ -104,8 +104,8 @@ def covers_all(mask: Image.Image, photo: Size, warn: Warn) -> bool:
         return False
     width, height = photo
     warn(
-        f"mask_image repaints {100 * share:.0f} % of the image: it is drawn as a whole, and the result is as large as the "
-        f"model draws; mask_crop true gives {width}x{height}"
+        f"mask_image repaints {100 * share:.0f} % of the image: it is drawn as a whole, and the result is as large as "
+        f"the model draws; mask_crop true gives {width}x{height}"
     )
     return True
 

@@ -1,7 +1,8 @@
 """Which files an edit was made of and which it gave, by their digests, and how often a picture has been edited.
 
 A picture that goes through several edits is a chain of files: each reply names the file before and the file after. The
-number of the edit is in the file itself, in the mark (`marks.py`), as far as nobody took it out. Knows nothing of pixels.
+number of the edit is in the file itself, in the mark (`marks.py`), as far as nobody took it out. Knows nothing of
+pixels.
 """
 
 import hashlib

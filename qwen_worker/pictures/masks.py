@@ -86,12 +86,11 @@ def fits(mask: tuple[int, int], size: tuple[int, int]) -> bool:
     return is_near or abs(across - down) <= TOLERANCE * down
 
 
-def restore_outside(
-    picture: Image.Image, source: Image.Image, mask: Image.Image, is_soft: bool = False
-) -> Image.Image:
+def restore_outside(picture: Image.Image, source: Image.Image, mask: Image.Image, is_soft: bool = False) -> Image.Image:
     """The picture inside the mask and the source's own pixels outside; they fade over `FEATHER` pixels inside its edge.
 
-    With `is_soft` they fade as the mask's own greys do. Source and mask are brought to the picture's size, and the picture, which is sRGB, to the source's colour space.
+    With `is_soft` they fade as the mask's own greys do. Source and mask are brought to the picture's size, and the
+    picture, which is sRGB, to the source's colour space.
     """
     source = source.resize(picture.size, Image.Resampling.LANCZOS) if source.size != picture.size else source
     if mask.size != picture.size:
@@ -120,7 +119,7 @@ def feather(mask: Image.Image, reach: int = FEATHER) -> Image.Image:
 
 
 def rows_to_edge(inside: "NDArray[np.bool_]", reach: int) -> "NDArray[np.uint8]":
-    """How many rows up the edge is from each pixel, 1 for the first row inside; `reach` at most, as beyond the border."""
+    """How many rows up the edge is from each pixel, 1 for the first row inside; `reach` at most, and at the border."""
     import numpy as np
 
     distance = np.empty(inside.shape, np.uint8)

@@ -79,7 +79,7 @@ class Photo:
         return as_rgb(flatten(self.space.to_srgb(part) if self.space else part))
 
     def framed(self, frame: Frame) -> Image.Image:
-        """What the model sees of the part in the frame, at the size at which it draws; beyond the edge as at the edge."""
+        """What the model sees of the part in the frame, as large as it draws; beyond the photo's edge as at it."""
         scale, (width, height) = frame.scale, self.size
         # The drawn pixels that are wholly on the photo.
         spans = [
@@ -139,13 +139,10 @@ def to_picture(numbers: "NDArray[np.uint8 | np.uint16]") -> Image.Image:
     """A picture of 8 bits of numbers of 8 or 16 bits, (height, width, 1 to 4)."""
     import numpy as np
 
-    if numbers.dtype == np.uint16:
-        # 257 numbers of 16 bits are one of 8; in 32 bits, row by row, for the memory's sake.
-        shallow = np.empty(numbers.shape, np.uint8)
-        for row, values in enumerate(numbers):
-            shallow[row] = (values.astype(np.uint32) * 255 + 32767) // 65535
-        numbers = shallow
-    return Image.fromarray(numbers[:, :, 0] if numbers.shape[2] == 1 else numbers)
+    shallow = np.empty(numbers.shape, np.uint8)
+    for row, values in enumerate(numbers):  # row by row, for the memory's sake: 32 bits are needed between
+        shallow[row] = values if numbers.dtype == np.uint8 else (values.astype(np.uint32) * 255 + 32767) // 65535
+    return Image.fromarray(shallow[:, :, 0] if shallow.shape[2] == 1 else shallow)
 
 
 def profiled(picture: Image.Image, profile: bytes | None) -> Image.Image:

@@ -6,13 +6,13 @@ a pixel of the mask is the photo's own. Knows nothing of torch or of the models,
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
 from ..jobs.named_sizes import Size
-from .colour import convert, srgb_profile
 from ..jobs.values import Warn
+from .colour import convert, srgb_profile
 from .crop import LARGE_SCALE, Box, Frame, frame_of
 from .masks import FEATHER, feather
 from .photo import WHITE, Photo, profiled
@@ -51,7 +51,8 @@ class Stitch:
         ]  # fmt: skip
         width, height = self.frame.drawn
         box = (
-            max(0, int(edges[0])), max(0, int(edges[1])), min(width, -int(-edges[2] // 1)), min(height, -int(-edges[3] // 1))
+            max(0, int(edges[0])), max(0, int(edges[1])),
+            min(width, -int(-edges[2] // 1)), min(height, -int(-edges[3] // 1)),
         )  # fmt: skip
         size = max(1, box[2] - box[0]), max(1, box[3] - box[1])
         mask = Image.new("L", self.frame.drawn)
@@ -83,10 +84,12 @@ class Stitch:
                 if weights.any():
                     drawn_part = enlarge(drawn, self.frame, box)
                     if self.photo.space:
-                        drawn_part = convert(drawn_part, srgb_profile(), self.photo.space.profile, self.photo.colour_mode)
+                        drawn_part = convert(
+                            drawn_part, srgb_profile(), self.photo.space.profile, self.photo.colour_mode
+                        )
                     yield box, blend(self.photo.numbers(box), np.asarray(drawn_part), weights)
 
-    def weights(self, box: Box) -> "NDArray[np.float32]":
+    def weights(self, box: Box) -> "NDArray[np.floating[Any]]":
         """How much of the drawing is in each pixel of a tile, 0 to 1: (height, width)."""
         import numpy as np
 
@@ -130,14 +133,14 @@ def stitch_of(photo: Photo, mask: Image.Image, padding: int | None, is_soft: boo
         width, height = (round(side) for side in frame.size)
         drawn = "{}x{}".format(*frame.drawn)
         warn(
-            f"the region around the mask, {width}x{height}, is drawn at {drawn} and enlarged {frame.scale:.1f} times: it "
-            "has less detail than the rest; for more, repaint smaller regions in several jobs, or with less mask_padding"
+            f"the region around the mask, {width}x{height}, is drawn at {drawn} and enlarged {frame.scale:.1f} times: "
+            "it has less detail than the rest; repaint smaller regions in several jobs, or with less mask_padding"
         )
     return Stitch(photo, frame, region, mask.crop(region), "soft" if is_soft else "feather")
 
 
 def blend(
-    own: "NDArray[np.uint8 | np.uint16]", drawn: "NDArray[np.uint8]", weights: "NDArray[np.float32]"
+    own: "NDArray[np.uint8 | np.uint16]", drawn: "NDArray[np.uint8]", weights: "NDArray[np.floating[Any]]"
 ) -> "NDArray[np.uint8 | np.uint16]":
     """The photo's own numbers where the weight is 0, those of the drawing where it is 1, and between them a mixture.
 
