@@ -52,6 +52,7 @@ from qwen_worker.network.rewrite import rewriter_from_settings, waiting_threads
 from qwen_worker.pictures import fallback, marks
 from qwen_worker.pictures.canvas import Canvas, canvas_of
 from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
+from qwen_worker.pictures.exact import exact_terms
 from qwen_worker.pictures.inputs import Inputs, open_images
 from qwen_worker.pictures.parameters import embed_parameters
 from qwen_worker.pictures.signing import signer_from_settings
@@ -175,7 +176,7 @@ class Worker:
             if located := self.catalogue.located(request.task):
                 located.require_serves(request)
             # Before anything that waits for the inference thread, which may be at another job's drawing.
-            inputs = await job.run_on(self.side_threads, self.open_pictures, job, terms)
+            inputs, terms = await job.run_on(self.side_threads, self.open_pictures, job, terms)
             if self.safety_check:
                 await self.check_inputs(self.safety_check, job, inputs)
             if self.rewriter and request.prompt_extend:
@@ -199,26 +200,32 @@ class Worker:
             concepts = await self.safety_check.check_drawn(job, drawn.pictures) if self.safety_check else []
             job.enter(Stage.DELIVERING)
             origin = marks.origin_of(request, is_stand_in=drawn.model is None)
-            marks.mark_pictures(drawn.pictures, origin, self.settings.QWEN_MARK)
+            edit_round = inputs.lineage.get("round") if inputs.lineage else None
+            marks.mark_pictures(drawn.pictures, origin, self.settings.QWEN_MARK, edit_round)
             label = self.catalogue.label_for(request.task)
             scalings = [use.file.scalings for use in loras if not use.from_settings]
             metadata = replies.drawing_facts(
                 request, canvas.result_size, canvas.size, drawn, label, self.settings, scalings, job.instruction
             )
+            if canvas.stitch:
+                metadata["crop"] = list(canvas.stitch.frame.box_in(canvas.result_size))
             if concepts:
                 metadata["has_nsfw_concepts"] = concepts
             if request.embed_parameters:
                 embed_parameters(drawn.pictures, request, metadata)
             sign = self.signer.signing(origin, metadata) if self.signer else None
             metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings, job.warnings)
-            delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled, sign
+            delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled, sign, inputs.lineage
             return await job.run_on(self.side_threads, deliver, *delivery)
 
-    def open_pictures(self, job: Job, terms: Terms) -> Inputs:
-        """The job's input pictures and its mask; on a side thread."""
+    def open_pictures(self, job: Job, terms: Terms) -> tuple[Inputs, Terms]:
+        """The job's input pictures and its mask, and the terms for a photo of its own size; on a side thread."""
         with timed(job.timings, "input"):
             require_usable(terms, job.cancelled)
-            return open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.warn, job.cancelled)
+            inputs = open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.warn, job.cancelled)
+            if inputs.stitch:
+                terms = exact_terms(job.request, inputs.stitch, terms, job.warn, job.cancelled)
+            return inputs, terms
 
     async def check_inputs(self, check: SafetyCheck, job: Job, inputs: Inputs) -> None:
         """Raises `JobError` content_rejected, or model_unavailable where pictures cannot be checked."""
@@ -227,7 +234,7 @@ class Worker:
                 await job.run_on(self.inference_thread, check.load)
             except LoadError as failure:
                 raise JobError("model_unavailable", f"the safety check: {failure.reason}") from None
-        await check.check_inputs(job, inputs.sent or inputs.sources)
+        await check.check_inputs(job, inputs.to_check)
 
     async def locate(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
         """The checkpoint that serves the job, where it has been located, and why its model cannot be had, if so."""

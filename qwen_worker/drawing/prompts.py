@@ -22,7 +22,7 @@ def rewrite_prompt(rewriter: Rewriter, job: Job, inputs: Inputs) -> None:
     with timed(job.timings, "rewrite"):
         try:
             # What generate begins with is no part of its prompt: the prompt describes the whole picture.
-            looked_at = (inputs.sent or inputs.sources) if isinstance(job.request, Edit) else ()
+            looked_at = ([inputs.sent] if inputs.sent else inputs.sources) if isinstance(job.request, Edit) else ()
             pictures, seconds_left = small_data_urls(looked_at), job.seconds_to_limit()
             job.instruction = require_prompt(rewriter.rewrite(job.instruction, pictures, job.cancelled, seconds_left))
         except (RewriteFailed, InvalidInput) as failure:

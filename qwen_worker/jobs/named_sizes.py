@@ -90,7 +90,7 @@ def with_size(request: Drawing, size: Size) -> Drawing:
 
 def brought_warning(request: Drawing, grid: Grid, delivered: Size) -> str | None:
     """A sentence for a size that the checkpoint does not draw as it is named."""
-    ratio = None if request.fit else ratio_of(request.aspect_ratio)
+    ratio = ratio_of(request.aspect_ratio)
     if ratio is None and request.size is None:
         return None
     if ratio is None and not request.images:

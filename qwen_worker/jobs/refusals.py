@@ -11,7 +11,8 @@ from ..errors import BeyondSchema
 from .aliases import ALIASES, Fields
 from .containers import LORA_NAMES
 from .field_types import IMAGE_RULE, MAX_PROMPT_CHARACTERS
-from .request import IMAGE_FIELDS, PART_FIELDS, BackgroundReplacement, Edit, Lora, Request
+from .picture_fields import PART_FIELDS
+from .request import IMAGE_FIELDS, BackgroundReplacement, Edit, Lora, Request
 from .served import nearest_sides
 from .values import DECIMAL, MAX_EXACT, short_json
 

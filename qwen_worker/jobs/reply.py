@@ -59,6 +59,14 @@ class LoraUsed(TypedDict):
     strength_range: NotRequired[list[float]]  # else the least and the most
 
 
+class Lineage(TypedDict):
+    """SHA-256 in hexadecimal digits of the files of an edit, and `round`, from 1, where an input has our mark."""
+
+    inputs: list[str]
+    outputs: list[str]
+    round: NotRequired[int]
+
+
 class DrawingFacts(TypedDict):
     """The part of a reply's `metadata` that is known once the pictures are drawn; docs/jobs.md explains each field."""
 
@@ -70,6 +78,7 @@ class DrawingFacts(TypedDict):
     height: int
     dimensions: str
     drawn_dimensions: NotRequired[str]
+    crop: NotRequired[list[int]]  # left, top, right, bottom of the part that was drawn, in the result's pixels
     preset: str | None
     steps: int
     guidance_scale: float
@@ -96,6 +105,7 @@ class DeliveryFacts(TypedDict):
     delivery: Literal["inline", "url"]
     output_format: str
     delivery_note: NotRequired[str]
+    lineage: NotRequired[Lineage]  # of an edit
 
 
 class Metadata(DrawingFacts, DeliveryFacts):

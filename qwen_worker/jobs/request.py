@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..errors import BeyondSchema
-from .expansion import ExpandBy
 from .field_types import MAX_RATIO, BrokenRule, ImageText, MaskText, Side, Text, whole_number
+from .picture_fields import PictureFields
 from .sources import RULE as LORA_RULE
 from .sources import is_source
 from .values import MAX_EXACT, JsonSchema, ReadGuidance, ReadNumber, ReadWhole
@@ -38,7 +38,6 @@ BACKGROUND_INSTRUCTION = (
 )
 
 IMAGE_FIELDS = ("image", "image_url", "images")
-PART_FIELDS = ("mask_image", "mask_from", "expand", "fit")  # say which part is drawn, as background_replacement does
 
 
 class Request(BaseModel, frozen=True):
@@ -91,18 +90,11 @@ class Schema(Request, frozen=True):
     task = "schema"
 
 
-class Drawing(Request, frozen=True):
+class Drawing(Request, PictureFields, frozen=True):
     """A job that draws: the fields that generate and the edits have in common."""
 
     prompt: Text
     negative_prompt: Text | None = None
-    images: tuple[ImageText, ...] = ()
-    mask_image: MaskText | None = None
-    # Whether the mask's transparent or its white pixels are repainted; None where its colours say it by themselves.
-    mask_from: Annotated[Literal["alpha", "white"], Field(description="'alpha' or 'white'")] | None = None
-    strength: Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1"), ReadNumber] = 1.0
-    expand: ExpandBy = None
-    fit: Annotated[Literal["expand"], Field(description="'expand'")] | None = None
     width: Side | None = None
     height: Side | None = None
     # A size by its name, whose pixels depend on the checkpoint (`named_sizes.py`), in place of width and height.
@@ -127,9 +119,11 @@ class Drawing(Request, frozen=True):
     ] = -1
     num_images: Annotated[int, whole_number(1, 4), ReadWhole] = 1
     output_format: Annotated[
-        Literal["png", "webp", "jpeg", "auto"], Field(description="'png', 'webp', 'jpeg' or 'auto'")
+        Literal["png", "webp", "jpeg", "avif", "auto"], Field(description="'png', 'webp', 'jpeg', 'avif' or 'auto'")
     ] = "auto"
     output_quality: Annotated[int, whole_number(1, 100), ReadWhole] | None = None
+    # Whether WebP, and auto, keep every pixel; None for WebP without a quality, and for auto as far as there is room.
+    lossless: Annotated[bool, Field(description="true or false")] | None = None
     delivery: Annotated[Literal["auto", "inline", "url"], Field(description="'auto', 'inline' or 'url'")] | None = None
     # Absent: the endpoint's, as `response_shapes.shape_of` says.
     response_shape: (
@@ -183,45 +177,41 @@ class Drawing(Request, frozen=True):
         return self
 
     @model_validator(mode="after")
-    def require_pictures_for_their_fields(self) -> Self:
-        """Refuse what is said of a picture that is not there, or of one of several."""
-        count, sentence = len(self.images), ""
-        if self.mask_from and not self.mask_image:
-            sentence = "mask_from says how mask_image is read, and mask_image is not given"
-        elif named := [name for name in ("mask_image", "expand", "fit") if getattr(self, name) and not count]:
-            sentence = f"{named[0]} is about an input picture, and none is given: send image"
-        elif count > 1 and (self.mask_image or self.strength < 1):
-            sentence = f"mask_image and strength below 1 work on one image, not {count}"
-        elif count > 1 and (self.expand or self.fit):
-            sentence = f"{'expand' if self.expand else 'fit'} works on one image, not {count}"
+    def require_lossless_to_agree(self) -> Self:
+        name = self.output_format
+        sentence = ""
+        if self.lossless and name in ("jpeg", "avif"):
+            sentence = f"lossless is not to be had with output_format {name}; send png, webp or auto"
+        elif self.lossless is False and name == "png":
+            sentence = "lossless is always true with output_format png; send webp, jpeg or avif"
+        elif self.lossless and name != "png" and self.output_quality:
+            sentence = f"lossless and output_quality {self.output_quality} exclude each other: send one of them"
         if sentence:
             raise BrokenRule(sentence, BeyondSchema.TOGETHER)
         return self
 
-    @property
-    def grows(self) -> bool:
-        """Whether the input picture gets a larger canvas."""
-        return bool(self.expand or self.fit)
+    @model_validator(mode="after")
+    def require_one_size_of_a_crop(self) -> Self:
+        if self.mask_crop and (self.names_size or self.is_drawn_as_asked):
+            sentence = "mask_crop true gives the picture its own size; send it without another size and draw_size"
+            raise BrokenRule(sentence, BeyondSchema.TOGETHER)
+        return self
 
     @property
-    def is_masked(self) -> bool:
-        """Whether a part of the input picture is kept as it is, pixel by pixel."""
-        return bool(self.mask_image or self.keeps_size)
+    def names_size(self) -> bool:
+        """Whether the job asks for another size than that of its own input picture."""
+        sides = [name for name in ("width", "height") if name in self.model_fields_set and getattr(self, name)]
+        return bool(sides or self.size) or (":" in (self.aspect_ratio or "") and not self.fit)
 
     @property
-    def keeps_size(self) -> bool:
-        """Whether what is kept of the input picture keeps its own pixels, however large it is."""
-        return self.grows
+    def is_drawn_as_asked(self) -> bool:
+        """Whether the drawing has the size of the result, however the model looks at the input picture."""
+        return False
 
     @property
-    def starts_from_picture(self) -> bool:
-        """Whether the drawing begins with its input picture, or keeps a part of it."""
-        return self.is_masked or bool(self.images and self.strength < 1)
-
-    @property
-    def uses_pictures(self) -> bool:
-        """Whether the result depends on the input pictures; generate leaves nothing of one at strength 1."""
-        return self.starts_from_picture
+    def may_crop(self) -> bool:
+        """Whether the region around the mask may be drawn alone."""
+        return self.is_masked and self.mask_crop is not False and not (self.names_size or self.is_drawn_as_asked)
 
     @property
     def instruction(self) -> str:
@@ -283,6 +273,10 @@ class Edit(Drawing, frozen=True):
     def uses_pictures(self) -> bool:
         return True
 
+    @property
+    def is_drawn_as_asked(self) -> bool:
+        return self.draw_size == "asked"
+
 
 class BackgroundReplacement(Edit, frozen=True):
     """An edit whose prompt names the new background alone."""
@@ -290,6 +284,9 @@ class BackgroundReplacement(Edit, frozen=True):
     task = "background_replacement"
     mask_image: None = None
     mask_from: None = None
+    mask_crop: None = None
+    mask_padding: None = None
+    mask_blend: None = None
     expand: None = None
     fit: None = None
     keep_subject: Annotated[Literal["exact"], Field(description="'exact'")] | None = None
@@ -311,6 +308,10 @@ class BackgroundReplacement(Edit, frozen=True):
     @property
     def keeps_size(self) -> bool:
         return self.subject_mask is not None
+
+    @property
+    def has_soft_mask(self) -> bool:
+        return True
 
     @property
     def instruction(self) -> str:

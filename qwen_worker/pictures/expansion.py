@@ -5,9 +5,12 @@ to it, at the seam pixel by pixel and farther away ever softer, so that no edge 
 nothing of torch or of the models.
 """
 
+from dataclasses import replace
+
 from PIL import Image, ImageFilter
 
 from ..jobs.expansion import Margins
+from .photo import Photo, to_picture
 
 FADE = 64  # pixels from the seam over which the picture's last pixels fade into the soft fill
 SOFT_SIDE = 256  # pixels of the longer side at which the soft fill is made
@@ -15,7 +18,7 @@ SOFT_RADIUS = 12  # of its blur, in the pixels of that size
 
 
 def expanded(picture: Image.Image, margins: Margins) -> Image.Image:
-    """The picture, RGB or L, on the grown canvas; its own pixels are kept, and so is its `info`."""
+    """The picture, of 8-bit channels, on the grown canvas; its own pixels are kept, and so is its `info`."""
     import numpy as np
 
     space = ((margins.top, margins.bottom), (margins.left, margins.right))
@@ -32,6 +35,20 @@ def expanded(picture: Image.Image, margins: Margins) -> Image.Image:
     grown = Image.composite(soft, crisp, Image.fromarray(reach))
     grown.info = dict(picture.info)
     return grown
+
+
+def expanded_photo(photo: Photo, margins: Margins) -> Photo:
+    """The photo on the grown canvas. Of 16 bits it keeps its own, and what is new has 8, which are drawn over."""
+    import numpy as np
+
+    if photo.picture:
+        return replace(photo, picture=expanded(photo.picture, margins))
+    assert photo.deep is not None
+    around = np.asarray(expanded(to_picture(photo.deep), margins))
+    deep = (around[:, :, None] if around.ndim == 2 else around).astype(np.uint16) * 257
+    height, width = photo.deep.shape[:2]
+    deep[margins.top : margins.top + height, margins.left : margins.left + width] = photo.deep
+    return replace(photo, deep=deep)
 
 
 def expanded_mask(mask: Image.Image | None, size: tuple[int, int], margins: Margins) -> Image.Image:

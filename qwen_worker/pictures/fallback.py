@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from ..jobs.request import Drawing
 from .canvas import Canvas
+from .photo import to_picture
 
 BAND_WORDS = ("STAND-IN\nNO MODEL", "STAND-IN: NO MODEL")  # the words of the band, on two lines or on one
 # Of a band with the picture's long side as 1: how much of it the words fill, and how high the band may be in a picture
@@ -34,6 +35,9 @@ def stand_in(request: Drawing, canvas: Canvas, seed: int) -> Image.Image:
     edited = canvas.start or next(iter(canvas.sources), None)
     if not edited:
         return with_band(gradient(request.prompt, canvas.result_size, seed))
+    if canvas.stitch:
+        whole = canvas.stitch.whole(FILTERS[filter_name(request.prompt)](edited))
+        return with_band(whole if isinstance(whole, Image.Image) else to_picture(whole))
     source = edited.resize(canvas.result_size, Image.Resampling.LANCZOS)
     return with_band(canvas.finish(FILTERS[filter_name(request.prompt)](source)))
 

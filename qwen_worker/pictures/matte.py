@@ -8,7 +8,7 @@ from PIL import Image, ImageChops, ImageFilter
 
 from ..errors import InvalidInput
 from ..jobs.values import Warn
-from .images import as_rgb, flatten, load_picture
+from .images import MAX_ASPECT, as_rgb, flatten, load_picture
 from .masks import fits
 
 SOFT_EDGE = 1.0  # pixels: the blur of the edge of a mask without greys; beyond three of them nothing is left of it
@@ -16,13 +16,15 @@ FAINT = 8  # a grey that is nearer to black or white than this is that: JPEG lea
 WITHOUT_FAINT = [0] * FAINT + list(range(FAINT, 256 - FAINT)) + [255] * FAINT  # by grey value
 
 
-def around_subject(data: bytes, label: str, size: tuple[int, int], warn: Warn) -> Image.Image:
+def around_subject(
+    data: bytes, label: str, size: tuple[int, int], warn: Warn, max_aspect: float = MAX_ASPECT
+) -> Image.Image:
     """The mask of what is drawn around the subject: `L` of the picture's size, 0 where the subject's pixels are kept.
 
     The subject is what is white in the file, or what is opaque where the file has transparent pixels. Its edge fades
     into the background, on the background's side. Raises `JobError` image_unreadable or invalid_input.
     """
-    picture = load_picture(data, label, warn)
+    picture = load_picture(data, label, warn, max_aspect)
     if picture.mode in ("LA", "RGBA") and picture.getchannel("A").getextrema()[0] < 255:
         matte, subject, background = picture.getchannel("A"), "opaque", "transparent"
     else:
