@@ -34,7 +34,7 @@ from qwen_worker.jobs.named_sizes import Grid
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets, settle
 from qwen_worker.jobs.reply import DrawingResult
-from qwen_worker.jobs.request import Drawing, Edit, Health, Request, Schema
+from qwen_worker.jobs.request import Drawing, Health, Request, Schema
 from qwen_worker.jobs.response_shapes import shape_of
 from qwen_worker.jobs.schema import job_schema
 from qwen_worker.loading.catalogue import Catalogue
@@ -51,6 +51,7 @@ from qwen_worker.network.rewrite import rewriter_from_settings, waiting_threads
 from qwen_worker.pictures import fallback, marks
 from qwen_worker.pictures.canvas import Canvas, canvas_of
 from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
+from qwen_worker.pictures.exact import exact_terms
 from qwen_worker.pictures.inputs import Inputs, open_images
 from qwen_worker.pictures.parameters import embed_parameters
 from qwen_worker.pictures.signing import signer_from_settings
@@ -174,7 +175,7 @@ class Worker:
             if located := self.catalogue.located(request.task):
                 located.require_serves(request)
             # Before anything that waits for the inference thread, which may be at another job's drawing.
-            inputs = await job.run_on(self.side_threads, self.open_pictures, job, terms)
+            inputs, terms = await job.run_on(self.side_threads, self.open_pictures, job, terms)
             if self.safety_check:
                 await self.check_inputs(self.safety_check, job, inputs)
             if self.rewriter and request.prompt_extend:
@@ -199,7 +200,8 @@ class Worker:
             concepts = await self.safety_check.check_drawn(job, drawn.pictures) if self.safety_check else []
             job.enter(Stage.DELIVERING)
             origin = marks.origin_of(request, is_stand_in=drawn.model is None)
-            marks.mark_pictures(drawn.pictures, origin, self.settings.QWEN_MARK)
+            edit_round = inputs.lineage.get("round") if inputs.lineage else None
+            marks.mark_pictures(drawn.pictures, origin, self.settings.QWEN_MARK, edit_round)
             label = self.catalogue.label_for(request.task)
             scalings = [use.file.scalings for use in loras if not use.from_settings]
             metadata = replies.drawing_facts(
@@ -207,20 +209,25 @@ class Worker:
             )
             if defaults and drawn.model:
                 metadata["defaults"] = defaults
+            if canvas.stitch:
+                metadata["crop"] = list(canvas.stitch.frame.box_in(canvas.result_size))
             if concepts:
                 metadata["has_nsfw_concepts"] = concepts
             if request.embed_parameters:
                 embed_parameters(drawn.pictures, request, metadata)
             sign = self.signer.signing(origin, metadata) if self.signer else None
             metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings, job.warnings)
-            delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled, sign
+            delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled, sign, inputs.lineage
             return await job.run_on(self.side_threads, deliver, *delivery)
 
-    def open_pictures(self, job: Job, terms: Terms) -> Inputs:
-        """The job's input pictures and its mask; on a side thread."""
+    def open_pictures(self, job: Job, terms: Terms) -> tuple[Inputs, Terms]:
+        """The job's input pictures and its mask, and the terms for a photo of its own size; on a side thread."""
         with timed(job.timings, "input"):
             require_usable(terms, job.cancelled)
-            return open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.warn, job.cancelled)
+            inputs = open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.warn, job.cancelled)
+            if inputs.stitch:
+                terms = exact_terms(job.request, inputs.stitch, terms, job.warn, job.cancelled)
+            return inputs, terms
 
     async def check_inputs(self, check: SafetyCheck, job: Job, inputs: Inputs) -> None:
         """Raises `JobError` content_rejected, or model_unavailable where pictures cannot be checked."""
@@ -229,7 +236,7 @@ class Worker:
                 await job.run_on(self.inference_thread, check.load)
             except LoadError as failure:
                 raise JobError("model_unavailable", f"the safety check: {failure.reason}") from None
-        await check.check_inputs(job, inputs.layers)
+        await check.check_inputs(job, inputs.to_check)
 
     async def locate(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
         """The checkpoint that serves the job, where it has been located, and why its model cannot be had, if so."""
@@ -244,11 +251,10 @@ class Worker:
     def require_time(self, job: Job, canvas: Canvas) -> None:
         """Tell the job how many steps will really run; refuse it where they clearly have no time."""
         request = job.request
-        strength = request.strength if isinstance(request, Edit) else 1.0
-        steps = drawn_steps(request.num_inference_steps, strength)
+        steps = drawn_steps(request.num_inference_steps, request.strength)
         job.expect_steps(steps)
         kind, calls = kind_of(request, canvas.size, len(canvas.sources)), self.batches.fewest_calls(request)
-        self.paces.require_time(kind, calls, steps, job.seconds_to_limit(), strength)
+        self.paces.require_time(kind, calls, steps, job.seconds_to_limit(), request.strength)
 
     def draw(self, entry: DrawingJob, failure: LoadError | None) -> DrawingResult:
         """The pictures and what drew them, loading the model first where it is not; on the inference thread."""

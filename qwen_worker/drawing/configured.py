@@ -34,7 +34,7 @@ def configured(
     decoded in tiles. The two passes are one call only where a picture is decoded whole: the memory for that holds both.
     """
     steps = request.num_inference_steps
-    drawn = drawn_steps(steps, request.strength) if isinstance(request, Edit) else steps
+    drawn = drawn_steps(steps, request.strength)
     few = FewStepSchedule({})
     if takes_few_steps(request):
         few = schedule_of(loaded.checkpoint.class_name, [use.source for use in loras], request.num_inference_steps)

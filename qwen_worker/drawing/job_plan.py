@@ -5,7 +5,6 @@ Knows nothing of how LoRAs are applied and of how a picture is drawn.
 
 from dataclasses import replace
 
-from ..jobs.request import Edit
 from ..loading.loaded import LoadedPipeline
 from ..lora.ranks import padded_parameters, padded_rank
 from ..memory.footprint import UNCOMPILED_DENOISE, Plan
@@ -59,6 +58,5 @@ def plans_with_loras(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | Non
         ways = [plan.with_loras(padded, rank=rank), plan.with_loras(padded_at_once, streamed=True, rank=rank)]
     else:  # the matrices are made on the card, and are there beside the padded ones
         ways = [plan.with_loras(padded + parameters, rank=rank)]
-    strength = request.strength if isinstance(request, Edit) else 1.0
-    pays = drawn_steps(request.num_inference_steps, strength) >= COMPILED_LORA_STEPS
+    pays = drawn_steps(request.num_inference_steps, request.strength) >= COMPILED_LORA_STEPS
     return ways + stock if pays else stock + ways

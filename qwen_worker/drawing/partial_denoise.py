@@ -1,4 +1,6 @@
-"""`strength` and `mask_image` for pipelines that have neither: through latents, sigmas and the step callback.
+"""A picture as a drawing's start, by `strength` and `mask_image`, for pipelines that have neither.
+
+Through latents, sigmas and the step callback, of edits and of pictures from a prompt alike.
 
 Strength below 1 starts from the source noised to where the tail of the schedule begins (SDEdit,
 https://arxiv.org/abs/2108.01073); a mask sets everything outside it back to the noised source after each step (RePaint
@@ -13,7 +15,7 @@ from PIL import Image
 
 from ..jobs.defaults import stretched
 from ..jobs.few_steps import takes_few_steps
-from ..jobs.request import Drawing, Edit
+from ..jobs.request import Drawing
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +33,7 @@ class PartialDenoise:
         source: Image.Image,
         mask: Image.Image | None,
         size: tuple[int, int],
-        request: Edit,
+        request: Drawing,
         generator: "torch.Generator",
     ):
         import torch
@@ -52,15 +54,20 @@ class PartialDenoise:
             self.latents = self.noised(self.shifted[0])
 
     def encode(self, source: Image.Image) -> "torch.Tensor":
-        """The source as packed latents, normalized as the pipeline normalizes them."""
+        """The source as packed latents: the mode of its distribution, normalized as the edit pipelines do it."""
         import torch
 
         # The VAE of 2.1 takes four channels: it keeps alpha.
-        source = source.convert("RGBA" if self.pipe.vae.config.get("in_channels") == 4 else "RGB")
+        vae = self.pipe.vae
+        source = source.convert("RGBA" if vae.config.get("in_channels") == 4 else "RGB")
         pixels = self.pipe.image_processor.preprocess(source, self.height, self.width).unsqueeze(2)
         with torch.no_grad():
-            latents = self.pipe._encode_vae_image(pixels.to(self.noise.device, self.pipe.vae.dtype), generator=None)
-        latents = latents.to(self.noise.dtype)
+            latents = vae.encode(pixels.to(self.noise.device, vae.dtype)).latent_dist.mode()  # (1, z, 1, rows, columns)
+        mean, std = (
+            torch.tensor(values).view(1, self.channels, 1, 1, 1).to(latents.device, latents.dtype)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        latents = ((latents - mean) / std).to(self.noise.dtype)
         return self.pipe._pack_latents(latents, 1, self.channels, *latents.shape[3:])
 
     def pack_mask(self, mask: Image.Image, rows: int, columns: int) -> "torch.Tensor":
@@ -100,7 +107,7 @@ class PartialDenoise:
         return tensors
 
 
-def tail(pipe: Any, request: Edit) -> list[float]:
+def tail(pipe: Any, request: Drawing) -> list[float]:
     """The last ceil(steps x strength) sigmas of the pipeline's own unshifted schedule."""
     steps = request.num_inference_steps
     schedule = own_sigmas(pipe, request) or linear_sigmas(steps)

@@ -12,7 +12,6 @@ from PIL import Image
 
 from ..errors import Cancelled
 from ..jobs.job import Job
-from ..jobs.request import Edit
 from ..pictures.alpha import finish_drawing
 from ..pictures.canvas import Canvas
 from .finite import FiniteCheck
@@ -45,13 +44,13 @@ def draw_picture(
     """
     import torch
 
-    request, mask = job.request, canvas.mask
+    request = job.request
     # A CPU generator draws the same noise whatever the card.
     generator = torch.Generator("cpu").manual_seed(request.seeds[number])
     call = call_arguments(pipe, job, canvas, keeps_prefix)
     partial = None
-    if isinstance(request, Edit) and (mask is not None or request.strength < 1):
-        partial = PartialDenoise(pipe, canvas.sources[0], mask, canvas.size, request, generator)
+    if canvas.start:
+        partial = PartialDenoise(pipe, canvas.start, canvas.mask, canvas.size, request, generator)
         call |= {"latents": partial.latents, "sigmas": partial.sigmas}
     steps = 0
 

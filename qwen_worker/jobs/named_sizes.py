@@ -98,7 +98,7 @@ def brought_warning(request: Drawing, grid: Grid, delivered: Size) -> str | None
     ratio = ratio_of(request.aspect_ratio)
     if ratio is None and request.size is None:
         return None
-    if ratio is None and not isinstance(request, Edit):
+    if ratio is None and not request.images:
         ratio = 1.0
     name = f"size {request.size}" if request.size else f"aspect_ratio {request.aspect_ratio}"
     exact = pixels_of(request.size) or (table_size(request.size or grid.table, ratio) if ratio else None)

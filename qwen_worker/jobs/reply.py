@@ -14,7 +14,7 @@ from ..errors import LoadError, hide_secrets
 from ..preset_settings import Preset
 from ..settings import Settings
 from .few_steps import takes_few_steps
-from .request import Drawing, Edit, Lora
+from .request import Drawing, Lora
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,6 +59,14 @@ class LoraUsed(TypedDict):
     strength_range: NotRequired[list[float]]  # else the least and the most
 
 
+class Lineage(TypedDict):
+    """SHA-256 in hexadecimal digits of the files of an edit, and `round`, from 1, where an input has our mark."""
+
+    inputs: list[str]
+    outputs: list[str]
+    round: NotRequired[int]
+
+
 class DrawingFacts(TypedDict):
     """The part of a reply's `metadata` that is known once the pictures are drawn; docs/jobs.md explains each field."""
 
@@ -70,6 +78,7 @@ class DrawingFacts(TypedDict):
     height: int
     dimensions: str
     drawn_dimensions: NotRequired[str]
+    crop: NotRequired[list[int]]  # left, top, right, bottom of the part that was drawn, in the result's pixels
     preset: str | None
     steps: int
     guidance_scale: float
@@ -79,6 +88,7 @@ class DrawingFacts(TypedDict):
     seeds_text: NotRequired[list[str]]
     worker_version: str
     strength: NotRequired[float]
+    expand: NotRequired[dict[str, int]]  # by how many pixels the canvas grew on each side
     instruction: NotRequired[str]
     background: NotRequired[Literal["transparent"]]  # where the files have transparency
     has_nsfw_concepts: NotRequired[list[bool]]
@@ -97,6 +107,7 @@ class DeliveryFacts(TypedDict):
     delivery: Literal["inline", "url"]
     output_format: str
     delivery_note: NotRequired[str]
+    lineage: NotRequired[Lineage]  # of an edit
 
 
 class Metadata(DrawingFacts, DeliveryFacts):
@@ -170,8 +181,10 @@ def drawing_facts(
         facts["seed_text"], facts["seeds_text"] = str(request.seed), [str(seed) for seed in request.seeds]
     if drawn_by and drawn_size != size:
         facts["drawn_dimensions"] = f"{drawn_size[0]}x{drawn_size[1]}"
-    if isinstance(request, Edit):
+    if request.images:
         facts["strength"] = request.strength
+    if request.expand:
+        facts["expand"] = request.expand.model_dump()
     if (instruction := instruction or request.instruction) != request.prompt:
         facts["instruction"] = instruction
     if request.loras:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import BeyondSchema, InvalidInput
 from .field_types import MAX_RATIO, MAX_SIDE, MIN_SIDE
 from .named_sizes import MATCH_INPUT, MAX_STRETCH, TABLES, pixels_of, ratio_of, times_apart
-from .request import Drawing, Edit
+from .request import Drawing
 from .values import WHOLE, JsonSchema, Reader, Warn, read_whole, short_json, text_like
 
 if TYPE_CHECKING:
@@ -139,13 +139,14 @@ def join_sizes(request: Drawing, sent_as: Mapping[str, str]) -> Drawing:
     if request.size in TABLES and sides and not is_about(sides, TABLES[request.size][0]):
         raise InvalidInput(f"{size} and {given} differ: send one of them", BeyondSchema.TWICE)
     if request.aspect_ratio == MATCH_INPUT:
-        if not isinstance(request, Edit):
-            sentence = f"{ratio} needs an input picture, and {request.task} takes none: send another ratio"
+        if not request.images:
+            sentence = f"{ratio} needs an input picture, and there is none: send image, or another ratio"
             raise InvalidInput(sentence, BeyondSchema.TOGETHER)
         if pixels or sides:
             sentence = f"{ratio} and {size if pixels else given} may differ: send one of them"
             raise InvalidInput(sentence, BeyondSchema.TWICE)
     asked = ratio_of(request.aspect_ratio)
+    require_one_canvas(request, [given] * bool(sides) + [size] * bool(request.size) + [ratio] * bool(asked))
     if asked and len(sides) == 1 and not pixels:
         sentence = f"{ratio} and {given} leave the size open: send width and height, or the ratio alone"
         raise InvalidInput(sentence, BeyondSchema.TOGETHER)
@@ -153,6 +154,21 @@ def join_sizes(request: Drawing, sent_as: Mapping[str, str]) -> Drawing:
     if asked and width and height and times_apart(asked, width / height) > MAX_STRETCH:
         raise InvalidInput(f"{ratio} and {size if pixels else given} differ: send one of them", BeyondSchema.TWICE)
     return request.model_copy(update={"size": None, "aspect_ratio": None}) if len(sides) == 2 else request
+
+
+def require_one_canvas(request: Drawing, given: list[str]) -> None:
+    """Refuse a size beside a canvas that grows. `given`: the sizes that the job gives. Raises `InvalidInput`."""
+    sentence = ""
+    if request.expand and request.fit:
+        sentence = "expand and fit both make the canvas grow: send expand, or fit with aspect_ratio"
+    elif request.expand and given:
+        sentence = f"expand and {given[0]} both say how large the result is: send one of them"
+    elif request.fit and not ratio_of(request.aspect_ratio):
+        sentence = "fit 'expand' makes the canvas grow to aspect_ratio, which is not given as WIDTH:HEIGHT: send it"
+    elif request.fit and len(given) > 1:
+        sentence = f"fit 'expand' makes the canvas grow to aspect_ratio alone: send the job without {given[0]}"
+    if sentence:
+        raise InvalidInput(sentence, BeyondSchema.TOGETHER)
 
 
 def is_about(sides: Mapping[str, int], square: tuple[int, int]) -> bool:

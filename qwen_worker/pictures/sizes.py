@@ -35,20 +35,28 @@ class Sizes(NamedTuple):
 
 def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | None, grid: Grid) -> Sizes:
     """The sizes of the request's pictures. `grid`: what the checkpoint says of sizes."""
-    sides = (request.width, request.height) if request.width and request.height else None
-    if not isinstance(request, Edit):
-        asked = named_size(request, grid) or sides
-        assert asked is not None  # a picture from a prompt has a default for both
-        return Sizes(asked, asked)
-    source = sources[request.size_from].size
-    by_name = named_size(request, grid_of(request, grid), source[0] / source[1])
-    asked = by_name or sides or (source if mask and is_drawable(source, 1, grid.longest) else None)
+    if isinstance(request, Edit):
+        return edit_sizes(request, sources[request.size_from].size, mask, grid)
+    if sources:
+        return start_sizes(request, sources[0].size, mask, grid)
+    asked = named_size(request, grid) or sides_of_job(request)
+    assert asked is not None  # a picture from a prompt has a default for both
+    return Sizes(asked, asked)
+
+
+def edit_sizes(request: Edit, source: Size, mask: Image.Image | None, grid: Grid) -> Sizes:
+    """The sizes of an edit of a picture of the size `source`, which is that of the canvas where it grows."""
+    by_name = None
+    if not request.grows:
+        by_name = named_size(request, grid_of(request, grid), source[0] / source[1]) or sides_of_job(request)
+    kept = source if request.keeps_size or (mask and is_drawable(source, 1, grid.longest)) else None
+    asked = by_name or kept
     seen = seen_side(asked) if grid.follows_size and asked else CONDITIONING_SIDE
     looked_at = conditioning_size(source, seen)
     if request.draw_size == "asked":
-        if not (by_name or sides) and asked and not is_drawable(asked, grid.multiple, grid.longest):
-            asked = None
-        return Sizes(asked or looked_at, asked or looked_at, seen)
+        can_be_drawn = by_name or (asked and is_drawable(asked, grid.multiple, grid.longest))
+        drawn = asked if asked and can_be_drawn else looked_at
+        return Sizes(drawn, source if request.grows else drawn, seen)
     delivered = asked or looked_at
     # A mask and the start from the input picture tie every pixel of the result to one of that picture. What else is
     # asked in another shape is composed anew by the model: stretched faces are not delivered.
@@ -63,14 +71,38 @@ def seen_side(asked: Size) -> int:
     return min(max(round(math.sqrt(asked[0] * asked[1])), LEAST_SIDE), MOST_SIDE)
 
 
+def start_sizes(request: Drawing, source: Size, mask: Image.Image | None, grid: Grid) -> Sizes:
+    """The sizes of a drawing that begins with a picture, and does not look at it: any size that is asked is drawn."""
+    if not request.grows:
+        has_sides = bool(request.model_fields_set & {"width", "height"})  # generate has a default for both
+        asked = named_size(request, grid, source[0] / source[1]) or (sides_of_job(request) if has_sides else None)
+        if asked:
+            return Sizes(asked, asked)
+    return Sizes(conditioning_size(source), kept_size(request, source, mask, grid))
+
+
+def kept_size(request: Drawing, source: Size, mask: Image.Image | None, grid: Grid) -> Size:
+    """The size of a result whose job asks for none: that of a picture of which a part is kept, as far as it may be."""
+    is_kept = request.keeps_size or (mask is not None and is_drawable(source, 1, grid.longest))
+    return source if is_kept else conditioning_size(source)
+
+
+def sides_of_job(request: Drawing) -> Size | None:
+    return (request.width, request.height) if request.width and request.height else None
+
+
 def moved_warning(request: Drawing, sources: list[Image.Image], sizes: Sizes) -> str | None:
-    """A sentence for an edit that does not lie on its input picture as that is, because another shape is asked for."""
-    if not isinstance(request, Edit):
+    """A sentence for a result that does not lie on its input picture as that is: another shape is asked for."""
+    if not sources:
         return None
-    source, is_tied = sources[request.size_from].size, request.mask_image is not None or request.strength < 1
-    if is_tied and stretch(source, sizes.delivered) > MAX_STRETCH:
+    source = sources[request.size_from if isinstance(request, Edit) else 0].size
+    if request.starts_from_picture and stretch(source, sizes.delivered) > MAX_STRETCH:
         done = "stretched to them; send aspect_ratio match_input_image or no size"
-    elif request.draw_size == "asked" or sizes.drawn == conditioning_size(source, sizes.seen):
+    elif (
+        not isinstance(request, Edit)
+        or request.draw_size == "asked"
+        or sizes.drawn == conditioning_size(source, sizes.seen)
+    ):
         return None
     else:
         done = "composed anew in them"
