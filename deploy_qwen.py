@@ -32,6 +32,7 @@ try:
     from qwen_deploy.play import play
     from qwen_deploy.proof import prove, require_kept, update_endpoint
     from qwen_deploy.purchase import require_offered
+    from qwen_deploy.recommended import baked_argument
     from qwen_deploy.records import saved_records
     from qwen_deploy.rollback import roll_back, undo
     from qwen_deploy.runpod.client import REAL_TIME, Clock
@@ -47,6 +48,7 @@ except ImportError as failure:
 def deploy(screen: Screen, options: DeployOptions, open_session: SessionOpener) -> int:
     """From the working tree to an endpoint that is proved to serve. The exit code."""
     image = choose_image(options)
+    options.build_arg += baked_argument(options.models, options.build_arg)
     if options.build_only or options.push_only or not (image.pullable or options.skip_build):
         return stay_here(screen, options, image)
     if image.tag == "latest" or not image.pullable:

@@ -20,7 +20,7 @@ from qwen_worker.checkpoints.files import is_missing
 from qwen_worker.delivery_settings import ResponseShape
 from qwen_worker.drawing import inference, job_plan
 from qwen_worker.drawing.batching import Batches
-from qwen_worker.drawing.partial_denoise import drawn_steps, fixed_steps
+from qwen_worker.drawing.partial_denoise import drawn_steps
 from qwen_worker.drawing.preview import Previewer
 from qwen_worker.drawing.prompt_cache import PromptCache
 from qwen_worker.drawing.prompts import rewrite_prompt
@@ -29,13 +29,12 @@ from qwen_worker.errors import CudaSpoiledError, JobError, LoadError
 from qwen_worker.jobs import openai_images
 from qwen_worker.jobs import reply as replies
 from qwen_worker.jobs.deadline import Paces, kind_of, limit_of
-from qwen_worker.jobs.few_steps import warnings_of
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.named_sizes import Grid
 from qwen_worker.jobs.parsing import parse
-from qwen_worker.jobs.presets import Presets
+from qwen_worker.jobs.presets import Presets, settle
 from qwen_worker.jobs.reply import DrawingResult
-from qwen_worker.jobs.request import Drawing, Edit, Health, Request, Schema
+from qwen_worker.jobs.request import Drawing, Health, Request, Schema
 from qwen_worker.jobs.response_shapes import shape_of
 from qwen_worker.jobs.schema import job_schema
 from qwen_worker.loading.catalogue import Catalogue
@@ -52,6 +51,7 @@ from qwen_worker.network.rewrite import rewriter_from_settings, waiting_threads
 from qwen_worker.pictures import fallback, marks, matching
 from qwen_worker.pictures.canvas import Canvas, canvas_of
 from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
+from qwen_worker.pictures.exact import exact_terms
 from qwen_worker.pictures.inputs import Inputs, open_images
 from qwen_worker.pictures.parameters import embed_parameters
 from qwen_worker.pictures.signing import signer_from_settings
@@ -89,8 +89,8 @@ class Worker:
         # The one thread that loads and draws: the event loop stays free to hear the platform's stop.
         self.inference_thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self.side_threads = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")  # pictures in and out
-        self.presets = Presets(settings, checkpoints.released, is_missing)
         self.loras, self.catalogue = Loras(settings), Catalogue(settings)
+        self.presets = Presets(settings, checkpoints.released, is_missing, self.catalogue.located)
         self.safety_check = SafetyCheck(settings, settings.QWEN_SAFETY_MODEL) if settings.QWEN_SAFETY_MODEL else None
         machine = self.safety_check.machine_for_models if self.safety_check else read_machine
         self.pipelines = Pipelines(settings, self.catalogue, self.loras.open_for_endpoint, machine)
@@ -123,7 +123,7 @@ class Worker:
                 limit_seconds = limit_of(job, self.settings.QWEN_JOB_SECONDS)
                 # Clients of other APIs know no field that tells a stand-in from a picture.
                 takes_stand_ins = call is None and shape_of(request, self.settings) is ResponseShape.WORKER
-                drawing = Job(job_id, request, limit_seconds, [*warnings, *warnings_of(request)], takes_stand_ins)
+                drawing = Job(job_id, request, limit_seconds, warnings, takes_stand_ins)
                 limit_bytes = min(limit_bytes or self.reply_bytes, self.reply_bytes)
                 reply = await self.serve(drawing, job, post, limit_bytes)
             else:
@@ -160,10 +160,10 @@ class Worker:
             return job_schema()
         if not isinstance(request, Health):
             return health.debug(self.settings)
-        presets = self.presets.report(self.catalogue.located)
+        presets, known = self.presets.report(), self.catalogue.report()
         models, fallbacks = self.pipelines.report(), self.loader.report()
         check = self.safety_check.report() if self.safety_check else None
-        return health.health(self.settings, read_machine(), models, fallbacks, presets, self.counters, check)
+        return health.health(self.settings, read_machine(), models, fallbacks, presets, self.counters, check, known)
 
     async def serve(self, job: Job, sdk_job: SdkJob, post: Post | None, limit_bytes: int) -> Reply:
         """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread."""
@@ -175,12 +175,13 @@ class Worker:
             if located := self.catalogue.located(request.task):
                 located.require_serves(request)
             # Before anything that waits for the inference thread, which may be at another job's drawing.
-            inputs = await job.run_on(self.side_threads, self.open_pictures, job, terms)
+            inputs, terms = await job.run_on(self.side_threads, self.open_pictures, job, terms)
             if self.safety_check:
                 await self.check_inputs(self.safety_check, job, inputs)
             if self.rewriter and request.prompt_extend:
                 await job.run_on(waiting_threads, rewrite_prompt, self.rewriter, job, inputs)
             checkpoint, failure = await self.locate(job)
+            defaults, request = settle(job, self.presets), job.request
             if checkpoint:
                 checkpoint.require_serves(request)
             loras = () if failure else await job.run_on(self.side_threads, self.loras.open_for_job, job, checkpoint)
@@ -199,12 +200,17 @@ class Worker:
             concepts = await self.safety_check.check_drawn(job, drawn.pictures) if self.safety_check else []
             job.enter(Stage.DELIVERING)
             origin = marks.origin_of(request, is_stand_in=drawn.model is None)
-            marks.mark_pictures(drawn.pictures, origin, self.settings.QWEN_MARK)
+            edit_round = inputs.lineage.get("round") if inputs.lineage else None
+            marks.mark_pictures(drawn.pictures, origin, self.settings.QWEN_MARK, edit_round)
             label = self.catalogue.label_for(request.task)
             scalings = [use.file.scalings for use in loras if not use.from_settings]
             metadata = replies.drawing_facts(
                 request, canvas.result_size, canvas.size, drawn, label, self.settings, scalings, job.instruction
             )
+            if defaults and drawn.model:
+                metadata["defaults"] = defaults
+            if canvas.stitch:
+                metadata["crop"] = list(canvas.stitch.frame.box_in(canvas.result_size))
             if concepts:
                 metadata["has_nsfw_concepts"] = concepts
             metadata |= matching.report(drawn.pictures, job.warn)
@@ -212,14 +218,17 @@ class Worker:
                 embed_parameters(drawn.pictures, request, metadata)
             sign = self.signer.signing(origin, metadata) if self.signer else None
             metadata_with = functools.partial(replies.complete_metadata, metadata, job.timings, job.warnings)
-            delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled, sign
+            delivery = request, drawn.pictures, terms, metadata_with, job.timings, job.cancelled, sign, inputs.lineage
             return await job.run_on(self.side_threads, deliver, *delivery)
 
-    def open_pictures(self, job: Job, terms: Terms) -> Inputs:
-        """The job's input pictures and its mask; on a side thread."""
+    def open_pictures(self, job: Job, terms: Terms) -> tuple[Inputs, Terms]:
+        """The job's input pictures and its mask, and the terms for a photo of its own size; on a side thread."""
         with timed(job.timings, "input"):
             require_usable(terms, job.cancelled)
-            return open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.warn, job.cancelled)
+            inputs = open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.warn, job.cancelled)
+            if inputs.stitch:
+                terms = exact_terms(job.request, inputs.stitch, terms, job.warn, job.cancelled)
+            return inputs, terms
 
     async def check_inputs(self, check: SafetyCheck, job: Job, inputs: Inputs) -> None:
         """Raises `JobError` content_rejected, or model_unavailable where pictures cannot be checked."""
@@ -228,7 +237,7 @@ class Worker:
                 await job.run_on(self.inference_thread, check.load)
             except LoadError as failure:
                 raise JobError("model_unavailable", f"the safety check: {failure.reason}") from None
-        await check.check_inputs(job, inputs.sources)
+        await check.check_inputs(job, inputs.to_check)
 
     async def locate(self, job: Job) -> tuple[Checkpoint | None, LoadError | None]:
         """The checkpoint that serves the job, where it has been located, and why its model cannot be had, if so."""
@@ -243,13 +252,10 @@ class Worker:
     def require_time(self, job: Job, canvas: Canvas) -> None:
         """Tell the job how many steps will really run; refuse it where they clearly have no time."""
         request = job.request
-        loaded = self.pipelines.get(request.task)
-        fixed = fixed_steps(loaded.pipe) if loaded else 0
-        strength = request.strength if isinstance(request, Edit) else 1.0
-        steps = drawn_steps(fixed or request.num_inference_steps, strength)
+        steps = drawn_steps(request.num_inference_steps, request.strength)
         job.expect_steps(steps)
         kind, calls = kind_of(request, canvas.size, len(canvas.sources)), self.batches.fewest_calls(request)
-        self.paces.require_time(kind, calls, steps, job.seconds_to_limit(), None if fixed else strength)
+        self.paces.require_time(kind, calls, steps, job.seconds_to_limit(), request.strength)
 
     def draw(self, entry: DrawingJob, failure: LoadError | None) -> DrawingResult:
         """The pictures and what drew them, loading the model first where it is not; on the inference thread."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from qwen_deploy.cards import capability_of, describe_layout
 from qwen_worker.checkpoints import checkpoint
 from qwen_worker.checkpoints.sharing import as_model
-from qwen_worker.jobs.presets import STEPS
+from qwen_worker.jobs.presets import USUAL
 from qwen_worker.memory import placement
 from qwen_worker.memory.footprint import GB, Plan
 from qwen_worker.model_settings import Precision, Saving
@@ -36,8 +36,8 @@ SIZE = 1024
 # By preset: steps, and passes of them that are computed. Guidance takes two a step; of `balanced`'s 30 steps the step
 # cache predicts 12; `fast` has eight steps here, without guidance.
 PRESETS = {
-    Preset.QUALITY: (STEPS[Preset.QUALITY], 100),
-    Preset.BALANCED: (STEPS[Preset.BALANCED], 36),
+    Preset.QUALITY: (USUAL.steps, 100),
+    Preset.BALANCED: (USUAL.balanced_steps, 36),
     Preset.FAST: (8, 8),
 }
 # TFLOP of a pass, counted by torch's flop counter on the released modules: matrix products and attention. `tokens` are

@@ -33,7 +33,7 @@ def baked_models(options: DeployOptions) -> list[str]:
         arguments[name] = value
     if arguments.get("BAKE") != "yes":
         return []
-    return arguments.get("BAKE_MODELS", " ".join(DEFAULT_MODELS)).split()
+    return arguments["BAKE_MODELS"].split() if "BAKE_MODELS" in arguments else list(DEFAULT_MODELS)
 
 
 def show_build(screen: Screen, options: DeployOptions, image: Image) -> None:

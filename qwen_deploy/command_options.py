@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from .records import default_folder
 
+MODELS_HELP = "hub ids, each perhaps with @revision, or the word recommended"
 RAM_GB = 32  # of a worker, which RunPod's catalogue does not name
 
 

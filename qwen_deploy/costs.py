@@ -16,6 +16,7 @@ from .intent import choose_tasks
 from .offers import Offer
 from .options import CostOptions
 from .purchase import wish_of
+from .recommended import environment_of_models
 from .screen import Screen
 from .session import ROOT, Session
 
@@ -52,7 +53,8 @@ def show_costs(screen: Screen, options: CostOptions, session: Session) -> None:
     endpoint = find_endpoint(session.api, options) if is_named else None
     present: Mapping[str, object] = configuration.flatten(endpoint) if endpoint else {}
     own_env = configuration.flatten(endpoint)["env"] if endpoint else {}
-    env = {**own_env, **parse_assignments(options.env, os.environ)}
+    asked = environment_of_models(options.models, parse_assignments(options.env, os.environ), options.tasks)
+    env = {**own_env, **asked}
     tasks, settings = choose_tasks(options.tasks, env), worker_settings(env)
     torch_cuda = cuda_floor(ROOT)
     pools = cards.read_pools(session.api, options.min_cuda)

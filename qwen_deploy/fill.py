@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from .environment import parse_assignments
 from .errors import ApiError, DeployError, UsageError
 from .fill_pod import Place, Report, places, pod_body, pod_name, python_image, read_report
-from .released import DEFAULT_MODELS, RESEARCH_SENTENCE, download_bytes, gigabytes, research_only
+from .recommended import chosen_models
+from .released import RESEARCH_SENTENCE, download_bytes, gigabytes, research_only
 from .runpod.schemas import Pod, Volume
 from .runpod.start_log import missing_image
 from .runpod.storage import Storage
@@ -26,7 +27,7 @@ NEXT_PLACE = (400, 403)  # RunPod's answers where this hardware is not to be had
 
 def fill_volume(screen: Screen, options: FillOptions, open_session: SessionOpener) -> int:
     """The models on the volume, each file verified. The exit code. Raises `DeployError`; the Pod is gone either way."""
-    models = list(options.models or DEFAULT_MODELS)
+    models = chosen_models(options.models)
     env = parse_assignments(options.env, os.environ)
     session = open_session()
     storage = Storage(session.api)

@@ -19,11 +19,13 @@ from pydantic.fields import FieldInfo
 
 from qwen_worker.settings import Settings
 
+from .cards import MODEL_SETTINGS
 from .configuration import DEFAULT_ENV, DEFAULTS
 from .environment import cuda_floor, join_members
 from .hub_icon import ICON
 from .hub_words import DESCRIPTION, DESCRIPTIONS, LABELS, NAMES
 from .proof import PROMPTS, TEST_PICTURE
+from .recommended import MODELS, RECOMMENDED_LORAS
 from .runpod.schemas import JsonObject
 from .session import ROOT
 
@@ -33,12 +35,7 @@ CUDA_VERSIONS = ("12.6", "12.7", "12.8", "12.9", "13.0", "13.1", "13.2", "13.3")
 # picture is the cheapest and the quickest comes first.
 POOLS = ("HOPPER_141", "ADA_80_PRO", "AMPERE_80")
 BOTH, GENERATE, EDIT = "generate,edit", "generate", "edit"
-LIGHTNING = "lightx2v/Qwen-Image-Lightning/Qwen-Image-"
-FAST = {
-    "QWEN_PRESET": "fast",
-    "QWEN_IMAGE_FAST_LORA": f"{LIGHTNING}Lightning-8steps-V1.1.safetensors",
-    "QWEN_EDIT_FAST_LORA": f"{LIGHTNING}Edit-Lightning-8steps-V1.0-bf16.safetensors",
-}
+FAST = {"QWEN_PRESET": "fast", **RECOMMENDED_LORAS}
 
 
 class Offer(NamedTuple):
@@ -54,14 +51,15 @@ class Offer(NamedTuple):
 
 
 def offer(pools: tuple[str, ...], tasks: str, precision: str, setting: str = "auto", **env: str) -> Offer:
-    """Every offer sets the same three variables, so that a change of the preset leaves nothing of the one before."""
-    common = {"QWEN_TASKS": tasks, "QWEN_PRECISION": setting, "QWEN_PRESET": "quality"}
+    """Every offer sets the same variables, so that a change of the preset leaves nothing of the one before."""
+    models = {MODEL_SETTINGS[task]: model for task, model in MODELS.items()}
+    common = {**models, "QWEN_TASKS": tasks, "QWEN_PRECISION": setting, "QWEN_PRESET": "quality"}
     return Offer(pools, precision, common | env)
 
 
 PRESETS = {
     "Best pictures: 80 GB cards (H100, H200, A100)": offer(POOLS, BOTH, "bf16", "bf16"),
-    "Cheapest and fastest picture: 80 GB cards, 8 steps with Lightning": offer(POOLS, BOTH, "bf16", **FAST),
+    "Cheapest and fastest picture: 80 GB cards, few steps with Lightning": offer(POOLS, BOTH, "bf16", **FAST),
     "Text to image alone, exact: 48 GB cards (L40S, L40, 6000 Ada, A40, A6000)": offer(
         ("ADA_48_PRO", "AMPERE_48"), GENERATE, "bf16", "bf16"),
     "Edits alone, exact: 48 GB cards (L40S, L40, 6000 Ada, A40, A6000)": offer(

@@ -84,8 +84,8 @@ DESCRIPTIONS = {
 LABELS = {
     "QWEN_TASKS": {"generate,edit": "Text to image and edits", "generate": "Text to image", "edit": "Edits"},
     "QWEN_PRESET": {
-        "quality": "Quality: 50 steps",
-        "balanced": "Balanced: 30 steps, some of them predicted",
+        "quality": "Quality: the steps that the model's makers recommend",
+        "balanced": "Balanced: three of five of those, some of them predicted",
         "fast": "Fast: the steps of the few-step LoRA",
     },
     "QWEN_PRECISION": {

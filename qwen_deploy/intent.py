@@ -18,6 +18,7 @@ from .errors import UsageError
 from .image import Image
 from .options import DeployOptions
 from .purchase import Purchase, split_list
+from .recommended import environment_of_models
 from .runpod.api import Api
 from .runpod.schemas import Endpoint
 from .runpod.storage import Storage
@@ -168,7 +169,7 @@ def environment_from_options(
     options: DeployOptions, present: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str], tuple[str, ...]]:
     """Variables to set, names to remove, and the tasks that are served. `present` are the endpoint's variables now."""
-    env = parse_assignments(options.env, os.environ)
+    env = environment_of_models(options.models, parse_assignments(options.env, os.environ), options.tasks)
     unset = list(options.unset_env)
     tasks = choose_tasks(options.tasks, {**present, **dict.fromkeys(unset, ""), **env})
     if options.tasks and len(tasks) < len(cards.MODEL_SETTINGS):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from . import command_options, storage_options
 from .command_options import (
+    MODELS_HELP,
     Group,
     StateOptions,
     StatusOptions,
@@ -61,6 +62,7 @@ class ProofOptions(StateOptions):
 class FitOptions(StateOptions):
     """What decides which cards do, and which of them are taken."""
 
+    models: list[str] | None
     tasks: list[str] | None
     ram_gb: float
     seconds: float | None  # that a picture may take
@@ -249,6 +251,7 @@ def flashboot(word: str) -> str:
 
 def add_fit(group: Group) -> None:
     tasks = ("generate", "edit")
+    group.add_argument("--models", nargs="+", metavar="ID", help=f"{MODELS_HELP}: Qwen-Image-2512 and Edit-2511")
     group.add_argument("--tasks", nargs="+", choices=tasks, help="what it shall serve (default: both)")
     add_ram(group)
 

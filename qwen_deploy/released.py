@@ -8,16 +8,15 @@ import re
 from collections.abc import Sequence
 
 from qwen_worker.checkpoints import checkpoint, classes
+from qwen_worker.checkpoints.makers import LICENCES, RESEARCH, licence_of
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.memory.footprint import GB
-from qwen_worker.network.hub import is_same_repository
 
 from .cards import MODEL_SETTINGS, Fit, Pool, fit
 from .environment import worker_settings
 
 DEFAULT_MODELS = ("Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit")
-APACHE, RESEARCH = "Apache-2.0", "Qwen Research License"
-RESEARCH_ONLY = ("Qwen/Qwen-Image-2.1", "Qwen/Qwen-Image-2.1-Turbo")
+RESEARCH_ONLY = [name for name in classes.RELEASED if LICENCES[name] == RESEARCH]
 RESEARCH_SENTENCE = "is under the Qwen Research License: for research and evaluation; any other use needs Qwen's leave."
 # RunPod's serverless pools; the catalogue, which needs a key, has their prices and what there is of them.
 POOLS = (
@@ -26,14 +25,9 @@ POOLS = (
 )  # fmt: skip
 
 
-def licence(hub_id: str) -> str:
-    """Of a released checkpoint."""
-    return RESEARCH if any(is_same_repository(hub_id, name) for name in RESEARCH_ONLY) else APACHE
-
-
 def research_only(names: Sequence[str]) -> list[str]:
     """Those of the models, each perhaps with @revision, that may not be used commercially."""
-    return [name for name in names if licence(name.partition("@")[0]) == RESEARCH]
+    return [name for name in names if licence_of("", name.partition("@")[0]) == RESEARCH]
 
 
 def download_bytes(names: Sequence[str]) -> int | None:

@@ -3,6 +3,7 @@
 import os
 
 from qwen_worker.checkpoints import classes
+from qwen_worker.checkpoints.makers import LICENCES
 
 from . import released
 from .cards import fit, group_pools
@@ -11,7 +12,8 @@ from .environment import cuda_floor, worker_settings
 from .errors import DeployError, UsageError
 from .fill import fill_volume
 from .fill_pod import pod_name
-from .released import DEFAULT_MODELS, download_bytes, environment_of, gigabytes
+from .recommended import MODELS, RECOMMENDED_LORAS, WORD, chosen_models
+from .released import download_bytes, environment_of, gigabytes
 from .runpod.schemas import Volume
 from .runpod.storage import Storage
 from .screen import Screen, require_yes
@@ -62,7 +64,7 @@ def list_volumes(screen: Screen, options: VolumeListOptions, open_session: Sessi
 
 def create_volume(screen: Screen, options: CreateVolumeOptions, open_session: SessionOpener) -> int:
     """A new volume, or a larger one where the name is there. The exit code."""
-    models = list(options.models or DEFAULT_MODELS)
+    models = chosen_models(options.models)
     needed = download_bytes(models)
     if options.size is None and needed is None:
         raise UsageError("--size is needed: the size of these models is not known here.")
@@ -186,18 +188,25 @@ def models(screen: Screen, options: ModelsOptions, open_session: SessionOpener) 
     alike: dict[tuple[str, ...], list[str]] = {}
     for name in classes.RELEASED:
         words = released.describe_fits(released.fits_of(name, options.ram_gb, cuda_floor(ROOT)))
-        facts = f"{gigabytes(download_bytes([name]) or 0)} · {released.licence(name)}"
+        facts = f"{gigabytes(download_bytes([name]) or 0)} · {LICENCES[name]}"
         alike.setdefault((facts, *words), []).append(name)
     for (facts, *words), names in alike.items():
         screen.heading(facts)
         for name in names:
-            screen.say(f"  {name:<26} {' and '.join(released.tasks_of(name))}")
+            mark = "*" if name in MODELS.values() else " "
+            screen.say(f"{mark} {name:<26} {' and '.join(released.tasks_of(name))}")
         for phrase in words:
             screen.say(f"    {phrase}")
     screen.say(
         f"\nComputed for one model alone on a worker with {options.ram_gb:g} GB of RAM. bf16 is exact; the others "
         "change the pictures a little."
     )
+    screen.say(
+        "* recommended: of the size and licence of the endpoint's defaults, which Qwen calls their upgrade. `--models "
+        f"{WORD}` takes them, for a deployment, `cost` and volumes, with their few-step LoRAs for preset fast:"
+    )
+    for source in RECOMMENDED_LORAS.values():
+        screen.say(f"    {source}")
     for name in released.RESEARCH_ONLY:
         screen.warn(f"{name} {released.RESEARCH_SENTENCE}")
     return 0

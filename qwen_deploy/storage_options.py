@@ -2,7 +2,7 @@
 
 import argparse
 
-from .command_options import StateOptions, add_ram, add_state, positive_count
+from .command_options import MODELS_HELP, StateOptions, add_ram, add_state, positive_count
 
 COMMANDS = {
     "volume": "create, fill, list or delete a network volume that holds the weights",
@@ -98,7 +98,7 @@ def add_options(name: str, parser: argparse.ArgumentParser) -> None:
             "--models",
             nargs="+",
             metavar="ID",
-            help="hub ids, each perhaps with @revision (default: the two 20B models)",
+            help=f"{MODELS_HELP} (default: the two 20B models)",
         )
     if name == "volume create":
         parser.add_argument("--size", type=int, metavar="GB", help="(default: the models and a tenth)")

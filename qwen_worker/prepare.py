@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
 
 def plan_of(checkpoint: Checkpoint, options: Options) -> Plan:
     """The plan that the files are for, as far as it shows in them. Raises `LoadError`."""
-    if not checkpoint.parts:
+    if "modulation" not in checkpoint.parts:
         raise LoadError(f"Nothing of a {checkpoint.class_name} of this architecture can be prepared")
     if checkpoint.packed:
         raise LoadError("It is stored quantized already, and would be loaded no faster")

@@ -16,6 +16,9 @@ from pydantic_settings import BaseSettings, NoDecode
 # The folders whose LoRA files jobs may name: one on a network volume, one in the image.
 LORA_ROOTS = ("/runpod-volume/loras", "/opt/qwen-image/loras")
 
+# The steps of few-step LoRAs whose files' names do not say them, by repository, in lower case.
+STEPS_BY_REPOSITORY = {"lightx2v/qwen-image-2.1-lightning": 4}
+
 
 def split_folders(value: Any) -> Any:
     """Split a colon-separated list of folders, as PATH is one."""
@@ -118,7 +121,10 @@ class PresetSettings(BaseSettings):
 
 
 def steps_in(name: str) -> int | None:
-    """The number of steps, 1 to 16, in the file name of a few-step LoRA such as Qwen-Image-Lightning-8steps-V1.1."""
+    """The number of steps, 1 to 16, in the file name of a few-step LoRA such as Qwen-Image-Lightning-8steps-V1.1.
+
+    Of a repository whose file has another name, the number that its maker gives.
+    """
     try:
         path = urlsplit(name).path if "://" in name else name
     except ValueError:  # no URL, which whoever fetches it refuses
@@ -126,4 +132,7 @@ def steps_in(name: str) -> int | None:
     # Two other numbers before "step" are not meant: a version's ("v2-step..."), a training run's ("epoch=10-step=500").
     pattern = r"(?<![\dv])(?<!\d\.)(\d{1,2})[-_ ]?step(?:s|(?![-_= ]?\d))"
     match = re.search(pattern, path.rstrip("/").rpartition("/")[2].lower())
-    return int(match[1]) if match and 1 <= int(match[1]) <= 16 else None
+    if match and 1 <= int(match[1]) <= 16:
+        return int(match[1])
+    repository = "/".join(path.lower().partition("@")[0].strip("/").split("/")[:2])
+    return STEPS_BY_REPOSITORY.get(repository)

@@ -166,7 +166,8 @@ def test_the_table_of_fields_has_every_field_with_its_limits_and_default():
             rule = IMAGE_RULE if name in ("image", "image_url") else rule_of(TASKS[task], (field,))
             # An edit has either `images` or one of its two other names, and each row names the other way.
             other_way = {"image": "images", "image_url": "images", "images": "image"}
-            default = other_way.get(name) or default_of(TASKS[task].model_fields[field])
+            required = TASKS[task].model_fields[field].is_required()
+            default = (required and other_way.get(name)) or default_of(TASKS[task].model_fields[field])
             models[task, name] = rule, default
     assert documented == models
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_worker.errors import LoadError
-from qwen_worker.lora.names import BLOCK_LAYERS
+from qwen_worker.lora.architectures import BLOCK_LAYERS
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import Machine, free_disk_bytes
 

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..errors import LoadError
+from ..jobs.defaults import Defaults
 from ..jobs.named_sizes import Grid
 from ..jobs.request import Drawing
-from ..jobs.served import require_served
+from ..jobs.served import Limits, require_served
 from ..network.hub import is_same_repository
 from .classes import (
     NEEDED_FILES,
     PART_PATTERNS,
+    PARTS_2_1,
     PARTS_20B,
     PIPELINE_CLASSES,
     RELEASED,
@@ -37,6 +39,7 @@ from .files import (
     shards,
     stored_tensors,
 )
+from .makers import defaults_of, licence_of, read_schedule
 from .stored_parts import require_stored_so
 from .stored_quantization import plain_tensors, stored_quantization
 
@@ -58,6 +61,8 @@ class Checkpoint:
     # only the others.
     packed: dict[str, int] = field(default_factory=dict[str, int], hash=False)
     warning: str | None = None  # for its replies, where it draws far less than Qwen's checkpoints
+    stored_bytes: int = 0  # of its weight files on the hub; 0 where no listing says it
+    schedule: tuple[float, ...] = ()  # the sigmas that its files fix (`makers.read_schedule`)
 
     @property
     def pipeline_class(self) -> PipelineClass:
@@ -67,15 +72,34 @@ class Checkpoint:
     def adaptable(self) -> bool:
         return self.pipeline_class.adaptable
 
+    @property
+    def defaults(self) -> Defaults:
+        """Of jobs that do not say."""
+        return defaults_of(self.class_name, self.hub_id or self.name, self.schedule)
+
+    def report(self) -> dict[str, Any]:
+        """What `health` tells of it, whether it is loaded or not. `licence`: None where it is not known."""
+        return {
+            "model": self.name,
+            "class": self.class_name,
+            "licence": licence_of(self.class_name, self.hub_id or self.name),
+            "most_images": self.pipeline_class.max_images,
+            "sizes": self.grid.table,
+            "defaults": self.defaults.report(),
+        }
+
     def require_serves(self, request: Drawing) -> None:
         """Refuse what only the checkpoint can say: sizes and numbers of pictures. Raises `InvalidInput`."""
-        require_served(request, self.size_multiple, self.pipeline_class.max_images)
+        own = self.pipeline_class
+        require_served(request, Limits(self.size_multiple, own.max_side, own.max_images, own.draws_alpha))
 
     @property
     def grid(self) -> Grid:
         """What it says of sizes. Where the VAE is of another kind than the released ones', no table is known."""
         is_released_kind = self.size_multiple == size_multiple_of(self.class_name)
-        return Grid(self.size_multiple, self.pipeline_class.size_table if is_released_kind else None)
+        own = self.pipeline_class
+        table = own.size_table if is_released_kind else None
+        return Grid(self.size_multiple, table, own.max_side, own.follows_size, own.draws_alpha)
 
     @property
     def local_folder(self) -> Path:
@@ -93,7 +117,7 @@ def released(model: str) -> Checkpoint | None:
         return None
     class_name, parameters = RELEASED[hub_id]
     multiple = size_multiple_of(class_name)
-    parts = PARTS_20B if parameters is SIZE_20B else {}
+    parts = PARTS_20B if parameters is SIZE_20B else PARTS_2_1
     return Checkpoint(hub_id, class_name, parameters, multiple, None, hub_id, revision or None, parts)
 
 
@@ -116,9 +140,10 @@ def inspect(folder: Path) -> Checkpoint:
     shapes, packed = plain_shapes(folder)
     parameters = {component: sum(map(math.prod, shapes[component].values())) for component in WEIGHTS}
     multiple = size_multiple_of(class_name, read_json(folder, "vae/config.json"))
-    parts = count_parts(shapes) if savings_apply(folder, class_name) else {}
+    parts = count_parts(shapes, only_text_encoder=not savings_apply(folder, class_name))
     checkpoint = Checkpoint(name, class_name, parameters, multiple, folder, parts=parts, packed=packed)
-    return replace(checkpoint, revision=folder_digest(folder), warning=limits_of(index))
+    schedule = read_schedule(class_name, index)
+    return replace(checkpoint, revision=folder_digest(folder), warning=limits_of(index), schedule=schedule)
 
 
 def plain_shapes(folder: Path) -> tuple[dict[str, dict[str, tuple[int, ...]]], dict[str, int]]:
@@ -151,7 +176,7 @@ def savings_apply(folder: Path, class_name: str) -> bool:
     return class_name != "QwenImage21Pipeline" and not config.get("use_additional_t_cond")
 
 
-def count_parts(shapes: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, int]:
+def count_parts(shapes: dict[str, dict[str, tuple[int, ...]]], only_text_encoder: bool = False) -> dict[str, int]:
     """Parameters by part, from the shapes of each component's tensors by name.
 
     `temporal` is what single frames never touch of the VAE: of a causal 3-D kernel all slices in time but the last,
@@ -160,7 +185,10 @@ def count_parts(shapes: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, int]
     parts = {
         part: sum(math.prod(shape) for name, shape in shapes[component].items() if re.search(pattern, name))
         for part, (component, pattern) in PART_PATTERNS.items()
+        if component == "text_encoder" or not only_text_encoder
     }
+    if only_text_encoder:
+        return parts
     parts["temporal"] = sum(
         math.prod(shape) if ".time_conv." in name else math.prod(shape) - math.prod(shape) // shape[2]
         for name, shape in shapes["vae"].items()

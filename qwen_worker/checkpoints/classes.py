@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..errors import LoadError
+from ..jobs.named_sizes import USUAL_SIDE
 from .files import Json
 
 WEIGHTS = ("transformer", "text_encoder", "vae")  # components that hold parameters
@@ -19,8 +20,12 @@ class PipelineClass:
     tasks: frozenset[str]
     max_images: int  # input images of one edit
     components: tuple[str, ...]  # beside those that hold parameters
-    adaptable: bool = True  # its transformer is the 20B one's, which LoRAs, few-step presets and the step cache know
+    adaptable: bool = True  # LoRAs know its transformer (`lora/architectures.py`)
     size_table: str = "1K"  # of `jobs/named_sizes.py`: the sizes that the released checkpoints' makers recommend
+    max_side: int = USUAL_SIDE  # pixels
+    draws_alpha: bool = False  # its VAE has a fourth channel, in and out
+    follows_size: bool = False  # an edit's pictures are looked at in about the size asked for, and not in a megapixel
+    caches_steps: bool = True  # the step cache knows its transformer
 
 
 # Any one of these sets of files makes a component complete that holds no parameters.
@@ -34,8 +39,11 @@ PIPELINE_CLASSES = {
     "QwenImagePipeline": PipelineClass(frozenset({"generate"}), 0, ("scheduler", "tokenizer")),
     "QwenImageEditPipeline": PipelineClass(EDITS, 1, ("scheduler", "tokenizer", "processor")),
     "QwenImageEditPlusPipeline": PipelineClass(EDITS, 3, ("scheduler", "tokenizer", "processor")),
-    "QwenImage21Pipeline": PipelineClass(EDITS | {"generate"}, 3, ("scheduler", "processor"), False, "2K"),
-}
+    "QwenImage21Pipeline": PipelineClass(
+        EDITS | {"generate"}, 10, ("scheduler", "processor"), size_table="2K", max_side=2752, draws_alpha=True,
+        follows_size=True, caches_steps=False,
+    ),
+}  # fmt: skip
 # The parts of a component that the exact savings and quantization act on: (component, pattern of the weights' names).
 PART_PATTERNS = {
     "modulation": ("transformer", r"^transformer_blocks\.\d+\.(img|txt)_mod\."),
@@ -52,6 +60,7 @@ PARTS_20B = {
     "modulation": 6_796_984_320, "modulation_outputs": 2_211_840, "matrices": 13_589_544_960,
     "lm_head": 544_997_376, "vision": 676_550_144, "embedding": 544_997_376, "temporal": 82_292_928,
 }  # fmt: skip
+PARTS_2_1 = {"lm_head": 622_329_856, "vision": 576_388_336, "embedding": 622_329_856}
 # By hub id: the pipeline class, and the parameters by component.
 RELEASED = {
     "Qwen/Qwen-Image": ("QwenImagePipeline", SIZE_20B),

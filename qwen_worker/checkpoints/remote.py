@@ -5,13 +5,11 @@ Every failure comes out as a `LoadError`, transient where a later try may help. 
 
 from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import LoadError
 from ..network.hub import (
     READ_FILES,
-    WEIGHT_FILES,
     download_file,
     explain_errors,
     hub_cache_folder,
@@ -21,14 +19,16 @@ from ..network.hub import (
 from .checkpoint import Checkpoint, inspect
 from .classes import WEIGHTS, require_class, size_multiple_of
 from .files import Json, describe_contents, limits_of, read_json
+from .makers import read_schedule
+from .remote_headers import inspect_remote, is_weight_file
 from .stored_quantization import quantization_of
 
 
 def look_up(model: str) -> Checkpoint:
-    """A checkpoint that is neither on this machine nor among the released ones: its class and sizes, from the hub.
+    """A checkpoint that is neither on this machine nor among the released ones: what its headers on the hub say.
 
-    A parameter is counted for every two bytes, since the released checkpoints are bfloat16; of a component that is
-    stored quantized, its bytes. Raises `LoadError`, also for a repository that holds no checkpoint of diffusers.
+    Of one that is stored quantized, its files' sizes say it; where they are plain, a parameter counts for two bytes.
+    Raises `LoadError`, also for a repository that holds no checkpoint of diffusers.
     """
     hub_id, _, revision = model.partition("@")
     commit, sizes = listing(hub_id, revision)
@@ -36,22 +36,33 @@ def look_up(model: str) -> Checkpoint:
         raise LoadError(f"{hub_id} is on the hub and holds no model_index.json: {describe_contents(sizes)}")
     index = read_remote(hub_id, "model_index.json", commit)
     class_name = require_class(hub_id, index.get("_class_name"))
+    configs = {component: f"{component}/config.json" for component in WEIGHTS}
+    quantized = {
+        component
+        for component, name in configs.items()
+        if name in sizes and quantization_of(read_remote(hub_id, name, commit), component)
+    }
+    if not quantized:
+        return inspect_remote(hub_id, commit, sizes)
+    # What is stored in 4 bits says in its weights, and not in headers, how much they are: its bytes are counted.
     stored = {component: weight_bytes(sizes, component) for component in WEIGHTS}
-    packed: dict[str, int] = {}
-    for component in WEIGHTS:
-        config = f"{component}/config.json"
-        if config in sizes and quantization_of(read_remote(hub_id, config, commit), component):
-            packed[component] = stored.pop(component)
-    parameters = {component: stored.get(component, 0) // 2 for component in WEIGHTS}
-    multiple = size_multiple_of(class_name)
-    described = Checkpoint(hub_id, class_name, parameters, multiple, hub_id=hub_id, revision=commit, packed=packed)
-    return replace(described, warning=limits_of(index))
+    return Checkpoint(
+        hub_id,
+        class_name,
+        {component: 0 if component in quantized else count // 2 for component, count in stored.items()},
+        size_multiple_of(class_name),
+        hub_id=hub_id,
+        revision=commit,
+        packed={component: stored[component] for component in quantized},
+        warning=limits_of(index),
+        stored_bytes=sum(stored.values()),
+        schedule=read_schedule(class_name, index),
+    )
 
 
 def weight_bytes(sizes: Mapping[str, int], component: str) -> int:
     """The bytes of a component's weights, of those that are read. `sizes`: of a repository's files, by name."""
-    names = (name for name in sizes if name.startswith(f"{component}/") and name.count("/") == 1)
-    return sum(sizes[name] for name in names if any(fnmatchcase(name, pattern) for pattern in WEIGHT_FILES))
+    return sum(size for name, size in sizes.items() if name.startswith(f"{component}/") and is_weight_file(name))
 
 
 def read_remote(hub_id: str, name: str, commit: str) -> Json:

@@ -27,7 +27,7 @@ from .shared_call import EncodedPrompts, draw_together, encode
 # The fields that may differ between the jobs of a call; all others must be equal.
 OWN_FIELDS = {
     "prompt", "negative_prompt", "seed", "num_images", "output_format", "output_quality", "delivery", "response_shape",
-    "prompt_extend", "enable_safety_checker",
+    "prompt_extend", "enable_safety_checker", "background",
 }  # fmt: skip
 
 
@@ -139,8 +139,8 @@ class Batches:
 
 
 def may_share(request: Drawing) -> TypeGuard[Generate]:
-    """Whether it is of the kind that can share a call; previews are of one picture at a time."""
-    return isinstance(request, Generate) and not request.preview
+    """Whether it is of the kind that can share a call; previews, and starts from a picture, are one picture's alone."""
+    return isinstance(request, Generate) and not request.preview and not request.starts_from_picture
 
 
 def are_alike(request: Drawing, other: Drawing) -> bool:

@@ -8,15 +8,15 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from ..jobs.few_step_schedules import FewStepSchedule, schedule_of
 from ..jobs.few_steps import takes_few_steps
-from ..jobs.presets import FEW_STEP_SCHEDULER
 from ..jobs.request import Drawing, Edit
 from ..loading.loaded import LoadedPipeline
 from ..lora.file import LoraUse
 from ..memory.footprint import Plan
 from ..model_settings import Speedup
 from ..preset_settings import Preset
-from .partial_denoise import drawn_steps, fixed_steps
+from .partial_denoise import drawn_steps
 
 
 @contextmanager
@@ -33,9 +33,12 @@ def configured(
     `plan`: of the job, which says how its LoRAs are applied; `apart`: guidance's passes stay two; `tiles`: pictures are
     decoded in tiles. The two passes are one call only where a picture is decoded whole: the memory for that holds both.
     """
-    steps = fixed_steps(loaded.pipe) or request.num_inference_steps
-    drawn = drawn_steps(steps, request.strength) if isinstance(request, Edit) else steps
-    changes: dict[str, Any] = dict(FEW_STEP_SCHEDULER) if takes_few_steps(request) else {}
+    steps = request.num_inference_steps
+    drawn = drawn_steps(steps, request.strength)
+    few = FewStepSchedule({})
+    if takes_few_steps(request):
+        few = schedule_of(loaded.checkpoint.class_name, [use.source for use in loras], request.num_inference_steps)
+    changes = dict(few.scheduler)
     # One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.
     if steps == 1:
         changes["shift_terminal"] = None
@@ -49,6 +52,7 @@ def configured(
             cached_steps=drawn if cached else 0,
         ),
         configured_scheduler(loaded, changes),
+        fixed_sigmas(loaded.pipe, few.sigmas),
     ):
         yield
 
@@ -62,6 +66,20 @@ def shares_passes(loaded: LoadedPipeline, request: Drawing) -> bool:
     """Whether guidance's two passes are one call for the request, where its picture is small."""
     is_shared = loaded.speed.has(Speedup.GUIDANCE) and not isinstance(request, Edit)
     return is_shared and not caches_steps(loaded, request)
+
+
+@contextmanager
+def fixed_sigmas(pipe: Any, sigmas: Sequence[float]) -> Generator[None]:
+    """Within, the pipeline has this schedule as one that its checkpoint fixes; its own where there are none."""
+    before = pipe.config.get("sample_sigmas")
+    if not sigmas:
+        yield
+        return
+    pipe.register_to_config(sample_sigmas=list(sigmas))
+    try:
+        yield
+    finally:
+        pipe.register_to_config(sample_sigmas=before)
 
 
 @contextmanager

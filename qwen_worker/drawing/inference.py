@@ -18,6 +18,7 @@ from .configured import caches_steps, configured, shares_passes
 from .finite import failed_job_error
 from .job_plan import plan_for
 from .pipeline_call import draw_picture, vae_tiles
+from .prefix_cache import has_prefix_cache
 from .preview import Previewer
 from .prompt_cache import PromptCache
 from .prompts import require_short_prompts
@@ -36,15 +37,22 @@ def require_drawable(loaded: LoadedPipeline, entry: DrawingJob) -> None:
 
 
 class Attempt(NamedTuple):
-    """How a picture is drawn. `apart`: guidance's passes stay two; `tiles`: the VAE works in tiles."""
+    """How a picture is drawn. `apart`: guidance's passes stay two; `tiles`: the VAE works in tiles; `prefix`: with a
+    prefix cache, where the pipeline has one.
+    """
 
     apart: bool = False
     tiles: bool = False
+    prefix: bool = True
 
 
 LASTING_SHORTAGE = 2  # jobs of one size in a row that had too little memory
 # After a lack of memory the next one is taken, which needs less. Its pictures differ by rounding, or by faint seams.
 ATTEMPTS = Attempt(), Attempt(apart=True), Attempt(apart=True, tiles=True)
+NO_PREFIX_WARNING = (
+    "the card has no room to keep what is computed of the input pictures: each step computes it anew, which is slower"
+)
+WITHOUT_PREFIX = Attempt(apart=True, tiles=True, prefix=False)
 
 
 def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, previewer: Previewer) -> DrawingResult:
@@ -85,11 +93,14 @@ def draw_within_memory(
     size = *canvas.size, len(canvas.sources)
     first, shortage = 0 if shares_passes(loaded, job.request) else 1, loaded.shortages.get(size, Shortage(0, 0))
     plan = plan_for(entry, loaded.plan, loaded)
+    attempts = (*ATTEMPTS, WITHOUT_PREFIX) if has_prefix_cache(loaded.pipe) and plan.prefix_cache else ATTEMPTS
+    if not plan.prefix_cache:
+        job.warn(NO_PREFIX_WARNING)
     if plan.needs_tiles(*size):
-        first = len(ATTEMPTS) - 1
+        first = ATTEMPTS.index(Attempt(apart=True, tiles=True))
     elif shortage.jobs >= LASTING_SHORTAGE:
         first = max(first, shortage.attempt)
-    for number, (apart, tiles) in list(enumerate(ATTEMPTS))[first:]:
+    for number, (apart, tiles, prefix) in list(enumerate(attempts))[first:]:
         pictures: list[Image.Image] = []
         steps = 0
         try:
@@ -99,7 +110,8 @@ def draw_within_memory(
                 prompt_cache.caching(loaded.pipe, job.require_running),
             ):
                 for picture_number in range(job.request.num_images):
-                    picture, steps = draw_picture(loaded.pipe, job, canvas, picture_number, previewer)
+                    keeps_prefix = prefix and plan.prefix_cache
+                    picture, steps = draw_picture(loaded.pipe, job, canvas, picture_number, previewer, keeps_prefix)
                     pictures.append(picture)
                     job.require_running()
             if number > first:

@@ -5,7 +5,6 @@ Knows nothing of how LoRAs are applied and of how a picture is drawn.
 
 from dataclasses import replace
 
-from ..jobs.request import Edit
 from ..loading.loaded import LoadedPipeline
 from ..lora.ranks import padded_parameters, padded_rank
 from ..memory.footprint import UNCOMPILED_DENOISE, Plan
@@ -26,9 +25,11 @@ def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Pl
     """
     if loaded and not loaded.speed.has(Speedup.COMPILE):
         plan = replace(plan, compiled=False)
+    size = *entry.canvas.size, len(entry.canvas.sources)
+    is_guided = entry.job.request.guidance_scale > 1
     if all(use.from_settings for use in entry.loras):
-        return plan
-    size, ways = (*entry.canvas.size, len(entry.canvas.sources)), plans_with_loras(entry, plan, loaded)
+        return plan.for_guidance(is_guided, *size)
+    ways = [way.for_guidance(is_guided, *size) for way in plans_with_loras(entry, plan, loaded)]
     fitting = [way for way in ways if way.fits(*size)] or ways
     return next((way for way in fitting if not way.needs_tiles(*size)), fitting[0])
 
@@ -57,6 +58,5 @@ def plans_with_loras(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | Non
         ways = [plan.with_loras(padded, rank=rank), plan.with_loras(padded_at_once, streamed=True, rank=rank)]
     else:  # the matrices are made on the card, and are there beside the padded ones
         ways = [plan.with_loras(padded + parameters, rank=rank)]
-    strength = request.strength if isinstance(request, Edit) else 1.0
-    pays = drawn_steps(request.num_inference_steps, strength) >= COMPILED_LORA_STEPS
+    pays = drawn_steps(request.num_inference_steps, request.strength) >= COMPILED_LORA_STEPS
     return ways + stock if pays else stock + ways

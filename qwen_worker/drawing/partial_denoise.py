@@ -1,4 +1,6 @@
-"""`strength` and `mask_image` for pipelines that have neither: through latents, sigmas and the step callback.
+"""A picture as a drawing's start, by `strength` and `mask_image`, for pipelines that have neither.
+
+Through latents, sigmas and the step callback, of edits and of pictures from a prompt alike.
 
 Strength below 1 starts from the source noised to where the tail of the schedule begins (SDEdit,
 https://arxiv.org/abs/2108.01073); a mask sets everything outside it back to the noised source after each step (RePaint
@@ -11,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..jobs.request import Edit
+from ..jobs.defaults import stretched
+from ..jobs.few_steps import takes_few_steps
+from ..jobs.request import Drawing
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +33,7 @@ class PartialDenoise:
         source: Image.Image,
         mask: Image.Image | None,
         size: tuple[int, int],
-        request: Edit,
+        request: Drawing,
         generator: "torch.Generator",
     ):
         import torch
@@ -50,15 +54,20 @@ class PartialDenoise:
             self.latents = self.noised(self.shifted[0])
 
     def encode(self, source: Image.Image) -> "torch.Tensor":
-        """The source as packed latents, normalized as the pipeline normalizes them."""
+        """The source as packed latents: the mode of its distribution, normalized as the edit pipelines do it."""
         import torch
 
         # The VAE of 2.1 takes four channels: it keeps alpha.
-        source = source.convert("RGBA" if self.pipe.vae.config.get("in_channels") == 4 else "RGB")
+        vae = self.pipe.vae
+        source = source.convert("RGBA" if vae.config.get("in_channels") == 4 else "RGB")
         pixels = self.pipe.image_processor.preprocess(source, self.height, self.width).unsqueeze(2)
         with torch.no_grad():
-            latents = self.pipe._encode_vae_image(pixels.to(self.noise.device, self.pipe.vae.dtype), generator=None)
-        latents = latents.to(self.noise.dtype)
+            latents = vae.encode(pixels.to(self.noise.device, vae.dtype)).latent_dist.mode()  # (1, z, 1, rows, columns)
+        mean, std = (
+            torch.tensor(values).view(1, self.channels, 1, 1, 1).to(latents.device, latents.dtype)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        latents = ((latents - mean) / std).to(self.noise.dtype)
         return self.pipe._pack_latents(latents, 1, self.channels, *latents.shape[3:])
 
     def pack_mask(self, mask: Image.Image, rows: int, columns: int) -> "torch.Tensor":
@@ -98,18 +107,29 @@ class PartialDenoise:
         return tensors
 
 
-def tail(pipe: Any, request: Edit) -> list[float]:
+def tail(pipe: Any, request: Drawing) -> list[float]:
     """The last ceil(steps x strength) sigmas of the pipeline's own unshifted schedule."""
+    steps = request.num_inference_steps
+    schedule = own_sigmas(pipe, request) or linear_sigmas(steps)
+    return schedule[steps - drawn_steps(steps, request.strength) :]
+
+
+def own_sigmas(pipe: Any, request: Drawing) -> list[float] | None:
+    """The unshifted schedule that the checkpoint brings, in the request's steps; None where it brings none.
+
+    It must be passed to the pipeline, which else takes the checkpoint's in its own number of steps, whatever is asked.
+    """
     schedule = pipe.config.get("sample_sigmas")
     if not schedule:
-        steps = request.num_inference_steps
-        schedule = [1 - k * (1 - 1 / steps) / max(1, steps - 1) for k in range(steps)]
-    return list(schedule[len(schedule) - drawn_steps(len(schedule), request.strength) :])
+        return None
+    steps = request.num_inference_steps
+    # Few-step LoRAs are made for the schedule that pipelines make themselves.
+    return linear_sigmas(steps) if takes_few_steps(request) else stretched(tuple(schedule), steps)
 
 
-def fixed_steps(pipe: Any) -> int:
-    """How many steps the schedule has that a checkpoint comes with, whatever a job asks for; 0 where it has none."""
-    return len(pipe.config.get("sample_sigmas") or ())
+def linear_sigmas(steps: int) -> list[float]:
+    """The unshifted schedule of the pipelines."""
+    return [1 - k * (1 - 1 / steps) / max(1, steps - 1) for k in range(steps)]
 
 
 def drawn_steps(schedule: int, strength: float) -> int:

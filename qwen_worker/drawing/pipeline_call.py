@@ -12,11 +12,11 @@ from PIL import Image
 
 from ..errors import Cancelled
 from ..jobs.job import Job
-from ..jobs.request import Edit
+from ..pictures.alpha import finish_drawing
 from ..pictures.canvas import Canvas
-from ..pictures.images import to_rgb
 from .finite import FiniteCheck
-from .partial_denoise import PartialDenoise
+from .partial_denoise import PartialDenoise, own_sigmas
+from .prefix_cache import watching_prefixes
 from .preview import Previewer
 
 MAX_SEQUENCE_LENGTH = 1024  # always passed: diffusers cuts at 512 tokens in silence
@@ -35,17 +35,22 @@ def vae_tiles(vae: Any, tiles: bool) -> Generator[None]:
         vae.disable_tiling()
 
 
-def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Previewer) -> tuple[Image.Image, int]:
-    """Picture `number` of the job, counted from 0, and the steps that it took."""
+def draw_picture(
+    pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Previewer, keeps_prefix: bool = True
+) -> tuple[Image.Image, int]:
+    """Picture `number` of the job, counted from 0, and the steps that it took.
+
+    `keeps_prefix`: whether there is room for a prefix cache.
+    """
     import torch
 
-    request, mask = job.request, canvas.mask
+    request = job.request
     # A CPU generator draws the same noise whatever the card.
     generator = torch.Generator("cpu").manual_seed(request.seeds[number])
-    call = call_arguments(pipe, job, canvas)
+    call = call_arguments(pipe, job, canvas, keeps_prefix)
     partial = None
-    if isinstance(request, Edit) and (mask is not None or request.strength < 1):
-        partial = PartialDenoise(pipe, canvas.sources[0], mask, canvas.size, request, generator)
+    if canvas.start:
+        partial = PartialDenoise(pipe, canvas.start, canvas.mask, canvas.size, request, generator)
         call |= {"latents": partial.latents, "sigmas": partial.sigmas}
     steps = 0
 
@@ -60,14 +65,16 @@ def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Pr
         if preview:
             preview.remember(tensors["latents"])
         check.after_step(tensors["latents"])
+        if steps == pipe.num_timesteps:
+            empty_prefixes()
         return tensors
 
     job.begin_drawing(number)
     preview = previewer.start(pipe, canvas.size) if request.preview else None
-    with cleaning_up(pipe), FiniteCheck(pipe) as check:
+    with cleaning_up(pipe), FiniteCheck(pipe) as check, watching_prefixes(pipe) as empty_prefixes:
         picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
         check.require_numbers()
-    return canvas.finish(to_rgb(picture)), steps
+    return finish_drawing(picture, request, canvas.finish, job.warn), steps
 
 
 @contextmanager
@@ -88,8 +95,8 @@ def cleaning_up(pipe: Any) -> Generator[None]:
             pipe.maybe_free_model_hooks()
 
 
-def call_arguments(pipe: Any, job: Job, canvas: Canvas) -> dict[str, Any]:
-    """The call's arguments that follow from the job and its pictures alone."""
+def call_arguments(pipe: Any, job: Job, canvas: Canvas, keeps_prefix: bool = True) -> dict[str, Any]:
+    """The call's arguments that follow from the job and its pictures, and from the room for a prefix cache."""
     request, sources, (width, height) = job.request, canvas.sources, canvas.size
     call: dict[str, Any] = {
         "prompt": job.instruction,
@@ -98,11 +105,14 @@ def call_arguments(pipe: Any, job: Job, canvas: Canvas) -> dict[str, Any]:
         "height": height,
         "num_inference_steps": request.num_inference_steps,
     }
+    if sigmas := own_sigmas(pipe, request):
+        call["sigmas"] = sigmas
     # Guidance acts only with a negative prompt, even an empty one; at 1 there is none and the second pass is saved.
     if request.guidance_scale > 1:
         call["negative_prompt"] = request.negative_prompt or " "
     if sources:
         call["image"] = sources if len(sources) > 1 else sources[0]
-    if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
-        call["max_sequence_length"] = MAX_SEQUENCE_LENGTH
+    taken = inspect.signature(pipe.__call__).parameters
+    more = {"max_sequence_length": MAX_SEQUENCE_LENGTH, "output_resolution": canvas.seen, "use_kv_cache": keeps_prefix}
+    call |= {name: value for name, value in more.items() if name in taken}
     return call

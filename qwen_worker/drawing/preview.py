@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from ..memory.failures import Failure, attempt
+from ..pictures.alpha import to_opaque
 
 SHARE = 0.02  # of the drawing's time, at most
 LATENT_SIDE = 32  # latents a side, at most, that are decoded
@@ -84,7 +85,7 @@ class Preview:
         mean, std = (torch.tensor(values).view(channels).to(latents) for values in statistics)
         with torch.no_grad():
             decoded = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0][:, :, 0]
-        picture = pipe.image_processor.postprocess(decoded, output_type="pil")[0].convert("RGB")
+        picture = to_opaque(pipe.image_processor.postprocess(decoded, output_type="pil")[0])
         buffer = io.BytesIO()
         picture.save(buffer, format="JPEG", quality=JPEG_QUALITY)
         return base64.b64encode(buffer.getbuffer()).decode("ascii")

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import InvalidInput
 from ..jobs.checks import require_prompt
 from ..jobs.job import Job, Stage
-from ..jobs.request import MAX_PROMPT_TOKENS
+from ..jobs.request import MAX_PROMPT_TOKENS, Edit, with_transparency
 from ..jobs.served import require_tokens
 from ..log import log_line
 from ..network.rewrite import RewriteFailed, Rewriter
@@ -21,8 +21,11 @@ def rewrite_prompt(rewriter: Rewriter, job: Job, inputs: Inputs) -> None:
     job.enter(Stage.REWRITING)
     with timed(job.timings, "rewrite"):
         try:
-            pictures, seconds_left = small_data_urls(inputs.sources), job.seconds_to_limit()
-            job.instruction = require_prompt(rewriter.rewrite(job.instruction, pictures, job.cancelled, seconds_left))
+            # What generate begins with is no part of its prompt: the prompt describes the whole picture.
+            looked_at = ([inputs.sent] if inputs.sent else inputs.sources) if isinstance(job.request, Edit) else ()
+            pictures, seconds_left = small_data_urls(looked_at), job.seconds_to_limit()
+            written = require_prompt(rewriter.rewrite(job.instruction, pictures, job.cancelled, seconds_left))
+            job.instruction = with_transparency(written) if job.request.background == "transparent" else written
         except (RewriteFailed, InvalidInput) as failure:
             reason = failure.sentence if isinstance(failure, InvalidInput) else f"rewriting it failed: {failure}"
             job.draw_own_words(reason)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BeyondSchema, InvalidInput
 from . import containers, other_apis
+from .expansion import SIDE_FIELDS, gather_sides
 from .request import IMAGE_FIELDS, TASKS
 from .sizes_asked import size_reader
 from .values import Reader, Warn, agree, short_json
@@ -47,6 +48,7 @@ ALIASES = {
     "mask_url": "mask_image",
     "denoise": "strength",
     "denoising_strength": "strength",
+    "outpaint": "expand",
     "enhance_prompt": "prompt_extend",
     "enable_prompt_expansion": "prompt_extend",
 }
@@ -57,7 +59,9 @@ READERS: dict[str, Reader] = {
 }
 OWN_NAMES = {name for model in TASKS.values() for name in model.model_fields} | {*IMAGE_FIELDS, "task", "model"}
 PARTS_OF_LORAS = {name for names, scale in containers.LORA_PARTS for name in (*names, scale)}
-GATHERED = {*PARTS_OF_LORAS, "inputs", "messages"}
+# By field of ours, the fields that it is gathered from.
+PARTS = {"loras": PARTS_OF_LORAS, "expand": {*SIDE_FIELDS}}
+GATHERED = {*PARTS_OF_LORAS, *SIDE_FIELDS, "inputs", "messages"}
 NAMES = {*ALIASES, *READERS, *OWN_NAMES, *GATHERED, *containers.OBJECTS}
 WORD_BEGINS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 # diffusers calls so the guidance that the Qwen-Image pipelines have, and `guidance_scale` a distilled model's, which
@@ -83,7 +87,7 @@ class Fields:
 
     def origins(self, name: str) -> "list[JsonValue]":
         """What was sent for a field of ours, under each name that can give it."""
-        names = {name, self.sent_as.get(name, name), *(PARTS_OF_LORAS if name == "loras" else ())}
+        names = {name, self.sent_as.get(name, name), *PARTS.get(name, ())}
         return [self.sent[one] for one in names if one in self.sent]
 
     def effective(self, job_input: "dict[Any, JsonValue]") -> "dict[str, JsonValue]":
@@ -109,6 +113,7 @@ class Fields:
             place = "beside loras: give each of them a scale" if sent.get("loras") else "without a LoRA"
             self.warn(f"{name} has no effect {place}")
         containers.gather_pictures(sent)
+        gather_sides(sent)
         return sent
 
     def add(self, name: str, value: "JsonValue", key: str) -> None:

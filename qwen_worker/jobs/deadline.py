@@ -64,14 +64,11 @@ class Paces:
             self.step_seconds[kind].append(step_seconds)
             self.other_seconds[kind].append(max(0.0, seconds / pictures - steps * step_seconds))
 
-    def require_time(
-        self, kind: Kind, calls: int, steps: int, seconds: float | None, strength: float | None = 1.0
-    ) -> None:
+    def require_time(self, kind: Kind, calls: int, steps: int, seconds: float | None, strength: float = 1.0) -> None:
         """Refuse what clearly cannot be drawn in `seconds`, and name the num_inference_steps that could.
 
         `calls`: of the pipeline, one after the other. `steps`: those that each call really takes, which is `strength`
-        of num_inference_steps. `strength` is None where the checkpoint's schedule is fixed. Raises `JobError`
-        deadline_exceeded.
+        of num_inference_steps. Raises `JobError` deadline_exceeded.
         """
         if seconds is None or kind not in self.step_seconds:
             return
@@ -82,8 +79,6 @@ class Paces:
         feasible = math.floor((seconds / calls - other_seconds) / step_seconds)
         if feasible < 1:
             advice = "not even one step fits"
-        elif strength is None:
-            advice = "the checkpoint's schedule is fixed"
         else:
             most = math.floor((feasible + 1e-9) / strength)
             advice = f"num_inference_steps of at most {most} would make it"

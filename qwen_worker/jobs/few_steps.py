@@ -6,9 +6,9 @@ no other LoRA is named so: training runs have hundreds of steps. Knows nothing o
 """
 
 from ..preset_settings import Preset, steps_in
+from .defaults import MOST_FEW_STEPS
 from .request import Drawing
 
-MOST_FEW_STEPS = 10  # with no guidance and a LoRA, so few steps are those of a few-step LoRA
 KIND = "a few-step LoRA by its name"
 
 
@@ -23,8 +23,11 @@ def takes_few_steps(request: Drawing) -> bool:
     return request.preset == Preset.FAST or bool(few_step_loras(request))
 
 
-def warnings_of(request: Drawing) -> list[str]:
-    """What of a request that its preset has completed has no effect, or makes a worse picture than is meant."""
+def warnings_of(request: Drawing, is_distilled: bool = False) -> list[str]:
+    """What of a request that its preset has completed has no effect, or makes a worse picture than is meant.
+
+    `is_distilled`: whether few steps without guidance are the checkpoint's own way.
+    """
     warnings: list[str] = []
     few = few_step_loras(request)
     for place, steps in few.items():
@@ -38,7 +41,7 @@ def warnings_of(request: Drawing) -> list[str]:
         others = "another one" if request.preset != Preset.FAST else "that of preset 'fast'"
         warnings.append(f"loras[{max(few)}] is {KIND}, and is added to {others}: one is enough")
     is_few = request.num_inference_steps <= MOST_FEW_STEPS and request.guidance_scale == 1
-    if is_few and request.loras and not takes_few_steps(request):
+    if is_few and request.loras and not is_distilled and not takes_few_steps(request):
         warnings.append(
             f"num_inference_steps {request.num_inference_steps} at guidance_scale 1 is for few-step LoRAs, and no name "
             "in loras says a number of steps (as 8steps does): the model's own schedule is used"

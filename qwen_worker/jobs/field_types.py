@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
     from pydantic.fields import FieldInfo
 
-MIN_SIDE, MAX_SIDE = 256, 2048  # pixels
+MIN_SIDE, MAX_SIDE = 256, 2752  # pixels: the longest that any checkpoint draws; `served.py` has each one's own
 SIDE_MULTIPLE = 16  # pixels: the VAE halves a side three times, and the transformer takes 2 x 2 latents as one token
 MAX_RATIO = 8  # of the longer side to the shorter one; pictures beyond it break the pipelines' arithmetic
 # No bound on meaning, which tokens are, but on what is counted: English has 4 to 5 characters a token, and the longest

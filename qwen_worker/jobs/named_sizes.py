@@ -8,18 +8,18 @@ import math
 import re
 from typing import NamedTuple
 
-from .field_types import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE
-from .request import Drawing, Edit
+from .field_types import MIN_SIDE, SIDE_MULTIPLE
+from .request import MATCH_SIZE, Drawing, Edit
 
 Size = tuple[int, int]  # width and height in pixels
 
 MATCH_INPUT = "match_input_image"  # the aspect ratio of the picture that is edited
-MATCH_SIZE = "match_input"  # its very width and height
 RATIOS = (1 / 1, 16 / 9, 4 / 3, 3 / 2)  # of the sizes in each table, in this order
 TABLES: dict[str, tuple[Size, ...]] = {
     "1K": ((1328, 1328), (1664, 928), (1472, 1104), (1584, 1056)),  # Qwen-Image's
     "2K": ((2048, 2048), (2752, 1536), (2400, 1792), (2528, 1696)),  # Qwen-Image-2.1's
 }
+USUAL_SIDE = 2048  # pixels: the longest of most checkpoints
 OWN_SIDE = 1024  # pixels: of the square of an edit, and of a checkpoint without a table
 CONDITIONING_MULTIPLE = 32  # pixels, to which diffusers' edit pipelines round each side
 SAME_RATIO = 1.01  # two ratios that differ by less are one: 1.78:1 is 16:9
@@ -29,15 +29,18 @@ PIXELS = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
 class Grid(NamedTuple):
-    """What a checkpoint says of sizes. `multiple`: of which each side is one; `table`: its own one of `TABLES`."""
+    """What a checkpoint says of sizes and pictures. `multiple`, `longest`: pixels, of which each side is a multiple and
+    at most so many; `table`: its own one of `TABLES`.
+
+    `follows_size`: whether an edit looks at its input pictures in about the size that is asked for, and not in a
+    megapixel; `draws_alpha`: whether pictures have transparency, in and out.
+    """
 
     multiple: int = SIDE_MULTIPLE
     table: str | None = "1K"
-
-    @property
-    def longest(self) -> int:
-        """The longest side in pixels."""
-        return max(MAX_SIDE, *(max(size) for size in TABLES[self.table])) if self.table else MAX_SIDE
+    longest: int = USUAL_SIDE
+    follows_size: bool = False
+    draws_alpha: bool = False
 
     def nearest(self, width: float, height: float) -> Size:
         """The size of about these sides that lies on the grid."""
@@ -49,14 +52,15 @@ class Grid(NamedTuple):
 def grid_of(request: Drawing, checkpoint_grid: Grid) -> Grid:
     """The grid on which the request's named size lies.
 
-    An edit is drawn at about a megapixel, whatever its checkpoint's table, and then resampled: the checkpoint's
-    multiple binds only one that is drawn at the size asked for. By its ratio alone it has the size of its drawing.
+    An edit is drawn at the size in which its input picture is looked at, whatever its checkpoint's table, and then
+    resampled: the checkpoint's multiple binds only one that is drawn at the size asked for. By its ratio alone it has
+    the size of its drawing.
     """
     if not isinstance(request, Edit):
         return checkpoint_grid
     if request.draw_size == "asked":
-        return Grid(checkpoint_grid.multiple, None)
-    return Grid(SIDE_MULTIPLE if request.size else CONDITIONING_MULTIPLE, None)
+        return checkpoint_grid._replace(table=None)
+    return checkpoint_grid._replace(table=None, multiple=SIDE_MULTIPLE if request.size else CONDITIONING_MULTIPLE)
 
 
 def named_size(request: Drawing, grid: Grid, source_ratio: float = 1.0) -> Size | None:
@@ -96,7 +100,7 @@ def brought_warning(request: Drawing, grid: Grid, delivered: Size) -> str | None
     ratio = ratio_of(request.aspect_ratio)
     if request.size == MATCH_SIZE or (ratio is None and request.size is None):
         return None
-    if ratio is None and not isinstance(request, Edit):
+    if ratio is None and not request.images:
         ratio = 1.0
     name = f"size {request.size}" if request.size else f"aspect_ratio {request.aspect_ratio}"
     exact = pixels_of(request.size) or (table_size(request.size or grid.table, ratio) if ratio else None)

@@ -72,7 +72,6 @@ DEFAULTS: "dict[str, JsonValue]" = {
 }
 # By field, the values that ask for what happens anyway, and why no other value is served.
 ONLY_VALUES: "dict[str, tuple[tuple[JsonValue, ...], str]]" = {
-    "background": (("auto", "opaque"), "no picture has transparent parts here"),
     "moderation": (("auto", "low"), "this worker has no moderation"),
     "partial_images": ((0,), "preview shows unfinished pictures"),
     "stream": ((False,), "the endpoint's settings say whether replies are streamed"),

@@ -18,7 +18,18 @@ from .containers import LORA_NAMES, require_few
 from .other_apis import NEXT_PRESETS, check_model
 from .presets import Presets
 from .refusals import UNKNOWN, beyond_schema, describe_error, did_you_mean, public_fields
-from .request import IMAGE_FIELDS, MAX_IMAGES_IN, TASKS, Drawing, Edit, Lora, Request, seed_of
+from .request import (
+    IMAGE_FIELDS,
+    MAX_IMAGES_IN,
+    MAX_STARTS,
+    START_STRENGTH,
+    TASKS,
+    Drawing,
+    Edit,
+    Lora,
+    Request,
+    seed_of,
+)
 from .sizes_asked import join_sizes
 from .values import JsonSchema, Warn, agree, ignore, read_number, short_json
 
@@ -70,14 +81,14 @@ def parse(
         raise InvalidInput("; ".join(sentences), *(filter(None, beyond) if all(beyond) else ())) from None
     if not isinstance(request, Drawing):
         return request
-    request = join_sizes(request, sent_as)
+    request = with_start(join_sizes(request, sent_as), sent_as, warn)
     request = with_checks(request, presets.settings, sent_as, warn)
     if request.output_format == "png" and request.output_quality is not None:
         name = sent_as.get("output_quality", "output_quality")
         warn(f"{name} {request.output_quality} has no effect with output_format png")
     if request.seed == -1:
         request = request.model_copy(update={"seed": seed_of(job_id)})
-    request = presets.apply(grant_speed(request, presets, sent_as, warn))
+    request = presets.apply(grant_speed(request, presets, sent_as, warn), warn)
     for sentence in presets.warnings_of(request):
         warn(sentence)
     return request
@@ -144,11 +155,21 @@ def leave_out(
     """Leave out the name of the model, and a strength where there is no picture, as other APIs' defaults have it."""
     if "model" in fields:
         check_model(fields.pop("model"), models.get(Role.of(model.task).value), model.task, warn)
-    if "strength" in fields and not issubclass(model, Edit):
+    if "strength" in fields and not issubclass(model, Edit) and not fields.get("images"):
         strength = fields.pop("strength")
         if read_number(strength) != 1:
             label = sent_as.get("strength", "strength")
             warn(f"{label} {short_json(strength)} has no effect without an input picture")
+
+
+def with_start(request: Drawing, sent_as: Mapping[str, str], warn: Warn) -> Drawing:
+    """The request with a strength where generate begins with a picture: 1, as for edits, would leave nothing of it."""
+    if isinstance(request, Edit) or not request.images or request.starts_from_picture:
+        return request
+    if "strength" not in request.model_fields_set:
+        return request.model_copy(update={"strength": START_STRENGTH})
+    warn(f"{sent_as.get('strength', 'strength')} 1 leaves nothing of the input picture: the prompt alone is drawn")
+    return request
 
 
 def drop_unknown(fields: "dict[str, JsonValue]", model: type[Request], warn: Warn) -> None:
@@ -168,12 +189,14 @@ def drop_unknown(fields: "dict[str, JsonValue]", model: type[Request], warn: War
 def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as: dict[str, str]) -> None:
     """Bring image and image_url, two other ways to give one picture, into the form of images.
 
-    Raises `InvalidInput` unless exactly one of the three is used by an edit, and none by another task.
+    Raises `InvalidInput` unless exactly one of the three is used by an edit, and none by a task that draws nothing.
     """
     names = [name for name in IMAGE_FIELDS if name in fields]
-    if not issubclass(model, Edit):
+    if not issubclass(model, Drawing):
         if names:
             raise InvalidInput(f"{names[0]} is not taken by {model.task}; task edit takes it")
+        return
+    if not names and not issubclass(model, Edit):
         return
     if not names:
         raise InvalidInput(f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not none")
@@ -187,6 +210,9 @@ def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as:
     if not all(agree(other, value) for other in given.values()):
         sentence = f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not {' and '.join(names)}"
         raise InvalidInput(sentence, BeyondSchema.TWICE)
+    if isinstance(value, list) and len(value) > MAX_STARTS and not issubclass(model, Edit):
+        sentence = f"images must hold one image at most for {model.task}, which begins with it, not {len(value)}"
+        raise InvalidInput(f"{sentence}; task edit takes several", BeyondSchema.TOGETHER)
     if isinstance(value, list) and len(value) > MAX_IMAGES_IN:
         sentence = f"images must be a list of 1 to {MAX_IMAGES_IN} images, not {short_json(value)}"
         raise InvalidInput(sentence, BeyondSchema.TOGETHER)

@@ -11,7 +11,8 @@ from ..errors import BeyondSchema
 from .aliases import ALIASES, Fields
 from .containers import LORA_NAMES
 from .field_types import IMAGE_RULE, MAX_PROMPT_CHARACTERS
-from .request import IMAGE_FIELDS, MASK_FIELDS, BackgroundReplacement, Edit, Lora, Request
+from .picture_fields import PART_FIELDS
+from .request import IMAGE_FIELDS, BackgroundReplacement, Edit, Lora, Request
 from .served import nearest_sides
 from .values import DECIMAL, MAX_EXACT, short_json
 
@@ -70,13 +71,13 @@ def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[st
     label = f"{name} (sent as {sent_as[name]})" if name in sent_as else name
     if error["type"] == "missing":
         return f"{label} is required by {model.task}"
-    if error["type"] in UNKNOWN:
+    if error["type"] in UNKNOWN and len(error["loc"]) == 1:
         return f"{short_json(name)} is not a field of {model.task}{did_you_mean(name, public_fields(model))}"
     if error["type"] == "value_error":
         return f"{label} {error.get('ctx', {})['error']}"
-    if name in MASK_FIELDS and model is BackgroundReplacement:
+    if name in PART_FIELDS and model is BackgroundReplacement:
         return f"{name} is not taken by background_replacement; task edit takes it"
-    value = short_json(error["input"])
+    value = short_json(error["loc"][-1] if error["type"] in UNKNOWN else error["input"])
     if isinstance(error["input"], str) and len(error["input"]) > MAX_PROMPT_CHARACTERS:
         value = f"{len(error['input'])} characters"
     nearest = nearest_sides(int(error["input"])) if error["type"] == "multiple_of" else ""
@@ -130,5 +131,5 @@ def rule_of(model: type[Request], place: "tuple[int | str, ...]") -> str:
 
 def public_fields(model: type[Request]) -> list[str]:
     """The names of the task's fields, without aliases."""
-    names = [name for name in model.model_fields if not (name in MASK_FIELDS and model is BackgroundReplacement)]
+    names = [name for name in model.model_fields if not (name in PART_FIELDS and model is BackgroundReplacement)]
     return [public for name in names for public in (IMAGE_FIELDS if name == "images" else (name,))]

@@ -14,7 +14,7 @@ from ..errors import LoadError, hide_secrets
 from ..preset_settings import Preset
 from ..settings import Settings
 from .few_steps import takes_few_steps
-from .request import Drawing, Edit, Lora
+from .request import Drawing, Lora
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -77,6 +77,14 @@ class ColourDrift(TypedDict):
     undone: NotRequired[bool]
 
 
+class Lineage(TypedDict):
+    """SHA-256 in hexadecimal digits of the files of an edit, and `round`, from 1, where an input has our mark."""
+
+    inputs: list[str]
+    outputs: list[str]
+    round: NotRequired[int]
+
+
 class DrawingFacts(TypedDict):
     """The part of a reply's `metadata` that is known once the pictures are drawn; docs/jobs.md explains each field."""
 
@@ -88,6 +96,7 @@ class DrawingFacts(TypedDict):
     height: int
     dimensions: str
     drawn_dimensions: NotRequired[str]
+    crop: NotRequired[list[int]]  # left, top, right, bottom of the part that was drawn, in the result's pixels
     preset: str | None
     steps: int
     guidance_scale: float
@@ -97,10 +106,13 @@ class DrawingFacts(TypedDict):
     seeds_text: NotRequired[list[str]]
     worker_version: str
     strength: NotRequired[float]
+    expand: NotRequired[dict[str, int]]  # by how many pixels the canvas grew on each side
     instruction: NotRequired[str]
+    background: NotRequired[Literal["transparent"]]  # where the files have transparency
     has_nsfw_concepts: NotRequired[list[bool]]
     registration: NotRequired[list["RegistrationFacts"]]
     colour_drift: NotRequired[list["ColourDrift | None"]]
+    defaults: NotRequired[dict[str, Any]]
     loras: NotRequired[list[LoraUsed]]
     step_cache: NotRequired[bool]
     stood_down: NotRequired[list[str]]
@@ -115,6 +127,7 @@ class DeliveryFacts(TypedDict):
     delivery: Literal["inline", "url"]
     output_format: str
     delivery_note: NotRequired[str]
+    lineage: NotRequired[Lineage]  # of an edit
 
 
 class Metadata(DrawingFacts, DeliveryFacts):
@@ -188,8 +201,10 @@ def drawing_facts(
         facts["seed_text"], facts["seeds_text"] = str(request.seed), [str(seed) for seed in request.seeds]
     if drawn_by and drawn_size != size:
         facts["drawn_dimensions"] = f"{drawn_size[0]}x{drawn_size[1]}"
-    if isinstance(request, Edit):
+    if request.images:
         facts["strength"] = request.strength
+    if request.expand:
+        facts["expand"] = request.expand.model_dump()
     if (instruction := instruction or request.instruction) != request.prompt:
         facts["instruction"] = instruction
     if request.loras:
@@ -197,6 +212,8 @@ def drawing_facts(
         facts["loras"] = [lora_used(lora, scaling) for lora, scaling in zip(request.loras, scalings, strict=False)]
     if drawn_by and request.preset == Preset.BALANCED:
         facts["step_cache"] = drawn_by.caches_steps and not takes_few_steps(request)
+    if any(picture.mode == "RGBA" for picture in result.pictures):
+        facts["background"] = "transparent"
     if result.failure:
         facts["fallback_reason"] = result.failure.reason
     if drawn_by and settings.QWEN_BATCH > 1:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from ..errors import BeyondSchema
 from .field_types import MAX_RATIO, BrokenRule, ImageText, MaskText, Side, Text, whole_number
+from .picture_fields import PictureFields
 from .sources import RULE as LORA_RULE
 from .sources import is_source
 from .values import MAX_EXACT, JsonSchema, ReadGuidance, ReadNumber, ReadWhole
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
 MAX_SEED = 2**64 - 1  # what a seed of torch holds
-MAX_IMAGES_IN = 3
+MAX_IMAGES_IN = 10  # that any checkpoint takes; `served.py` has each one's own number
+MAX_STARTS = 1  # pictures that generate takes: the one that it begins with
+START_STRENGTH = 0.6  # of such a picture where the job says none: that of diffusers' image-to-image class
 MAX_LORAS = 4
 # Of the texts that `embed_parameters` writes twice into a JPEG, in UTF-16: its EXIF has 65,533 bytes, and numbers and
 # names take a few thousand of them.
@@ -34,9 +37,14 @@ BACKGROUND_INSTRUCTION = (
     "Keep the main subject exactly as it is: same shape, colours, pose, size and position."
 )
 
+# The form in which Qwen-Image-2.1 is asked for transparency: https://huggingface.co/Qwen/Qwen-Image-2.1
+TRANSPARENT_INSTRUCTION = (
+    "This is an RGBA image with transparency. {prompt} The image has alpha channel and the background is transparent."
+)
+
 IMAGE_FIELDS = ("image", "image_url", "images")
+MATCH_SIZE = "match_input"  # the very width and height of the picture that is edited
 SIZE_RULE = "WIDTHxHEIGHT, '1K', '2K' or 'match_input'"
-MASK_FIELDS = ("mask_image", "mask_from")
 
 
 class Request(BaseModel, frozen=True):
@@ -89,7 +97,7 @@ class Schema(Request, frozen=True):
     task = "schema"
 
 
-class Drawing(Request, frozen=True):
+class Drawing(Request, PictureFields, frozen=True):
     """A job that draws: the fields that generate and the edits have in common."""
 
     prompt: Text
@@ -117,9 +125,15 @@ class Drawing(Request, frozen=True):
     ] = -1
     num_images: Annotated[int, whole_number(1, 4), ReadWhole] = 1
     output_format: Annotated[
-        Literal["png", "webp", "jpeg", "auto"], Field(description="'png', 'webp', 'jpeg' or 'auto'")
+        Literal["png", "webp", "jpeg", "avif", "auto"], Field(description="'png', 'webp', 'jpeg', 'avif' or 'auto'")
     ] = "auto"
     output_quality: Annotated[int, whole_number(1, 100), ReadWhole] | None = None
+    # Whether what the model draws transparent stays so; auto: where it has drawn something so, and the file can.
+    background: Annotated[
+        Literal["auto", "transparent", "opaque"], Field(description="'auto', 'transparent' or 'opaque'")
+    ] = "auto"
+    # Whether WebP, and auto, keep every pixel; None for WebP without a quality, and for auto as far as there is room.
+    lossless: Annotated[bool, Field(description="true or false")] | None = None
     delivery: Annotated[Literal["auto", "inline", "url"], Field(description="'auto', 'inline' or 'url'")] | None = None
     # Absent: the endpoint's, as `response_shapes.shape_of` says.
     response_shape: (
@@ -172,10 +186,57 @@ class Drawing(Request, frozen=True):
                 )
         return self
 
+    @model_validator(mode="after")
+    def require_alpha_in_file(self) -> Self:
+        if self.background == "transparent" and self.output_format == "jpeg":
+            raise BrokenRule(
+                "background 'transparent' is not for output_format jpeg, which has no transparency: send png, webp or "
+                "auto",
+                BeyondSchema.TOGETHER,
+            )
+        return self
+
+    @model_validator(mode="after")
+    def require_lossless_to_agree(self) -> Self:
+        name = self.output_format
+        sentence = ""
+        if self.lossless and name in ("jpeg", "avif"):
+            sentence = f"lossless is not to be had with output_format {name}; send png, webp or auto"
+        elif self.lossless is False and name == "png":
+            sentence = "lossless is always true with output_format png; send webp, jpeg or avif"
+        elif self.lossless and name != "png" and self.output_quality:
+            sentence = f"lossless and output_quality {self.output_quality} exclude each other: send one of them"
+        if sentence:
+            raise BrokenRule(sentence, BeyondSchema.TOGETHER)
+        return self
+
+    @model_validator(mode="after")
+    def require_one_size_of_a_crop(self) -> Self:
+        if self.mask_crop and (self.names_size or self.is_drawn_as_asked):
+            sentence = "mask_crop true gives the picture its own size; send it without another size and draw_size"
+            raise BrokenRule(sentence, BeyondSchema.TOGETHER)
+        return self
+
+    @property
+    def names_size(self) -> bool:
+        """Whether the job asks for another size than that of its own input picture."""
+        sides = [name for name in ("width", "height") if name in self.model_fields_set and getattr(self, name)]
+        return bool(sides or self.size not in (None, MATCH_SIZE)) or (":" in (self.aspect_ratio or "") and not self.fit)
+
+    @property
+    def is_drawn_as_asked(self) -> bool:
+        """Whether the drawing has the size of the result, however the model looks at the input picture."""
+        return False
+
+    @property
+    def may_crop(self) -> bool:
+        """Whether the region around the mask may be drawn alone."""
+        return self.is_masked and self.mask_crop is not False and not (self.names_size or self.is_drawn_as_asked)
+
     @property
     def instruction(self) -> str:
         """The text that the model gets where it is not rewritten (`Job.instruction`)."""
-        return self.prompt
+        return with_transparency(self.prompt) if self.background == "transparent" else self.prompt
 
     @property
     def seeds(self) -> list[int]:
@@ -192,15 +253,19 @@ DRAWING_FIELDS: dict[str, JsonSchema] = Drawing.model_json_schema()["properties"
 
 
 class Generate(Drawing, frozen=True):
-    """A picture from a prompt."""
+    """A picture from a prompt, and perhaps from a picture that the drawing begins with."""
 
     task = "generate"
     width: Side = 1024
     height: Side = 1024
+    images: Annotated[
+        tuple[ImageText, ...],
+        Field(max_length=MAX_STARTS, strict=False, description=f"a list of at most {MAX_STARTS} image"),
+    ] = ()
 
 
 class Edit(Drawing, frozen=True):
-    """A picture from one to three pictures and a prompt. Without width and height it has a source's aspect."""
+    """A picture from one or several pictures and a prompt. Without width and height it has a source's aspect."""
 
     task = "edit"
     images: Annotated[
@@ -209,11 +274,7 @@ class Edit(Drawing, frozen=True):
             min_length=1, max_length=MAX_IMAGES_IN, strict=False, description=f"a list of 1 to {MAX_IMAGES_IN} images"
         ),
     ]
-    mask_image: MaskText | None = None
-    # Whether the mask's transparent or its white pixels are repainted; None where its colours say it by themselves.
-    mask_from: Annotated[Literal["alpha", "white"], Field(description="'alpha' or 'white'")] | None = None
     size_from: Annotated[int, whole_number(0, MAX_IMAGES_IN - 1), ReadWhole] = 0
-    strength: Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1"), ReadNumber] = 1.0
     draw_size: Annotated[Literal["input", "asked"], Field(description="'input' or 'asked'")] = "input"
     # Whether the edit is brought back to its input's place, and to its colours; the last one has both only measured.
     align: Annotated[bool, Field(description="true or false")] = False
@@ -224,17 +285,21 @@ class Edit(Drawing, frozen=True):
     def require_fields_to_agree(self) -> Self:
         count = len(self.images)
         sentence = ""
-        if count > 1 and (self.mask_image or self.strength < 1):
-            sentence = f"mask_image and strength below 1 work on one image, not {count}"
-        elif self.mask_from and not self.mask_image:
-            sentence = "mask_from says how mask_image is read, and mask_image is not given"
-        elif self.size_from >= count:
+        if self.size_from >= count:
             sentence = f"size_from must be below the number of images, {count}, not {self.size_from}"
         elif (self.width is None) != (self.height is None) and "x" not in (self.size or ""):
             sentence = "width and height go together: give both or neither"
         if sentence:
             raise BrokenRule(sentence, BeyondSchema.TOGETHER)
         return self
+
+    @property
+    def uses_pictures(self) -> bool:
+        return True
+
+    @property
+    def is_drawn_as_asked(self) -> bool:
+        return self.draw_size == "asked"
 
 
 class BackgroundReplacement(Edit, frozen=True):
@@ -243,6 +308,44 @@ class BackgroundReplacement(Edit, frozen=True):
     task = "background_replacement"
     mask_image: None = None
     mask_from: None = None
+    mask_crop: None = None
+    mask_padding: None = None
+    mask_blend: None = None
+    expand: None = None
+    fit: None = None
+    keep_subject: Annotated[Literal["exact"], Field(description="'exact'")] | None = None
+    subject_mask: MaskText | None = None
+
+    @model_validator(mode="after")
+    def require_subject_of_one_image(self) -> Self:
+        sentence = ""
+        if self.keep_subject and not self.subject_mask:
+            sentence = (
+                "keep_subject 'exact' needs subject_mask, white where the subject is: the worker does not find it"
+            )
+        elif self.subject_mask and len(self.images) > 1:
+            sentence = f"subject_mask works on one image, not {len(self.images)}"
+        if sentence:
+            raise BrokenRule(sentence, BeyondSchema.TOGETHER)
+        return self
+
+    @property
+    def keeps_size(self) -> bool:
+        return self.subject_mask is not None
+
+    @property
+    def has_soft_mask(self) -> bool:
+        return True
+
+    @model_validator(mode="after")
+    def require_a_background(self) -> Self:
+        if self.background == "transparent":
+            raise BrokenRule(
+                "background 'transparent' is not for background_replacement, whose prompt describes the new "
+                "background; task edit takes it",
+                BeyondSchema.TOGETHER,
+            )
+        return self
 
     @property
     def instruction(self) -> str:
@@ -253,6 +356,15 @@ class BackgroundReplacement(Edit, frozen=True):
 TASKS: dict[str, type[Request]] = {
     model.task: model for model in (Generate, Edit, BackgroundReplacement, Health, Debug, Schema)
 }
+
+
+def with_transparency(prompt: str) -> str:
+    """The prompt in the form that asks the model for transparency; as it is where it is in that form already."""
+    first, _, _ = TRANSPARENT_INSTRUCTION.partition("{prompt}")
+    if first.strip().lower() in prompt.lower():
+        return prompt
+    text = prompt.strip()
+    return TRANSPARENT_INSTRUCTION.format(prompt=text if text[-1:] in ".!?。！？" else f"{text}.")
 
 
 def seed_of(job_id: str) -> int:

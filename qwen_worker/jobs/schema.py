@@ -12,14 +12,14 @@ from ..errors import BeyondSchema
 from . import openai_images
 from .aliases import ALIASES, READERS, TRUE_GUIDANCE
 from .containers import LORA_OR_PATH, LORA_PARTS, MAX_FIELDS, OBJECTS
+from .expansion import MARGIN, SIDE_FIELDS
 from .parsing import IDLE_FIELDS
-from .request import IMAGE_FIELDS, TASKS, Drawing, Edit, Generate, Request
+from .request import DRAWING_FIELDS, IMAGE_FIELDS, TASKS, Drawing, Edit, Generate, Request
 from .schema_rules import MESSAGES, NO_LORA, NUMBERED_PICTURES, PICTURES, Rules, names_of, spelled
 from .values import NULL, JsonSchema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 PLACE = "#/$defs/{}"  # where a definition stands
-IMPLIED = (Generate, Edit)  # a job that names no task is one of these
 CALLS = {route: "openai_" + route.rpartition("/")[2] for route in (*openai_images.TASKS, openai_images.MODELS)}
 LORAS: JsonSchema = {"anyOf": [LORA_OR_PATH, {"type": "array", "items": LORA_OR_PATH}]}
 FEW: JsonSchema = {"maxProperties": MAX_FIELDS}
@@ -88,11 +88,16 @@ def task_definitions(
     rules, many = Rules([*common, *fields], place), carriers | containers
     if "prompt" in common:
         guidance = refer_to(place.format(shared), TRUE_GUIDANCE[0])
-        parts += [*rules.of_prompts(), *rules.of_pictures(), *rules.of_guidance(guidance), *rules.of_loras()]
+        parts += [*rules.of_prompts(), *rules.of_pictures(issubclass(model, Edit)), *rules.of_guidance(guidance)]
+        parts += rules.of_loras()
+    if model is Generate:
+        parts += rules.of_start(optional(DRAWING_FIELDS["strength"]))
     for route in [route for route, one in openai_images.TASKS.items() if one == task]:
         said = dict.fromkeys(openai_images.ROUTE_SAYS, NULL)
         found[CALLS[route]] = call_schema(route, closed_object(parts, many | said, many))
-    named = [] if model in IMPLIED else [rules.some("task", "task")]
+    named = [] if model is Edit else [rules.some("task", "task")]
+    if model is Generate:  # a job without a task is an edit where it has a picture
+        named = [{"anyOf": [*named, rules.without_pictures()]}]
     whole = closed_object([*parts, *named], {**many, "openai_route": NEVER}, many)
     found[task] = {"title": f"Task {task}", "description": model.__doc__, **whole, **FEW}
     return found | rules.definitions
@@ -111,6 +116,8 @@ def fields_of(own: Fields, place: str) -> Fields:
         fields |= {first: fields["guidance_scale"], **{name: refer_to(place, first) for name in others}}
         beside = {"description": f"The same as {first}, beside which it has no effect."}
         fields |= {name: beside for name in names_of("guidance_scale", fields) if name not in TRUE_GUIDANCE}
+    if "expand" in own:
+        fields |= dict.fromkeys(SIDE_FIELDS, one_of(MARGIN, NULL))
     return fields
 
 
@@ -135,6 +142,8 @@ def own_fields(model: type[Request]) -> Fields:
         # One name gives a picture or a list of pictures, whichever it is; `images` must be a list.
         fields |= {name: PICTURES for name in IMAGE_FIELDS if name != "images"}
         fields["images"] = {**fields["images"], "minItems": 0}  # an empty list is left out beside another picture
+    if model is Generate:
+        del fields["strength"]  # which any value may have, as far as it has no effect
     return fields
 
 

@@ -57,8 +57,8 @@ class Rules:
         is_picture = self.some("prompt", "prompt")
         return [any_name, {"if": is_picture, "then": picture, "else": self.everywhere("inputs_of_text", prompt)}]
 
-    def of_pictures(self) -> list[JsonSchema]:
-        """A picture is required where pictures are taken, and else there is none in `messages` either."""
+    def of_pictures(self, required: bool) -> list[JsonSchema]:
+        """A picture may be `required` where pictures are taken; elsewhere there is none in `messages` either."""
         no_message = self.everywhere("messages_of_text", {spelled("messages"): MESSAGES_OF_TEXT})
         if "images" not in self.names:
             return [no_message]
@@ -69,11 +69,22 @@ class Rules:
         names = spelled(*(name for name in names_of("images", self.names) if name != "reference_images"))
         no_picture = self.everywhere("no_picture", {names: NULL, NUMBERED_PICTURES: NULL})
         no_main = self.everywhere("no_main_picture", {spelled(*MAIN_PICTURES): EMPTY, NUMBERED_PICTURES: EMPTY})
-        return [
-            {"anyOf": [{"not": no_picture}, {"not": no_references}, {"not": no_message}, inputs]},
-            # Beside another picture, one that is referred to needs no list.
-            {"if": no_main, "then": {"anyOf": [listed, inputs]}},
-        ]
+        some = [{"anyOf": [{"not": no_picture}, {"not": no_references}, {"not": no_message}, inputs]}]
+        # Beside another picture, one that is referred to needs no list.
+        return [*(some if required else []), {"if": no_main, "then": {"anyOf": [listed, inputs]}}]
+
+    def of_start(self, strength: JsonSchema) -> list[JsonSchema]:
+        """Without a picture to begin with a strength has no effect, whatever it is. `strength`: of one that has."""
+        counts = self.everywhere("strength_that_counts", {spelled(*names_of("strength", self.names)): strength})
+        return [{"if": self.without_pictures(), "else": counts}]
+
+    def without_pictures(self) -> JsonSchema:
+        """The schema of inputs that have no picture under any name."""
+        names = {spelled(*names_of("images", self.names)): EMPTY, NUMBERED_PICTURES: EMPTY}
+        messages = {spelled("messages"): MESSAGES_OF_TEXT}
+        beside = self.everywhere("inputs_without_picture", {spelled("inputs"): EMPTY})
+        either = {"anyOf": [self.no("prompt", "prompt"), beside]}
+        return {"allOf": [self.everywhere("pictureless", names | messages), either]}
 
     def of_guidance(self, guidance: JsonSchema) -> list[JsonSchema]:
         """Beside a true guidance another one has no effect, whatever it is. `guidance`: the schema of one that has."""

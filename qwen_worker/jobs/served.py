@@ -3,28 +3,59 @@
 Knows nothing of how a checkpoint is found; the limits of every checkpoint stand in `request.py`.
 """
 
+from typing import NamedTuple
+
 from ..errors import BeyondSchema, InvalidInput
 from .field_types import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE
+from .named_sizes import pixels_of
 from .request import MAX_PROMPT_TOKENS, Drawing, Edit
 
 COARSE_MULTIPLE = 32  # pixels: of Qwen-Image-2.1 and of the tiny checkpoint, whose VAEs halve a side four times
 
 
-def require_served(request: Drawing, multiple: int, max_images: int) -> None:
-    """Refuse a size that the checkpoint's pipeline would floor in silence, and more pictures than it takes.
+class Limits(NamedTuple):
+    """What a checkpoint can serve. `multiple`, `max_side`: pixels of a side; `max_images`: input pictures of an edit.
 
-    `multiple`: pixels of which width and height must be a multiple. Raises `InvalidInput`.
+    `draws_alpha`: whether its VAE has a fourth channel, which is transparency.
     """
-    is_resampled = isinstance(request, Edit) and request.draw_size == "input"
-    sides = {"width": request.width, "height": request.height}
-    off_grid = {name: side for name, side in sides.items() if side and side % multiple and not is_resampled}
-    if off_grid:
-        rule = f"must be a multiple of {multiple} for this checkpoint, not"
-        sentences = [f"{name} {rule} {side}{nearest_sides(side, multiple)}" for name, side in off_grid.items()]
+
+    multiple: int
+    max_side: int
+    max_images: int
+    draws_alpha: bool = False
+
+
+def require_served(request: Drawing, limits: Limits) -> None:
+    """Refuse a size that the checkpoint's pipeline would floor in silence, or that its makers do not draw; more
+    pictures than it takes; and transparency of one without. Raises `InvalidInput`.
+    """
+    width, height = pixels_of(request.size) or (request.width, request.height)
+    sentences = [
+        f"{name} must be at most {limits.max_side} for this checkpoint, not {side}"
+        for name, side in (("width", width), ("height", height))
+        if side and side > limits.max_side
+    ] or off_grid_sentences(request, limits.multiple)
+    if isinstance(request, Edit) and len(request.images) > limits.max_images:
+        sentences = [f"images must hold at most {limits.max_images} for this checkpoint, not {len(request.images)}"]
+    if request.background == "transparent" and not limits.draws_alpha:
+        sentences = [
+            "background must be 'auto' or 'opaque' for this checkpoint, not 'transparent': its pictures have no "
+            "transparency; Qwen-Image-2.1 draws some"
+        ]
+    if sentences:
         raise InvalidInput("; ".join(sentences), BeyondSchema.ENDPOINT)
-    if isinstance(request, Edit) and len(request.images) > max_images:
-        sentence = f"images must hold at most {max_images} for this checkpoint, not {len(request.images)}"
-        raise InvalidInput(sentence, BeyondSchema.ENDPOINT)
+
+
+def off_grid_sentences(request: Drawing, multiple: int) -> list[str]:
+    """One for each side that is no multiple; an edit that is resampled may have any."""
+    if isinstance(request, Edit) and request.draw_size == "input":
+        return []
+    rule = f"must be a multiple of {multiple} for this checkpoint, not"
+    return [
+        f"{name} {rule} {side}{nearest_sides(side, multiple)}"
+        for name, side in (("width", request.width), ("height", request.height))
+        if side and side % multiple
+    ]
 
 
 def nearest_sides(side: int, multiple: int = SIDE_MULTIPLE) -> str:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import BeyondSchema, InvalidInput
 from .field_types import MAX_RATIO, MAX_SIDE, MIN_SIDE
-from .named_sizes import MATCH_INPUT, MATCH_SIZE, MAX_STRETCH, TABLES, pixels_of, ratio_of, times_apart
-from .request import Drawing, Edit
+from .named_sizes import MATCH_INPUT, MAX_STRETCH, TABLES, pixels_of, ratio_of, times_apart
+from .request import MATCH_SIZE, Drawing, Edit
 from .values import WHOLE, JsonSchema, Reader, Warn, read_whole, short_json, text_like
 
 if TYPE_CHECKING:
@@ -143,13 +143,14 @@ def join_sizes(request: Drawing, sent_as: Mapping[str, str]) -> Drawing:
     if request.size in TABLES and sides and not is_about(sides, TABLES[request.size][0]):
         raise InvalidInput(f"{size} and {given} differ: send one of them", BeyondSchema.TWICE)
     if request.aspect_ratio == MATCH_INPUT:
-        if not isinstance(request, Edit):
-            sentence = f"{ratio} needs an input picture, and {request.task} takes none: send another ratio"
+        if not request.images:
+            sentence = f"{ratio} needs an input picture, and there is none: send image, or another ratio"
             raise InvalidInput(sentence, BeyondSchema.TOGETHER)
         if pixels or sides:
             sentence = f"{ratio} and {size if pixels else given} may differ: send one of them"
             raise InvalidInput(sentence, BeyondSchema.TWICE)
     asked = ratio_of(request.aspect_ratio)
+    require_one_canvas(request, [given] * bool(sides) + [size] * bool(request.size) + [ratio] * bool(asked))
     if asked and len(sides) == 1 and not pixels:
         sentence = f"{ratio} and {given} leave the size open: send width and height, or the ratio alone"
         raise InvalidInput(sentence, BeyondSchema.TOGETHER)
@@ -163,7 +164,7 @@ def require_alone(request: Drawing, size: str, ratio: str, sides: Mapping[str, i
     """Refuse the input's own size beside another one. `size` and `ratio`: the fields and their values, in words."""
     sentence = ""
     if not isinstance(request, Edit):
-        sentence = f"{size} needs an input picture, and {request.task} takes none: send a size in pixels"
+        sentence = f"{size} is for edits, and {request.task} is none: send a size in pixels"
     elif request.draw_size == "asked":
         sentence = f"{size} has no other drawing than the model's own: send it without draw_size asked"
     elif ratio_of(request.aspect_ratio):
@@ -171,6 +172,21 @@ def require_alone(request: Drawing, size: str, ratio: str, sides: Mapping[str, i
     elif sides:
         given = " and ".join(f"{name} ({side})" for name, side in sides.items())
         sentence = f"{size} and {given} may differ: send one of them"
+    if sentence:
+        raise InvalidInput(sentence, BeyondSchema.TOGETHER)
+
+
+def require_one_canvas(request: Drawing, given: list[str]) -> None:
+    """Refuse a size beside a canvas that grows. `given`: the sizes that the job gives. Raises `InvalidInput`."""
+    sentence = ""
+    if request.expand and request.fit:
+        sentence = "expand and fit both make the canvas grow: send expand, or fit with aspect_ratio"
+    elif request.expand and given:
+        sentence = f"expand and {given[0]} both say how large the result is: send one of them"
+    elif request.fit and not ratio_of(request.aspect_ratio):
+        sentence = "fit 'expand' makes the canvas grow to aspect_ratio, which is not given as WIDTH:HEIGHT: send it"
+    elif request.fit and len(given) > 1:
+        sentence = f"fit 'expand' makes the canvas grow to aspect_ratio alone: send the job without {given[0]}"
     if sentence:
         raise InvalidInput(sentence, BeyondSchema.TOGETHER)
 

@@ -3,6 +3,8 @@
 Knows nothing of where a model goes and how it is loaded.
 """
 
+from typing import Any
+
 from ..checkpoints import checkpoint as checkpoints
 from ..checkpoints import remote, search
 from ..checkpoints.checkpoint import Checkpoint
@@ -42,6 +44,11 @@ class Catalogue:
         """The task's checkpoint, where it has been located before."""
         return self.checkpoints.get(self.model_for(task))
 
+    def report(self) -> dict[str, dict[str, Any]]:
+        """For `health`: by task, of the checkpoints that are known, what they are and what jobs have by default."""
+        known = {task: self.located(task) or checkpoints.released(self.model_for(task)) for task in self.labels()}
+        return {task: checkpoint.report() for task, checkpoint in known.items() if checkpoint}
+
     def locate(self, task: str) -> Checkpoint:
         """What serves the task, from this machine's files, the table of released checkpoints or the hub.
 
@@ -60,8 +67,9 @@ class Catalogue:
     def fetch(self, task: str) -> Checkpoint:
         """The task's checkpoint, its files on this machine. Raises `LoadError`, as where the disk is too small."""
         checkpoint = self.locate(task)
-        needed_bytes = sum(checkpoint.parameters.values()) * 2  # the released checkpoints are bfloat16
-        needed_bytes += sum(checkpoint.packed.get(component, 0) for component in WEIGHTS)
+        # The released checkpoints are bfloat16.
+        counted = 2 * sum(checkpoint.parameters.values()) + sum(checkpoint.packed.get(one, 0) for one in WEIGHTS)
+        needed_bytes = checkpoint.stored_bytes or counted
         missing_bytes = max(0, needed_bytes - remote.fetched_bytes(checkpoint))
         require_disk(checkpoint.name, missing_bytes, free_disk_bytes(hub_cache_folder()))
         self.download = checkpoint, needed_bytes

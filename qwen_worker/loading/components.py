@@ -35,6 +35,9 @@ class Reading:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
 
+TEXT_ENCODERS = "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"  # that can be trimmed
+
+
 def trim(component: Any, name: str, plan: Plan) -> None:
     """Apply the exact savings to one freshly loaded component, and have a text encoder place pictures as it learnt."""
     if not hasattr(component, "parameters"):
@@ -56,11 +59,11 @@ def trim(component: Any, name: str, plan: Plan) -> None:
 
             # The pipelines take the last hidden states: the language head (545 million parameters) computes logits that
             # are dropped, and without an input picture the vision tower (677 million) never runs. An input picture
-            # fails afterwards.
+            # fails afterwards. In Qwen-Image-2.1 ten pictures' logits would take 3 GB.
             component.lm_head = torch.nn.Identity()
             if not plan.vision:
                 component.model.visual = torch.nn.Identity()
-            elif plan.device == "cuda" and vision.convolves_slowly():
+            elif class_name == TEXT_ENCODERS[0] and plan.device == "cuda" and vision.convolves_slowly():
                 vision.project_patches(component.model.visual)
         if plan.text_encoder == "streamed":
             residency.stream(component, plan.device)
@@ -158,7 +161,7 @@ def dropped_weights(class_name: str, plan: Plan) -> Callable[[str], bool]:
 
 
 def is_trimmed(class_name: str, plan: Plan) -> bool:
-    return Saving.TRIM in plan.savings and class_name == "Qwen2_5_VLForConditionalGeneration"
+    return Saving.TRIM in plan.savings and class_name in TEXT_ENCODERS
 
 
 def home_device(name: str, plan: Plan) -> str:

@@ -55,7 +55,7 @@ class LoadedPipeline:
     @property
     def caches_steps(self) -> bool:
         """Whether preset `balanced` has its step cache: its transformer is known to it, and it has not failed."""
-        return self.checkpoint.adaptable and STEP_CACHE not in self.speed.failures
+        return self.checkpoint.pipeline_class.caches_steps and STEP_CACHE not in self.speed.failures
 
     @property
     def stood_down(self) -> dict[str, str]:

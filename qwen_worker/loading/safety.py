@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from PIL import Image
@@ -21,6 +22,7 @@ from ..log import log_line
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import GB
 from ..memory.machine import Machine, read_machine, read_ram
+from ..pictures.alpha import appearances
 from ..pictures.colour import to_srgb
 from ..settings import Settings
 from ..stopwatch import timed
@@ -43,11 +45,12 @@ class Judge:
     def judge(self, picture: Image.Image, require_running: Callable[[], None] = lambda: None) -> tuple[str, float]:
         """The likeliest of the rejected labels, and the probability that the picture has one of them.
 
-        The picture is judged as it is seen, whatever its colour space, and is not altered. Of its views the worst
-        counts, and one without a number is the worst. `require_running` is called before each, and may raise.
+        The picture is judged as it is seen, whatever its colour space, and is not altered; one with transparency also
+        by what that hides. Of its views the worst counts, and one without a number is the worst. `require_running` is
+        called before each, and may raise.
         """
         found: list[tuple[str, float]] = []
-        for view in views(to_srgb(picture)):
+        for view in chain.from_iterable(views(to_srgb(seen)) for seen in appearances(picture)):
             require_running()
             found.append(self.look_at(view))
         return max(found, key=lambda one: one[1] if math.isfinite(one[1]) else math.inf)

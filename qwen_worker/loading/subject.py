@@ -53,7 +53,7 @@ class Subject:
     @property
     def is_20b(self) -> bool:
         """Whether it is of the architecture that the optimisations are made for."""
-        return all(model.parts for model in self.plan.models)
+        return all(model.is_20b for model in self.plan.models)
 
     @property
     def edits(self) -> bool:

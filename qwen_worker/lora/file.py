@@ -101,7 +101,7 @@ def streamed_block(layer: str) -> str:
 
 @dataclass(frozen=True)
 class LoraUse:
-    """A LoRA as one job uses it. `label`: its name in the errors.
+    """A LoRA as one job uses it. `label`: its name in the errors; `source`: the path that names it.
 
     `from_settings`: the endpoint names it and not the job; the plan has room for it.
     """
@@ -110,6 +110,7 @@ class LoraUse:
     scale: float
     label: str
     from_settings: bool = False
+    source: str = ""
 
 
 def open_lora(

@@ -20,6 +20,7 @@ from ..settings import Settings, hub_home
 from ..stopwatch import timed
 from .fetch import FETCH_FAILED, LoraFetcher
 from .file import LoraFile, LoraUse, open_lora
+from .made_for import require_made_for
 from .places import LocalFile, default_lora, local_file
 
 OWN_BYTES = 20_000_000_000  # the most of a LoRA that the endpoint's settings name
@@ -52,14 +53,16 @@ class Loras:
         uses: list[LoraUse] = []
         with timed(job.timings, "input"):
             if request.preset == Preset.FAST:
-                file = self.open_for_preset(FAST_LORAS[Role.of(request.task)])
-                uses.append(LoraUse(file, 1.0, "the preset's LoRA", from_settings=True))
+                setting = FAST_LORAS[Role.of(request.task)]
+                file, source = self.open_for_preset(setting), str(getattr(self.settings, setting))
+                uses.append(LoraUse(file, 1.0, "the preset's LoRA", from_settings=True, source=source))
             for number, lora in enumerate(request.loras):
                 label = f"loras[{number}]"
-                use = LoraUse(self.open(lora.path, label, job.cancelled), lora.scale, label)
+                use = LoraUse(self.open(lora.path, label, job.cancelled), lora.scale, label, source=lora.path)
                 uses.append(use)
                 for warning in use.file.warnings:
                     job.warn(f"{label} {warning}")
+            require_made_for(checkpoint, uses)
         return tuple(uses)
 
     def open_for_preset(self, setting: str) -> LoraFile:

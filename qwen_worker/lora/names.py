@@ -2,7 +2,8 @@
 
 Understood are the names of diffusers and peft (`lora_A`, `lora_B`, also `lora.down`), of Lightning (`lora_down`,
 `lora_up`, `alpha`), those of LyCORIS for LoKr and LoHa (`lokr_w1`, `hada_w1_a`), and the flat ones of kohya and LyCORIS
-(`lora_unet_transformer_blocks_0_attn_to_q`), each under the prefixes of diffusers, peft, ComfyUI and compiled modules.
+(`lora_unet_transformer_blocks_0_attn_to_q`), each under the prefixes of diffusers, peft, ComfyUI and compiled modules,
+for the layers of the 20B transformer and of Qwen-Image-2.1's (`architectures.py`).
 Any other name refuses the file: diffusers' own conversion drops such a tensor in silence, and a caller takes the LoRA
 for one that does nothing. Knows nothing of files.
 """
@@ -12,21 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-BLOCK_LAYERS = (
-    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
-    "attn.to_add_out", "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2", "img_mod.1",
-    "txt_mod.1",
-)  # fmt: skip
-OTHER_LAYERS = (
-    "img_in", "txt_in", "proj_out", "norm_out.linear", "time_text_embed.timestep_embedder.linear_1",
-    "time_text_embed.timestep_embedder.linear_2",
-)  # fmt: skip
+from .architectures import ARCHITECTURES
+
 PREFIX = re.compile(
     r"\A(base_model\.model\.|model\.|diffusion_model\.|transformer\.|unet\.|pipe\.dit\.|dit\.|module\.)*"
 )
 FLAT_PREFIX = re.compile(r"(lora_unet|lora_transformer|lycoris)_")
-FLAT_NAMES = {layer.replace(".", "_"): layer for layer in BLOCK_LAYERS}
-FLAT_OTHERS = {layer.replace(".", "_"): layer for layer in OTHER_LAYERS}
+FLAT_NAMES = {layer.replace(".", "_"): layer for one in ARCHITECTURES for layer in one.block_layers}
+FLAT_OTHERS = {layer.replace(".", "_"): layer for one in ARCHITECTURES for layer in one.other_layers}
 # What torch puts before the names of a module that it compiles, shards or computes again, also of one within another.
 WRAPPERS = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)"
 WRAPPED, FLAT_WRAPPED = re.compile(rf"(?<![^.]){WRAPPERS}\."), re.compile(rf"(\A|_){WRAPPERS}_")

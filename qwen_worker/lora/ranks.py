@@ -7,8 +7,9 @@ how LoRAs are applied; that is in `padded.py`.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from .architectures import BLOCK_LAYERS
 from .file import LoraFile, streamed_block
-from .names import BLOCK_LAYERS, Kind
+from .names import Kind
 
 RANKS = (16, 32, 64, 128)
 MATRICES = tuple(layer for layer in BLOCK_LAYERS if "_mod." not in layer)  # of a block, those that may be padded

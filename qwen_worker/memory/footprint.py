@@ -42,7 +42,12 @@ TextEncoder = Literal["resident", "streamed", "quantized"]
 
 @dataclass(frozen=True)
 class Working:
-    """Memory beside the weights, GiB for each megapixel; computed from the modules' shapes in bfloat16."""
+    """Memory beside the weights, GiB for each megapixel; computed from the modules' shapes in bfloat16.
+
+    `prefix`: that a pass of guidance keeps of each megapixel of references, from the first step to the last, where the
+    transformer has a prefix cache. `follows_size`: whether references have the picture's own number of pixels, and not
+    a megapixel. `encode_token`: bytes that the text encoder takes for each of its tokens.
+    """
 
     denoise: float = 0.36
     denoise_edit: float = 0.38  # each megapixel of picture and of references
@@ -51,10 +56,31 @@ class Working:
     encode: float = 1.89
     encode_frame: float = 1.13
     tiled: float = 0.25  # GiB whatever the size
+    prefix: float = 0.0
+    follows_size: bool = False
+    encode_token: int = 0
+    lora_bytes: int = LORA_BYTES  # that each of the endpoint's own LoRAs may take
+
+    def reference_pixels(self, pixels: float) -> float:
+        """The megapixels of each reference beside a picture of so many."""
+        return min(max(pixels, LEAST_REFERENCE), MOST_REFERENCE) if self.follows_size else 1.0
+
+    def tokens(self, references: float) -> float:
+        """The tokens of the longest prompt with so many megapixels of references, of 32 x 32 pixels each."""
+        return PROMPT_TOKENS + references * MEGAPIXEL / 32**2
 
 
+LEAST_REFERENCE, MOST_REFERENCE = 512**2 / MEGAPIXEL, 2080**2 / MEGAPIXEL  # of `pictures/sizes.py`
+PROMPT_TOKENS = 1100  # with the template's own
 WORKING = Working()
-WORKING_2_1 = Working(decode=6.28, decode_frame=6.28, encode=6.28, encode_frame=6.28, tiled=0.45)
+# In a prefix cache a token of the transformer, of 16 x 16 pixels or of a text, has a key and a value of 4096 numbers in
+# each of 32 blocks. The text encoder keeps the hidden states of all its 36 layers, and works with some more beside. Its
+# best few-step LoRA has rank 256.
+WORKING_2_1 = Working(
+    decode=6.28, decode_frame=6.28, encode=2.09, encode_frame=2.09, tiled=0.45,
+    prefix=2 * 4096 * 32 * 2 * 4096 / GIB, follows_size=True, encode_token=2 * 4096 * 37 + 100_000,
+    lora_bytes=1_400_000_000,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,6 +98,11 @@ class Model:
     shared: tuple[str, ...] = ()
     working: Working = WORKING
     packed: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
+
+    @property
+    def is_20b(self) -> bool:
+        """Whether its architecture is the one that all savings and quantization know."""
+        return "modulation" in self.parts
 
     def is_packed(self, component: str) -> bool:
         """Whether it is loaded as it is stored, already quantized: no plan changes its precision or its place."""
@@ -98,6 +129,8 @@ class Plan:
     spare_bytes: int = 0  # of host memory, which may be pinned beside what the plan pins
     streamed_loras: bool = False  # a job's LoRAs are read from host memory, block by block
     lora_rank: int = 0  # to which a job's LoRAs are padded for compiled blocks; 0 for LoRAs as they are
+    passes: int = 1  # of guidance, of which each has a prefix cache of its own
+    prefix_cache: bool = True  # where the transformer has one
 
     @property
     def base_precision(self) -> Precision:
@@ -178,20 +211,25 @@ class Plan:
         if self.device == "cpu":
             return self.weight_bytes
         pixels, frame = width * height / MEGAPIXEL, Saving.SINGLE_FRAME in self.savings
-        most = 0.0
+        most, text_bytes = 0.0, 0
         for model in self.models:
             if images and not model.edits:
                 continue
             need = model.working
             decode = need.tiled if tiled else (need.decode_frame if frame else need.decode) * pixels
-            # Input pictures are brought to a megapixel each; strength and masks encode one at the asked size too.
-            encode = need.tiled if tiled else (need.encode_frame if frame else need.encode) * max(1.0, pixels)
-            denoise = self.denoise_rate(need, images) * (pixels + images)
+            # Input pictures are brought to one size each; strength and masks encode one at the asked size too.
+            each = need.reference_pixels(pixels)
+            encode = need.tiled if tiled else (need.encode_frame if frame else need.encode) * max(each, pixels)
+            denoise = self.denoise_rate(need, images) * (pixels + images * each)
+            if self.prefix_cache:
+                denoise += self.passes * need.prefix * (images * each + PROMPT_TOKENS * 16**2 / MEGAPIXEL)
+            text_bytes = max(text_bytes, round(need.encode_token * need.tokens(images * each)))
             most = max(most, denoise, decode, encode if images else 0.0)
         streamed = 0
         if self.text_encoder == "streamed":
             embedding = max(model.parts.get("embedding", 0) for model in self.models)
             streamed = round(embedding * BYTES[self.base_precision]) + STREAMED_BYTES
+        streamed += text_bytes  # the text encoder's turn is over before the transformer's begins
         rows = max(model.parts.get("modulation_outputs", 0) for model in self.models) * 2 * SCHEDULE_STEPS
         working = (rows if self.table else 0) + self.lora_bytes + max(round(most * GIB), streamed)
         unallocated = UNALLOCATED_NF4_BYTES if self.precision is Precision.NF4 else UNALLOCATED_BYTES
@@ -210,6 +248,16 @@ class Plan:
         lora_bytes = self.lora_bytes + round(parameters * BYTES[self.base_precision])
         compiled = self.compiled and rank > 0
         return replace(self, lora_bytes=lora_bytes, compiled=compiled, streamed_loras=streamed, lora_rank=rank)
+
+    def for_guidance(self, is_guided: bool, width: int, height: int, images: int) -> "Plan":
+        """The same layout for a job of this size, with a prefix cache where there is room for it.
+
+        Without one each step computes prompt and references anew.
+        """
+        if not any(model.working.prefix for model in self.models):
+            return self
+        plan = replace(self, passes=1 + is_guided)
+        return plan if plan.fits(width, height, images) else replace(plan, prefix_cache=False)
 
     def needs_tiles(self, width: int, height: int, images: int = 0) -> bool:
         """Whether the VAE has to work in tiles for this size to fit. Tiles cost time and may leave faint seams."""

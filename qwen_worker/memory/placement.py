@@ -9,7 +9,7 @@ from itertools import product
 
 from ..errors import LoadError
 from ..model_settings import Precision, Saving
-from .footprint import GB, LORA_BYTES, LOSSY, Model, Plan, TextEncoder
+from .footprint import GB, LOSSY, Model, Plan, TextEncoder
 from .machine import Gpu, Machine
 
 # A forward of the 20B transformer is some 70 TFLOP, a hundred of them make an image: hours on a CPU. Beyond this many
@@ -22,7 +22,7 @@ USABLE = 0.97  # of the free memory: the allocator's blocks never fill a card, a
 # buffers that weights come through (0.5 GB) and the processes in which torch compiles afterwards (0.45 GB, and about
 # 0.1 for each of the four that is at work). Less what the process holds already, which is not free.
 PROCESS_BYTES = 5_000_000_000
-NO_SAVINGS = frozenset[Saving]()
+OTHER_SAVINGS = frozenset({Saving.TRIM})  # that models of other architectures have
 
 
 def plan(
@@ -56,8 +56,9 @@ def plan(
     limit_bytes, whole_bytes = (limit if vram_cap_bytes is None else min(limit, vram_cap_bytes) for limit in limits)
     pinnable_bytes = pinnable(machine) // pinned_cost
     possible = [candidate for candidate in precisions(models, gpu, precision) if candidate.value not in without]
+    lora_bytes = max(model.working.lora_bytes for model in models)
     candidates = [
-        replace(layout, limit_bytes=limit_bytes, lora_bytes=own_loras * LORA_BYTES, compiled=compiled)
+        replace(layout, limit_bytes=limit_bytes, lora_bytes=own_loras * lora_bytes, compiled=compiled)
         for layout in layouts(models, possible, savings)
         if layout.text_encoder not in without and not (layout.swapped and "swapped" in without)
     ]
@@ -86,7 +87,7 @@ def pinnable(machine: Machine) -> int:
 
 def layouts(models: Sequence[Model], precisions: Sequence[Precision], savings: frozenset[Saving]) -> Iterator[Plan]:
     """Everything worth trying, best first: exact before lossy, resident before streamed, streamed before swapped."""
-    possible = savings if savings_apply_to_all(models) else NO_SAVINGS
+    possible = possible_savings(models, savings)
     packed = {name for model in models for name in model.packed}
     for precision in precisions:
         # In float32 timesteps are too many to list: the modulation's weights would stay.
@@ -155,7 +156,7 @@ def plan_on_cpu(models: Sequence[Model], machine: Machine, precision: Precision,
     """The one layout of a machine without a GPU, for small models only. Raises `LoadError`."""
     if precision is Precision.AUTO:  # what is stored quantized computes in bfloat16
         precision = Precision.BF16 if any(model.packed for model in models) else Precision.FP32
-    possible = (savings if savings_apply_to_all(models) else NO_SAVINGS) - {Saving.TABLE}
+    possible = possible_savings(models, savings) - {Saving.TABLE}
     layout = Plan("cpu", precision, tuple(models), possible)
     count = sum(model.parameters_of(component) for model in models for component in model.parameters)
     count += sum(2 * model.packed[name] for model in models for name in model.parameters if model.is_packed(name))
@@ -178,8 +179,13 @@ def require_disk(name: str, needed_bytes: int, free_bytes: int) -> None:
 
 
 def savings_apply_to_all(models: Sequence[Model]) -> bool:
-    """Whether the savings and quantization know all of them: parts are counted of the 20B architecture only."""
-    return all(model.parts for model in models)
+    """Whether all savings and quantization know all of them, which are for the 20B architecture."""
+    return all(model.is_20b for model in models)
+
+
+def possible_savings(models: Sequence[Model], savings: frozenset[Saving]) -> frozenset[Saving]:
+    """Those of the savings that can be had with these models."""
+    return savings if savings_apply_to_all(models) else savings & OTHER_SAVINGS
 
 
 def names_of(models: Sequence[Model]) -> str:

@@ -89,3 +89,21 @@ def download_file(hub_id: str, name: str, commit: str, cache: Path) -> Path:
 
     with explain_errors(hub_id):
         return Path(hf_hub_download(hub_id, name, revision=commit, cache_dir=cache, endpoint=hub_endpoint()))
+
+
+def read_start(hub_id: str, name: str, commit: str, count: int) -> bytes:
+    """The first `count` bytes of a file of a repository, and no more of it. Raises `LoadError`."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    headers = build_hf_headers() | {"Range": f"bytes=0-{count - 1}"}
+    url, start = hf_hub_url(hub_id, name, revision=commit, endpoint=hub_endpoint()), b""
+    with explain_errors(hub_id), get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
+        if response.is_error:  # whose body says why
+            response.read()
+        hf_raise_for_status(response)
+        for piece in response.iter_bytes():  # a server may know no ranges, and send the whole file
+            start += piece
+            if len(start) >= count:
+                break
+    return start[:count]

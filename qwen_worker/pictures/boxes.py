@@ -18,6 +18,7 @@ MAX_DEPTH = 4  # of items that are put together from others
 # By the box of a decoder's configuration, the brand by which a file is handed to that decoder as a still picture: by
 # its own brand it may be taken for a sequence, or for a picture of the other decoder.
 BRANDS = {b"hvcC": b"heic", b"av1C": b"avif"}
+SEQUENCES = (b"avis", b"hevc", b"hevx", b"msf1")  # the brands of files of several pictures
 FOLDERS = {b"iprp", b"ipco"}  # boxes that hold boxes and nothing else
 ONCE = {*FOLDERS, b"pitm", b"idat", b"iinf", b"iref", b"iloc"}
 TOP_BOXES = {b"ftyp", b"meta", b"mdat", b"moov", b"free"}  # that a file is made of
@@ -27,6 +28,11 @@ TOGETHER = {b"grid", b"iovl", b"iden"}  # items that are made of others
 
 def is_container(data: bytes) -> bool:
     return data[4:8] == b"ftyp"
+
+
+def is_sequence(data: bytes) -> bool:
+    """Whether a file is, by its own brand, of pictures that follow one another in time."""
+    return is_container(data) and data[8:12] in SEQUENCES
 
 
 @dataclass

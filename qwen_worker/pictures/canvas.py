@@ -11,7 +11,8 @@ from .inputs import Inputs
 from .inset import Inset
 from .masks import restore_outside
 from .matching import COMPARISON, Matching
-from .sizes import enlarged_warning, moved_warning, sizes_of
+from .sizes import CONDITIONING_SIDE, enlarged_warning, moved_warning, sizes_of
+from .stitch import STITCH_KEY, Stitch
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,21 @@ class Canvas:
     """What a job draws on: its pictures as in `Inputs`, and sizes in pixels.
 
     `size`: width and height that the pipeline draws. `delivered_size`: those of the result, where they are others.
-    `inset`: where the input lies in the drawing, if it does not fill it: the source and the mask are of the drawing's
-    size then, `original` and `own_mask` of the input's. `matching`: how the drawing is compared with its source.
+    `seen`: as in `Sizes`. `is_soft`: whether the mask's greys say how the drawing fades. `stitch`: what the drawing is
+    a part of. `inset`: where the input lies in the drawing, if it does not fill it: pictures and mask are of the
+    drawing's size then, `original` and `own_mask` of the input's. `matching`: how the two are compared.
     """
 
     sources: list[Image.Image]
     mask: Image.Image | None
     size: tuple[int, int]
     delivered_size: tuple[int, int] | None = None
+    seen: int = CONDITIONING_SIDE
     original: Image.Image | None = None
+    is_soft: bool = False
+    stitch: Stitch | None = None
+    # The picture that the drawing begins with, or keeps a part of; `sources` are those that the model looks at.
+    start: Image.Image | None = None
     inset: Inset | None = None
     own_mask: Image.Image | None = None
     matching: Matching | None = None
@@ -39,22 +46,29 @@ class Canvas:
     @property
     def enlargement(self) -> float:
         """Pixels of the result for each drawn one, along a side."""
+        if self.stitch:
+            return self.stitch.frame.scale
         return 1 / self.inset.scale if self.inset else self.result_size[0] / self.size[0]
 
     def finish(self, drawn: Image.Image) -> Image.Image:
-        """The result of a drawing in sRGB, in the result's size.
+        """The result of a drawing in sRGB, RGB or RGBA, in the result's size.
 
-        With a mask it is in the source's own colour space, and outside the mask it has the source's own pixels.
+        With a mask it is in the source's own colour space, and outside the mask it has the source's own pixels. What is
+        a part of a photo stays as it was drawn, and holds what brings it back there when the file is written.
         """
         if self.matching:
             drawn = self.matching.match(self.sources[self.matching.number], drawn, self.enlargement)
-        compared = {COMPARISON: drawn.info[COMPARISON]} if COMPARISON in drawn.info else {}
+        if self.stitch:
+            drawn.info[STITCH_KEY] = self.stitch
+            return drawn
+        compared = {name: fact for name, fact in drawn.info.items() if name == COMPARISON}
         if self.inset:
             drawn = self.inset.take_out(drawn, self.result_size)
         elif drawn.size != self.result_size:
             drawn = drawn.resize(self.result_size, Image.Resampling.LANCZOS)
-        if self.mask is not None:
-            drawn = restore_outside(drawn, self.original or self.sources[0], self.own_mask or self.mask)
+        kept = self.original or self.start
+        if self.mask is not None and kept is not None:
+            drawn = restore_outside(drawn, kept, self.own_mask or self.mask, self.is_soft)
         drawn.info |= compared
         return drawn
 
@@ -62,26 +76,37 @@ class Canvas:
 def canvas_of(job: Job, inputs: Inputs, grid: Grid) -> Canvas:
     """What the job draws on; its request gets the size that is decided here, and the job warns of what is not as asked.
 
-    `grid`: what the checkpoint says of sizes.
+    `grid`: what the checkpoint says of sizes and pictures.
     """
-    request = job.request
+    request, inputs = job.request, inputs.for_model(grid.draws_alpha)
+    if inputs.margins:
+        request = request.model_copy(update={"expand": inputs.margins, "fit": None, "aspect_ratio": None})
+    looked_at = inputs.sources if isinstance(request, Edit) else []
+    start = inputs.sources[0] if request.starts_from_picture else None
+    matching = Matching.of(request)
+    if stitch := inputs.stitch:
+        job.request = with_size(request, stitch.photo.size)
+        canvas = Canvas(looked_at, inputs.mask, stitch.frame.drawn, stitch.photo.size, stitch=stitch, start=start)
+        return replace(canvas, matching=matching)
     sizes = sizes_of(request, inputs.sources, inputs.mask, grid)
     brought = brought_warning(request, grid_of(request, grid), sizes.delivered)
     moved = moved_warning(request, inputs.sources, sizes)
     for warning in filter(None, (brought, moved, enlarged_warning(sizes))):
         job.warn(warning)
     job.request = with_size(request, sizes.delivered)
-    canvas = Canvas(inputs.sources, inputs.mask, sizes.drawn, sizes.delivered, inputs.original)
-    canvas = replace(canvas, matching=Matching.of(request))
+    canvas = Canvas(looked_at, inputs.mask, sizes.drawn, sizes.delivered, sizes.seen, inputs.original, start=start)
+    canvas = replace(canvas, is_soft=request.has_soft_mask, matching=matching)
     return with_inset(canvas, sizes.inset, request.size_from) if sizes.inset and isinstance(request, Edit) else canvas
 
 
 def with_inset(canvas: Canvas, inset: Inset, number: int) -> Canvas:
-    """The canvas with source `number`, and the mask, as they lie in the drawing."""
+    """The canvas with source `number`, the start and the mask as they lie in the drawing."""
     sources = list(canvas.sources)
     sources[number] = inset.place(sources[number])
+    canvas = replace(canvas, sources=sources, inset=inset, original=canvas.original or canvas.start)
+    if canvas.start:
+        canvas = replace(canvas, start=sources[number])  # a drawing starts from the only picture
     if canvas.mask is None:
-        return replace(canvas, sources=sources, inset=inset)
+        return canvas
     mask = inset.place(canvas.mask, Image.Resampling.NEAREST)
-    original = canvas.original or canvas.sources[number]
-    return replace(canvas, sources=sources, mask=mask, original=original, inset=inset, own_mask=canvas.mask)
+    return replace(canvas, mask=mask, own_mask=canvas.mask)

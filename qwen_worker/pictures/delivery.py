@@ -6,7 +6,7 @@ byte, before it is sent. Knows nothing of how the pictures came about, nor of ho
 
 import base64
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,34 +14,25 @@ from PIL import Image
 
 from ..delivery_settings import Delivery, ResponseShape
 from ..errors import Cancelled, InvalidInput, JobError
-from ..jobs.reply import DeliveryFacts, Metadata, posted_bytes
+from ..jobs.reply import DeliveryFacts, Lineage, Metadata, posted_bytes
 from ..jobs.request import Drawing
 from ..jobs.response_shapes import Files, shape_of, shaped_reply
 from ..network.bucket import Bucket, bucket_from_job
 from ..network.upload import File, UploadFailed, require_public, upload_files
 from ..settings import Settings
 from ..stopwatch import timed
-from .encoding import JPEG_QUALITY, encode_picture
+from .encoding import encode_picture
+from .encodings import BASE64, CONTENT_TYPES, LEAST_RATES, copies_in_reply, encodings, is_lossless, photo_rate
+from .exact import encode_whole
+from .lineage import digest_of
 from .signing import Sign
+from .stitch import STITCH_KEY
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
-# The qualities of lossy WebP that output_format auto tries in turn, down to the job's output_quality.
-QUALITIES = (95, 85)
-LOWEST_QUALITY = 75  # where the job sets none
-# Bytes for each pixel: the mean of eleven photographs, of which single ones have a fifth of it or nearly twice as much.
-# Noise has twice as much in lossless files, and up to six times in others. It is no limit: what a picture really has is
-# known when it is drawn.
-LOSSLESS_RATES = {"png": 1.7, "webp": 1.3}
-LOSSY_RATES = {  # by quality
-    "jpeg": {1: 0.03, 50: 0.11, 75: 0.16, 90: 0.27, 95: 0.39, 100: 0.74},
-    "webp": {1: 0.03, 50: 0.08, 75: 0.11, 90: 0.23, 95: 0.32, 100: 0.43},
-}
-LEAST_RATES = {"png": 0.014, "jpeg": 0.0158, "webp": 0.0001}  # of a picture of one colour: no file has less
-BASE64 = 4 / 3  # characters for each byte
 SMALLER = "fewer images or a smaller size"
+INEXACT_NOTE = "outside the mask the picture is not exact: lossless, the reply would have {size:.3g} MB"
 # Code that reads `image_url` and nothing else, such as RunPod's provider of the AI SDK, would take one for a picture.
 STAND_IN_NOTE = "stand-ins are sent in the reply and never by URL"
 
@@ -56,6 +47,7 @@ class Terms:
     upload_seconds: float
     job_id: str
     shape: ResponseShape
+    encodings: tuple[tuple[str, int | None], ...] = ()  # to be tried in turn, where they are not the request's own
 
 
 def terms_of(
@@ -106,18 +98,14 @@ def size_warning(request: Drawing, size: tuple[int, int], terms: Terms) -> str |
     if terms.bucket:
         return None
     width, height = size
-    # RunPod's shape holds the first picture under two names, and of several so does the worker's own.
-    several = request.num_images > 1
-    is_twice = terms.shape is ResponseShape.RUNPOD_PUBLIC or (terms.shape is ResponseShape.WORKER and several)
-    count = request.num_images + is_twice
-    characters = count * width * height * BASE64
-    *_, (output_format, quality) = encodings(request)
-    pictures = f"{request.num_images} picture{'s' * several} of {width}x{height}"
+    characters = copies_in_reply(request, terms.shape) * width * height * BASE64
+    *_, (output_format, quality) = terms.encodings or encodings(request)
+    pictures = f"{request.num_images} picture{'s' * (request.num_images > 1)} of {width}x{height}"
     limit = f"of which at most {terms.limit_bytes / 1e6:g} MB are delivered"
     if (least := characters * LEAST_RATES[output_format]) > terms.limit_bytes:
         sentence = f"{pictures} would have at least {least / 1e6:.2g} MB in the reply, {limit}"
         raise JobError("result_too_large", f"{sentence}; ask for {SMALLER}, or give a bucket")
-    expected = characters * photo_rate(output_format, quality)
+    expected = characters * photo_rate(output_format, quality) * (4 / 3 if request.background == "transparent" else 1)
     if expected <= terms.limit_bytes:
         return None
     is_auto = request.output_format == "auto"
@@ -125,28 +113,6 @@ def size_warning(request: Drawing, size: tuple[int, int], terms: Terms) -> str |
     at_least = " in its smallest encoding" if is_auto else ""
     sentence = f"output_format {request.output_format}: {pictures} may have {expected / 1e6:.2g} MB in the reply"
     return f"{sentence}{at_least}, {limit}; {way}"
-
-
-def photo_rate(output_format: str, quality: int | None) -> float:
-    """The bytes that a photograph has for each pixel, about."""
-    if output_format == "png" or (output_format == "webp" and quality is None):
-        return LOSSLESS_RATES[output_format]
-    import numpy as np
-
-    rates = LOSSY_RATES[output_format]
-    return float(np.interp(quality or JPEG_QUALITY, list(rates), list(rates.values())))
-
-
-def encodings(request: Drawing) -> Iterator[tuple[str, int | None]]:
-    """(format, quality) as asked for, or, for `auto`, from the largest to the smallest that the job allows."""
-    if request.output_format != "auto":
-        yield request.output_format, request.output_quality
-        return
-    lowest = request.output_quality or LOWEST_QUALITY
-    yield "png", None
-    yield "webp", None  # lossless
-    for quality in (*(quality for quality in QUALITIES if quality > lowest), lowest):
-        yield "webp", quality
 
 
 def deliver(
@@ -157,24 +123,30 @@ def deliver(
     timings: dict[str, float],
     cancelled: threading.Event,
     sign: Sign | None = None,
+    lineage: Lineage | None = None,
 ) -> dict[str, Any]:
     """The reply, of at most `terms.limit_bytes` as the SDK will post it. Stand-ins stay in it: no bucket gets one.
 
     `complete_metadata(delivery)` adds the delivery's facts and the timings so far to the metadata. `sign`: what signs
-    each file, where the operator has files signed.
+    each file, where the operator has files signed. `lineage`: an edit's, which gets the digests of its files.
     Raises `JobError` result_too_large or upload_failed with both figures, or `Cancelled`.
     """
     bucket, note, smallest = terms.bucket, "", 0
-    for attempt, (output_format, quality) in enumerate(encodings(request)):
-        with timed(timings, "encode"):
-            files = [encode_unless_cancelled(cancelled, picture, output_format, quality) for picture in pictures]
-            if sign:
+    is_exact = is_lossless(*terms.encodings[0]) if terms.encodings else False
+    for attempt, (output_format, quality) in enumerate(terms.encodings or encodings(request)):
+        files = [encode_unless_cancelled(cancelled, picture, output_format, quality, timings) for picture in pictures]
+        if sign:
+            with timed(timings, "encode"):
                 files = [sign(file, CONTENT_TYPES[output_format]) for file in files]
+        if is_exact and not is_lossless(output_format, quality):
+            note = INEXACT_NOTE.format(size=smallest / 1e6)
         content_type = CONTENT_TYPES[output_format]
         inline = Files([base64.b64encode(file).decode("ascii") for file in files], content_type)
         facts: DeliveryFacts = {"delivery": "inline", "output_format": output_format}
         if note:
             facts["delivery_note"] = note
+        if lineage:
+            facts["lineage"] = {**lineage, "outputs": [digest_of(file) for file in files]}
         metadata = complete_metadata(facts)
         reply = shaped_reply(terms.shape, request, metadata, inline)
         by_url = not attempt and (terms.mode is Delivery.URL or posted_bytes(reply) > terms.limit_bytes)
@@ -202,12 +174,15 @@ def deliver(
 
 
 def encode_unless_cancelled(
-    cancelled: threading.Event, picture: Image.Image, output_format: str, quality: int | None
+    cancelled: threading.Event, picture: Image.Image, output_format: str, quality: int | None, timings: dict[str, float]
 ) -> bytes:
-    """The picture's file. Raises `Cancelled` where the job has been stopped."""
+    """The file of the picture, or of the photo of which it is a part. Raises `Cancelled` where the job was stopped."""
     if cancelled.is_set():
         raise Cancelled
-    return encode_picture(picture, output_format, quality)
+    if stitch := picture.info.get(STITCH_KEY):
+        return encode_whole(picture, stitch, output_format, quality, timings)
+    with timed(timings, "encode"):
+        return encode_picture(picture, output_format, quality)
 
 
 def size_error(size: int, terms: Terms, note: str, request: Drawing) -> JobError:

@@ -13,7 +13,9 @@ from dataclasses import replace
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from ..jobs.request import Drawing
+from .alpha import on_white, to_opaque
 from .canvas import Canvas
+from .photo import to_picture
 
 BAND_WORDS = ("STAND-IN\nNO MODEL", "STAND-IN: NO MODEL")  # the words of the band, on two lines or on one
 # Of a band with the picture's long side as 1: how much of it the words fill, and how high the band may be in a picture
@@ -29,15 +31,19 @@ def draw(request: Drawing, canvas: Canvas) -> list[Image.Image]:
 
 
 def stand_in(request: Drawing, canvas: Canvas, seed: int) -> Image.Image:
-    """A filter on the first source, inside the mask where there is one; without a source a gradient.
+    """A filter on the picture that is edited, inside the mask where there is one; without a picture a gradient.
 
     The band lies over either, also outside the mask: nobody takes the caller's own picture for an edited one.
     """
-    if not canvas.sources:
+    edited = canvas.start or next(iter(canvas.sources), None)
+    if not edited:
         return with_band(gradient(request.prompt, canvas.result_size, seed))
-    size = canvas.size if canvas.inset else canvas.result_size
-    source = canvas.sources[0].resize(size, Image.Resampling.LANCZOS)
-    return with_band(canvas.finish(FILTERS[filter_name(request.prompt)](source)))
+    edited = to_opaque(edited)
+    if canvas.stitch:
+        whole = canvas.stitch.whole(FILTERS[filter_name(request.prompt)](edited))
+        return with_band(on_white(whole if isinstance(whole, Image.Image) else to_picture(whole)))
+    source = edited.resize(canvas.size if canvas.inset else canvas.result_size, Image.Resampling.LANCZOS)
+    return with_band(on_white(canvas.finish(FILTERS[filter_name(request.prompt)](source))))
 
 
 def gradient(prompt: str, size: tuple[int, int], seed: int) -> Image.Image:

@@ -14,7 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import InvalidInput
 from ..jobs.values import Warn
-from .boxes import is_container, require_decodable
+from .boxes import is_container, is_sequence, require_decodable
 from .colour import COLOUR_INFO
 from .jpeg_files import END as JPEG_END
 from .jpeg_files import START as JPEG_START
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FORMATS, CONTAINERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"), ("AVIF", "HEIF")  # as Pillow calls them
 FORMAT_NAMES = "PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF or HEIC"
+ANIMATED = ("PNG", "WEBP", "GIF")  # whose frames are one moving picture; the pages of a TIFF are several
 MAX_PIXELS = 50_000_000  # a 50-megapixel photo decodes to 150 MB
 MAX_CODED_PIXELS = 2 * MAX_PIXELS  # of a HEIC or AVIF file, with alpha and the tiles that the picture is cut from
 # A longer picture would reach the limits of the edit pipelines: their processor raises at 200:1, and their arithmetic
@@ -52,16 +53,17 @@ DECODE_ERRORS = (
 )  # fmt: skip
 
 
-def load_picture(data: bytes, label: str, warn: Warn) -> Image.Image:
+def load_picture(data: bytes, label: str, warn: Warn, max_aspect: float = MAX_ASPECT) -> Image.Image:
     """An upright picture of at most `MAX_PIXELS` in the file's own numbers, of mode L, LA, RGB, RGBA or CMYK.
 
-    Its `info` has what the file says of its colours. `warn` gets what is missing of it. Raises `JobError`
-    image_unreadable, or invalid_input for the picture's shape.
+    Its `info` has what the file says of its colours. `warn` gets what is missing of it. `max_aspect`: of the longer
+    side to the shorter one. Raises `JobError` image_unreadable, or invalid_input for the picture's shape.
     """
     if not data:
         raise unreadable_error(label, "is empty")
     require_few_pieces(data, label)
     data, colours = png_colours(data, label, warn) if data.startswith(PNG_START) else (data, {})
+    is_moving = is_sequence(data)
     if is_container(data):
         data, numbers = require_decodable(data, label, MAX_CODED_PIXELS)
         colours = {"cicp": numbers} if numbers else {}
@@ -75,7 +77,9 @@ def load_picture(data: bytes, label: str, warn: Warn) -> Image.Image:
         picture = open_picture(data, label)
         if scans and isinstance(picture, JpegImageFile):
             reduce_large(picture, scans, label, MAX_PIXELS)
-        require_shape(*picture.size, label)
+        require_shape(*picture.size, label, max_aspect)
+        if is_moving or (picture.format in ANIMATED and getattr(picture, "is_animated", False)):
+            warn(f"{label} is a moving picture, of which the first frame is used")
         try:
             require_small_tiles(picture, label)
             if scans and scans.is_cut_off:
@@ -123,14 +127,14 @@ def open_picture(data: bytes, label: str) -> Image.Image:
         raise unreadable_error(label, f"is {what}") from None
 
 
-def require_shape(width: int, height: int, label: str) -> None:
-    """Refuse more than `MAX_PIXELS`, and a side of more than `MAX_ASPECT` times the other."""
+def require_shape(width: int, height: int, label: str, max_aspect: float = MAX_ASPECT) -> None:
+    """Refuse more than `MAX_PIXELS`, and a side of more than `max_aspect` times the other."""
     if width * height > MAX_PIXELS:
         raise InvalidInput(
             f"{label} must have at most {MAX_PIXELS:,} pixels, not {width}x{height}; a JPEG may have more"
         )
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InvalidInput(f"{label} must have an aspect of at most {MAX_ASPECT}:1, not {width}x{height}")
+    if max(width, height) > max_aspect * min(width, height):
+        raise InvalidInput(f"{label} must have an aspect of at most {max_aspect:g}:1, not {width}x{height}")
 
 
 def to_rgb(picture: Image.Image, background: str = "white") -> Image.Image:

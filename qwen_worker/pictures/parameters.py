@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from ..jobs.reply import DrawingFacts
-from ..jobs.request import Drawing, Edit
+from ..jobs.request import Drawing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,7 +45,7 @@ def text_of(request: Drawing, facts: DrawingFacts, seed: int) -> str:
     The prompt is the one to send again: where it was rewritten, the text that came back. So are the steps, of which a
     `strength` below 1 has run only a part.
     """
-    is_partial = isinstance(request, Edit) and request.strength < 1
+    is_partial = request.strength < 1
     values: dict[str, Any] = {
         "Steps": request.num_inference_steps if is_partial else facts["steps"],
         "CFG scale": facts["guidance_scale"],
@@ -53,7 +53,7 @@ def text_of(request: Drawing, facts: DrawingFacts, seed: int) -> str:
         "Size": facts["dimensions"],
         "Model": facts["model"] if facts["backend"] == "qwen-image" else facts["backend"],
     }
-    if isinstance(request, Edit) and is_partial:
+    if is_partial:
         values["Denoising strength"] = request.strength
     if loras := facts.get("loras"):
         values["Loras"] = ", ".join(f"{lora['path']}: {lora['scale']:g}" for lora in loras)

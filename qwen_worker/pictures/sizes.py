@@ -3,67 +3,114 @@
 The edit pipelines look at an input picture in about a megapixel of its aspect, and the model lays what it draws over
 what it sees, latent by latent. At any other size the drawing comes out zoomed and shifted: on the tiny checkpoint a
 circle whose centre belongs at x = 63 of 256 lands at 28 when drawn 512 pixels wide, and at 86 when drawn 1536 wide. An
-edit is therefore drawn at the size at which its input picture is looked at, and then resampled. Knows nothing of torch
-or of the pipelines.
+edit is therefore drawn at the size at which its input picture is looked at, and then resampled. Qwen-Image-2.1 can be
+told in which size to look (`output_resolution`): there that follows from the size asked for. Knows nothing of torch or
+of the pipelines.
 """
 
+import math
 from typing import NamedTuple
 
 from PIL import Image
 
-from ..jobs.field_types import MAX_SIDE, MIN_SIDE
-from ..jobs.named_sizes import CONDITIONING_MULTIPLE, MATCH_SIZE, MAX_STRETCH, Grid, Size, grid_of, named_size
-from ..jobs.request import Drawing, Edit
+from ..jobs.field_types import MIN_SIDE
+from ..jobs.named_sizes import CONDITIONING_MULTIPLE, MAX_STRETCH, Grid, Size, grid_of, named_size
+from ..jobs.request import MATCH_SIZE, Drawing, Edit
 from .inset import Inset, inset_of, rounded_size
 
 NOTICED = 2.0  # pixels of a result for each drawn one, from which on the caller is told
-CONDITIONING_AREA = 1024 * 1024  # pixels; `VAE_IMAGE_SIZE` of diffusers' edit pipelines
+CONDITIONING_SIDE = 1024  # pixels: of the square whose area input pictures have; of diffusers' edit pipelines
+# Of 2.1's, where it follows the size: below, little is left to see of a picture, and beyond, its makers draw nothing.
+LEAST_SIDE, MOST_SIDE = 512, 2080
 
 
 class Sizes(NamedTuple):
     """`drawn` by the pipeline, and `delivered` to the caller.
 
-    `inset`: where the input picture lies in the drawing; None where it fills it.
+    `seen`: the side of the square whose area the input pictures have where the model looks at them. `inset`: where the
+    input picture lies in the drawing; None where it fills it.
     """
 
     drawn: Size
     delivered: Size
+    seen: int = CONDITIONING_SIDE
     inset: Inset | None = None
 
 
 def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | None, grid: Grid) -> Sizes:
     """The sizes of the request's pictures. `grid`: what the checkpoint says of sizes."""
-    sides = (request.width, request.height) if request.width and request.height else None
-    if not isinstance(request, Edit):
-        asked = named_size(request, grid) or sides
-        assert asked is not None  # a picture from a prompt has a default for both
-        return Sizes(asked, asked)
-    source = sources[request.size_from].size
+    if isinstance(request, Edit):
+        return edit_sizes(request, sources[request.size_from].size, mask, grid)
+    if sources:
+        return start_sizes(request, sources[0].size, mask, grid)
+    asked = named_size(request, grid) or sides_of_job(request)
+    assert asked is not None  # a picture from a prompt has a default for both
+    return Sizes(asked, asked)
+
+
+def edit_sizes(request: Edit, source: Size, mask: Image.Image | None, grid: Grid) -> Sizes:
+    """The sizes of an edit of a picture of the size `source`, which is that of the canvas where it grows."""
     if request.size == MATCH_SIZE:
-        inset = inset_of(source, CONDITIONING_AREA, CONDITIONING_MULTIPLE)
-        return Sizes(inset.drawn, source, inset)
-    looked_at = conditioning_size(source)
-    asked = named_size(request, grid_of(request, grid), source[0] / source[1]) or sides
+        seen = seen_side(source) if grid.follows_size else CONDITIONING_SIDE
+        inset = inset_of(source, seen * seen, CONDITIONING_MULTIPLE)
+        return Sizes(inset.drawn, source, seen, inset)
+    by_name = None
+    if not request.grows:
+        by_name = named_size(request, grid_of(request, grid), source[0] / source[1]) or sides_of_job(request)
+    kept = source if request.keeps_size or (mask and is_drawable(source, 1, grid.longest)) else None
+    asked = by_name or kept
+    seen = seen_side(asked) if grid.follows_size and asked else CONDITIONING_SIDE
+    looked_at = conditioning_size(source, seen)
     if request.draw_size == "asked":
-        own = source if mask and is_drawable(source, grid.multiple) else looked_at
-        return Sizes(asked or own, asked or own)
-    delivered = asked or (source if mask and is_drawable(source, 1) else looked_at)
+        can_be_drawn = by_name or (asked and is_drawable(asked, grid.multiple, grid.longest))
+        drawn = asked if asked and can_be_drawn else looked_at
+        return Sizes(drawn, source if request.grows else drawn, seen)
+    delivered = asked or looked_at
     # A mask and the start from the input picture tie every pixel of the result to one of that picture. What else is
     # asked in another shape is composed anew by the model: stretched faces are not delivered.
     is_tied = mask is not None or request.strength < 1
     if is_tied or stretch(source, delivered) <= MAX_STRETCH:
-        return Sizes(looked_at, delivered)
-    return Sizes(conditioning_size(delivered), delivered)
+        return Sizes(looked_at, delivered, seen)
+    return Sizes(conditioning_size(delivered, seen), delivered, seen)
+
+
+def seen_side(asked: Size) -> int:
+    """The side of the square of about as many pixels as are asked for."""
+    return min(max(round(math.sqrt(asked[0] * asked[1])), LEAST_SIDE), MOST_SIDE)
+
+
+def start_sizes(request: Drawing, source: Size, mask: Image.Image | None, grid: Grid) -> Sizes:
+    """The sizes of a drawing that begins with a picture, and does not look at it: any size that is asked is drawn."""
+    if not request.grows:
+        has_sides = bool(request.model_fields_set & {"width", "height"})  # generate has a default for both
+        asked = named_size(request, grid, source[0] / source[1]) or (sides_of_job(request) if has_sides else None)
+        if asked:
+            return Sizes(asked, asked)
+    return Sizes(conditioning_size(source), kept_size(request, source, mask, grid))
+
+
+def kept_size(request: Drawing, source: Size, mask: Image.Image | None, grid: Grid) -> Size:
+    """The size of a result whose job asks for none: that of a picture of which a part is kept, as far as it may be."""
+    is_kept = request.keeps_size or (mask is not None and is_drawable(source, 1, grid.longest))
+    return source if is_kept else conditioning_size(source)
+
+
+def sides_of_job(request: Drawing) -> Size | None:
+    return (request.width, request.height) if request.width and request.height else None
 
 
 def moved_warning(request: Drawing, sources: list[Image.Image], sizes: Sizes) -> str | None:
-    """A sentence for an edit that does not lie on its input picture as that is, because another shape is asked for."""
-    if not isinstance(request, Edit) or sizes.inset:
+    """A sentence for a result that does not lie on its input picture as that is: another shape is asked for."""
+    if not sources or sizes.inset:
         return None
-    source, is_tied = sources[request.size_from].size, request.mask_image is not None or request.strength < 1
-    if is_tied and stretch(source, sizes.delivered) > MAX_STRETCH:
+    source = sources[request.size_from if isinstance(request, Edit) else 0].size
+    if request.starts_from_picture and stretch(source, sizes.delivered) > MAX_STRETCH:
         done = "stretched to them; send aspect_ratio match_input_image or no size"
-    elif request.draw_size == "asked" or sizes.drawn == conditioning_size(source):
+    elif (
+        not isinstance(request, Edit)
+        or request.draw_size == "asked"
+        or sizes.drawn == conditioning_size(source, sizes.seen)
+    ):
         return None
     else:
         done = "composed anew in them"
@@ -84,14 +131,17 @@ def enlarged_warning(sizes: Sizes) -> str | None:
     )
 
 
-def conditioning_size(source: Size) -> Size:
-    """The size in which the edit pipelines look at a picture: `calculate_dimensions` of diffusers, word for number."""
-    return rounded_size(source[0] / source[1], CONDITIONING_AREA, CONDITIONING_MULTIPLE)
+def conditioning_size(source: Size, side: int = CONDITIONING_SIDE) -> Size:
+    """The size in which the edit pipelines look at a picture: `calculate_dimensions` of diffusers, word for number.
+
+    `side`: of the square that has its area.
+    """
+    return rounded_size(source[0] / source[1], side * side, CONDITIONING_MULTIPLE)
 
 
-def is_drawable(size: Size, multiple: int) -> bool:
+def is_drawable(size: Size, multiple: int, longest: int) -> bool:
     """Whether a job could ask for a picture of this size."""
-    return all(side % multiple == 0 and MIN_SIDE <= side <= MAX_SIDE for side in size)
+    return all(side % multiple == 0 and MIN_SIDE <= side <= longest for side in size)
 
 
 def stretch(source: Size, delivered: Size) -> float:

@@ -92,10 +92,11 @@ def health(
     presets: dict[str, Any],
     counters: Counters,
     safety_check: dict[str, Any] | None = None,
+    checkpoints: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The reply of `health`, whose first three keys clients of the old worker read.
 
-    `models`: what is loaded. `safety_check`: None where no picture is checked.
+    `models`: what is loaded. `safety_check`: None where no picture is checked. `checkpoints`: those that are known.
     """
     gpu = machine.gpu
     memory: dict[str, float | str] = {
@@ -122,6 +123,7 @@ def health(
         "worker_version": settings.QWEN_WORKER_VERSION,
         "models": models,
         "presets": presets,
+        **({"checkpoints": checkpoints} if checkpoints else {}),
         "fallback": fallback,
         "counters": counters.report(),
         **({"safety_check": safety_check} if safety_check else {}),

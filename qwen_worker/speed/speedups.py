@@ -134,7 +134,7 @@ def decide(
     `asked`: the speed-ups that the setting names, None where it leaves the choice; `capability`: the card's compute
     capability, (major, minor), None on a CPU; `cudnn_first`: torch itself asks cuDNN first where that is the fastest.
     """
-    is_20b = all(model.parts for model in plan.models)
+    is_20b = all(model.is_20b for model in plan.models)
     states: dict[Speedup, str] = {}
     for speedup in Speedup:
         if not is_20b:

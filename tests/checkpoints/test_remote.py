@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qwen_worker.checkpoints import remote
-from qwen_worker.checkpoints.checkpoint import Checkpoint
+from qwen_worker.checkpoints.checkpoint import Checkpoint, inspect
 from qwen_worker.errors import LoadError
 
 from ..conftest import run
@@ -36,9 +36,10 @@ def test_an_unknown_checkpoint_is_described_before_its_weights_are_fetched(hub_o
     served = hub_of(tiny / "generate")
     found = remote.look_up("Org/Name")
     assert (found.class_name, found.revision, found.folder) == ("QwenImagePipeline", served.commit("Org/Name"), None)
-    stored = sum(file.stat().st_size for file in (tiny / "generate/vae").glob("*.safetensors"))
-    assert found.parameters["vae"] == stored // 2
-    assert not any(path.endswith(".safetensors") for path in served.paths)
+    here = inspect(tiny / "generate")
+    assert (found.parameters, found.parts, found.size_multiple) == (here.parameters, here.parts, here.size_multiple)
+    assert found.stored_bytes == sum(file.stat().st_size for file in (tiny / "generate").rglob("*.safetensors"))
+    assert len(served.looked_at) == 3 and not served.sent  # at the headers alone
 
 
 def test_a_job_fetches_an_unknown_checkpoint_and_draws_with_it(hub_of, tiny, cold_worker, capsys):
@@ -92,7 +93,7 @@ def test_a_job_that_waits_for_a_download_tells_its_bytes(hub_of, tiny, cold_work
     downloads = [load for load in loads if load["stage"] == "download"]
     assert all(message["stage"] == "loading" for message in messages if "load" in message)
     assert 0 < downloads[-1]["bytes"] <= downloads[-1]["total_bytes"] <= weights
-    assert downloads[-1]["total_bytes"] > 0.99 * weights  # a parameter is counted for two bytes, without the headers
+    assert downloads[-1]["total_bytes"] == weights
     assert {load["stage"] for load in loads} <= set(worker.pipelines.get("generate").stage_seconds)
     assert worker.pipelines.load_state() == {}
 
@@ -151,9 +152,8 @@ def test_variants_and_backups_are_neither_counted_nor_fetched(hub_of, tiny, tmp_
         shutil.copy(tiny / "generate/vae/diffusion_pytorch_model.safetensors", folder / f"{name}.safetensors")
     served = hub_of(folder)
     found = remote.look_up("Org/Name")
-    for component, count in found.parameters.items():
-        stored = sum(file.stat().st_size for file in (tiny / "generate" / component).glob("*.safetensors"))
-        assert count == stored // 2
+    assert found.parameters == inspect(tiny / "generate").parameters
+    assert found.stored_bytes == sum(file.stat().st_size for file in (tiny / "generate").rglob("*.safetensors"))
     fetched = remote.download(found)
     assert {file.stem for file in fetched.local_folder.rglob("*.safetensors")} == {"diffusion_pytorch_model", "model"}
     assert not any(path.endswith(f"/{found.revision}/{name}.safetensors") for path in served.paths for name in beside)
@@ -246,5 +246,4 @@ def test_a_full_disk_is_refused_before_the_download(hub_of, tiny, cold_worker, m
     monkeypatch.setattr("qwen_worker.loading.catalogue.free_disk_bytes", lambda folder: 1000)
     worker = cold_worker(QWEN_IMAGE_MODEL="Org/Name")
     reason = run(worker, {"prompt": "a"})["output"]["metadata"]["fallback_reason"]
-    assert "of disk; 0.0 GB are free" in reason
-    assert not any(path.endswith(".safetensors") for path in served.paths)
+    assert "of disk; 0.0 GB are free" in reason and not served.sent

@@ -26,7 +26,7 @@ def test_the_models_are_told_without_a_key(command):
 
 def test_research_models_are_those_of_the_newer_class():
     newer = {name for name, (class_name, _) in classes.RELEASED.items() if class_name == "QwenImage21Pipeline"}
-    assert {name for name in classes.RELEASED if released.licence(name) == released.RESEARCH} == newer
+    assert set(released.RESEARCH_ONLY) == set(released.research_only(list(classes.RELEASED))) == newer
 
 
 def test_what_two_models_share_is_downloaded_once():

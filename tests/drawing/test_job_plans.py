@@ -10,8 +10,8 @@ from qwen_worker.drawing.job_plan import plan_for
 from qwen_worker.drawing.queue import DrawingJob
 from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
+from qwen_worker.lora.architectures import BLOCK_LAYERS
 from qwen_worker.lora.file import LoraFile, LoraUse
-from qwen_worker.lora.names import BLOCK_LAYERS
 from qwen_worker.memory.placement import plan
 from qwen_worker.model_settings import Precision, Speedup
 from qwen_worker.pictures.canvas import Canvas

@@ -262,7 +262,7 @@ FOUND_IN_DOCUMENTATION = [
     row("replicate.com/jackieyaung/qwen-image-edit-2509-gguf",
         {"image": URL, "image2": OTHER, "negative_prompt": "blurry", "steps": 4, "cfg_scale": 1, "seed": -1,
          "denoise": 1.0},
-        edit(URL, OTHER, num_inference_steps=4, guidance_scale=1)),
+        edit(URL, OTHER, num_inference_steps=4, guidance_scale=1), ["negative_prompt"]),
     row("wavespeed.ai/qwen-image/text-to-image-2512",
         {"size": "1024*1024", "seed": 7, "output_format": "jpeg", "enable_sync_mode": True,
          "enable_base64_output": True},
@@ -394,7 +394,7 @@ def test_what_a_client_sends_is_read_with_its_meaning(body, meant, told):
         pytest.param({"prompt": "a", "s3Config": {}}, "s3Config stands beside input", id="s3Config"),
         pytest.param({"prompt": "a", "policy": {"executionTimeout": 5}}, "policy stands beside input", id="policy"),
         pytest.param({"input": {"prompt": "a"}}, "input is given within input: send", id="input-within-input"),
-        pytest.param({"prompt": "a", "background": "transparent"}, "background must be 'auto' or 'opaque'", id="rgba"),
+        pytest.param({"prompt": "a", "background": "white"}, "background must be 'auto', 'transparent' or", id="rgba"),
         pytest.param({"prompt": "a", "image": URL, "mask": PICTURE, "inpainting_mask_invert": 1},
                      "inpainting_mask_invert must be 0 or false, not 1: white areas of mask_image are drawn anew; "
                      "send the mask with black and white exchanged", id="a1111/inverted"),
@@ -413,7 +413,7 @@ def test_what_a_client_sends_is_read_with_its_meaning(body, meant, told):
         pytest.param({"prompt": None}, "this prompt is null", id="null-prompt"),
         pytest.param({"promt": "x"}, 'only "promt" (did you mean prompt?)', id="wrong-name"),
         pytest.param({"text": "a fox"}, 'only "text" (did you mean prompt?)', id="text"),
-        pytest.param({"prompt": "x", "width": 1472, "height": 1140}, "height must be a whole number from 256 to 2048 "
+        pytest.param({"prompt": "x", "width": 1472, "height": 1140}, "height must be a whole number from 256 to 2752 "
                      "and a multiple of 16, not 1140; the nearest are 1136 and 1152", id="1472x1140"),
         pytest.param({"prompt": "x", "width": 1920, "height": 1080}, "not 1080; the nearest are 1072 and 1088",
                      id="1920x1080"),

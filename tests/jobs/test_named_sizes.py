@@ -13,7 +13,7 @@ from qwen_worker.errors import InvalidInput
 from qwen_worker.jobs.named_sizes import Grid, brought_warning, grid_of, named_size, with_size
 from qwen_worker.jobs.parsing import parse
 
-IMAGE, IMAGE_21, TINY = Grid(), Grid(32, "2K"), Grid(32, None)
+IMAGE, IMAGE_21, TINY = Grid(), Grid(32, "2K", 2752, True, True), Grid(32, None)
 
 
 def asked(**fields):
@@ -84,7 +84,8 @@ def test_an_aspect_ratio_is_the_size_that_the_checkpoint_draws_best(ratio, image
         # Of an edit: of its drawing's size, or with the proportions of its picture, here 4:3.
         ({"image": "aGk=", "aspect_ratio": "16:9"}, IMAGE_21, (1376, 768), ""),
         ({"image": "aGk=", "size": "1K"}, IMAGE_21, (1472, 1104), ""),
-        ({"image": "aGk=", "size": "2K"}, IMAGE_21, (2048, 1536), "size 2K is brought to 2048x1536: a side has"),
+        ({"image": "aGk=", "size": "2K"}, IMAGE_21, (2368, 1776), ""),
+        ({"image": "aGk=", "size": "2K"}, IMAGE, (2048, 1536), "size 2K is brought to 2048x1536: a side has"),
         ({"image": "aGk=", "size": "1472x1140"}, IMAGE_21, (1472, 1136), "size 1472x1140 is brought to 1472x1136"),
         ({"image": "aGk=", "size": "1472x1140", "draw_size": "asked"}, IMAGE_21, (1472, 1152), "size 1472x1140 is"),
         ({"image": "aGk=", "aspect_ratio": "match_input_image"}, IMAGE, None, ""),
@@ -130,8 +131,8 @@ def test_jobs_that_name_one_size_in_two_ways_are_alike_once_it_is_decided():
         ({"image_size": ["square"]}, "image_size must be one of square, .* not a list of 1"),
         ({"image_size": "4K"}, 'image_size must be one of square, .* not "4K"'),
         ({"image_size": {"width": 512, "height": 512, "depth": 3}}, "an object of width and height alone"),
-        ({"size": "100x512"}, r"width (sent as size) must be a whole number from 256 to 2048, not 100"),
-        ({"size": "512x2049"}, r"height (sent as size) must be a whole number from 256 to 2048, not 2049"),
+        ({"size": "100x512"}, r"width (sent as size) must be a whole number from 256 to 2752, not 100"),
+        ({"size": "512x2753"}, r"height (sent as size) must be a whole number from 256 to 2752, not 2753"),
         ({"aspect_ratio": "1:1", "width": 512, "height": 768}, "aspect_ratio (1:1) and width (512) and height (768)"),
         ({"aspect_ratio": "1:1", "size": "512x768"}, "aspect_ratio (1:1) and size (512x768) differ: send one of them"),
         ({"aspect_ratio": "1:1", "image_size": "portrait_4_3"}, "aspect_ratio (1:1) and image_size (768x1024) differ"),

@@ -46,7 +46,7 @@ NAMED = {"prompt": "a", "num_inference_steps": 1, "guidance_scale": 1}  # and a 
 
 def succeeded(worker, **fields):
     as_asked = {"draw_size": "asked"} if {"image", "images"} & set(fields) else {}
-    body = run(worker, {**SMALL, **as_asked, **fields})
+    body = run(worker, {**SMALL, "background": "opaque", **as_asked, **fields})
     assert "error" not in body, body["error"]
     facts = body["output"]["metadata"]
     assert facts["backend"] == "qwen-image"
@@ -149,27 +149,42 @@ def test_2_1_draws_the_widest_size_of_its_makers(cold_worker, random_21):
     assert picture_of(drawn["image"]).size == (2752, 1536) and "warnings" not in drawn["metadata"]
 
 
-def test_a_schedule_that_the_checkpoint_fixes_is_drawn_and_timed_whatever_a_job_asks(cold_worker, random_21, tmp_path):
+def test_a_schedule_that_the_checkpoint_brings_is_drawn_in_its_steps_or_in_the_job_s(cold_worker, random_21, tmp_path):
     folder = shutil.copytree(random_21, tmp_path / "turbo")
     index = folder / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"sample_sigmas": [1.0, 0.7, 0.4]}))
-    worker = cold_worker(QWEN_IMAGE_MODEL=str(folder))
+    worker = cold_worker(QWEN_IMAGE_MODEL=str(folder), QWEN_FALLBACK="forbid")
+    own = {"prompt": "a", "width": 256, "height": 256, "seed": 5}
 
-    def answered(side, steps):
-        fields = {**SMALL, "width": side, "height": side, "num_inference_steps": steps}
+    def answered(fields, side=256):
+        fields = {**own, "width": side, "height": side, **fields}
         return asyncio.run(worker.answer({"id": "a", "input": fields, "policy": {"executionTimeout": 4_500_000}}))
 
-    def kind(side):
-        return "generate", (side, side), 0, True, "quality"
+    def kind(side, guided=False):
+        return "generate", (side, side), 0, guided, "quality"
 
-    first = answered(256, 2)
-    assert first["metadata"]["steps"] == 3 and set(worker.paces.step_seconds) == {kind(256)}
-    # One step alone would be drawn without `shift_terminal`; these are three.
-    assert answered(256, 1)["image"] == first["image"]
+    first = answered({})["metadata"]
+    assert (first["steps"], first["guidance_scale"]) == (3, 1.0) and set(worker.paces.step_seconds) == {kind(256)}
+    pipe, used = worker.pipelines.get("generate").pipe, []
+    pipe.transformer.img_in.register_forward_pre_hook(lambda *_: used.append(pipe.scheduler.sigmas.tolist()))
+    answered({})
+    answered({"num_inference_steps": 6})
+    assert [len(one) for one in used] == [4] * 3 + [7] * 6  # with the last 0
+    assert used[0][0] == used[-1][0] == 1.0 and len(set(map(tuple, used))) == 2
+    stretched = answered({"num_inference_steps": 6})["metadata"]
+    assert (
+        stretched["steps"] == 6
+        and "made for 3 steps at guidance_scale 1; num_inference_steps is 6" in (stretched["warnings"][0])
+    )
+    assert "warnings" not in first and first["defaults"] == {
+        "num_inference_steps": 3, "guidance_scale": 1.0,
+        "source": f"{folder.parent.name}/turbo: sample_sigmas in its model_index.json",
+    }  # fmt: skip
     worker.paces.record(kind(288), 1000.0, 1, 3, 3000.0)
-    assert answered(288, 100)["metadata"]["steps"] == 3
+    assert answered({}, 288)["metadata"]["steps"] == 3
     worker.paces.record(kind(320), 2000.0, 1, 3, 6000.0)
-    assert "3 steps take about 6000.0 seconds" in answered(320, 1)["error"]
+    error = answered({}, 320)["error"]
+    assert "3 steps take about 6000.0 seconds" in error and "num_inference_steps of at most 2 would make it" in error
 
 
 def test_a_checkpoint_is_asked_only_for_what_its_class_does(cold_worker, tiny):

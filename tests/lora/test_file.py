@@ -15,8 +15,9 @@ from safetensors.torch import save, save_file
 from qwen_worker.errors import InvalidInput, JobError
 from qwen_worker.lora import file as lora_file
 from qwen_worker.lora import names as lora_names
+from qwen_worker.lora.architectures import BLOCK_LAYERS, OTHER_LAYERS
 from qwen_worker.lora.file import LoraUse, require_layers
-from qwen_worker.lora.names import BLOCK_LAYERS, OTHER_LAYERS, UnusableLora
+from qwen_worker.lora.names import UnusableLora
 from qwen_worker.lora.tensor_file import RECENT_SECONDS, require_start
 
 from ..support.lora_files import FORMATS, write

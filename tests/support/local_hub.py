@@ -29,6 +29,8 @@ class LocalHub:
         self.tokens_elsewhere = 0  # requests that took the token to another host
         self.spoiled = {}  # by file name: how many more times its bytes are wrong
         self.broken_off = {}  # by file name: bytes after which the connection ends, once
+        self.knows_ranges = True
+        self.looked_at = []  # names of the LFS objects of which only some bytes were sent
         self.pause = 0.0  # seconds between two pieces
         self.asked = itertools.count()
 
@@ -88,15 +90,25 @@ class LocalHub:
     def send_object(self, handler, hub_id, name):
         file = self.files(hub_id)[name]
         size, start = file.stat().st_size, 0
-        if asked := handler.headers.get("Range"):
-            start = int(asked.removeprefix("bytes=").split("-")[0])
-        handler.send_response(206 if asked else 200)
-        handler.send_header("Content-Length", str(size - start))
-        if asked:
-            handler.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        end, is_part = size, False
+        if (asked := handler.headers.get("Range")) and self.knows_ranges:
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(size, int(last) + 1) if last else size
+            is_part = bool(last)
+        handler.send_response(206 if asked and self.knows_ranges else 200)
+        handler.send_header("Content-Length", str(end - start))
+        if asked and self.knows_ranges:
+            handler.send_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
         handler.end_headers()
-        if handler.command != "HEAD":
-            self.send_pieces(handler, file, start)
+        if handler.command == "HEAD":
+            return
+        if is_part:  # it is neither counted nor spoiled, as a download is
+            with file.open("rb") as stream:
+                stream.seek(start)
+                handler.wfile.write(stream.read(end - start))
+            self.looked_at.append(name)
+            return
+        self.send_pieces(handler, file, start)
 
     def send_pieces(self, handler, file, start):
         end = self.broken_off.pop(file.name, None)

@@ -5,8 +5,9 @@ import json
 import torch
 from safetensors.torch import save_file
 
+from qwen_worker.lora.architectures import BLOCK_LAYERS
 from qwen_worker.lora.file import LoraLayer
-from qwen_worker.lora.names import BLOCK_LAYERS, Kind
+from qwen_worker.lora.names import Kind
 
 # Of one block and of the second stream's modulation, so that a table's rows change too.
 LAYERS = [f"transformer_blocks.{block}.{layer}" for block in (0, 3) for layer in BLOCK_LAYERS]

@@ -39,6 +39,16 @@ def build(folder):
     pipe.save_pretrained(folder)
 
 
+def stock_pipeline(folder):
+    """The checkpoint as diffusers loads it, in float32."""
+    import diffusers
+    import torch
+
+    pipe = diffusers.QwenImage21Pipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def text_encoder(tokenizer):
     import transformers
 

@@ -21,7 +21,7 @@ RECORDED = Path(__file__).parent / "recorded"
 TINY = ROOT / "models/tiny-qwen-image"
 FEW_STEP = TINY / "few-step/tiny-qwen-image-4steps.safetensors"
 # What differs from one run to the next, wherever it stands in a reply.
-VOLATILE = ("processing_time", "timings", "worker_version", "created")
+VOLATILE = ("processing_time", "timings", "worker_version", "created", "lineage")
 MEASURED = (
     "environment",
     "memory_usage",

@@ -10,7 +10,6 @@ import torch
 
 from qwen_worker.checkpoints.checkpoint import released
 from qwen_worker.checkpoints.files import is_missing
-from qwen_worker.errors import InvalidInput
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import FEW_STEP_SCHEDULER, Presets
 from qwen_worker.preset_settings import Preset
@@ -63,8 +62,6 @@ def test_the_endpoint_s_preset_is_for_jobs_that_do_not_say_and_models_that_serve
     assert parsed({"preset": "quality"}, **endpoint).num_inference_steps == 50
     edit = parsed({"image": "aGk="}, **endpoint)
     assert (edit.preset, edit.num_inference_steps) == ("quality", 50)
-    newer = endpoint | {"QWEN_IMAGE_MODEL": "Qwen/Qwen-Image-2.1"}
-    assert parsed({}, **newer).preset == "quality"
 
 
 @pytest.mark.parametrize(
@@ -154,25 +151,22 @@ def test_health_lists_what_is_served(cold_worker, few_step):
     assert not worker.catalogue.checkpoints
 
 
-def test_a_2_1_checkpoint_serves_no_fast(monkeypatch):
-    newer = presets(QWEN_IMAGE_MODEL="Qwen/Qwen-Image-2.1", QWEN_IMAGE_FAST_LORA=LIGHTNING)
-    found = newer.report(lambda role: None)["generate"]
-    assert found["served"] == ["quality", "balanced"] and "QwenImage21Pipeline" in found["reasons"]["fast"]
-    with pytest.raises(InvalidInput, match="no LoRA can be applied to a QwenImage21Pipeline"):
-        parsed({"preset": "fast"}, QWEN_IMAGE_MODEL="Qwen/Qwen-Image-2.1", QWEN_IMAGE_FAST_LORA=LIGHTNING)
+def test_2_1_is_drawn_fast_in_the_steps_of_its_makers_whatever_the_file_is_called():
+    newer = {"QWEN_IMAGE_MODEL": "Qwen/Qwen-Image-2.1", "QWEN_IMAGE_FAST_LORA": "lightx2v/Qwen-Image-2.1-Lightning"}
+    request = parsed({"preset": "fast"}, **newer)
+    assert (request.num_inference_steps, request.guidance_scale) == (4, 1.0)
+    viggle = "Viggle/Qwen-Image-2.1-viggle-turbo/Qwen-Image-2.1-viggle-turbo-v0.3-6step-lora-r256.safetensors"
+    assert parsed({"preset": "fast"}, **newer | {"QWEN_IMAGE_FAST_LORA": viggle}).num_inference_steps == 6
 
 
-def test_a_2_1_checkpoint_in_a_folder_takes_no_lora_and_no_step_cache(cold_worker, tmp_path):
+def test_a_2_1_checkpoint_in_a_folder_has_no_step_cache(cold_worker, tmp_path):
     from ..support.random_21 import build
 
     build(tmp_path / "newer")
     worker = cold_worker(QWEN_IMAGE_MODEL=str(tmp_path / "newer"), QWEN_IMAGE_FAST_LORA=LIGHTNING)
-    for fields in ({"preset": "fast"}, {"loras": [{"path": "Org/Name"}]}):
-        error = run(worker, SMALL | fields)["error"]
-        assert error.startswith("invalid_input") and "no LoRA can be applied to a QwenImage21Pipeline" in error
     facts = run(worker, SMALL | {"preset": "balanced", "num_inference_steps": 8})["output"]["metadata"]
     assert (facts["preset"], facts["step_cache"], facts["steps"]) == ("balanced", False, 8)
-    assert run(worker, {})["output"]["presets"]["generate"]["served"] == ["quality", "balanced"]
+    assert run(worker, {})["output"]["presets"]["generate"]["served"] == ["quality", "balanced", "fast"]
 
 
 def test_a_preset_s_lora_that_is_none_is_the_endpoint_s_fault(cold_worker, tmp_path):

@@ -257,15 +257,6 @@ def test_an_edit_is_judged_by_the_steps_that_its_strength_leaves(warm_worker, sc
     assert (job.steps_per_picture, job.total_steps) == (3, 6)  # before the first of them
 
 
-def test_where_the_schedule_is_fixed_no_number_of_steps_is_named():
-    paces = Paces()
-    paces.record("kind", 1.0, pictures=1, steps=8, seconds=8)
-    with pytest.raises(
-        JobError, match=r"8 steps take about 8\.0 seconds and 5\.0 are left; the checkpoint's .* fixed$"
-    ):
-        paces.require_time("kind", 1, 8, 5, None)
-
-
 def test_how_far_is_told_by_picture():
     job = Job("a", parse({**SMALL, "num_images": 3, "num_inference_steps": 10}, "a"), 5)
     job.enter(Stage.DRAWING)
