@@ -7,8 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ..errors import BeyondSchema, InvalidInput
-from .field_types import PICTURE_SCHEMA, TEXT_SCHEMA
-from .request import LORA_FIELDS
+from .field_types import LORA_FIELDS, PICTURE_SCHEMA, TEXT_SCHEMA
 from .values import NULL, JsonSchema, Warn, agree, short_json
 
 if TYPE_CHECKING:

@@ -5,10 +5,12 @@ Knows nothing of which task has which field (`request.py`).
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from ..errors import BeyondSchema
-from .values import JsonSchema, ReadFirst, ReadWhole
+from .sources import RULE as LORA_RULE
+from .sources import is_source
+from .values import JsonSchema, ReadFirst, ReadNumber, ReadWhole
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -73,3 +75,28 @@ class BrokenRule(ValueError):
     def __init__(self, sentence: str, beyond_schema: BeyondSchema):
         super().__init__(sentence)
         self.beyond_schema = beyond_schema
+
+
+class Lora(BaseModel, frozen=True):
+    """One of a job's `loras`."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+    path: Annotated[str, Field(strict=True, description=LORA_RULE)]
+    scale: Annotated[float, Field(strict=True, ge=-4, le=4, description="a number from -4 to 4"), ReadNumber] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def drop_nulls(cls, fields: "JsonValue") -> "JsonValue":
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None}
+
+    @field_validator("path")
+    @classmethod
+    def require_source(cls, path: str) -> str:
+        if not is_source(path):
+            raise BrokenRule("names no LoRA", BeyondSchema.LORA_PATH)
+        return path
+
+
+LORA_FIELDS: dict[str, JsonSchema] = Lora.model_json_schema()["properties"]

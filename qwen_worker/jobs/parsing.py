@@ -15,21 +15,11 @@ from ..settings import UnknownFields
 from .aliases import Fields
 from .checks import with_checks
 from .containers import LORA_NAMES, require_few
+from .field_types import Lora
 from .other_apis import NEXT_PRESETS, check_model
 from .presets import Presets
 from .refusals import UNKNOWN, beyond_schema, describe_error, did_you_mean, public_fields
-from .request import (
-    IMAGE_FIELDS,
-    MAX_IMAGES_IN,
-    MAX_STARTS,
-    START_STRENGTH,
-    TASKS,
-    Drawing,
-    Edit,
-    Lora,
-    Request,
-    seed_of,
-)
+from .request import IMAGE_FIELDS, MAX_IMAGES_IN, MAX_STARTS, START_STRENGTH, TASKS, Drawing, Edit, Request, seed_of
 from .sizes_asked import join_sizes
 from .values import JsonSchema, Warn, agree, ignore, read_number, short_json
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from ..errors import BeyondSchema
 from .aliases import ALIASES, Fields
 from .containers import LORA_NAMES
-from .field_types import IMAGE_RULE, MAX_PROMPT_CHARACTERS
+from .field_types import IMAGE_RULE, MAX_PROMPT_CHARACTERS, Lora
 from .picture_fields import PART_FIELDS
-from .request import IMAGE_FIELDS, BackgroundReplacement, Edit, Lora, Request
+from .request import IMAGE_FIELDS, BackgroundReplacement, Edit, Request
 from .served import nearest_sides
 from .values import DECIMAL, MAX_EXACT, short_json
 

@@ -14,7 +14,8 @@ from ..errors import LoadError, hide_secrets
 from ..preset_settings import Preset
 from ..settings import Settings
 from .few_steps import takes_few_steps
-from .request import Drawing, Lora
+from .field_types import Lora
+from .request import Drawing
 
 if TYPE_CHECKING:
     from PIL import Image

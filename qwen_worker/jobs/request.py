@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..errors import BeyondSchema
-from .field_types import MAX_RATIO, BrokenRule, ImageText, MaskText, Side, Text, whole_number
+from .field_types import MAX_RATIO, BrokenRule, ImageText, Lora, MaskText, Side, Text, whole_number
 from .picture_fields import PictureFields
-from .sources import RULE as LORA_RULE
-from .sources import is_source
-from .values import MAX_EXACT, JsonSchema, ReadGuidance, ReadNumber, ReadWhole
+from .values import MAX_EXACT, JsonSchema, ReadGuidance, ReadWhole
 
 if TYPE_CHECKING:
-    from pydantic import JsonValue
+    pass
 
 MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
 MAX_SEED = 2**64 - 1  # what a seed of torch holds
@@ -52,31 +50,6 @@ class Request(BaseModel, frozen=True):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
     task: ClassVar[str]
-
-
-class Lora(BaseModel, frozen=True):
-    """One of a job's `loras`."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-    path: Annotated[str, Field(strict=True, description=LORA_RULE)]
-    scale: Annotated[float, Field(strict=True, ge=-4, le=4, description="a number from -4 to 4"), ReadNumber] = 1.0
-
-    @model_validator(mode="before")
-    @classmethod
-    def drop_nulls(cls, fields: "JsonValue") -> "JsonValue":
-        if not isinstance(fields, dict):
-            return fields
-        return {name: value for name, value in fields.items() if value is not None}
-
-    @field_validator("path")
-    @classmethod
-    def require_source(cls, path: str) -> str:
-        if not is_source(path):
-            raise BrokenRule("names no LoRA", BeyondSchema.LORA_PATH)
-        return path
-
-
-LORA_FIELDS: dict[str, JsonSchema] = Lora.model_json_schema()["properties"]
 
 
 class Health(Request, frozen=True):

@@ -7,10 +7,10 @@ of the request that it means, and the fields that a warning is given for.
 import pytest
 
 from qwen_worker.errors import InvalidInput
+from qwen_worker.jobs.field_types import Lora
 from qwen_worker.jobs.openai_images import EDITS, GENERATIONS, call_of
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
-from qwen_worker.jobs.request import Lora
 
 # What A1111's API documents with its own values, those of a picture made from a prompt and those of an edit.
 A1111 = {

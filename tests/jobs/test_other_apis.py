@@ -3,10 +3,10 @@
 import pytest
 
 from qwen_worker.errors import InvalidInput
+from qwen_worker.jobs.field_types import Lora
 from qwen_worker.jobs.openai_images import EDITS, GENERATIONS, Call
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
-from qwen_worker.jobs.request import Lora
 from qwen_worker.settings import Settings
 
 PROMPT = {"prompt": "a fox"}

@@ -6,17 +6,10 @@ import sys
 import pytest
 
 from qwen_worker.errors import JobError
+from qwen_worker.jobs.field_types import Lora
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.reply import DrawingResult, drawing_facts
-from qwen_worker.jobs.request import (
-    MAX_SEED,
-    BackgroundReplacement,
-    Debug,
-    Edit,
-    Generate,
-    Health,
-    Lora,
-)
+from qwen_worker.jobs.request import MAX_SEED, BackgroundReplacement, Debug, Edit, Generate, Health
 from qwen_worker.jobs.served import require_served, require_tokens
 from qwen_worker.settings import Settings
 
