@@ -51,7 +51,7 @@ def outcome(found, width, height, references, is_guided):
     one = found.for_guidance(is_guided, width, height, references)
     size = width, height, references
     if not one.fits(*size):
-        with pytest.raises(JobError, match="2752x1536 needs") as caught:
+        with pytest.raises(JobError, match=f"{width}x{height} needs") as caught:
             one.require_fits(MODEL.name, 32, *size)
         return re.search(r"the largest of this aspect is (\d+x\d+)", caught.value.sentence)[1]
     tiles = one.needs_tiles(*size)
