@@ -10,7 +10,7 @@ from qwen_worker.jobs.field_types import Lora
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.reply import DrawingResult, drawing_facts
 from qwen_worker.jobs.request import MAX_SEED, BackgroundReplacement, Debug, Edit, Generate, Health
-from qwen_worker.jobs.served import require_served, require_tokens
+from qwen_worker.jobs.served import Limits, require_served, require_tokens
 from qwen_worker.settings import Settings
 
 from ..conftest import ROOT
@@ -271,7 +271,9 @@ def test_a_value_is_never_echoed_whole():
 
 def test_what_the_checkpoint_cannot_is_refused_with_both_numbers():
     with pytest.raises(JobError, match="of 32 for this checkpoint, not 272; the nearest are 256 and 288"):
-        require_served(parse({**PROMPT, "width": 272, "height": 256}, "a"), 32, 0)
+        require_served(parse({**PROMPT, "width": 272, "height": 256}, "a"), Limits(32, 2048, 0))
+    with pytest.raises(JobError, match="width must be at most 2048 for this checkpoint, not 2752"):
+        require_served(parse({**PROMPT, "width": 2752, "height": 1536}, "a"), Limits(32, 2048, 0))
     with pytest.raises(JobError, match="prompt must be at most 1019 tokens, not 1020"):
         require_tokens("prompt", 1020)
     require_tokens("prompt", 1019)

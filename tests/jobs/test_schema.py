@@ -19,7 +19,7 @@ from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import require_adaptable
 from qwen_worker.jobs.request import TASKS
 from qwen_worker.jobs.schema import job_schema
-from qwen_worker.jobs.served import require_served, require_tokens
+from qwen_worker.jobs.served import Limits, require_served, require_tokens
 
 SCHEMA = job_schema()
 DEFINITIONS = SCHEMA["$defs"]
@@ -241,7 +241,9 @@ BEYOND = {
         {**PROMPT, "images": [PICTURE, PICTURE], "strength": 0.5},
         {**PROMPT, "aspect_ratio": "match_input_image"},
         {**PROMPT, "lora": ["a/b", "c/d"], "lora_scale": [1]},
-        {**PROMPT, "image1": [PICTURE, PICTURE], "image2": [PICTURE, PICTURE]},
+        {**PROMPT, "image1": [PICTURE] * 6, "image2": [PICTURE] * 5},
+        {**PROMPT, "background": "transparent", "output_format": "jpeg"},
+        {**EDIT, "task": "background_replacement", "background": "transparent"},
         {**PROMPT, "image": []},
         {**PROMPT, "images": []},
         {**PROMPT, "images": [], "image": []},
@@ -283,8 +285,9 @@ def test_what_only_the_checkpoint_can_say_is_of_the_list_too():
     edit = parse({**EDIT, "images": None, "width": 528, "height": 512, "draw_size": "asked", "loras": ["a/b"]}, "job")
     checkpoint = SimpleNamespace(name="a", class_name="B", adaptable=False)
     for rule, require in (
-        (BeyondSchema.ENDPOINT, lambda: require_served(edit, 32, 3)),
-        (BeyondSchema.ENDPOINT, lambda: require_served(edit, 16, 0)),
+        (BeyondSchema.ENDPOINT, lambda: require_served(edit, Limits(32, 2048, 3))),
+        (BeyondSchema.ENDPOINT, lambda: require_served(edit, Limits(16, 2048, 0))),
+        (BeyondSchema.ENDPOINT, lambda: require_served(edit, Limits(16, 512, 3))),
         (BeyondSchema.ENDPOINT, lambda: require_adaptable(edit, checkpoint)),
         (BeyondSchema.WORDS, lambda: require_tokens("prompt", 1020)),
     ):

@@ -7,7 +7,7 @@ from PIL import Image, ImageChops
 
 from qwen_worker.jobs.named_sizes import MAX_STRETCH, Grid
 from qwen_worker.jobs.parsing import parse
-from qwen_worker.jobs.served import require_served
+from qwen_worker.jobs.served import Limits, require_served
 from qwen_worker.pictures.canvas import Canvas
 from qwen_worker.pictures.sizes import conditioning_size, enlarged_warning, moved_warning, sizes_of, stretch
 
@@ -23,11 +23,12 @@ def picture(size):
     return Image.new("RGB", size, "red")
 
 
-def sizes(*sources, mask=False, multiple=16, **fields):
+def sizes(*sources, mask=False, multiple=16, grid=None, **fields):
     """The sizes of an edit of pictures of these sizes."""
     images = {"images": ["aGk="] * len(sources)} | ({"mask": "aGk="} if mask else {})
     request = parse({"prompt": "a", **images, **fields}, "job")
-    return sizes_of(request, [picture(size) for size in sources], picture(sources[0]) if mask else None, Grid(multiple))
+    pictures = [picture(size) for size in sources]
+    return sizes_of(request, pictures, pictures[0] if mask else None, grid or Grid(multiple))
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -100,6 +101,25 @@ def test_a_result_of_far_more_pixels_than_were_drawn_says_so(source, is_told):
     assert warning == (told if is_told else None)
 
 
+@pytest.mark.parametrize(
+    ("source", "fields", "drawn", "seen"),
+    [
+        ((1024, 1024), {}, (1024, 1024), 1024),
+        ((4000, 3000), {"size": "2752x2064"}, (2400, 1792), 2080),
+        ((2752, 1536), {"size": "2752x1536"}, (2752, 1536), 2056),
+        ((2752, 1536), {"mask": True}, (2752, 1536), 2056),
+        ((600, 400), {"size": "600x400"}, (640, 416), 512),
+        ((1024, 1024), {"size": "1024x512"}, (1024, 512), 724),
+    ],
+)
+def test_2_1_looks_at_an_edit_s_pictures_in_about_the_size_that_is_asked_for(source, fields, drawn, seen):
+    found = sizes(source, grid=Grid(32, "2K", 2752, True), **fields)
+    assert (found.drawn, found.seen) == (drawn, seen)
+    calculated = importlib.import_module("diffusers.pipelines.qwenimage21.pipeline_qwenimage21").calculate_dimensions
+    if found.drawn == conditioning_size(source, seen):
+        assert calculated(seen * seen, source[0] / source[1])[:2] == drawn
+
+
 def test_the_first_of_several_pictures_gives_the_shape_or_the_one_that_is_named():
     assert sizes((600, 300), (300, 600)).drawn == (1440, 736)
     assert sizes((300, 600), (600, 300)).drawn == (736, 1440)
@@ -153,9 +173,9 @@ def test_every_side_that_can_be_asked_for_is_drawn_at_one_that_all_checkpoints_t
 
 def test_a_checkpoint_s_grid_binds_only_what_is_drawn_at_the_size_asked_for():
     fields = {"prompt": "a", "image": "aGk=", "width": 272, "height": 256}
-    require_served(parse(fields, "job"), 32, 1)
+    require_served(parse(fields, "job"), Limits(32, 2048, 1))
     with pytest.raises(Exception, match="width must be a multiple of 32 for this checkpoint, not 272"):
-        require_served(parse(fields | {"draw_size": "asked"}, "job"), 32, 1)
+        require_served(parse(fields | {"draw_size": "asked"}, "job"), Limits(32, 2048, 1))
 
 
 def test_what_lies_outside_the_mask_is_the_source_s_to_the_bit_whatever_size_was_drawn():
