@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..jobs.defaults import stretched
-from ..jobs.few_steps import takes_few_steps
 from ..jobs.request import Drawing
 
 if TYPE_CHECKING:
@@ -120,11 +119,7 @@ def own_sigmas(pipe: Any, request: Drawing) -> list[float] | None:
     It must be passed to the pipeline, which else takes the checkpoint's in its own number of steps, whatever is asked.
     """
     schedule = pipe.config.get("sample_sigmas")
-    if not schedule:
-        return None
-    steps = request.num_inference_steps
-    # Few-step LoRAs are made for the schedule that pipelines make themselves.
-    return linear_sigmas(steps) if takes_few_steps(request) else stretched(tuple(schedule), steps)
+    return stretched(tuple(schedule), request.num_inference_steps) if schedule else None
 
 
 def linear_sigmas(steps: int) -> list[float]:

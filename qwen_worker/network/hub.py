@@ -94,7 +94,11 @@ def download_file(hub_id: str, name: str, commit: str, cache: Path) -> Path:
 def read_start(hub_id: str, name: str, commit: str, count: int) -> bytes:
     """The first `count` bytes of a file of a repository, and no more of it. Raises `LoadError`."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from huggingface_hub.utils import (
+        build_hf_headers,  # pyright: ignore[reportUnknownVariableType]  an option is any dict
+        get_session,
+        hf_raise_for_status,
+    )
 
     headers = build_hf_headers() | {"Range": f"bytes=0-{count - 1}"}
     url, start = hf_hub_url(hub_id, name, revision=commit, endpoint=hub_endpoint()), b""
