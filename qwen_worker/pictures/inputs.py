@@ -23,7 +23,7 @@ from .images import MAX_ASPECT, as_rgb, flatten, load_picture, require_shape
 from .lineage import lineage_of
 from .masks import decode_mask
 from .matte import around_subject
-from .photo import GREY_PROFILE, UNWRITABLE_PROFILE, open_photo
+from .photo import GREY_PROFILE, INKS, UNWRITABLE_PROFILE, open_photo
 from .sizes import conditioning_size
 from .stitch import Stitch, stitch_of
 
@@ -70,7 +70,7 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
     for text, label in zip(request.images, labels, strict=True):
         files.append(read_image(text, label, fetch_seconds, cancelled))
         if not request.is_masked:
-            sources.append(open_source(load_picture(files[-1], label, warn), label, warn, is_masked=False)[0])
+            sources.append(open_source(files[-1], label, warn, is_masked=False)[0])
     if request.is_masked:
         inputs = open_masked(request, files[0], fetch_seconds, warn, cancelled)
     else:
@@ -102,7 +102,7 @@ def open_masked(
             stitch = stitch_of(photo, mask, request.mask_padding, request.has_soft_mask, warn)
             return Inputs([photo.framed(stitch.frame)], stitch.drawn_mask, None, stitch, None, sent, margins)
     require_shape(*picture.size, "image")
-    source, original = open_source(picture, "image", warn, is_masked=True)
+    source, original = as_source(picture, "image", warn, is_masked=True)
     if not margins:
         return Inputs([source], mask, original)
     original = expanded(original, margins) if original else None
@@ -155,17 +155,20 @@ def covers_all(mask: Image.Image, photo: Size, warn: Warn) -> bool:
     return True
 
 
-def open_source(
-    picture: Image.Image, label: str, warn: Warn, is_masked: bool
-) -> tuple[Image.Image, Image.Image | None]:
+def open_source(data: bytes, label: str, warn: Warn, is_masked: bool) -> tuple[Image.Image, Image.Image | None]:
     """The picture in sRGB as the model sees it, and, where it is masked, in its own space where that is kept."""
+    return as_source(load_picture(data, label, warn), label, warn, is_masked)
+
+
+def as_source(picture: Image.Image, label: str, warn: Warn, is_masked: bool) -> tuple[Image.Image, Image.Image | None]:
+    """As `open_source`, of a picture that is loaded already."""
     space = space_of(picture, label, warn)
     original = flatten(picture) if is_masked and space and space.is_kept else None
     source = as_rgb(flatten(space.to_srgb(picture) if space else picture))
-    if is_masked and picture.mode != "CMYK" and space and not original:
-        warn(UNWRITABLE_PROFILE.format(label=label))
     if picture.mode == "CMYK":
-        warn(f"{label} is CMYK, and the result is sRGB")
+        warn(INKS.format(label=label))
+    elif is_masked and space and not original:
+        warn(UNWRITABLE_PROFILE.format(label=label))
     if not original or not space:
         return source, None
     original = original if original.mode == space.mode else original.convert(space.mode)
