@@ -127,4 +127,4 @@ def place(start: int, end: int, length: float, side: int) -> float:
     if length > side + 1e-6:
         return (side - length) / 2
     # From a whole pixel on: a part that is drawn pixel by pixel is not resampled then.
-    return min(max(0, round((start + end - length) / 2)), math.floor(side - length + 1e-6))
+    return min(max(0, round((start + end - length) / 2)), max(0.0, side - length))

@@ -24,7 +24,7 @@ from .images import MAX_ASPECT, as_rgb, flatten, load_picture, require_shape
 from .lineage import lineage_of
 from .masks import decode_mask
 from .matte import around_subject
-from .photo import GREY_PROFILE, UNWRITABLE_PROFILE, open_photo
+from .photo import GREY_PROFILE, INKS, UNWRITABLE_PROFILE, open_photo
 from .sizes import conditioning_size
 from .stitch import Stitch, stitch_of
 
@@ -112,7 +112,7 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
     for text, label in zip(request.images, labels, strict=True):
         files.append(read_image(text, label, fetch_seconds, cancelled))
         if not request.is_masked:
-            source = open_source(load_picture(files[-1], label, warn), label, warn, is_masked=False)
+            source = open_source(files[-1], label, warn, is_masked=False)
             sources.append(source if len(request.images) <= FEW else source.within(REFERENCE_PIXELS))
     if request.is_masked:
         inputs = open_masked(request, files[0], fetch_seconds, warn, cancelled)
@@ -145,7 +145,7 @@ def open_masked(
             stitch = stitch_of(photo, mask, request.mask_padding, request.has_soft_mask, warn)
             return Inputs([photo.framed(stitch.frame)], stitch.drawn_mask, stitch=stitch, sent=sent, margins=margins)
     require_shape(*picture.size, "image")
-    source = open_source(picture, "image", warn, is_masked=True)
+    source = as_source(picture, "image", warn, is_masked=True)
     sent = source.layer if margins else None
     if margins:
         source = source.expanded(margins)
@@ -199,17 +199,22 @@ def covers_all(mask: Image.Image, photo: Size, warn: Warn) -> bool:
     return True
 
 
-def open_source(picture: Image.Image, label: str, warn: Warn, is_masked: bool) -> Source:
+def open_source(data: bytes, label: str, warn: Warn, is_masked: bool) -> Source:
     """The picture in sRGB as the model sees it, and, where it is masked, in its own space where that is kept."""
+    return as_source(load_picture(data, label, warn), label, warn, is_masked)
+
+
+def as_source(picture: Image.Image, label: str, warn: Warn, is_masked: bool) -> Source:
+    """As `open_source`, of a picture that is loaded already."""
     space = space_of(picture, label, warn)
     in_srgb = space.to_srgb(picture) if space else picture
     source = as_rgb(flatten(in_srgb))
     layer = layer_of(in_srgb) or source
     original = flatten(picture) if is_masked and space and space.is_kept else None
-    if is_masked and picture.mode != "CMYK" and space and not original:
-        warn(UNWRITABLE_PROFILE.format(label=label))
     if picture.mode == "CMYK":
-        warn(f"{label} is CMYK, and the result is sRGB")
+        warn(INKS.format(label=label))
+    elif is_masked and space and not original:
+        warn(UNWRITABLE_PROFILE.format(label=label))
     if not original or not space:
         return Source(source, layer)
     original = original if original.mode == space.mode else original.convert(space.mode)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+INKS = "{label} is CMYK, and the result is sRGB"
 UNWRITABLE_PROFILE = "{label} has a colour profile that pictures cannot be written with, and the result is sRGB"
 GREY_PROFILE = "{label} is grey by its colour profile, and so is the result; send it as RGB for colours"
 WHITE = {1: 255, 2: 65535}  # by the bytes of a number
@@ -113,7 +114,7 @@ def open_photo(picture: Image.Image, deep: "NDArray[np.uint16] | None", label: s
     """
     space, opaque = space_of(picture, label, warn), COLOURS[picture.mode]
     if opaque == "CMYK":
-        warn(f"{label} is CMYK, and the result is sRGB")
+        warn(INKS.format(label=label))
     elif space and not space.is_kept:
         warn(UNWRITABLE_PROFILE.format(label=label))
     if opaque == "CMYK" or (space and not space.is_kept):

@@ -1,0 +1,187 @@
+"""Whole edits of photos that are larger than what the model draws: only the region of the mask is another one."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from qwen_tiny.world import judge
+from qwen_worker.pictures.marks import edits_of
+
+from ..conftest import as_text, file_of, only_proved, picture_of, run, text_of, warnings_of
+from ..support import profiles
+from ..support.wallpaper import wallpaper
+
+EDIT = {"prompt": "make the background green", "seed": 1, "guidance_scale": 1}
+MOST_SECONDS_OF_ONE_MEGAPIXEL = 1.3  # times
+
+
+def scene(size):
+    picture = Image.new("RGB", (size, size), "blue")
+    ImageDraw.Draw(picture).ellipse((size // 4, size // 4, 3 * size // 4, 3 * size // 4), fill="red")
+    return picture
+
+
+def differing(found, own, mask):
+    """How many pixels outside and inside the mask are others than before."""
+    changed = (np.asarray(found.convert("RGB")) != np.asarray(own.convert("RGB"))).any(axis=2)
+    inside = np.asarray(mask) > 0
+    return int(changed[~inside].sum()), float(changed[inside].mean())
+
+
+@pytest.fixture(scope="module")
+def worker(warm_workers):
+    return warm_workers(QWEN_RESULT_LIMIT_MB=100)
+
+
+def test_a_large_photo_comes_back_at_its_own_size_with_its_edits_counted_and_nothing_else_changed(worker):
+    noise = np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    photo = Image.fromarray(noise).resize((1600, 1200), Image.Resampling.NEAREST)
+    mask = Image.new("L", photo.size)
+    ImageDraw.Draw(mask).ellipse((900, 300, 1300, 700), fill=255)
+    fields = EDIT | {"num_inference_steps": 1, "mask_image": as_text(mask)}
+    image, own = as_text(photo, icc_profile=profiles.DISPLAY_P3), photo
+    before = None
+    for round_number in (1, 2):
+        reply = run(worker, fields | {"image": image})["output"]
+        metadata, image = reply["metadata"], reply["image"]
+        outside, inside = differing(picture_of(image), own, mask)
+        assert (outside, metadata["dimensions"], metadata["width"]) == (0, "1600x1200", 1600) and inside > 0.9
+        assert picture_of(image).info["icc_profile"] == profiles.DISPLAY_P3
+        left, top, right, bottom = metadata["crop"]
+        assert left < 900 and top < 300 and right > 1300 and bottom > 700 and right - left < 1600
+        assert "stitch" in metadata["timings"] and not warnings_of(metadata)
+        lineage = metadata["lineage"]
+        assert lineage.get("round") == (round_number if round_number > 1 else None)
+        assert before is None or lineage["inputs"] == before
+        before = lineage["outputs"]
+    assert edits_of(file_bytes(image)) == 2
+
+
+def file_bytes(text):
+    import base64
+
+    return base64.b64decode(text)
+
+
+@only_proved
+def test_a_real_photo_is_edited_in_the_time_of_one_megapixel(worker):
+    file = wallpaper()
+    if isinstance(file, str):
+        pytest.skip(file)
+    photo = Image.open(io.BytesIO(file)).convert("RGB")
+    assert photo.width * photo.height >= 12_000_000
+    photo.paste(scene(1024), (1500, 1000))
+    mask = Image.new("L", photo.size)
+    mask.paste(255, (1508, 1008, 2516, 2016))
+    fields = EDIT | {"num_inference_steps": 12, "guidance_scale": 4, "mask_padding": 0}
+    small = fields | {"image": as_text(scene(1024)), "mask_image": as_text(mask.crop((1500, 1000, 2524, 2024)))}
+    small.pop("mask_padding")
+    run(worker, small | {"num_inference_steps": 1})  # what is made once
+    timings = run(worker, small)["output"]["metadata"]["timings"]
+    reply = run(worker, fields | {"image": as_text(photo), "mask_image": as_text(mask)})["output"]
+    metadata, found = reply["metadata"], picture_of(reply["image"])
+    assert found.size == photo.size and differing(found, photo, mask)[0] == 0
+    part = found.crop(metadata["crop"])
+    reading = judge.read(found.crop((1508, 1008, 2516, 2016)))
+    print(json.dumps({"size": found.size, "reading": str(reading), "part": part.size, "times": metadata["timings"]}))
+    print(json.dumps({"one megapixel": timings}))
+    assert (reading.background, reading.colour, reading.shape) == ("green", "red", "circle")
+    seconds = sum(metadata["timings"].get(name, 0) for name in ("inference", "stitch"))
+    assert seconds <= MOST_SECONDS_OF_ONE_MEGAPIXEL * timings["inference"]
+
+
+def blank(size, colour="blue", **options):
+    return file_of(Image.new("RGB", size, colour), **options)
+
+
+def dots(size, *points):
+    mask = Image.new("L", size)
+    for point in points:
+        mask.putpixel(point, 255)
+    return file_of(mask)
+
+
+def avif_sequence():
+    frames = [Image.new("RGB", (1400, 1000), colour) for colour in ("red", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "AVIF", save_all=True, append_images=frames[1:], speed=10)
+    return buffer.getvalue()
+
+
+BIG, CORNERS = (2600, 1800), ((0, 0), (2599, 0), (0, 1799), (2599, 1799))
+STRIP = (9000, 200)
+HOSTILE = {  # photo, mask, more fields, and a piece of the refusal or of the warning, or nothing
+    "a mask of one pixel": (blank(BIG), dots(BIG, (1500, 1000)), {}, ""),
+    "a mask of everything": (blank(BIG), file_of(Image.new("L", BIG, 255)), {}, "repaints 100 % of the image"),
+    "a mask of everything at its own size": (
+        blank(BIG), file_of(Image.new("L", BIG, 255)), {"mask_crop": True}, "enlarged 2."
+    ),
+    "a mask of nothing": (blank(BIG), file_of(Image.new("L", BIG)), {}, "invalid_input: mask_image must be white"),
+    "a mask of another aspect": (blank(BIG), dots((200, 200), (9, 9)), {}, "invalid_input: mask_image must have the"),
+    "a mask in every corner": (blank(BIG), dots(BIG, *CORNERS), {}, "has less detail than the rest"),
+    "a profile that lies": (blank(BIG, icc_profile=profiles.cmyk()), dots(BIG, (9, 9)), {}, "cannot be used"),
+    "a profile of 4 MB": (blank(BIG, icc_profile=profiles.table()), dots(BIG, (9, 9)), {}, "the result is sRGB"),
+    "an AVIF of several pictures": (avif_sequence(), dots((1400, 1000), (9, 9)), {}, "is a moving picture"),
+    "a strip with a mask at its end": (blank(STRIP), dots(STRIP, (8999, 199), (8950, 100)), {}, ""),
+    "a strip with a mask all along": (
+        blank(STRIP), dots(STRIP, (0, 0), (8999, 199)), {}, "invalid_input: mask_image must repaint a region"
+    ),
+    "a strip without a crop": (
+        blank(STRIP), dots(STRIP, (9, 9)), {"mask_crop": False}, "invalid_input: image must have an aspect of at most"
+    ),
+    "padding without a mask": (blank(BIG), None, {"mask_padding": 9}, "invalid_input: mask_padding says"),
+    "a crop at another size": (
+        blank(BIG), dots(BIG, (9, 9)), {"mask_crop": True, "size": "1024x1024"}, "invalid_input: mask_crop true gives"
+    ),
+    "lossless JPEG": (blank(BIG), dots(BIG, (9, 9)), {"output_format": "jpeg", "lossless": True}, "is not to be had"),
+    "a lossy file": (blank(BIG), dots(BIG, (9, 9)), {"output_format": "jpeg"}, "the picture is not exact; send png"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stand_ins(warm_workers):
+    return warm_workers(QWEN_FALLBACK="force")
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_is_hostile_gets_a_sentence_or_a_picture_of_the_right_size(stand_ins, case):
+    photo, mask, more, sentence = HOSTILE[case]
+    fields = {"prompt": "a red circle", "image": text_of(photo)} | more
+    body = run(stand_ins, fields | ({"mask_image": text_of(mask)} if mask else {}))
+    if "error" in body:
+        assert sentence and sentence in body["error"] and "internal" not in body["error"]
+        return
+    metadata = body["output"]["metadata"]
+    assert not sentence or any(sentence in warning for warning in warnings_of(metadata))
+    found, size = picture_of(body["output"]["image"]), Image.open(io.BytesIO(mask or photo)).size
+    assert found.size == (metadata["width"], metadata["height"])
+    assert found.size == size or "as a whole" in str(warnings_of(metadata))
+
+
+def test_what_has_no_room_exact_is_refused_before_anything_is_drawn_unless_it_may_be_lossy(cold_worker):
+    noise = np.random.default_rng(1).integers(0, 256, (1100, 1300, 3), dtype=np.uint8)
+    photo, size = Image.fromarray(noise), (1300, 1100)
+    mask = text_of(dots(size, (100, 100)))
+    worker = cold_worker(QWEN_RESULT_LIMIT_MB=2)
+    fields = EDIT | {"image": as_text(photo), "mask_image": mask}
+    error = run(worker, fields)["error"]
+    assert error.startswith("result_too_large: exact outside the mask, the picture of 1300x1100 would have ")
+    assert "give a bucket" in error and not worker.pipelines.loaded
+    forced = cold_worker(QWEN_RESULT_LIMIT_MB=2, QWEN_FALLBACK="force")
+    body = run(forced, fields | {"output_quality": 30})
+    metadata = body["output"]["metadata"]
+    assert any("is not exact: lossless" in warning for warning in metadata["warnings"])
+    assert (metadata["output_format"], metadata["dimensions"]) == ("webp", "1300x1100")
+
+
+@pytest.mark.parametrize("output_format", ["avif", "webp"])
+def test_avif_and_lossless_webp_have_their_mark_and_their_profile(stand_ins, output_format):
+    fields = {"prompt": "a", "image": text_of(blank((300, 300))), "output_format": output_format}
+    body = run(stand_ins, fields | ({"lossless": True} if output_format == "webp" else {}))["output"]
+    file, picture = file_bytes(body["image"]), picture_of(body["image"])
+    assert picture.format == output_format.upper() and edits_of(file) == 1
+    assert picture.info["icc_profile"] and b"DigitalSourceType" in picture.info["xmp"]
+    assert body["metadata"]["output_format"] == output_format
