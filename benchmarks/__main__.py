@@ -19,6 +19,7 @@ BENCHMARKS = {
     "computed": "the table of seconds that the deploy helper chooses cards by",
     "costs": "the page of cards: seconds and dollars a picture, from what fit and speed have recorded",
     "matching": "edits that lie on their input: framing, shifts and scales, colours",
+    "rounds": "what ten edits one after another leave of a picture, with masks and without",
     "quality": "what each precision and each preset does to the pictures of the tiny checkpoint",
 }
 PACKAGES = ("torch", "diffusers", "transformers", "pillow")
