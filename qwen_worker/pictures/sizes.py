@@ -20,6 +20,7 @@ from .inset import Inset, inset_of, rounded_size
 
 NOTICED = 2.0  # pixels of a result for each drawn one, from which on the caller is told
 CONDITIONING_SIDE = 1024  # pixels: of the square whose area input pictures have; of diffusers' edit pipelines
+CONDITIONING_AREA = CONDITIONING_SIDE**2
 # Of 2.1's, where it follows the size: below, little is left to see of a picture, and beyond, its makers draw nothing.
 LEAST_SIDE, MOST_SIDE = 512, 2080
 
