@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import PART_PATTERNS, WEIGHTS, Checkpoint
+from ..checkpoints.files import SINGLE_FILE
 from ..checkpoints.stored_quantization import StoredQuantization, stored_quantization
 from ..errors import LoadError
 from ..memory.failures import Failure, attempt
@@ -108,7 +109,7 @@ def load_component(
     if stored and not (library == "diffusers" and stored == READ_QUANTIZED and reading.threads):
         with reading.stopwatch("read"):
             return load_stored_quantized(component_class, library, folder, plan, stored)
-    if not reading.threads:
+    if not reading.threads and not (folder / SINGLE_FILE).is_file():  # which no library reads into a plan
         with reading.stopwatch("read"):
             return load_by_library(component_class, library, folder, plan)
     return read_component(component_class, library, folder, plan, reading)

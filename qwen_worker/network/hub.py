@@ -89,3 +89,28 @@ def download_file(hub_id: str, name: str, commit: str, cache: Path) -> Path:
 
     with explain_errors(hub_id):
         return Path(hf_hub_download(hub_id, name, revision=commit, cache_dir=cache, endpoint=hub_endpoint()))
+
+
+def read_start(hub_id: str, name: str, commit: str, count: int) -> bytes:
+    """The first `count` bytes of a file of a repository at a commit. Raises `LoadError`."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import (
+        build_hf_headers,  # pyright: ignore[reportUnknownVariableType]  its user agent is any dict
+        get_session,
+        hf_raise_for_status,
+    )
+
+    url = hf_hub_url(hub_id, name, revision=commit, endpoint=hub_endpoint())
+    # If the server compressed the file, its bytes would not be those of the header.
+    headers = build_hf_headers() | {"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
+    start = bytearray()
+    with (
+        explain_errors(f"{hub_id}/{name}"),
+        get_session().stream("GET", url, headers=headers, follow_redirects=True) as response,
+    ):
+        hf_raise_for_status(response)
+        for piece in response.iter_bytes():
+            start += piece
+            if len(start) >= count:  # also where the server sends no ranges, but the whole file
+                break
+    return bytes(start[:count])
