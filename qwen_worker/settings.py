@@ -184,7 +184,7 @@ class Settings(PresetSettings, DeliverySettings, CheckSettings):
         default=None,
         description=(
             "A transformer in the place of QWEN_IMAGE_MODEL's own, whose other parts are used: a .safetensors or .gguf "
-            "file, ORG/NAME/FILE of the hub, the folder of a transformer here or on the hub, or a URL. See docs/models.md."
+            "file, ORG/NAME/FILE of the hub, the folder of a transformer here or on the hub, or a URL."
         ),
     )
     QWEN_EDIT_TRANSFORMER: str | None = Field(

@@ -44,7 +44,9 @@ def require_weights(found: Mapping[str, tuple[int, ...]], config: Json, label: s
     for name, shape in expected.items():
         if found[name] != shape:
             have, need = ("x".join(map(str, sizes)) for sizes in (found[name], shape))
-            raise LoadError(f"{label} has {name} in the shape {have}, where the base checkpoint's config asks for {need}")
+            raise LoadError(
+                f"{label} has {name} in the shape {have}, where the base checkpoint's config asks for {need}"
+            )
 
 
 def count_of(names: list[str]) -> str:

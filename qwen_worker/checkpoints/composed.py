@@ -25,6 +25,7 @@ from .transformer_source import COMPONENT, CONFIG, TransformerSource
 
 # Of a folder's own config those fields that what comes from the base depends on.
 SHARED_FIELDS = ("_class_name", "in_channels", "out_channels", "patch_size", "joint_attention_dim", "context_in_dim")
+STORED_PLAIN = "a folder of diffusers"  # the kind of one that is not quantized
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,16 @@ def read_stored(source: TransformerSource, base_config: Json) -> StoredTransform
     require_same_inputs(config, base_config, source.label)
     quantization = quantization_of(config, COMPONENT)
     if source.path is None:  # all that is known of it are its config and its size
-        packed_bytes = source.size if quantization else None
-        return StoredTransformer(str(quantization or "bf16"), 0 if quantization else source.size // 2, config, {}, packed_bytes)
+        if quantization:
+            return StoredTransformer(str(quantization), 0, config, packed_bytes=source.size)
+        return StoredTransformer(STORED_PLAIN, source.size // 2, config)
     tensors = stored_tensors(source.path.parent, source.path.name)
     require_stored_so(COMPONENT, quantization, tensors)
     plain = plain_tensors(tensors.values()) if quantization else list(tensors.values())
     shapes = {tensor.name: tensor.shape for tensor in plain}
     if not quantization:
         require_weights(shapes, config, source.label)
-        return StoredTransformer("as its folder has it", count(shapes), config, parts_of(shapes))
+        return StoredTransformer(STORED_PLAIN, count(shapes), config, parts_of(shapes))
     packed_bytes = sum(tensor.size for tensor in tensors.values()) - sum(tensor.size for tensor in plain)
     return StoredTransformer(str(quantization), count(shapes), config, parts_of(shapes), packed_bytes)
 

@@ -1,7 +1,7 @@
 """A weight as it is encoded on the disk: where its bytes lie, and what turns them into numbers.
 
-Of a checkpoint of diffusers every weight is one tensor of a safetensors file. In a single file a weight may have a scale
-of its own, or be packed in blocks as GGUF does it. Knows nothing of torch, nor of files' headers.
+Of a checkpoint of diffusers every weight is one tensor of a safetensors file. In a single file a weight may have a
+scale of its own, or be packed in blocks as GGUF does it. Knows nothing of torch, nor of files' headers.
 """
 
 from dataclasses import dataclass, replace

@@ -1,8 +1,8 @@
 """GGUF: the header of a file, and where the bytes of its tensors lie.
 
 Read by the `gguf` package, which ggml's own project keeps: it maps the file and reads no more than the header. Its
-reader takes what lies beyond a file's end for nothing, and a damaged length for as many fields as it says: here it stops
-at the end, and at the end of a possible header. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+reader takes what lies beyond a file's end for nothing, and a damaged length for as many fields as it says: here it
+stops at the end, and at the end of a possible header. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 Knows nothing of what the tensors are for.
 """
 
@@ -97,7 +97,8 @@ def tensor_of(tensor: "ReaderTensor", file: Path, label: str) -> GgufTensor:
         return GgufTensor(StoredTensor(name, file, start, size, encoding, shape), shape, encoding)
     if encoding not in BLOCKS:
         raise LoadError(
-            f"{label} holds {name[:120]} in the type {encoding}, which is not read; read are {', '.join(PLAIN + BLOCKS)}"
+            f"{label} holds {name[:120]} in the type {encoding}, which is not read; read are "
+            f"{', '.join(PLAIN + BLOCKS)}"
         )
     row_bytes = tensor.data.shape[-1]
     stored = StoredTensor(name, file, start, size, "U8", (*shape[:-1], int(row_bytes)))

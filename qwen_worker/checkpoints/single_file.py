@@ -1,8 +1,8 @@
 """A transformer in one file, as ComfyUI's community shares it: safetensors or GGUF, by the file's header alone.
 
-Qwen's own names are diffusers' ones, behind `model.diffusion_model.` perhaps. A weight in fp8 may have a scale beside it
-(ComfyUI's `scale_weight`, later `weight_scale`; for activations `scale_input` or `input_scale`, which decoding has no
-use for), and the file or the layer says so (`scaled_fp8`, `comfy_quant`, `_quantization_metadata`:
+Qwen's own names are diffusers' ones, behind `model.diffusion_model.` perhaps. A weight in fp8 may have a scale beside
+it (ComfyUI's `scale_weight`, later `weight_scale`; for activations `scale_input` or `input_scale`, which decoding has
+no use for), and the file or the layer says so (`scaled_fp8`, `comfy_quant`, `_quantization_metadata`:
 https://github.com/comfyanonymous/ComfyUI/blob/master/QUANTIZATION.md). What cannot be read is refused by the tensor's
 name. Knows nothing of torch, of where files come from, nor of which architecture the weights must be of.
 """

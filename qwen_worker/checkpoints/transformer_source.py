@@ -218,7 +218,9 @@ def look_up_folder(place: Place, commit: str, sizes: Mapping[str, int]) -> Trans
             size = sum(below[name] for name in weights)
             return TransformerSource(replace(place, path=path), commit, size, config.parent, None)
     where = f" in {place.path}" if place.path else ""
-    raise LoadError(f"{place.hub_id} is on the hub and holds no {CONFIG}{where}: name a file of it{alternatives(sizes)}")
+    raise LoadError(
+        f"{place.hub_id} is on the hub and holds no {CONFIG}{where}: name a file of it{alternatives(sizes)}"
+    )
 
 
 def alternatives(sizes: Iterable[str]) -> str:
@@ -228,9 +230,7 @@ def alternatives(sizes: Iterable[str]) -> str:
     return f"; it holds {', '.join(names[:3])}{more}" if names else ""
 
 
-def sparse(
-    read: Callable[[int], bytes], start: bytes, size: int, scratch: Path, place: Place
-) -> Path:
+def sparse(read: Callable[[int], bytes], start: bytes, size: int, scratch: Path, place: Place) -> Path:
     """A file of the whole size that holds the beginning alone, as far as the header goes.
 
     `read(count)`: the first bytes; `start`: as many as `STARTS` begins with. Raises `LoadError` for what has no header.

@@ -115,7 +115,7 @@ class Catalogue:
         """The checkpoint, downloaded. Raises `LoadError`."""
         if model not in self.sources:
             return remote.download(checkpoint)
-        # The transformer first: of the two it is the larger, and the one that may not be what the setting's writer meant.
+        # The transformer first: it is the larger, and may not be what the setting's writer meant.
         self.sources[model] = transformer_source.fetch(self.sources[model])
         composed.download(checkpoint, model, self.settings.QWEN_MODEL_ROOTS)
         return self.with_transformer(model, "")

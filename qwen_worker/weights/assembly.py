@@ -154,7 +154,7 @@ def transformers_model(
 class UnreadTensor:
     """Stands in a state dict for a tensor that is read when the library slices it, as it slices safetensors files."""
 
-    def __init__(self, reader: WeightReader, name: str, stopwatch: Stopwatch):
+    def __init__(self, reader: WeightReader | PlainReader, name: str, stopwatch: Stopwatch):
         self.reader, self.name, self.stopwatch = reader, name, stopwatch
 
     def __getitem__(self, index: Any) -> torch.Tensor:

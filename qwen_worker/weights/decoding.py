@@ -41,12 +41,16 @@ def decode(weight: EncodedWeight, parts: Sequence[torch.Tensor]) -> torch.Tensor
 
 
 def scales_of(weight: EncodedWeight, parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """The scale of each row in float32, (rows, 1), None without one. Raises `LoadError` where one is negative or NaN."""
+    """The scale of each row in float32, (rows, 1); None without one.
+
+    Raises `LoadError` for one that is negative or NaN.
+    """
     if not weight.has_scale:
         return None
     scale = parts[1].float().reshape(-1)
     if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
-        raise LoadError(f"{weight.tensors[0].file.name} is corrupt: the scale of {weight.name} is negative or no number")
+        file = weight.tensors[0].file.name
+        raise LoadError(f"{file} is corrupt: the scale of {weight.name} is negative or no number")
     return scale.expand(weight.shape[0]).reshape(-1, 1)
 
 
