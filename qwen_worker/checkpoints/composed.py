@@ -17,8 +17,10 @@ from ..errors import LoadError
 from ..network.hub import READ_FILES
 from . import remote, single_file
 from .architecture import Shapes, require_weights
-from .checkpoint import PART_PATTERNS, Checkpoint, OtherTransformer, find_folder, inspect, released
+from .checkpoint import Checkpoint, OtherTransformer, inspect, released
+from .classes import PART_PATTERNS
 from .files import SINGLE_FILE, Json, read_json, stored_tensors
+from .search import find_folder
 from .stored_parts import require_stored_so
 from .stored_quantization import plain_tensors, quantization_of
 from .transformer_source import COMPONENT, CONFIG, TransformerSource

@@ -18,9 +18,9 @@ from ..jobs.sources import is_repository, is_url
 from ..network import hub, large_files
 from ..settings import hub_home
 from . import gguf_file, single_file
-from .checkpoint import hub_folders
 from .files import HEADER_LIMIT, SUFFIX, explain_read_errors, is_folder, label_of, shards
 from .remote import cached_bytes, download_files, size_of
+from .search import hub_folders
 
 RULE = (
     "a .safetensors or .gguf file on this worker, ORG/NAME/FILE of the hub, the folder of a transformer here or on the "

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..checkpoints import checkpoint as checkpoints
-from ..checkpoints import composed, remote, transformer_source
-from ..checkpoints.checkpoint import WEIGHTS, Checkpoint
+from ..checkpoints import composed, remote, search, transformer_source
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.classes import WEIGHTS
 from ..checkpoints.files import is_folder, label_of
 from ..checkpoints.transformer_source import TransformerSource
 from ..errors import LoadError
 from ..memory.machine import free_disk_bytes
 from ..memory.placement import require_disk
+from ..model_settings import Role
 from ..network.hub import hub_cache_folder, is_same_repository
-from ..settings import Role, Settings
+from ..settings import Settings
 from . import prepared
 
 
@@ -75,7 +77,7 @@ class Catalogue:
             if transformer := self.transformer_for(task):
                 self.checkpoints[model] = self.with_transformer(model, transformer)
             else:
-                local = checkpoints.find(model, roots) or prepared.find_source(model, roots)
+                local = search.find(model, roots) or prepared.find_source(model, roots)
                 self.checkpoints[model] = local or checkpoints.released(model) or remote.look_up(model)
         checkpoint = self.checkpoints[model]
         if task not in checkpoint.pipeline_class.tasks:
