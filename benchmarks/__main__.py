@@ -18,6 +18,7 @@ BENCHMARKS = {
     "load": "bytes a second into a model: ours, from_pretrained, and a plain parallel read of the same file",
     "computed": "the table of seconds that the deploy helper chooses cards by",
     "costs": "the page of cards: seconds and dollars a picture, from what fit and speed have recorded",
+    "single_files": "what single files of a transformer, in fp8 and GGUF, do to the pictures of the tiny checkpoint",
     "quality": "what each precision and each preset does to the pictures of the tiny checkpoint",
 }
 PACKAGES = ("torch", "diffusers", "transformers", "pillow")
