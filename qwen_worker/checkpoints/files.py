@@ -118,7 +118,8 @@ def describe_contents(names: Iterable[str]) -> str:
     found = ((kind, name) for kind, candidates in kinds.items() for name in candidates)
     kind, example = next(found, ("empty" if not names else "no diffusers checkpoint", ""))
     what = f"{kind} ({example[-80:]}), which the worker does not read" if example else kind
-    return f"it is {what}; what is needed is a checkpoint in diffusers' layout, such as Qwen/Qwen-Image"
+    place = ", and a transformer's file goes into QWEN_IMAGE_TRANSFORMER or QWEN_EDIT_TRANSFORMER" if example else ""
+    return f"it is {what}; what is needed is a checkpoint in diffusers' layout, such as Qwen/Qwen-Image{place}"
 
 
 def read_json(folder: Path, relative: str) -> Json:

@@ -167,10 +167,12 @@ def sparse_gguf(file, encoding="Q4_K", layers=60):
 )
 def test_the_20b_transformer_is_planned_from_the_header_of_a_sparse_file(tmp_path, write, gigabytes, kind, tiny):
     from qwen_worker.checkpoints import composed, transformer_source
+    from qwen_worker.checkpoints.checkpoint import released
     from qwen_worker.checkpoints.classes import PARTS_20B, SIZE_20B
     from qwen_worker.checkpoints.sharing import as_model
     from qwen_worker.memory import placement
-    from qwen_worker.memory.machine import Gpu, Machine
+    from qwen_worker.memory.machine import Machine
+    from qwen_worker.memory.nvml import Gpu
 
     file = write(tmp_path / f"qwen-image-20b{'.gguf' if write is sparse_gguf else '.safetensors'}")
     assert file.stat().st_size == pytest.approx(gigabytes * 1e9, rel=0.02)
@@ -179,11 +181,9 @@ def test_the_20b_transformer_is_planned_from_the_header_of_a_sparse_file(tmp_pat
     stored = composed.read_stored(source, CONFIG_20B)
     assert stored.parameters == SIZE_20B["transformer"] and stored.kind == kind
     assert stored.parts == {part: PARTS_20B[part] for part in ("modulation", "modulation_outputs", "matrices")}
-    from qwen_worker.checkpoints.checkpoint import released
-
     checkpoint = composed.with_transformer(released("Qwen/Qwen-Image"), stored, source)
-    gpu = Gpu("RTX 4090", 24_000_000_000, 24_000_000_000, (8, 9))
-    machine = Machine(128_000_000_000, 128_000_000_000, gpu)
+    gpu = Gpu("RTX 4090", (8, 9), 25_000_000_000, 24_500_000_000)
+    machine = Machine(gpu, 128_000_000_000, 128_000_000_000)
     own, plain = (
         placement.plan([as_model(one, [])], machine) for one in (checkpoint, released("Qwen/Qwen-Image"))
     )
