@@ -7,7 +7,7 @@ functions: import it inside functions. Knows nothing of plans and models.
 
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -15,6 +15,7 @@ from ..checkpoints.encoded import EncodedWeight
 from ..errors import LoadError
 from .reader import PlainReader, WeightReader
 
+MAX_NUMBERS = 1 << 23  # that are unpacked at once: diffusers' functions take several copies of them
 Unpack = Callable[[torch.Tensor, int, int, torch.dtype], torch.Tensor]  # blocks, their numbers and bytes, dtype
 
 
@@ -61,5 +62,9 @@ def unpack(stored: torch.Tensor, encoding: str) -> torch.Tensor:
     kind = gguf.GGMLQuantizationType[encoding]
     numbers, size = gguf.GGML_QUANT_SIZES[kind]
     unpack_blocks = cast(Unpack, gguf_utils.dequantize_functions[kind])
-    blocks: Any = stored.reshape(-1, size)
-    return unpack_blocks(blocks, numbers, size, torch.float32).reshape(-1)
+    blocks = stored.reshape(-1, size)
+    unpacked = torch.empty((len(blocks), numbers), device=stored.device)
+    step = max(1, MAX_NUMBERS // numbers)
+    for start in range(0, len(blocks), step):
+        unpacked[start : start + step] = unpack_blocks(blocks[start : start + step], numbers, size, torch.float32)
+    return unpacked.reshape(-1)

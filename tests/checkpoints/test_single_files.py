@@ -184,9 +184,7 @@ def test_the_20b_transformer_is_planned_from_the_header_of_a_sparse_file(tmp_pat
     checkpoint = composed.with_transformer(released("Qwen/Qwen-Image"), stored, source)
     gpu = Gpu("RTX 4090", (8, 9), 25_000_000_000, 24_500_000_000)
     machine = Machine(gpu, 128_000_000_000, 128_000_000_000)
-    own, plain = (
-        placement.plan([as_model(one, [])], machine) for one in (checkpoint, released("Qwen/Qwen-Image"))
-    )
+    own, plain = (placement.plan([as_model(one, [])], machine) for one in (checkpoint, released("Qwen/Qwen-Image")))
     assert (own.precision, own.table, own.weight_bytes) == (plain.precision, plain.table, plain.weight_bytes)
 
 
@@ -243,7 +241,9 @@ def test_a_gguf_type_that_is_not_read_is_refused_by_the_tensor_s_name(weights, t
         numbers = weight.float().numpy()
         packed = name == "transformer_blocks.1.img_mlp.net.2.weight"
         kind = GGMLQuantizationType.TQ2_0 if packed else GGMLQuantizationType.F32
-        writer.add_tensor(name, quants.quantize(numbers, kind) if packed else numpy.ascontiguousarray(numbers), None, kind)
+        writer.add_tensor(
+            name, quants.quantize(numbers, kind) if packed else numpy.ascontiguousarray(numbers), None, kind
+        )
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
     reason = refusal_of(tmp_path / "tq.gguf")
@@ -273,7 +273,9 @@ def test_scales_of_the_wrong_shape_are_refused_by_name(weights, tmp_path, refusa
 
 
 def test_a_scale_that_no_weight_has_is_refused(weights, tmp_path, refusal_of):
-    file = files.write_plain(weights, tmp_path / "a.safetensors", **{"transformer_blocks.0.oops.weight_scale": torch.ones(1)})
+    file = files.write_plain(
+        weights, tmp_path / "a.safetensors", **{"transformer_blocks.0.oops.weight_scale": torch.ones(1)}
+    )
     assert "transformer_blocks.0.oops.weight_scale, and no transformer_blocks.0.oops.weight" in refusal_of(file)
     file = files.write_plain(weights, tmp_path / "b.safetensors", **{f"{LAYER}.weight_scale": torch.ones(1)})
     assert f"{LAYER}.weight is BF16 and needs no scale" in refusal_of(file)
@@ -281,7 +283,9 @@ def test_a_scale_that_no_weight_has_is_refused(weights, tmp_path, refusal_of):
 
 def test_other_formats_of_comfyui_are_refused_by_name(weights, tmp_path, refusal_of):
     text = torch.frombuffer(bytearray(b'{"format": "mxfp8"}'), dtype=torch.uint8)
-    file = files.write_plain(weights, tmp_path / "mx.safetensors", torch.float8_e4m3fn, **{f"{LAYER}.comfy_quant": text})
+    file = files.write_plain(
+        weights, tmp_path / "mx.safetensors", torch.float8_e4m3fn, **{f"{LAYER}.comfy_quant": text}
+    )
     assert f"{LAYER}.weight by ComfyUI's mxfp8, which is not read" in refusal_of(file)
     layers = {f"{files.PREFIX}{LAYER}": {"format": "nvfp4"}}
     metadata = {"_quantization_metadata": json.dumps({"layers": layers})}

@@ -2,17 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks import single_files
 from benchmarks.measure import community_files as files
 
-from ..conftest import place_by, respond, run
+from ..conftest import as_text, only_proved, place_by, respond, run
+from ..support.control_plane import ControlPlane, WorkerProcess, addresses
 from ..support.local_hub import LocalHub
+from ..support.stored_quantized import store_transformer_nf4
 
-FIELDS = {"prompt": "a large red circle on a blue background", "width": 256, "height": 256, "num_inference_steps": 2}
+FIELDS = {"prompt": "a large red circle on a blue background", "width": 256, "height": 256, "num_inference_steps": 1}
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +92,6 @@ def test_fp8_with_scales_is_kept_as_it_is_in_an_fp8_plan(weights, worker_with, t
 @pytest.mark.parametrize("kind", ["scale_weight", "Q4_0"])
 def test_the_modulation_table_is_made_of_decoded_weights(weights, worker_with, tmp_path, kind):
     """Its pictures are those of the modulation's own layers."""
-    from dataclasses import replace
-
     file = tmp_path / "file"
     files.write_gguf(weights, file, kind) if kind == "Q4_0" else files.write_scaled(weights, file, kind)
     worker = worker_with(file.rename(f"{file}.{'gguf' if kind == 'Q4_0' else 'safetensors'}"), QWEN_PRECISION="bf16")
@@ -112,7 +116,7 @@ def test_a_reader_that_fails_gives_way_to_the_plain_one(weights, worker_with, tm
     worker = worker_with(file)
     reply = drawn(worker, seed=2)
     assert reply["image"] == expected
-    assert "no thread can be had" in health_of(worker)["stood_down"]["reader of transformer"]
+    assert "no thread can be had" in health_of(worker)["stood_down"]["reader/transformer"]
 
 
 def test_a_file_with_fewer_layers_draws(weights, worker_with, tmp_path):
@@ -137,15 +141,48 @@ def test_a_folder_that_a_missing_library_has_quantized_is_refused_by_the_library
     assert "model_unavailable" in error and "modelopt" in error and "not installed" in error
 
 
+def test_a_folder_that_bitsandbytes_has_quantized_draws_as_it_is_stored(tiny, worker_with, bare_base, tmp_path):
+    shutil.copytree(tiny / "generate", tmp_path / "stored")
+    store_transformer_nf4(tmp_path / "stored")
+    worker = worker_with(tmp_path / "stored/transformer", QWEN_IMAGE_MODEL=str(bare_base))
+    drawn(worker)
+    about = health_of(worker)
+    assert about["transformer"]["kind"] == "bitsandbytes in 4 bits" and "transformer as it is stored" in about["plan"]
+    assert type(loaded_model(worker).transformer_blocks[0].attn.to_q).__name__ == "Linear4bit"
+
+
+def test_single_files_are_judged_like_the_checkpoint_s_own_transformer(sample):
+    """The figures of a larger sample are in benchmarks/results/single_files.json."""
+    kinds = ["bf16", *sample(["fp8 scale_weight", "Q4_0"], list(single_files.KINDS)[1:])]
+    rows = {row["file"]: row for row in single_files.rows(SimpleNamespace(prompts=sample(2, 24), kinds=kinds))}
+    for kind in kinds[1:]:
+        assert rows["bf16"]["all"] - rows[kind]["all"] <= 5, rows
+        assert rows[kind]["PSNR"] > sample(20, 25), rows
+
+
+@only_proved
+def test_the_sdk_s_own_loop_draws_with_a_file_and_ends_with_the_reason_of_one_that_is_none(
+    weights, environment, web, tmp_path
+):
+    file = files.write_gguf(weights, tmp_path / "q8.gguf", "Q8_0")
+    plane = ControlPlane()
+    settings = {"QWEN_IMAGE_TRANSFORMER": str(file), "QWEN_FALLBACK": "forbid"}
+    with WorkerProcess(environment(**settings, **addresses(web(plane)))):
+        plane.put("first", FIELDS)
+        assert plane.result("first")["output"]["metadata"]["backend"] == "qwen-image"
+        file.write_bytes(file.read_bytes()[:1000])
+    with WorkerProcess(environment(**settings, **addresses(web(plane)))):
+        plane.put("second", FIELDS)
+        assert "q8.gguf is corrupt or cut short" in plane.result("second")["error"]
+
+
 def test_an_edit_model_takes_one_too_and_shares_the_rest(tiny, cold_worker, tmp_path):
-    from ..conftest import file_of, text_of
-    from PIL import Image
 
     files_of_edit = files.weights_of(tiny / "edit")
     file = files.write_gguf(files_of_edit, tmp_path / "edit.gguf", "Q8_0")
     worker = cold_worker(QWEN_EDIT_TRANSFORMER=str(file), QWEN_FALLBACK="forbid")
     drawn(worker)
-    picture = text_of(file_of(Image.new("RGB", (256, 256), "white")))
+    picture = as_text(Image.new("RGB", (256, 256), "white"))
     edit = run(worker, {"task": "edit", "image": picture, "prompt": "make it red", "num_inference_steps": 1})
     assert "error" not in edit
     about = {model["class"]: model for model in run(worker, {"task": "health"})["output"]["models"]}
@@ -192,9 +229,7 @@ def test_a_hub_s_file_is_drawn_with_and_the_base_s_own_transformer_is_not_fetche
     assert served.paths == []  # the cache serves both
 
 
-def test_a_hub_s_file_that_is_none_is_refused_by_its_header_before_it_is_fetched(
-    tiny, worker_with, hub_of, tmp_path
-):
+def test_a_hub_s_file_that_is_none_is_refused_by_its_header_before_it_is_fetched(tiny, worker_with, hub_of, tmp_path):
     (tmp_path / "repo").mkdir()
     flux = {f"double_blocks.{n}.img_attn.qkv.weight": torch.zeros(512, 1024) for n in range(4)}
     files.write_plain(flux, tmp_path / "repo/flux.safetensors", prefix="")

@@ -99,10 +99,9 @@ def test_a_scale_that_is_no_number_is_refused_by_the_weight_s_name(tmp_path, val
 
 def test_the_first_rows_of_a_weight_are_those_of_its_scales_too(tmp_path):
     weight = encoded(tmp_path, (4, 6), (4, 1))
-    sized = EncodedWeight(
-        weight.name, weight.shape, weight.encoding,
-        (StoredTensor("a.weight", tmp_path, 100, 24, "F8_E4M3", (4, 6)), StoredTensor("s", tmp_path, 8, 16, "F32", (4, 1))),
-    )  # fmt: skip
+    values = StoredTensor("a.weight", tmp_path, 100, 24, "F8_E4M3", (4, 6))
+    scales = StoredTensor("a.scale_weight", tmp_path, 8, 16, "F32", (4, 1))
+    sized = EncodedWeight(weight.name, weight.shape, weight.encoding, (values, scales))
     first, scale = sized.first_rows(2).tensors
     assert (first.start, first.size, first.shape) == (100, 12, (2, 6))
     assert (scale.start, scale.size, scale.shape) == (8, 8, (2, 1))
