@@ -68,9 +68,14 @@ def attach(model: str, source: TransformerSource, roots: Iterable[Path], scratch
 
 def download(checkpoint: Checkpoint, model: str, roots: Iterable[Path]) -> None:
     """Have the base of a hub's checkpoint on this machine, without the weights of its own transformer. `LoadError`."""
-    if find_folder(model, roots, without=(COMPONENT,)) is None:
+    if not is_base_here(model, roots):
         left_out = ["*/*/*", f"{COMPONENT}/*.safetensors*"]
         remote.download_files(checkpoint.name, model.partition("@")[2] or None, READ_FILES, left_out)
+
+
+def is_base_here(model: str, roots: Iterable[Path]) -> bool:
+    """Whether the base is on this machine, but for the weights of its transformer. Raises `LoadError`."""
+    return find_folder(model, roots, without=(COMPONENT,)) is not None
 
 
 def read_stored(source: TransformerSource, base_config: Json) -> StoredTransformer:

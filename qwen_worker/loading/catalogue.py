@@ -3,7 +3,9 @@
 Knows nothing of where a model goes and how it is loaded.
 """
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +31,7 @@ class Catalogue:
         self.settings = settings
         self.checkpoints: dict[str, Checkpoint] = {}  # by model setting, once they are located
         self.sources: dict[str, TransformerSource] = {}  # by model setting: of transformers from elsewhere
-        self.scratch: tempfile.TemporaryDirectory[str] | None = None  # of links and headers, for as long as this lives
+        self.scratch: Path | None = None  # a folder of links and headers, for as long as this lives
         # What is being downloaded, the bytes of its weights, and how many of them are on the disk.
         self.download: tuple[int, Callable[[], int]] | None = None
 
@@ -86,8 +88,10 @@ class Catalogue:
 
     def with_transformer(self, model: str, text: str) -> Checkpoint:
         """The model with the transformer that the setting's text names. Downloads no weights. Raises `LoadError`."""
-        self.scratch = self.scratch or tempfile.TemporaryDirectory(prefix="qwen-image-")
-        scratch, roots = Path(self.scratch.name), self.settings.QWEN_MODEL_ROOTS
+        if self.scratch is None:
+            self.scratch = Path(tempfile.mkdtemp(prefix="qwen-image-"))
+            weakref.finalize(self, shutil.rmtree, self.scratch, ignore_errors=True)
+        scratch, roots = self.scratch, self.settings.QWEN_MODEL_ROOTS
         if model not in self.sources:
             self.sources[model] = transformer_source.locate(text, roots, scratch)
         return composed.attach(model, self.sources[model], roots, scratch)
@@ -96,17 +100,22 @@ class Catalogue:
         """The task's checkpoint, its files on this machine. Raises `LoadError`, as where the disk is too small."""
         checkpoint, model = self.locate(task), self.model_for(task)
         source = self.sources.get(model)
-        own = [component for component in WEIGHTS if not (source and component == "transformer")]
+        own = WEIGHTS
+        if source:
+            is_here = composed.is_base_here(model, self.settings.QWEN_MODEL_ROOTS)
+            own = () if is_here else tuple(name for name in WEIGHTS if name != composed.COMPONENT)
         needed_bytes = sum(checkpoint.parameters.get(component, 0) for component in own) * 2  # bfloat16
         needed_bytes += sum(checkpoint.packed.get(component, 0) for component in own)
-        needed_bytes += source.size if source else 0
+        source_bytes = source.size if source else 0
 
         def fetched_bytes() -> int:
-            return remote.fetched_bytes(checkpoint) + (transformer_source.fetched_bytes(source) if source else 0)
+            """A repository's folder in the cache may hold more than what is needed of it."""
+            fetched_source_bytes = transformer_source.fetched_bytes(source) if source else 0
+            return min(remote.fetched_bytes(checkpoint), needed_bytes) + min(fetched_source_bytes, source_bytes)
 
-        missing_bytes = max(0, needed_bytes - fetched_bytes())
+        missing_bytes = max(0, needed_bytes + source_bytes - fetched_bytes())
         require_disk(checkpoint.name, missing_bytes, free_disk_bytes(hub_cache_folder()))
-        self.download = needed_bytes, fetched_bytes
+        self.download = needed_bytes + source_bytes, fetched_bytes
         try:
             self.checkpoints[model] = checkpoint = self.download_all(checkpoint, model)
         finally:
@@ -126,8 +135,8 @@ class Catalogue:
         """Bytes that are on the disk of what is being downloaded, and of how many; {} where nothing is."""
         if not (download := self.download):
             return {}
-        needed_bytes, fetched_bytes = download
-        return {"bytes": min(fetched_bytes(), needed_bytes), "total_bytes": needed_bytes}
+        total_bytes, fetched_bytes = download
+        return {"bytes": fetched_bytes(), "total_bytes": total_bytes}
 
 
 def is_same_model(model: str, other: str) -> bool:
