@@ -23,7 +23,7 @@ DEFAULTS_2_1 = {
     "patch_size": 1, "in_channels": 64, "out_channels": 64, "num_layers": 32, "attention_head_dim": 128,
     "num_attention_heads": 32, "context_in_dim": 4096, "mlp_ratio": 3,
 }  # fmt: skip
-MAX_SIZE = 1_000_000  # of any number in a config: larger ones are damage
+MAX_SIZE, MAX_LAYERS = 1_000_000, 1000  # of any number in a config: larger ones are damage
 # What a class computes by itself, and other tools have stored.
 COMPUTED = re.compile(r"(^|\.)(pos_embed\.|(pos|neg)_freqs$)")
 
@@ -64,8 +64,8 @@ def size_of(config: Json, name: str, default: int) -> int:
     value: Any = config.get(name, default)
     if value is None and name == "out_channels":
         value = config.get("in_channels", default)
-    if type(value) is not int or not 0 < value < MAX_SIZE:
-        raise LoadError(f"transformer/config.json is corrupt: {name} is {str(cast(object, value))[:40]}")
+    if type(value) is not int or not 0 < value < (MAX_LAYERS if name == "num_layers" else MAX_SIZE):
+        raise LoadError(f"a transformer with a {name} of {str(cast(object, value))[:40]} is none that can be loaded")
     return value
 
 

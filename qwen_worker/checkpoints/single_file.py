@@ -108,7 +108,7 @@ def read(file: Path, label: str) -> SingleFile:
         scaled = " with scales" * any(weight.has_scale for weight in weights)
         kind = ", ".join(WORDS[name] + scaled * (name in FP8) for name in by_size(weights))
     layers = {int(match[1]) for weight in weights if (match := BLOCK.match(weight.name))}
-    config: Json = {"num_layers": max(layers) + 1}
+    config: Json = {"num_layers": max(layers, default=-1) + 1}
     if ZERO_TIMESTEP_MARK in names:
         config["zero_cond_t"] = True
     by_name = {part.name: part for weight in weights for part in split_fused(weight)}
@@ -134,8 +134,8 @@ def plain_names(names: Iterable[str], label: str, architecture: str = "") -> dic
             raise LoadError(f"{label} holds {found[:120]} and is {words}")
     if not any(BLOCK.match(name) for name in plain) or not {"img_in.weight", "proj_out.weight"} <= plain.keys():
         says = f", by its own words of the architecture {architecture}" if architecture else ""
-        example = f", but {min(plain)[:120]}" if plain else ""
-        raise LoadError(f"{label} is no transformer of Qwen-Image{says}: it holds no img_in.weight{example}")
+        example = min(plain)[:120] if plain else "no tensors"
+        raise LoadError(f"{label} is no transformer of Qwen-Image{says}: it holds {example}")
     return plain
 
 

@@ -328,3 +328,9 @@ def test_a_file_that_lacks_weights_or_has_other_shapes_is_refused(weights, tmp_p
 def test_what_is_no_such_file_is_refused(tmp_path, refusal_of, content):
     (tmp_path / "a.gguf").write_bytes(content)
     assert re.match(r"a\.gguf is corrupt|a\.gguf has a header", refusal_of(tmp_path / "a.gguf"))
+
+
+def test_a_layer_s_number_beyond_any_model_s_is_refused_at_once(weights, tmp_path, refusal_of):
+    far = {"transformer_blocks.900000.attn.to_q.weight": torch.zeros(128, 128)}
+    reason = refusal_of(files.write_plain(weights, tmp_path / "far.safetensors", **far))
+    assert reason == "a transformer with a num_layers of 900001 is none that can be loaded"
