@@ -20,6 +20,7 @@ BENCHMARKS = {
     "costs": "the page of cards: seconds and dollars a picture, from what fit and speed have recorded",
     "matching": "edits that lie on their input: framing, shifts and scales, colours",
     "rounds": "what ten edits one after another leave of a picture, with masks and without",
+    "single_files": "what single files of a transformer, in fp8 and GGUF, do to the pictures of the tiny checkpoint",
     "quality": "what each precision and each preset does to the pictures of the tiny checkpoint",
 }
 PACKAGES = ("torch", "diffusers", "transformers", "pillow")

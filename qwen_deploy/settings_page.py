@@ -30,8 +30,10 @@ variable that begins with `QWEN_` and is no setting is named in the log, with th
 # By section: where it is explained, and its settings in order.
 SECTIONS = {
     "Models and memory": (
-        "[Models and weights](operating.md#models-and-weights), [Memory](operating.md#memory)",
-        ["QWEN_IMAGE_MODEL", "QWEN_EDIT_MODEL", "QWEN_TASKS", "QWEN_MODEL_ROOTS", "QWEN_PRECISION", "QWEN_SAVINGS",
+        "[Models and weights](operating.md#models-and-weights), [Single files](models.md#single-files), "
+        "[Memory](operating.md#memory)",
+        ["QWEN_IMAGE_MODEL", "QWEN_EDIT_MODEL", "QWEN_IMAGE_TRANSFORMER", "QWEN_EDIT_TRANSFORMER", "QWEN_TASKS",
+         "QWEN_MODEL_ROOTS", "QWEN_PRECISION", "QWEN_SAVINGS",
          "QWEN_VRAM_GB"],
     ),
     "Loading": (

@@ -85,6 +85,17 @@ class ModelSettings(BaseSettings):
     QWEN_EDIT_MODEL: str = Field(
         default="Qwen/Qwen-Image-Edit", description="The checkpoint for edits: a hub id, id@revision, or a folder."
     )
+    QWEN_IMAGE_TRANSFORMER: str | None = Field(
+        default=None,
+        description=(
+            "A transformer in the place of QWEN_IMAGE_MODEL's own, whose other parts are used: a .safetensors or .gguf "
+            "file, ORG/NAME/FILE of the hub, the folder of a transformer here or on the hub, or a URL."
+        ),
+    )
+    QWEN_EDIT_TRANSFORMER: str | None = Field(
+        default=None,
+        description="A transformer in the place of QWEN_EDIT_MODEL's own, named like QWEN_IMAGE_TRANSFORMER.",
+    )
     QWEN_TASKS: Annotated[frozenset[Role], NoDecode] = Field(
         default=frozenset(Role),
         min_length=1,

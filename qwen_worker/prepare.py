@@ -163,7 +163,8 @@ def write_files(checkpoint: Checkpoint, plan: Plan, target: Path) -> prepared.Ma
     """Write everything but the manifest, which is returned."""
     folder = checkpoint.local_folder
     digests = {name: component_digest(folder / name) for name in SHAREABLE if (folder / name).is_dir()}
-    source = {key: value for key, value in asdict(replace(checkpoint, digests=digests)).items() if key != "folder"}
+    facts = asdict(replace(checkpoint, digests=digests))
+    source = {key: value for key, value in facts.items() if key not in ("folder", "transformer")}
     sample = prepared.weights_sample(folder)
     for name in ("model_index.json", *checkpoint.pipeline_class.components):
         link_or_copy(folder / name, target / name)

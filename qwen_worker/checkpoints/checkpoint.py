@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -45,6 +46,16 @@ from .stored_quantization import plain_tensors, stored_quantization
 
 
 @dataclass(frozen=True)
+class OtherTransformer:
+    """A transformer that stands in the place of a checkpoint's own, as `health` tells of it."""
+
+    label: str  # as a caller may see it: the hub's path, or a file's last two names
+    kind: str  # how its weights are stored
+    revision: str  # a commit, or a digest of its header
+    size: int  # bytes of its weights, or of its file
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """One checkpoint. `folder` is None as long as its files are not on this machine."""
 
@@ -63,6 +74,7 @@ class Checkpoint:
     warning: str | None = None  # for its replies, where it draws far less than Qwen's checkpoints
     stored_bytes: int = 0  # of its weight files on the hub; 0 where no listing says it
     schedule: tuple[float, ...] = ()  # the sigmas that its files fix (`makers.read_schedule`)
+    transformer: OtherTransformer | None = None  # None for its own
 
     @property
     def pipeline_class(self) -> PipelineClass:
@@ -121,8 +133,11 @@ def released(model: str) -> Checkpoint | None:
     return Checkpoint(hub_id, class_name, parameters, multiple, None, hub_id, revision or None, parts)
 
 
-def inspect(folder: Path) -> Checkpoint:
-    """What the folder holds, from its configs and headers. Raises `LoadError` naming the file or the class."""
+def inspect(folder: Path, without: Collection[str] = ()) -> Checkpoint:
+    """What the folder holds, from its configs and headers, of the components but those `without`.
+
+    Raises `LoadError` naming the file or the class.
+    """
     name = label_of(str(folder))
     if os.path.isfile(folder):
         raise LoadError(f"{name} is a file and no folder: {describe_contents([folder.name])}")
@@ -134,10 +149,10 @@ def inspect(folder: Path) -> Checkpoint:
         raise LoadError(f"{name} holds no model_index.json: {describe_contents(names_below(folder))}")
     index = read_json(folder, "model_index.json")
     class_name = require_class(name, index.get("_class_name"))
-    require_files(folder, class_name)
+    require_files(folder, class_name, without)
     if read_json(folder, "transformer/config.json").get("guidance_embeds"):
         raise LoadError(f"{name} is guidance-distilled (guidance_embeds), which diffusers' {class_name} cannot run")
-    shapes, packed = plain_shapes(folder)
+    shapes, packed = plain_shapes(folder, without)
     parameters = {component: sum(map(math.prod, shapes[component].values())) for component in WEIGHTS}
     multiple = size_multiple_of(class_name, read_json(folder, "vae/config.json"))
     parts = count_parts(shapes, only_text_encoder=not savings_apply(folder, class_name))
@@ -146,7 +161,9 @@ def inspect(folder: Path) -> Checkpoint:
     return replace(checkpoint, revision=folder_digest(folder), warning=limits_of(index), schedule=schedule)
 
 
-def plain_shapes(folder: Path) -> tuple[dict[str, dict[str, tuple[int, ...]]], dict[str, int]]:
+def plain_shapes(
+    folder: Path, without: Collection[str] = ()
+) -> tuple[dict[str, dict[str, tuple[int, ...]]], dict[str, int]]:
     """By component the shapes of tensors by name, and as `Checkpoint.packed` the bytes of those left out as quantized.
 
     Raises `LoadError`, also for a component that is quantized in a way that is not loaded here, or not as it says.
@@ -154,6 +171,9 @@ def plain_shapes(folder: Path) -> tuple[dict[str, dict[str, tuple[int, ...]]], d
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     packed: dict[str, int] = {}
     for component in WEIGHTS:
+        if component in without:
+            shapes[component] = {}
+            continue
         tensors = stored_tensors(folder, component)
         plain, stored = list(tensors.values()), stored_quantization(folder, component)
         require_stored_so(component, stored, tensors)
@@ -197,8 +217,11 @@ def count_parts(shapes: dict[str, dict[str, tuple[int, ...]]], only_text_encoder
     return parts
 
 
-def require_files(folder: Path, class_name: str) -> None:
-    """Refuse a folder that lacks what the class loads: libraries make do with less, and draw nonsense or fail late."""
+def require_files(folder: Path, class_name: str, without: Collection[str] = ()) -> None:
+    """Refuse a folder that lacks what the class loads: libraries make do with less, and draw nonsense or fail late.
+
+    `without`: components of which it may lack the weights.
+    """
     index = read_json(folder, "model_index.json")
     for component in (*WEIGHTS, *PIPELINE_CLASSES[class_name].components):
         entry: Any = index.get(component)
@@ -207,7 +230,8 @@ def require_files(folder: Path, class_name: str) -> None:
             raise LoadError(f"model_index.json names no library and class for {component}")
     for component in WEIGHTS:
         read_json(folder, f"{component}/config.json")
-        shards(folder, component)
+        if component not in without:
+            shards(folder, component)
     for component in PIPELINE_CLASSES[class_name].components:
         choices = NEEDED_FILES[component]
         if not any(all((folder / component / name).is_file() for name in names) for names in choices):
@@ -215,13 +239,16 @@ def require_files(folder: Path, class_name: str) -> None:
             raise LoadError(f"{label_of(str(folder))} holds no {needed} in {component}/")
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether every file is there that a load will read; an interrupted download leaves some out."""
+def is_complete(folder: Path, without: Collection[str] = ()) -> bool:
+    """Whether every file is there that a load will read, but for the weights of components `without`.
+
+    An interrupted download leaves some out.
+    """
     try:
         class_name = read_json(folder, "model_index.json").get("_class_name")
         # The checkpoint of another class is not incomplete: `inspect` refuses it by its class.
         if isinstance(class_name, str) and class_name in PIPELINE_CLASSES:
-            require_files(folder, class_name)
+            require_files(folder, class_name, without)
         return True
     except LoadError:
         return False

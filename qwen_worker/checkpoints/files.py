@@ -24,6 +24,7 @@ JSON_LIMIT = 50_000_000  # bytes; an index of the 20B transformer has a few hund
 SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"  # names of weights' files begin with these
 PREPARED_STEM = "weights"  # and in prepared checkpoints with this
+SINGLE_FILE = "single_file.json"  # beside a file that stands for a component, whose name it holds
 # ComfyUI's folders of models, as far as no checkpoint of diffusers has a folder of that name.
 COMFY_FOLDERS = {
     "checkpoints", "clip", "clip_vision", "controlnet", "diffusion_models", "embeddings", "loras", "split_files",
@@ -117,7 +118,8 @@ def describe_contents(names: Iterable[str]) -> str:
     found = ((kind, name) for kind, candidates in kinds.items() for name in candidates)
     kind, example = next(found, ("empty" if not names else "no diffusers checkpoint", ""))
     what = f"{kind} ({example[-80:]}), which the worker does not read" if example else kind
-    return f"it is {what}; what is needed is a checkpoint in diffusers' layout, such as Qwen/Qwen-Image"
+    place = ", and a transformer's file goes into QWEN_IMAGE_TRANSFORMER or QWEN_EDIT_TRANSFORMER" if example else ""
+    return f"it is {what}; what is needed is a checkpoint in diffusers' layout, such as Qwen/Qwen-Image{place}"
 
 
 def read_json(folder: Path, relative: str) -> Json:
@@ -143,6 +145,8 @@ def shards(folder: Path, component: str) -> list[Path]:
     Variants, backups and averaged weights may lie beside them. Raises `LoadError` naming the first that is missing.
     """
     place = folder / component
+    if (place / SINGLE_FILE).is_file():
+        return [place / str(read_json(folder, f"{component}/{SINGLE_FILE}").get("file"))]
     # A prepared checkpoint's weights have a name of their own, which no library reads.
     for stem in (weights_stem(component), PREPARED_STEM):
         index, single = f"{stem}{INDEX_SUFFIX}", f"{stem}{SUFFIX}"

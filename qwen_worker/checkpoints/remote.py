@@ -74,7 +74,12 @@ def read_remote(hub_id: str, name: str, commit: str) -> Json:
 
 def fetched_bytes(checkpoint: Checkpoint) -> int:
     """What an earlier download of a hub's checkpoint, whole or cut short, has left in the cache."""
-    blobs = hub_cache_folder() / f"models--{checkpoint.name.replace('/', '--')}" / "blobs"
+    return cached_bytes(checkpoint.name)
+
+
+def cached_bytes(hub_id: str) -> int:
+    """What the cache has of a repository."""
+    blobs = hub_cache_folder() / f"models--{hub_id.replace('/', '--')}" / "blobs"
     return sum(map(size_of, blobs.iterdir())) if blobs.is_dir() else 0
 
 

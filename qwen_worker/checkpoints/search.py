@@ -4,7 +4,7 @@ Knows nothing of what a folder holds (`checkpoint.py`), and opens no socket.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +20,24 @@ def find(model: str, roots: Iterable[Path]) -> Checkpoint | None:
 
     None where it is not here. Raises `LoadError` where a folder is there and is not a checkpoint that can be served.
     """
+    if (found := find_folder(model, roots)) is None:
+        return None
+    folder, hub_id, commit = found
+    checkpoint = inspect(folder)
+    return replace(checkpoint, name=hub_id or checkpoint.name, hub_id=hub_id, revision=commit or checkpoint.revision)
+
+
+def find_folder(
+    model: str, roots: Iterable[Path], without: Collection[str] = ()
+) -> tuple[Path, str | None, str | None] | None:
+    """(folder, hub id, commit) of a checkpoint on this machine, which may lack the weights of components `without`.
+
+    None where it is not here. Raises `LoadError` for what is no hub id.
+    """
     if is_folder(model):
-        return inspect(Path(model).expanduser())
-    hub_id = model.partition("@")[0]
-    for folder, commit in hub_folders(model, roots):
-        if is_complete(folder):
-            checkpoint = inspect(folder)
-            return replace(checkpoint, name=hub_id, hub_id=hub_id, revision=commit or checkpoint.revision)
-    return None
+        return Path(model).expanduser(), None, None
+    whole = ((folder, commit) for folder, commit in hub_folders(model, roots) if is_complete(folder, without))
+    return next(((folder, model.partition("@")[0], commit) for folder, commit in whole), None)
 
 
 def hub_folders(model: str, roots: Iterable[Path]) -> Iterator[tuple[Path, str | None]]:

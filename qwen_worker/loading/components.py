@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.classes import PART_PATTERNS, WEIGHTS
+from ..checkpoints.files import SINGLE_FILE
 from ..checkpoints.stored_quantization import StoredQuantization, stored_quantization
 from ..errors import LoadError
 from ..memory.failures import Failure, attempt
@@ -112,7 +113,7 @@ def load_component(
     if stored and not (library == "diffusers" and stored == READ_QUANTIZED and reading.threads):
         with reading.stopwatch("read"):
             return load_stored_quantized(component_class, library, folder, plan, stored)
-    if not reading.threads:
+    if not reading.threads and not (folder / SINGLE_FILE).is_file():  # which no library reads into a plan
         with reading.stopwatch("read"):
             return load_by_library(component_class, library, folder, plan)
     return read_component(component_class, library, folder, plan, reading)

@@ -3,7 +3,7 @@
 Knows nothing of how it was loaded, nor of what is drawn by it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..checkpoints.checkpoint import Checkpoint
@@ -68,6 +68,7 @@ class LoadedPipeline:
             "model": self.checkpoint.name,
             "revision": self.checkpoint.revision,
             "class": self.checkpoint.class_name,
+            "transformer": asdict(other) if (other := self.checkpoint.transformer) else None,
             "device": self.plan.device,
             "precision": self.plan.precision.value,
             "plan": str(self.plan),

@@ -221,6 +221,8 @@ class Pipelines:
 
     def find_prepared(self, checkpoint: Checkpoint, plan: Plan) -> tuple[Path | None, str]:
         """The prepared checkpoint to load in the checkpoint's place, if any, and its name or why there is none."""
+        if checkpoint.transformer:
+            return None, f"not looked for: the transformer is {checkpoint.transformer.label}"
         if not self.settings.QWEN_LOAD_THREADS:
             return None, "not looked for: QWEN_LOAD_THREADS=0"
         roots, gpu = self.settings.QWEN_MODEL_ROOTS, read_machine().gpu

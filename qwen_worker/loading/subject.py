@@ -5,11 +5,11 @@ Imports torch inside functions. Knows nothing of what is compared.
 
 import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.files import StoredTensor, stored_tensors
+from ..checkpoints.single_file import weights_of
 from ..memory.footprint import Plan
 from ..model_settings import LOAD_THREADS, Saving
 from ..speed.speedups import Speed
@@ -80,16 +80,11 @@ class Subject:
 
         Raises `LoadError`.
         """
+        from ..weights import decoding
         from ..weights.reader import WeightReader
 
         folder = self.checkpoint.folder
-        stored = stored_tensors(folder, component) if folder else {}
-        wanted = [first_rows(stored[name]) for name in names if name in stored]
-        with WeightReader(wanted, "cpu", LOAD_THREADS) as reader:
-            return {tensor.name: reader.pop(tensor.name).to(self.plan.device).float() for tensor in wanted}
-
-
-def first_rows(tensor: StoredTensor) -> StoredTensor:
-    count = min(FEATURES, tensor.shape[0])
-    size = tensor.size // tensor.shape[0] * count
-    return replace(tensor, shape=(count, *tensor.shape[1:]), size=size, checksum=None)
+        stored = weights_of(folder, component) if folder else {}
+        wanted = [stored[name].first_rows(FEATURES) for name in names if name in stored]
+        with WeightReader([tensor for weight in wanted for tensor in weight.tensors], "cpu", LOAD_THREADS) as reader:
+            return {weight.name: decoding.read(reader, weight).to(self.plan.device).float() for weight in wanted}

@@ -81,6 +81,18 @@ def weight_quantizer(component: str, precision: Precision, device: str) -> Calla
     return quantize
 
 
+def keep_fp8(model: torch.nn.Module, name: str, values: torch.Tensor, scales: torch.Tensor | None) -> None:
+    """Have a matrix that has just been quantized to fp8 hold the numbers that it came from, which were fp8 (e4m3).
+
+    Quantized anew they would be rounded a second time. `values`: (rows, columns); `scales`: (rows, 1) in float32, None
+    for 1. A weight that is not quantized, or to another precision, stays as it is.
+    """
+    weight: Any = model.get_parameter(name).data
+    if getattr(getattr(weight, "qdata", None), "dtype", None) is values.dtype and weight.qdata.shape == values.shape:
+        weight.qdata.copy_(values)
+        weight.scale.copy_(scales if scales is not None else torch.ones_like(weight.scale))
+
+
 def is_matrix(module: torch.nn.Module, component: str, path: str) -> TypeGuard[torch.nn.Linear]:
     """Whether the module at `path` of a component is a linear layer that is quantized."""
     return type(module) is torch.nn.Linear and not any(kept in path for kept in KEPT[component])

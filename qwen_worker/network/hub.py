@@ -92,7 +92,7 @@ def download_file(hub_id: str, name: str, commit: str, cache: Path) -> Path:
 
 
 def read_start(hub_id: str, name: str, commit: str, count: int) -> bytes:
-    """The first `count` bytes of a file of a repository, and no more of it. Raises `LoadError`."""
+    """The first `count` bytes of a file of a repository at a commit, and no more of it. Raises `LoadError`."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import (
         build_hf_headers,  # pyright: ignore[reportUnknownVariableType]  an option is any dict
@@ -100,9 +100,13 @@ def read_start(hub_id: str, name: str, commit: str, count: int) -> bytes:
         hf_raise_for_status,
     )
 
-    headers = build_hf_headers() | {"Range": f"bytes=0-{count - 1}"}
-    url, start = hf_hub_url(hub_id, name, revision=commit, endpoint=hub_endpoint()), b""
-    with explain_errors(hub_id), get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
+    # If the server compressed the file, its bytes would not be those of the header.
+    headers = build_hf_headers() | {"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
+    url, start = hf_hub_url(hub_id, name, revision=commit, endpoint=hub_endpoint()), bytearray()
+    with (
+        explain_errors(f"{hub_id}/{name}"),
+        get_session().stream("GET", url, headers=headers, follow_redirects=True) as response,
+    ):
         if response.is_error:  # whose body says why
             response.read()
         hf_raise_for_status(response)
@@ -110,4 +114,4 @@ def read_start(hub_id: str, name: str, commit: str, count: int) -> bytes:
             start += piece
             if len(start) >= count:
                 break
-    return start[:count]
+    return bytes(start[:count])

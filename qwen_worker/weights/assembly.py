@@ -9,7 +9,7 @@ Imports torch: import it inside functions. Knows nothing of plans.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,20 +17,27 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.encoded import EncodedWeight
 from ..checkpoints.files import StoredTensor, stored_tensors
+from ..checkpoints.single_file import weights_of
 from ..errors import LoadError
+from ..model.quantization import keep_fp8
 from ..stopwatch import Stopwatch
+from . import decoding
 from . import quantized as quantized_weights
 from .known import require_known
 from .quantized import QuantizedEntry
-from .reader import WeightReader
+from .reader import PlainReader, WeightReader
 
 ALLOCATOR_BLOCK = 512  # bytes, to which the card's allocator rounds up
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a model goes and how it gets there. `pinned`: into host memory that a card will fetch from."""
+    """Where a model goes and how it gets there. `pinned`: into host memory that a card will fetch from.
+
+    `threads`: 0 for one read after another in the calling thread.
+    """
 
     device: str
     dtype: torch.dtype
@@ -38,7 +45,9 @@ class Target:
     pinned: bool = False
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
-    def reader(self, wanted: list[StoredTensor]) -> WeightReader:
+    def reader(self, wanted: list[StoredTensor]) -> WeightReader | PlainReader:
+        if not self.threads:
+            return PlainReader(wanted, self.device)
         return WeightReader(wanted, self.device, self.threads, self.pinned)
 
     def wait(self) -> None:
@@ -58,23 +67,22 @@ def diffusers_model(
     """
     with target.stopwatch("build"), make_empty(target.dtype):
         model = kind.from_config(kind.load_config(folder, local_files_only=True))
-    tensors = stored_tensors(folder.parent, folder.name)
-    quantized = quantized_weights.read_entries(folder) or quantized_weights.entries_of(tensors)
+    weights = weights_of(folder.parent, folder.name)
+    quantized = quantized_weights.read_entries(folder) or quantized_weights.entries_of(weights)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    require_tensors(folder.name, shapes, tensors, quantized)
+    require_tensors(folder.name, shapes, weights, quantized)
     parts = {part for entry in quantized.values() for part in entry["tensors"]}
-    require_known(folder.name, kind, (name for name in tensors if name not in shapes and name not in parts))
-    wanted = [tensor for tensor in tensors.values() if tensor.name in shapes or tensor.name in parts]
-    if not quantize:
-        reserve_memory(wanted, target.device)
-    with target.reader(wanted) as reader:
-        for name in (tensor.name for tensor in wanted if tensor.name in shapes and tensor.name not in quantized):
-            with target.stopwatch("read"):
-                tensor = reader.pop(name)
-            set_tensor(model, name, cast_for(kind, name, tensor, target.dtype))
-            if quantize:
-                with target.stopwatch("quantize"):
-                    quantize(model, name)
+    require_known(folder.name, kind, (name for name in weights if name not in shapes and name not in parts))
+    wanted = [weight for weight in weights.values() if weight.name in shapes or weight.name in parts]
+    stored = [tensor for weight in wanted for tensor in weight.tensors]
+    if not quantize and all(weight.is_plain for weight in wanted):
+        reserve_memory(stored, target.device)
+    with target.reader(stored) as reader:
+        for weight in wanted:
+            if weight.name in shapes and weight.name not in quantized:
+                with target.stopwatch("read"):
+                    tensors = decoding.pop(reader, weight)
+                set_weight(model, kind, weight, tensors, target, quantize)
         set_quantized(model, quantized, reader, target)
         with target.stopwatch("read"):
             reader.verify()
@@ -83,6 +91,25 @@ def diffusers_model(
             module._buffers[name] = buffer if buffer is None else buffer.to(target.device)
     target.wait()
     return model.eval()
+
+
+def set_weight(
+    model: torch.nn.Module,
+    kind: Any,
+    weight: EncodedWeight,
+    tensors: Sequence[torch.Tensor],
+    target: Target,
+    quantize: Callable[[torch.nn.Module, str], None] | None,
+) -> None:
+    """Give a weight its value, in the target's dtype and perhaps quantized. `tensors`: as `decoding.pop` gives them."""
+    with target.stopwatch("read"):
+        value = cast_for(kind, weight.name, decoding.decode(weight, tensors), target.dtype)
+        set_tensor(model, weight.name, value)
+    if quantize:
+        with target.stopwatch("quantize"):
+            quantize(model, weight.name)
+            if weight.encoding == "F8_E4M3":
+                keep_fp8(model, weight.name, tensors[0], decoding.scales_of(weight, tensors))
 
 
 def transformers_model(
@@ -127,7 +154,7 @@ def transformers_model(
 class UnreadTensor:
     """Stands in a state dict for a tensor that is read when the library slices it, as it slices safetensors files."""
 
-    def __init__(self, reader: WeightReader, name: str, stopwatch: Stopwatch):
+    def __init__(self, reader: WeightReader | PlainReader, name: str, stopwatch: Stopwatch):
         self.reader, self.name, self.stopwatch = reader, name, stopwatch
 
     def __getitem__(self, index: Any) -> torch.Tensor:
@@ -138,7 +165,7 @@ class UnreadTensor:
 def require_tensors(
     component: str,
     shapes: Mapping[str, tuple[int, ...]],
-    tensors: Mapping[str, StoredTensor],
+    tensors: Mapping[str, StoredTensor | EncodedWeight],
     quantized: Mapping[str, QuantizedEntry],
 ) -> None:
     """Raises `LoadError` where `tensors` lack one of the class's `shapes`, or have it in another shape."""
@@ -196,7 +223,7 @@ def set_tensor(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def set_quantized(
-    model: torch.nn.Module, quantized: Mapping[str, QuantizedEntry], reader: WeightReader, target: Target
+    model: torch.nn.Module, quantized: Mapping[str, QuantizedEntry], reader: WeightReader | PlainReader, target: Target
 ) -> None:
     """Set the weights that are stored quantized, each from several tensors."""
     for name, entry in quantized.items():

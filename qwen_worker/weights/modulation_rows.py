@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
-from ..checkpoints.files import stored_tensors, tensors_in
+from ..checkpoints.files import tensors_in
+from ..checkpoints.single_file import weights_of
 from ..errors import LoadError
 from ..model.host_memory import pinning
 from ..model.modulation import (
@@ -23,6 +24,7 @@ from ..model.modulation import (
     timestep_embedding,
 )
 from ..model_settings import LOAD_THREADS
+from . import decoding
 from .reader import WeightReader
 from .writer import save
 
@@ -44,20 +46,20 @@ def build(
     device, dtype = transformer.device, torch.bfloat16
     embed = timestep_embedding(transformer)
     conditions = [torch.nn.functional.silu(embed(value.to(device).view(1))) for value in bfloat16_timesteps()]
-    tensors = stored_tensors(folder, "transformer")
+    stored = weights_of(folder, "transformer")
     layers = [(block, number) for block in range(len(transformer.transformer_blocks)) for number in range(len(STREAMS))]
     names = {layer: parameter_names(*layer) for layer in layers}
-    if missing := [name for pair in names.values() for name in pair if name not in tensors]:
+    if missing := [name for pair in names.values() for name in pair if name not in stored]:
         raise LoadError(f"transformer/ lacks {len(missing)} of its weights, {missing[0]} among them")
-    weights = {layer: tensors[names[layer][0]] for layer in layers}
+    weights = {layer: stored[names[layer][0]].tensors[0] for layer in layers}
     layers.sort(key=lambda layer: (weights[layer].file, weights[layer].start))  # the order of the bytes on the disk
     pinned = device.type == "cuda"
     rows = pinning.empty(stored_rows_shape(transformer), dtype, pinned)
-    wanted = [tensors[name] for layer in layers for name in names[layer]]
+    wanted = [tensor for layer in layers for name in names[layer] for tensor in stored[name].tensors]
     with WeightReader(wanted, str(device), threads) as reader:
 
         def read_changed(name: str) -> torch.Tensor:
-            tensor = reader.pop(name).to(dtype)
+            tensor = decoding.read(reader, stored[name]).to(dtype)
             return tensor + changes[name].to(device, dtype) if changes and name in changes else tensor
 
         def rows_of(layer: tuple[int, int]) -> torch.Tensor:

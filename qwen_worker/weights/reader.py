@@ -16,7 +16,7 @@ from types import TracebackType
 
 import torch
 
-from ..checkpoints.files import StoredTensor
+from ..checkpoints.files import StoredTensor, explain_read_errors
 from ..errors import LoadError
 from .staging import ArrivingTensor, Piece, PieceReader, checksum_of
 
@@ -155,6 +155,40 @@ class WeightReader:
             for piece in pieces:
                 piece.tensor.missing_bytes -= piece.size
             self.changed.notify_all()
+
+
+class PlainReader:
+    """Reads a tensor when it is popped, by one plain read in the calling thread: the way without the worker's own.
+
+    A context manager as `WeightReader`.
+    """
+
+    def __init__(self, wanted: Iterable[StoredTensor], device: str):
+        self.stored = {stored.name: stored for stored in wanted}
+        self.device = device
+
+    def __enter__(self) -> "PlainReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stored.clear()
+
+    def pop(self, name: str) -> torch.Tensor:
+        """A tensor. Raises `LoadError` where the file ends before it does, or cannot be read."""
+        stored = self.stored.pop(name)
+        label = f"{stored.file.parent.name}/{stored.file.name}"
+        dtype = dtype_of(stored)
+        with explain_read_errors(label), stored.file.open("rb") as stream:
+            stream.seek(stored.start)
+            content = bytearray(stream.read(stored.size))
+        if len(content) != stored.size:
+            raise LoadError(f"{label} is corrupt: it ends before its last tensor does")
+        if not content:
+            return torch.empty(stored.shape, dtype=dtype, device=self.device)
+        return torch.frombuffer(content, dtype=dtype).reshape(stored.shape).to(self.device)
+
+    def verify(self) -> None:
+        """Nothing: only the worker's own files have checksums, and these are read by `WeightReader`."""
 
 
 def reads(tensors: Iterable[ArrivingTensor]) -> Iterator[list[Piece]]:
