@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 STEPS = {
     "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200,
-    "layered_vae": 500, "layered": 1000,
+    "layered_vae": 1300, "layered": 1000,
 }  # fmt: skip
 RATE = {
     "vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5,
-    "layered_vae": 1e-3, "layered": 1e-3,
+    "layered_vae": 2e-3, "layered": 1e-3,
 }  # fmt: skip
 GENERATE_SIZES = (
     Size(256, 256, pictures=2000, wordings=4, tokens=64, share=2),
@@ -47,10 +47,9 @@ EDIT_SIZES = (
     Size(832, 1248, pictures=30, wordings=12, tokens=192, share=1),
 )
 LAYERED_SIZES = (  # wordings do not count: captions are none of the picture's own
-    Size(640, 640, pictures=200, wordings=0, tokens=64, share=6),
-    Size(768, 512, pictures=60, wordings=0, tokens=64, share=1),
-    Size(512, 768, pictures=60, wordings=0, tokens=64, share=1),
-    Size(1024, 1024, pictures=30, wordings=0, tokens=64, share=1),
+    Size(640, 640, pictures=110, wordings=0, tokens=64, share=7),
+    Size(768, 512, pictures=20, wordings=0, tokens=64, share=1),
+    Size(512, 768, pictures=20, wordings=0, tokens=64, share=1),
 )
 MISTAKES = 0.35  # share of the last stage's captions that describe another picture
 KEPT_CHANGE = 0.7  # share of the last stage's change to the weights: with all of it the LoRA draws half as well

@@ -17,6 +17,7 @@ import torch
 
 from ..training import auxiliary, forward
 from ..world import scenes, tasks
+from ..training.auxiliary import TOKEN
 from .pools import pack
 from .transformer import (
     AUXILIARY_WEIGHT,
@@ -26,7 +27,7 @@ from .transformer import (
     token_shape,
     token_weights,
 )
-from .vae import KL_WEIGHT, decode, draw_crops, draw_pixels, encode, normalise
+from .vae import KL_WEIGHT, decode, draw_crops, encode, normalise
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
@@ -42,12 +43,14 @@ PROMPTS = 200  # kept encoded
 # Captions are another picture's, no sentence at all, or empty: a picture shows its layers itself. The model then looks
 # at the picture alone, guidance finds no difference to multiply, and the pipeline's own useless caption does no harm.
 EMPTY_CAPTIONS = 0.3
+CLEAR_WEIGHT = 0.1  # of the error of colours that may not be seen
+MARGIN = 96  # pixels around a subject that its latents depend on
 SHIFT = 3.0  # of the noise levels; the pipeline's own shift is exp(1.25) at 640 pixels
 
 
 @dataclass(frozen=True)
 class Pool:
-    """P scenes of one size: latents (P, 3, N, 64) of the whole, the background and the subject; targets of the whole."""
+    """P scenes of one size: latents (P, 3, N, 64) of whole, background and subject; targets of the whole."""
 
     width: int
     height: int
@@ -58,7 +61,7 @@ class Pool:
 
 
 def draw_layers(scene: scenes.Scene, width: int, height: int) -> torch.Tensor:
-    """The scene whole, its background and its subject, (3, 4, height, width) in [-1, 1]; opacity is the last channel."""
+    """The scene whole, its background and its subject: (3, 4, height, width) in [-1, 1], opacity the last channel."""
     whole, bare = (scenes.draw(shown, width, height) for shown in (scene, replace(scene, shape=None)))
     opaque = np.full((height, width, 1), 255, np.uint8)
     subject = np.broadcast_to(np.array(scenes.RGB[scene.colour], np.uint8), whole.shape)
@@ -103,9 +106,12 @@ def vae_loss(
         drawn = decode(vae, latents).float()
     seen = lay_over(drawn, behind) - lay_over(pixels, behind)
     difference = drawn - pixels
-    error = 0.5 * difference.abs().mean() + seen.abs().mean()
+    opacity = difference[:, 3]
+    # The colour where a layer is clear is nobody's concern, but a plain one is easier to draw over.
+    error = CLEAR_WEIGHT * difference[:, :3].abs().mean() + 0.5 * opacity.abs().mean() + seen.abs().mean()
+    squared = 0.5 * opacity.square().mean() + seen.square().mean()
     kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-    return error + 0.5 * difference.square().mean() + seen.square().mean() + KL_WEIGHT * kl, seen.abs().mean()
+    return error + squared + KL_WEIGHT * kl, seen.abs().mean()
 
 
 def lay_over(layer: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
@@ -129,23 +135,57 @@ def make_pool(vae: "AutoencoderKLQwenImage", size: "Size", seed: int) -> Pool:
     """A size's scenes, taken apart and encoded."""
     rng = Random(f"{seed} {size.width} {size.height} layers")
     drawn = [tasks.training_scene(rng) for _ in range(size.pictures)]
-    device = next(vae.parameters()).device
-    encoded = []
-    for scene in drawn:
-        with torch.no_grad(), autocast(device):
-            mean, _ = encode(vae, draw_layers(scene, size.width, size.height).to(device))
-        encoded.append(pack(normalise(vae, mean.float())).cpu())
-    latents = torch.stack(encoded)
+    bare = {colour: bare_latents(vae, colour, size) for colour in scenes.RGB}
+    latents = torch.stack([encode_layers(vae, scene, size, bare) for scene in drawn])
     targets = torch.stack([auxiliary.scene_targets(scene, size.width, size.height) for scene in drawn])
     outlines = torch.stack([auxiliary.outline_tokens(scene, size.width, size.height) for scene in drawn])
     return Pool(size.width, size.height, latents, targets, outlines, token_weights(latents[:, 0]))
 
 
+def bare_latents(vae: "AutoencoderKLQwenImage", colour: str, size: "Size") -> torch.Tensor:
+    """The latents of a picture of one colour, opaque and clear: (2, 16, h, w)."""
+    pixels = torch.tensor(scenes.RGB[colour]).view(1, 3, 1, 1).expand(2, -1, size.height, size.width) / 127.5 - 1
+    opacity = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1).expand(-1, -1, size.height, size.width)
+    return encode_pixels(vae, torch.cat([pixels, opacity], dim=1))
+
+
+def encode_layers(
+    vae: "AutoencoderKLQwenImage", scene: scenes.Scene, size: "Size", bare: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """The packed latents of the scene whole, its background and its subject, (3, tokens, 64).
+
+    Only what the VAE sees of the subject is encoded, the rest is `bare`: half the time.
+    """
+    reach = scene.radius * min(size.width, size.height) * 1.2 + MARGIN
+    box: list[tuple[int, int]] = []
+    for middle, side in ((scene.y * size.height, size.height), (scene.x * size.width, size.width)):
+        first, last = max(0.0, middle - reach) // TOKEN, -(-min(side, middle + reach) // TOKEN)
+        box.append((int(first) * TOKEN, int(last) * TOKEN))
+    (top, bottom), (left, right) = box
+    whole, _, subject = draw_layers(scene, size.width, size.height)[:, :, top:bottom, left:right]
+    latents = torch.stack([bare[scene.background][0], bare[scene.background][0], bare[scene.colour][1]])
+    # The crop's outermost latents see its border, which the picture does not have there.
+    inner = [(first // 16 + 2 * (first > 0), last // 16 - 2 * (last < side))
+             for (first, last), side in zip(box, (size.height, size.width), strict=True)]  # fmt: skip
+    (row, last_row), (column, last_column) = inner
+    crop = encode_pixels(vae, torch.stack([whole, subject]))
+    inside = crop[:, :, row - top // 16 : last_row - top // 16, column - left // 16 : last_column - left // 16]
+    latents[::2, :, row:last_row, column:last_column] = inside
+    return pack(latents)
+
+
+def encode_pixels(vae: "AutoencoderKLQwenImage", pixels: torch.Tensor) -> torch.Tensor:
+    """(B, 4, H, W) in [-1, 1] -> normalised latents (B, 16, H/16, W/16) on the CPU."""
+    device = next(vae.parameters()).device
+    with torch.no_grad(), autocast(device):
+        mean, _ = encode(vae, pixels.to(device).contiguous(memory_format=torch.channels_last))
+    return normalise(vae, mean.float()).cpu()
+
+
 def empty_latents(vae: "AutoencoderKLQwenImage") -> torch.Tensor:
     """The packed latents of one token of an empty layer, (64,)."""
-    pixels = torch.full((1, 4, 256, 256), -1.0, device=next(vae.parameters()).device)
-    with torch.no_grad():
-        return pack(normalise(vae, encode(vae, pixels)[0]))[0, 36].cpu()  # from the middle: the border is padded
+    latents = encode_pixels(vae, torch.full((1, 4, 256, 256), -1.0))
+    return pack(latents)[0, 36]  # from the middle: the border is padded
 
 
 class BatchSampler:
@@ -168,9 +208,7 @@ class BatchSampler:
         states, mask = embedder.embed_prompts([*captions, " "])
         self.states, self.mask = states.float(), mask
 
-    def loss(
-        self, heads: auxiliary.Heads, step: int, seed: int
-    ) -> tuple[torch.Tensor, float]:
+    def loss(self, heads: auxiliary.Heads, step: int, seed: int) -> tuple[torch.Tensor, float]:
         """The loss of one step, whose randomness the step and the seed set alone: (scalar, the velocity's error)."""
         rng = Random(f"{seed} {step} layers")
         generator = torch.Generator().manual_seed(rng.getrandbits(32))

@@ -146,9 +146,14 @@ def plain_shapes(folder: Path) -> tuple[dict[str, dict[str, tuple[int, ...]]], d
 
 
 def savings_apply(folder: Path, class_name: str) -> bool:
-    """Whether the savings know the architecture: 2.1 has another, and a layered model's modulation another input."""
+    """Whether the savings know the architecture: 2.1 has another.
+
+    A layered model's modulation has a second input, which its pipeline always gives one value: the table counts with
+    that one. Another class that has the input may give others.
+    """
     config = read_json(folder, "transformer/config.json")
-    return class_name != "QwenImage21Pipeline" and not config.get("use_additional_t_cond")
+    has_second_input = config.get("use_additional_t_cond") and class_name != "QwenImageLayeredPipeline"
+    return class_name != "QwenImage21Pipeline" and not has_second_input
 
 
 def count_parts(shapes: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, int]:

@@ -20,6 +20,7 @@ class PipelineClass:
     max_images: int  # input images of one edit
     components: tuple[str, ...]  # beside those that hold parameters
     adaptable: bool = True  # its transformer is the 20B one's, which LoRAs, few-step presets and the step cache know
+    captions: bool = False  # its text encoder also writes, with its language head
     size_table: str = "1K"  # of `jobs/named_sizes.py`: the sizes that the released checkpoints' makers recommend
 
 
@@ -34,7 +35,10 @@ PIPELINE_CLASSES = {
     "QwenImagePipeline": PipelineClass(frozenset({"generate"}), 0, ("scheduler", "tokenizer")),
     "QwenImageEditPipeline": PipelineClass(EDITS, 1, ("scheduler", "tokenizer", "processor")),
     "QwenImageEditPlusPipeline": PipelineClass(EDITS, 3, ("scheduler", "tokenizer", "processor")),
-    "QwenImage21Pipeline": PipelineClass(EDITS | {"generate"}, 3, ("scheduler", "processor"), False, "2K"),
+    "QwenImageLayeredPipeline": PipelineClass(
+        frozenset({"layers"}), 1, ("scheduler", "tokenizer", "processor"), captions=True
+    ),
+    "QwenImage21Pipeline": PipelineClass(EDITS | {"generate"}, 3, ("scheduler", "processor"), False, size_table="2K"),
 }
 # The parts of a component that the exact savings and quantization act on: (component, pattern of the weights' names).
 PART_PATTERNS = {

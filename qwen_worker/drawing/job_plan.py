@@ -5,18 +5,39 @@ Knows nothing of how LoRAs are applied and of how a picture is drawn.
 
 from dataclasses import replace
 
-from ..jobs.request import Edit
+from ..jobs.request import Edit, Layers
 from ..loading.loaded import LoadedPipeline
 from ..lora.ranks import padded_parameters, padded_rank
 from ..memory.footprint import UNCOMPILED_DENOISE, Plan
 from ..model_settings import Speedup
 from ..speed.speedups import COMPILED_LORAS
+from . import layers
 from .partial_denoise import drawn_steps
 from .queue import DrawingJob
 
 # From so many steps on, a job with its own LoRAs may be the first to compile a graph for them. It depends on the job
 # alone, and not on what is compiled already: the same job gives the same picture.
 COMPILED_LORA_STEPS = 20
+
+
+def planned_size(entry: DrawingJob) -> tuple[int, int, int]:
+    """(width, height, input pictures) that the job's memory is planned by."""
+    request, canvas = entry.job.request, entry.canvas
+    if isinstance(request, Layers):
+        return layers.planned_size(request, canvas.size)
+    return *canvas.size, len(canvas.sources)
+
+
+def require_room(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None, model: str, multiple: int) -> None:
+    """Refuse a job that there is no room for. `model`: the checkpoint's name; `multiple`: of its sides.
+
+    Raises `JobError` out_of_memory.
+    """
+    request, job_plan = entry.job.request, plan_for(entry, plan, loaded)
+    if isinstance(request, Layers):
+        layers.require_layers_fit(job_plan, model, request, entry.canvas.size)
+    else:
+        job_plan.require_fits(model, multiple, *planned_size(entry))
 
 
 def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Plan:
@@ -28,7 +49,7 @@ def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Pl
         plan = replace(plan, compiled=False)
     if all(use.from_settings for use in entry.loras):
         return plan
-    size, ways = (*entry.canvas.size, len(entry.canvas.sources)), plans_with_loras(entry, plan, loaded)
+    size, ways = planned_size(entry), plans_with_loras(entry, plan, loaded)
     fitting = [way for way in ways if way.fits(*size)] or ways
     return next((way for way in fitting if not way.needs_tiles(*size)), fitting[0])
 

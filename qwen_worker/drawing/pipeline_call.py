@@ -12,9 +12,10 @@ from PIL import Image
 
 from ..errors import Cancelled
 from ..jobs.job import Job
-from ..jobs.request import Edit
+from ..jobs.request import Edit, Layers
 from ..pictures.canvas import Canvas
 from ..pictures.images import to_rgb
+from . import layers
 from .finite import FiniteCheck
 from .partial_denoise import PartialDenoise
 from .preview import Previewer
@@ -35,13 +36,17 @@ def vae_tiles(vae: Any, tiles: bool) -> Generator[None]:
         vae.disable_tiling()
 
 
-def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Previewer) -> tuple[Image.Image, int]:
-    """Picture `number` of the job, counted from 0, and the steps that it took."""
+def draw_pictures(
+    pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Previewer
+) -> tuple[list[Image.Image], int]:
+    """Picture `number` of the job, counted from 0, or all layers of one, and the steps that they took."""
     import torch
 
     request, mask = job.request, canvas.mask
     # A CPU generator draws the same noise whatever the card.
     generator = torch.Generator("cpu").manual_seed(request.seeds[number])
+    if isinstance(request, Layers):
+        layers.describe_picture(pipe, job, canvas)
     call = call_arguments(pipe, job, canvas)
     partial = None
     if isinstance(request, Edit) and (mask is not None or request.strength < 1):
@@ -65,9 +70,10 @@ def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Pr
     job.begin_drawing(number)
     preview = previewer.start(pipe, canvas.size) if request.preview else None
     with cleaning_up(pipe), FiniteCheck(pipe) as check:
-        picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
+        drawn = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
         check.require_numbers()
-    return canvas.finish(to_rgb(picture)), steps
+    # The layered pipeline gives a list of RGBA pictures where the others give one.
+    return (drawn if isinstance(request, Layers) else [canvas.finish(to_rgb(drawn))]), steps
 
 
 @contextmanager
@@ -91,6 +97,8 @@ def cleaning_up(pipe: Any) -> Generator[None]:
 def call_arguments(pipe: Any, job: Job, canvas: Canvas) -> dict[str, Any]:
     """The call's arguments that follow from the job and its pictures alone."""
     request, sources, (width, height) = job.request, canvas.sources, canvas.size
+    if isinstance(request, Layers):
+        return layers.call_arguments(job, request, canvas)
     call: dict[str, Any] = {
         "prompt": job.instruction,
         "true_cfg_scale": request.guidance_scale,

@@ -47,6 +47,7 @@ ALIASES = {
     "mask_url": "mask_image",
     "denoise": "strength",
     "denoising_strength": "strength",
+    "layers": "num_layers",
     "enhance_prompt": "prompt_extend",
     "enable_prompt_expansion": "prompt_extend",
 }
@@ -55,6 +56,8 @@ READERS: dict[str, Reader] = {
     **other_apis.READERS,
     **{name: size_reader(name) for name in ("size", "image_size", "target_size", "resolution", "aspect_ratio")},
 }
+# By task, the names of its own fields that other APIs use for something else.
+OWN_MEANING = {"layers": {"resolution"}}
 OWN_NAMES = {name for model in TASKS.values() for name in model.model_fields} | {*IMAGE_FIELDS, "task", "model"}
 PARTS_OF_LORAS = {name for names, scale in containers.LORA_PARTS for name in (*names, scale)}
 GATHERED = {*PARTS_OF_LORAS, "inputs", "messages"}
@@ -76,8 +79,12 @@ class Fields:
         self.sent: dict[str, JsonValue] = {}
         self.sent_as: dict[str, str] = {}
         self.warn = warn
-        for key, value in self.effective(job_input).items():
-            named = READERS[key].read(value, warn) if key in READERS else {ALIASES.get(key, key): value}
+        sent = self.effective(job_input)
+        own = OWN_MEANING.get(str(sent.get("task")), set())
+        for key, value in sent.items():
+            named = (
+                READERS[key].read(value, warn) if key in READERS and key not in own else {ALIASES.get(key, key): value}
+            )
             for name, named_value in named.items():
                 self.add(name, named_value, key)
 

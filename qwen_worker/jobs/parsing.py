@@ -18,7 +18,7 @@ from .containers import LORA_NAMES, require_few
 from .other_apis import NEXT_PRESETS, check_model
 from .presets import Presets
 from .refusals import UNKNOWN, beyond_schema, describe_error, did_you_mean, public_fields
-from .request import IMAGE_FIELDS, MAX_IMAGES_IN, TASKS, Drawing, Edit, Lora, Request, seed_of
+from .request import IMAGE_FIELDS, MAX_IMAGES_IN, TASKS, Drawing, Edit, Layers, Lora, Request, seed_of
 from .sizes_asked import join_sizes
 from .values import JsonSchema, Warn, agree, ignore, read_number, short_json
 
@@ -52,7 +52,7 @@ def parse(
         raise InvalidInput(f"task must be one of {', '.join(TASKS)}, not {short_json(task)}")
     model, presets = TASKS[task], presets or Presets()
     if issubclass(model, Drawing):
-        require_served_task(task, presets.settings.QWEN_TASKS)
+        require_served_task(task, presets.settings.served_roles)
     gather_images(fields, model, sent_as)
     if issubclass(model, Drawing):
         leave_out(fields, model, sent_as, models or {}, warn)
@@ -171,7 +171,7 @@ def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as:
     Raises `InvalidInput` unless exactly one of the three is used by an edit, and none by another task.
     """
     names = [name for name in IMAGE_FIELDS if name in fields]
-    if not issubclass(model, Edit):
+    if "images" not in model.model_fields:
         if names:
             raise InvalidInput(f"{names[0]} is not taken by {model.task}; task edit takes it")
         return
@@ -187,6 +187,9 @@ def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as:
     if not all(agree(other, value) for other in given.values()):
         sentence = f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not {' and '.join(names)}"
         raise InvalidInput(sentence, BeyondSchema.TWICE)
+    if isinstance(value, list) and len(value) > 1 and issubclass(model, Layers):
+        sentence = f"task layers takes one image, not {len(value)}: send a job for each"
+        raise InvalidInput(sentence, BeyondSchema.TOGETHER)
     if isinstance(value, list) and len(value) > MAX_IMAGES_IN:
         sentence = f"images must be a list of 1 to {MAX_IMAGES_IN} images, not {short_json(value)}"
         raise InvalidInput(sentence, BeyondSchema.TOGETHER)

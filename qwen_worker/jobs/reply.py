@@ -14,7 +14,7 @@ from ..errors import LoadError, hide_secrets
 from ..preset_settings import Preset
 from ..settings import Settings
 from .few_steps import takes_few_steps
-from .request import Drawing, Edit, Lora
+from .request import Drawing, Edit, Layers, Lora
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,6 +23,7 @@ MESSAGES = {
     "generate": "Image generated",
     "edit": "Image edited",
     "background_replacement": "Background replaced",
+    "layers": "Image taken apart into layers",
 }
 STAND_IN_MESSAGE = "The model could not be loaded: this is a PIL stand-in, not a generated image"
 
@@ -47,6 +48,7 @@ class DrawingResult:
     model: DrawingModel | None = None  # None for stand-ins
     failure: LoadError | None = None  # why the pictures are stand-ins
     peak_vram_gb: float | None = None
+    recomposition_db: float | None = None  # of layers: how near they come to the picture again
     batch: int = 1  # how many pictures shared the pipeline's call; where the job had several calls, the first one's
 
 
@@ -83,6 +85,8 @@ class DrawingFacts(TypedDict):
     has_nsfw_concepts: NotRequired[list[bool]]
     loras: NotRequired[list[LoraUsed]]
     step_cache: NotRequired[bool]
+    num_layers: NotRequired[int]
+    recomposition_db: NotRequired[float]
     stood_down: NotRequired[list[str]]
     fallback_reason: NotRequired[str]
     batch: NotRequired[int]
@@ -170,6 +174,10 @@ def drawing_facts(
         facts["drawn_dimensions"] = f"{drawn_size[0]}x{drawn_size[1]}"
     if isinstance(request, Edit):
         facts["strength"] = request.strength
+    if isinstance(request, Layers):
+        facts["num_layers"] = request.num_layers
+    if result.recomposition_db is not None:
+        facts["recomposition_db"] = result.recomposition_db
     if (instruction := instruction or request.instruction) != request.prompt:
         facts["instruction"] = instruction
     if request.loras:

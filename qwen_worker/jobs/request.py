@@ -24,6 +24,7 @@ MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends wit
 MAX_SEED = 2**64 - 1  # what a seed of torch holds
 MAX_IMAGES_IN = 3
 MAX_LORAS = 4
+MAX_LAYERS = 10
 # Of the texts that `embed_parameters` writes twice into a JPEG, in UTF-16: its EXIF has 65,533 bytes, and numbers and
 # names take a few thousand of them.
 MAX_JPEG_TEXT_BYTES = 60_000
@@ -43,6 +44,7 @@ class Request(BaseModel, frozen=True):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
     task: ClassVar[str]
+    needs_prompt: ClassVar[bool] = True  # where it has one
 
 
 class Lora(BaseModel, frozen=True):
@@ -151,7 +153,7 @@ class Drawing(Request, frozen=True):
     def refuse_special_tokens(cls, text: str | None, info: ValidationInfo) -> str | None:
         if text is None:
             return None
-        if info.field_name == "prompt" and not text.strip():
+        if info.field_name == "prompt" and cls.needs_prompt and not text.strip():
             raise BrokenRule("must not be empty", BeyondSchema.WORDS)
         if special := re.search(r"<\|[^<>|]*\|>", text):
             sentence = f"must not contain special tokens of the tokenizer such as {special.group()}"
@@ -181,6 +183,11 @@ class Drawing(Request, frozen=True):
     def seeds(self) -> list[int]:
         """The seed of each picture: picture k has seed + k, so that it can be drawn again alone."""
         return [(self.seed + k) % (MAX_SEED + 1) for k in range(self.num_images)]
+
+    @property
+    def picture_count(self) -> int:
+        """How many pictures the reply will have."""
+        return self.num_images
 
     @property
     def has_large_seed(self) -> bool:
@@ -246,8 +253,38 @@ class BackgroundReplacement(Edit, frozen=True):
         return BACKGROUND_INSTRUCTION.format(prompt=self.prompt.strip().rstrip("."))
 
 
+class Layers(Drawing, frozen=True):
+    """A picture taken apart into layers that give it again, laid over each other from the first to the last.
+
+    All layers are drawn at once from one seed, in the picture's aspect. Without a prompt the model describes the
+    picture itself.
+    """
+
+    task = "layers"
+    needs_prompt = False
+    images: Annotated[
+        tuple[ImageText, ...], Field(min_length=1, max_length=1, strict=False, description="a list of one image")
+    ]
+    prompt: Text = ""
+    num_layers: Annotated[int, whole_number(2, MAX_LAYERS), ReadWhole] = 4
+    resolution: Annotated[Literal[640, 1024], Field(description="640 or 1024"), ReadWhole] = 640
+    num_images: Annotated[Literal[1], Field(description="1: num_layers is the number of layers"), ReadWhole] = 1
+    output_format: Annotated[
+        Literal["png", "webp", "auto"], Field(description="'png', 'webp' or 'auto', which keep transparency")
+    ] = "auto"
+    width: None = None
+    height: None = None
+    size: None = None
+    aspect_ratio: None = None
+    prompt_extend: None = None
+
+    @property
+    def picture_count(self) -> int:
+        return self.num_layers
+
+
 TASKS: dict[str, type[Request]] = {
-    model.task: model for model in (Generate, Edit, BackgroundReplacement, Health, Debug, Schema)
+    model.task: model for model in (Generate, Edit, BackgroundReplacement, Layers, Health, Debug, Schema)
 }
 
 

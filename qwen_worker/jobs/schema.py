@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from ..errors import BeyondSchema
 from . import openai_images
-from .aliases import ALIASES, READERS, TRUE_GUIDANCE
+from .aliases import ALIASES, OWN_MEANING, READERS, TRUE_GUIDANCE
 from .containers import LORA_OR_PATH, LORA_PARTS, MAX_FIELDS, OBJECTS
 from .parsing import IDLE_FIELDS
 from .request import IMAGE_FIELDS, TASKS, Drawing, Edit, Generate, Request
@@ -88,7 +88,12 @@ def task_definitions(
     rules, many = Rules([*common, *fields], place), carriers | containers
     if "prompt" in common:
         guidance = refer_to(place.format(shared), TRUE_GUIDANCE[0])
-        parts += [*rules.of_prompts(), *rules.of_pictures(), *rules.of_guidance(guidance), *rules.of_loras()]
+        parts += [
+            *rules.of_prompts(model.needs_prompt),
+            *rules.of_pictures(),
+            *rules.of_guidance(guidance),
+            *rules.of_loras(),
+        ]
     for route in [route for route, one in openai_images.TASKS.items() if one == task]:
         said = dict.fromkeys(openai_images.ROUTE_SAYS, NULL)
         found[CALLS[route]] = call_schema(route, closed_object(parts, many | said, many))
@@ -102,7 +107,10 @@ def fields_of(own: Fields, place: str) -> Fields:
     """The schemas of fields of ours, which stand at the place, by all their names."""
     fields = {name: optional(schema) for name, schema in own.items()}
     fields |= {name: refer_to(place, target) for name, target in ALIASES.items() if target in own}
+    own_meaning = set[str]().union(*OWN_MEANING.values()) & set(own)
     for name, reader in READERS.items():
+        if name in own_meaning:
+            continue
         if reader.schema is not None and set(reader.gives) <= set(own):
             forms = [reader.schema] if reader.idle is None else [reader.schema, reader.idle]
             fields[name] = optional(one_of(*forms), own.get(name))

@@ -72,6 +72,7 @@ class Model:
     shared: tuple[str, ...] = ()
     working: Working = WORKING
     packed: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
+    captions: bool = False  # its text encoder writes too
 
     def is_packed(self, component: str) -> bool:
         """Whether it is loaded as it is stored, already quantized: no plan changes its precision or its place."""
@@ -114,6 +115,16 @@ class Plan:
         """Whether the text encoder keeps its vision tower."""
         return any(model.edits for model in self.models) or Saving.TRIM not in self.savings
 
+    @property
+    def language_head(self) -> bool:
+        """Whether the text encoder keeps the layer that writes."""
+        return any(model.captions for model in self.models) or Saving.TRIM not in self.savings
+
+    @property
+    def trimmed_parts(self) -> list[str]:
+        """The parts of the text encoder that nothing of the plan's models uses."""
+        return ["lm_head"] * (not self.language_head) + ["vision"] * (not self.vision)
+
     def transformer_bytes(self, model: Model) -> int:
         """The model's transformer on the card."""
         if model.is_packed("transformer"):
@@ -131,10 +142,9 @@ class Plan:
         if not count and not packed:
             return 0
         packed_bytes = packed.get("text_encoder", 0)
-        if Saving.TRIM in self.savings:
-            for part in ("lm_head",) if self.vision else ("lm_head", "vision"):
-                count -= parts.get(part, 0)
-                packed_bytes -= packed.get(part, 0)
+        for part in self.trimmed_parts:
+            count -= parts.get(part, 0)
+            packed_bytes -= packed.get(part, 0)
         if packed:
             return packed_bytes + round(count * BYTES[self.base_precision])
         never_quantized = parts.get("embedding", 0) + (parts.get("vision", 0) if self.vision else 0)

@@ -107,12 +107,12 @@ def size_warning(request: Drawing, size: tuple[int, int], terms: Terms) -> str |
         return None
     width, height = size
     # RunPod's shape holds the first picture under two names, and of several so does the worker's own.
-    several = request.num_images > 1
+    several = request.picture_count > 1
     is_twice = terms.shape is ResponseShape.RUNPOD_PUBLIC or (terms.shape is ResponseShape.WORKER and several)
-    count = request.num_images + is_twice
+    count = request.picture_count + is_twice
     characters = count * width * height * BASE64
     *_, (output_format, quality) = encodings(request)
-    pictures = f"{request.num_images} picture{'s' * several} of {width}x{height}"
+    pictures = f"{request.picture_count} picture{'s' * several} of {width}x{height}"
     limit = f"of which at most {terms.limit_bytes / 1e6:g} MB are delivered"
     if (least := characters * LEAST_RATES[output_format]) > terms.limit_bytes:
         sentence = f"{pictures} would have at least {least / 1e6:.2g} MB in the reply, {limit}"

@@ -26,9 +26,10 @@ def encode_picture(picture: Image.Image, output_format: str, quality: int | None
     texts: tuple[str, str] | None = picture.info.get(PARAMETERS_KEY)
     if output_format == "webp" and picture.mode == "L":  # WebP has no grey, and a grey profile fits nothing else
         picture = to_srgb(picture)
+    lossless = {"lossless": True, "method": 0, "quality": 0, "exact": picture.mode == "RGBA"}  # also where it is clear
     options: dict[str, Any] = {
         "png": {"compress_level": 1},  # `optimize` would cost twice the time for 15 % fewer bytes
-        "webp": {"quality": quality} if quality else {"lossless": True, "method": 0, "quality": 0},
+        "webp": {"quality": quality} if quality else lossless,
         "jpeg": {"quality": quality or JPEG_QUALITY},
     }[output_format]
     profile = picture.info.get(PROFILE) or (None if output_format == "png" else srgb_profile())

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
-from ..jobs.request import Drawing
+from ..jobs.request import Drawing, Layers
 from .canvas import Canvas
+from .layers import stand_in_layers
 
 BAND_WORDS = ("STAND-IN\nNO MODEL", "STAND-IN: NO MODEL")  # the words of the band, on two lines or on one
 # Of a band with the picture's long side as 1: how much of it the words fill, and how high the band may be in a picture
@@ -22,7 +23,9 @@ UPRIGHT_ASPECT = 1.6  # a picture that is taller than so many times its width ha
 
 
 def draw(request: Drawing, canvas: Canvas) -> list[Image.Image]:
-    """One RGB stand-in of the canvas' `result_size` for each of the request's seeds."""
+    """One RGB stand-in of the canvas' `result_size` for each of the request's seeds; for layers as many, RGBA."""
+    if isinstance(request, Layers):
+        return stand_in_layers(with_band(canvas.sources[0].resize(canvas.result_size)), request.num_layers)
     return [stand_in(request, canvas, seed) for seed in request.seeds]
 
 

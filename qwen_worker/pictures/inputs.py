@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..jobs.request import Drawing, Edit
+from ..jobs.request import Drawing, Edit, Layers
 from ..jobs.sources import is_url
 from ..jobs.values import Warn
 from ..network.fetch import fetch
@@ -36,6 +36,9 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
 
     Raises `JobError` image_unreadable, image_fetch_failed or invalid_input, naming the picture, or `Cancelled`.
     """
+    if isinstance(request, Layers):
+        data = read_image(request.images[0], "image", fetch_seconds, cancelled)
+        return Inputs([open_source(data, "image", warn, is_masked=False)[0]], None)
     if not isinstance(request, Edit):
         return Inputs([], None)
     several, is_masked = len(request.images) > 1, request.mask_image is not None

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from ..delivery_settings import Mark
-from ..jobs.request import Drawing, Edit
+from ..jobs.request import Drawing, Edit, Layers
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,7 +35,7 @@ class Origin(StrEnum):
 
 def origin_of(request: Drawing, is_stand_in: bool) -> Origin:
     """The origin of the request's pictures."""
-    if isinstance(request, Edit):
+    if isinstance(request, Edit | Layers):
         return Origin.FILTERED if is_stand_in else Origin.EDITED
     return Origin.GRADIENT if is_stand_in else Origin.GENERATED
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ..jobs.field_types import MAX_SIDE, MIN_SIDE
 from ..jobs.named_sizes import CONDITIONING_MULTIPLE, MAX_STRETCH, Grid, Size, grid_of, named_size
-from ..jobs.request import Drawing, Edit
+from ..jobs.request import Drawing, Edit, Layers
+from .layers import layer_size
 
 CONDITIONING_AREA = 1024 * 1024  # pixels; `VAE_IMAGE_SIZE` of diffusers' edit pipelines
 
@@ -27,6 +28,9 @@ class Sizes(NamedTuple):
 
 def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | None, grid: Grid) -> Sizes:
     """The sizes of the request's pictures. `grid`: what the checkpoint says of sizes."""
+    if isinstance(request, Layers):
+        size = layer_size(sources[0].size, request.resolution, grid.multiple)
+        return Sizes(size, size)
     sides = (request.width, request.height) if request.width and request.height else None
     if not isinstance(request, Edit):
         asked = named_size(request, grid) or sides
