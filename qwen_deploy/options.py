@@ -248,8 +248,8 @@ def flashboot(word: str) -> str:
 
 
 def add_fit(group: Group) -> None:
-    tasks = ("generate", "edit")
-    group.add_argument("--tasks", nargs="+", choices=tasks, help="what it shall serve (default: both)")
+    tasks = ("generate", "edit", "layers")
+    group.add_argument("--tasks", nargs="+", choices=tasks, help="what it shall serve (default: all that it has models for)")
     add_ram(group)
 
     group.add_argument(
@@ -305,7 +305,7 @@ def add_logs(group: argparse.ArgumentParser) -> None:
 def add_send(group: argparse.ArgumentParser) -> None:
     add_target(group)
     group.add_argument("prompt", nargs="?", help="without it: the worker's health")
-    group.add_argument("--task", choices=("generate", "edit", "background_replacement", "health", "debug"))
+    group.add_argument("--task", choices=("generate", "edit", "background_replacement", "layers", "health", "debug"))
     group.add_argument("--image", action="append", default=[], type=Path, help="picture to edit; repeatable")
     group.add_argument("--mask", type=Path, help="white is repainted")
     group.add_argument(

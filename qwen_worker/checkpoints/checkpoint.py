@@ -20,9 +20,11 @@ from .classes import (
     NEEDED_FILES,
     PART_PATTERNS,
     PARTS_20B,
+    PARTS_LAYERED,
     PIPELINE_CLASSES,
     RELEASED,
     SIZE_20B,
+    SIZE_LAYERED,
     WEIGHTS,
     PipelineClass,
     require_class,
@@ -93,7 +95,7 @@ def released(model: str) -> Checkpoint | None:
         return None
     class_name, parameters = RELEASED[hub_id]
     multiple = size_multiple_of(class_name)
-    parts = PARTS_20B if parameters is SIZE_20B else {}
+    parts = PARTS_LAYERED if parameters is SIZE_LAYERED else PARTS_20B if parameters is SIZE_20B else {}
     return Checkpoint(hub_id, class_name, parameters, multiple, None, hub_id, revision or None, parts)
 
 

@@ -56,6 +56,9 @@ PARTS_20B = {
     "modulation": 6_796_984_320, "modulation_outputs": 2_211_840, "matrices": 13_589_544_960,
     "lm_head": 544_997_376, "vision": 676_550_144, "embedding": 544_997_376, "temporal": 82_292_928,
 }  # fmt: skip
+# Of Qwen-Image-Layered: opacity as a fourth channel of the VAE's first and last layer, and an embedding of two numbers.
+SIZE_LAYERED = SIZE_20B | {"transformer": 20_430_407_232, "vae": 126_897_716}
+PARTS_LAYERED = PARTS_20B | {"temporal": 82_296_384}
 # By hub id: the pipeline class, and the parameters by component.
 RELEASED = {
     "Qwen/Qwen-Image": ("QwenImagePipeline", SIZE_20B),
@@ -63,6 +66,7 @@ RELEASED = {
     "Qwen/Qwen-Image-Edit": ("QwenImageEditPipeline", SIZE_20B),
     "Qwen/Qwen-Image-Edit-2509": ("QwenImageEditPlusPipeline", SIZE_20B),
     "Qwen/Qwen-Image-Edit-2511": ("QwenImageEditPlusPipeline", SIZE_20B),
+    "Qwen/Qwen-Image-Layered": ("QwenImageLayeredPipeline", SIZE_LAYERED),
     "Qwen/Qwen-Image-2.1": ("QwenImage21Pipeline", SIZE_2_1),
     "Qwen/Qwen-Image-2.1-Turbo": ("QwenImage21Pipeline", SIZE_2_1),
 }

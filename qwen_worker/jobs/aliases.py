@@ -56,8 +56,8 @@ READERS: dict[str, Reader] = {
     **other_apis.READERS,
     **{name: size_reader(name) for name in ("size", "image_size", "target_size", "resolution", "aspect_ratio")},
 }
-# By task, the names of its own fields that other APIs use for something else.
-OWN_MEANING = {"layers": {"resolution"}}
+# By task, the names of its fields that mean something else to other APIs, or that other tasks refuse with advice.
+OWN_MEANING = {"layers": {"num_layers", "layers", "resolution"}}
 OWN_NAMES = {name for model in TASKS.values() for name in model.model_fields} | {*IMAGE_FIELDS, "task", "model"}
 PARTS_OF_LORAS = {name for names, scale in containers.LORA_PARTS for name in (*names, scale)}
 GATHERED = {*PARTS_OF_LORAS, "inputs", "messages"}

@@ -58,6 +58,8 @@ def parse(
         leave_out(fields, model, sent_as, models or {}, warn)
     if presets.settings.QWEN_UNKNOWN_FIELDS is UnknownFields.WARN:
         drop_unknown(fields, model, warn)
+    if issubclass(model, Drawing) and not model.needs_prompt:
+        fields.setdefault("prompt", "")
     try:
         request = model.model_validate(fields)
     except ValidationError as error:
@@ -148,7 +150,8 @@ def leave_out(
         strength = fields.pop("strength")
         if read_number(strength) != 1:
             label = sent_as.get("strength", "strength")
-            warn(f"{label} {short_json(strength)} has no effect without an input picture")
+            why = f"in task {model.task}" if "images" in model.model_fields else "without an input picture"
+            warn(f"{label} {short_json(strength)} has no effect {why}")
 
 
 def drop_unknown(fields: "dict[str, JsonValue]", model: type[Request], warn: Warn) -> None:

@@ -44,7 +44,7 @@ class Request(BaseModel, frozen=True):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
     task: ClassVar[str]
-    needs_prompt: ClassVar[bool] = True  # where it has one
+    needs_prompt: ClassVar[bool] = True  # else it has an empty one where a job sends none
 
 
 class Lora(BaseModel, frozen=True):
@@ -265,18 +265,21 @@ class Layers(Drawing, frozen=True):
     images: Annotated[
         tuple[ImageText, ...], Field(min_length=1, max_length=1, strict=False, description="a list of one image")
     ]
-    prompt: Text = ""
     num_layers: Annotated[int, whole_number(2, MAX_LAYERS), ReadWhole] = 4
     resolution: Annotated[Literal[640, 1024], Field(description="640 or 1024"), ReadWhole] = 640
     num_images: Annotated[Literal[1], Field(description="1: num_layers is the number of layers"), ReadWhole] = 1
-    output_format: Annotated[
-        Literal["png", "webp", "auto"], Field(description="'png', 'webp' or 'auto', which keep transparency")
-    ] = "auto"
     width: None = None
     height: None = None
     size: None = None
     aspect_ratio: None = None
     prompt_extend: None = None
+
+    @model_validator(mode="after")
+    def require_transparency(self) -> Self:
+        if self.output_format == "jpeg":
+            sentence = "output_format jpeg has no transparency, which layers need: send png, webp or auto"
+            raise BrokenRule(sentence, BeyondSchema.TOGETHER)
+        return self
 
     @property
     def picture_count(self) -> int:
