@@ -249,7 +249,7 @@ def flashboot(word: str) -> str:
 
 def add_fit(group: Group) -> None:
     tasks = ("generate", "edit", "layers")
-    group.add_argument("--tasks", nargs="+", choices=tasks, help="what it shall serve (default: all that it has models for)")
+    group.add_argument("--tasks", nargs="+", choices=tasks, help="what it shall serve (default: all with a model)")
     add_ram(group)
 
     group.add_argument(

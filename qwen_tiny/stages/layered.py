@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from ..training import auxiliary, forward
-from ..world import scenes, tasks
 from ..training.auxiliary import TOKEN
+from ..world import scenes, tasks
 from .pools import pack
 from .transformer import (
     AUXILIARY_WEIGHT,
