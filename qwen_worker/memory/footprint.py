@@ -147,7 +147,8 @@ class Plan:
             packed_bytes -= packed.get(part, 0)
         if packed:
             return packed_bytes + round(count * BYTES[self.base_precision])
-        never_quantized = parts.get("embedding", 0) + (parts.get("vision", 0) if self.vision else 0)
+        kept = ["embedding"] + ["vision"] * self.vision + ["lm_head"] * any(model.captions for model in self.models)
+        never_quantized = sum(parts.get(part, 0) for part in kept)
         unquantized = never_quantized if self.text_encoder == "quantized" else count
         return round(unquantized * BYTES[self.base_precision] + (count - unquantized) * BYTES[self.precision])
 
@@ -201,7 +202,9 @@ class Plan:
         streamed = 0
         if self.text_encoder == "streamed":
             embedding = max(model.parts.get("embedding", 0) for model in self.models)
-            streamed = round(embedding * BYTES[self.base_precision]) + STREAMED_BYTES
+            # The language head is as large as the embedding, and is one matrix.
+            head = max(model.parts.get("lm_head", 0) * model.captions for model in self.models)
+            streamed = round((embedding + head) * BYTES[self.base_precision]) + STREAMED_BYTES
         rows = max(model.parts.get("modulation_outputs", 0) for model in self.models) * 2 * SCHEDULE_STEPS
         working = (rows if self.table else 0) + self.lora_bytes + max(round(most * GIB), streamed)
         unallocated = UNALLOCATED_NF4_BYTES if self.precision is Precision.NF4 else UNALLOCATED_BYTES
