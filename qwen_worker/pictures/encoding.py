@@ -26,12 +26,13 @@ def encode_picture(picture: Image.Image, output_format: str, quality: int | None
     texts: tuple[str, str] | None = picture.info.get(PARAMETERS_KEY)
     if output_format == "webp" and picture.mode == "L":  # WebP has no grey, and a grey profile fits nothing else
         picture = to_srgb(picture)
-    lossless = {"lossless": True, "method": 0, "quality": 0, "exact": picture.mode == "RGBA"}  # also where it is clear
     options: dict[str, Any] = {
         "png": {"compress_level": 1},  # `optimize` would cost twice the time for 15 % fewer bytes
-        "webp": {"quality": quality} if quality else lossless,
+        "webp": {"quality": quality} if quality else {"lossless": True, "method": 0, "quality": 0},
         "jpeg": {"quality": quality or JPEG_QUALITY},
     }[output_format]
+    if output_format == "webp" and picture.mode == "RGBA":
+        options["exact"] = True  # keeps the colours beneath what is transparent, as PNG does
     profile = picture.info.get(PROFILE) or (None if output_format == "png" else srgb_profile())
     if profile:
         options["icc_profile"] = profile
