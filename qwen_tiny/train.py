@@ -1,9 +1,10 @@
 """Makes the checkpoint from nothing: `python -m qwen_tiny.train`.
 
-Six stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
-few-step LoRA (both start from the generate one), and the generate transformer once more, with captions of which some
-are wrong. Uses a GPU when there is one. Started again, it goes on where it was stopped. It leaves sheets of samples as
-it goes, the LoRA after its stage, and the two folders at the end.
+Eight stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
+few-step LoRA (both start from the generate one), the generate transformer once more, with captions of which some are
+wrong, and the layered pipeline's VAE and transformer, which start from the edit pipeline's. `--only` runs some of the
+stages on the checkpoint that is there. Uses a GPU when there is one. Started again, it goes on where it was stopped. It
+leaves sheets of samples as it goes, the LoRA after its stage, and the folders at the end.
 """
 
 import argparse
