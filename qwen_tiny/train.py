@@ -48,9 +48,9 @@ EDIT_SIZES = (
     Size(832, 1248, pictures=30, wordings=12, tokens=192, share=1),
 )
 LAYERED_SIZES = (  # wordings do not count: captions are none of the picture's own
-    Size(640, 640, pictures=110, wordings=0, tokens=64, share=7),
-    Size(768, 512, pictures=20, wordings=0, tokens=64, share=1),
-    Size(512, 768, pictures=20, wordings=0, tokens=64, share=1),
+    Size(640, 640, pictures=40, wordings=0, tokens=64, share=6),
+    Size(768, 512, pictures=6, wordings=0, tokens=64, share=1),
+    Size(512, 768, pictures=6, wordings=0, tokens=64, share=1),
 )
 MISTAKES = 0.35  # share of the last stage's captions that describe another picture
 KEPT_CHANGE = 0.7  # share of the last stage's change to the weights: with all of it the LoRA draws half as well

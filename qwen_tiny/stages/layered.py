@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 MOST_LAYERS = 4  # of a picture of training
 FRAMES = MOST_LAYERS + 2  # with the whole picture before them and the given one behind
-TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
+TOKENS_AT_ONCE = {"cpu": 768, "cuda": 8192}
 LAYER_SHARES = {2: 5, 4: 1}  # numbers of layers, by their shares of the steps
-PROMPTS = 200  # kept encoded
+PROMPTS = 60  # kept encoded
 # Captions are another picture's, no sentence at all, or empty: a picture shows its layers itself. The model then looks
 # at the picture alone, guidance finds no difference to multiply, and the pipeline's own useless caption does no harm.
 EMPTY_CAPTIONS = 0.3

@@ -212,7 +212,7 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**PROMPT, "x" * 10_000: 1}, "xxx... is not a field of generate"),
         ({str(k): 1 for k in range(65)}, "input must have at most 64 fields, not 65"),
         ({**PROMPT, "task": ""}, "task must be one of"),
-        ({**PROMPT, "task": False}, "generate, edit, background_replacement, health, debug, schema, not false"),
+        ({**PROMPT, "task": False}, "generate, edit, background_replacement, layers, health, debug, schema, not false"),
         ({**PROMPT, "images": [5] * 100_000}, "images must be a list of 1 to 3 images, not a list of 100000"),
         ({"task": "health", "prompt": "x"}, '"prompt" is not a field of health; its fields are none'),
         ({**EDIT, "task": "generate"}, "image is not taken by generate; task edit takes it"),
