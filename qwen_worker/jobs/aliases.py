@@ -80,7 +80,8 @@ class Fields:
         self.sent_as: dict[str, str] = {}
         self.warn = warn
         sent = self.effective(job_input)
-        own = OWN_MEANING.get(str(sent.get("task")), set())
+        task = sent.get("task")
+        own = OWN_MEANING.get(task, set()) if isinstance(task, str) else set()
         for key, value in sent.items():
             named = (
                 READERS[key].read(value, warn) if key in READERS and key not in own else {ALIASES.get(key, key): value}

@@ -76,7 +76,7 @@ def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[st
         return f"{label} {error.get('ctx', {})['error']}"
     if is_hidden(model, name):
         hint = "; task edit takes it" if name in MASK_FIELDS else ""
-        return f"{label} is not taken by {model.task}{hint}"
+        return f"{name} is not taken by {model.task}{hint}"
     value = short_json(error["input"])
     if isinstance(error["input"], str) and len(error["input"]) > MAX_PROMPT_CHARACTERS:
         value = f"{len(error['input'])} characters"
