@@ -57,7 +57,7 @@ READERS: dict[str, Reader] = {
     **{name: size_reader(name) for name in ("size", "image_size", "target_size", "resolution", "aspect_ratio")},
 }
 # By task, the names of its fields that mean something else to other APIs, or that other tasks refuse with advice.
-OWN_MEANING = {"layers": {"num_layers", "layers", "resolution"}}
+OWN_MEANING = {"layers": frozenset({"num_layers", "layers", "resolution"})}
 OWN_NAMES = {name for model in TASKS.values() for name in model.model_fields} | {*IMAGE_FIELDS, "task", "model"}
 PARTS_OF_LORAS = {name for names, scale in containers.LORA_PARTS for name in (*names, scale)}
 GATHERED = {*PARTS_OF_LORAS, "inputs", "messages"}
@@ -81,7 +81,7 @@ class Fields:
         self.warn = warn
         sent = self.effective(job_input)
         task = sent.get("task")
-        own = OWN_MEANING.get(task, set()) if isinstance(task, str) else set()
+        own = OWN_MEANING.get(task if isinstance(task, str) else "", frozenset[str]())
         for key, value in sent.items():
             named = (
                 READERS[key].read(value, warn) if key in READERS and key not in own else {ALIASES.get(key, key): value}

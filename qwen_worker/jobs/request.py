@@ -272,7 +272,7 @@ class Layers(Drawing, frozen=True):
     height: None = None
     size: None = None
     aspect_ratio: None = None
-    prompt_extend: None = None
+    prompt_extend: None = None  # pyright: ignore[reportIncompatibleVariableOverride]  it is no field of the task
 
     @model_validator(mode="after")
     def require_transparency(self) -> Self:

@@ -264,7 +264,7 @@ def timestep_embedding(transformer: QwenImageTransformer2DModel) -> Embedding:
 
     def temb(timestep: torch.Tensor) -> torch.Tensor:
         condition = embed.timestep_embedder(embed.time_proj(timestep).to(timestep.dtype))
-        if transformer.config.use_additional_t_cond:
+        if embed.use_additional_t_cond:
             condition = condition + embed.addition_t_embedding.weight[:1].to(condition.dtype)
         return condition
 
