@@ -197,7 +197,7 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**PROMPT, "output_format": "gif"}, "output_format must be 'png', 'webp', 'jpeg' or 'auto', not \"gif\""),
         ({**PROMPT, "output_quality": 101}, "output_quality must be a whole number from 1 to 100, not 101"),
         ({**PROMPT, "preset": "turbo"}, "preset must be 'quality', 'balanced' or 'fast', not \"turbo\""),
-        ({**PROMPT, "task": "paint"}, 'of generate, edit, background_replacement, layers, health, debug, schema, not "paint"'),
+        ({**PROMPT, "task": "paint"}, 'background_replacement, layers, health, debug, schema, not "paint"'),
         ({**PROMPT, "task": ["edit"]}, "task must be one of"),
         ({**PROMPT, "stesp": 5}, '"stesp" is not a field of generate (did you mean steps?); its fields are prompt'),
         ({**PROMPT, "source_image": "x"}, "is not a field of generate (did you mean image? task edit takes it)"),
