@@ -34,9 +34,10 @@ from qwen_worker.jobs.named_sizes import Grid
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets, settle
 from qwen_worker.jobs.reply import DrawingResult
-from qwen_worker.jobs.request import Drawing, Health, Request, Schema
+from qwen_worker.jobs.request import Drawing, Request
 from qwen_worker.jobs.response_shapes import shape_of
 from qwen_worker.jobs.schema import job_schema
+from qwen_worker.jobs.tasks import Health, Schema
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.loader import Loader
 from qwen_worker.loading.pipelines import Pipelines
@@ -287,9 +288,10 @@ class Worker:
 
     def require_room(self, entry: DrawingJob, plan: Plan) -> None:
         """Refuse a job that the plan has no room for, before anything is loaded. Raises `JobError` out_of_memory."""
-        checkpoint, canvas = self.catalogue.locate(entry.job.request.task), entry.canvas
-        size = checkpoint.name, checkpoint.size_multiple, *canvas.size, len(canvas.sources)
-        job_plan.plan_for(entry, plan, self.pipelines.get(entry.job.request.task)).require_fits(*size)
+        task = entry.job.request.task
+        checkpoint = self.catalogue.locate(task)
+        facts = checkpoint.name, checkpoint.size_multiple
+        job_plan.require_room(entry, plan, self.pipelines.get(task), *facts)
 
     def fall_back(self, entry: DrawingJob, failure: LoadError) -> DrawingResult:
         """Stand-ins for the job's pictures. Raises `JobError` model_unavailable where they are not to be had."""

@@ -24,7 +24,7 @@ from .records import Timing
 TABLE = Path(__file__).parents[1] / "benchmarks/results/computed.json"
 COMPUTED, MEASURED, MEASURED_HERE = "computed", "measured", "measured on this endpoint"
 KINDS = {"QwenImagePipeline": "generate", "QwenImageEditPipeline": "edit", "QwenImageEditPlusPipeline": "edit plus"}
-TASKS_OF_ROLE = {"generate": ("generate",), "edit": ("edit", "background_replacement")}
+TASKS_OF_ROLE = {"generate": ("generate",), "edit": ("edit", "background_replacement"), "layers": ("layers",)}
 # Pixels of a job that counts as one of the table's size, 1024x1024; an edit has about as many, in its picture's aspect.
 PIXELS = range(900_000, 1_200_000)
 LEAST_LOAD = 5.0  # seconds; what took less was no start of a cold worker

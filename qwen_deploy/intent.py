@@ -172,7 +172,7 @@ def environment_from_options(
     env = environment_of_models(options.models, parse_assignments(options.env, os.environ), options.tasks)
     unset = list(options.unset_env)
     tasks = choose_tasks(options.tasks, {**present, **dict.fromkeys(unset, ""), **env})
-    if options.tasks and len(tasks) < len(cards.MODEL_SETTINGS):
+    if options.tasks and set(tasks) != choose_all({**present, **env}):
         env["QWEN_TASKS"] = ",".join(tasks)
     elif options.tasks:
         unset.append("QWEN_TASKS")
@@ -182,8 +182,14 @@ def environment_from_options(
     return env, unset, tasks
 
 
+def choose_all(env: Mapping[str, str]) -> set[str]:
+    """The tasks that an endpoint serves which names none: layers only where it has a model for them."""
+    return {*cards.MODEL_SETTINGS} - ({"layers"} if not env.get("QWEN_LAYERED_MODEL") else set())
+
+
 def choose_tasks(requested: list[str] | None, env: Mapping[str, str]) -> tuple[str, ...]:
     """The tasks asked for, else those that the environment serves."""
-    served = worker_settings({"QWEN_TASKS": env.get("QWEN_TASKS", "")}).QWEN_TASKS
+    layered = {"QWEN_LAYERED_MODEL": env.get("QWEN_LAYERED_MODEL", "")}
+    served = worker_settings({"QWEN_TASKS": env.get("QWEN_TASKS", ""), **layered}).served_roles
     own = [task for task, name in cards.MODEL_SETTINGS.items() if task in served and env.get(name) != cards.NO_MODEL]
     return tuple(task for task in cards.MODEL_SETTINGS if task in (requested or own))

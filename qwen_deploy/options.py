@@ -250,9 +250,9 @@ def flashboot(word: str) -> str:
 
 
 def add_fit(group: Group) -> None:
-    tasks = ("generate", "edit")
+    tasks = ("generate", "edit", "layers")
     group.add_argument("--models", nargs="+", metavar="ID", help=f"{MODELS_HELP}: Qwen-Image-2512 and Edit-2511")
-    group.add_argument("--tasks", nargs="+", choices=tasks, help="what it shall serve (default: both)")
+    group.add_argument("--tasks", nargs="+", choices=tasks, help="what it shall serve (default: all with a model)")
     add_ram(group)
 
     group.add_argument(
@@ -308,7 +308,7 @@ def add_logs(group: argparse.ArgumentParser) -> None:
 def add_send(group: argparse.ArgumentParser) -> None:
     add_target(group)
     group.add_argument("prompt", nargs="?", help="without it: the worker's health")
-    group.add_argument("--task", choices=("generate", "edit", "background_replacement", "health", "debug"))
+    group.add_argument("--task", choices=("generate", "edit", "background_replacement", "layers", "health", "debug"))
     group.add_argument("--image", action="append", default=[], type=Path, help="picture to edit; repeatable")
     group.add_argument("--mask", type=Path, help="white is repainted")
     group.add_argument(

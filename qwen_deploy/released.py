@@ -42,7 +42,7 @@ def download_bytes(names: Sequence[str]) -> int | None:
 
 
 def tasks_of(name: str) -> list[str]:
-    """The tasks that a released checkpoint serves, of `generate` and `edit`; none for one that is not known."""
+    """The tasks that a released checkpoint serves, by the roles of models; none for one that is not known."""
     found = checkpoint.released(name)
     return [task for task in MODEL_SETTINGS if found and task in found.pipeline_class.tasks]
 

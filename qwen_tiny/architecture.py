@@ -7,6 +7,7 @@ The classes are those of Qwen/Qwen-Image and Qwen/Qwen-Image-Edit; only the size
 import functools
 import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from .world import wordings
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, QwenImageEditPipeline, QwenImageLayeredPipeline
     from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, Qwen2VLProcessor
 
 # Latents have 1/16 of the picture's side and the transformer's patches 2 x 2 of them, so sides are multiples of 32:
@@ -60,6 +61,11 @@ VISION = {
     "window_size": 112,
     "fullatt_block_indexes": [1],
 }
+# Of Qwen/Qwen-Image-Layered: opacity as a fourth channel, a layer's number as its place in depth, and an embedding that
+# is added to the timestep's.
+LAYERED_VAE = {"input_channels": 4}
+LAYERED_TRANSFORMER = {"use_additional_t_cond": True, "use_layer3d_rope": True}
+SHARED_WITH_EDIT = ("text_encoder", "tokenizer", "processor")  # parts of the layered folder: links, not copies
 VISION_PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}  # at most 16 tokens a picture
 # The scheduler of Qwen/Qwen-Image, unchanged.
 SCHEDULER = {
@@ -101,6 +107,30 @@ def build_pipelines(seed: int = 0) -> "dict[str, DiffusionPipeline]":
     return {"generate": generate, "edit": edit}
 
 
+def build_layered(edit: "QwenImageEditPipeline") -> "QwenImageLayeredPipeline":
+    """A layered pipeline that starts where the edit pipeline stands, with a fourth channel in the VAE for opacity.
+
+    The VAE reads and writes opaque pictures as before, and the transformer knows nothing of layers yet. Scheduler, text
+    encoder, tokenizer and processor are those of `edit`.
+    """
+    import diffusers
+
+    vae = diffusers.AutoencoderKLQwenImage(**VAE | LAYERED_VAE)
+    vae.register_to_config(**{name: edit.vae.config[name] for name in ("latents_mean", "latents_std")})
+    weights = edit.vae.state_dict()
+    old = weights["encoder.conv_in.weight"]  # (dim, 3, frames, rows, columns)
+    weights["encoder.conv_in.weight"] = torch.cat([old, torch.zeros_like(old[:, :1])], dim=1)
+    old = weights["decoder.conv_out.weight"]  # (3, dim, frames, rows, columns)
+    weights["decoder.conv_out.weight"] = torch.cat([old, torch.zeros_like(old[:1])])
+    weights["decoder.conv_out.bias"] = torch.cat([weights["decoder.conv_out.bias"], torch.ones(1)])  # opaque
+    vae.load_state_dict(weights)
+    transformer = diffusers.QwenImageTransformer2DModel(**TRANSFORMER | LAYERED_TRANSFORMER)
+    transformer.load_state_dict(edit.transformer.state_dict(), strict=False)
+    torch.nn.init.zeros_(transformer.time_text_embed.addition_t_embedding.weight)
+    shared = {name: edit.components[name] for name in ("scheduler", *SHARED_WITH_EDIT)}
+    return diffusers.QwenImageLayeredPipeline(vae=vae, transformer=transformer, **shared)
+
+
 def save(pipelines: "dict[str, DiffusionPipeline]", folder: Path) -> None:
     """Write each pipeline to `folder/<name>`, weights in bfloat16; the same weights give the same bytes."""
     for name, pipeline in pipelines.items():
@@ -115,6 +145,15 @@ def save(pipelines: "dict[str, DiffusionPipeline]", folder: Path) -> None:
             content = json.loads(path.read_text())
             if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
                 path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        if name == "layered":
+            link_to_edit(target)
+
+
+def link_to_edit(layered: Path) -> None:
+    """Put links to the edit pipeline's folder in the place of the parts that both share."""
+    for part in SHARED_WITH_EDIT:
+        shutil.rmtree(layered / part)
+        (layered / part).symlink_to(Path("../edit") / part)
 
 
 def build_text_encoder(tokenizer: "PreTrainedTokenizerBase") -> "Qwen2_5_VLForConditionalGeneration":

@@ -1,9 +1,10 @@
 """Makes the checkpoint from nothing: `python -m qwen_tiny.train`.
 
-Six stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
-few-step LoRA (both start from the generate one), and the generate transformer once more, with captions of which some
-are wrong. Uses a GPU when there is one. Started again, it goes on where it was stopped. It leaves sheets of samples as
-it goes, the LoRA after its stage, and the two folders at the end.
+Eight stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
+few-step LoRA (both start from the generate one), the generate transformer once more, with captions of which some are
+wrong, and the layered pipeline's VAE and transformer, which start from the edit pipeline's. `--only` runs some of the
+stages on the checkpoint that is there. Uses a GPU when there is one. Started again, it goes on where it was stopped. It
+leaves sheets of samples as it goes, the LoRA after its stage, and the folders at the end.
 """
 
 import argparse
@@ -16,15 +17,21 @@ import diffusers
 import torch
 
 from . import CHECKPOINT, LORA, architecture
-from .stages import few_step, pools, sheets, text_encoder, transformer, vae
+from .stages import few_step, layered, pools, sheets, text_encoder, transformer, vae
 from .stages.transformer import Size
 from .training import auxiliary, fitting, forward
 
 if TYPE_CHECKING:
     Pipelines = dict[str, diffusers.DiffusionPipeline]  # "generate" and "edit"
 
-STEPS = {"vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200}
-RATE = {"vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5}
+STEPS = {
+    "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200,
+    "layered_vae": 1300, "layered": 1000,
+}  # fmt: skip
+RATE = {
+    "vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5,
+    "layered_vae": 2e-3, "layered": 1e-3,
+}  # fmt: skip
 GENERATE_SIZES = (
     Size(256, 256, pictures=2000, wordings=4, tokens=64, share=2),
     Size(384, 256, pictures=600, wordings=8, tokens=96, share=1),
@@ -40,6 +47,11 @@ EDIT_SIZES = (
     Size(1248, 832, pictures=30, wordings=12, tokens=192, share=1),
     Size(832, 1248, pictures=30, wordings=12, tokens=192, share=1),
 )
+LAYERED_SIZES = (  # wordings do not count: captions are none of the picture's own
+    Size(640, 640, pictures=40, wordings=0, tokens=64, share=6),
+    Size(768, 512, pictures=6, wordings=0, tokens=64, share=1),
+    Size(512, 768, pictures=6, wordings=0, tokens=64, share=1),
+)
 MISTAKES = 0.35  # share of the last stage's captions that describe another picture
 KEPT_CHANGE = 0.7  # share of the last stage's change to the weights: with all of it the LoRA draws half as well
 
@@ -49,15 +61,18 @@ def main() -> None:
     diffusers.utils.logging.set_verbosity_error()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     steps = STEPS | {name: getattr(arguments, name) for name in STEPS if getattr(arguments, name) is not None}
-    pipelines = architecture.build_pipelines(arguments.seed)
+    pipelines = load_pipelines(arguments.out) if arguments.only else architecture.build_pipelines(arguments.seed)
     for pipeline in pipelines.values():
         pipeline.to(device)
     stages = {
         "vae": train_vae, "text": train_text, "generate": train_generate, "edit": train_edit,
         "few_step": train_few_step, "mistaken": train_mistaken,
+        "layered_vae": train_layered_vae, "layered": train_layered,
     }  # fmt: skip
     done = []
     for name, stage in stages.items():
+        if arguments.only and name not in arguments.only:
+            continue
         stage(pipelines, steps, arguments)
         round_as_saved(pipelines)
         done.append(name)
@@ -73,9 +88,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("out/tiny-qwen-image"), help="checkpoints and sample sheets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--until", choices=STEPS, help="stop after this stage")
+    parser.add_argument("--only", nargs="+", choices=STEPS, help="these stages, from the checkpoint that is in --out")
     for name, default in STEPS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="STEPS", help=f"default {default}")
     return parser.parse_args()
+
+
+def load_pipelines(folder: Path) -> "Pipelines":
+    """The pipelines of a checkpoint that earlier stages have made, in float32."""
+    names = [name for name in ("generate", "edit") if (folder / name).exists()]
+    return {name: diffusers.DiffusionPipeline.from_pretrained(folder / name, dtype=torch.float32) for name in names}
 
 
 def round_as_saved(pipelines: "Pipelines") -> None:
@@ -159,6 +181,44 @@ def train_mistaken(pipelines: "Pipelines", steps: dict[str, int], arguments: arg
     with torch.no_grad():
         for parameter, start in zip(model.parameters(), before, strict=True):
             parameter.copy_(torch.lerp(start, parameter, KEPT_CHANGE))
+
+
+def train_layered_vae(pipelines: "Pipelines", steps: dict[str, int], arguments: argparse.Namespace) -> None:
+    pipelines["layered"] = architecture.build_layered(pipelines["edit"])
+    model = pipelines["layered"].vae.to(pipelines["edit"].device)
+
+    def loss(step: int) -> tuple[torch.Tensor, float]:
+        pixels = layered.draw_batch(step, steps["layered_vae"], arguments.seed).to(model.device)
+        generator = torch.Generator().manual_seed(step)
+        noise = torch.randn((len(pixels), 16, *(side // 16 for side in pixels.shape[2:])), generator=generator)
+        behind = 2 * torch.rand((len(pixels), 3, 1, 1), generator=generator) - 1
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        value, error = layered.vae_loss(model, pixels, noise.to(model.device), behind.to(model.device))
+        return value, error.item()
+
+    fitting.fit(
+        "layered_vae", {"vae": model}, loss, steps["layered_vae"], arguments.work, RATE["layered_vae"],
+        vae.trained_parameters(model), warmup=20,
+    )  # fmt: skip
+    layered.measure_latents(model, arguments.seed)
+
+
+def train_layered(pipelines: "Pipelines", steps: dict[str, int], arguments: argparse.Namespace) -> None:
+    pipeline = pipelines["layered"]
+    model = pipeline.transformer.to(pipelines["edit"].device)
+    torch.manual_seed(arguments.seed)
+    heads = auxiliary.Heads(model.inner_dim, frames=layered.FRAMES).to(model.device)
+    sampler = None
+    if not fitting.is_finished(arguments.work / "layered.pt", steps["layered"]):
+        sampler = layered.BatchSampler(model, pipeline.vae, _embedder(pipelines), LAYERED_SIZES, arguments.seed)
+
+    def loss(step: int) -> tuple[torch.Tensor, float]:
+        return sampler.loss(heads, step, arguments.seed)
+
+    fitting.fit(
+        "layered", {"layered": model, "heads": heads}, loss, steps["layered"], arguments.work, RATE["layered"],
+        matrices=transformer.block_matrices(model),
+    )  # fmt: skip
 
 
 def _fit_transformer(

@@ -5,9 +5,9 @@ The part of `settings.py` that only loading reads. Knows nothing of what a setti
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode
 
 from .preset_settings import Folders
@@ -67,15 +67,16 @@ class Speedup(StrEnum):
 
 
 class Role(StrEnum):
-    """Which of the endpoint's two models is meant."""
+    """Which of the endpoint's models is meant."""
 
     GENERATE = "generate"
     EDIT = "edit"
+    LAYERS = "layers"  # only where QWEN_LAYERED_MODEL names one
 
     @classmethod
     def of(cls, task: str) -> "Role":
-        """The role of the model that serves the task: every task but generate is an edit."""
-        return cls.GENERATE if task == "generate" else cls.EDIT
+        """The role of the model that serves the task: every task but generate and layers is an edit."""
+        return cls(task) if task in (cls.GENERATE, cls.LAYERS) else cls.EDIT
 
 
 class ModelSettings(BaseSettings):
@@ -84,6 +85,13 @@ class ModelSettings(BaseSettings):
     )
     QWEN_EDIT_MODEL: str = Field(
         default="Qwen/Qwen-Image-Edit", description="The checkpoint for edits: a hub id, id@revision, or a folder."
+    )
+    QWEN_LAYERED_MODEL: str | None = Field(
+        default=None,
+        description=(
+            "The checkpoint for task layers: a hub id, id@revision, or a folder. Without it the task is refused, and "
+            "the endpoint has no third model."
+        ),
     )
     QWEN_IMAGE_TRANSFORMER: str | None = Field(
         default=None,
@@ -100,8 +108,9 @@ class ModelSettings(BaseSettings):
         default=frozenset(Role),
         min_length=1,
         description=(
-            "What the endpoint serves: generate, edit (background_replacement too), or generate,edit. Other jobs are "
-            "refused, and the model for them is neither loaded nor given room."
+            "What the endpoint serves: a comma-separated list of generate, edit (background_replacement too) and "
+            "layers. Without it: all that have a model. Other jobs are refused, and the model for them is neither "
+            "loaded nor given room."
         ),
     )
     QWEN_PRECISION: Precision = Field(
@@ -167,13 +176,28 @@ class ModelSettings(BaseSettings):
     )
     QWEN_PRELOAD: Annotated[frozenset[Role], NoDecode] = Field(
         default=frozenset(),
-        description="The models that are loaded before the first job is taken: generate, edit, or generate,edit.",
+        description=(
+            "The models that are loaded before the first job is taken: a comma-separated list of generate, edit and "
+            "layers."
+        ),
     )
     QWEN_LOAD_RETRY_SECONDS: float = Field(
         default=60,
         ge=0,
         description="The pause before a load is tried again that failed for a reason which may pass, in seconds.",
     )
+
+    @property
+    def served_roles(self) -> frozenset[Role]:
+        """What of QWEN_TASKS has a model: layers only where one is named."""
+        return self.QWEN_TASKS if self.QWEN_LAYERED_MODEL else self.QWEN_TASKS - {Role.LAYERS}
+
+    @model_validator(mode="after")
+    def require_layered_model(self) -> Self:
+        """Refuse an endpoint that is to take pictures apart and names no model for it."""
+        if "QWEN_TASKS" in self.model_fields_set and Role.LAYERS in self.QWEN_TASKS and not self.QWEN_LAYERED_MODEL:
+            raise ValueError("QWEN_TASKS names layers, for which QWEN_LAYERED_MODEL must name a model")
+        return self
 
     @field_validator("QWEN_SAVINGS", "QWEN_PRELOAD", "QWEN_TASKS", mode="before")
     @classmethod

@@ -21,7 +21,8 @@ from qwen_worker.jobs.other_apis import NO_CONTROL, NOT_HERE
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
 from qwen_worker.jobs.refusals import public_fields, rule_of
-from qwen_worker.jobs.request import IMAGE_FIELDS, TASKS, Drawing, Edit
+from qwen_worker.jobs.request import IMAGE_FIELDS, Drawing, Edit
+from qwen_worker.jobs.tasks import TASKS
 from qwen_worker.memory import placement
 from qwen_worker.network import bucket
 from qwen_worker.settings import Settings

@@ -25,11 +25,14 @@ TOKEN = 32  # pixels of a side
 
 
 class Heads(torch.nn.Module):
-    """A linear head for places and one for scenes; `dim` is the width of the image states."""
+    """A linear head for places and one for scenes; `dim` is the width of the image states.
 
-    def __init__(self, dim: int):
+    `frames`: how many pictures are told apart by their number, which is then asked for behind the place.
+    """
+
+    def __init__(self, dim: int, frames: int = 0):
         super().__init__()
-        self.place, self.scene = torch.nn.Linear(dim, PLACE), torch.nn.Linear(dim, SCENE)
+        self.place, self.scene = torch.nn.Linear(dim, PLACE + frames), torch.nn.Linear(dim, SCENE)
 
     def forward(
         self, tapped: Sequence[torch.Tensor], place_targets: torch.Tensor, scene_targets: torch.Tensor

@@ -198,7 +198,10 @@ def _timestep(transformer: "QwenImageTransformer2DModel", sigma: torch.Tensor) -
     angles = 1000 * sigma.float().unsqueeze(1) * frequencies
     embed = transformer.time_text_embed.timestep_embedder
     hidden = F.silu(_linear(embed.linear_1, torch.cat([angles.cos(), angles.sin()], dim=-1)))
-    return _linear(embed.linear_2, hidden).float()
+    condition = _linear(embed.linear_2, hidden).float()
+    if transformer.config.use_additional_t_cond:  # the layered pipeline always asks for the first of the two
+        condition = condition + transformer.time_text_embed.addition_t_embedding.weight[0].float()
+    return condition
 
 
 def _linear(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 numpy and PIL only: no model, no network, and nothing shared with the code that draws but the names and the palette.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,22 @@ def overlap(before: Image.Image, after: Image.Image) -> float:
     subject_after = subject_mask(after.resize(before.size, Image.Resampling.BOX))
     union = (subject_before | subject_after).sum()
     return float((subject_before & subject_after).sum() / union) if union else 1.0
+
+
+def read_layers(layers: Sequence[Image.Image]) -> tuple[Reading, Reading]:
+    """What the bottom layer shows by itself, and what the one above it shows on the palette's colour furthest from it.
+
+    RGBA pictures. A bottom layer is right without a subject, and the other with all around it clear: its reading then
+    has that colour as its background.
+    """
+    bottom, subject = (layer.convert("RGBA") for layer in layers[:2])
+    pixels = np.asarray(subject, np.float32)
+    opaque = pixels[pixels[..., 3] > 127]
+    colour = np.median(opaque[:, :3], axis=0) if len(opaque) else np.zeros(3)
+    contrast = max(RGB.values(), key=lambda rgb: float(np.linalg.norm(np.array(rgb) - colour)))
+    return read(Image.alpha_composite(Image.new("RGBA", bottom.size, "white"), bottom)), read(
+        Image.alpha_composite(Image.new("RGBA", subject.size, contrast), subject)
+    )
 
 
 def matches(reading: Reading, asked: dict[str, str | None]) -> dict[str, bool]:

@@ -19,13 +19,11 @@ from ..jobs.request import Drawing
 from ..jobs.served import Limits, require_served
 from ..network.hub import is_same_repository
 from .classes import (
+    COUNTED,
     NEEDED_FILES,
     PART_PATTERNS,
-    PARTS_2_1,
-    PARTS_20B,
     PIPELINE_CLASSES,
     RELEASED,
-    SIZE_20B,
     WEIGHTS,
     PipelineClass,
     require_class,
@@ -129,7 +127,7 @@ def released(model: str) -> Checkpoint | None:
         return None
     class_name, parameters = RELEASED[hub_id]
     multiple = size_multiple_of(class_name)
-    parts = PARTS_20B if parameters is SIZE_20B else PARTS_2_1
+    parts = next(parts for size, parts in COUNTED if size is parameters)
     return Checkpoint(hub_id, class_name, parameters, multiple, None, hub_id, revision or None, parts)
 
 
@@ -191,9 +189,14 @@ def plain_shapes(
 
 
 def savings_apply(folder: Path, class_name: str) -> bool:
-    """Whether the savings know the architecture: 2.1 has another, and a layered model's modulation another input."""
+    """Whether the savings know the architecture: 2.1 has another.
+
+    A layered model's modulation has a second input, which its pipeline always gives one value: the table counts with
+    that one. Another class that has the input may give others.
+    """
     config = read_json(folder, "transformer/config.json")
-    return class_name != "QwenImage21Pipeline" and not config.get("use_additional_t_cond")
+    has_second_input = config.get("use_additional_t_cond") and class_name != "QwenImageLayeredPipeline"
+    return class_name != "QwenImage21Pipeline" and not has_second_input
 
 
 def count_parts(shapes: dict[str, dict[str, tuple[int, ...]]], only_text_encoder: bool = False) -> dict[str, int]:

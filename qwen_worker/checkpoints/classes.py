@@ -21,6 +21,7 @@ class PipelineClass:
     max_images: int  # input images of one edit
     components: tuple[str, ...]  # beside those that hold parameters
     adaptable: bool = True  # LoRAs know its transformer (`lora/architectures.py`)
+    captions: bool = False  # its text encoder also writes, with its language head
     size_table: str = "1K"  # of `jobs/named_sizes.py`: the sizes that the released checkpoints' makers recommend
     max_side: int = USUAL_SIDE  # pixels
     draws_alpha: bool = False  # its VAE has a fourth channel, in and out
@@ -39,6 +40,9 @@ PIPELINE_CLASSES = {
     "QwenImagePipeline": PipelineClass(frozenset({"generate"}), 0, ("scheduler", "tokenizer")),
     "QwenImageEditPipeline": PipelineClass(EDITS, 1, ("scheduler", "tokenizer", "processor")),
     "QwenImageEditPlusPipeline": PipelineClass(EDITS, 3, ("scheduler", "tokenizer", "processor")),
+    "QwenImageLayeredPipeline": PipelineClass(
+        frozenset({"layers"}), 1, ("scheduler", "tokenizer", "processor"), captions=True
+    ),
     "QwenImage21Pipeline": PipelineClass(
         EDITS | {"generate"}, 10, ("scheduler", "processor"), size_table="2K", max_side=2752, draws_alpha=True,
         follows_size=True, caches_steps=False,
@@ -61,6 +65,10 @@ PARTS_20B = {
     "lm_head": 544_997_376, "vision": 676_550_144, "embedding": 544_997_376, "temporal": 82_292_928,
 }  # fmt: skip
 PARTS_2_1 = {"lm_head": 622_329_856, "vision": 576_388_336, "embedding": 622_329_856}
+# Of Qwen-Image-Layered: opacity as a fourth channel of the VAE's first and last layer, and an embedding of two numbers.
+SIZE_LAYERED = SIZE_20B | {"transformer": 20_430_407_232, "vae": 126_897_716}
+PARTS_LAYERED = PARTS_20B | {"temporal": 82_296_384}
+COUNTED = ((SIZE_20B, PARTS_20B), (SIZE_LAYERED, PARTS_LAYERED), (SIZE_2_1, PARTS_2_1))
 # By hub id: the pipeline class, and the parameters by component.
 RELEASED = {
     "Qwen/Qwen-Image": ("QwenImagePipeline", SIZE_20B),
@@ -68,6 +76,7 @@ RELEASED = {
     "Qwen/Qwen-Image-Edit": ("QwenImageEditPipeline", SIZE_20B),
     "Qwen/Qwen-Image-Edit-2509": ("QwenImageEditPlusPipeline", SIZE_20B),
     "Qwen/Qwen-Image-Edit-2511": ("QwenImageEditPlusPipeline", SIZE_20B),
+    "Qwen/Qwen-Image-Layered": ("QwenImageLayeredPipeline", SIZE_LAYERED),
     "Qwen/Qwen-Image-2.1": ("QwenImage21Pipeline", SIZE_2_1),
     "Qwen/Qwen-Image-2.1-Turbo": ("QwenImage21Pipeline", SIZE_2_1),
 }

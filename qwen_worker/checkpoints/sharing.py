@@ -37,6 +37,7 @@ def as_model(checkpoint: Checkpoint, before: Sequence[Checkpoint]) -> Model:
         tuple(sorted(shared)),
         WORKING_2_1 if checkpoint.class_name == "QwenImage21Pipeline" else WORKING,
         checkpoint.packed,
+        checkpoint.pipeline_class.captions,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..jobs.few_step_schedules import FewStepSchedule, schedule_of
 from ..jobs.few_steps import takes_few_steps
 from ..jobs.request import Drawing, Edit
+from ..jobs.tasks import Layers
 from ..loading.loaded import LoadedPipeline
 from ..lora.file import LoraUse
 from ..memory.footprint import Plan
@@ -64,7 +65,7 @@ def caches_steps(loaded: LoadedPipeline, request: Drawing) -> bool:
 
 def shares_passes(loaded: LoadedPipeline, request: Drawing) -> bool:
     """Whether guidance's two passes are one call for the request, where its picture is small."""
-    is_shared = loaded.speed.has(Speedup.GUIDANCE) and not isinstance(request, Edit)
+    is_shared = loaded.speed.has(Speedup.GUIDANCE) and not isinstance(request, Edit | Layers)
     return is_shared and not caches_steps(loaded, request)
 
 

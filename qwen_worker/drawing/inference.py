@@ -10,14 +10,16 @@ from PIL import Image
 
 from ..errors import JobError
 from ..jobs.reply import DrawingResult
+from ..jobs.tasks import Layers
 from ..loading.loaded import LoadedPipeline, Shortage
 from ..log import log_line
 from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
 from ..memory.failures import absorb_failure
 from .configured import caches_steps, configured, shares_passes
 from .finite import failed_job_error
-from .job_plan import plan_for
-from .pipeline_call import draw_picture, vae_tiles
+from .job_plan import plan_for, planned_size
+from .layers import recomposition_db
+from .pipeline_call import draw_pictures, vae_tiles
 from .prefix_cache import has_prefix_cache
 from .preview import Previewer
 from .prompt_cache import PromptCache
@@ -90,7 +92,7 @@ def draw_within_memory(
 
     job, canvas, device = entry.job, entry.canvas, loaded.plan.device
     bytes_before = allocated_bytes(device)
-    size = *canvas.size, len(canvas.sources)
+    size = planned_size(entry)
     first, shortage = 0 if shares_passes(loaded, job.request) else 1, loaded.shortages.get(size, Shortage(0, 0))
     plan = plan_for(entry, loaded.plan, loaded)
     attempts = (*ATTEMPTS, WITHOUT_PREFIX) if has_prefix_cache(loaded.pipe) and plan.prefix_cache else ATTEMPTS
@@ -111,15 +113,18 @@ def draw_within_memory(
             ):
                 for picture_number in range(job.request.num_images):
                     keeps_prefix = prefix and plan.prefix_cache
-                    picture, steps = draw_picture(loaded.pipe, job, canvas, picture_number, previewer, keeps_prefix)
-                    pictures.append(picture)
+                    drawn, steps = draw_pictures(loaded.pipe, job, canvas, picture_number, previewer, keeps_prefix)
+                    pictures += drawn
                     job.require_running()
             if number > first:
                 loaded.shortages[size] = Shortage(number, shortage.jobs + 1)
             elif shortage.jobs < LASTING_SHORTAGE:
                 loaded.shortages.pop(size, None)
             loaded.not_finite.clear()
-            return DrawingResult(pictures, steps, loaded.drawing_model, peak_vram_gb=peak_vram_gb())
+            quality = recomposition_db(canvas.sources[0], pictures) if isinstance(job.request, Layers) else None
+            return DrawingResult(
+                pictures, steps, loaded.drawing_model, peak_vram_gb=peak_vram_gb(), recomposition_db=quality
+            )
         except torch.OutOfMemoryError:
             pass
         # Outside the handler, where the traceback no longer holds the tensors that filled the card.

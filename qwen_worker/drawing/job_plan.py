@@ -5,17 +5,39 @@ Knows nothing of how LoRAs are applied and of how a picture is drawn.
 
 from dataclasses import replace
 
+from ..jobs.tasks import Layers
 from ..loading.loaded import LoadedPipeline
 from ..lora.ranks import padded_parameters, padded_rank
 from ..memory.footprint import UNCOMPILED_DENOISE, Plan
 from ..model_settings import Speedup
 from ..speed.speedups import COMPILED_LORAS
+from . import layers
 from .partial_denoise import drawn_steps
 from .queue import DrawingJob
 
 # From so many steps on, a job with its own LoRAs may be the first to compile a graph for them. It depends on the job
 # alone, and not on what is compiled already: the same job gives the same picture.
 COMPILED_LORA_STEPS = 20
+
+
+def planned_size(entry: DrawingJob) -> tuple[int, int, int]:
+    """(width, height, input pictures) that the job's memory is planned by."""
+    request, canvas = entry.job.request, entry.canvas
+    if isinstance(request, Layers):
+        return layers.planned_size(request, canvas.size)
+    return *canvas.size, len(canvas.sources)
+
+
+def require_room(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None, model: str, multiple: int) -> None:
+    """Refuse a job that there is no room for. `model`: the checkpoint's name; `multiple`: of its sides.
+
+    Raises `JobError` out_of_memory.
+    """
+    request, job_plan = entry.job.request, plan_for(entry, plan, loaded)
+    if isinstance(request, Layers):
+        layers.require_layers_fit(job_plan, model, request, entry.canvas.size)
+    else:
+        job_plan.require_fits(model, multiple, *planned_size(entry))
 
 
 def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Plan:
@@ -25,7 +47,7 @@ def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Pl
     """
     if loaded and not loaded.speed.has(Speedup.COMPILE):
         plan = replace(plan, compiled=False)
-    size = *entry.canvas.size, len(entry.canvas.sources)
+    size = planned_size(entry)
     is_guided = entry.job.request.guidance_scale > 1
     if all(use.from_settings for use in entry.loras):
         return plan.for_guidance(is_guided, *size)

@@ -12,8 +12,10 @@ from PIL import Image
 
 from ..errors import Cancelled
 from ..jobs.job import Job
+from ..jobs.tasks import Layers
 from ..pictures.alpha import finish_drawing
 from ..pictures.canvas import Canvas
+from . import layers
 from .finite import FiniteCheck
 from .partial_denoise import PartialDenoise, own_sigmas
 from .prefix_cache import watching_prefixes
@@ -35,10 +37,10 @@ def vae_tiles(vae: Any, tiles: bool) -> Generator[None]:
         vae.disable_tiling()
 
 
-def draw_picture(
+def draw_pictures(
     pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Previewer, keeps_prefix: bool = True
-) -> tuple[Image.Image, int]:
-    """Picture `number` of the job, counted from 0, and the steps that it took.
+) -> tuple[list[Image.Image], int]:
+    """Picture `number` of the job, counted from 0, or all layers of one, and the steps that they took.
 
     `keeps_prefix`: whether there is room for a prefix cache.
     """
@@ -47,6 +49,8 @@ def draw_picture(
     request = job.request
     # A CPU generator draws the same noise whatever the card.
     generator = torch.Generator("cpu").manual_seed(request.seeds[number])
+    if isinstance(request, Layers):
+        layers.describe_picture(pipe, job, canvas)
     call = call_arguments(pipe, job, canvas, keeps_prefix)
     partial = None
     if canvas.start:
@@ -72,9 +76,11 @@ def draw_picture(
     job.begin_drawing(number)
     preview = previewer.start(pipe, canvas.size) if request.preview else None
     with cleaning_up(pipe), FiniteCheck(pipe) as check, watching_prefixes(pipe) as empty_prefixes:
-        picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
+        drawn = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
         check.require_numbers()
-    return finish_drawing(picture, request, canvas.finish, job.warn), steps
+    if isinstance(request, Layers):  # the layered pipeline gives a list of RGBA pictures where the others give one
+        return drawn, steps
+    return [finish_drawing(drawn, request, canvas.finish, job.warn)], steps
 
 
 @contextmanager
@@ -98,6 +104,8 @@ def cleaning_up(pipe: Any) -> Generator[None]:
 def call_arguments(pipe: Any, job: Job, canvas: Canvas, keeps_prefix: bool = True) -> dict[str, Any]:
     """The call's arguments that follow from the job and its pictures, and from the room for a prefix cache."""
     request, sources, (width, height) = job.request, canvas.sources, canvas.size
+    if isinstance(request, Layers):
+        return layers.call_arguments(job, request, canvas)
     call: dict[str, Any] = {
         "prompt": job.instruction,
         "true_cfg_scale": request.guidance_scale,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BeyondSchema, InvalidInput
 from . import containers, other_apis
 from .expansion import SIDE_FIELDS, gather_sides
-from .request import IMAGE_FIELDS, TASKS
+from .request import IMAGE_FIELDS
 from .sizes_asked import size_reader
+from .tasks import TASKS
 from .values import Reader, Warn, agree, short_json
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ ALIASES = {
     "denoise": "strength",
     "denoising_strength": "strength",
     "outpaint": "expand",
+    "layers": "num_layers",
     "enhance_prompt": "prompt_extend",
     "enable_prompt_expansion": "prompt_extend",
 }
@@ -57,6 +59,8 @@ READERS: dict[str, Reader] = {
     **other_apis.READERS,
     **{name: size_reader(name) for name in ("size", "image_size", "target_size", "resolution", "aspect_ratio")},
 }
+# By task, the names of its fields that mean something else to other APIs, or that other tasks refuse with advice.
+OWN_MEANING = {"layers": frozenset({"num_layers", "layers", "resolution"})}
 OWN_NAMES = {name for model in TASKS.values() for name in model.model_fields} | {*IMAGE_FIELDS, "task", "model"}
 PARTS_OF_LORAS = {name for names, scale in containers.LORA_PARTS for name in (*names, scale)}
 # By field of ours, the fields that it is gathered from.
@@ -80,8 +84,13 @@ class Fields:
         self.sent: dict[str, JsonValue] = {}
         self.sent_as: dict[str, str] = {}
         self.warn = warn
-        for key, value in self.effective(job_input).items():
-            named = READERS[key].read(value, warn) if key in READERS else {ALIASES.get(key, key): value}
+        sent = self.effective(job_input)
+        task = sent.get("task")
+        own = OWN_MEANING.get(task if isinstance(task, str) else "", frozenset[str]())
+        for key, value in sent.items():
+            named = (
+                READERS[key].read(value, warn) if key in READERS and key not in own else {ALIASES.get(key, key): value}
+            )
             for name, named_value in named.items():
                 self.add(name, named_value, key)
 

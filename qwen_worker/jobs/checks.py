@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from ..errors import InvalidInput
 from ..settings import Settings
 from .request import Drawing, Generate
+from .tasks import Layers
 from .values import Warn, short_json
 
 UNCHECKED = "this worker has no safety checker, and the pictures are not checked"
@@ -26,6 +27,9 @@ def with_checks(request: Drawing, settings: Settings, sent_as: Mapping[str, str]
     if request.prompt_extend and not settings.QWEN_REWRITE_URL:
         name = sent_as.get("prompt_extend", "prompt_extend")
         warn(f"{name} true: this worker does not rewrite prompts: the prompt is drawn as it is")
+    if request.preview and isinstance(request, Layers):
+        warn("preview true: layers have no previews, which would show the picture that is there already")
+        return request.model_copy(update={"preview": False})
     if request.preview and is_checked:
         warn("preview true: the endpoint checks every picture before it is sent, and sends no previews")
         return request.model_copy(update={"preview": False})

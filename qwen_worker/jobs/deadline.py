@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import JobError
 from .request import Drawing
+from .tasks import Layers
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -45,7 +46,8 @@ def limit_of(job: "Mapping[str, JsonValue]", default: float | None) -> float | N
 
 def kind_of(request: Drawing, size: tuple[int, int], images: int) -> Kind:
     """The kind of a job that draws in `size` from so many input pictures."""
-    return Kind(request.task, size, images, request.guidance_scale > 1, request.preset)
+    layers = request.num_layers if isinstance(request, Layers) else 0  # drawn as the input pictures are looked at
+    return Kind(request.task, size, images + layers, request.guidance_scale > 1, request.preset)
 
 
 class Paces:

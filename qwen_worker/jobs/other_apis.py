@@ -82,7 +82,7 @@ ONLY_VALUES: "dict[str, tuple[tuple[JsonValue, ...], str]]" = {
     ),
 }
 NO_CONTROL = "this worker has no ControlNet; send the picture as image, and say in the prompt what is kept of it"
-NO_LAYERS = "this worker draws whole pictures and no layers; send the job without it for one picture"
+NO_LAYERS = "task layers takes it; send that task with the picture, or the job without it for a whole picture"
 NO_WORKFLOW = "this worker is no ComfyUI; send prompt, negative_prompt, size, steps and seed as fields"
 # By field of another product, what to send instead.
 NOT_HERE = {

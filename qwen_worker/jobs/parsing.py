@@ -19,8 +19,9 @@ from .field_types import Lora
 from .other_apis import NEXT_PRESETS, check_model
 from .presets import Presets
 from .refusals import UNKNOWN, beyond_schema, describe_error, did_you_mean, public_fields
-from .request import IMAGE_FIELDS, MAX_IMAGES_IN, MAX_STARTS, START_STRENGTH, TASKS, Drawing, Edit, Request, seed_of
+from .request import IMAGE_FIELDS, MAX_IMAGES_IN, MAX_STARTS, START_STRENGTH, Drawing, Edit, Request, seed_of
 from .sizes_asked import join_sizes
+from .tasks import TASKS, Layers
 from .values import JsonSchema, Warn, agree, ignore, read_number, short_json
 
 if TYPE_CHECKING:
@@ -53,12 +54,14 @@ def parse(
         raise InvalidInput(f"task must be one of {', '.join(TASKS)}, not {short_json(task)}")
     model, presets = TASKS[task], presets or Presets()
     if issubclass(model, Drawing):
-        require_served_task(task, presets.settings.QWEN_TASKS)
+        require_served_task(task, presets.settings.served_roles)
     gather_images(fields, model, sent_as)
     if issubclass(model, Drawing):
         leave_out(fields, model, sent_as, models or {}, warn)
     if presets.settings.QWEN_UNKNOWN_FIELDS is UnknownFields.WARN:
         drop_unknown(fields, model, warn)
+    if issubclass(model, Drawing) and not model.needs_prompt:
+        fields.setdefault("prompt", "")
     try:
         request = model.model_validate(fields)
     except ValidationError as error:
@@ -145,16 +148,17 @@ def leave_out(
     """Leave out the name of the model, and a strength where there is no picture, as other APIs' defaults have it."""
     if "model" in fields:
         check_model(fields.pop("model"), models.get(Role.of(model.task).value), model.task, warn)
-    if "strength" in fields and not issubclass(model, Edit) and not fields.get("images"):
+    if "strength" in fields and not issubclass(model, Edit) and (issubclass(model, Layers) or not fields.get("images")):
         strength = fields.pop("strength")
         if read_number(strength) != 1:
             label = sent_as.get("strength", "strength")
-            warn(f"{label} {short_json(strength)} has no effect without an input picture")
+            why = f"in task {model.task}" if issubclass(model, Layers) else "without an input picture"
+            warn(f"{label} {short_json(strength)} has no effect {why}")
 
 
 def with_start(request: Drawing, sent_as: Mapping[str, str], warn: Warn) -> Drawing:
     """The request with a strength where generate begins with a picture: 1, as for edits, would leave nothing of it."""
-    if isinstance(request, Edit) or not request.images or request.starts_from_picture:
+    if isinstance(request, Edit | Layers) or not request.images or request.starts_from_picture:
         return request
     if "strength" not in request.model_fields_set:
         return request.model_copy(update={"strength": START_STRENGTH})
@@ -186,7 +190,7 @@ def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as:
         if names:
             raise InvalidInput(f"{names[0]} is not taken by {model.task}; task edit takes it")
         return
-    if not names and not issubclass(model, Edit):
+    if not names and not issubclass(model, Edit | Layers):
         return
     if not names:
         raise InvalidInput(f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not none")
@@ -200,6 +204,9 @@ def gather_images(fields: "dict[str, JsonValue]", model: type[Request], sent_as:
     if not all(agree(other, value) for other in given.values()):
         sentence = f"exactly one of {', '.join(IMAGE_FIELDS)} must be given, not {' and '.join(names)}"
         raise InvalidInput(sentence, BeyondSchema.TWICE)
+    if isinstance(value, list) and len(value) > 1 and issubclass(model, Layers):
+        sentence = f"task layers takes one image, not {len(value)}: send a job for each"
+        raise InvalidInput(sentence, BeyondSchema.TOGETHER)
     if isinstance(value, list) and len(value) > MAX_STARTS and not issubclass(model, Edit):
         sentence = f"images must hold one image at most for {model.task}, which begins with it, not {len(value)}"
         raise InvalidInput(f"{sentence}; task edit takes several", BeyondSchema.TOGETHER)

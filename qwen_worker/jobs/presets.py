@@ -30,7 +30,7 @@ FAST_GUIDANCE = 1.0
 # The schedule for which few-step LoRAs are distilled: https://github.com/ModelTC/Qwen-Image-Lightning
 FEW_STEP_SCHEDULER = {"base_shift": math.log(3), "max_shift": math.log(3), "shift_terminal": None}
 FAST_LORAS = {"generate": "QWEN_IMAGE_FAST_LORA", "edit": "QWEN_EDIT_FAST_LORA"}
-MODELS = {"generate": "QWEN_IMAGE_MODEL", "edit": "QWEN_EDIT_MODEL"}
+MODELS = {"generate": "QWEN_IMAGE_MODEL", "edit": "QWEN_EDIT_MODEL", "layers": "QWEN_LAYERED_MODEL"}
 
 
 class Adaptable(Protocol):
@@ -83,7 +83,7 @@ class Presets:
 
     def fast_lora(self, role: str) -> str | None:
         """The source of the few-step LoRA for the role's model, None where the settings name none."""
-        return getattr(self.settings, FAST_LORAS[role])
+        return getattr(self.settings, FAST_LORAS[role]) if role in FAST_LORAS else None
 
     def apply(self, request: Drawing, warn: Warn = ignore) -> Drawing:
         """The request with its preset, and with the steps and guidance of the preset, or of a few-step LoRA that it
@@ -159,6 +159,8 @@ class Presets:
         checkpoint = self.checkpoint(role)
         if preset is not Preset.FAST or (checkpoint and checkpoint.defaults.is_distilled):
             return None
+        if role not in FAST_LORAS:
+            return f"no few-step LoRA is known for {role}"
         source = self.fast_lora(role)
         if not source:
             return f"{FAST_LORAS[role]} names no few-step LoRA"
@@ -171,7 +173,7 @@ class Presets:
     def report(self) -> dict[str, PresetReport]:
         """For `health`, by role."""
         reports: dict[str, PresetReport] = {}
-        for role in filter(self.settings.QWEN_TASKS.__contains__, FAST_LORAS):
+        for role in filter(self.settings.served_roles.__contains__, MODELS):
             reasons = {preset: self.obstacle(preset, role) for preset in Preset}
             default = self.settings.QWEN_PRESET
             reports[role] = {

@@ -12,7 +12,7 @@ from .aliases import ALIASES, Fields
 from .containers import LORA_NAMES
 from .field_types import IMAGE_RULE, MAX_PROMPT_CHARACTERS, Lora
 from .picture_fields import PART_FIELDS
-from .request import IMAGE_FIELDS, BackgroundReplacement, Edit, Request
+from .request import IMAGE_FIELDS, Edit, Request
 from .served import nearest_sides
 from .values import DECIMAL, MAX_EXACT, short_json
 
@@ -75,8 +75,9 @@ def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[st
         return f"{short_json(name)} is not a field of {model.task}{did_you_mean(name, public_fields(model))}"
     if error["type"] == "value_error":
         return f"{label} {error.get('ctx', {})['error']}"
-    if name in PART_FIELDS and model is BackgroundReplacement:
-        return f"{name} is not taken by background_replacement; task edit takes it"
+    if is_hidden(model, name):
+        hint = "; task edit takes it" if name in PART_FIELDS else ""
+        return f"{name} is not taken by {model.task}{hint}"
     value = short_json(error["loc"][-1] if error["type"] in UNKNOWN else error["input"])
     if isinstance(error["input"], str) and len(error["input"]) > MAX_PROMPT_CHARACTERS:
         value = f"{len(error['input'])} characters"
@@ -129,7 +130,12 @@ def rule_of(model: type[Request], place: "tuple[int | str, ...]") -> str:
     )
 
 
+def is_hidden(model: type[Request], name: str) -> bool:
+    """Whether the task lacks a field that its base class has."""
+    return name in model.hidden or model.model_fields[name].annotation is type(None)
+
+
 def public_fields(model: type[Request]) -> list[str]:
     """The names of the task's fields, without aliases."""
-    names = [name for name in model.model_fields if not (name in PART_FIELDS and model is BackgroundReplacement)]
+    names = [name for name in model.model_fields if not is_hidden(model, name)]
     return [public for name in names for public in (IMAGE_FIELDS if name == "images" else (name,))]

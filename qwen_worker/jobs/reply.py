@@ -16,6 +16,7 @@ from ..settings import Settings
 from .few_steps import takes_few_steps
 from .field_types import Lora
 from .request import Drawing
+from .tasks import Layers
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,6 +25,7 @@ MESSAGES = {
     "generate": "Image generated",
     "edit": "Image edited",
     "background_replacement": "Background replaced",
+    "layers": "Image taken apart into layers",
 }
 STAND_IN_MESSAGE = "The model could not be loaded: this is a PIL stand-in, not a generated image"
 
@@ -48,6 +50,7 @@ class DrawingResult:
     model: DrawingModel | None = None  # None for stand-ins
     failure: LoadError | None = None  # why the pictures are stand-ins
     peak_vram_gb: float | None = None
+    recomposition_db: float | None = None  # of layers: how near they come to the picture again
     batch: int = 1  # how many pictures shared the pipeline's call; where the job had several calls, the first one's
 
 
@@ -116,6 +119,8 @@ class DrawingFacts(TypedDict):
     defaults: NotRequired[dict[str, Any]]
     loras: NotRequired[list[LoraUsed]]
     step_cache: NotRequired[bool]
+    num_layers: NotRequired[int]
+    recomposition_db: NotRequired[float]
     stood_down: NotRequired[list[str]]
     fallback_reason: NotRequired[str]
     batch: NotRequired[int]
@@ -202,10 +207,14 @@ def drawing_facts(
         facts["seed_text"], facts["seeds_text"] = str(request.seed), [str(seed) for seed in request.seeds]
     if drawn_by and drawn_size != size:
         facts["drawn_dimensions"] = f"{drawn_size[0]}x{drawn_size[1]}"
-    if request.images:
+    if request.images and not isinstance(request, Layers):
         facts["strength"] = request.strength
     if request.expand:
         facts["expand"] = request.expand.model_dump()
+    if isinstance(request, Layers):
+        facts["num_layers"] = request.num_layers
+    if result.recomposition_db is not None:
+        facts["recomposition_db"] = result.recomposition_db
     if (instruction := instruction or request.instruction) != request.prompt:
         facts["instruction"] = instruction
     if request.loras:
@@ -213,7 +222,7 @@ def drawing_facts(
         facts["loras"] = [lora_used(lora, scaling) for lora, scaling in zip(request.loras, scalings, strict=False)]
     if drawn_by and request.preset == Preset.BALANCED:
         facts["step_cache"] = drawn_by.caches_steps and not takes_few_steps(request)
-    if any(picture.mode == "RGBA" for picture in result.pictures):
+    if request.background and any(picture.mode == "RGBA" for picture in result.pictures):
         facts["background"] = "transparent"
     if result.failure:
         facts["fallback_reason"] = result.failure.reason

@@ -50,24 +50,8 @@ class Request(BaseModel, frozen=True):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
     task: ClassVar[str]
-
-
-class Health(Request, frozen=True):
-    """How the worker is."""
-
-    task = "health"
-
-
-class Debug(Request, frozen=True):
-    """The versions of packages and the settings."""
-
-    task = "debug"
-
-
-class Schema(Request, frozen=True):
-    """The JSON schema of a job's input."""
-
-    task = "schema"
+    hidden: ClassVar[frozenset[str]] = frozenset()  # fields of a base class that are no fields of the task
+    needs_prompt: ClassVar[bool] = True  # else it has an empty one where a job sends none
 
 
 class Drawing(Request, PictureFields, frozen=True):
@@ -138,7 +122,7 @@ class Drawing(Request, PictureFields, frozen=True):
     def refuse_special_tokens(cls, text: str | None, info: ValidationInfo) -> str | None:
         if text is None:
             return None
-        if info.field_name == "prompt" and not text.strip():
+        if info.field_name == "prompt" and cls.needs_prompt and not text.strip():
             raise BrokenRule("must not be empty", BeyondSchema.WORDS)
         if special := re.search(r"<\|[^<>|]*\|>", text):
             sentence = f"must not contain special tokens of the tokenizer such as {special.group()}"
@@ -215,6 +199,11 @@ class Drawing(Request, PictureFields, frozen=True):
     def seeds(self) -> list[int]:
         """The seed of each picture: picture k has seed + k, so that it can be drawn again alone."""
         return [(self.seed + k) % (MAX_SEED + 1) for k in range(self.num_images)]
+
+    @property
+    def picture_count(self) -> int:
+        """How many pictures the reply will have."""
+        return self.num_images
 
     @property
     def has_large_seed(self) -> bool:
@@ -324,11 +313,6 @@ class BackgroundReplacement(Edit, frozen=True):
     def instruction(self) -> str:
         """The prompt within a sentence that keeps the subject."""
         return BACKGROUND_INSTRUCTION.format(prompt=self.prompt.strip().rstrip("."))
-
-
-TASKS: dict[str, type[Request]] = {
-    model.task: model for model in (Generate, Edit, BackgroundReplacement, Health, Debug, Schema)
-}
 
 
 def with_transparency(prompt: str) -> str:

@@ -10,12 +10,13 @@ from typing import Any, cast
 
 from ..errors import BeyondSchema
 from . import openai_images
-from .aliases import ALIASES, READERS, TRUE_GUIDANCE
+from .aliases import ALIASES, OWN_MEANING, READERS, TRUE_GUIDANCE
 from .containers import LORA_OR_PATH, LORA_PARTS, MAX_FIELDS, OBJECTS
 from .expansion import MARGIN, SIDE_FIELDS
 from .parsing import IDLE_FIELDS
-from .request import DRAWING_FIELDS, IMAGE_FIELDS, TASKS, Drawing, Edit, Generate, Request
+from .request import DRAWING_FIELDS, IMAGE_FIELDS, Drawing, Edit, Generate, Request
 from .schema_rules import MESSAGES, NO_LORA, NUMBERED_PICTURES, PICTURES, Rules, names_of, spelled
+from .tasks import TASKS, Layers
 from .values import NULL, JsonSchema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -25,6 +26,8 @@ LORAS: JsonSchema = {"anyOf": [LORA_OR_PATH, {"type": "array", "items": LORA_OR_
 FEW: JsonSchema = {"maxProperties": MAX_FIELDS}
 NEVER: JsonSchema = {"not": {}}
 SHORT = 80  # characters of a schema that is written as often as it is needed
+
+OWN_MEANINGS = frozenset[str]().union(*OWN_MEANING.values())
 
 Fields = dict[str, JsonSchema]  # by name
 
@@ -58,7 +61,8 @@ def definitions(place: str) -> dict[str, JsonSchema]:
         common = {
             name: schema for name, schema in own_fields(base).items() if all(own.get(name) == schema for own in all_own)
         }
-        fields = fields_of(common, place.format(shared)) | fields_without_effect(common)
+        taken = {name for own in all_own for name in own}
+        fields = fields_of(common, place.format(shared)) | fields_without_effect(common, taken)
         found[shared] = fields_schema(fields, place.format(shared))
         for model, own in zip(models, all_own, strict=True):
             found |= task_definitions(
@@ -76,6 +80,8 @@ def task_definitions(
     if issubclass(model, Drawing):
         own = {name: schema for name, schema in IDLE_FIELDS.items() if name not in common} | own
     fields = {"task": {"enum": [task, None]}, **fields_of(own, own_place)}
+    if issubclass(model, Drawing):
+        fields = idle_elsewhere({*own, *common}) | fields
     # An empty list of references is left out, whatever the task.
     fields["reference_images"] = one_of(*([PICTURES] if "images" in own else []), {"const": []}, NULL)
     found[f"{task}_fields"] = fields_schema(fields, own_place)
@@ -88,8 +94,8 @@ def task_definitions(
     rules, many = Rules([*common, *fields], place), carriers | containers
     if "prompt" in common:
         guidance = refer_to(place.format(shared), TRUE_GUIDANCE[0])
-        parts += [*rules.of_prompts(), *rules.of_pictures(issubclass(model, Edit)), *rules.of_guidance(guidance)]
-        parts += rules.of_loras()
+        parts += [*rules.of_prompts(model.needs_prompt), *rules.of_pictures(issubclass(model, Edit | Layers))]
+        parts += [*rules.of_guidance(guidance), *rules.of_loras()]
     if model is Generate:
         parts += rules.of_start(optional(DRAWING_FIELDS["strength"]))
     for route in [route for route, one in openai_images.TASKS.items() if one == task]:
@@ -108,6 +114,8 @@ def fields_of(own: Fields, place: str) -> Fields:
     fields = {name: optional(schema) for name, schema in own.items()}
     fields |= {name: refer_to(place, target) for name, target in ALIASES.items() if target in own}
     for name, reader in READERS.items():
+        if name in OWN_MEANINGS and name in fields:
+            continue
         if reader.schema is not None and set(reader.gives) <= set(own):
             forms = [reader.schema] if reader.idle is None else [reader.schema, reader.idle]
             fields[name] = optional(one_of(*forms), own.get(name))
@@ -121,12 +129,27 @@ def fields_of(own: Fields, place: str) -> Fields:
     return fields
 
 
-def fields_without_effect(own: Fields) -> Fields:
-    """The schemas of fields that are understood without these fields of ours, as far as they have no effect."""
+def idle_elsewhere(names: set[str]) -> Fields:
+    """The schemas of fields that some tasks take, as far as they have no effect where only `names` are taken."""
+    taken = {name for model in TASKS.values() if issubclass(model, Drawing) for name in own_fields(model)}
+    return {
+        name: optional(reader.idle)
+        for name, reader in READERS.items()
+        if reader.idle is not None
+        and name not in names
+        and (name in OWN_MEANINGS or (reader.gives and set(reader.gives) <= taken - names))
+    }
+
+
+def fields_without_effect(own: Fields, taken: set[str]) -> Fields:
+    """The schemas of fields that are understood without these fields of ours, as far as they have no effect.
+
+    `taken`: the fields that some task takes.
+    """
     fields = {
         name: optional(reader.idle)
         for name, reader in READERS.items()
-        if reader.idle is not None and not (reader.gives and set(reader.gives) <= set(own))
+        if reader.idle is not None and name not in OWN_MEANINGS and not (reader.gives and set(reader.gives) <= taken)
     }
     for names, scale in LORA_PARTS:
         fields |= dict.fromkeys(names, one_of(LORAS, NO_LORA) if "loras" in own else NO_LORA)

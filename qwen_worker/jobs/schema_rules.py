@@ -46,8 +46,8 @@ class Rules:
         """The schema of inputs that have one of the fields."""
         return {"not": self.no(rule, *names)}
 
-    def of_prompts(self) -> list[JsonSchema]:
-        """A prompt is required. `inputs` is one, or a picture where there is another."""
+    def of_prompts(self, is_required: bool) -> list[JsonSchema]:
+        """A prompt, which may be required. `inputs` is one, or a picture where there is another."""
         prompt = {spelled("inputs"): {"anyOf": [TEXT_SCHEMA, NULL]}}
         if "images" in self.names:
             picture = self.everywhere("inputs_of_pictures", {spelled("inputs"): PICTURES})
@@ -55,7 +55,10 @@ class Rules:
             picture = self.no("inputs", "inputs")
         any_name = self.some("prompt_by_any_name", *names_of("prompt", self.names), "inputs", "messages")
         is_picture = self.some("prompt", "prompt")
-        return [any_name, {"if": is_picture, "then": picture, "else": self.everywhere("inputs_of_text", prompt)}]
+        return [
+            *([any_name] if is_required else []),
+            {"if": is_picture, "then": picture, "else": self.everywhere("inputs_of_text", prompt)},
+        ]
 
     def of_pictures(self, required: bool) -> list[JsonSchema]:
         """A picture may be `required` where pictures are taken; elsewhere there is none in `messages` either."""

@@ -1,4 +1,4 @@
-"""The endpoint's two models: which checkpoint each of them is, located once. Loads nothing.
+"""The endpoint's models: which checkpoint each of them is, located once. Loads nothing.
 
 Knows nothing of where a model goes and how it is loaded.
 """
@@ -39,6 +39,10 @@ class Catalogue:
     def model_for(self, task: str) -> str:
         """The setting that names the task's model; in one spelling, where both settings name the same repository."""
         image_model, edit_model = self.settings.QWEN_IMAGE_MODEL, self.settings.QWEN_EDIT_MODEL
+        if Role.of(task) is Role.LAYERS:
+            if not (layered_model := self.settings.QWEN_LAYERED_MODEL):
+                raise LoadError("QWEN_LAYERED_MODEL names no model")
+            return layered_model
         return image_model if Role.of(task) is Role.GENERATE or is_same_model(image_model, edit_model) else edit_model
 
     def transformer_for(self, task: str) -> str | None:
@@ -63,7 +67,7 @@ class Catalogue:
 
     def labels(self) -> dict[str, str]:
         """The names of the endpoint's models, by task."""
-        return {role.value: self.label_for(role.value) for role in Role if role in self.settings.QWEN_TASKS}
+        return {role.value: self.label_for(role.value) for role in Role if role in self.settings.served_roles}
 
     def located(self, task: str) -> Checkpoint | None:
         """The task's checkpoint, where it has been located before."""

@@ -92,6 +92,7 @@ def pass_inputs(subject: Subject, rows: int = 1, tokens: int = TEXT_TOKENS, seed
         "img_shapes": [shapes] * rows,
         "attention_kwargs": {},
         "guidance": None,
+        "additional_t_cond": subject.second_input(rows),
         "return_dict": False,
     }
 

@@ -59,9 +59,11 @@ def trim(component: Any, name: str, plan: Plan) -> None:
             import torch
 
             # The pipelines take the last hidden states: the language head (545 million parameters) computes logits that
-            # are dropped, and without an input picture the vision tower (677 million) never runs. An input picture
-            # fails afterwards. In Qwen-Image-2.1 ten pictures' logits would take 3 GB.
-            component.lm_head = torch.nn.Identity()
+            # are dropped, unless it writes captions for a layered model. Without an input picture the vision tower (677
+            # million) never runs. An input picture fails afterwards. In Qwen-Image-2.1 ten pictures' logits would take
+            # 3 GB.
+            if not plan.language_head:
+                component.lm_head = torch.nn.Identity()
             if not plan.vision:
                 component.model.visual = torch.nn.Identity()
             elif class_name == TEXT_ENCODERS[0] and plan.device == "cuda" and vision.convolves_slowly():
@@ -157,7 +159,7 @@ def read_component(component_class: Any, library: str, folder: Path, plan: Plan,
 
 def dropped_weights(class_name: str, plan: Plan) -> Callable[[str], bool]:
     """Says of a weight of the text encoder, by its name, whether `trim` will drop it."""
-    parts = [] if not is_trimmed(class_name, plan) else ["lm_head"] if plan.vision else ["lm_head", "vision"]
+    parts = plan.trimmed_parts if is_trimmed(class_name, plan) else []
     return lambda name: any(re.search(PART_PATTERNS[part][1], name) for part in parts)
 
 

@@ -288,10 +288,15 @@ class Pipelines:
         shared: dict[str, Any] = {}
         for other in self.loaded.values():
             for name in shared_components(checkpoint, other.checkpoint):
-                # The text encoder of a model placed alone may lack the vision tower that this checkpoint needs.
-                if name != "text_encoder" or other.plan.vision or not checkpoint.pipeline_class.max_images:
+                if name != "text_encoder" or has_parts_for(checkpoint, other.plan):
                     shared.setdefault(name, other.pipe.components[name])
         return shared
+
+
+def has_parts_for(checkpoint: Checkpoint, plan: Plan) -> bool:
+    """Whether a text encoder of this plan has what the checkpoint needs: one of a model placed alone may lack it."""
+    needs = checkpoint.pipeline_class
+    return (plan.vision or not needs.max_images) and (plan.language_head or not needs.captions)
 
 
 def adapters_of(

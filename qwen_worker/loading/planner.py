@@ -68,7 +68,7 @@ class Planner:
     def others(self, model: str) -> dict[str, Checkpoint]:
         """By setting, the endpoint's other model, if it can be found and nothing has been planned without it."""
         others: dict[str, Checkpoint] = {}
-        for role in self.settings.QWEN_TASKS:
+        for role in self.settings.served_roles:
             other = self.catalogue.model_for(role.value)
             if other != model and not self.plans:
                 with suppress(LoadError):

@@ -20,7 +20,7 @@ from ..checkpoints.files import Json, explain_read_errors, is_folder, read_json,
 from ..errors import LoadError
 from ..memory.footprint import Plan
 from ..memory.machine import Gpu
-from ..model_settings import Precision, Prepared, Saving
+from ..model_settings import Precision, Prepared
 from ..network.hub import is_same_repository
 
 FOLDER = "prepared"
@@ -71,8 +71,7 @@ class Manifest(TypedDict):
 
 def layout_of(plan: Plan) -> Layout:
     text_encoder = plan.precision if plan.text_encoder == "quantized" else plan.base_precision
-    trimmed = Saving.TRIM in plan.savings
-    return Layout(plan.precision.value, plan.table, text_encoder.value, not trimmed, plan.vision)
+    return Layout(plan.precision.value, plan.table, text_encoder.value, plan.language_head, plan.vision)
 
 
 def find(

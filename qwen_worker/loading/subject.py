@@ -60,6 +60,13 @@ class Subject:
         """Whether a pass has a picture to start from."""
         return "image" in inspect.signature(self.pipe.__call__).parameters
 
+    def second_input(self, rows: int = 1) -> "torch.Tensor | None":
+        """What a layered model adds to the timestep, as its pipeline always has it; None for the others."""
+        import torch
+
+        has_one = self.transformer.config.use_additional_t_cond
+        return torch.zeros(rows, dtype=torch.long, device=self.plan.device) if has_one else None
+
     def description(self) -> str:
         """What decides the findings, beside the machine and the versions of its packages."""
         plan, source = self.plan, f"{self.checkpoint.name}@{self.checkpoint.revision}"

@@ -99,6 +99,7 @@ class Model:
     shared: tuple[str, ...] = ()
     working: Working = WORKING
     packed: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
+    captions: bool = False  # its text encoder writes too
 
     @property
     def is_20b(self) -> bool:
@@ -148,6 +149,16 @@ class Plan:
         """Whether the text encoder keeps its vision tower."""
         return any(model.edits for model in self.models) or Saving.TRIM not in self.savings
 
+    @property
+    def language_head(self) -> bool:
+        """Whether the text encoder keeps the layer that writes."""
+        return any(model.captions for model in self.models) or Saving.TRIM not in self.savings
+
+    @property
+    def trimmed_parts(self) -> list[str]:
+        """The parts of the text encoder that nothing of the plan's models uses."""
+        return ["lm_head"] * (not self.language_head) + ["vision"] * (not self.vision)
+
     def transformer_bytes(self, model: Model) -> int:
         """The model's transformer on the card."""
         if model.is_packed("transformer"):
@@ -165,13 +176,13 @@ class Plan:
         if not count and not packed:
             return 0
         packed_bytes = packed.get("text_encoder", 0)
-        if Saving.TRIM in self.savings:
-            for part in ("lm_head",) if self.vision else ("lm_head", "vision"):
-                count -= parts.get(part, 0)
-                packed_bytes -= packed.get(part, 0)
+        for part in self.trimmed_parts:
+            count -= parts.get(part, 0)
+            packed_bytes -= packed.get(part, 0)
         if packed:
             return packed_bytes + round(count * BYTES[self.base_precision])
-        never_quantized = parts.get("embedding", 0) + (parts.get("vision", 0) if self.vision else 0)
+        kept = ["embedding"] + ["vision"] * self.vision + ["lm_head"] * any(model.captions for model in self.models)
+        never_quantized = sum(parts.get(part, 0) for part in kept)
         unquantized = never_quantized if self.text_encoder == "quantized" else count
         return round(unquantized * BYTES[self.base_precision] + (count - unquantized) * BYTES[self.precision])
 
@@ -229,7 +240,9 @@ class Plan:
         streamed = 0
         if self.text_encoder == "streamed":
             embedding = max(model.parts.get("embedding", 0) for model in self.models)
-            streamed = round(embedding * BYTES[self.base_precision]) + STREAMED_BYTES
+            # The language head is as large as the embedding, and is one matrix.
+            head = max(model.parts.get("lm_head", 0) * model.captions for model in self.models)
+            streamed = round((embedding + head) * BYTES[self.base_precision]) + STREAMED_BYTES
         streamed += text_bytes  # the text encoder's turn is over before the transformer's begins
         rows = max(model.parts.get("modulation_outputs", 0) for model in self.models) * 2 * SCHEDULE_STEPS
         working = (rows if self.table else 0) + self.lora_bytes + max(round(most * GIB), streamed)

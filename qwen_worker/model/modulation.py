@@ -12,7 +12,9 @@ so the LoRA adds scale * B (A x), a LoKr or LoHa its own product, and the weight
 computed one timestep at a time, in the order and the dtype in which peft's layer would compute it beside the layer
 itself: bit-equal to that.
 
-Does not cover: layered models, whose temb has a second input; Qwen-Image-2.1, which shares one modulation over all
+Layered models add a second embedding to temb, of a number that their pipeline always gives as 0: so do the rows.
+
+Does not cover: Qwen-Image-2.1, which shares one modulation over all
 blocks; float32, where timesteps are too many to list (`ComputedRows` keeps the weights and remembers rows). Imports
 torch and diffusers: import it inside functions. Knows nothing of placement or jobs.
 """
@@ -261,6 +263,9 @@ def timestep_embedding(transformer: QwenImageTransformer2DModel) -> Embedding:
     embed = transformer.time_text_embed
 
     def temb(timestep: torch.Tensor) -> torch.Tensor:
-        return embed.timestep_embedder(embed.time_proj(timestep).to(timestep.dtype))
+        condition = embed.timestep_embedder(embed.time_proj(timestep).to(timestep.dtype))
+        if embed.use_additional_t_cond:
+            condition = condition + embed.addition_t_embedding.weight[:1].to(condition.dtype)
+        return condition
 
     return temb

@@ -7,6 +7,7 @@ from PIL import Image
 from ..jobs.job import Job
 from ..jobs.named_sizes import Grid, brought_warning, grid_of, with_size
 from ..jobs.request import Edit
+from ..jobs.tasks import Layers
 from .inputs import Inputs
 from .inset import Inset
 from .masks import restore_outside
@@ -81,7 +82,7 @@ def canvas_of(job: Job, inputs: Inputs, grid: Grid) -> Canvas:
     request, inputs = job.request, inputs.for_model(grid.draws_alpha)
     if inputs.margins:
         request = request.model_copy(update={"expand": inputs.margins, "fit": None, "aspect_ratio": None})
-    looked_at = inputs.sources if isinstance(request, Edit) else []
+    looked_at = inputs.sources if isinstance(request, Edit | Layers) else []
     start = inputs.sources[0] if request.starts_from_picture else None
     matching = Matching.of(request)
     if stitch := inputs.stitch:

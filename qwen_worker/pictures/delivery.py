@@ -100,7 +100,7 @@ def size_warning(request: Drawing, size: tuple[int, int], terms: Terms) -> str |
     width, height = size
     characters = copies_in_reply(request, terms.shape) * width * height * BASE64
     *_, (output_format, quality) = terms.encodings or encodings(request)
-    pictures = f"{request.num_images} picture{'s' * (request.num_images > 1)} of {width}x{height}"
+    pictures = f"{request.picture_count} picture{'s' * (request.picture_count > 1)} of {width}x{height}"
     limit = f"of which at most {terms.limit_bytes / 1e6:g} MB are delivered"
     if (least := characters * LEAST_RATES[output_format]) > terms.limit_bytes:
         sentence = f"{pictures} would have at least {least / 1e6:.2g} MB in the reply, {limit}"

@@ -41,8 +41,8 @@ def is_lossless(output_format: str, quality: int | None) -> bool:
 
 def copies_in_reply(request: "Drawing", shape: ResponseShape) -> int:
     """How many files a reply has: RunPod's shape has the first under two names, and so has our own of several."""
-    several = request.num_images > 1
-    return request.num_images + (shape is ResponseShape.RUNPOD_PUBLIC or (shape is ResponseShape.WORKER and several))
+    several = request.picture_count > 1
+    return request.picture_count + (shape is ResponseShape.RUNPOD_PUBLIC or (shape is ResponseShape.WORKER and several))
 
 
 def photo_rate(output_format: str, quality: int | None) -> float:

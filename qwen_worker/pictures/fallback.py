@@ -13,8 +13,10 @@ from dataclasses import replace
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from ..jobs.request import Drawing
+from ..jobs.tasks import Layers
 from .alpha import on_white, to_opaque
 from .canvas import Canvas
+from .layers import stand_in_layers
 from .photo import to_picture
 
 BAND_WORDS = ("STAND-IN\nNO MODEL", "STAND-IN: NO MODEL")  # the words of the band, on two lines or on one
@@ -25,7 +27,9 @@ UPRIGHT_ASPECT = 1.6  # a picture that is taller than so many times its width ha
 
 
 def draw(request: Drawing, canvas: Canvas) -> list[Image.Image]:
-    """One RGB stand-in of the canvas' `result_size` for each of the request's seeds."""
+    """One RGB stand-in of the canvas' `result_size` for each of the request's seeds; for layers as many, RGBA."""
+    if isinstance(request, Layers):
+        return stand_in_layers(with_band(canvas.sources[0].resize(canvas.result_size)), request.num_layers)
     canvas = replace(canvas, matching=None)  # no edit, and so nothing to compare
     return [stand_in(request, canvas, seed) for seed in request.seeds]
 

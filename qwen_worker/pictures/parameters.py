@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..jobs.reply import DrawingFacts
 from ..jobs.request import Drawing
+from ..jobs.tasks import Layers
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,7 +31,8 @@ MAX_EXIF_BYTES = 65_533  # of a JPEG
 
 def embed_parameters(pictures: "list[Image.Image]", request: Drawing, facts: DrawingFacts) -> None:
     """Have the files of these pictures say how each was drawn. `facts`: the reply's, in which paths have no secrets."""
-    for picture, seed in zip(pictures, request.seeds, strict=True):
+    seeds = request.seeds * len(pictures) if isinstance(request, Layers) else request.seeds  # layers have one seed
+    for picture, seed in zip(pictures, seeds, strict=True):
         text, data = text_of(request, facts, seed), data_of(request, facts, seed)
         if request.output_format == "jpeg" and len(exif_of(text, json.dumps(data))) > MAX_EXIF_BYTES:
             # A rewritten prompt's length was not known when the job was parsed: the caller's own has room.

@@ -16,7 +16,9 @@ from PIL import Image
 from ..jobs.field_types import MIN_SIDE
 from ..jobs.named_sizes import CONDITIONING_MULTIPLE, MAX_STRETCH, Grid, Size, grid_of, named_size
 from ..jobs.request import MATCH_SIZE, Drawing, Edit
+from ..jobs.tasks import Layers
 from .inset import Inset, inset_of, rounded_size
+from .layers import layer_size
 
 NOTICED = 2.0  # pixels of a result for each drawn one, from which on the caller is told
 CONDITIONING_SIDE = 1024  # pixels: of the square whose area input pictures have; of diffusers' edit pipelines
@@ -40,6 +42,9 @@ class Sizes(NamedTuple):
 
 def sizes_of(request: Drawing, sources: list[Image.Image], mask: Image.Image | None, grid: Grid) -> Sizes:
     """The sizes of the request's pictures. `grid`: what the checkpoint says of sizes."""
+    if isinstance(request, Layers):
+        size = layer_size(sources[0].size, request.resolution, grid.multiple)
+        return Sizes(size, size)
     if isinstance(request, Edit):
         return edit_sizes(request, sources[request.size_from].size, mask, grid)
     if sources:

@@ -90,7 +90,7 @@ def require_models(settings: Settings, place: Attempt) -> None:
 
     The model of a task that no job asks for may be missing.
     """
-    failures = {role: place(role.value) for role in Role if role in settings.QWEN_TASKS}
+    failures = {role: place(role.value) for role in Role if role in settings.served_roles}
     required = preloaded(settings) or (Role if all(failures.values()) else ())
     for role, failure in failures.items():
         if role in required and failure:
@@ -99,7 +99,7 @@ def require_models(settings: Settings, place: Attempt) -> None:
 
 def preloaded(settings: Settings) -> frozenset[Role]:
     """The roles that are loaded before the first job."""
-    return settings.QWEN_PRELOAD & settings.QWEN_TASKS
+    return settings.QWEN_PRELOAD & settings.served_roles
 
 
 def require_preloads(settings: Settings, preload: Attempt) -> None:

@@ -127,7 +127,7 @@ class CompiledBlocks:
         `passes`: (rows, tokens of text) of each pass to compile for; `references`: input pictures of each.
         """
         config, dtype, device = self.transformer.config, self.transformer.dtype, self.transformer.device
-        side = WARM_SIDE[device.type]
+        side, is_layered = WARM_SIDE[device.type], config.use_additional_t_cond
         shapes = [(1, side, side)] * (1 + references)
         if table:
             table.prepare(torch.ones(1, dtype=dtype, device=device))
@@ -141,6 +141,7 @@ class CompiledBlocks:
                 timestep=torch.ones(batch, **options),
                 img_shapes=[shapes] * batch,
                 attention_kwargs={},
+                additional_t_cond=torch.zeros(batch, dtype=torch.long, device=device) if is_layered else None,
                 return_dict=False,
             )
 

@@ -9,8 +9,9 @@ from qwen_worker.errors import JobError
 from qwen_worker.jobs.field_types import Lora
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.reply import DrawingResult, drawing_facts
-from qwen_worker.jobs.request import MAX_SEED, BackgroundReplacement, Debug, Edit, Generate, Health
+from qwen_worker.jobs.request import MAX_SEED, BackgroundReplacement, Edit, Generate
 from qwen_worker.jobs.served import Limits, require_served, require_tokens
+from qwen_worker.jobs.tasks import Debug, Health
 from qwen_worker.settings import Settings
 
 from ..conftest import ROOT
@@ -190,7 +191,7 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**PROMPT, "output_format": "gif"}, "output_format must be 'png', 'webp', 'jpeg' or 'auto', not \"gif\""),
         ({**PROMPT, "output_quality": 101}, "output_quality must be a whole number from 1 to 100, not 101"),
         ({**PROMPT, "preset": "turbo"}, "preset must be 'quality', 'balanced' or 'fast', not \"turbo\""),
-        ({**PROMPT, "task": "paint"}, 'of generate, edit, background_replacement, health, debug, schema, not "paint"'),
+        ({**PROMPT, "task": "paint"}, 'background_replacement, layers, health, debug, schema, not "paint"'),
         ({**PROMPT, "task": ["edit"]}, "task must be one of"),
         ({**PROMPT, "stesp": 5}, '"stesp" is not a field of generate (did you mean steps?); its fields are prompt'),
         ({**PROMPT, "source_image": "x"}, "is not a field of generate (did you mean image? task edit takes it)"),
@@ -205,7 +206,7 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**PROMPT, "x" * 10_000: 1}, "xxx... is not a field of generate"),
         ({str(k): 1 for k in range(65)}, "input must have at most 64 fields, not 65"),
         ({**PROMPT, "task": ""}, "task must be one of"),
-        ({**PROMPT, "task": False}, "generate, edit, background_replacement, health, debug, schema, not false"),
+        ({**PROMPT, "task": False}, "generate, edit, background_replacement, layers, health, debug, schema, not false"),
         ({**PROMPT, "images": [5] * 100_000}, "images must be a list of 1 to 10 images, not a list of 100000"),
         ({"task": "health", "prompt": "x"}, '"prompt" is not a field of health; its fields are none'),
         ({**EDIT, "task": "generate"}, "image is not taken by generate; task edit takes it"),

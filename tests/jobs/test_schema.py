@@ -17,9 +17,9 @@ from qwen_worker.jobs.containers import MAX_FIELDS
 from qwen_worker.jobs.openai_images import EDITS, GENERATIONS, call_of
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import require_adaptable
-from qwen_worker.jobs.request import TASKS
 from qwen_worker.jobs.schema import job_schema
 from qwen_worker.jobs.served import Limits, require_served, require_tokens
+from qwen_worker.jobs.tasks import TASKS
 
 SCHEMA = job_schema()
 DEFINITIONS = SCHEMA["$defs"]

@@ -19,9 +19,10 @@ def as_it_is(monkeypatch):
 
 
 @pytest.fixture
-def transformer():
+def transformer(request):
     torch.manual_seed(0)
-    made = diffusers.QwenImageTransformer2DModel(**architecture.TRANSFORMER | {"num_layers": 2})
+    kind = getattr(request, "param", {})
+    made = diffusers.QwenImageTransformer2DModel(**architecture.TRANSFORMER | {"num_layers": 2} | kind)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, 0.2 if parameter.ndim == 1 else 0.0, 0.1)
     return made
@@ -43,6 +44,7 @@ def stock(transformer, latents, sigma, states, mask):
         encoder_hidden_states=states,
         encoder_hidden_states_mask=mask,
         img_shapes=[SHAPES] * len(latents),
+        additional_t_cond=torch.zeros(1, dtype=torch.long) if transformer.config.use_additional_t_cond else None,
         return_dict=False,
     )[0]
 
@@ -55,6 +57,7 @@ def ours(transformer, latents, sigma, states, mask, chosen=None, counts=None):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("transformer", [{}, architecture.LAYERED_TRANSFORMER], indirect=True)
 def test_it_is_the_transformers_own(transformer):
     given = asked()
     assert torch.allclose(ours(transformer, *given), stock(transformer, *given), atol=1e-4)

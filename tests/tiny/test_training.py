@@ -5,10 +5,13 @@ What whole training comes to is in the model card, for it takes two hours.
 
 import sys
 
+import diffusers
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from qwen_tiny import evaluate, train
-from qwen_tiny.stages import few_step, sheets, transformer, vae
+from qwen_tiny import CHECKPOINT, evaluate, train
+from qwen_tiny.stages import few_step, layered, sheets, transformer, vae
 from qwen_tiny.training import forward
 
 STEPS = {"vae": 1, "text": 1, "generate": 2, "edit": 2, "few_step": 2, "mistaken": 2}
@@ -56,3 +59,23 @@ def test_the_one_command_goes_through_its_stages_and_on_where_it_was_stopped(tra
     assert trained("mistaken") == until_the_lora, "the mistaken captions are mixed into the weights before them"
     pipeline = evaluate.load_pipeline(tmp_path / "out" / "generate", lora=True)
     assert len(evaluate.draw_prompts(pipeline, evaluate.sample_prompts(1, size=(256, 256)), 1, 1.0)) == 1
+
+
+def test_layers_are_learnt_from_a_checkpoint_that_is_there_and_share_its_text_encoder(tmp_path, monkeypatch):
+    out, few = tmp_path / "out", {"pictures": 2, "wordings": 0, "tokens": 32, "share": 1}
+    out.mkdir()
+    (out / "edit").symlink_to(CHECKPOINT / "edit")
+    monkeypatch.setattr(train, "LAYERED_SIZES", (transformer.Size(256, 256, **few),))
+    monkeypatch.setattr(layered, "TOKENS_AT_ONCE", {"cpu": 128})
+    monkeypatch.setattr(layered, "PROMPTS", 2)
+    monkeypatch.setattr(forward, "compiled", lambda function: function)
+    command = ["train", "--only", "layered_vae", "layered", "--layered-vae", "1", "--layered", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [*command, "--work", str(tmp_path / "work")])
+    train.main()
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(out / "layered", dtype=torch.float32)
+    assert type(pipeline) is diffusers.QwenImageLayeredPipeline and pipeline.vae.config.input_channels == 4
+    assert (out / "layered/text_encoder").resolve() == CHECKPOINT / "edit/text_encoder"
+    before = load_file(CHECKPOINT / "edit/transformer/diffusion_pytorch_model.safetensors")
+    after = load_file(out / "layered/transformer/diffusion_pytorch_model.safetensors")
+    assert set(after) - set(before) == {"time_text_embed.addition_t_embedding.weight"}
+    assert not torch.equal(after["img_in.weight"], before["img_in.weight"])

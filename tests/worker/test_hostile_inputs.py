@@ -11,7 +11,7 @@ from runpod.serverless.modules.rp_job import run_job
 
 from qwen_worker.errors import CODES
 from qwen_worker.jobs.aliases import ALIASES, READERS
-from qwen_worker.jobs.request import TASKS
+from qwen_worker.jobs.tasks import TASKS
 
 FIELDS = sorted(
     {name for model in TASKS.values() for name in model.model_fields} | set(ALIASES) | set(READERS) | {"image"}
