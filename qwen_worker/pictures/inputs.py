@@ -65,8 +65,7 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
             sources.append(open_source(files[-1], label, warn, is_masked=False)[0])
     if request.mask_image is None:
         return Inputs(sources, None, lineage=lineage_of(files))
-    inputs = open_masked(request, request.mask_image, files[0], fetch_seconds, warn, cancelled)
-    return inputs._replace(lineage=lineage_of(files))
+    return open_masked(request, request.mask_image, files[0], fetch_seconds, warn, cancelled)
 
 
 def open_masked(
@@ -85,10 +84,10 @@ def open_masked(
             photo = open_photo(picture, deep, "image", warn)
             del picture, deep
             stitch = stitch_of(photo, mask, request.mask_padding, is_soft, warn)
-            return Inputs([photo.framed(stitch.frame)], stitch.drawn_mask, stitch=stitch)
+            return Inputs([photo.framed(stitch.frame)], stitch.drawn_mask, None, stitch, lineage_of([data]))
     require_shape(*picture.size, "image")
     source, original = as_source(picture, "image", warn, is_masked=True)
-    return Inputs([source], mask, original)
+    return Inputs([source], mask, original, lineage=lineage_of([data]))
 
 
 def is_larger(photo: Size) -> bool:
