@@ -51,8 +51,7 @@ from qwen_worker.network.bucket import bucket_from_settings
 from qwen_worker.network.rewrite import rewriter_from_settings, waiting_threads
 from qwen_worker.pictures import fallback, marks, matching
 from qwen_worker.pictures.canvas import Canvas, canvas_of
-from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
-from qwen_worker.pictures.exact import exact_terms
+from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of, terms_of_photo
 from qwen_worker.pictures.inputs import Inputs, open_images
 from qwen_worker.pictures.parameters import embed_parameters
 from qwen_worker.pictures.signing import signer_from_settings
@@ -228,7 +227,7 @@ class Worker:
             require_usable(terms, job.cancelled)
             inputs = open_images(job.request, self.settings.QWEN_FETCH_SECONDS, job.warn, job.cancelled)
             if inputs.stitch:
-                terms = exact_terms(job.request, inputs.stitch, terms, job.warn, job.cancelled)
+                terms = terms_of_photo(job.request, inputs.stitch, terms, job.warn, job.cancelled)
             return inputs, terms
 
     async def check_inputs(self, check: SafetyCheck, job: Job, inputs: Inputs) -> None:

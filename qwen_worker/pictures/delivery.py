@@ -7,7 +7,7 @@ byte, before it is sent. Knows nothing of how the pictures came about, nor of ho
 import base64
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -17,16 +17,17 @@ from ..errors import Cancelled, InvalidInput, JobError
 from ..jobs.reply import DeliveryFacts, Lineage, Metadata, posted_bytes
 from ..jobs.request import Drawing
 from ..jobs.response_shapes import Files, shape_of, shaped_reply
+from ..jobs.values import Warn
 from ..network.bucket import Bucket, bucket_from_job
 from ..network.upload import File, UploadFailed, require_public, upload_files
 from ..settings import Settings
 from ..stopwatch import timed
 from .encoding import encode_picture
 from .encodings import BASE64, CONTENT_TYPES, LEAST_RATES, copies_in_reply, encodings, is_lossless, photo_rate
-from .exact import encode_whole
+from .exact import encode_whole, encodings_of_photo
 from .lineage import digest_of
 from .signing import Sign
-from .stitch import STITCH_KEY
+from .stitch import STITCH_KEY, Stitch
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -87,6 +88,12 @@ def require_usable(terms: Terms, cancelled: threading.Event) -> None:
     """
     if terms.bucket and terms.bucket.restricted:
         require_public(terms.bucket, terms.upload_seconds, cancelled)
+
+
+def terms_of_photo(request: Drawing, stitch: Stitch, terms: Terms, warn: Warn, cancelled: threading.Event) -> Terms:
+    """The terms of a photo that is to come back exact outside its mask, as `exact.encodings_of_photo` says."""
+    room, copies = None if terms.bucket else terms.limit_bytes, copies_in_reply(request, terms.shape)
+    return replace(terms, encodings=encodings_of_photo(request, stitch, room, copies, warn, cancelled))
 
 
 def size_warning(request: Drawing, size: tuple[int, int], terms: Terms) -> str | None:

@@ -4,8 +4,8 @@ Only a lossless file keeps every pixel. What lies outside the mask is encoded be
 certain that it is too much, or all of it fits. Knows nothing of what is drawn.
 """
 
+import math
 import threading
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -17,13 +17,12 @@ from .colour import PROFILE
 from .crop import Box
 from .deep import write_png
 from .encoding import encode_deep, encode_picture
-from .encodings import BASE64, copies_in_reply, encodings, is_lossless
+from .encodings import BASE64, encodings, is_lossless
 from .photo import Photo, to_picture
 from .stitch import Stitch
 
 if TYPE_CHECKING:
     from ..jobs.request import Drawing
-    from .delivery import Terms
 
 STRIP_ROWS = 256  # that are encoded at once
 WEBP_SIDE = 16_383  # pixels: WebP has no longer side
@@ -33,11 +32,17 @@ TOGETHER = 0.9
 MOST_BYTES = {1: 3.02, 2: 6.02}
 
 
-def exact_terms(request: "Drawing", stitch: Stitch, terms: "Terms", warn: Warn, cancelled: threading.Event) -> "Terms":
-    """The terms with the encodings that are to be tried for the photo: exact ones first, and of those what has room.
+Encodings = tuple[tuple[str, int | None], ...]  # (format, quality)
 
-    `warn` is told where what is outside the mask will not be exact. Raises `JobError` result_too_large where nothing
-    exact has room and the job has not asked for anything else, or `Cancelled`.
+
+def encodings_of_photo(
+    request: "Drawing", stitch: Stitch, room: float | None, copies: int, warn: Warn, cancelled: threading.Event
+) -> Encodings:
+    """The encodings that are to be tried for the photo: exact ones first, and of those what has room.
+
+    `room`: bytes of a reply that has so many `copies` of a file; None where there is a bucket for any size. `warn` is
+    told where what is outside the mask will not be exact. Raises `JobError` result_too_large where nothing exact has
+    room and the job has not asked for anything else, or `Cancelled`.
     """
     photo, wanted = stitch.photo, list(encodings(request))
     exact = [one for one in wanted if keeps_numbers(photo, *one)]
@@ -46,19 +51,17 @@ def exact_terms(request: "Drawing", stitch: Stitch, terms: "Terms", warn: Warn, 
         keeps = "16 bits" if is_lossless(*wanted[0]) else "every pixel"
         name = f"output_format {request.output_format}"
         warn(f"{name} does not keep {keeps}: outside the mask the picture is not exact; send png")
-        return replace(terms, encodings=(*wanted,))
-    copies = copies_in_reply(request, terms.shape)
-    room = terms.limit_bytes / BASE64 / copies
-    width, height = photo.size
-    if terms.bucket or width * height * MOST_BYTES[photo.number_bytes] <= room:
-        return replace(terms, encodings=(*exact, *lossy))
-    sizes = [least_bytes(stitch, one, room, cancelled) for one in exact]
-    if fitting := [one for one, size in zip(exact, sizes, strict=True) if size <= room]:
-        return replace(terms, encodings=(*fitting, *lossy))
-    figures = f"{copies * min(sizes) * BASE64 / 1e6:.3g} MB or more, and at most {terms.limit_bytes / 1e6:g} MB are"
+        return tuple(wanted)
+    (width, height), limit = photo.size, room / BASE64 / copies if room else math.inf
+    if width * height * MOST_BYTES[photo.number_bytes] <= limit:
+        return (*exact, *lossy)
+    sizes = [least_bytes(stitch, one, limit, cancelled) for one in exact]
+    if fitting := [one for one, size in zip(exact, sizes, strict=True) if size <= limit]:
+        return (*fitting, *lossy)
+    figures = f"{copies * min(sizes) * BASE64 / 1e6:.3g} MB or more, and at most {(room or 0) / 1e6:g} MB are"
     if lossy and request.output_quality:
         warn(f"outside the mask the picture is not exact: lossless, the reply would have {figures} delivered")
-        return replace(terms, encodings=(*lossy,))
+        return tuple(lossy)
     raise JobError(
         "result_too_large",
         f"exact outside the mask, the picture of {width}x{height} would have {figures} delivered; give a bucket, or "

@@ -26,4 +26,5 @@ def lineage_of(files: Iterable[bytes]) -> Lineage:
 
 
 def digest_of(file: bytes) -> str:
+    """SHA-256 in hexadecimal digits."""
     return hashlib.sha256(file).hexdigest()
