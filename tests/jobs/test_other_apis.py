@@ -228,11 +228,11 @@ def test_what_cannot_be_served_is_refused_with_what_to_send(fields, words):
 
 
 def test_unknown_fields_are_left_out_where_the_endpoint_says_so():
-    request, warnings = drawn({"stesp": 5, "mask": "x"}, QWEN_UNKNOWN_FIELDS="warn")
+    request, warnings = drawn({"stesp": 5, "size_from": 1}, QWEN_UNKNOWN_FIELDS="warn")
     assert request.num_inference_steps == 50
     assert warnings == [
         '"stesp" is not a field of generate (did you mean steps?), and has no effect',
-        '"mask_image" is not a field of generate (task edit takes it), and has no effect',
+        '"size_from" is not a field of generate (task edit takes it), and has no effect',
     ]
     request, warnings = drawn({"loras": [{"path": "a/b", "colour": 1}]}, QWEN_UNKNOWN_FIELDS="warn")
     assert request.loras == (Lora(path="a/b"),)

@@ -188,19 +188,20 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**PROMPT, "seed": 2.0**60}, "or -1, not 1.152921504606847e+18"),
         ({**PROMPT, "seed": -2}, "or -1, not -2"),
         ({**PROMPT, "num_images": 5}, "num_images must be a whole number from 1 to 4, not 5"),
-        ({**PROMPT, "output_format": "gif"}, "output_format must be 'png', 'webp', 'jpeg' or 'auto', not \"gif\""),
+        ({**PROMPT, "output_format": "gif"}, "output_format must be 'png', 'webp', 'jpeg', 'avif' or 'auto', not"),
         ({**PROMPT, "output_quality": 101}, "output_quality must be a whole number from 1 to 100, not 101"),
         ({**PROMPT, "preset": "turbo"}, "preset must be 'quality', 'balanced' or 'fast', not \"turbo\""),
         ({**PROMPT, "task": "paint"}, 'background_replacement, layers, health, debug, schema, not "paint"'),
         ({**PROMPT, "task": ["edit"]}, "task must be one of"),
         ({**PROMPT, "stesp": 5}, '"stesp" is not a field of generate (did you mean steps?); its fields are prompt'),
-        ({**PROMPT, "source_image": "x"}, "is not a field of generate (did you mean image? task edit takes it)"),
-        ({**PROMPT, "img_url": "x"}, "is not a field of generate (did you mean image? task edit takes it)"),
-        ({**PROMPT, "photo": "x"}, "is not a field of generate (did you mean image? task edit takes it)"),
+        ({**PROMPT, "source_image": "x"}, "is not a field of generate (did you mean image?)"),
+        ({**PROMPT, "img_url": "x"}, "is not a field of generate (did you mean image?)"),
+        ({**PROMPT, "photo": "x"}, "is not a field of generate (did you mean image?)"),
         ({**PROMPT, "num_image": 2}, "is not a field of generate (did you mean num_images?)"),
         ({**EDIT, "picture": "x"}, "is not a field of edit (did you mean image?)"),
         ({**PROMPT, "aspect_ratio": "16x9"}, "not 16; an aspect ratio is written 16:9"),
-        ({**PROMPT, "mask": "aGk="}, '"mask_image" is not a field of generate (task edit takes it); its fields are'),
+        ({**PROMPT, "mask": "aGk="}, "mask_image is about an input picture, and none is given: send image"),
+        ({**PROMPT, "size_from": 1}, '"size_from" is not a field of generate (task edit takes it); its fields are'),
         ({**PROMPT, 5: 1}, "5 is not the name of a field"),
         ({**PROMPT, "\ud800": 1}, "is not the name of a field"),
         ({**PROMPT, "x" * 10_000: 1}, "xxx... is not a field of generate"),
@@ -209,7 +210,7 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**PROMPT, "task": False}, "generate, edit, background_replacement, layers, health, debug, schema, not false"),
         ({**PROMPT, "images": [5] * 100_000}, "images must be a list of 1 to 10 images, not a list of 100000"),
         ({"task": "health", "prompt": "x"}, '"prompt" is not a field of health; its fields are none'),
-        ({**EDIT, "task": "generate"}, "image is not taken by generate; task edit takes it"),
+        ({**EDIT, "task": "health"}, "image is not taken by health; task edit takes it"),
         ({**PROMPT, "task": "edit"}, "exactly one of image, image_url, images must be given, not none"),
         ({**EDIT, "image_url": "b"}, "exactly one of image, image_url, images must be given, not image and image_url"),
         ({**PROMPT, "image": 5}, "images (sent as image) must be base64, a data URI or an http(s) URL"),
@@ -253,7 +254,7 @@ def test_no_refusal_is_long():
 
 def test_the_fields_of_a_task_are_listed_once_in_a_refusal():
     words = refusal({**PROMPT, "colour": 1, "steps": 0, "shade": 1})
-    assert words.count("its fields are") == 1 and words.endswith("loras")
+    assert words.count("its fields are") == 1 and words.endswith("fit")
     assert '"colour" is not a field of generate; ' in words and '"shade" is not a field of generate' in words
 
 

@@ -131,7 +131,7 @@ def test_a_call_that_cannot_be_meant_is_refused_by_its_field(given, words):
         ({"partial_images": False}, "partial_images must be 0, not false: preview shows unfinished pictures"),
         ({"output_compression": 101}, "output_quality (sent as output_compression) must be a whole number from 1 to"),
         ({"n": 5}, "num_images (sent as n) must be a whole number from 1 to 4"),
-        ({"image": "aGk="}, "image is not taken by generate"),
+        ({"image": ["aGk=", "aGk="]}, "images must hold one image at most for generate"),
     ],
 )
 def test_the_limits_are_those_of_every_job_and_the_error_is_in_openai_s_shape(ask, asked, words):

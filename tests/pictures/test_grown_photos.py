@@ -1,0 +1,60 @@
+"""Canvases that grow and subjects that are kept, where the photo is larger than what the model draws."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qwen_worker.jobs.job import Job
+from qwen_worker.jobs.named_sizes import Grid
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.pictures.canvas import canvas_of
+from qwen_worker.pictures.inputs import open_images
+
+from ..conftest import as_text
+
+
+def finished(photo, **fields):
+    """The result of a red drawing, the canvas that it was drawn on, and the job."""
+    job = Job("job", parse({"prompt": "a", "image": as_text(photo), **fields}, "job"))
+    inputs = open_images(job.request, 5, job.warn)
+    canvas = canvas_of(job, inputs, Grid(32))
+    drawn = canvas.finish(Image.new("RGB", canvas.size, "red"))
+    return (canvas.stitch.whole(drawn) if canvas.stitch else drawn), canvas, job
+
+
+@pytest.mark.parametrize("task", ["edit", "generate"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_a_large_photo_grows_in_its_own_size_and_only_the_region_around_what_is_new_is_drawn(task, mode):
+    photo = Image.effect_noise((1800, 1200), 60).convert(mode)
+    result, canvas, job = finished(photo, task=task, expand={"right": 300})
+    assert result.size == (2100, 1200) and canvas.stitch.frame.left > 500
+    before = photo.convert(result.mode)
+    assert np.array_equal(np.asarray(result)[:, :1800], np.asarray(before))
+    assert (np.asarray(result.convert("RGB"))[:, 1830:] == (255, 0, 0)).all()
+    assert job.request.expand.right == 300 and len(canvas.sources) == (task == "edit") and canvas.start
+
+
+def test_a_large_photo_with_a_ratio_grows_too_and_the_check_sees_what_was_sent():
+    photo = Image.new("RGB", (1600, 1200), "green")
+    job = Job("job", parse({"prompt": "a", "image": as_text(photo), "aspect_ratio": "2:1", "fit": "expand"}, "job"))
+    inputs = open_images(job.request, 5, job.warn)
+    assert [one.size for one in inputs.to_check] == [(1024, 768)] and inputs.stitch.photo.size == (2400, 1200)
+    canvas = canvas_of(job, inputs, Grid(32))
+    assert canvas.result_size == (2400, 1200) and job.request.aspect_ratio is None and not job.warnings
+
+
+def test_a_subject_of_a_large_photo_keeps_its_pixels_and_its_edge_its_greys():
+    photo = Image.effect_noise((1800, 1200), 60).convert("RGB")
+    matte = Image.new("L", photo.size)
+    matte.paste(255, (600, 300, 1200, 900))
+    matte.paste(128, (1200, 300, 1210, 900))
+    result, canvas, _ = finished(photo, task="background_replacement", subject_mask=as_text(matte))
+    before, after = np.asarray(photo, int), np.asarray(result, int)
+    assert result.size == photo.size and (after[300:900, 600:1200] == before[300:900, 600:1200]).all()
+    assert (after[:200] == (255, 0, 0)).all()
+    assert np.abs(after[600, 1205] - (before[600, 1205] + np.array((255, 0, 0))) / 2).max() <= 2
+
+
+def test_a_small_picture_is_drawn_whole():
+    result, canvas, _ = finished(Image.effect_noise((300, 200), 60).convert("RGB"), expand=20)
+    assert canvas.stitch is None and result.size == (340, 240)
