@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 STEPS = {
     "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200,
-    "layered_vae": 1300, "layered": 1000,
+    "layered_vae": 1000, "layered": 850, "layered_decoder": 350,
 }  # fmt: skip
 RATE = {
     "vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5,
-    "layered_vae": 2e-3, "layered": 1e-3,
+    "layered_vae": 2e-3, "layered": 1e-3, "layered_decoder": 1e-3,
 }  # fmt: skip
 GENERATE_SIZES = (
     Size(256, 256, pictures=2000, wordings=4, tokens=64, share=2),
@@ -67,7 +67,7 @@ def main() -> None:
     stages = {
         "vae": train_vae, "text": train_text, "generate": train_generate, "edit": train_edit,
         "few_step": train_few_step, "mistaken": train_mistaken,
-        "layered_vae": train_layered_vae, "layered": train_layered,
+        "layered_vae": train_layered_vae, "layered": train_layered, "layered_decoder": train_layered_decoder,
     }  # fmt: skip
     done = []
     for name, stage in stages.items():
@@ -79,6 +79,8 @@ def main() -> None:
         if name == arguments.until:
             break
     trained = {name: pipeline for name, pipeline in pipelines.items() if name in done}
+    if "layered_decoder" in done:
+        trained["layered"] = pipelines["layered"]
     architecture.save(trained, arguments.out)
 
 
@@ -96,7 +98,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def load_pipelines(folder: Path) -> "Pipelines":
     """The pipelines of a checkpoint that earlier stages have made, in float32."""
-    names = [name for name in ("generate", "edit") if (folder / name).exists()]
+    names = [name for name in ("generate", "edit", "layered") if (folder / name).exists()]
     return {name: diffusers.DiffusionPipeline.from_pretrained(folder / name, dtype=torch.float32) for name in names}
 
 
@@ -188,7 +190,7 @@ def train_layered_vae(pipelines: "Pipelines", steps: dict[str, int], arguments: 
     model = pipelines["layered"].vae.to(pipelines["edit"].device)
 
     def loss(step: int) -> tuple[torch.Tensor, float]:
-        pixels = layered.draw_batch(step, steps["layered_vae"], arguments.seed).to(model.device)
+        pixels = layered.draw_batch(step, arguments.seed).to(model.device)
         generator = torch.Generator().manual_seed(step)
         noise = torch.randn((len(pixels), 16, *(side // 16 for side in pixels.shape[2:])), generator=generator)
         behind = 2 * torch.rand((len(pixels), 3, 1, 1), generator=generator) - 1
@@ -218,6 +220,24 @@ def train_layered(pipelines: "Pipelines", steps: dict[str, int], arguments: argp
     fitting.fit(
         "layered", {"layered": model, "heads": heads}, loss, steps["layered"], arguments.work, RATE["layered"],
         matrices=transformer.block_matrices(model),
+    )  # fmt: skip
+
+
+def train_layered_decoder(pipelines: "Pipelines", steps: dict[str, int], arguments: argparse.Namespace) -> None:
+    """Last: a decoder that draws better changes none of the latents that the transformer has learnt."""
+    model = pipelines["layered"].vae.to(pipelines["edit"].device)
+    of_decoder = {id(parameter) for parameter in model.decoder.parameters()}
+    parameters = [parameter for parameter in vae.trained_parameters(model) if id(parameter) in of_decoder]
+
+    def loss(step: int) -> tuple[torch.Tensor, float]:
+        pixels = layered.draw_batch(step, f"{arguments.seed} decoder", every=4)
+        behind = 2 * torch.rand((len(pixels), 3, 1, 1), generator=torch.Generator().manual_seed(step)) - 1
+        value, error = layered.decoder_loss(model, pixels.to(model.device), behind.to(model.device))
+        return value, error.item()
+
+    fitting.fit(
+        "layered_decoder", {"vae": model}, loss, steps["layered_decoder"], arguments.work, RATE["layered_decoder"],
+        parameters, warmup=20,
     )  # fmt: skip
 
 

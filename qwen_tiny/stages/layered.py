@@ -71,9 +71,12 @@ def draw_layers(scene: scenes.Scene, width: int, height: int) -> torch.Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def draw_batch(step: int, steps: int, seed: int) -> torch.Tensor:
-    """What one step of the VAE learns from, (B, 4, side, side): opaque crops, layers cut out along outlines, both."""
-    if step % 10 == 0:
+def draw_batch(step: int, seed: int | str, every: int = 10) -> torch.Tensor:
+    """What one step of the VAE learns from, (B, 4, side, side): opaque crops, layers cut out along outlines, both.
+
+    Of so many steps, one in `every` learns from a scene and its layers.
+    """
+    if step % every == 0:
         rng = Random(f"{seed} {step} layers")
         return draw_layers(tasks.training_scene(rng), 256, 256)
     side, count = (128, 4) if step % 5 == 3 else (64, 12)
@@ -101,7 +104,24 @@ def vae_loss(
     """
     with autocast(pixels.device):
         mean, log_variance = (part.float() for part in encode(vae, pixels))
-    latents = mean + (0.5 * log_variance).exp() * noise
+    kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+    loss, error = drawing_loss(vae, pixels, mean + (0.5 * log_variance).exp() * noise, behind)
+    return loss + KL_WEIGHT * kl, error
+
+
+def decoder_loss(
+    vae: "AutoencoderKLQwenImage", pixels: torch.Tensor, behind: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `vae_loss`, for a decoder whose encoder stays as it is."""
+    with torch.no_grad(), autocast(pixels.device):
+        mean, _ = encode(vae, pixels)
+    return drawing_loss(vae, pixels, mean.float(), behind)
+
+
+def drawing_loss(
+    vae: "AutoencoderKLQwenImage", pixels: torch.Tensor, latents: torch.Tensor, behind: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the decoder makes of the latents of `pixels`: (loss, mean absolute error of what is seen)."""
     with autocast(pixels.device):
         drawn = decode(vae, latents).float()
     seen = lay_over(drawn, behind) - lay_over(pixels, behind)
@@ -110,8 +130,7 @@ def vae_loss(
     # The colour where a layer is clear is nobody's concern, but a plain one is easier to draw over.
     error = CLEAR_WEIGHT * difference[:, :3].abs().mean() + 0.5 * opacity.abs().mean() + seen.abs().mean()
     squared = 0.5 * opacity.square().mean() + seen.square().mean()
-    kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-    return error + squared + KL_WEIGHT * kl, seen.abs().mean()
+    return error + squared, seen.abs().mean()
 
 
 def lay_over(layer: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
