@@ -64,7 +64,7 @@ def test_an_edit_is_brought_back_to_its_input_s_place_and_colours_where_they_are
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"task": "generate", "image": None}, "size (match_input) needs an input picture, and generate takes none"),
+        ({"task": "generate", "image": None}, "size (match_input) is for edits, and generate is none"),
         ({"width": 512, "height": 512}, "size (match_input) and width (512) and height (512) may differ"),
         ({"aspect_ratio": "16:9"}, "size (match_input) and aspect_ratio (16:9) may differ: send one of them"),
         ({"draw_size": "asked"}, "size (match_input) has no other drawing than the model's own"),
