@@ -1,9 +1,10 @@
 """Makes the checkpoint from nothing: `python -m qwen_tiny.train`.
 
-Six stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
-few-step LoRA (both start from the generate one), and the generate transformer once more, with captions of which some
-are wrong. Uses a GPU when there is one. Started again, it goes on where it was stopped. It leaves sheets of samples as
-it goes, the LoRA after its stage, and the two folders at the end.
+Seven stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
+few-step LoRA (both start from the generate one), the generate transformer once more, with captions of which some
+are wrong, and a ControlNet for edges on it. Uses a GPU when there is one. Started again, it goes on where it was
+stopped. It leaves sheets of samples as it goes, the LoRA and the ControlNet after their stages, and the two folders at
+the end. `--only control` trains that stage on the folders that are there.
 """
 
 import argparse
@@ -15,16 +16,16 @@ from typing import TYPE_CHECKING
 import diffusers
 import torch
 
-from . import CHECKPOINT, LORA, architecture
-from .stages import few_step, pools, sheets, text_encoder, transformer, vae
+from . import CHECKPOINT, CONTROL, LORA, architecture
+from .stages import control, few_step, pools, sheets, text_encoder, transformer, vae
 from .stages.transformer import Size
 from .training import auxiliary, fitting, forward
 
 if TYPE_CHECKING:
     Pipelines = dict[str, diffusers.DiffusionPipeline]  # "generate" and "edit"
 
-STEPS = {"vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200}
-RATE = {"vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5}
+STEPS = {"vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200, "control": 3000}
+RATE = {"vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5, "control": 1e-3}
 GENERATE_SIZES = (
     Size(256, 256, pictures=2000, wordings=4, tokens=64, share=2),
     Size(384, 256, pictures=600, wordings=8, tokens=96, share=1),
@@ -40,6 +41,10 @@ EDIT_SIZES = (
     Size(1248, 832, pictures=30, wordings=12, tokens=192, share=1),
     Size(832, 1248, pictures=30, wordings=12, tokens=192, share=1),
 )
+CONTROL_SIZES = (  # as many tokens of each: their blocks are compiled once
+    Size(256, 256, pictures=900, wordings=3, tokens=64, share=3),
+    Size(512, 512, pictures=120, wordings=6, tokens=64, share=1),
+)
 MISTAKES = 0.35  # share of the last stage's captions that describe another picture
 KEPT_CHANGE = 0.7  # share of the last stage's change to the weights: with all of it the LoRA draws half as well
 
@@ -49,13 +54,15 @@ def main() -> None:
     diffusers.utils.logging.set_verbosity_error()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     steps = STEPS | {name: getattr(arguments, name) for name in STEPS if getattr(arguments, name) is not None}
-    pipelines = architecture.build_pipelines(arguments.seed)
+    pipelines = architecture.load(arguments.out) if arguments.only else architecture.build_pipelines(arguments.seed)
     for pipeline in pipelines.values():
         pipeline.to(device)
     stages = {
         "vae": train_vae, "text": train_text, "generate": train_generate, "edit": train_edit,
-        "few_step": train_few_step, "mistaken": train_mistaken,
+        "few_step": train_few_step, "mistaken": train_mistaken, "control": train_control,
     }  # fmt: skip
+    if arguments.only:
+        return stages[arguments.only](pipelines, steps, arguments)
     done = []
     for name, stage in stages.items():
         stage(pipelines, steps, arguments)
@@ -73,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("out/tiny-qwen-image"), help="checkpoints and sample sheets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--until", choices=STEPS, help="stop after this stage")
+    parser.add_argument("--only", choices=["control"], help="train this stage, on the folders in --out")
     for name, default in STEPS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="STEPS", help=f"default {default}")
     return parser.parse_args()
@@ -159,6 +167,28 @@ def train_mistaken(pipelines: "Pipelines", steps: dict[str, int], arguments: arg
     with torch.no_grad():
         for parameter, start in zip(model.parameters(), before, strict=True):
             parameter.copy_(torch.lerp(start, parameter, KEPT_CHANGE))
+
+
+def train_control(pipelines: "Pipelines", steps: dict[str, int], arguments: argparse.Namespace) -> None:
+    pipeline = pipelines["generate"]
+    model = pipeline.transformer.requires_grad_(False)
+    torch.manual_seed(arguments.seed)
+    controlnet = control.build(model).requires_grad_(True)
+    heads = auxiliary.Heads(model.inner_dim).to(model.device)
+    stocks: list[control.Pool] = []
+    if not fitting.is_finished(arguments.work / "control.pt", steps["control"]):
+        embedder = _embedder(pipelines)
+        stocks = [control.make_pool(pipeline.vae, embedder, size, arguments.seed) for size in CONTROL_SIZES]
+
+    def loss(step: int) -> tuple[torch.Tensor, float]:
+        return control.step_loss(model, controlnet, heads, stocks, step, arguments.seed)
+
+    fitting.fit(
+        "control", {"controlnet": controlnet, "heads": heads}, loss, steps["control"], arguments.work, RATE["control"],
+        matrices=transformer.block_matrices(controlnet),
+        show=lambda step: sheets.write_controlled(pipeline, controlnet, arguments.work / f"control-{step:06d}.png"),
+    )  # fmt: skip
+    controlnet.to(torch.bfloat16).save_pretrained(arguments.out / CONTROL)
 
 
 def _fit_transformer(
