@@ -18,20 +18,20 @@ from qwen_worker.checkpoints import checkpoint as checkpoints
 from qwen_worker.checkpoints.checkpoint import Checkpoint
 from qwen_worker.checkpoints.files import is_missing
 from qwen_worker.delivery_settings import ResponseShape
-from qwen_worker.drawing import inference
+from qwen_worker.drawing import inference, job_plan
 from qwen_worker.drawing.batching import Batches
 from qwen_worker.drawing.partial_denoise import drawn_steps, fixed_steps
 from qwen_worker.drawing.preview import Previewer
 from qwen_worker.drawing.prompt_cache import PromptCache
+from qwen_worker.drawing.prompts import rewrite_prompt
 from qwen_worker.drawing.queue import DrawingJob, WaitingQueue
-from qwen_worker.errors import CudaSpoiledError, InvalidInput, JobError, LoadError
+from qwen_worker.errors import CudaSpoiledError, JobError, LoadError
 from qwen_worker.jobs import openai_images
 from qwen_worker.jobs import reply as replies
-from qwen_worker.jobs.checks import require_prompt
 from qwen_worker.jobs.deadline import Paces, kind_of, limit_of
 from qwen_worker.jobs.few_steps import warnings_of
 from qwen_worker.jobs.job import Job, Stage
-from qwen_worker.jobs.named_sizes import Grid, brought_warning, grid_of, with_size
+from qwen_worker.jobs.named_sizes import Grid
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
 from qwen_worker.jobs.reply import DrawingResult
@@ -48,13 +48,13 @@ from qwen_worker.memory import card, cuda
 from qwen_worker.memory.footprint import Plan
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.network.bucket import bucket_from_settings
-from qwen_worker.network.rewrite import RewriteFailed, Rewriter, rewriter_from_settings, waiting_threads
+from qwen_worker.network.rewrite import rewriter_from_settings, waiting_threads
 from qwen_worker.pictures import fallback, marks
+from qwen_worker.pictures.canvas import Canvas, canvas_of
 from qwen_worker.pictures.delivery import Terms, deliver, require_usable, size_warning, terms_of
-from qwen_worker.pictures.inputs import Canvas, Inputs, open_images, small_data_urls
+from qwen_worker.pictures.inputs import Inputs, open_images
 from qwen_worker.pictures.parameters import embed_parameters
 from qwen_worker.pictures.signing import signer_from_settings
-from qwen_worker.pictures.sizes import moved_warning, sizes_of
 from qwen_worker.serving import fitness, health
 from qwen_worker.serving.job_loop import JobLoop, end_process
 from qwen_worker.serving.progress import Post, Progress, poster
@@ -185,14 +185,12 @@ class Worker:
                 checkpoint.require_serves(request)
             loras = () if failure else await job.run_on(self.side_threads, self.loras.open_for_job, job, checkpoint)
             grid = checkpoint.grid if checkpoint else Grid()
-            sizes = sizes_of(request, inputs.sources, inputs.mask, grid)
-            canvas = Canvas(inputs.sources, inputs.mask, *sizes, inputs.original)
-            brought = brought_warning(request, grid_of(request, grid), sizes.delivered)
-            moved = moved_warning(request, inputs.sources, sizes)
-            of_model = checkpoint.warning if checkpoint and not failure else None
-            for warning in filter(None, (of_model, brought, moved, size_warning(request, sizes.delivered, terms))):
+            if checkpoint and not failure and checkpoint.warning:
+                job.warn(checkpoint.warning)
+            canvas = canvas_of(job, inputs, grid)
+            request = job.request
+            if warning := size_warning(request, canvas.result_size, terms):
                 job.warn(warning)
-            job.request = request = with_size(request, sizes.delivered)
             self.require_time(job, canvas)
 
             job.enter(Stage.WAITING)
@@ -284,7 +282,7 @@ class Worker:
         """Refuse a job that the plan has no room for, before anything is loaded. Raises `JobError` out_of_memory."""
         checkpoint, canvas = self.catalogue.locate(entry.job.request.task), entry.canvas
         size = checkpoint.name, checkpoint.size_multiple, *canvas.size, len(canvas.sources)
-        inference.plan_for(entry, plan, self.pipelines.get(entry.job.request.task)).require_fits(*size)
+        job_plan.plan_for(entry, plan, self.pipelines.get(entry.job.request.task)).require_fits(*size)
 
     def fall_back(self, entry: DrawingJob, failure: LoadError) -> DrawingResult:
         """Stand-ins for the job's pictures. Raises `JobError` model_unavailable where they are not to be had."""
@@ -294,19 +292,6 @@ class Worker:
         self.queue.enter_call(entry)
         with timed(entry.job.timings, "inference"):
             return DrawingResult(fallback.draw(entry.job.request, entry.canvas), 0, failure=failure)
-
-
-def rewrite_prompt(rewriter: Rewriter, job: Job, inputs: Inputs) -> None:
-    """Have the model get the prompt in the words of the operator's language model, or else the caller's own."""
-    job.enter(Stage.REWRITING)
-    with timed(job.timings, "rewrite"):
-        try:
-            pictures, seconds_left = small_data_urls(inputs.sources), job.seconds_to_limit()
-            job.instruction = require_prompt(rewriter.rewrite(job.instruction, pictures, job.cancelled, seconds_left))
-        except (RewriteFailed, InvalidInput) as failure:
-            reason = failure.sentence if isinstance(failure, InvalidInput) else f"rewriting it failed: {failure}"
-            job.draw_own_words(reason)
-            log_line(job.id, "WARN", f"the prompt was not rewritten: {reason}")
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.jobs.presets import STEPS
 from qwen_worker.memory import placement
 from qwen_worker.memory.footprint import GB, Plan
+from qwen_worker.model_settings import Precision, Saving
 from qwen_worker.preset_settings import Preset
-from qwen_worker.settings import Precision, Saving
 
 from .measure.stage_times import job_seconds
 from .rates import CARDS, Card, card_of

@@ -18,8 +18,9 @@ import itertools
 from pathlib import Path
 
 from qwen_worker.memory.machine import Machine, read_machine
+from qwen_worker.model_settings import Speedup
 from qwen_worker.preset_settings import Preset
-from qwen_worker.settings import Settings, Speedup
+from qwen_worker.settings import Settings
 
 from .measure import full_size, interleaved, layouts
 from .report import plots, resumable

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints import checkpoint, classes
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
 from qwen_worker.jobs.presets import MODELS as MODEL_SETTINGS
@@ -140,7 +140,7 @@ def models_to_load(settings: Settings, tasks: Sequence[str]) -> list[Model]:
         name = getattr(settings, MODEL_SETTINGS[task])
         released = checkpoint.released(name)
         if released is None:
-            names = ", ".join(checkpoint.RELEASED)
+            names = ", ".join(classes.RELEASED)
             raise UsageError(
                 f"{MODEL_SETTINGS[task]} is {name}, whose size is not known here (known: {names}): name the "
                 "pools with --gpu and give --no-fit-check."

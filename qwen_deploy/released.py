@@ -7,7 +7,7 @@ known of here, with the memory that their names say.
 import re
 from collections.abc import Sequence
 
-from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints import checkpoint, classes
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.memory.footprint import GB
 from qwen_worker.network.hub import is_same_repository
@@ -44,7 +44,7 @@ def download_bytes(names: Sequence[str]) -> int | None:
         return None
     models = [as_model(one, found[:number]) for number, one in enumerate(found)]
     # The released checkpoints are stored in bfloat16.
-    return sum(2 * model.parameters_of(part) for model in models for part in checkpoint.WEIGHTS)
+    return sum(2 * model.parameters_of(part) for model in models for part in classes.WEIGHTS)
 
 
 def tasks_of(name: str) -> list[str]:

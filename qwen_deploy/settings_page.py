@@ -22,7 +22,7 @@ HEAD = """\
 
 Each setting is an environment variable of the worker. This page is written from the code by
 `python -m qwen_deploy.settings_page`; the words are those of `qwen_worker/settings.py`,
-`preset_settings.py`, `delivery_settings.py` and `check_settings.py`.
+`model_settings.py`, `preset_settings.py`, `delivery_settings.py` and `check_settings.py`.
 
 An empty variable counts as absent. A value that cannot be used ends the start of the worker with the variable's name. A
 variable that begins with `QWEN_` and is no setting is named in the log, with the setting that it resembles.

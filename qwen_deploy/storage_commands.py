@@ -2,7 +2,7 @@
 
 import os
 
-from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints import classes
 
 from . import released
 from .cards import fit, group_pools
@@ -184,7 +184,7 @@ def add_registry(screen: Screen, options: AddRegistryOptions, open_session: Sess
 def models(screen: Screen, options: ModelsOptions, open_session: SessionOpener) -> int:
     """Every released checkpoint, its licence, and how it fits on which cards, alone. Needs no key. The exit code."""
     alike: dict[tuple[str, ...], list[str]] = {}
-    for name in checkpoint.RELEASED:
+    for name in classes.RELEASED:
         words = released.describe_fits(released.fits_of(name, options.ram_gb, cuda_floor(ROOT)))
         facts = f"{gigabytes(download_bytes([name]) or 0)} · {released.licence(name)}"
         alike.setdefault((facts, *words), []).append(name)

@@ -33,8 +33,9 @@ from .memory.failures import Failure, attempt
 from .memory.footprint import LOSSY
 from .memory.machine import Machine, read_machine
 from .memory.nvml import Gpu, driver_version
+from .model_settings import LOAD_THREADS, Precision, SelfCheck, Speedup
 from .serving.health import PACKAGES, installed_version
-from .settings import LOAD_THREADS, Precision, SelfCheck, Speedup, read_settings
+from .settings import read_settings
 from .speed import speedups
 
 TINY = Path(__file__).parents[1] / "models/tiny-qwen-image/generate"

@@ -21,15 +21,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import checkpoint as checkpoints
-from .checkpoints.checkpoint import WEIGHTS, Checkpoint
+from .checkpoints import search
+from .checkpoints.checkpoint import Checkpoint
+from .checkpoints.classes import WEIGHTS
 from .checkpoints.files import read_json
 from .checkpoints.sharing import SHAREABLE, as_model, component_digest
 from .errors import LoadError, hide_secrets
 from .loading import libraries, prepared
 from .memory.footprint import GB, LOSSY, TIMESTEPS, Plan
 from .memory.machine import free_disk_bytes, read_machine
-from .settings import Precision, Saving, read_settings
+from .model_settings import Precision, Saving
+from .settings import read_settings
 
 
 class Options(argparse.Namespace):
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     roots = read_settings().QWEN_MODEL_ROOTS
     for model in options.models:
         try:
-            checkpoint = checkpoints.find(model, roots)
+            checkpoint = search.find(model, roots)
             if checkpoint is None:
                 raise LoadError("It is not below QWEN_MODEL_ROOTS, nor in the hub's cache: download it first")
             folder = prepare(checkpoint, plan_of(checkpoint, options), options.output / prepared.FOLDER)

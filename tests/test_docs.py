@@ -14,12 +14,14 @@ import pytest
 from qwen_deploy import options, settings_page, storage_options
 from qwen_worker.errors import CODES, BeyondSchema
 from qwen_worker.jobs.aliases import ALIASES, GATHERED, READERS
+from qwen_worker.jobs.field_types import IMAGE_RULE
 from qwen_worker.jobs.named_sizes import RATIOS, TABLES
 from qwen_worker.jobs.openai_images import call_of
 from qwen_worker.jobs.other_apis import NO_CONTROL, NOT_HERE
-from qwen_worker.jobs.parsing import parse, public_fields, rule_of
+from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
-from qwen_worker.jobs.request import IMAGE_FIELDS, IMAGE_RULE, TASKS, Drawing, Edit, Lora
+from qwen_worker.jobs.refusals import public_fields, rule_of
+from qwen_worker.jobs.request import IMAGE_FIELDS, TASKS, Drawing, Edit, Lora
 from qwen_worker.memory import placement
 from qwen_worker.network import bucket
 from qwen_worker.settings import Settings

@@ -13,7 +13,7 @@ from qwen_worker.errors import LoadError
 from qwen_worker.memory import placement
 from qwen_worker.memory.footprint import GB, Model, Plan
 from qwen_worker.memory.machine import Gpu, Machine
-from qwen_worker.settings import Precision
+from qwen_worker.model_settings import Precision
 
 from . import stock
 

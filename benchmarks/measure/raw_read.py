@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from qwen_worker.checkpoints.checkpoint import WEIGHTS
+from qwen_worker.checkpoints.classes import WEIGHTS
 from qwen_worker.checkpoints.files import shards
 
 THREADS = 8

@@ -10,7 +10,7 @@ from typing import Any
 
 from qwen_worker.checkpoints.files import read_json, shards
 from qwen_worker.memory.footprint import CONTEXT_BYTES, GIB, MEGAPIXEL, UNALLOCATED_BYTES, Model, Plan
-from qwen_worker.settings import Precision
+from qwen_worker.model_settings import Precision
 
 RESIDENT, BY_MODEL, BY_LAYER = "resident", "offloaded by model", "offloaded by layer"
 

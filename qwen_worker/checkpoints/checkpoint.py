@@ -7,7 +7,6 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,77 +15,30 @@ from ..errors import LoadError
 from ..jobs.named_sizes import Grid
 from ..jobs.request import Drawing
 from ..jobs.served import require_served
-from ..log import log_line
-from ..network.hub import hub_cache_folder, is_same_repository
+from ..network.hub import is_same_repository
+from .classes import (
+    NEEDED_FILES,
+    PART_PATTERNS,
+    PARTS_20B,
+    PIPELINE_CLASSES,
+    RELEASED,
+    SIZE_20B,
+    WEIGHTS,
+    PipelineClass,
+    require_class,
+    size_multiple_of,
+)
 from .files import (
-    Json,
     describe_contents,
-    is_folder,
     label_of,
     limits_of,
     names_below,
     read_json,
     shards,
-    spellings,
     stored_tensors,
 )
 from .stored_parts import require_stored_so
 from .stored_quantization import plain_tensors, stored_quantization
-
-WEIGHTS = ("transformer", "text_encoder", "vae")  # components that hold parameters
-
-
-@dataclass(frozen=True)
-class PipelineClass:
-    """What a pipeline class of diffusers serves."""
-
-    tasks: frozenset[str]
-    max_images: int  # input images of one edit
-    components: tuple[str, ...]  # beside those that hold parameters
-    adaptable: bool = True  # its transformer is the 20B one's, which LoRAs, few-step presets and the step cache know
-    size_table: str = "1K"  # of `jobs/named_sizes.py`: the sizes that the released checkpoints' makers recommend
-
-
-# Any one of these sets of files makes a component complete that holds no parameters.
-NEEDED_FILES = {
-    "scheduler": (("scheduler_config.json",),),
-    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
-    "processor": (("preprocessor_config.json",), ("processor_config.json",)),
-}
-EDITS = frozenset({"edit", "background_replacement"})
-PIPELINE_CLASSES = {
-    "QwenImagePipeline": PipelineClass(frozenset({"generate"}), 0, ("scheduler", "tokenizer")),
-    "QwenImageEditPipeline": PipelineClass(EDITS, 1, ("scheduler", "tokenizer", "processor")),
-    "QwenImageEditPlusPipeline": PipelineClass(EDITS, 3, ("scheduler", "tokenizer", "processor")),
-    "QwenImage21Pipeline": PipelineClass(EDITS | {"generate"}, 3, ("scheduler", "processor"), False, "2K"),
-}
-
-# The parts of a component that the exact savings and quantization act on: (component, pattern of the weights' names).
-PART_PATTERNS = {
-    "modulation": ("transformer", r"^transformer_blocks\.\d+\.(img|txt)_mod\."),
-    "modulation_outputs": ("transformer", r"^transformer_blocks\.\d+\.(img|txt)_mod\..*\.bias$"),
-    "matrices": ("transformer", r"^transformer_blocks\.\d+\.(attn\.(to|add)_|(img|txt)_mlp\.).*\.weight$"),
-    "lm_head": ("text_encoder", r"^lm_head\."),
-    "vision": ("text_encoder", r"^(model\.)?visual\."),
-    "embedding": ("text_encoder", r"embed_tokens\."),
-}
-# Parameters by component, counted on the installed classes with the released configurations.
-SIZE_20B = {"transformer": 20_430_401_088, "text_encoder": 8_292_166_656, "vae": 126_892_531}
-SIZE_2_1 = {"transformer": 7_115_124_736, "text_encoder": 8_767_123_696, "vae": 337_740_404}
-PARTS_20B = {
-    "modulation": 6_796_984_320, "modulation_outputs": 2_211_840, "matrices": 13_589_544_960,
-    "lm_head": 544_997_376, "vision": 676_550_144, "embedding": 544_997_376, "temporal": 82_292_928,
-}  # fmt: skip
-# By hub id: the pipeline class, and the parameters by component.
-RELEASED = {
-    "Qwen/Qwen-Image": ("QwenImagePipeline", SIZE_20B),
-    "Qwen/Qwen-Image-2512": ("QwenImagePipeline", SIZE_20B),
-    "Qwen/Qwen-Image-Edit": ("QwenImageEditPipeline", SIZE_20B),
-    "Qwen/Qwen-Image-Edit-2509": ("QwenImageEditPlusPipeline", SIZE_20B),
-    "Qwen/Qwen-Image-Edit-2511": ("QwenImageEditPlusPipeline", SIZE_20B),
-    "Qwen/Qwen-Image-2.1": ("QwenImage21Pipeline", SIZE_2_1),
-    "Qwen/Qwen-Image-2.1-Turbo": ("QwenImage21Pipeline", SIZE_2_1),
-}
 
 
 @dataclass(frozen=True)
@@ -133,33 +85,6 @@ class Checkpoint:
         return self.folder
 
 
-def find(model: str, roots: Iterable[Path]) -> Checkpoint | None:
-    """The checkpoint on this machine: `model` as a folder, else its hub id below the roots, then in the hub's cache.
-
-    None where it is not here. Raises `LoadError` where a folder is there and is not a checkpoint that can be served.
-    """
-    if is_folder(model):
-        return inspect(Path(model).expanduser())
-    hub_id = model.partition("@")[0]
-    for folder, commit in hub_folders(model, roots):
-        if is_complete(folder):
-            checkpoint = inspect(folder)
-            return replace(checkpoint, name=hub_id, hub_id=hub_id, revision=commit or checkpoint.revision)
-    return None
-
-
-def hub_folders(model: str, roots: Iterable[Path]) -> Iterator[tuple[Path, str | None]]:
-    """(folder, commit) of each place here that may hold a hub id's files, whole or not, in the order of the search.
-
-    Raises `LoadError` for what is no hub id.
-    """
-    hub_id, _, revision = model.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
-        raise LoadError(f"{label_of(model)} is neither a folder here nor a hub id such as Qwen/Qwen-Image")
-    for root in (*roots, hub_cache_folder()):
-        yield from candidates(root, hub_id, revision)
-
-
 def released(model: str) -> Checkpoint | None:
     """The checkpoint by its hub id alone, from the table of released ones; None where it is not among them."""
     written, _, revision = model.partition("@")
@@ -170,49 +95,6 @@ def released(model: str) -> Checkpoint | None:
     multiple = size_multiple_of(class_name)
     parts = PARTS_20B if parameters is SIZE_20B else {}
     return Checkpoint(hub_id, class_name, parameters, multiple, None, hub_id, revision or None, parts)
-
-
-def candidates(root: Path, hub_id: str, revision: str) -> list[tuple[Path, str | None]]:
-    """(folder, commit) below a root, in the layout of the hub's cache or as a plain ORG/NAME folder.
-
-    Ids are equal whatever their case, and platforms write folders in lower case. Among several spellings the id's own
-    comes first, then the others in alphabetical order.
-    """
-    found: list[tuple[Path, str | None]] = []
-    for cache in spellings(root, f"models--{hub_id.replace('/', '--')}"):
-        found += snapshots_of(cache, revision)
-    if found or revision:
-        return found
-    organisation, name = hub_id.split("/")
-    return [(folder, None) for above in spellings(root, organisation) for folder in spellings(above, name)]
-
-
-def snapshots_of(cache: Path, revision: str) -> list[tuple[Path, str | None]]:
-    """(folder, commit) of a revision in one model's folder of the hub's cache; of the main branch where it is empty."""
-    snapshots = cache / "snapshots"
-    reference = cache / "refs" / (revision or "main")
-    if reference.is_file():
-        commit = read_reference(reference)
-        return [(snapshots / commit, commit)] if commit else []
-    folders = sorted(snapshots.iterdir()) if snapshots.is_dir() else []
-    if revision:
-        return [(folder, folder.name) for folder in folders if folder.name.startswith(revision)]
-    # Without a ref, a single snapshot is unambiguous; among several nothing says which is meant.
-    return [(folder, folder.name) for folder in folders] if len(folders) == 1 else []
-
-
-def read_reference(file: Path) -> str | None:
-    """The commit that a ref of the hub's cache names; None, with a line in the log, for one that is damaged."""
-    try:
-        with file.open("rb") as stream:
-            text = stream.read(200).strip()
-    except OSError:
-        text = b""
-    if re.fullmatch(rb"\w[\w.-]{0,100}", text):
-        return text.decode()
-    label = f"{file.parents[1].name}/refs/{file.name}"
-    log_line(None, "WARN", f"{label} names no commit and is damaged: the model is looked for in the next place")
-    return None
 
 
 def inspect(folder: Path) -> Checkpoint:
@@ -287,15 +169,6 @@ def count_parts(shapes: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, int]
     return parts
 
 
-def require_class(name: str, class_name: object) -> str:
-    """The class that a model_index.json names. Raises `LoadError` for one that is not served."""
-    if not isinstance(class_name, str) or class_name not in PIPELINE_CLASSES:
-        raise LoadError(
-            f"{name} names the pipeline class {str(class_name)[:80]}; served are {', '.join(PIPELINE_CLASSES)}"
-        )
-    return class_name
-
-
 def require_files(folder: Path, class_name: str) -> None:
     """Refuse a folder that lacks what the class loads: libraries make do with less, and draw nonsense or fail late."""
     index = read_json(folder, "model_index.json")
@@ -324,16 +197,6 @@ def is_complete(folder: Path) -> bool:
         return True
     except LoadError:
         return False
-
-
-def size_multiple_of(class_name: str, vae_config: Json | None = None) -> int:
-    """What a picture's sides must be multiples of, in pixels. Raises `LoadError` for a config that cannot be read."""
-    if class_name == "QwenImage21Pipeline":
-        return 32  # the pipeline fixes a compression of 16
-    halvings: Any = (vae_config or {}).get("temperal_downsample", [False, True, True])
-    if not isinstance(halvings, list):
-        raise LoadError("vae/config.json is corrupt: temperal_downsample is not a list")
-    return 2 * 2 ** len(cast("list[Any]", halvings))  # each entry halves the sides once more
 
 
 def folder_digest(folder: Path) -> str:

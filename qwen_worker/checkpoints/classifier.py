@@ -16,9 +16,9 @@ from ..errors import LoadError
 from ..memory.machine import free_disk_bytes
 from ..memory.placement import require_disk
 from ..network.hub import hub_cache_folder, listing
-from .checkpoint import hub_folders
 from .files import Json, indexed_files, indexed_names, is_folder, label_of, read_json, tensors_in
 from .remote import download_files, read_remote
+from .search import hub_folders
 
 CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"

@@ -18,7 +18,8 @@ from ..network.hub import (
     hub_endpoint,
     listing,
 )
-from .checkpoint import WEIGHTS, Checkpoint, inspect, require_class, size_multiple_of
+from .checkpoint import Checkpoint, inspect
+from .classes import WEIGHTS, require_class, size_multiple_of
 from .files import Json, describe_contents, limits_of, read_json
 from .stored_quantization import quantization_of
 

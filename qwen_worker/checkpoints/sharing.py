@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..memory.footprint import WORKING, WORKING_2_1, Model
-from .checkpoint import WEIGHTS, Checkpoint
+from .checkpoint import Checkpoint
+from .classes import WEIGHTS
 from .files import INDEX_SUFFIX, PREPARED_STEM, SUFFIX, Json, read_json, shards, weights_stem
 
 SHAREABLE = ("text_encoder", "vae", "tokenizer")  # each edit or fine-tune has a transformer of its own

@@ -19,7 +19,7 @@ from ..jobs.request import Drawing, Generate
 from ..loading.loaded import LoadedPipeline
 from ..log import log_line
 from ..memory.footprint import MEGAPIXEL
-from . import inference
+from . import inference, job_plan
 from .prompt_cache import PromptCache
 from .queue import DrawingJob, WaitingQueue
 from .shared_call import EncodedPrompts, draw_together, encode
@@ -72,7 +72,7 @@ class Batches:
         request = entry.job.request
         if not may_share(request) or loaded.checkpoint.class_name != "QwenImagePipeline":
             return 1
-        plan = inference.plan_for(entry, loaded.plan, loaded)
+        plan = job_plan.plan_for(entry, loaded.plan, loaded)
         return plan.pictures_per_call(request.width, request.height, self.max_pictures, self.max_pixels)
 
     def gather(

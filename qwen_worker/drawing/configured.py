@@ -14,8 +14,8 @@ from ..jobs.request import Drawing, Edit
 from ..loading.loaded import LoadedPipeline
 from ..lora.file import LoraUse
 from ..memory.footprint import Plan
+from ..model_settings import Speedup
 from ..preset_settings import Preset
-from ..settings import Speedup
 from .partial_denoise import drawn_steps, fixed_steps
 
 

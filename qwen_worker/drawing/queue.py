@@ -15,7 +15,7 @@ from ..errors import Cancelled
 from ..jobs.job import Job, Stage
 from ..jobs.reply import DrawingResult
 from ..lora.file import LoraUse
-from ..pictures.inputs import Canvas
+from ..pictures.canvas import Canvas
 
 
 @dataclass(eq=False)

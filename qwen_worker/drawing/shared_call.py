@@ -17,7 +17,7 @@ from ..jobs.reply import DrawingResult
 from ..loading.loaded import LoadedPipeline
 from ..memory.cuda import peak_vram_gb
 from ..pictures.images import to_rgb
-from . import inference
+from . import job_plan, pipeline_call
 from .configured import configured
 from .finite import FiniteCheck
 from .prompt_cache import PromptCache
@@ -35,7 +35,7 @@ def encode(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache)
     """
     import torch
 
-    pipe, call = loaded.pipe, inference.call_arguments(loaded.pipe, entry.job, entry.canvas)
+    pipe, call = loaded.pipe, pipeline_call.call_arguments(loaded.pipe, entry.job, entry.canvas)
     # The pipeline's own arguments to the letter, so that the cache has what was encoded for a job drawn alone.
     common = {"prompt_embeds": None, "prompt_embeds_mask": None, "device": pipe._execution_device}
     common |= {"num_images_per_prompt": 1, "max_sequence_length": call["max_sequence_length"]}
@@ -51,7 +51,7 @@ def draw_together(
     calls = [numbers[start : start + pictures_per_call] for start in range(0, len(numbers), pictures_per_call)]
     pictures: dict[DrawingJob, list[Image.Image]] = {entry: [] for entry in encoded}
     steps, leader = 0, numbers[0][0]
-    plan = inference.plan_for(leader, loaded.plan, loaded)
+    plan = job_plan.plan_for(leader, loaded.plan, loaded)
     with configured(loaded, leader.job.request, leader.loras, plan):
         for call in calls:
             images, steps = draw_call(loaded, encoded, call)
@@ -73,7 +73,7 @@ def draw_call(
     import torch
 
     pipe, leader = loaded.pipe, call[0][0]
-    arguments = inference.call_arguments(pipe, leader.job, leader.canvas)
+    arguments = pipeline_call.call_arguments(pipe, leader.job, leader.canvas)
     for name in PROMPTS:
         if arguments.pop(name, None) is not None:
             embeddings, mask = pad([encoded[entry][name] for entry, _ in call])
@@ -91,7 +91,7 @@ def draw_call(
 
     for entry, count in counts.items():
         entry.job.begin_drawing(first[entry], count)
-    with inference.cleaning_up(pipe), FiniteCheck(pipe) as check:
+    with pipeline_call.cleaning_up(pipe), FiniteCheck(pipe) as check:
         images = pipe(**arguments, generator=generators, callback_on_step_end=after_step).images
         check.require_numbers()
     return images, pipe.num_timesteps

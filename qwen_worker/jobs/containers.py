@@ -7,7 +7,8 @@ import re
 from typing import TYPE_CHECKING
 
 from ..errors import BeyondSchema, InvalidInput
-from .request import LORA_FIELDS, PICTURE_SCHEMA, TEXT_SCHEMA
+from .field_types import PICTURE_SCHEMA, TEXT_SCHEMA
+from .request import LORA_FIELDS
 from .values import NULL, JsonSchema, Warn, agree, short_json
 
 if TYPE_CHECKING:

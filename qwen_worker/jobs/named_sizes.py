@@ -8,7 +8,8 @@ import math
 import re
 from typing import NamedTuple
 
-from .request import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Drawing, Edit
+from .field_types import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE
+from .request import Drawing, Edit
 
 Size = tuple[int, int]  # width and height in pixels
 

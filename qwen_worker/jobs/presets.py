@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Protocol, TypedDict
 
 from ..errors import BeyondSchema, InvalidInput
+from ..model_settings import Role
 from ..preset_settings import Preset, steps_in
-from ..settings import Role, Settings
+from ..settings import Settings
 from .few_steps import few_step_loras
 from .request import Drawing
 

@@ -9,27 +9,20 @@ import json
 import re
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..errors import BeyondSchema
+from .field_types import MAX_RATIO, BrokenRule, ImageText, MaskText, Side, Text, whole_number
 from .sources import RULE as LORA_RULE
 from .sources import is_source
-from .values import MAX_EXACT, JsonSchema, ReadFirst, ReadGuidance, ReadNumber, ReadWhole
+from .values import MAX_EXACT, JsonSchema, ReadGuidance, ReadNumber, ReadWhole
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
-    from pydantic.fields import FieldInfo
 
-MIN_SIDE, MAX_SIDE = 256, 2048  # pixels
-SIDE_MULTIPLE = 16  # pixels: the VAE halves a side three times, and the transformer takes 2 x 2 latents as one token
-MAX_RATIO = 8  # of the longer side to the shorter one; pictures beyond it break the pipelines' arithmetic
 MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
-# No bound on meaning, which tokens are, but on what is counted: English has 4 to 5 characters a token, and the longest
-# words some 20.
-MAX_PROMPT_CHARACTERS = 20_000
 MAX_SEED = 2**64 - 1  # what a seed of torch holds
 MAX_IMAGES_IN = 3
-MAX_IMAGE_CHARACTERS = 28_000_000  # base64 of 20 MB, the platform's largest request body
 MAX_LORAS = 4
 # Of the texts that `embed_parameters` writes twice into a JPEG, in UTF-16: its EXIF has 65,533 bytes, and numbers and
 # names take a few thousand of them.
@@ -43,58 +36,6 @@ BACKGROUND_INSTRUCTION = (
 
 IMAGE_FIELDS = ("image", "image_url", "images")
 MASK_FIELDS = ("mask_image", "mask_from")
-
-
-def whole_number(low: int, high: int, multiple: int = 1) -> "FieldInfo":
-    """The limits of a field, and as its description the rule that a refusal names."""
-    rule = f"a whole number from {low} to {high}" + (f" and a multiple of {multiple}" if multiple > 1 else "")
-    return Field(ge=low, le=high, multiple_of=multiple, description=rule)
-
-
-Side = Annotated[int, whole_number(MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE), ReadWhole]
-Text = Annotated[
-    str,
-    Field(max_length=MAX_PROMPT_CHARACTERS, description=f"Unicode text of at most {MAX_PROMPT_CHARACTERS} characters"),
-]
-TEXT_SCHEMA: JsonSchema = TypeAdapter[str](Text).json_schema()
-IMAGE_RULE = "base64, a data URI or an http(s) URL of at most 20 MB"
-Picture = Annotated[
-    str,
-    Field(min_length=1, max_length=MAX_IMAGE_CHARACTERS, description=IMAGE_RULE),
-]
-PICTURE_SCHEMA: JsonSchema = TypeAdapter[str](Picture).json_schema()
-WRAPPED: JsonSchema = {
-    "type": "object",
-    "properties": {"image_url": PICTURE_SCHEMA},
-    "required": ["image_url"],
-    "additionalProperties": False,
-}
-
-
-def unwrap_url(image: "JsonValue") -> "JsonValue":
-    """The URL or data URI of an image that OpenAI's JSON wraps as `{"image_url": "..."}`; any other value as it is."""
-    return image["image_url"] if isinstance(image, dict) and list(image) == ["image_url"] else image
-
-
-ImageText = Annotated[Picture, ReadFirst(unwrap_url, (WRAPPED,))]
-IMAGE_SCHEMA: JsonSchema = TypeAdapter[str](ImageText).json_schema()
-
-
-def unwrap_mask(mask: "JsonValue") -> "JsonValue":
-    """The mask, also where it is wrapped as an image may be, or stands in a list alone."""
-    return unwrap_url(mask[0] if isinstance(mask, list) and len(mask) == 1 else mask)
-
-
-ONE_IMAGE: JsonSchema = {"type": "array", "items": IMAGE_SCHEMA, "minItems": 1, "maxItems": 1}
-MaskText = Annotated[Picture, ReadFirst(unwrap_mask, (WRAPPED, ONE_IMAGE))]
-
-
-class BrokenRule(ValueError):
-    """What a validator of a model refuses. `beyond_schema`: the rule, which the model's JSON schema cannot say."""
-
-    def __init__(self, sentence: str, beyond_schema: BeyondSchema):
-        super().__init__(sentence)
-        self.beyond_schema = beyond_schema
 
 
 class Request(BaseModel, frozen=True):

@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 
 from .aliases import ALIASES, READERS, TRUE_GUIDANCE
 from .containers import LORA_PARTS, MAIN_PICTURES, NUMBERED, OBJECTS, PICTURE_PART, SCALE, TEXT_PART, messages_schema
-from .request import IMAGE_FIELDS, IMAGE_SCHEMA, TEXT_SCHEMA
+from .field_types import IMAGE_SCHEMA, TEXT_SCHEMA
+from .request import IMAGE_FIELDS
 from .values import NULL, JsonSchema
 
 MESSAGES: JsonSchema = {"anyOf": [messages_schema(TEXT_PART, PICTURE_PART), NULL]}

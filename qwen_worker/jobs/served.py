@@ -4,7 +4,8 @@ Knows nothing of how a checkpoint is found; the limits of every checkpoint stand
 """
 
 from ..errors import BeyondSchema, InvalidInput
-from .request import MAX_PROMPT_TOKENS, MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Drawing, Edit
+from .field_types import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE
+from .request import MAX_PROMPT_TOKENS, Drawing, Edit
 
 COARSE_MULTIPLE = 32  # pixels: of Qwen-Image-2.1 and of the tiny checkpoint, whose VAEs halve a side four times
 

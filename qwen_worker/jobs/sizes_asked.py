@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import BeyondSchema, InvalidInput
+from .field_types import MAX_RATIO, MAX_SIDE, MIN_SIDE
 from .named_sizes import MATCH_INPUT, MAX_STRETCH, TABLES, pixels_of, ratio_of, times_apart
-from .request import MAX_RATIO, MAX_SIDE, MIN_SIDE, Drawing, Edit
+from .request import Drawing, Edit
 from .values import WHOLE, JsonSchema, Reader, Warn, read_whole, short_json, text_like
 
 if TYPE_CHECKING:

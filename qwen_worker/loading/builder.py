@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.checkpoint import WEIGHTS, Checkpoint
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.classes import WEIGHTS
 from ..checkpoints.files import read_json, shards
 from ..log import log_line
 from ..memory import card, cuda

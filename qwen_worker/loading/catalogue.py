@@ -4,14 +4,16 @@ Knows nothing of where a model goes and how it is loaded.
 """
 
 from ..checkpoints import checkpoint as checkpoints
-from ..checkpoints import remote
-from ..checkpoints.checkpoint import WEIGHTS, Checkpoint
+from ..checkpoints import remote, search
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.classes import WEIGHTS
 from ..checkpoints.files import is_folder, label_of
 from ..errors import LoadError
 from ..memory.machine import free_disk_bytes
 from ..memory.placement import require_disk
+from ..model_settings import Role
 from ..network.hub import hub_cache_folder, is_same_repository
-from ..settings import Role, Settings
+from ..settings import Settings
 from . import prepared
 
 
@@ -48,7 +50,7 @@ class Catalogue:
         model = self.model_for(task)
         if model not in self.checkpoints:
             roots = self.settings.QWEN_MODEL_ROOTS
-            local = checkpoints.find(model, roots) or prepared.find_source(model, roots)
+            local = search.find(model, roots) or prepared.find_source(model, roots)
             self.checkpoints[model] = local or checkpoints.released(model) or remote.look_up(model)
         checkpoint = self.checkpoints[model]
         if task not in checkpoint.pipeline_class.tasks:

@@ -25,7 +25,7 @@ from ..lora.file import LoraUse, open_lora
 from ..lora.ranks import RANKS
 from ..model.modulation import STREAMS, ModulationTable, bfloat16_timesteps, parameter_names
 from ..model.quantization import is_matrix
-from ..settings import Precision, Speedup
+from ..model_settings import Precision, Speedup
 from ..speed import guidance
 from ..speed.attention import RealRotary
 from ..speed.compiled import SHORT_TEXT

@@ -13,7 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKL
 
 from ..model import residency, vision
 from ..model import vae as single_frame
-from ..settings import Saving
+from ..model_settings import Saving
 from .comparisons import Result, furthest
 from .subject import Subject
 from .tolerances import PASS, PICTURE, distance

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.checkpoint import PART_PATTERNS, WEIGHTS, Checkpoint
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.classes import PART_PATTERNS, WEIGHTS
 from ..checkpoints.stored_quantization import StoredQuantization, stored_quantization
 from ..errors import LoadError
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import LOSSY, Plan
-from ..settings import LOAD_THREADS, Precision, Saving
+from ..model_settings import LOAD_THREADS, Precision, Saving
 from ..stopwatch import Stopwatch
 
 if TYPE_CHECKING:

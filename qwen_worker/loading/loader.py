@@ -15,7 +15,8 @@ from ..errors import LoadError
 from ..log import log_line
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import Plan
-from ..settings import Fallback, Role, Settings
+from ..model_settings import Role
+from ..settings import Fallback, Settings
 from .loaded import LoadedPipeline
 from .pipelines import Pipelines
 

@@ -20,7 +20,8 @@ from ..lora.file import LoraUse
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import LOSSY, Plan
 from ..memory.machine import Machine, read_machine
-from ..settings import Role, Saving, Settings, Speedup
+from ..model_settings import Role, Saving, Speedup
+from ..settings import Settings
 from ..speed import compile_store, speedups
 from ..stopwatch import Stopwatch
 from . import prepared, self_check

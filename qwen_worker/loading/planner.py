@@ -14,7 +14,8 @@ from ..errors import LoadError
 from ..memory import card, cuda, placement
 from ..memory.footprint import GB, Plan
 from ..memory.machine import Machine
-from ..settings import Settings, Speedup
+from ..model_settings import Speedup
+from ..settings import Settings
 from ..speed.speedups import has_compiler, may_compile
 from .catalogue import Catalogue
 from .loaded import LoadedPipeline

@@ -14,13 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypedDict, cast
 
-from ..checkpoints.checkpoint import WEIGHTS, Checkpoint
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.classes import WEIGHTS
 from ..checkpoints.files import Json, explain_read_errors, is_folder, read_json, shards
 from ..errors import LoadError
 from ..memory.footprint import Plan
 from ..memory.machine import Gpu
+from ..model_settings import Precision, Prepared, Saving
 from ..network.hub import is_same_repository
-from ..settings import Precision, Prepared, Saving
 
 FOLDER = "prepared"
 MANIFEST = "prepared.json"

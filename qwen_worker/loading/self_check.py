@@ -20,7 +20,8 @@ from ..log import log_line
 from ..memory import cuda
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import LOSSY, Plan
-from ..settings import Saving, SelfCheck, Settings, Speedup
+from ..model_settings import Saving, SelfCheck, Speedup
+from ..settings import Settings
 from ..speed import compile_store
 from ..speed.speedups import COMPILED_LORAS
 from ..whole_file import write_whole

@@ -7,10 +7,10 @@ Knows nothing of how a model is loaded, and of how long a failure is remembered.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from ..checkpoints.checkpoint import WEIGHTS
+from ..checkpoints.classes import WEIGHTS
 from ..errors import LoadError
 from ..memory.footprint import Plan
-from ..settings import Precision, Saving, Speedup
+from ..model_settings import Precision, Saving, Speedup
 from .components import is_quantized
 
 READER = "reader/"  # before a component's name: the worker's own reader of its weights

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import StoredTensor, stored_tensors
 from ..memory.footprint import Plan
-from ..settings import LOAD_THREADS, Saving
+from ..model_settings import LOAD_THREADS, Saving
 from ..speed.speedups import Speed
 
 if TYPE_CHECKING:

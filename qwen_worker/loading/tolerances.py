@@ -8,7 +8,7 @@ one. Imports torch: import it inside functions. Knows nothing of which results a
 import torch
 
 from ..memory.footprint import Plan
-from ..settings import Precision
+from ..model_settings import Precision
 
 # A pass of the transformer, or of one of its blocks. In bfloat16 stock's own is 0.010 from the exact one.
 PASS = {torch.float32: 2e-6, torch.bfloat16: 0.02}

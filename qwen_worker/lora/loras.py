@@ -13,9 +13,10 @@ from ..jobs.job import Job, Stage
 from ..jobs.presets import FAST_LORAS, require_adaptable
 from ..log import log_line
 from ..memory.footprint import GB
+from ..model_settings import Role
 from ..network.fetch import FetchTarget
 from ..preset_settings import Preset, steps_in
-from ..settings import Role, Settings, hub_home
+from ..settings import Settings, hub_home
 from ..stopwatch import timed
 from .fetch import FETCH_FAILED, LoraFetcher
 from .file import LoraFile, LoraUse, open_lora

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ..checkpoints.checkpoint import candidates
+from ..checkpoints.search import candidates
 from ..errors import InvalidInput
 from ..jobs.sources import PEFT_NAME, STANDARD_NAMES, SUFFIX, HubFile
 from ..network.fetch import FetchTarget

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..errors import JobError
-from ..settings import Precision, Saving
+from ..model_settings import Precision, Saving
 
 GB = 1e9
 GIB = 2**30

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import product
 
 from ..errors import LoadError
-from ..settings import Precision, Saving
+from ..model_settings import Precision, Saving
 from .footprint import GB, LORA_BYTES, LOSSY, Model, Plan, TextEncoder
 from .machine import Gpu, Machine
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 
-from ..settings import Precision
+from ..model_settings import Precision
 
 if TYPE_CHECKING:
     from bitsandbytes.nn.modules import Linear4bit

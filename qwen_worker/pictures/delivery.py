@@ -21,7 +21,7 @@ from ..network.bucket import Bucket, bucket_from_job
 from ..network.upload import File, UploadFailed, require_public, upload_files
 from ..settings import Settings
 from ..stopwatch import timed
-from .images import JPEG_QUALITY, encode_picture
+from .encoding import JPEG_QUALITY, encode_picture
 from .signing import Sign
 
 if TYPE_CHECKING:

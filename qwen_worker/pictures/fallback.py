@@ -12,7 +12,7 @@ from collections.abc import Callable
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from ..jobs.request import Drawing
-from .inputs import Canvas
+from .canvas import Canvas
 
 BAND_WORDS = ("STAND-IN\nNO MODEL", "STAND-IN: NO MODEL")  # the words of the band, on two lines or on one
 # Of a band with the picture's long side as 1: how much of it the words fill, and how high the band may be in a picture

@@ -7,21 +7,18 @@ import io
 import struct
 import warnings
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngInfo
 
 from ..errors import InvalidInput
 from ..jobs.values import Warn
 from .boxes import is_container, require_decodable
-from .colour import COLOUR_INFO, PROFILE, srgb_profile, to_srgb
+from .colour import COLOUR_INFO
 from .jpeg_files import END as JPEG_END
 from .jpeg_files import START as JPEG_START
 from .jpeg_files import read_scans, reduce_large, require_nearly_whole
-from .marks import XMP_KEY
-from .parameters import PARAMETERS_KEY, PNG_NAMES, exif_of
 from .structure import PNG_START, format_of, png_colours, require_few_pieces, unreadable_error
 
 if TYPE_CHECKING:
@@ -35,7 +32,6 @@ MAX_CODED_PIXELS = 2 * MAX_PIXELS  # of a HEIC or AVIF file, with alpha and the 
 # A longer picture would reach the limits of the edit pipelines: their processor raises at 200:1, and their arithmetic
 # comes to a side of 0.
 MAX_ASPECT = 8
-JPEG_QUALITY = 92
 OVERSHOOT = 2.0  # up to which a picture of floats from 0 to 1 may run over where a filter sharpened it
 # The whites that pictures of larger floats may have. The right one is at most so many times what most of their pixels
 # stay below: a white that is further away would leave the picture black.
@@ -216,47 +212,3 @@ def with_white(values: "NDArray[np.float32]", white: float) -> Image.Image:
     np.clip(values, 0, white, out=values)
     values *= 255 / white
     return Image.fromarray(values.astype(np.uint8), "L")
-
-
-def encode_picture(picture: Image.Image, output_format: str, quality: int | None = None) -> bytes:
-    """The bytes of a `png`, a `webp` (lossless unless a quality of 1 to 100 is given) or a `jpeg` file.
-
-    The file says which colour space its numbers are of: that of the picture's own profile, else sRGB. It has the mark
-    that `marks.mark_pictures` and the texts that `parameters.embed_parameters` have put into the picture.
-    """
-    xmp: bytes | None = picture.info.get(XMP_KEY)
-    texts: tuple[str, str] | None = picture.info.get(PARAMETERS_KEY)
-    if output_format == "webp" and picture.mode == "L":  # WebP has no grey, and a grey profile fits nothing else
-        picture = to_srgb(picture)
-    options: dict[str, Any] = {
-        "png": {"compress_level": 1},  # `optimize` would cost twice the time for 15 % fewer bytes
-        "webp": {"quality": quality} if quality else {"lossless": True, "method": 0, "quality": 0},
-        "jpeg": {"quality": quality or JPEG_QUALITY},
-    }[output_format]
-    profile = picture.info.get(PROFILE) or (None if output_format == "png" else srgb_profile())
-    if profile:
-        options["icc_profile"] = profile
-    if output_format == "png":
-        options["pnginfo"] = png_chunks(xmp, texts, is_srgb=not profile)
-    else:
-        options |= {"xmp": xmp} if xmp else {}
-        options |= {"exif": exif_of(*texts)} if texts else {}
-    buffer = io.BytesIO()
-    picture.save(buffer, format=output_format.upper(), **options)
-    return buffer.getvalue()
-
-
-def png_chunks(xmp: bytes | None, texts: tuple[str, str] | None, is_srgb: bool) -> PngInfo:
-    """What a PNG has beside its pixels. `is_srgb`: whether it says, in 13 bytes, what a profile would say in 300."""
-    chunks = PngInfo()
-    if is_srgb:
-        chunks.add(b"sRGB", b"\0")
-    if xmp:
-        chunks.add_itxt("XML:com.adobe.xmp", xmp.decode())
-    for name, text in zip(PNG_NAMES, texts or (), strict=False):
-        # The plain chunk is Latin-1, which some readers take for UTF-8.
-        if text.isascii():
-            chunks.add_text(name, text)
-        else:
-            chunks.add_itxt(name, text)
-    return chunks

@@ -4,7 +4,6 @@ import base64
 import io
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from PIL import Image
@@ -16,7 +15,7 @@ from ..network.fetch import fetch
 from .colour import PROFILE, space_of
 from .data_uris import MAX_BYTES, QUOTES, decode_base64, require_reachable
 from .images import as_rgb, flatten, load_picture
-from .masks import decode_mask, restore_outside
+from .masks import decode_mask
 
 SMALL_SIDE = 768  # pixels of the longer side of pictures that a language model looks at
 
@@ -30,35 +29,6 @@ class Inputs(NamedTuple):
     sources: list[Image.Image]
     mask: Image.Image | None
     original: Image.Image | None = None
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """What a job draws on: its pictures as in `Inputs`, and sizes in pixels.
-
-    `size`: width and height that the pipeline draws. `delivered_size`: those of the result, where they are others.
-    """
-
-    sources: list[Image.Image]
-    mask: Image.Image | None
-    size: tuple[int, int]
-    delivered_size: tuple[int, int] | None = None
-    original: Image.Image | None = None
-
-    @property
-    def result_size(self) -> tuple[int, int]:
-        return self.delivered_size or self.size
-
-    def finish(self, drawn: Image.Image) -> Image.Image:
-        """The result of a drawing in sRGB, in the result's size.
-
-        With a mask it is in the source's own colour space, and outside the mask it has the source's own pixels.
-        """
-        if drawn.size != self.result_size:
-            drawn = drawn.resize(self.result_size, Image.Resampling.LANCZOS)
-        if self.mask is None:
-            return drawn
-        return restore_outside(drawn, self.original or self.sources[0], self.mask)
 
 
 def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: threading.Event | None = None) -> Inputs:

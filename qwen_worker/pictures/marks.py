@@ -1,7 +1,7 @@
 """What a picture's file says of where it comes from: machines read it, and no pixel changes.
 
 The mark is XMP with IPTC's DigitalSourceType. It lies in the picture's `info` until the file is written. Knows nothing
-of file formats; `images.encode_picture` writes it. `signing.py` signs the same statement.
+of file formats; `encoding.encode_picture` writes it. `signing.py` signs the same statement.
 """
 
 from enum import StrEnum

@@ -1,6 +1,6 @@
 """How a picture was drawn, in its file, where the job asks for it: a prompt is private otherwise.
 
-Two texts lie in the picture's `info` until `images.encode_picture` writes them: one in the layout of AUTOMATIC1111's
+Two texts lie in the picture's `info` until `encoding.encode_picture` writes them: one in the layout of AUTOMATIC1111's
 web UI, which most programs that show parameters read, and one as JSON. The JSON is ASCII: readers of EXIF's XPComment
 know no characters of more than 16 bits. Knows nothing of the formats of pictures.
 """

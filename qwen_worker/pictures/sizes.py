@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ..jobs.field_types import MAX_SIDE, MIN_SIDE
 from ..jobs.named_sizes import CONDITIONING_MULTIPLE, MAX_STRETCH, Grid, Size, grid_of, named_size
-from ..jobs.request import MAX_SIDE, MIN_SIDE, Drawing, Edit
+from ..jobs.request import Drawing, Edit
 
 CONDITIONING_AREA = 1024 * 1024  # pixels; `VAE_IMAGE_SIZE` of diffusers' edit pipelines
 

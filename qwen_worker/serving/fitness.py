@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from ..errors import LoadError
 from ..memory.machine import Machine, read_machine
-from ..settings import Fallback, Role, Settings
+from ..model_settings import Role
+from ..settings import Fallback, Settings
 
 Attempt = Callable[[str], LoadError | None]  # task -> why its model cannot be had, or None
 INIT_SECONDS = 420  # the platform's own patience with a start where RUNPOD_INIT_TIMEOUT does not say

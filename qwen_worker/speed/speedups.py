@@ -18,7 +18,8 @@ from ..memory import cuda
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import Plan
 from ..memory.machine import Machine
-from ..settings import Precision, Settings, Speedup
+from ..model_settings import Precision, Speedup
+from ..settings import Settings
 from . import step_cache
 
 if TYPE_CHECKING:

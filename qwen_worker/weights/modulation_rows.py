@@ -22,7 +22,7 @@ from ..model.modulation import (
     stored_rows_shape,
     timestep_embedding,
 )
-from ..settings import LOAD_THREADS
+from ..model_settings import LOAD_THREADS
 from .reader import WeightReader
 from .writer import save
 

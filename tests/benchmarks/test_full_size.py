@@ -20,7 +20,8 @@ SMALL = {
 
 
 def test_the_full_size_architecture_is_what_placement_counts_with(released_models):
-    from qwen_worker.checkpoints.checkpoint import PARTS_20B, SIZE_20B, count_parts
+    from qwen_worker.checkpoints.checkpoint import count_parts
+    from qwen_worker.checkpoints.classes import PARTS_20B, SIZE_20B
 
     held = {
         name: {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_worker.checkpoints import checkpoint, files, sharing
+from qwen_worker.checkpoints import checkpoint, classes, files, search, sharing
 from qwen_worker.errors import LoadError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -36,24 +36,24 @@ def edit_json(path, **changes):
 
 def reason(model, roots=()):
     with pytest.raises(LoadError) as caught:
-        checkpoint.find(str(model), roots)
+        search.find(str(model), roots)
     assert not caught.value.transient and "/tmp" not in caught.value.reason
     return caught.value.reason
 
 
 def test_a_folder_is_described_from_its_headers(tiny):
-    found = checkpoint.find(str(tiny / "generate"), ())
+    found = search.find(str(tiny / "generate"), ())
     assert found.class_name == "QwenImagePipeline" and found.pipeline_class.tasks == {"generate"}
     assert found.size_multiple == 32  # its VAE compresses 16x
     assert found.name == f"{tiny.name}/generate" and found.revision.startswith("folder-")
-    edit = checkpoint.find(str(tiny / "edit"), ())
+    edit = search.find(str(tiny / "edit"), ())
     assert edit.pipeline_class.max_images == 1 and "background_replacement" in edit.pipeline_class.tasks
 
 
 def test_the_parameters_are_those_that_torch_counts(tiny):
     from safetensors import safe_open
 
-    found = checkpoint.find(str(tiny / "generate"), ())
+    found = search.find(str(tiny / "generate"), ())
     for component, count in found.parameters.items():
         total = 0
         for file in (tiny / "generate" / component).glob("*.safetensors"):
@@ -65,36 +65,36 @@ def test_the_parameters_are_those_that_torch_counts(tiny):
 def test_the_roots_are_searched_in_order_and_the_commit_is_the_revision(tiny, tmp_path):
     empty, cache, plain = tmp_path / "empty", cached(tmp_path / "cache", tiny / "generate"), tmp_path / "plain"
     shutil.copytree(tiny / "edit", plain / "Org" / "Name")
-    assert checkpoint.find("Org/Name", (empty,)) is None
-    found = checkpoint.find("Org/Name", (empty, cache, plain))
+    assert search.find("Org/Name", (empty,)) is None
+    found = search.find("Org/Name", (empty, cache, plain))
     assert (found.name, found.revision, found.class_name) == ("Org/Name", COMMIT, "QwenImagePipeline")
-    assert checkpoint.find("Org/Name", (plain, cache)).class_name == "QwenImageEditPipeline"
+    assert search.find("Org/Name", (plain, cache)).class_name == "QwenImageEditPipeline"
 
 
 @pytest.mark.parametrize("ref", [b"\xff\xfe\x00", b"", b"../../x", b"a" * 5000, b"two words"])
 def test_a_damaged_ref_is_told_and_the_next_place_is_tried(tiny, tmp_path, capsys, ref):
     cache, whole = cached(tmp_path / "cache", tiny / "generate"), cached(tmp_path / "whole", tiny / "edit")
     (cache / "models--Org--Name/refs/main").write_bytes(ref)
-    assert checkpoint.find("Org/Name", (cache,)) is None
+    assert search.find("Org/Name", (cache,)) is None
     assert "models--Org--Name/refs/main names no commit and is damaged" in capsys.readouterr().out
-    assert checkpoint.find("Org/Name", (cache, whole)).class_name == "QwenImageEditPipeline"
+    assert search.find("Org/Name", (cache, whole)).class_name == "QwenImageEditPipeline"
 
 
 def test_a_revision_chooses_among_snapshots(tiny, tmp_path):
     other = "f" * 40
     cache = cached(tmp_path, tiny / "generate")
     cached(cache, tiny / "edit", commit=other, ref="v2")
-    assert checkpoint.find("Org/Name", (cache,)).revision == COMMIT
-    assert checkpoint.find("Org/Name@v2", (cache,)).class_name == "QwenImageEditPipeline"
-    assert checkpoint.find(f"Org/Name@{other}", (cache,)).revision == other
-    assert checkpoint.find("Org/Name@nothing", (cache,)) is None
+    assert search.find("Org/Name", (cache,)).revision == COMMIT
+    assert search.find("Org/Name@v2", (cache,)).class_name == "QwenImageEditPipeline"
+    assert search.find(f"Org/Name@{other}", (cache,)).revision == other
+    assert search.find("Org/Name@nothing", (cache,)) is None
 
 
 def test_without_a_ref_the_only_snapshot_is_taken(tiny, tmp_path):
     cache = cached(tmp_path, tiny / "generate", ref=None)
-    assert checkpoint.find("Org/Name", (cache,)).revision == COMMIT
+    assert search.find("Org/Name", (cache,)).revision == COMMIT
     cached(cache, tiny / "edit", commit="e" * 40, ref=None)
-    assert checkpoint.find("Org/Name", (cache,)) is None
+    assert search.find("Org/Name", (cache,)) is None
 
 
 @pytest.mark.parametrize("written", ["org/name", "ORG/Name"])
@@ -103,32 +103,32 @@ def test_ids_are_equal_whatever_their_case(tiny, tmp_path, written):
     cache = cached(tmp_path / "cache", tiny / "generate", hub_id=written)
     plain = tmp_path / "plain"
     shutil.copytree(tiny / "edit", plain / written)
-    found = checkpoint.find("Org/Name", (cache,))
+    found = search.find("Org/Name", (cache,))
     assert (found.name, found.revision) == ("Org/Name", COMMIT)
-    assert checkpoint.find("Org/Name", (plain,)).class_name == "QwenImageEditPipeline"
+    assert search.find("Org/Name", (plain,)).class_name == "QwenImageEditPipeline"
 
 
 def test_of_several_spellings_the_own_one_comes_first_and_whole_ones_alone_count(tiny, tmp_path):
     own, other = "a" * 40, "b" * 40
     cache = cached(tmp_path, tiny / "generate", hub_id="org/name", commit=other)
     cached(cache, tiny / "generate", commit=own)
-    assert checkpoint.find("Org/Name", (cache,)).revision == own
-    assert checkpoint.find("ORG/NAME", (cache,)).revision == own  # neither is its own: in alphabetical order
+    assert search.find("Org/Name", (cache,)).revision == own
+    assert search.find("ORG/NAME", (cache,)).revision == own  # neither is its own: in alphabetical order
     (cache / "models--Org--Name/snapshots" / own / "model_index.json").unlink()
-    assert checkpoint.find("Org/Name", (cache,)).revision == other
+    assert search.find("Org/Name", (cache,)).revision == other
 
 
 def test_a_revision_s_case_counts(tiny, tmp_path):
     cache = cached(tmp_path, tiny / "generate", hub_id="org/name", ref="Main")
-    assert checkpoint.find("Org/Name@Main", (cache,)).revision == COMMIT
-    assert checkpoint.find("Org/Name@MAIN", (cache,)) is None
+    assert search.find("Org/Name@Main", (cache,)).revision == COMMIT
+    assert search.find("Org/Name@MAIN", (cache,)) is None
 
 
 def test_a_download_cut_short_is_passed_over(tiny, tmp_path):
     cache = cached(tmp_path, tiny / "generate")
     for file in cache.rglob("transformer/*.safetensors"):
         file.unlink()
-    assert checkpoint.find("Org/Name", (cache,)) is None
+    assert search.find("Org/Name", (cache,)) is None
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_a_file_that_a_load_reads_is_missed_before_it(tiny, tmp_path, copy, miss
     (copy / missing).unlink()
     assert missing.split("/")[1] in reason(copy)
     cache, whole = cached(tmp_path / "cache", copy), cached(tmp_path / "whole", tiny / "generate", commit="a" * 40)
-    assert checkpoint.find("Org/Name", (cache,)) is None  # so that a download goes on with it
-    assert checkpoint.find("Org/Name", (cache, whole)).revision == "a" * 40
+    assert search.find("Org/Name", (cache,)) is None  # so that a download goes on with it
+    assert search.find("Org/Name", (cache, whole)).revision == "a" * 40
 
 
 def test_a_shard_without_its_index_is_a_download_cut_short(copy):
@@ -186,7 +186,7 @@ def test_weights_beside_those_that_the_library_reads_are_not_read(tiny, copy, na
     (copy / "transformer" / f"{name}.safetensors.index.json").write_text(json.dumps(variant))
     found = checkpoint.inspect(copy)
     assert (found.parameters, found.parts) == (alone.parameters, alone.parts)
-    for component in checkpoint.WEIGHTS:
+    for component in classes.WEIGHTS:
         (file,) = files.shards(copy, component)
         assert file.stem == ("model" if component == "text_encoder" else "diffusion_pytorch_model")
     assert sharing.same_component(copy / "vae", tiny / "generate/vae")

@@ -8,7 +8,7 @@ from rich.console import Console
 
 import deploy_qwen
 from qwen_deploy import build_plan, released
-from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints import classes
 
 from .conftest import only
 from .fake_runpod import Build, draws
@@ -18,20 +18,20 @@ IMAGE = "ghcr.io/owner/qwen-image:v9"
 
 def test_the_models_are_told_without_a_key(command):
     code, text = command("models", key="", width=80)
-    assert code == 0 and all(name in text for name in checkpoint.RELEASED)
+    assert code == 0 and all(name in text for name in classes.RELEASED)
     first, second = text.split("32.4 GB · Qwen Research License")
     assert "57.7 GB · Apache-2.0" in first and "nf4: AMPERE_16" in first
     assert "too small: AMPERE_16" in second and "any other use needs Qwen's leave" in second
 
 
 def test_research_models_are_those_of_the_newer_class():
-    newer = {name for name, (class_name, _) in checkpoint.RELEASED.items() if class_name == "QwenImage21Pipeline"}
-    assert {name for name in checkpoint.RELEASED if released.licence(name) == released.RESEARCH} == newer
+    newer = {name for name, (class_name, _) in classes.RELEASED.items() if class_name == "QwenImage21Pipeline"}
+    assert {name for name in classes.RELEASED if released.licence(name) == released.RESEARCH} == newer
 
 
 def test_what_two_models_share_is_downloaded_once():
     one, both = (released.download_bytes(names) for names in ([released.DEFAULT_MODELS[0]], released.DEFAULT_MODELS))
-    assert both - one == 2 * checkpoint.SIZE_20B["transformer"] and released.download_bytes(["Org/Other"]) is None
+    assert both - one == 2 * classes.SIZE_20B["transformer"] and released.download_bytes(["Org/Other"]) is None
 
 
 def test_a_research_model_is_said_to_be_one_before_it_is_deployed(runpod, command):

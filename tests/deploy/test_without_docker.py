@@ -16,7 +16,7 @@ import pytest
 
 from qwen_deploy import fill
 from qwen_deploy.runpod.client import Clock
-from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints import search
 
 from ..conftest import ROOT
 from ..support.local_hub import LocalHub, sha256
@@ -67,7 +67,7 @@ def draws_from(volume):
 
     def answer(fields, env):
         name = env.get("QWEN_EDIT_MODEL", MODELS[1]) if fields["task"] == "edit" else MODELS[0]
-        found = checkpoint.find(name, [volume / "models"])
+        found = search.find(name, [volume / "models"])
         if fields["task"] != "health" and found is None:
             return {"success": False, "error": f"model_unavailable: {name}"}
         reply = draws("v1")(fields, env)
@@ -166,7 +166,7 @@ def test_a_pod_that_nobody_follows_deletes_itself_at_its_end(runpod, hub):
     pod = runpod.storage.create_pod(json.loads(json.dumps(body)))
     process = runpod.storage.running[pod["id"]].process
     wait_until(lambda: not runpod.storage.pods, process.pid if process.poll() is None else None)
-    assert checkpoint.find(MODELS[0], [runpod.storage.mount(volume["id"]) / "models"])
+    assert search.find(MODELS[0], [runpod.storage.mount(volume["id"]) / "models"])
 
 
 def test_a_full_volume_is_said_so_with_the_way_out(runpod, run, hub):

@@ -17,8 +17,9 @@ from qwen_worker.errors import Cancelled
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.lora.file import LoraFile, LoraUse
-from qwen_worker.pictures.inputs import Canvas
-from qwen_worker.settings import Precision, Settings
+from qwen_worker.model_settings import Precision
+from qwen_worker.pictures.canvas import Canvas
+from qwen_worker.settings import Settings
 
 from ..conftest import as_text, picture_of, run
 from ..model.test_savings import EXACT, pipeline

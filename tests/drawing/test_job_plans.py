@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from qwen_worker.drawing import inference
+from qwen_worker.drawing.job_plan import plan_for
 from qwen_worker.drawing.queue import DrawingJob
 from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.lora.file import LoraFile, LoraUse
 from qwen_worker.lora.names import BLOCK_LAYERS
 from qwen_worker.memory.placement import plan
-from qwen_worker.pictures.inputs import Canvas
-from qwen_worker.settings import Precision, Speedup
+from qwen_worker.model_settings import Precision, Speedup
+from qwen_worker.pictures.canvas import Canvas
 from qwen_worker.speed.speedups import COMPILED_LORAS, Speed
 
 from ..conftest import as_text
@@ -42,7 +42,7 @@ def job_plan(planned, edits, *files, size=1024, steps=50, loaded=None):
     request = parse(fields | {"prompt": "a fox", "num_inference_steps": steps}, "one")
     uses = tuple(LoraUse(file, 1.0, f"loras[{number}]") for number, file in enumerate(files))
     canvas = Canvas([Image.new("RGB", (64, 64))] * edits, None, (size, size))
-    return inference.plan_for(DrawingJob(Job("one", request), canvas, uses), planned, loaded)
+    return plan_for(DrawingJob(Job("one", request), canvas, uses), planned, loaded)
 
 
 @pytest.mark.parametrize(("gpu", "models", "ram", "expected"), PLANS)

@@ -11,7 +11,7 @@ from qwen_worker.check_card import Case
 from qwen_worker.memory import placement
 from qwen_worker.memory.footprint import LOSSY
 from qwen_worker.memory.nvml import Gpu
-from qwen_worker.settings import Precision
+from qwen_worker.model_settings import Precision
 from qwen_worker.speed import speedups
 
 ANY = Gpu("any card", (9, 0), 80 * 10**9, 80 * 10**9)

@@ -8,7 +8,7 @@ import torch
 from qwen_worker import check_card
 from qwen_worker.checkpoints.files import stored_tensors
 from qwen_worker.model import residency
-from qwen_worker.settings import LOAD_THREADS
+from qwen_worker.model_settings import LOAD_THREADS
 from qwen_worker.weights.reader import WeightReader
 
 ROUNDS = 20

@@ -12,7 +12,7 @@ import pytest
 
 from qwen_bake import contents, listing
 from qwen_bake.contents import GB, LAYER_BYTES, Blob, TooLarge, into_layers, settle
-from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints import classes, search
 
 from ..conftest import ROOT
 from ..support.local_hub import LocalHub, sha256
@@ -35,9 +35,9 @@ BOTH = sizes_of(generate=TRANSFORMER, edit=TRANSFORMER, text_encoder=TEXT_ENCODE
 
 
 def test_the_shards_are_the_parameters_of_the_released_models():
-    assert sum(TRANSFORMER) == 2 * checkpoint.SIZE_20B["transformer"]
-    assert sum(TEXT_ENCODER) == 2 * checkpoint.SIZE_20B["text_encoder"]
-    assert sum(VAE) == pytest.approx(2 * checkpoint.SIZE_20B["vae"], rel=1e-3)
+    assert sum(TRANSFORMER) == 2 * classes.SIZE_20B["transformer"]
+    assert sum(TEXT_ENCODER) == 2 * classes.SIZE_20B["text_encoder"]
+    assert sum(VAE) == pytest.approx(2 * classes.SIZE_20B["vae"], rel=1e-3)
 
 
 @pytest.mark.parametrize(("sizes", "count"), [
@@ -257,11 +257,11 @@ def test_the_worker_finds_what_was_baked_by_name_and_by_revision(web, tmp_path, 
     bake = Bake(tmp_path, web(served))
     bake.all("Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit@v2")
     for model, revision in (("Qwen/Qwen-Image", ""), ("Qwen/Qwen-Image-Edit", ""), ("Qwen/Qwen-Image-Edit", "@v2")):
-        found = checkpoint.find(model + revision, [bake.root / "models"])
+        found = search.find(model + revision, [bake.root / "models"])
         assert (found.hub_id, found.revision) == (model, served.commit(model))
     moved = tmp_path / "moved"
     bake.root.rename(moved)  # as a COPY does
-    assert checkpoint.find("Qwen/Qwen-Image", [moved / "models"]).parameters["transformer"] > 0
+    assert search.find("Qwen/Qwen-Image", [moved / "models"]).parameters["transformer"] > 0
 
 
 def test_the_download_step_needs_no_more_of_the_worker_than_the_dockerfile_gives_it(tmp_path):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_worker.checkpoints import checkpoint as checkpoints
+from qwen_worker.checkpoints import classes, search
 from qwen_worker.drawing.batching import are_alike
 from qwen_worker.errors import InvalidInput
 from qwen_worker.jobs.named_sizes import Grid, brought_warning, grid_of, named_size, with_size
@@ -25,13 +26,13 @@ def size_of(grid, source_ratio=1.0, **fields):
 
 
 @pytest.mark.parametrize(("hub_id", "grid"), [(name, IMAGE_21 if "2.1" in name else IMAGE)
-                                              for name in checkpoints.RELEASED])  # fmt: skip
+                                              for name in classes.RELEASED])  # fmt: skip
 def test_each_released_checkpoint_has_its_makers_table_and_its_own_grid(hub_id, grid):
     assert checkpoints.released(hub_id).grid == grid
 
 
 def test_of_a_vae_that_nobody_released_no_table_is_known(tiny):
-    assert checkpoints.find(str(tiny / "generate"), ()).grid == TINY
+    assert search.find(str(tiny / "generate"), ()).grid == TINY
 
 
 @pytest.mark.parametrize(

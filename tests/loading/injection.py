@@ -18,7 +18,7 @@ import torch
 
 from qwen_worker.errors import describe_error
 from qwen_worker.memory import placement
-from qwen_worker.settings import Saving
+from qwen_worker.model_settings import Saving
 
 from ..null_card.card import Card
 from ..support import tiny_worker

@@ -13,7 +13,7 @@ from qwen_worker.lora.adapters import Adapters
 from qwen_worker.memory import cuda
 from qwen_worker.memory.nvml import Gpu
 from qwen_worker.model import vae as single_frame
-from qwen_worker.settings import Precision
+from qwen_worker.model_settings import Precision
 from qwen_worker.speed import attention
 
 from ..support.patience import run_to_its_end

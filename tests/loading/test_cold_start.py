@@ -7,7 +7,7 @@ import pytest
 
 from qwen_worker.loading import libraries, page_cache
 from qwen_worker.loading.page_cache import reading_ahead
-from qwen_worker.settings import Precision
+from qwen_worker.model_settings import Precision
 from qwen_worker.stopwatch import Stopwatch
 
 from ..conftest import run

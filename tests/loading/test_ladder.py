@@ -20,7 +20,7 @@ from qwen_worker.memory import failures, placement
 from qwen_worker.memory.footprint import GB
 from qwen_worker.memory.machine import Gpu, Machine
 from qwen_worker.model import host_memory, quantization
-from qwen_worker.settings import Precision, Saving, Speedup
+from qwen_worker.model_settings import Precision, Saving, Speedup
 from qwen_worker.speed import compiled
 from qwen_worker.weights import assembly, modulation_rows, staging
 

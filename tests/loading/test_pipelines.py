@@ -8,15 +8,15 @@ import shutil
 import pytest
 import torch
 
-from qwen_worker.checkpoints.checkpoint import PIPELINE_CLASSES
-from qwen_worker.drawing.inference import call_arguments
+from qwen_worker.checkpoints.classes import PIPELINE_CLASSES
+from qwen_worker.drawing.pipeline_call import call_arguments
 from qwen_worker.errors import LoadError
 from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.pipelines import Pipelines
 from qwen_worker.memory.machine import Gpu, Machine
-from qwen_worker.pictures.inputs import Canvas
+from qwen_worker.pictures.canvas import Canvas
 
 from ..conftest import as_text, only_proved, picture_of, place_by, run
 

@@ -12,15 +12,16 @@ import torch
 from safetensors import SafetensorError
 
 from qwen_worker import prepare
-from qwen_worker.checkpoints.checkpoint import find, inspect
+from qwen_worker.checkpoints.checkpoint import inspect
 from qwen_worker.checkpoints.files import tensors_in
+from qwen_worker.checkpoints.search import find
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
 from qwen_worker.loading import prepared
 from qwen_worker.loading.builder import Builder
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import Gpu, read_machine
-from qwen_worker.settings import LOAD_THREADS, Precision, Prepared, Saving
+from qwen_worker.model_settings import LOAD_THREADS, Precision, Prepared, Saving
 from qwen_worker.weights import modulation_rows
 
 from ..conftest import TINY_WARNING, as_text, only_proved, place_by, run

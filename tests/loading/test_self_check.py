@@ -20,7 +20,8 @@ from qwen_worker.lora.adapters import Adapters
 from qwen_worker.memory import cuda
 from qwen_worker.model import residency, vision
 from qwen_worker.model import vae as single_frame
-from qwen_worker.settings import Precision, Saving, SelfCheck, Settings, Speedup
+from qwen_worker.model_settings import Precision, Saving, SelfCheck, Speedup
+from qwen_worker.settings import Settings
 from qwen_worker.speed import attention, compiled, guidance, speedups
 
 from ..conftest import ROOT

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwen_tiny import evaluate
-from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints import checkpoint, classes
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import Gpu, Machine, read_machine
-from qwen_worker.settings import Precision
+from qwen_worker.model_settings import Precision
 
 from ..conftest import picture_of, run
 from ..support.stored_quantized import (
@@ -59,7 +59,7 @@ def test_what_is_stored_quantized_is_drawn_like_the_plain_one_and_has_the_planne
     right = [all(answers.values()) for answers in evaluate.judge_prompts(pictures, prompts)]
     assert sum(right) >= sample(2, 23)
     loaded = worker.pipelines.get("generate")
-    held = sum(held_bytes(getattr(loaded.pipe, name)) for name in checkpoint.WEIGHTS)
+    held = sum(held_bytes(getattr(loaded.pipe, name)) for name in classes.WEIGHTS)
     plan, model = loaded.plan, loaded.plan.models[0]
     planned = plan.transformer_bytes(model) + plan.text_encoder_bytes(model) + plan.vae_bytes(model)
     assert planned == pytest.approx(held, rel=0.05)

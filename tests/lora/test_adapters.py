@@ -16,7 +16,8 @@ from qwen_worker.lora.names import LOHA_PARTS, Kind
 from qwen_worker.lora.products import AdaptedLinear, AddedProduct, product_of
 from qwen_worker.lora.ranks import padded_rank
 from qwen_worker.model import modulation
-from qwen_worker.settings import Precision, Settings
+from qwen_worker.model_settings import Precision
+from qwen_worker.settings import Settings
 from qwen_worker.weights import modulation_rows
 
 from ..model.test_quantization import CLASSES

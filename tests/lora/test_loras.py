@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from qwen_worker.errors import CODES
 from qwen_worker.lora.ranks import RANKS
-from qwen_worker.settings import Precision
+from qwen_worker.model_settings import Precision
 
 from ..conftest import place_by, respond, run, warnings_of
 from ..drawing.test_batching import together

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from qwen_worker.checkpoints.checkpoint import PARTS_20B, SIZE_2_1, SIZE_20B
+from qwen_worker.checkpoints.classes import PARTS_20B, SIZE_2_1, SIZE_20B
 from qwen_worker.errors import LoadError
 from qwen_worker.memory.footprint import GIB, UNALLOCATED_BYTES, WORKING_2_1, Model
 from qwen_worker.memory.machine import Gpu, Machine
 from qwen_worker.memory.placement import pinnable, plan, require_disk
-from qwen_worker.settings import Precision, Saving
+from qwen_worker.model_settings import Precision, Saving
 
 GB = 1_000_000_000
 LAPTOP = Machine(None, 16 * GB, 12 * GB)

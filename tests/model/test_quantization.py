@@ -15,7 +15,7 @@ from qwen_worker.loading.components import load_component
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.model import quantization
-from qwen_worker.settings import Precision
+from qwen_worker.model_settings import Precision
 
 KINDS = {Precision.FP8: "Float8Tensor", Precision.INT8: "Int8Tensor", Precision.NF4: "Params4bit"}
 CLASSES = {

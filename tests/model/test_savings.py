@@ -20,7 +20,7 @@ from qwen_worker.model import modulation
 from qwen_worker.model import vae as single_frame
 from qwen_worker.model.transformer import WaitFreeTransformer
 from qwen_worker.model.vision import mark_picture_tokens
-from qwen_worker.settings import LOAD_THREADS, Precision, Saving
+from qwen_worker.model_settings import LOAD_THREADS, Precision, Saving
 from qwen_worker.weights import modulation_rows
 
 EXACT = frozenset(Saving) - {Saving.CONV2D}

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 import runpod_handler
-from qwen_worker.drawing import finite, inference
+from qwen_worker.drawing import finite, job_plan
 from qwen_worker.drawing.queue import DrawingJob
 from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
@@ -30,7 +30,7 @@ from qwen_worker.loading.loaded import LoadedPipeline
 from qwen_worker.lora.file import LoraUse
 from qwen_worker.memory import container
 from qwen_worker.memory.footprint import CONTEXT_BYTES, Plan
-from qwen_worker.pictures.inputs import Canvas
+from qwen_worker.pictures.canvas import Canvas
 from qwen_worker.settings import Settings
 
 from . import arithmetic, fields, sparse
@@ -160,7 +160,7 @@ class Served:
         uses = tuple(LoraUse(file, 1.0, "a LoRA") for file in files)
         canvas = Canvas([Image.new("RGB", (8, 8))] * references, None, (width, height))
         loaded = self.loaded(task)
-        return inference.plan_for(DrawingJob(Job("planned", request), canvas, uses), loaded.plan, loaded)
+        return job_plan.plan_for(DrawingJob(Job("planned", request), canvas, uses), loaded.plan, loaded)
 
     def stop_inside(self, block: int, task: str, width: int, height: int, references: int = 0) -> bool:
         """Stop a job while a block of the transformer computes; whether it has ended as stopped."""

@@ -86,7 +86,7 @@ def see_order(card):
     import torch
 
     from qwen_worker.memory.machine import read_machine
-    from qwen_worker.settings import Speedup
+    from qwen_worker.model_settings import Speedup
     from qwen_worker.speed import speedups
 
     from . import arithmetic

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
+from qwen_worker.pictures.canvas import Canvas
 from qwen_worker.pictures.colour import PROFILE, same_space, srgb_profile
+from qwen_worker.pictures.encoding import encode_picture
 from qwen_worker.pictures.icc import MAX_BYTES, UnusableProfile, matrix_profile, space_of_profile
-from qwen_worker.pictures.images import encode_picture
-from qwen_worker.pictures.inputs import Canvas, open_source
+from qwen_worker.pictures.inputs import open_source
 
 from ..conftest import file_of
 from ..support import profiles

@@ -22,7 +22,7 @@ from qwen_worker.jobs.reply import posted_bytes
 from qwen_worker.network import bucket as buckets
 from qwen_worker.network.bucket import Misconfigured
 from qwen_worker.pictures.delivery import LEAST_RATES, Terms, deliver, encodings, photo_rate, size_warning, terms_of
-from qwen_worker.pictures.images import encode_picture
+from qwen_worker.pictures.encoding import encode_picture
 from qwen_worker.settings import Settings
 
 from ..conftest import ROOT, file_of, picture_of, respond, run

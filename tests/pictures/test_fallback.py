@@ -6,7 +6,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.pictures import fallback
-from qwen_worker.pictures.inputs import Canvas
+from qwen_worker.pictures.canvas import Canvas
 
 
 def request(**fields):

@@ -12,7 +12,8 @@ from PIL import Image, ImageChops
 
 from qwen_worker.errors import JobError
 from qwen_worker.pictures.data_uris import decode_base64
-from qwen_worker.pictures.images import UPRIGHT_TURNS, as_rgb, encode_picture
+from qwen_worker.pictures.encoding import encode_picture
+from qwen_worker.pictures.images import UPRIGHT_TURNS, as_rgb
 from qwen_worker.pictures.inputs import read_image
 from qwen_worker.pictures.masks import feather, restore_outside
 

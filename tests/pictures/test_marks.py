@@ -13,7 +13,7 @@ from PIL import Image
 from qwen_worker.delivery_settings import Mark
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.pictures.colour import PROFILE
-from qwen_worker.pictures.images import encode_picture
+from qwen_worker.pictures.encoding import encode_picture
 from qwen_worker.pictures.marks import Origin, mark_pictures, origin_of
 
 from ..conftest import as_text, run

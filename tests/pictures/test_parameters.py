@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from qwen_worker.errors import InvalidInput
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.pictures.colour import PROFILE
-from qwen_worker.pictures.images import encode_picture
+from qwen_worker.pictures.encoding import encode_picture
 from qwen_worker.pictures.marks import Origin
 from qwen_worker.pictures.parameters import embed_parameters
 

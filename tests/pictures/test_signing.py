@@ -16,7 +16,7 @@ from PIL import Image
 
 from qwen_worker.jobs.reply import posted_bytes
 from qwen_worker.pictures.colour import PROFILE
-from qwen_worker.pictures.images import encode_picture
+from qwen_worker.pictures.encoding import encode_picture
 from qwen_worker.pictures.marks import SOURCE_TYPES, Origin, mark_pictures
 from qwen_worker.pictures.signing import signer_from_settings
 from qwen_worker.settings import Misconfigured, Settings

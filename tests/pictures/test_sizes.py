@@ -8,7 +8,7 @@ from PIL import Image, ImageChops
 from qwen_worker.jobs.named_sizes import MAX_STRETCH, Grid
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.served import require_served
-from qwen_worker.pictures.inputs import Canvas
+from qwen_worker.pictures.canvas import Canvas
 from qwen_worker.pictures.sizes import conditioning_size, moved_warning, sizes_of, stretch
 
 SIDES = (256, 300, 512, 768, 1000, 1024, 1536, 2048)

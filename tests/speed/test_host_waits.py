@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.model import modulation
-from qwen_worker.settings import Precision, Saving, Settings, Speedup
+from qwen_worker.model_settings import Precision, Saving, Speedup
+from qwen_worker.settings import Settings
 from qwen_worker.speed import speedups
 
 from ..model.test_savings import pipeline, plan_for

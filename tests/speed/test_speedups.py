@@ -31,8 +31,9 @@ from qwen_worker.lora.adapters import Adapters
 from qwen_worker.lora.ranks import padded_rank
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import Gpu, Machine, read_machine
-from qwen_worker.pictures.inputs import Canvas
-from qwen_worker.settings import Precision, Saving, SelfCheck, Settings, Speedup
+from qwen_worker.model_settings import Precision, Saving, SelfCheck, Speedup
+from qwen_worker.pictures.canvas import Canvas
+from qwen_worker.settings import Settings
 from qwen_worker.speed import (
     attention,
     compile_store,

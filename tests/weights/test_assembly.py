@@ -14,7 +14,7 @@ from qwen_worker.errors import LoadError
 from qwen_worker.loading.components import Reading, load_component, trim
 from qwen_worker.memory import placement
 from qwen_worker.memory.machine import read_machine
-from qwen_worker.settings import Precision
+from qwen_worker.model_settings import Precision
 from qwen_worker.weights import assembly
 
 COMPONENTS = ("transformer", "text_encoder", "vae")

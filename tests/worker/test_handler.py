@@ -210,7 +210,7 @@ def test_a_corrupt_shard_is_stood_in_for_by_its_name_and_not_read_again(cold_wor
     reason, _ = stand_in(run(worker, SMALL))
     assert reason.startswith(f"transformer/{shard.name} is corrupt") and str(tmp_path) not in reason
     monkeypatch.setattr(
-        "qwen_worker.checkpoints.checkpoint.find", lambda *_: pytest.fail("a permanent failure was tried again")
+        "qwen_worker.checkpoints.search.find", lambda *_: pytest.fail("a permanent failure was tried again")
     )
     assert stand_in(run(worker, SMALL))[0] == reason
 

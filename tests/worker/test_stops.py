@@ -10,7 +10,7 @@ from qwen_worker.jobs.deadline import Paces, limit_of
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.loading.builder import Builder
-from qwen_worker.pictures.inputs import Canvas
+from qwen_worker.pictures.canvas import Canvas
 
 from ..conftest import as_text, run
 from ..support.patience import until

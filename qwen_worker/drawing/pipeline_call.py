@@ -1,0 +1,108 @@
+"""One call of a pipeline: one picture of a job, from the call's arguments to the finished canvas.
+
+Knows nothing of other attempts when memory runs out, and of other jobs (`inference.py`).
+"""
+
+import inspect
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from PIL import Image
+
+from ..errors import Cancelled
+from ..jobs.job import Job
+from ..jobs.request import Edit
+from ..pictures.canvas import Canvas
+from ..pictures.images import to_rgb
+from .finite import FiniteCheck
+from .partial_denoise import PartialDenoise
+from .preview import Previewer
+
+MAX_SEQUENCE_LENGTH = 1024  # always passed: diffusers cuts at 512 tokens in silence
+
+
+@contextmanager
+def vae_tiles(vae: Any, tiles: bool) -> Generator[None]:
+    """Within, the VAE works tile by tile if `tiles`: a quarter of a gigabyte whatever the size, and faint seams."""
+    if not tiles:
+        yield
+        return
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
+
+
+def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Previewer) -> tuple[Image.Image, int]:
+    """Picture `number` of the job, counted from 0, and the steps that it took."""
+    import torch
+
+    request, mask = job.request, canvas.mask
+    # A CPU generator draws the same noise whatever the card.
+    generator = torch.Generator("cpu").manual_seed(request.seeds[number])
+    call = call_arguments(pipe, job, canvas)
+    partial = None
+    if isinstance(request, Edit) and (mask is not None or request.strength < 1):
+        partial = PartialDenoise(pipe, canvas.sources[0], mask, canvas.size, request, generator)
+        call |= {"latents": partial.latents, "sigmas": partial.sigmas}
+    steps = 0
+
+    def after_step(_pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        nonlocal steps
+        steps = step + 1
+        job.end_step(steps, pipe.num_timesteps)
+        job.require_running()
+        if preview and (thumbnail := preview.after_step(step, tensors["latents"])):
+            job.preview = thumbnail
+        tensors = partial.after_step(step, tensors) if partial else tensors
+        if preview:
+            preview.remember(tensors["latents"])
+        check.after_step(tensors["latents"])
+        return tensors
+
+    job.begin_drawing(number)
+    preview = previewer.start(pipe, canvas.size) if request.preview else None
+    with cleaning_up(pipe), FiniteCheck(pipe) as check:
+        picture = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
+        check.require_numbers()
+    return canvas.finish(to_rgb(picture)), steps
+
+
+@contextmanager
+def cleaning_up(pipe: Any) -> Generator[None]:
+    """Within, a call that ends by an exception does what the pipeline does at its end only: reset caches, offload."""
+    import torch
+
+    returned = False
+    try:
+        yield
+        returned = True
+    except Cancelled:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # the kernels that were launched end before the job does
+        raise
+    finally:
+        if not returned:
+            pipe.maybe_free_model_hooks()
+
+
+def call_arguments(pipe: Any, job: Job, canvas: Canvas) -> dict[str, Any]:
+    """The call's arguments that follow from the job and its pictures alone."""
+    request, sources, (width, height) = job.request, canvas.sources, canvas.size
+    call: dict[str, Any] = {
+        "prompt": job.instruction,
+        "true_cfg_scale": request.guidance_scale,
+        "width": width,
+        "height": height,
+        "num_inference_steps": request.num_inference_steps,
+    }
+    # Guidance acts only with a negative prompt, even an empty one; at 1 there is none and the second pass is saved.
+    if request.guidance_scale > 1:
+        call["negative_prompt"] = request.negative_prompt or " "
+    if sources:
+        call["image"] = sources if len(sources) > 1 else sources[0]
+    if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
+        call["max_sequence_length"] = MAX_SEQUENCE_LENGTH
+    return call
