@@ -39,6 +39,7 @@ from qwen_worker.jobs.request import Drawing, Edit, Health, Request, Schema
 from qwen_worker.jobs.response_shapes import shape_of
 from qwen_worker.jobs.schema import job_schema
 from qwen_worker.loading.catalogue import Catalogue
+from qwen_worker.loading.controlnets import ControlNets
 from qwen_worker.loading.loader import Loader
 from qwen_worker.loading.pipelines import Pipelines
 from qwen_worker.loading.safety import SafetyCheck
@@ -92,6 +93,8 @@ class Worker:
         self.presets = Presets(settings, checkpoints.released, is_missing)
         self.loras, self.catalogue = Loras(settings), Catalogue(settings)
         self.safety_check = SafetyCheck(settings, settings.QWEN_SAFETY_MODEL) if settings.QWEN_SAFETY_MODEL else None
+        control_model = settings.QWEN_CONTROLNET
+        self.controlnets = ControlNets(control_model, settings.QWEN_MODEL_ROOTS) if control_model else None
         machine = self.safety_check.machine_for_models if self.safety_check else read_machine
         self.pipelines = Pipelines(settings, self.catalogue, self.loras.open_for_endpoint, machine)
         self.loader = Loader(settings, self.pipelines, self.inference_thread)
@@ -163,7 +166,8 @@ class Worker:
         presets = self.presets.report(self.catalogue.located)
         models, fallbacks = self.pipelines.report(), self.loader.report()
         check = self.safety_check.report() if self.safety_check else None
-        return health.health(self.settings, read_machine(), models, fallbacks, presets, self.counters, check)
+        control = self.controlnets.report() if self.controlnets else None
+        return health.health(self.settings, read_machine(), models, fallbacks, presets, self.counters, check, control)
 
     async def serve(self, job: Job, sdk_job: SdkJob, post: Post | None, limit_bytes: int) -> Reply:
         """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread."""
@@ -183,6 +187,9 @@ class Worker:
             checkpoint, failure = await self.locate(job)
             if checkpoint:
                 checkpoint.require_serves(request)
+            controlnets = None
+            if self.controlnets and not failure:
+                controlnets = await job.run_on(self.side_threads, self.controlnets.open_for_job, request, checkpoint)
             loras = () if failure else await job.run_on(self.side_threads, self.loras.open_for_job, job, checkpoint)
             grid = checkpoint.grid if checkpoint else Grid()
             if checkpoint and not failure and checkpoint.warning:
@@ -194,7 +201,7 @@ class Worker:
             self.require_time(job, canvas)
 
             job.enter(Stage.WAITING)
-            outcome = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, failure)
+            outcome = self.queue.submit(DrawingJob(job, canvas, loras, controlnets), self.draw, failure)
             drawn = await job.wait_for(outcome, functools.partial(self.queue.has_abandoned_call, job))
             concepts = await self.safety_check.check_drawn(job, drawn.pictures) if self.safety_check else []
             job.enter(Stage.DELIVERING)
@@ -260,6 +267,9 @@ class Worker:
                 loaded = self.loader.load(job.request.task, functools.partial(self.require_room, entry))
         if isinstance(loaded, LoadError):
             return self.fall_back(entry, loaded)
+        if entry.controlnets:
+            with timed(job.timings, "load"):
+                entry.controlnets.load(loaded.checkpoint, loaded.plan)
         if swap_seconds := self.pipelines.activate(loaded):
             job.timings["swap"] = swap_seconds
         cuda.peak_vram_gb(reset=True)

@@ -85,6 +85,14 @@ class ModelSettings(BaseSettings):
     QWEN_EDIT_MODEL: str = Field(
         default="Qwen/Qwen-Image-Edit", description="The checkpoint for edits: a hub id, id@revision, or a folder."
     )
+    QWEN_CONTROLNET: str | None = Field(
+        default=None,
+        description=(
+            "The ControlNet that control_image is followed by, in diffusers' layout, such as "
+            "InstantX/Qwen-Image-ControlNet-Union: a hub id, id@revision, or a folder. It is loaded when a job first "
+            "needs it. Without it: jobs with control fields are refused."
+        ),
+    )
     QWEN_TASKS: Annotated[frozenset[Role], NoDecode] = Field(
         default=frozenset(Role),
         min_length=1,

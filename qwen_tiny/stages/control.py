@@ -117,7 +117,8 @@ def step_loss(
     rng = Random(f"{seed} control {step}")
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
     pool = rng.choices(pools, [pool.size.share for pool in pools])[0]
-    with torch.autocast(transformer.device.type, torch.bfloat16):
+    dtype = forward.fastest_dtype(transformer.device.type)
+    with torch.autocast(transformer.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
         value, error = loss(transformer, controlnet, heads, pool, generator)
     return value, error.item()
 
@@ -176,13 +177,14 @@ def _as_pixels(picture: Image.Image) -> torch.Tensor:
 
 def _encode(vae: "AutoencoderKLQwenImage", pictures: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures (1, 3, H, W) -> packed, normalised latents and their standard deviations, each (count, tokens, 64)."""
-    half = torch.nn.Module.to(copy.deepcopy(vae), torch.bfloat16)
+    dtype = forward.fastest_dtype(vae.device.type)
+    fast = torch.nn.Module.to(copy.deepcopy(vae), dtype)
     std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1)
     means, spreads = [], []
     for pixels in pictures:
         with torch.no_grad():
-            pixels = pixels.to(vae.device, torch.bfloat16).contiguous(memory_format=torch.channels_last)
-            mean, log_variance = (part.float() for part in encode(half, pixels))
+            pixels = pixels.to(vae.device, dtype).contiguous(memory_format=torch.channels_last)
+            mean, log_variance = (part.float() for part in encode(fast, pixels))
         means.append(pack(normalise(vae, mean).cpu()))
         spreads.append(pack((0.5 * log_variance.cpu()).exp() / std))
     return torch.cat(means), torch.cat(spreads)

@@ -14,9 +14,10 @@ from ..errors import LoadError
 from ..memory.machine import free_disk_bytes
 from ..memory.placement import require_disk
 from ..network.hub import hub_cache_folder, listing
-from .checkpoint import Checkpoint, hub_folders
+from .checkpoint import Checkpoint
 from .files import DIFFUSERS_STEM, Json, is_folder, label_of, read_json, stored_tensors
 from .remote import download_files, read_remote
+from .search import hub_folders
 
 CLASS_NAME = "QwenImageControlNetModel"
 PIPELINE = "QwenImagePipeline"  # of the checkpoints that diffusers has a ControlNet pipeline for

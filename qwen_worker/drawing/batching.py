@@ -139,8 +139,8 @@ class Batches:
 
 
 def may_share(request: Drawing) -> TypeGuard[Generate]:
-    """Whether it is of the kind that can share a call; previews are of one picture at a time."""
-    return isinstance(request, Generate) and not request.preview
+    """Whether it is of the kind that can share a call: previews and control pictures are of one picture at a time."""
+    return isinstance(request, Generate) and not request.preview and not request.control_image
 
 
 def are_alike(request: Drawing, other: Drawing) -> bool:

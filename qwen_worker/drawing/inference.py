@@ -14,6 +14,7 @@ from ..loading.loaded import LoadedPipeline, Shortage
 from ..log import log_line
 from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
 from ..memory.failures import absorb_failure
+from .control import controlled
 from .configured import caches_steps, configured, shares_passes
 from .finite import failed_job_error
 from .job_plan import plan_for
@@ -97,9 +98,10 @@ def draw_within_memory(
                 configured(loaded, job.request, entry.loras, plan, apart, tiles),
                 vae_tiles(loaded.pipe.vae, tiles),
                 prompt_cache.caching(loaded.pipe, job.require_running),
+                controlled(loaded, entry) as pipe,
             ):
                 for picture_number in range(job.request.num_images):
-                    picture, steps = draw_picture(loaded.pipe, job, canvas, picture_number, previewer)
+                    picture, steps = draw_picture(pipe, job, canvas, picture_number, previewer)
                     pictures.append(picture)
                     job.require_running()
             if number > first:
@@ -107,7 +109,9 @@ def draw_within_memory(
             elif shortage.jobs < LASTING_SHORTAGE:
                 loaded.shortages.pop(size, None)
             loaded.not_finite.clear()
-            return DrawingResult(pictures, steps, loaded.drawing_model, peak_vram_gb=peak_vram_gb())
+            controlnet = entry.controlnets and entry.controlnets.name
+            model, peak = loaded.drawing_model, peak_vram_gb()
+            return DrawingResult(pictures, steps, model, peak_vram_gb=peak, controlnet=controlnet)
         except torch.OutOfMemoryError:
             pass
         # Outside the handler, where the traceback no longer holds the tensors that filled the card.

@@ -20,12 +20,14 @@ COMPILED_LORA_STEPS = 20
 
 
 def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Plan:
-    """The plan with the room that the job's own LoRAs take, and blocks that the loaded pipeline does not compile.
+    """The plan with the room that the job's own LoRAs and its ControlNet take, and blocks that the loaded pipeline does not compile.
 
     Of the ways to apply the LoRAs, the first is taken that has room for a picture which is decoded without tiles.
     """
     if loaded and not loaded.speed.has(Speedup.COMPILE):
         plan = replace(plan, compiled=False)
+    if entry.controlnets:
+        plan = entry.controlnets.planned(plan)
     if all(use.from_settings for use in entry.loras):
         return plan
     size, ways = (*entry.canvas.size, len(entry.canvas.sources)), plans_with_loras(entry, plan, loaded)

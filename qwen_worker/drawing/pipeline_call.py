@@ -12,9 +12,10 @@ from PIL import Image
 
 from ..errors import Cancelled
 from ..jobs.job import Job
-from ..jobs.request import Edit
+from ..jobs.request import Edit, Generate
 from ..pictures.canvas import Canvas
 from ..pictures.images import to_rgb
+from .control import control_arguments
 from .finite import FiniteCheck
 from .partial_denoise import PartialDenoise
 from .preview import Previewer
@@ -43,6 +44,8 @@ def draw_picture(pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Pr
     # A CPU generator draws the same noise whatever the card.
     generator = torch.Generator("cpu").manual_seed(request.seeds[number])
     call = call_arguments(pipe, job, canvas)
+    if isinstance(request, Generate) and canvas.control:
+        call |= control_arguments(pipe, request, canvas.control, canvas.size, generator)
     partial = None
     if isinstance(request, Edit) and (mask is not None or request.strength < 1):
         partial = PartialDenoise(pipe, canvas.sources[0], mask, canvas.size, request, generator)

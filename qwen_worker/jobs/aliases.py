@@ -47,6 +47,12 @@ ALIASES = {
     "mask_url": "mask_image",
     "denoise": "strength",
     "denoising_strength": "strength",
+    "control_image_url": "control_image",
+    "control_images": "control_image",
+    "control_mode": "control_type",
+    "controlnet_conditioning_scale": "control_scale",
+    "control_guidance_start": "control_start",
+    "control_guidance_end": "control_end",
     "enhance_prompt": "prompt_extend",
     "enable_prompt_expansion": "prompt_extend",
 }

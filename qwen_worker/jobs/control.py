@@ -3,11 +3,12 @@
 Knows nothing of ControlNets: which kinds of pictures are followed well, its makers say.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
-from ..errors import BeyondSchema
+from ..errors import BeyondSchema, InvalidInput
 from .field_types import IMAGE_SCHEMA, BrokenRule, ImageText
 from .values import DECIMAL, JsonSchema, ReadFirst, ReadNumber, text_like
 
@@ -108,3 +109,21 @@ class ControlFields(BaseModel, frozen=True):
 def spread(values: tuple[Value, ...], count: int) -> tuple[Value, ...]:
     """One value for each of `count`: a single one serves all of them."""
     return values * count if len(values) == 1 else values
+
+
+def require_controlnet(
+    fields: "Mapping[str, JsonValue]", task: str, is_served: bool, sent_as: Mapping[str, str]
+) -> None:
+    """Refuse control fields where nothing would follow them. `is_served`: whether the endpoint has a ControlNet.
+
+    Raises `InvalidInput`.
+    """
+    names = [sent_as.get(name, name) for name in ControlFields.model_fields if name in fields]
+    if names and task != "generate":
+        raise InvalidInput(f"{names[0]} is not taken by {task}; task generate takes it")
+    if names and not is_served:
+        raise InvalidInput(
+            f"{names[0]} is not here: this worker has no ControlNet (QWEN_CONTROLNET); send the picture as image, and "
+            "say in the prompt what is kept of it",
+            BeyondSchema.ENDPOINT,
+        )

@@ -14,7 +14,7 @@ from ..errors import LoadError, hide_secrets
 from ..preset_settings import Preset
 from ..settings import Settings
 from .few_steps import takes_few_steps
-from .request import Drawing, Edit, Lora
+from .request import Drawing, Edit, Generate, Lora
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,6 +48,7 @@ class DrawingResult:
     failure: LoadError | None = None  # why the pictures are stand-ins
     peak_vram_gb: float | None = None
     batch: int = 1  # how many pictures shared the pipeline's call; where the job had several calls, the first one's
+    controlnet: str | None = None  # the name of the ControlNet that they follow their control pictures by
 
 
 class LoraUsed(TypedDict):
@@ -57,6 +58,17 @@ class LoraUsed(TypedDict):
     scale: float
     strength: NotRequired[float]  # scale x alpha / rank, where it is one for all layers
     strength_range: NotRequired[list[float]]  # else the least and the most
+
+
+class ControlUsed(TypedDict):
+    """What the drawing followed, as the reply names it; each list has one entry for each control picture."""
+
+    model: str
+    types: list[str | None]
+    scales: list[float]
+    preprocess: list[str]
+    start: float
+    end: float
 
 
 class DrawingFacts(TypedDict):
@@ -82,6 +94,7 @@ class DrawingFacts(TypedDict):
     instruction: NotRequired[str]
     has_nsfw_concepts: NotRequired[list[bool]]
     loras: NotRequired[list[LoraUsed]]
+    control: NotRequired[ControlUsed]
     step_cache: NotRequired[bool]
     stood_down: NotRequired[list[str]]
     fallback_reason: NotRequired[str]
@@ -175,6 +188,8 @@ def drawing_facts(
     if request.loras:
         scalings = [*lora_scalings, *[None] * len(request.loras)] if drawn_by else [None] * len(request.loras)
         facts["loras"] = [lora_used(lora, scaling) for lora, scaling in zip(request.loras, scalings, strict=False)]
+    if result.controlnet and isinstance(request, Generate):
+        facts["control"] = control_used(request, result.controlnet)
     if drawn_by and request.preset == Preset.BALANCED:
         facts["step_cache"] = drawn_by.caches_steps and not takes_few_steps(request)
     if result.failure:
@@ -186,6 +201,19 @@ def drawing_facts(
     if drawn_by and drawn_by.on_card:
         facts["peak_vram_gb"] = result.peak_vram_gb
     return facts
+
+
+def control_used(request: Generate, model: str) -> ControlUsed:
+    """`model`: the ControlNet's name."""
+    controls = request.controls
+    return {
+        "model": model,
+        "types": [control.kind for control in controls],
+        "scales": [control.scale for control in controls],
+        "preprocess": [control.preprocess for control in controls],
+        "start": request.control_start,
+        "end": request.control_end,
+    }
 
 
 def lora_used(lora: Lora, scaling: tuple[float, float] | None) -> LoraUsed:

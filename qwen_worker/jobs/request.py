@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..errors import BeyondSchema
+from .control import ControlFields
 from .field_types import MAX_RATIO, BrokenRule, ImageText, MaskText, Side, Text, whole_number
 from .sources import RULE as LORA_RULE
 from .sources import is_source
@@ -191,8 +192,8 @@ class Drawing(Request, frozen=True):
 DRAWING_FIELDS: dict[str, JsonSchema] = Drawing.model_json_schema()["properties"]
 
 
-class Generate(Drawing, frozen=True):
-    """A picture from a prompt."""
+class Generate(Drawing, ControlFields, frozen=True):
+    """A picture from a prompt, and perhaps from control pictures."""
 
     task = "generate"
     width: Side = 1024

@@ -97,6 +97,8 @@ class Plan:
     compiled: bool = True  # whether the transformers' blocks are
     spare_bytes: int = 0  # of host memory, which may be pinned beside what the plan pins
     streamed_loras: bool = False  # a job's LoRAs are read from host memory, block by block
+    control_bytes: int = 0  # of the ControlNet that a job is drawn by, on the card
+    residual_bytes: int = 0  # that it adds to the transformer, for each megapixel of the picture
     lora_rank: int = 0  # to which a job's LoRAs are padded for compiled blocks; 0 for LoRAs as they are
 
     @property
@@ -187,13 +189,14 @@ class Plan:
             # Input pictures are brought to a megapixel each; strength and masks encode one at the asked size too.
             encode = need.tiled if tiled else (need.encode_frame if frame else need.encode) * max(1.0, pixels)
             denoise = self.denoise_rate(need, images) * (pixels + images)
-            most = max(most, denoise, decode, encode if images else 0.0)
+            denoise += self.residual_bytes * pixels / GIB
+            most = max(most, denoise, decode, encode if images or self.control_bytes else 0.0)
         streamed = 0
         if self.text_encoder == "streamed":
             embedding = max(model.parts.get("embedding", 0) for model in self.models)
             streamed = round(embedding * BYTES[self.base_precision]) + STREAMED_BYTES
         rows = max(model.parts.get("modulation_outputs", 0) for model in self.models) * 2 * SCHEDULE_STEPS
-        working = (rows if self.table else 0) + self.lora_bytes + max(round(most * GIB), streamed)
+        working = (rows if self.table else 0) + self.lora_bytes + self.control_bytes + max(round(most * GIB), streamed)
         unallocated = UNALLOCATED_NF4_BYTES if self.precision is Precision.NF4 else UNALLOCATED_BYTES
         return CONTEXT_BYTES + unallocated + self.weight_bytes + working
 
@@ -210,6 +213,10 @@ class Plan:
         lora_bytes = self.lora_bytes + round(parameters * BYTES[self.base_precision])
         compiled = self.compiled and rank > 0
         return replace(self, lora_bytes=lora_bytes, compiled=compiled, streamed_loras=streamed, lora_rank=rank)
+
+    def with_control(self, control_bytes: int, residual_bytes: int) -> "Plan":
+        """The same layout for a job that is drawn by a ControlNet, and whose control pictures are encoded."""
+        return replace(self, control_bytes=control_bytes, residual_bytes=residual_bytes)
 
     def needs_tiles(self, width: int, height: int, images: int = 0) -> bool:
         """Whether the VAE has to work in tiles for this size to fit. Tiles cost time and may leave faint seams."""

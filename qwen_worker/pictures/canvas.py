@@ -6,6 +6,8 @@ from PIL import Image
 
 from ..jobs.job import Job
 from ..jobs.named_sizes import Grid, brought_warning, grid_of, with_size
+from ..jobs.request import Generate
+from .control import prepare
 from .inputs import Inputs
 from .masks import restore_outside
 from .sizes import moved_warning, sizes_of
@@ -23,6 +25,7 @@ class Canvas:
     size: tuple[int, int]
     delivered_size: tuple[int, int] | None = None
     original: Image.Image | None = None
+    control: tuple[Image.Image, ...] = ()  # control pictures of `size`
 
     @property
     def result_size(self) -> tuple[int, int]:
@@ -52,4 +55,5 @@ def canvas_of(job: Job, inputs: Inputs, grid: Grid) -> Canvas:
     for warning in filter(None, (brought, moved)):
         job.warn(warning)
     job.request = with_size(request, sizes.delivered)
-    return Canvas(inputs.sources, inputs.mask, *sizes, inputs.original)
+    control = prepare(inputs.control, request.controls, sizes.drawn, job.warn) if isinstance(request, Generate) else ()
+    return Canvas(inputs.sources, inputs.mask, *sizes, inputs.original, control)

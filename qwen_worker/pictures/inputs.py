@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..jobs.request import Drawing, Edit
+from ..jobs.control import Control
+from ..jobs.request import Drawing, Edit, Generate
 from ..jobs.sources import is_url
 from ..jobs.values import Warn
 from ..network.fetch import fetch
@@ -29,6 +30,7 @@ class Inputs(NamedTuple):
     sources: list[Image.Image]
     mask: Image.Image | None
     original: Image.Image | None = None
+    control: list[Image.Image] = []  # RGB in sRGB, as they were sent
 
 
 def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: threading.Event | None = None) -> Inputs:
@@ -37,7 +39,8 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
     Raises `JobError` image_unreadable, image_fetch_failed or invalid_input, naming the picture, or `Cancelled`.
     """
     if not isinstance(request, Edit):
-        return Inputs([], None)
+        texts = zip(request.controls, request.control_image, strict=True) if isinstance(request, Generate) else ()
+        return Inputs([], None, control=[open_control(one, text, fetch_seconds, warn, cancelled) for one, text in texts])
     several, is_masked = len(request.images) > 1, request.mask_image is not None
     sources: list[Image.Image] = []
     original = None
@@ -50,6 +53,13 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
         return Inputs(sources, None)
     data = read_image(request.mask_image, "mask_image", fetch_seconds, cancelled)
     return Inputs(sources, decode_mask(data, "mask_image", sources[0].size, warn, request.mask_from), original)
+
+
+def open_control(
+    control: Control, text: str, fetch_seconds: float, warn: Warn, cancelled: threading.Event | None
+) -> Image.Image:
+    """One of a job's control pictures."""
+    return open_source(read_image(text, control.label, fetch_seconds, cancelled), control.label, warn, False)[0]
 
 
 def open_source(data: bytes, label: str, warn: Warn, is_masked: bool) -> tuple[Image.Image, Image.Image | None]:
