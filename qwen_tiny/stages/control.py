@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from qwen_worker.pictures.edges import canny
+from qwen_worker.pictures.control import canny
 
 from ..training import auxiliary, forward
 from ..world import scenes, tasks
