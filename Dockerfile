@@ -26,15 +26,16 @@ RUN python3 -m venv /opt/venv
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cu126
 # In place of the pinned releases, for an index that lacks them: "torch==2.11.0 torchvision==0.26.0" from .../whl/cu128.
 ARG TORCH=
-# What QWEN_MARK=c2pa signs with is in every image: 53 MB beside 6 GB.
-COPY requirements.txt requirements-c2pa.txt /tmp/
+# What QWEN_MARK=c2pa signs with and what finds edges is in every image: 53 MB and 153 MB beside 6 GB.
+COPY requirements.txt requirements-c2pa.txt requirements-control.txt /tmp/
 # From that index alone, so that the pin cannot be met by another build. TORCH is a list.
 # hadolint ignore=SC2086
 RUN { if [ -n "${TORCH}" ]; then printf '%s\n' ${TORCH}; else grep -E '^torch(vision)?==' /tmp/requirements.txt; fi; } \
         > /tmp/torch.txt \
     && grep -vE '^torch(vision)?==' /tmp/requirements.txt > /tmp/others.txt \
     && /opt/venv/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" -r /tmp/torch.txt \
-    && /opt/venv/bin/pip install --no-cache-dir --constraint /tmp/torch.txt -r /tmp/others.txt -r /tmp/requirements-c2pa.txt
+    && /opt/venv/bin/pip install --no-cache-dir --constraint /tmp/torch.txt -r /tmp/others.txt -r /tmp/requirements-c2pa.txt \
+        -r /tmp/requirements-control.txt
 # In place of the pinned release, for example git+https://github.com/huggingface/diffusers@COMMIT.
 ARG DIFFUSERS=
 RUN if [ -n "${DIFFUSERS}" ]; then /opt/venv/bin/pip install --no-cache-dir "${DIFFUSERS}"; fi

@@ -291,7 +291,8 @@ class Worker:
     def require_room(self, entry: DrawingJob, plan: Plan) -> None:
         """Refuse a job that the plan has no room for, before anything is loaded. Raises `JobError` out_of_memory."""
         checkpoint, canvas = self.catalogue.locate(entry.job.request.task), entry.canvas
-        size = checkpoint.name, checkpoint.size_multiple, *canvas.size, len(canvas.sources)
+        names = [checkpoint.name] + ([entry.controlnets.name] if entry.controlnets else [])
+        size = " and ".join(names), checkpoint.size_multiple, *canvas.size, len(canvas.sources)
         job_plan.plan_for(entry, plan, self.pipelines.get(entry.job.request.task)).require_fits(*size)
 
     def fall_back(self, entry: DrawingJob, failure: LoadError) -> DrawingResult:

@@ -79,6 +79,7 @@ LEFT_OUT = {
     "QWEN_COMPILED_FOLDER": "below HF_HOME, which an endpoint moves to its volume",
     "QWEN_MODEL_ROOTS": "the image's own folders and the platform's mounts, which no endpoint moves",
     "QWEN_LORA_ROOTS": "the same: a folder of LoRAs on the volume or in the image",
+    "QWEN_CONTROLNET": FULL,
     "QWEN_STUCK_SECONDS": FULL,
     "QWEN_RESPONSE_SHAPE": FULL,
     "QWEN_C2PA_CERTIFICATE": FULL,

@@ -31,7 +31,7 @@ variable that begins with `QWEN_` and is no setting is named in the log, with th
 SECTIONS = {
     "Models and memory": (
         "[Models and weights](operating.md#models-and-weights), [Memory](operating.md#memory)",
-        ["QWEN_IMAGE_MODEL", "QWEN_EDIT_MODEL", "QWEN_TASKS", "QWEN_MODEL_ROOTS", "QWEN_PRECISION", "QWEN_SAVINGS",
+        ["QWEN_IMAGE_MODEL", "QWEN_EDIT_MODEL", "QWEN_CONTROLNET", "QWEN_TASKS", "QWEN_MODEL_ROOTS", "QWEN_PRECISION", "QWEN_SAVINGS",
          "QWEN_VRAM_GB"],
     ),
     "Loading": (
