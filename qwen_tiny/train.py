@@ -177,8 +177,8 @@ def train_control(pipelines: "Pipelines", steps: dict[str, int], arguments: argp
     heads = auxiliary.Heads(model.inner_dim).to(model.device)
     stocks: list[control.Pool] = []
     if not fitting.is_finished(arguments.work / "control.pt", steps["control"]):
-        embedder = _embedder(pipelines)
-        stocks = [control.make_pool(pipeline.vae, embedder, size, arguments.seed) for size in CONTROL_SIZES]
+        embedder, folder, seed = _embedder(pipelines), arguments.work / "pools", arguments.seed
+        stocks = [control.make_pool(pipeline.vae, embedder, size, seed, folder) for size in CONTROL_SIZES]
 
     def loss(step: int) -> tuple[torch.Tensor, float]:
         return control.step_loss(model, controlnet, heads, stocks, step, arguments.seed)

@@ -265,7 +265,7 @@ def examples(page):
 @pytest.mark.parametrize("page", ["README.md", JOBS])
 def test_every_job_of_the_examples_is_one(page):
     lora = "ORG/NAME/FILE-8steps.safetensors"
-    settings = Settings(QWEN_IMAGE_FAST_LORA=lora, QWEN_EDIT_FAST_LORA=lora)
+    settings = Settings(QWEN_IMAGE_FAST_LORA=lora, QWEN_EDIT_FAST_LORA=lora, QWEN_CONTROLNET="ORG/NAME")
     jobs = [one for one in examples(page) if "input" in one]
     assert jobs
     for job in jobs:

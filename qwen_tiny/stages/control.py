@@ -8,6 +8,7 @@ both to the prediction with it and to the one without. Knows nothing about files
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,9 @@ from PIL import Image
 
 from qwen_worker.pictures.control import canny
 
-from ..training import auxiliary, forward
+from ..training import auxiliary, fitting, forward
 from ..world import scenes, tasks
-from .pools import pack
+from .pools import digest, pack
 from .transformer import CLEAR_BELOW, Size, choose_tokens, gather_tokens, noise_levels, token_shape, token_weights
 from .vae import draw_pixels, encode, normalise
 
@@ -79,16 +80,13 @@ def edges_of(scene: scenes.Scene, width: int, height: int) -> Image.Image:
     return canny(Image.fromarray(scenes.draw(scene, width, height)))
 
 
-def make_pool(vae: "AutoencoderKLQwenImage", embedder: "Embedder", size: Size, seed: int) -> Pool:
-    """A size's pool, encoded anew: `size.pictures` scenes, `size.wordings` prompts for each."""
+def make_pool(vae: "AutoencoderKLQwenImage", embedder: "Embedder", size: Size, seed: int, folder: Path) -> Pool:
+    """A size's pool: `size.pictures` scenes, `size.wordings` prompts for each. `folder` keeps the latents."""
     rng = Random(f"{seed} {size.width} {size.height} control")
     drawn = [control_scene(rng) for _ in range(size.pictures)]
     numbers = list(range(len(drawn))) * size.wordings
     prompts = [_prompt(rng, drawn[number]) for number in numbers]
-    pixels = (draw_pixels([scene], size.width, size.height) for scene in drawn)
-    edges = (_as_pixels(edges_of(scene, size.width, size.height)) for scene in drawn)
-    latents, _ = _encode(vae, pixels)
-    control, spread = _encode(vae, edges)
+    latents, control, spread = _keep_latents(vae, drawn, size, folder)
     states, mask = embedder.embed_prompts(prompts)
     return Pool(
         size=size,
@@ -168,6 +166,19 @@ def _prompt(rng: Random, scene: scenes.Scene) -> str:
     if rng.random() < OPEN:
         return tasks.describe_colours(rng, scene)
     return tasks.describe(rng, scene)[0]
+
+
+def _keep_latents(
+    vae: "AutoencoderKLQwenImage", drawn: Sequence[scenes.Scene], size: Size, folder: Path
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents of the scenes, of their edges, and these edges' deviations, kept in `folder` for training that goes on."""
+    path = folder / f"{digest(vae, drawn, size)}-control.pt"
+    if not path.exists():
+        latents, _ = _encode(vae, (draw_pixels([scene], size.width, size.height) for scene in drawn))
+        edges = _encode(vae, (_as_pixels(edges_of(scene, size.width, size.height)) for scene in drawn))
+        fitting.write_whole((latents, *edges), path)
+    latents, control, spread = torch.load(path, weights_only=True)
+    return latents, control, spread
 
 
 def _as_pixels(picture: Image.Image) -> torch.Tensor:

@@ -50,14 +50,20 @@ class Control(NamedTuple):
 class ControlFields(BaseModel, frozen=True):
     """The fields of `generate` that a ControlNet serves."""
 
-    control_image: Annotated[
-        tuple[ImageText, ...],
-        *several("an image, or a list of 1 or 2 images", IMAGE_SCHEMA),
-    ] = ()
-    control_type: Annotated[
-        tuple[Literal["canny", "soft_edge", "depth", "pose"], ...],
-        *several("'canny', 'soft_edge', 'depth' or 'pose', or a list of one for each control picture", KIND_SCHEMA),
-    ] = ()
+    control_image: (
+        Annotated[
+            tuple[ImageText, ...],
+            *several("an image, or a list of 1 or 2 images", IMAGE_SCHEMA),
+        ]
+        | None
+    ) = None
+    control_type: (
+        Annotated[
+            tuple[Literal["canny", "soft_edge", "depth", "pose"], ...],
+            *several("'canny', 'soft_edge', 'depth' or 'pose', or a list of one for each control picture", KIND_SCHEMA),
+        ]
+        | None
+    ) = None
     control_preprocess: Annotated[
         tuple[Literal["none", "canny"], ...],
         *several("'none' or 'canny', or a list of one for each control picture", PREPROCESS_SCHEMA),
@@ -81,7 +87,7 @@ class ControlFields(BaseModel, frozen=True):
             return self
         count = len(self.control_image)
         for name in ("control_type", "control_preprocess", "control_scale"):
-            if (given := len(getattr(self, name))) not in (0, 1, count):
+            if (given := len(getattr(self, name) or (None,))) not in (1, count):
                 sentence = f"{name} must be one value or one for each control picture, {count}, not {given}"
                 raise BrokenRule(sentence, BeyondSchema.TOGETHER)
         if self.control_start >= self.control_end:
@@ -96,7 +102,7 @@ class ControlFields(BaseModel, frozen=True):
     @property
     def controls(self) -> tuple[Control, ...]:
         """How each control picture is used, in their order."""
-        count = len(self.control_image)
+        count = len(self.control_image or ())
         kinds, steps = spread(self.control_type or (None,), count), spread(self.control_preprocess, count)
         scales = spread(self.control_scale, count)
         labels = ["control_image"] if count == 1 else [f"control_image[{number}]" for number in range(count)]

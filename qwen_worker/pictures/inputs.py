@@ -39,8 +39,10 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
     Raises `JobError` image_unreadable, image_fetch_failed or invalid_input, naming the picture, or `Cancelled`.
     """
     if not isinstance(request, Edit):
-        texts = zip(request.controls, request.control_image, strict=True) if isinstance(request, Generate) else ()
-        return Inputs([], None, control=[open_control(one, text, fetch_seconds, warn, cancelled) for one, text in texts])
+        texts = request.control_image if isinstance(request, Generate) and request.control_image else ()
+        labelled = zip(request.controls, texts, strict=True) if texts else ()
+        opened = [open_control(one, text, fetch_seconds, warn, cancelled) for one, text in labelled]
+        return Inputs([], None, control=opened)
     several, is_masked = len(request.images) > 1, request.mask_image is not None
     sources: list[Image.Image] = []
     original = None
