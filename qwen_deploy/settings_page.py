@@ -31,8 +31,8 @@ variable that begins with `QWEN_` and is no setting is named in the log, with th
 SECTIONS = {
     "Models and memory": (
         "[Models and weights](operating.md#models-and-weights), [Memory](operating.md#memory)",
-        ["QWEN_IMAGE_MODEL", "QWEN_EDIT_MODEL", "QWEN_CONTROLNET", "QWEN_TASKS", "QWEN_MODEL_ROOTS", "QWEN_PRECISION", "QWEN_SAVINGS",
-         "QWEN_VRAM_GB"],
+        ["QWEN_IMAGE_MODEL", "QWEN_EDIT_MODEL", "QWEN_CONTROLNET", "QWEN_TASKS", "QWEN_MODEL_ROOTS", "QWEN_PRECISION",
+         "QWEN_SAVINGS", "QWEN_VRAM_GB"],
     ),
     "Loading": (
         "[Loading](operating.md#loading), [When a model cannot be loaded](operating.md#when-a-model-cannot-be-loaded)",

@@ -24,7 +24,9 @@ from .training import auxiliary, fitting, forward
 if TYPE_CHECKING:
     Pipelines = dict[str, diffusers.DiffusionPipeline]  # "generate" and "edit"
 
-STEPS = {"vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200, "control": 3000}
+STEPS = {
+    "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200, "control": 3000,
+}  # fmt: skip
 RATE = {"vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5, "control": 1e-3}
 GENERATE_SIZES = (
     Size(256, 256, pictures=2000, wordings=4, tokens=64, share=2),

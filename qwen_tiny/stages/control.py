@@ -171,7 +171,7 @@ def _prompt(rng: Random, scene: scenes.Scene) -> str:
 def _keep_latents(
     vae: "AutoencoderKLQwenImage", drawn: Sequence[scenes.Scene], size: Size, folder: Path
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents of the scenes, of their edges, and these edges' deviations, kept in `folder` for training that goes on."""
+    """Latents of the scenes and of their edges, and the deviations of these, kept for training that goes on."""
     path = folder / f"{digest(vae, drawn, size)}-control.pt"
     if not path.exists():
         latents, _ = _encode(vae, (draw_pixels([scene], size.width, size.height) for scene in drawn))

@@ -58,9 +58,7 @@ def write_samples(pipeline: "QwenImagePipeline | QwenImageEditPipeline", path: P
     _write(_grid([images]), path)
 
 
-def write_controlled(
-    pipeline: "QwenImagePipeline", controlnet: "QwenImageControlNetModel", path: Path
-) -> None:
+def write_controlled(pipeline: "QwenImagePipeline", controlnet: "QwenImageControlNetModel", path: Path) -> None:
     """Pictures of prompts that leave shape and place open below the edges that tell them; prints what is right."""
     from diffusers import QwenImageControlNetPipeline
 

@@ -59,7 +59,9 @@ class ControlNet:
     @property
     def width(self) -> int:
         """Channels of a token's state."""
-        heads, channels = (self.config.get(name, SHARED[name]) for name in ("num_attention_heads", "attention_head_dim"))
+        heads, channels = (
+            self.config.get(name, SHARED[name]) for name in ("num_attention_heads", "attention_head_dim")
+        )
         return heads * channels
 
     def require_belongs(self, checkpoint: Checkpoint) -> None:
@@ -121,7 +123,9 @@ def require_controlnet(config: Json, name: str) -> Json:
     if class_name != CLASS_NAME:
         raise LoadError(f"{name} is a {str(class_name)[:60]} and no {CLASS_NAME} of diffusers")
     if config.get("extra_condition_channels"):
-        raise LoadError(f"{name} is a ControlNet for inpainting, which takes a mask; one that takes a picture is needed")
+        raise LoadError(
+            f"{name} is a ControlNet for inpainting, which takes a mask; one that takes a picture is needed"
+        )
     return config
 
 

@@ -14,8 +14,8 @@ from ..loading.loaded import LoadedPipeline, Shortage
 from ..log import log_line
 from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
 from ..memory.failures import absorb_failure
-from .control import controlled
 from .configured import caches_steps, configured, shares_passes
+from .control import controlled
 from .finite import failed_job_error
 from .job_plan import plan_for
 from .pipeline_call import draw_picture, vae_tiles

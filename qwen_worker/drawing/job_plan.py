@@ -20,7 +20,8 @@ COMPILED_LORA_STEPS = 20
 
 
 def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Plan:
-    """The plan with the room that the job's own LoRAs and its ControlNet take, and blocks that the loaded pipeline does not compile.
+    """The plan with the room that the job's own LoRAs and its ControlNet take, and blocks that are not compiled
+    where the loaded pipeline compiles none.
 
     Of the ways to apply the LoRAs, the first is taken that has room for a picture which is decoded without tiles.
     """

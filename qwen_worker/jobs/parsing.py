@@ -14,8 +14,8 @@ from ..preset_settings import Preset
 from ..settings import UnknownFields
 from .aliases import Fields
 from .checks import with_checks
-from .control import require_controlnet
 from .containers import LORA_NAMES, require_few
+from .control import require_controlnet
 from .other_apis import NEXT_PRESETS, check_model
 from .presets import Presets
 from .refusals import UNKNOWN, beyond_schema, describe_error, did_you_mean, public_fields

@@ -2,8 +2,8 @@
 
 diffusers computes it in every step, also before `control_guidance_start` and after `control_guidance_end`, and then
 multiplies what it gives by 0. The transformer then adds zeros, which changes nothing: bit-equal to that. A pass of
-the published union is a twelfth of one of the 20B transformer. Imports torch and diffusers: import it inside functions. Knows nothing
-of pictures.
+the published union is a twelfth of one of the 20B transformer. Imports torch and diffusers: import it inside functions.
+Knows nothing of pictures.
 """
 
 from typing import Any

@@ -26,9 +26,7 @@ def prepare(
 
     Edges are looked for at the drawing's size: scaled afterwards, their lines would not be one pixel wide.
     """
-    return tuple(
-        prepare_one(picture, control, size, warn) for picture, control in zip(pictures, controls, strict=True)
-    )
+    return tuple(prepare_one(picture, control, size, warn) for picture, control in zip(pictures, controls, strict=True))
 
 
 def prepare_one(picture: Image.Image, control: Control, size: tuple[int, int], warn: Warn) -> Image.Image:

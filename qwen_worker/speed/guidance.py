@@ -21,7 +21,8 @@ import torch
 FULL_PASS_TOKENS = 4096  # of pictures, all rows of a pass together: as many (1024 x 1024) keep a GPU busy
 TEXT, MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
 RESIDUALS = "controlnet_block_samples"  # which a ControlNet gives for both of a step's calls
-SAME = (RESIDUALS, "hidden_states", "img_shapes", "attention_kwargs", "guidance", "return_dict")  # in both of a step's calls
+# In both of a step's calls:
+SAME = (RESIDUALS, "hidden_states", "img_shapes", "attention_kwargs", "guidance", "return_dict")
 
 Inputs = dict[str, Any]  # of the transformer's forward, by name
 

@@ -4,7 +4,7 @@ import torch
 
 
 def random_controlnet(tiny, folder, blocks=2, **config):
-    """Write one to `folder`; what it adds changes a picture thoroughly. `config`: other values than the transformer's."""
+    """Write one to `folder`, which changes pictures thoroughly. `config`: other values than the transformer's."""
     from diffusers import QwenImageControlNetModel, QwenImageTransformer2DModel
 
     own = dict(QwenImageTransformer2DModel.load_config(tiny / "generate/transformer"))
