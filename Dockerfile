@@ -26,15 +26,15 @@ RUN python3 -m venv /opt/venv
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cu126
 # In place of the pinned releases, for an index that lacks them: "torch==2.11.0 torchvision==0.26.0" from .../whl/cu128.
 ARG TORCH=
-# What QWEN_MARK=c2pa signs with and what reads photos of 16 bits are in every image: 53 and 80 MB beside 6 GB.
-COPY requirements.txt requirements-c2pa.txt requirements-deep.txt /tmp/
+# What QWEN_MARK=c2pa signs with and what some jobs need for their pictures are in every image: 53 and 233 MB beside 6 GB.
+COPY requirements.txt requirements-c2pa.txt requirements-pictures.txt /tmp/
 # From that index alone, so that the pin cannot be met by another build. TORCH is a list.
 # hadolint ignore=SC2086
 RUN { if [ -n "${TORCH}" ]; then printf '%s\n' ${TORCH}; else grep -E '^torch(vision)?==' /tmp/requirements.txt; fi; } \
         > /tmp/torch.txt \
     && grep -vE '^torch(vision)?==' /tmp/requirements.txt > /tmp/others.txt \
     && /opt/venv/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" -r /tmp/torch.txt \
-    && /opt/venv/bin/pip install --no-cache-dir --constraint /tmp/torch.txt -r /tmp/others.txt -r /tmp/requirements-c2pa.txt -r /tmp/requirements-deep.txt
+    && /opt/venv/bin/pip install --no-cache-dir --constraint /tmp/torch.txt -r /tmp/others.txt -r /tmp/requirements-c2pa.txt -r /tmp/requirements-pictures.txt
 # In place of the pinned release, for example git+https://github.com/huggingface/diffusers@COMMIT.
 ARG DIFFUSERS=
 RUN if [ -n "${DIFFUSERS}" ]; then /opt/venv/bin/pip install --no-cache-dir "${DIFFUSERS}"; fi

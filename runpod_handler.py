@@ -39,6 +39,7 @@ from qwen_worker.jobs.response_shapes import shape_of
 from qwen_worker.jobs.schema import job_schema
 from qwen_worker.jobs.tasks import Health, Schema
 from qwen_worker.loading.catalogue import Catalogue
+from qwen_worker.loading.controlnets import controlnets_from_settings
 from qwen_worker.loading.loader import Loader
 from qwen_worker.loading.pipelines import Pipelines
 from qwen_worker.loading.safety import SafetyCheck
@@ -92,6 +93,7 @@ class Worker:
         self.loras, self.catalogue = Loras(settings), Catalogue(settings)
         self.presets = Presets(settings, checkpoints.released, is_missing, self.catalogue.located)
         self.safety_check = SafetyCheck(settings, settings.QWEN_SAFETY_MODEL) if settings.QWEN_SAFETY_MODEL else None
+        self.controlnets = controlnets_from_settings(settings)
         machine = self.safety_check.machine_for_models if self.safety_check else read_machine
         self.pipelines = Pipelines(settings, self.catalogue, self.loras.open_for_endpoint, machine)
         self.loader = Loader(settings, self.pipelines, self.inference_thread)
@@ -163,7 +165,9 @@ class Worker:
         presets, known = self.presets.report(), self.catalogue.report()
         models, fallbacks = self.pipelines.report(), self.loader.report()
         check = self.safety_check.report() if self.safety_check else None
-        return health.health(self.settings, read_machine(), models, fallbacks, presets, self.counters, check, known)
+        control = self.controlnets.report() if self.controlnets else None
+        facts = models, fallbacks, presets, self.counters, check, known, control
+        return health.health(self.settings, read_machine(), *facts)
 
     async def serve(self, job: Job, sdk_job: SdkJob, post: Post | None, limit_bytes: int) -> Reply:
         """A drawing job from its pictures to its reply: only what touches the model is on the one inference thread."""
@@ -184,6 +188,9 @@ class Worker:
             defaults, request = settle(job, self.presets), job.request
             if checkpoint:
                 checkpoint.require_serves(request)
+            controlnets = None
+            if self.controlnets and not failure:
+                controlnets = await job.run_on(self.side_threads, self.controlnets.open_for_job, request, checkpoint)
             loras = () if failure else await job.run_on(self.side_threads, self.loras.open_for_job, job, checkpoint)
             grid = checkpoint.grid if checkpoint else Grid()
             if checkpoint and not failure and checkpoint.warning:
@@ -195,7 +202,7 @@ class Worker:
             self.require_time(job, canvas)
 
             job.enter(Stage.WAITING)
-            outcome = self.queue.submit(DrawingJob(job, canvas, loras), self.draw, failure)
+            outcome = self.queue.submit(DrawingJob(job, canvas, loras, controlnets), self.draw, failure)
             drawn = await job.wait_for(outcome, functools.partial(self.queue.has_abandoned_call, job))
             concepts = await self.safety_check.check_drawn(job, drawn.pictures) if self.safety_check else []
             job.enter(Stage.DELIVERING)
@@ -207,12 +214,8 @@ class Worker:
             metadata = replies.drawing_facts(
                 request, canvas.result_size, canvas.size, drawn, label, self.settings, scalings, job.instruction
             )
-            if defaults and drawn.model:
-                metadata["defaults"] = defaults
-            if canvas.stitch:
-                metadata["crop"] = list(canvas.stitch.frame.box_in(canvas.result_size))
-            if concepts:
-                metadata["has_nsfw_concepts"] = concepts
+            more = {"defaults": drawn.model and defaults, "crop": canvas.crop, "has_nsfw_concepts": concepts}
+            metadata |= {name: fact for name, fact in more.items() if fact}
             metadata |= matching.report(drawn.pictures, job.warn)
             if request.embed_parameters:
                 embed_parameters(drawn.pictures, request, metadata)
@@ -267,6 +270,9 @@ class Worker:
                 loaded = self.loader.load(job.request.task, functools.partial(self.require_room, entry))
         if isinstance(loaded, LoadError):
             return self.fall_back(entry, loaded)
+        if entry.controlnets:
+            with timed(job.timings, "load"):
+                entry.controlnets.load(loaded.checkpoint, loaded.plan)
         if swap_seconds := self.pipelines.activate(loaded):
             job.timings["swap"] = swap_seconds
         cuda.peak_vram_gb(reset=True)
@@ -289,7 +295,8 @@ class Worker:
         """Refuse a job that the plan has no room for, before anything is loaded. Raises `JobError` out_of_memory."""
         task = entry.job.request.task
         checkpoint = self.catalogue.locate(task)
-        facts = checkpoint.name, checkpoint.size_multiple
+        names = [checkpoint.name] + ([entry.controlnets.name] if entry.controlnets else [])
+        facts = " and ".join(names), checkpoint.size_multiple
         job_plan.require_room(entry, plan, self.pipelines.get(task), *facts)
 
     def fall_back(self, entry: DrawingJob, failure: LoadError) -> DrawingResult:

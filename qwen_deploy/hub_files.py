@@ -79,6 +79,7 @@ LEFT_OUT = {
     "QWEN_LORA_ROOTS": "the same: a folder of LoRAs on the volume or in the image",
     "QWEN_IMAGE_TRANSFORMER": FULL,
     "QWEN_EDIT_TRANSFORMER": FULL,
+    "QWEN_CONTROLNET": FULL,
     "QWEN_STUCK_SECONDS": FULL,
     "QWEN_LAYERED_MODEL": FULL,
     "QWEN_RESPONSE_SHAPE": FULL,

@@ -33,7 +33,7 @@ SECTIONS = {
         "[Models and weights](operating.md#models-and-weights), [Single files](models.md#single-files), "
         "[Memory](operating.md#memory)",
         ["QWEN_IMAGE_MODEL", "QWEN_EDIT_MODEL", "QWEN_LAYERED_MODEL", "QWEN_IMAGE_TRANSFORMER", "QWEN_EDIT_TRANSFORMER",
-         "QWEN_TASKS", "QWEN_MODEL_ROOTS", "QWEN_PRECISION", "QWEN_SAVINGS",
+         "QWEN_CONTROLNET", "QWEN_TASKS", "QWEN_MODEL_ROOTS", "QWEN_PRECISION", "QWEN_SAVINGS",
          "QWEN_VRAM_GB"],
     ),
     "Loading": (

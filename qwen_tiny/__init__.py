@@ -8,3 +8,4 @@ from pathlib import Path
 
 CHECKPOINT = Path(__file__).parents[1] / "models/tiny-qwen-image"
 LORA = Path("few-step/tiny-qwen-image-4steps.safetensors")  # of few steps, in the folder of the checkpoint
+CONTROL = Path("control")  # the ControlNet for edges, likewise

@@ -1,10 +1,11 @@
 """Makes the checkpoint from nothing: `python -m qwen_tiny.train`.
 
-Eight stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
+Nine stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
 few-step LoRA (both start from the generate one), the generate transformer once more, with captions of which some are
-wrong, and the layered pipeline's VAE and transformer, which start from the edit pipeline's. `--only` runs some of the
-stages on the checkpoint that is there. Uses a GPU when there is one. Started again, it goes on where it was stopped. It
-leaves sheets of samples as it goes, the LoRA after its stage, and the folders at the end.
+wrong, a ControlNet for edges on it, and the layered pipeline's VAE and transformer, which start from the edit
+pipeline's. `--only` runs some of the stages on the checkpoint that is there. Uses a GPU when there is one. Started
+again, it goes on where it was stopped. It leaves sheets of samples as it goes, the LoRA and the ControlNet after their
+stages, and the folders at the end.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING
 import diffusers
 import torch
 
-from . import CHECKPOINT, LORA, architecture
-from .stages import few_step, layered, pools, sheets, text_encoder, transformer, vae
+from . import CHECKPOINT, CONTROL, LORA, architecture
+from .stages import control, few_step, layered, pools, sheets, text_encoder, transformer, vae
 from .stages.transformer import Size
 from .training import auxiliary, fitting, forward
 
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     Pipelines = dict[str, diffusers.DiffusionPipeline]  # "generate" and "edit"
 
 STEPS = {
-    "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200,
+    "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200, "control": 3000,
     "layered_vae": 1000, "layered": 850, "layered_decoder": 350,
 }  # fmt: skip
 RATE = {
-    "vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5,
+    "vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5, "control": 1e-3,
     "layered_vae": 2e-3, "layered": 1e-3, "layered_decoder": 1e-3,
 }  # fmt: skip
 GENERATE_SIZES = (
@@ -46,6 +47,10 @@ EDIT_SIZES = (
     Size(1024, 1024, pictures=200, wordings=16, tokens=192, share=7),
     Size(1248, 832, pictures=30, wordings=12, tokens=192, share=1),
     Size(832, 1248, pictures=30, wordings=12, tokens=192, share=1),
+)
+CONTROL_SIZES = (  # as many tokens of each: their blocks are compiled once
+    Size(256, 256, pictures=900, wordings=3, tokens=64, share=3),
+    Size(512, 512, pictures=120, wordings=6, tokens=64, share=1),
 )
 LAYERED_SIZES = (  # wordings do not count: captions are none of the picture's own
     Size(640, 640, pictures=40, wordings=0, tokens=64, share=6),
@@ -66,9 +71,11 @@ def main() -> None:
         pipeline.to(device)
     stages = {
         "vae": train_vae, "text": train_text, "generate": train_generate, "edit": train_edit,
-        "few_step": train_few_step, "mistaken": train_mistaken,
+        "few_step": train_few_step, "mistaken": train_mistaken, "control": train_control,
         "layered_vae": train_layered_vae, "layered": train_layered, "layered_decoder": train_layered_decoder,
     }  # fmt: skip
+    if arguments.only:
+        return stages[arguments.only](pipelines, steps, arguments)
     done = []
     for name, stage in stages.items():
         if arguments.only and name not in arguments.only:
@@ -183,6 +190,28 @@ def train_mistaken(pipelines: "Pipelines", steps: dict[str, int], arguments: arg
     with torch.no_grad():
         for parameter, start in zip(model.parameters(), before, strict=True):
             parameter.copy_(torch.lerp(start, parameter, KEPT_CHANGE))
+
+
+def train_control(pipelines: "Pipelines", steps: dict[str, int], arguments: argparse.Namespace) -> None:
+    pipeline = pipelines["generate"]
+    model = pipeline.transformer.requires_grad_(False)
+    torch.manual_seed(arguments.seed)
+    controlnet = control.build(model).requires_grad_(True)
+    heads = auxiliary.Heads(model.inner_dim).to(model.device)
+    stocks: list[control.Pool] = []
+    if not fitting.is_finished(arguments.work / "control.pt", steps["control"]):
+        embedder, folder, seed = _embedder(pipelines), arguments.work / "pools", arguments.seed
+        stocks = [control.make_pool(pipeline.vae, embedder, size, seed, folder) for size in CONTROL_SIZES]
+
+    def loss(step: int) -> tuple[torch.Tensor, float]:
+        return control.step_loss(model, controlnet, heads, stocks, step, arguments.seed)
+
+    fitting.fit(
+        "control", {"controlnet": controlnet, "heads": heads}, loss, steps["control"], arguments.work, RATE["control"],
+        matrices=transformer.block_matrices(controlnet),
+        show=lambda step: sheets.write_controlled(pipeline, controlnet, arguments.work / f"control-{step:06d}.png"),
+    )  # fmt: skip
+    controlnet.to(torch.bfloat16).save_pretrained(arguments.out / CONTROL)
 
 
 def train_layered_vae(pipelines: "Pipelines", steps: dict[str, int], arguments: argparse.Namespace) -> None:

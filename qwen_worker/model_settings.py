@@ -104,6 +104,14 @@ class ModelSettings(BaseSettings):
         default=None,
         description="A transformer in the place of QWEN_EDIT_MODEL's own, named like QWEN_IMAGE_TRANSFORMER.",
     )
+    QWEN_CONTROLNET: str | None = Field(
+        default=None,
+        description=(
+            "The ControlNet that control_image is followed by, in diffusers' layout, such as "
+            "InstantX/Qwen-Image-ControlNet-Union: a hub id, id@revision, or a folder. It is loaded when a job first "
+            "needs it. Without it: jobs with control fields are refused."
+        ),
+    )
     QWEN_TASKS: Annotated[frozenset[Role], NoDecode] = Field(
         default=frozenset(Role),
         min_length=1,

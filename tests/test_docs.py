@@ -17,7 +17,7 @@ from qwen_worker.jobs.aliases import ALIASES, GATHERED, READERS
 from qwen_worker.jobs.field_types import IMAGE_RULE, Lora
 from qwen_worker.jobs.named_sizes import RATIOS, TABLES
 from qwen_worker.jobs.openai_images import call_of
-from qwen_worker.jobs.other_apis import NO_CONTROL, NOT_HERE
+from qwen_worker.jobs.other_apis import NOT_HERE
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
 from qwen_worker.jobs.refusals import public_fields, rule_of
@@ -203,7 +203,7 @@ def test_the_table_of_named_sizes_is_the_worker_s():
 
 def test_every_field_of_other_apis_that_is_read_is_named():
     named = {span for title in ("Sizes by name", "Other clients' names") for span in code(section(JOBS, title))}
-    not_here = {name for name, sentence in NOT_HERE.items() if sentence == NO_CONTROL} | {"layers", "workflow_inputs"}
+    not_here = {"layers", "workflow_inputs"}
     slips = {"input", "callback_url", "webhook_url", "webhookV2"}
     assert {*READERS, *GATHERED, *NOT_HERE} - not_here - slips <= named
 
@@ -267,7 +267,7 @@ def examples(page):
 @pytest.mark.parametrize("page", ["README.md", JOBS])
 def test_every_job_of_the_examples_is_one(page):
     lora = "ORG/NAME/FILE-8steps.safetensors"
-    settings = Settings(QWEN_IMAGE_FAST_LORA=lora, QWEN_EDIT_FAST_LORA=lora)
+    settings = Settings(QWEN_IMAGE_FAST_LORA=lora, QWEN_EDIT_FAST_LORA=lora, QWEN_CONTROLNET="ORG/NAME")
     jobs = [one for one in examples(page) if "input" in one]
     assert jobs
     for job in jobs:

@@ -101,7 +101,7 @@ def _drop_some(rng: Random, prompt: str, share: float) -> str:
 
 def _keep_latents(vae: "AutoencoderKLQwenImage", drawn: Sequence[Scene], size: "Size", folder: Path) -> torch.Tensor:
     """The scenes' latents, kept in `folder` for later stages and for training that goes on."""
-    path = folder / f"{_digest(vae, drawn, size)}.pt"
+    path = folder / f"{digest(vae, drawn, size)}.pt"
     if not path.exists():
         # Bare backgrounds look alike whatever was removed from them.
         appearance = {scene: (scene if scene.shape else scene.background) for scene in drawn}
@@ -112,7 +112,7 @@ def _keep_latents(vae: "AutoencoderKLQwenImage", drawn: Sequence[Scene], size: "
     return torch.load(path, weights_only=True).float()
 
 
-def _digest(vae: "AutoencoderKLQwenImage", drawn: Sequence[Scene], size: "Size") -> str:
+def digest(vae: "AutoencoderKLQwenImage", drawn: Sequence[Scene], size: "Size") -> str:
     """Names what the latents depend on: the VAE with its statistics, the scenes, the size."""
     digest = hashlib.sha256(repr((drawn, size.width, size.height)).encode())
     digest.update(repr((vae.config.latents_mean, vae.config.latents_std)).encode())

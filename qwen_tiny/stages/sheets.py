@@ -11,10 +11,16 @@ import torch
 from PIL import Image
 
 from ..world import judge, scenes, tasks
+from .control import edges_of
 from .vae import decode, draw_crops, encode
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImagePipeline
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        QwenImageControlNetModel,
+        QwenImageEditPipeline,
+        QwenImagePipeline,
+    )
 
 SIDE = 256  # pixels of a picture on the sheet
 PROMPTS, EDITS = 8, 2  # edits are drawn at the pipeline's own megapixel: more would hold training up
@@ -50,6 +56,32 @@ def write_samples(pipeline: "QwenImagePipeline | QwenImageEditPipeline", path: P
     right = [all(judge.matches(judge.read(image), words).values()) for image, words in zip(images, asked, strict=True)]
     print(f"{path.name}: {sum(right)} of {PROMPTS} as asked")
     _write(_grid([images]), path)
+
+
+def write_controlled(pipeline: "QwenImagePipeline", controlnet: "QwenImageControlNetModel", path: Path) -> None:
+    """Pictures of prompts that leave shape and place open below the edges that tell them; prints what is right."""
+    from diffusers import QwenImageControlNetPipeline
+
+    rng = Random("sheet")
+    drawn = [tasks.training_scene(rng) for _ in range(PROMPTS)]
+    edges = [edges_of(scene, SIDE, SIDE) for scene in drawn]
+    controlled = QwenImageControlNetPipeline(**pipeline.components, controlnet=controlnet)
+    controlled.set_progress_bar_config(disable=True)
+    images = controlled(
+        [tasks.describe_colours(rng, scene) for scene in drawn],
+        control_image=edges,
+        negative_prompt=[" "] * PROMPTS,
+        true_cfg_scale=GUIDANCE,
+        num_inference_steps=STEPS,
+        width=SIDE,
+        height=SIDE,
+        generator=torch.Generator().manual_seed(0),
+    ).images
+    wanted = [{"shape": scene.shape, "position": scene.position, "colour": scene.colour} for scene in drawn]
+    right = [judge.matches(judge.read(image), words) for image, words in zip(images, wanted, strict=True)]
+    totals = {name: sum(picture[name] for picture in right) for name in wanted[0]}
+    print(f"{path.name}: {totals} of {PROMPTS} as the edges and the prompt say")
+    _write(_grid([edges, images]), path)
 
 
 def _write_edits(pipeline: "QwenImageEditPipeline", path: Path, rng: Random, options: dict) -> None:

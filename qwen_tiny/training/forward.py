@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from diffusers import QwenImageTransformer2DModel
+    from diffusers import QwenImageControlNetModel, QwenImageTransformer2DModel
 
 Shape = tuple[int, int, int]  # frames, rows and columns of a picture's tokens
 
@@ -45,13 +45,51 @@ def velocity(
     mask: torch.Tensor,
     places: "TokenPlaces",
     taps: Collection[int] = (),
+    residuals: Sequence[torch.Tensor] = (),
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The predicted velocity (B, S, 64), and the image states (B, S, dim) after each of the blocks in `taps`.
 
     `latents` (B, S, 64): the chosen tokens of all joined pictures. `sigma` (B,) in [0, 1]. `states` (B, T, 128) and
-    `mask` (B, T) bool: the prompt. `places`: those of the prompt's tokens and of the chosen ones.
+    `mask` (B, T) bool: the prompt. `places`: those of the prompt's tokens and of the chosen ones. `residuals`, each
+    (B, S, dim): what a ControlNet adds after the blocks, spread over them as the class spreads it.
     """
     image = _linear(transformer.img_in, latents).float()
+    image, tapped = _run_blocks(transformer, image, sigma, states, mask, places, taps, residuals)
+    condition = F.silu(_timestep(transformer, sigma))
+    scale, shift = _linear(transformer.norm_out.linear, condition).float().unsqueeze(1).chunk(2, dim=-1)
+    return _linear(transformer.proj_out, layer_norm(image) * (1 + scale) + shift).float(), tapped
+
+
+def control_residuals(
+    controlnet: "QwenImageControlNetModel",
+    latents: torch.Tensor,
+    control: torch.Tensor,
+    sigma: torch.Tensor,
+    states: torch.Tensor,
+    mask: torch.Tensor,
+    places: "TokenPlaces",
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """A ControlNet's residuals and its image states, one of each for a block of it, all (B, S, dim).
+
+    `control` (B, S, 64): the control picture's latents at the chosen tokens. The others: as for `velocity`.
+    """
+    image = (_linear(controlnet.img_in, latents) + _linear(controlnet.controlnet_x_embedder, control)).float()
+    every = range(len(controlnet.transformer_blocks))
+    _, states_after = _run_blocks(controlnet, image, sigma, states, mask, places, every)
+    out = zip(controlnet.controlnet_blocks, states_after, strict=True)
+    return [_linear(layer, state).float() for layer, state in out], states_after
+
+
+def _run_blocks(
+    transformer: "QwenImageTransformer2DModel | QwenImageControlNetModel",
+    image: torch.Tensor,
+    sigma: torch.Tensor,
+    states: torch.Tensor,
+    mask: torch.Tensor,
+    places: "TokenPlaces",
+    taps: Collection[int],
+    residuals: Sequence[torch.Tensor] = (),
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     text = _linear(transformer.txt_in, _rms(states, transformer.txt_norm.weight)).float()
     condition = F.silu(_timestep(transformer, sigma))
     ignored = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -1e4)
@@ -62,10 +100,11 @@ def velocity(
         image, text = compiled(_block)(
             block_tensors(block), image, text, condition, bias, places.cosine, places.sine, heads
         )
+        if residuals:
+            image = image + residuals[index // math.ceil(len(transformer.transformer_blocks) / len(residuals))]
         if index in taps:
             tapped.append(image)
-    scale, shift = _linear(transformer.norm_out.linear, condition).float().unsqueeze(1).chunk(2, dim=-1)
-    return _linear(transformer.proj_out, layer_norm(image) * (1 + scale) + shift).float(), tapped
+    return image, tapped
 
 
 @dataclass(frozen=True)
@@ -110,6 +149,12 @@ def block_tensors(block: torch.nn.Module) -> list[torch.Tensor]:
 
 def layer_norm(x: torch.Tensor) -> torch.Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=EPSILON)
+
+
+def fastest_dtype(device: str) -> torch.dtype:
+    """The dtype for matrix products: bfloat16, but float32 on a CPU without AVX-512, where bfloat16 takes ten times."""
+    is_slow = device == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.float32 if is_slow else torch.bfloat16
 
 
 @functools.cache

@@ -43,6 +43,12 @@ def describe(rng: Random, scene: Scene) -> tuple[str, dict[str, str | None]]:
     return prompt, {**asked, "size": size, "position": position}
 
 
+def describe_colours(rng: Random, scene: Scene) -> str:
+    """A prompt that leaves shape, size and place open: what a control picture has to tell."""
+    subject = rng.choice(wordings.SUBJECT_WORDS).removeprefix("the ")
+    return wordings.scene_prompt(rng, scene.colour, subject, scene.background)
+
+
 def caption(rng: Random, scene: Scene, mistakes: float) -> str:
     """A prompt to learn to draw `scene` from. `mistakes` is the share of captions that describe another scene.
 

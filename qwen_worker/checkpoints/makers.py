@@ -36,6 +36,7 @@ MAKERS = {
     "Qwen/Qwen-Image-Edit": Defaults(50, 4.0, README),
     "Qwen/Qwen-Image-Edit-2509": FORTY_STEPS,
     "Qwen/Qwen-Image-Edit-2511": FORTY_STEPS,
+    "Qwen/Qwen-Image-Layered": Defaults(50, 4.0, README),
     "Qwen/Qwen-Image-2.1": Defaults(40, 1.0, README, size=(2048, 2048)),
     "Qwen/Qwen-Image-2.1-Turbo": Defaults(8, 1.0, "its makers, who distilled it for 8 steps without guidance"),
     "FireRedTeam/FireRed-Image-Edit-1.0": FORTY_STEPS,

@@ -139,8 +139,9 @@ class Batches:
 
 
 def may_share(request: Drawing) -> TypeGuard[Generate]:
-    """Whether it is of the kind that can share a call; previews, and starts from a picture, are one picture's alone."""
-    return isinstance(request, Generate) and not request.preview and not request.starts_from_picture
+    """Whether it may share a call; previews, starts from a picture and control pictures are one picture's alone."""
+    is_alone = request.preview or request.starts_from_picture
+    return isinstance(request, Generate) and not is_alone and not request.control_image
 
 
 def are_alike(request: Drawing, other: Drawing) -> bool:

@@ -16,6 +16,7 @@ from ..log import log_line
 from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
 from ..memory.failures import absorb_failure
 from .configured import caches_steps, configured, shares_passes
+from .control import controlled
 from .finite import failed_job_error
 from .job_plan import plan_for, planned_size
 from .layers import recomposition_db
@@ -110,10 +111,11 @@ def draw_within_memory(
                 configured(loaded, job.request, entry.loras, plan, apart, tiles),
                 vae_tiles(loaded.pipe.vae, tiles),
                 prompt_cache.caching(loaded.pipe, job.require_running),
+                controlled(loaded, entry) as pipe,
             ):
                 for picture_number in range(job.request.num_images):
                     keeps_prefix = prefix and plan.prefix_cache
-                    drawn, steps = draw_pictures(loaded.pipe, job, canvas, picture_number, previewer, keeps_prefix)
+                    drawn, steps = draw_pictures(pipe, job, canvas, picture_number, previewer, keeps_prefix)
                     pictures += drawn
                     job.require_running()
             if number > first:
@@ -122,8 +124,10 @@ def draw_within_memory(
                 loaded.shortages.pop(size, None)
             loaded.not_finite.clear()
             quality = recomposition_db(canvas.sources[0], pictures) if isinstance(job.request, Layers) else None
+            controlnet = entry.controlnets and entry.controlnets.name
+            model, peak = loaded.drawing_model, peak_vram_gb()
             return DrawingResult(
-                pictures, steps, loaded.drawing_model, peak_vram_gb=peak_vram_gb(), recomposition_db=quality
+                pictures, steps, model, peak_vram_gb=peak, recomposition_db=quality, controlnet=controlnet
             )
         except torch.OutOfMemoryError:
             pass

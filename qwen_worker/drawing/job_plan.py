@@ -41,12 +41,15 @@ def require_room(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None, m
 
 
 def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Plan:
-    """The plan with the room that the job's own LoRAs take, and blocks that the loaded pipeline does not compile.
+    """The plan with the room that the job's own LoRAs and its ControlNet take, and blocks that are not compiled
+    where the loaded pipeline compiles none.
 
     Of the ways to apply the LoRAs, the first is taken that has room for a picture which is decoded without tiles.
     """
     if loaded and not loaded.speed.has(Speedup.COMPILE):
         plan = replace(plan, compiled=False)
+    if entry.controlnets:
+        plan = entry.controlnets.planned(plan)
     size = planned_size(entry)
     is_guided = entry.job.request.guidance_scale > 1
     if all(use.from_settings for use in entry.loras):

@@ -12,10 +12,12 @@ from PIL import Image
 
 from ..errors import Cancelled
 from ..jobs.job import Job
+from ..jobs.request import Generate
 from ..jobs.tasks import Layers
 from ..pictures.alpha import finish_drawing
 from ..pictures.canvas import Canvas
 from . import layers
+from .control import control_arguments
 from .finite import FiniteCheck
 from .partial_denoise import PartialDenoise, own_sigmas
 from .prefix_cache import watching_prefixes
@@ -52,6 +54,8 @@ def draw_pictures(
     if isinstance(request, Layers):
         layers.describe_picture(pipe, job, canvas)
     call = call_arguments(pipe, job, canvas, keeps_prefix)
+    if isinstance(request, Generate) and canvas.control:
+        call |= control_arguments(pipe, request, canvas.control, canvas.size, generator)
     partial = None
     if canvas.start:
         partial = PartialDenoise(pipe, canvas.start, canvas.mask, canvas.size, request, generator)

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import Cancelled
 from ..jobs.job import Job, Stage
 from ..jobs.reply import DrawingResult
+from ..loading.controlnets import ControlNets
 from ..lora.file import LoraUse
 from ..pictures.canvas import Canvas
 
@@ -25,6 +26,7 @@ class DrawingJob:
     job: Job
     canvas: Canvas
     loras: tuple[LoraUse, ...] = ()
+    controlnets: ControlNets | None = None  # where the job is drawn by one
     alone: bool = False  # a call that it shared has failed: its pictures share no call any more
     outcome: "Future[DrawingResult]" = field(default_factory=Future)
 

@@ -51,6 +51,12 @@ ALIASES = {
     "denoising_strength": "strength",
     "outpaint": "expand",
     "layers": "num_layers",
+    "control_image_url": "control_image",
+    "control_images": "control_image",
+    "control_mode": "control_type",
+    "controlnet_conditioning_scale": "control_scale",
+    "control_guidance_start": "control_start",
+    "control_guidance_end": "control_end",
     "enhance_prompt": "prompt_extend",
     "enable_prompt_expansion": "prompt_extend",
 }

@@ -81,13 +81,12 @@ ONLY_VALUES: "dict[str, tuple[tuple[JsonValue, ...], str]]" = {
         "white areas of mask_image are drawn anew; send the mask with black and white exchanged",
     ),
 }
-NO_CONTROL = "this worker has no ControlNet; send the picture as image, and say in the prompt what is kept of it"
+NO_NETS = "a job's ControlNet is the endpoint's; send control_image, control_type and control_scale as fields"
 NO_LAYERS = "task layers takes it; send that task with the picture, or the job without it for a whole picture"
 NO_WORKFLOW = "this worker is no ComfyUI; send prompt, negative_prompt, size, steps and seed as fields"
 # By field of another product, what to send instead.
 NOT_HERE = {
-    **dict.fromkeys(("control_image", "control_image_url", "control_type", "control_scale"), NO_CONTROL),
-    **dict.fromkeys(("control_net", "controlnet", "controlnets", "controlnet_conditioning_scale"), NO_CONTROL),
+    **dict.fromkeys(("control_net", "controlnet", "controlnets"), NO_NETS),
     **dict.fromkeys(("num_layers", "layers"), NO_LAYERS),
     **dict.fromkeys(("workflow", "workflow_inputs"), NO_WORKFLOW),
 }

@@ -15,6 +15,7 @@ from ..settings import UnknownFields
 from .aliases import Fields
 from .checks import with_checks
 from .containers import LORA_NAMES, require_few
+from .control import require_controlnet
 from .field_types import Lora
 from .other_apis import NEXT_PRESETS, check_model
 from .presets import Presets
@@ -58,6 +59,7 @@ def parse(
     gather_images(fields, model, sent_as)
     if issubclass(model, Drawing):
         leave_out(fields, model, sent_as, models or {}, warn)
+        require_controlnet(fields, task, presets.settings.QWEN_CONTROLNET is not None, sent_as)
     if presets.settings.QWEN_UNKNOWN_FIELDS is UnknownFields.WARN:
         drop_unknown(fields, model, warn)
     if issubclass(model, Drawing) and not model.needs_prompt:

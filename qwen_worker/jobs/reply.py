@@ -15,7 +15,7 @@ from ..preset_settings import Preset
 from ..settings import Settings
 from .few_steps import takes_few_steps
 from .field_types import Lora
-from .request import Drawing
+from .request import Drawing, Generate
 from .tasks import Layers
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class DrawingResult:
     peak_vram_gb: float | None = None
     recomposition_db: float | None = None  # of layers: how near they come to the picture again
     batch: int = 1  # how many pictures shared the pipeline's call; where the job had several calls, the first one's
+    controlnet: str | None = None  # the name of the ControlNet that they follow their control pictures by
 
 
 class LoraUsed(TypedDict):
@@ -89,6 +90,17 @@ class Lineage(TypedDict):
     round: NotRequired[int]
 
 
+class ControlUsed(TypedDict):
+    """What the drawing followed, as the reply names it; each list has one entry for each control picture."""
+
+    model: str
+    types: list[str | None]
+    scales: list[float]
+    preprocess: list[str]
+    start: float
+    end: float
+
+
 class DrawingFacts(TypedDict):
     """The part of a reply's `metadata` that is known once the pictures are drawn; docs/jobs.md explains each field."""
 
@@ -118,6 +130,7 @@ class DrawingFacts(TypedDict):
     colour_drift: NotRequired[list["ColourDrift | None"]]
     defaults: NotRequired[dict[str, Any]]
     loras: NotRequired[list[LoraUsed]]
+    control: NotRequired[ControlUsed]
     step_cache: NotRequired[bool]
     num_layers: NotRequired[int]
     recomposition_db: NotRequired[float]
@@ -220,6 +233,8 @@ def drawing_facts(
     if request.loras:
         scalings = [*lora_scalings, *[None] * len(request.loras)] if drawn_by else [None] * len(request.loras)
         facts["loras"] = [lora_used(lora, scaling) for lora, scaling in zip(request.loras, scalings, strict=False)]
+    if result.controlnet and isinstance(request, Generate):
+        facts["control"] = control_used(request, result.controlnet)
     if drawn_by and request.preset == Preset.BALANCED:
         facts["step_cache"] = drawn_by.caches_steps and not takes_few_steps(request)
     if request.background and any(picture.mode == "RGBA" for picture in result.pictures):
@@ -233,6 +248,19 @@ def drawing_facts(
     if drawn_by and drawn_by.on_card:
         facts["peak_vram_gb"] = result.peak_vram_gb
     return facts
+
+
+def control_used(request: Generate, model: str) -> ControlUsed:
+    """`model`: the ControlNet's name."""
+    controls = request.controls
+    return {
+        "model": model,
+        "types": [control.kind for control in controls],
+        "scales": [control.scale for control in controls],
+        "preprocess": [control.preprocess for control in controls],
+        "start": request.control_start,
+        "end": request.control_end,
+    }
 
 
 def lora_used(lora: Lora, scaling: tuple[float, float] | None) -> LoraUsed:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..errors import BeyondSchema
+from .control import ControlFields
 from .field_types import MAX_RATIO, BrokenRule, ImageText, Lora, MaskText, Side, Text, whole_number
 from .picture_fields import PictureFields
 from .values import MAX_EXACT, JsonSchema, ReadGuidance, ReadWhole
@@ -214,8 +215,8 @@ class Drawing(Request, PictureFields, frozen=True):
 DRAWING_FIELDS: dict[str, JsonSchema] = Drawing.model_json_schema()["properties"]
 
 
-class Generate(Drawing, frozen=True):
-    """A picture from a prompt, and perhaps from a picture that the drawing begins with."""
+class Generate(Drawing, ControlFields, frozen=True):
+    """A picture from a prompt, and perhaps from one that the drawing begins with, or from control pictures."""
 
     task = "generate"
     width: Side = 1024
@@ -224,6 +225,15 @@ class Generate(Drawing, frozen=True):
         tuple[ImageText, ...],
         Field(max_length=MAX_STARTS, strict=False, description=f"a list of at most {MAX_STARTS} image"),
     ] = ()
+
+    @model_validator(mode="after")
+    def require_one_way_of_pictures(self) -> Self:
+        if self.images and self.control_image:
+            sentence = (
+                "control_image and image do not go together: send the picture that is to be followed, or begun with"
+            )
+            raise BrokenRule(sentence, BeyondSchema.TOGETHER)
+        return self
 
 
 class Edit(Drawing, frozen=True):

@@ -104,4 +104,5 @@ class Planner:
             off.layouts(),
             cuda.pinned_cost() if machine.gpu else 1,
             may_compile(self.settings.QWEN_SPEEDUPS) and has_compiler("cuda") and Speedup.COMPILE not in off.reasons,
+            self.settings.QWEN_CONTROLNET is not None,
         )

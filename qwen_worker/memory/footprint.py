@@ -130,6 +130,8 @@ class Plan:
     compiled: bool = True  # whether the transformers' blocks are
     spare_bytes: int = 0  # of host memory, which may be pinned beside what the plan pins
     streamed_loras: bool = False  # a job's LoRAs are read from host memory, block by block
+    control_bytes: int = 0  # of the ControlNet that a job is drawn by, on the card
+    residual_bytes: int = 0  # that it adds to the transformer, for each megapixel of the picture
     lora_rank: int = 0  # to which a job's LoRAs are padded for compiled blocks; 0 for LoRAs as they are
     passes: int = 1  # of guidance, of which each has a prefix cache of its own
     prefix_cache: bool = True  # where the transformer has one
@@ -235,8 +237,9 @@ class Plan:
             denoise = self.denoise_rate(need, images) * (pixels + images * each)
             if self.prefix_cache:
                 denoise += self.passes * need.prefix * (images * each + PROMPT_TOKENS * 16**2 / MEGAPIXEL)
+            denoise += self.residual_bytes * pixels / GIB
             text_bytes = max(text_bytes, round(need.encode_token * need.tokens(images * each)))
-            most = max(most, denoise, decode, encode if images else 0.0)
+            most = max(most, denoise, decode, encode if images or self.control_bytes else 0.0)
         streamed = 0
         if self.text_encoder == "streamed":
             embedding = max(model.parts.get("embedding", 0) for model in self.models)
@@ -245,7 +248,7 @@ class Plan:
             streamed = round((embedding + head) * BYTES[self.base_precision]) + STREAMED_BYTES
         streamed += text_bytes  # the text encoder's turn is over before the transformer's begins
         rows = max(model.parts.get("modulation_outputs", 0) for model in self.models) * 2 * SCHEDULE_STEPS
-        working = (rows if self.table else 0) + self.lora_bytes + max(round(most * GIB), streamed)
+        working = (rows if self.table else 0) + self.lora_bytes + self.control_bytes + max(round(most * GIB), streamed)
         unallocated = UNALLOCATED_NF4_BYTES if self.precision is Precision.NF4 else UNALLOCATED_BYTES
         return CONTEXT_BYTES + unallocated + self.weight_bytes + working
 
@@ -272,6 +275,10 @@ class Plan:
             return self
         plan = replace(self, passes=1 + is_guided)
         return plan if plan.fits(width, height, images) else replace(plan, prefix_cache=False)
+
+    def with_control(self, control_bytes: int, residual_bytes: int) -> "Plan":
+        """The same layout for a job that is drawn by a ControlNet, and whose control pictures are encoded."""
+        return replace(self, control_bytes=control_bytes, residual_bytes=residual_bytes)
 
     def needs_tiles(self, width: int, height: int, images: int = 0) -> bool:
         """Whether the VAE has to work in tiles for this size to fit. Tiles cost time and may leave faint seams."""

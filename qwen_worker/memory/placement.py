@@ -22,6 +22,8 @@ USABLE = 0.97  # of the free memory: the allocator's blocks never fill a card, a
 # buffers that weights come through (0.5 GB) and the processes in which torch compiles afterwards (0.45 GB, and about
 # 0.1 for each of the four that is at work). Less what the process holds already, which is not free.
 PROCESS_BYTES = 5_000_000_000
+# Set aside for a ControlNet: the published unions have 3.54 GB, and what they add takes 0.25 GB for each megapixel.
+CONTROL_BYTES = 3_800_000_000
 OTHER_SAVINGS = frozenset({Saving.TRIM})  # that models of other architectures have
 
 
@@ -35,13 +37,15 @@ def plan(
     without: frozenset[str] = frozenset(),
     pinned_cost: int = 1,
     compiled: bool = True,
+    control: bool = False,
 ) -> Plan:
     """The first layout that fits, exact ones first.
 
     `vram_cap_bytes`: that may be used of the card; `own_loras`: how many the endpoint has of its own; `without`:
     precisions that failed on this machine, for which others are taken, also where one of them is asked for, and
     "streamed" and "swapped"; `pinned_cost`: bytes of RAM that a pinned byte takes; `compiled`: whether the
-    transformers' blocks will be. Raises `LoadError`, before anything is allocated, that says what is needed and what is
+    transformers' blocks will be; `control`: whether the endpoint has a ControlNet, for which room is left where that
+    costs no precision. Raises `LoadError`, before anything is allocated, that says what is needed and what is
     there: a transient one where the card would have the room if nothing else held a part of it.
     """
     if precision in LOSSY and not savings_apply_to_all(models):
@@ -66,9 +70,23 @@ def plan(
         raise LoadError(f"{names_of(models)} fits {describe(gpu)} in no layout that works here")
     images = int(any(model.edits for model in models))
     if layout := first_fitting(candidates, images, limit_bytes, pinnable_bytes):
+        if control:
+            layout = with_room_for_control(layout, candidates, images, limit_bytes, pinnable_bytes)
         return replace(layout, spare_bytes=pinnable_bytes - layout.pinned_bytes)
     fits_whole_card = first_fitting(candidates, images, whole_bytes, pinnable_bytes) is not None
     raise LoadError(refusal(candidates, images, gpu, pinnable_bytes, vram_cap_bytes), transient=fits_whole_card)
+
+
+def with_room_for_control(
+    layout: Plan, candidates: Sequence[Plan], images: int, limit_bytes: int, pinnable_bytes: int
+) -> Plan:
+    """The first layout that has room for a ControlNet too; the given one, where only a less precise one has.
+
+    A job with a control picture is refused by that one, with the figures; all other jobs keep their precision.
+    """
+    larger = [candidate.with_control(CONTROL_BYTES, 0) for candidate in candidates]
+    found = first_fitting(larger, images, limit_bytes, pinnable_bytes)
+    return found.with_control(0, 0) if found and found.precision is layout.precision else layout
 
 
 def first_fitting(candidates: Sequence[Plan], images: int, limit_bytes: int, pinnable_bytes: int) -> Plan | None:

@@ -5,7 +5,7 @@ Edit-2511 (for each of 8,192 and more tokens, whether it is an input picture's).
 queued before it is done, so the card idles until the next kernels arrive. Here the first is left out, and the card
 counts the second by itself. Bit-equal to stock.
 
-Covers neither ControlNet, gradients, nor models that embed guidance. Imports torch and diffusers: import it inside
+Covers neither gradients nor models that embed guidance. Imports torch and diffusers: import it inside
 functions. Knows nothing of what the blocks do with what they get.
 """
 
@@ -34,25 +34,29 @@ class WaitFreeTransformer(QwenImageTransformer2DModel):
         guidance: None = None,
         attention_kwargs: dict[str, Any] | None = None,
         additional_t_cond: torch.Tensor | None = None,
+        controlnet_block_samples: Sequence[torch.Tensor] | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """(B, picture's tokens, channels), (B, text's tokens, dim) and (B,) -> (B, picture's tokens, channels).
 
         `img_shapes`: for each row those of the picture and of its input pictures; `encoder_hidden_states_mask`: not 0
-        where a token of the text is attended to, (B, text's tokens).
+        where a token of the text is attended to, (B, text's tokens). `controlnet_block_samples`: what is added to the
+        picture's states, each (B, picture's tokens, dim), spread over the blocks as stock spreads them.
         """
         assert guidance is None
         picture = self.img_in(hidden_states)
         timestep = timestep.to(picture.dtype)
-        index = None
+        input_rows = None
         if self.zero_cond_t:  # input pictures are modulated as at timestep 0
             timestep = torch.cat([timestep, timestep * 0])
-            index = input_index(img_shapes, picture.device)
+            input_rows = input_index(img_shapes, picture.device)
         text = self.txt_in(self.txt_norm(encoder_hidden_states))
         mask = None if encoder_hidden_states_mask is None else encoder_hidden_states_mask.bool()
         temb = self.time_text_embed(timestep, picture, additional_t_cond)
         rotary = self.pos_embed(img_shapes, max_txt_seq_len=text.shape[1], device=picture.device)
-        for block in self.transformer_blocks:
+        samples = controlnet_block_samples or ()
+        blocks_a_sample = math.ceil(len(self.transformer_blocks) / max(1, len(samples)))
+        for index, block in enumerate(self.transformer_blocks):
             text, picture = block(
                 hidden_states=picture,
                 encoder_hidden_states=text,
@@ -60,8 +64,10 @@ class WaitFreeTransformer(QwenImageTransformer2DModel):
                 temb=temb,
                 image_rotary_emb=rotary,
                 joint_attention_kwargs=attention_kwargs,
-                modulate_index=index,
+                modulate_index=input_rows,
             )
+            if samples:
+                picture = picture + samples[index // blocks_a_sample]
         if self.zero_cond_t:
             temb = temb.chunk(2)[0]
         output = self.proj_out(self.norm_out(picture, temb))

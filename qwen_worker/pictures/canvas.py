@@ -6,8 +6,9 @@ from PIL import Image
 
 from ..jobs.job import Job
 from ..jobs.named_sizes import Grid, brought_warning, grid_of, with_size
-from ..jobs.request import Edit
+from ..jobs.request import Edit, Generate
 from ..jobs.tasks import Layers
+from .control import prepare
 from .inputs import Inputs
 from .inset import Inset
 from .masks import restore_outside
@@ -39,10 +40,16 @@ class Canvas:
     inset: Inset | None = None
     own_mask: Image.Image | None = None
     matching: Matching | None = None
+    control: tuple[Image.Image, ...] = ()  # control pictures of `size`
 
     @property
     def result_size(self) -> tuple[int, int]:
         return self.delivered_size or self.size
+
+    @property
+    def crop(self) -> list[int] | None:
+        """Which part of the result is drawn alone: left, top, right and bottom, in pixels; None where all of it is."""
+        return list(self.stitch.frame.box_in(self.result_size)) if self.stitch else None
 
     @property
     def enlargement(self) -> float:
@@ -97,6 +104,8 @@ def canvas_of(job: Job, inputs: Inputs, grid: Grid) -> Canvas:
     job.request = with_size(request, sizes.delivered)
     canvas = Canvas(looked_at, inputs.mask, sizes.drawn, sizes.delivered, sizes.seen, inputs.original, start=start)
     canvas = replace(canvas, is_soft=request.has_soft_mask, matching=matching)
+    if isinstance(request, Generate) and inputs.control:
+        return replace(canvas, control=prepare(inputs.control, request.controls, sizes.drawn, job.warn))
     return with_inset(canvas, sizes.inset, request.size_from) if sizes.inset and isinstance(request, Edit) else canvas
 
 

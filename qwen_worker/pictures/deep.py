@@ -46,7 +46,7 @@ def read_deep(data: bytes, label: str, size: tuple[int, int], warn: Warn) -> "ND
     try:
         import imagecodecs
     except ImportError:
-        warn(f"{label} has 16 bits and is read with 8: imagecodecs is not installed (requirements-deep.txt)")
+        warn(f"{label} has 16 bits and is read with 8: imagecodecs is not installed (requirements-pictures.txt)")
         return None
     decode = imagecodecs.png_decode if data.startswith(PNG_START) else imagecodecs.tiff_decode
     try:

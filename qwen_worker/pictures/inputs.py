@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ..jobs.control import Control
 from ..jobs.expansion import Margins, margins_to_ratio, require_canvas
 from ..jobs.named_sizes import Size, ratio_of
 from ..jobs.reply import Lineage
-from ..jobs.request import BackgroundReplacement, Drawing
+from ..jobs.request import BackgroundReplacement, Drawing, Generate
 from ..jobs.sources import is_url
 from ..jobs.values import Warn
 from ..network.fetch import fetch
@@ -55,6 +56,7 @@ class Inputs(NamedTuple):
     lineage: Lineage | None = None
     sent: Image.Image | None = None
     margins: Margins | None = None
+    control: Sequence[Image.Image] = ()  # RGB in sRGB, as they were sent
 
     def for_model(self, draws_alpha: bool) -> "Inputs":
         """As a model sees them that takes transparency, or one that sees it on white."""
@@ -67,7 +69,9 @@ class Inputs(NamedTuple):
         """The input pictures, each as a whole, for whoever judges what is on them."""
         if self.sent:  # what is around it would hide it
             return [self.sent]
-        return [self.stitch.photo.thumbnail(CHECKED_SIDE)] if self.stitch else self.layers or self.sources
+        if self.stitch:
+            return [self.stitch.photo.thumbnail(CHECKED_SIDE)]
+        return [*(self.layers or self.sources), *self.control]
 
 
 class Source(NamedTuple):
@@ -104,7 +108,10 @@ def open_images(request: Drawing, fetch_seconds: float, warn: Warn, cancelled: t
 
     Raises `JobError` image_unreadable, image_fetch_failed or invalid_input, naming the picture, or `Cancelled`.
     """
-    if not isinstance(request, Drawing) or not request.images:
+    if isinstance(request, Generate) and request.control_image:
+        labelled = zip(request.controls, request.control_image, strict=True)
+        return Inputs([], None, control=[open_control(*one, fetch_seconds, warn, cancelled) for one in labelled])
+    if not request.images:
         return Inputs([], None)
     several = len(request.images) > 1
     labels = [f"images[{number}]" if several else "image" for number in range(len(request.images))]
@@ -197,6 +204,13 @@ def covers_all(mask: Image.Image, photo: Size, warn: Warn) -> bool:
         f"the model draws; mask_crop true gives {width}x{height}"
     )
     return True
+
+
+def open_control(
+    control: Control, text: str, fetch_seconds: float, warn: Warn, cancelled: threading.Event | None
+) -> Image.Image:
+    """One of a job's control pictures."""
+    return open_source(read_image(text, control.label, fetch_seconds, cancelled), control.label, warn, False).seen
 
 
 def open_source(data: bytes, label: str, warn: Warn, is_masked: bool) -> Source:

@@ -93,10 +93,12 @@ def health(
     counters: Counters,
     safety_check: dict[str, Any] | None = None,
     checkpoints: dict[str, Any] | None = None,
+    controlnet: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The reply of `health`, whose first three keys clients of the old worker read.
 
     `models`: what is loaded. `safety_check`: None where no picture is checked. `checkpoints`: those that are known.
+    `controlnet`: None where there is none.
     """
     gpu = machine.gpu
     memory: dict[str, float | str] = {
@@ -127,6 +129,7 @@ def health(
         "fallback": fallback,
         "counters": counters.report(),
         **({"safety_check": safety_check} if safety_check else {}),
+        **({"controlnet": controlnet} if controlnet else {}),
     }
 
 

@@ -20,7 +20,9 @@ import torch
 
 FULL_PASS_TOKENS = 4096  # of pictures, all rows of a pass together: as many (1024 x 1024) keep a GPU busy
 TEXT, MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
-SAME = ("hidden_states", "img_shapes", "attention_kwargs", "guidance", "return_dict")  # in both of a step's calls
+RESIDUALS = "controlnet_block_samples"  # which a ControlNet gives for both of a step's calls
+# In both of a step's calls:
+SAME = (RESIDUALS, "hidden_states", "img_shapes", "attention_kwargs", "guidance", "return_dict")
 
 Inputs = dict[str, Any]  # of the transformer's forward, by name
 
@@ -51,9 +53,11 @@ class PassSharing:
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         """What the transformer would return, from the result that waits for this call, or computed."""
-        if args or set(inputs) != {*SAME, TEXT, MASK, "timestep"} or inputs["return_dict"] or inputs["guidance"]:
+        whole = {"guidance": None, RESIDUALS: None, **inputs}  # not every pipeline passes these two in every call
+        if args or set(whole) != {*SAME, TEXT, MASK, "timestep"} or whole["return_dict"] or whole["guidance"]:
             self.previous = self.pair = self.answer = None
             return self.stock(*args, **inputs)
+        inputs = whole
         if self.answer:
             text, latents, result = self.answer
             self.answer = None
@@ -83,6 +87,7 @@ class PassSharing:
             | {
                 "hidden_states": torch.cat([latents, latents]),
                 "timestep": inputs["timestep"].repeat(2),
+                RESIDUALS: inputs[RESIDUALS] and [torch.cat([sample, sample]) for sample in inputs[RESIDUALS]],
                 TEXT: torch.cat(texts),
                 MASK: torch.cat(masks),
                 # The pipelines give a shape for each prompt, not for each of its pictures.

@@ -382,7 +382,7 @@ def test_what_a_client_sends_is_read_with_its_meaning(body, meant, told):
                      "workflow is not here: this worker is no ComfyUI; send prompt, negative_prompt, size, steps and",
                      id="worker-comfyui"),
         pytest.param({"prompt": "a", "control_image_url": URL, "controlnet_conditioning_scale": 0.8},
-                     "control_image_url is not here: this worker has no ControlNet; send the picture as image",
+                     "control_image_url is not here: this worker has no ControlNet (QWEN_CONTROLNET); send",
                      id="controlnet"),
         pytest.param({"prompt": "a", "image_url": URL, "num_layers": 4},
                      "num_layers is not here: this worker draws whole pictures and no layers; send the job without it",

@@ -204,7 +204,7 @@ def test_a_job_that_names_preset_fast_keeps_its_own_steps_and_guidance_and_hears
         ({**PROMPT, "acceleration": ["high"]}, "acceleration must be .* not a list of 1"),
         ({**PROMPT, "lora": "a/b", "lora_weights": "c/d"}, "lora_weights and lora name the same LoRA: send one of"),
         ({**PROMPT, "extra_lora_weights": ["a/b"], "extra_lora_scale": []}, "extra_lora_scale must have one scale for"),
-        ({**PROMPT, "control_image": PICTURE}, "control_image is not here: this worker has no ControlNet; send the p"),
+        ({**PROMPT, "control_image": PICTURE}, "control_image is not here: this worker has no ControlNet .QWEN_CONTR"),
         ({**PROMPT, "controlnet_conditioning_scale": 0.5}, "controlnet_conditioning_scale is not here"),
         ({**PROMPT, "num_layers": 4}, "num_layers is not here: this worker draws whole pictures and no layers; send"),
         ({"workflow": {"3": {"class_type": "KSampler"}}}, "workflow is not here: this worker is no ComfyUI; send prom"),

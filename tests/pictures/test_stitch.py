@@ -198,7 +198,9 @@ def test_a_photo_of_16_bits_without_the_library_is_read_with_8_and_says_so(numbe
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     inputs = opened(image, warn=warnings.append)
     assert inputs.stitch.photo.number_bytes == 1
-    assert warnings == ["image has 16 bits and is read with 8: imagecodecs is not installed (requirements-deep.txt)"]
+    assert warnings == [
+        "image has 16 bits and is read with 8: imagecodecs is not installed (requirements-pictures.txt)"
+    ]
 
 
 def test_a_stop_is_heard_while_it_is_measured_whether_a_photo_has_room():

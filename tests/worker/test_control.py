@@ -1,0 +1,185 @@
+"""Whole jobs that follow control pictures: as diffusers' own pipeline draws them, with every speed-up, and refused."""
+
+import asyncio
+import functools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ..conftest import as_text, only_proved, picture_of, run, warnings_of
+from ..support.control_nets import random_controlnet
+from .test_stops import Hold, stopped
+
+JOB = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 4, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def net(tiny, tmp_path_factory):
+    return random_controlnet(tiny, tmp_path_factory.mktemp("nets") / "org-net")
+
+
+@pytest.fixture(scope="module")
+def edges():
+    """A white square's outline, 256 x 256."""
+    picture = np.zeros((256, 256, 3), np.uint8)
+    picture[64:192, [64, 191]] = picture[[64, 191], 64:192] = 255
+    return Image.fromarray(picture)
+
+
+@pytest.fixture(scope="module")
+def worker(warm_workers, net):
+    return warm_workers(QWEN_CONTROLNET=str(net), QWEN_FALLBACK="forbid")
+
+
+def drawn(worker, **fields):
+    body = run(worker, {**JOB, **fields})
+    assert "error" not in body, body["error"]
+    return np.asarray(picture_of(body["output"]["image"])).astype(int), body["output"]["metadata"]
+
+
+def error_of(worker, **fields):
+    return run(worker, {**JOB, **fields})["error"]
+
+
+def psnr(one, other):
+    return 10 * np.log10(255**2 / max(1e-9, np.square(one - other).mean()))
+
+
+@functools.cache
+def stock_pictures(tiny, net, scales, start=0.0, end=1.0):
+    """What diffusers' own pipeline draws of the job from its noise, with one ControlNet or the one for several."""
+    import diffusers
+
+    load = functools.partial(diffusers.DiffusionPipeline.from_pretrained, tiny / "generate", dtype=torch.float32)
+    module = diffusers.QwenImageControlNetModel.from_pretrained(net, dtype=torch.float32)
+    if len(scales) > 1:
+        module = diffusers.QwenImageMultiControlNetModel([module])
+    pipe = diffusers.QwenImageControlNetPipeline(**load().components, controlnet=module)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def by_stock(tiny, net, edges, scales=(1.0,), start=0.0, end=1.0):
+    pipe = stock_pictures(tiny, net, scales)
+    generator = torch.Generator().manual_seed(JOB["seed"])
+    latents = pipe.prepare_latents(1, 16, 256, 256, torch.float32, torch.device("cpu"), generator)
+    several = len(scales) > 1
+    return np.asarray(
+        pipe(
+            prompt=JOB["prompt"], negative_prompt=" ", true_cfg_scale=4.0, width=256, height=256,
+            num_inference_steps=JOB["num_inference_steps"], generator=generator, latents=latents,
+            control_image=[edges] * len(scales) if several else edges,
+            controlnet_conditioning_scale=list(scales) if several else scales[0],
+            control_guidance_start=start, control_guidance_end=end, max_sequence_length=1024,
+        ).images[0]
+    ).astype(int)  # fmt: skip
+
+
+def test_a_job_draws_what_diffusers_own_pipeline_draws(worker, tiny, net, edges):
+    ours, metadata = drawn(worker, control_image=as_text(edges), control_type="canny")
+    assert abs(ours - by_stock(tiny, net, edges)).max() <= 1
+    assert metadata["control"] == {
+        "model": f"{net.parent.name}/org-net", "types": ["canny"], "scales": [1.0], "preprocess": ["none"],
+        "start": 0.0, "end": 1.0,
+    }  # fmt: skip
+    assert not warnings_of(metadata) and metadata["backend"] == "qwen-image"
+    plain, metadata = drawn(worker)
+    assert psnr(ours, plain) < 25 and "control" not in metadata
+
+
+def test_two_control_pictures_each_have_their_weight(worker, tiny, net, edges):
+    both = {"control_image": [as_text(edges), as_text(edges)], "control_scale": [0.75, 0.5]}
+    ours, metadata = drawn(worker, **both)
+    assert abs(ours - by_stock(tiny, net, edges, scales=(0.75, 0.5))).max() <= 1
+    assert metadata["control"]["scales"] == [0.75, 0.5]
+
+
+def test_steps_outside_of_start_and_end_are_drawn_without_it(worker, tiny, net, edges):
+    ours, metadata = drawn(worker, control_image=as_text(edges), control_start=0.25, control_end=0.75)
+    assert abs(ours - by_stock(tiny, net, edges, start=0.25, end=0.75)).max() <= 1
+    assert (metadata["control"]["start"], metadata["control"]["end"]) == (0.25, 0.75)
+
+
+def test_a_scale_of_nothing_draws_the_plain_picture_to_the_bit(worker, edges):
+    assert np.array_equal(drawn(worker, control_image=as_text(edges), control_scale=0)[0], drawn(worker)[0])
+
+
+def test_edges_can_be_found_here(worker, scene):
+    from qwen_worker.pictures.control import canny
+
+    whole = {"width": 512, "height": 512, "num_inference_steps": 2}
+    ours, metadata = drawn(worker, control_image=as_text(scene), control_preprocess="canny", **whole)
+    assert np.array_equal(ours, drawn(worker, control_image=as_text(canny(scene)), **whole)[0])
+    assert metadata["control"]["types"] == ["canny"] and metadata["control"]["preprocess"] == ["canny"]
+
+
+def test_a_control_picture_of_another_aspect_is_cut_and_the_reply_says_so(worker, scene):
+    _, metadata = drawn(worker, control_image=as_text(scene.resize((512, 256))), num_inference_steps=1)
+    assert "it is scaled to cover the picture, and cut at left and right" in warnings_of(metadata)[0]
+
+
+def test_seeds_progress_and_pictures_of_a_job_are_as_without(worker, edges):
+    control = {"control_image": as_text(edges), "num_inference_steps": 2}
+    body = run(worker, {**JOB, **control, "num_images": 2})["output"]
+    second = np.asarray(picture_of(body["images"][1])).astype(int)
+    assert np.array_equal(second, drawn(worker, **control | {"seed": JOB["seed"] + 1})[0])
+
+
+def test_health_names_it(worker, edges):
+    drawn(worker, control_image=as_text(edges), num_inference_steps=1)
+    told = run(worker, {"task": "health"})["output"]["controlnet"]
+    assert told["model"].endswith("org-net") and told["loaded"] and told["device"] == "cpu"
+    assert told["parameters"] > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("settings_of", "least"),
+    [
+        ({"QWEN_SPEEDUPS": "rotary"}, 60),
+        ({"QWEN_SPEEDUPS": "guidance"}, 60),
+        pytest.param({"QWEN_SPEEDUPS": "compile,rotary,guidance"}, 45, marks=only_proved),
+    ],
+)
+def test_speed_ups_draw_the_same(warm_workers, worker, net, edges, settings_of, least):
+    control = {"control_image": as_text(edges)}
+    faster = warm_workers(QWEN_CONTROLNET=str(net), QWEN_FALLBACK="forbid", **settings_of)
+    ours, metadata = drawn(faster, **control)
+    assert psnr(ours, drawn(worker, **control)[0]) > least and "stood_down" not in metadata
+
+
+def test_a_stop_is_heard_within_a_step(worker, edges, gate):
+    hold = Hold(gate, call=3)
+    drawn(worker, control_image=as_text(edges), num_inference_steps=1)
+    pipe = worker.pipelines.get("generate").pipe
+    hook = pipe.transformer.register_forward_pre_hook(hold)
+    fields = {**JOB, "control_image": as_text(edges), "num_inference_steps": 50}
+    try:
+        asyncio.run(stopped(worker, fields, hold.reached, then=hold.go_on.set))
+    finally:
+        hook.remove()
+    assert hold.calls <= 4  # the second pass of the step, and no other step
+    drawn(worker, num_inference_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"num_attention_heads": 8}, "has 8 heads (num_attention_heads), and the transformer of"),
+        ({"extra_condition_channels": 4}, "is a ControlNet for inpainting, which takes a mask"),
+    ],
+)
+def test_a_controlnet_of_another_kind_is_refused_before_anything_is_loaded(
+    cold_worker, tiny, tmp_path, edges, config, sentence
+):
+    folder = random_controlnet(tiny, tmp_path / "net", blocks=1, **config)
+    worker = cold_worker(QWEN_CONTROLNET=str(folder))
+    error = error_of(worker, control_image=as_text(edges))
+    assert error.startswith("model_unavailable: the ControlNet cannot be had: ") and sentence in error
+    assert str(tmp_path) not in error and run(worker, {"task": "health"})["output"]["models"] == []
+
+
+def test_what_is_wrong_with_a_control_picture_is_said_of_it(worker):
+    assert error_of(worker, control_image="aGVsbG8=").startswith("image_unreadable: control_image")
+    assert "control_image[1]" in error_of(worker, control_image=[as_text(Image.new("RGB", (64, 64))), "aGVsbG8="])
