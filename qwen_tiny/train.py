@@ -1,8 +1,8 @@
 """Makes the checkpoint from nothing: `python -m qwen_tiny.train`.
 
-Eight stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
+Nine stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
 few-step LoRA (both start from the generate one), the generate transformer once more, with captions of which some are
-wrong, and the layered pipeline's VAE and transformer, which start from the edit pipeline's. `--only` runs some of the
+wrong, and the layered pipeline's VAE, its transformer (both start from the edit pipeline's) and its decoder alone. `--only` runs some of the
 stages on the checkpoint that is there. Uses a GPU when there is one. Started again, it goes on where it was stopped. It
 leaves sheets of samples as it goes, the LoRA after its stage, and the folders at the end.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 STEPS = {
     "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200,
-    "layered_vae": 1000, "layered": 850, "layered_decoder": 350,
+    "layered_vae": 1000, "layered": 850, "layered_decoder": 800,
 }  # fmt: skip
 RATE = {
     "vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5,
