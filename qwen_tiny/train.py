@@ -2,9 +2,9 @@
 
 Nine stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
 few-step LoRA (both start from the generate one), the generate transformer once more, with captions of which some are
-wrong, and the layered pipeline's VAE, its transformer (both start from the edit pipeline's) and its decoder alone. `--only` runs some of the
-stages on the checkpoint that is there. Uses a GPU when there is one. Started again, it goes on where it was stopped. It
-leaves sheets of samples as it goes, the LoRA after its stage, and the folders at the end.
+wrong, and the layered pipeline's VAE, its transformer (both start from the edit pipeline's) and its decoder alone.
+`--only` runs some of the stages on the checkpoint that is there. Uses a GPU when there is one. Started again, it goes
+on where it was stopped. It leaves sheets of samples as it goes, the LoRA after its stage, and the folders at the end.
 """
 
 import argparse
