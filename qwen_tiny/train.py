@@ -1,11 +1,11 @@
 """Makes the checkpoint from nothing: `python -m qwen_tiny.train`.
 
-Nine stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
+Ten stages, each seeded and resumable: VAE, text encoder, the generate transformer, the edit transformer and the
 few-step LoRA (both start from the generate one), the generate transformer once more, with captions of which some are
-wrong, a ControlNet for edges on it, and the layered pipeline's VAE and transformer, which start from the edit
-pipeline's. `--only` runs some of the stages on the checkpoint that is there. Uses a GPU when there is one. Started
-again, it goes on where it was stopped. It leaves sheets of samples as it goes, the LoRA and the ControlNet after their
-stages, and the folders at the end.
+wrong, a ControlNet for edges on it, and the layered pipeline's VAE, its transformer (both start from the edit
+pipeline's) and its decoder alone. `--only` runs some of the stages on the checkpoint that is there. Uses a GPU when
+there is one. Started again, it goes on where it was stopped. It leaves sheets of samples as it goes, the LoRA and the
+ControlNet after their stages, and the folders at the end.
 """
 
 import argparse
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 STEPS = {
     "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200, "control": 3000,
-    "layered_vae": 1000, "layered": 850, "layered_decoder": 350,
+    "layered_vae": 1000, "layered": 850, "layered_decoder": 800,
 }  # fmt: skip
 RATE = {
     "vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5, "control": 1e-3,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import BeyondSchema
 from .aliases import ALIASES, Fields
 from .containers import LORA_NAMES
+from .control import ControlFields
 from .field_types import IMAGE_RULE, MAX_PROMPT_CHARACTERS, Lora
 from .picture_fields import PART_FIELDS, PictureFields
 from .request import IMAGE_FIELDS, Edit, Request
@@ -138,5 +139,5 @@ def is_hidden(model: type[Request], name: str) -> bool:
 def public_fields(model: type[Request]) -> list[str]:
     """The names of the task's fields, without aliases, those about pictures last."""
     names = [name for name in model.model_fields if not is_hidden(model, name)]
-    names.sort(key=PictureFields.model_fields.__contains__)
+    names.sort(key=(PictureFields.model_fields | ControlFields.model_fields).__contains__)
     return [public for name in names for public in (IMAGE_FIELDS if name == "images" else (name,))]

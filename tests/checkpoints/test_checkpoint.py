@@ -245,6 +245,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 NEEDED = "what is needed is a checkpoint in diffusers' layout, such as Qwen/Qwen-Image"
+FILES = "and a transformer's file goes into QWEN_IMAGE_TRANSFORMER or QWEN_EDIT_TRANSFORMER"
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ def test_a_comfyui_folder_is_called_so_however_deep_its_files_lie_and_without_an
             place.write_bytes(b"")
     found = reason(folder)
     assert found.startswith(f"a/b holds no model_index.json: it is a ComfyUI folder ({example}")
-    assert found.endswith(NEEDED)
+    assert found.endswith(FILES)
 
 
 def test_a_component_alone_is_called_a_part_of_a_checkpoint(copy):

@@ -24,6 +24,7 @@ RECOMMENDED = {
     "Qwen/Qwen-Image-Edit": (50, 4.0, (1024, 1024), False),
     "Qwen/Qwen-Image-Edit-2509": (40, 4.0, (1024, 1024), False),
     "Qwen/Qwen-Image-Edit-2511": (40, 4.0, (1024, 1024), False),
+    "Qwen/Qwen-Image-Layered": (50, 4.0, (1024, 1024), False),
     "Qwen/Qwen-Image-2.1": (40, 1.0, (2048, 2048), False),
     TURBO: (8, 1.0, (1024, 1024), False),
 }
@@ -32,10 +33,16 @@ SMALL = {"prompt": "a red circle on the left", "width": 256, "height": 256, "see
 
 def parsed(model, fields=None, located=None, **settings):
     """The job's request, its warnings and the words of why, on an endpoint of one model for both tasks."""
-    both = {"QWEN_IMAGE_MODEL": model, "QWEN_EDIT_MODEL": model}
+    both = {"QWEN_IMAGE_MODEL": model, "QWEN_EDIT_MODEL": model, "QWEN_LAYERED_MODEL": model}
     presets, warnings = Presets(Settings(**both | settings), checkpoint.released, located=lambda role: located), []
     request = parse({"prompt": "a"} | (fields or {}), "job", presets, warnings.append)
     return request, warnings, presets.explain(request)
+
+
+def picture_of(found):
+    """The fields of a job that the checkpoint serves, beside its prompt."""
+    tasks = found.pipeline_class.tasks
+    return {} if "generate" in tasks else {"image": "aGk=", "task": "layers" if "layers" in tasks else "edit"}
 
 
 def values_of(request):
@@ -63,7 +70,7 @@ def test_every_released_checkpoint_has_its_makers_defaults_and_licence(name):
     steps, guidance, size, has_negative = RECOMMENDED[name]
     found = checkpoint.released(name)
     edits = "generate" not in found.pipeline_class.tasks
-    request, warnings, _ = parsed(name, {"image": "aGk="} if edits else {})
+    request, warnings, _ = parsed(name, picture_of(found))
     assert values_of(request) == (steps, guidance) and (edits or (request.width, request.height) == size)
     assert bool(request.negative_prompt) is has_negative and not warnings and request.preset == "quality"
     newer = found.class_name == "QwenImage21Pipeline"
@@ -75,8 +82,10 @@ def test_every_released_checkpoint_has_its_makers_defaults_and_licence(name):
 @pytest.mark.parametrize("name", RELEASED)
 def test_a_job_s_own_fields_win(name):
     own = {"num_inference_steps": 11, "guidance_scale": 3, "negative_prompt": "red", "width": 512, "height": 768}
-    edits = "generate" not in checkpoint.released(name).pipeline_class.tasks
-    request, _, why = parsed(name, own | ({"image": "aGk="} if edits else {}))
+    found = checkpoint.released(name)
+    if "layers" in found.pipeline_class.tasks:  # which have the size of their picture
+        del own["width"], own["height"]
+    request, _, why = parsed(name, own | picture_of(found))
     assert {field: getattr(request, field) for field in own} == own and why == {}
 
 

@@ -180,4 +180,4 @@ def test_a_hub_that_gives_no_header_is_a_failure_by_its_answer(hub_of, tiny, mon
     monkeypatch.setattr(served, "send_object", lambda handler, hub_id, name: respond(handler, b"{}", status))
     with pytest.raises(LoadError) as caught:
         remote.look_up("Org/Name")
-    assert caught.value.transient is transient and "Org/Name could not be fetched" in caught.value.reason
+    assert caught.value.transient is transient and "Org/Name/transformer/" in caught.value.reason

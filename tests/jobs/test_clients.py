@@ -385,7 +385,7 @@ def test_what_a_client_sends_is_read_with_its_meaning(body, meant, told):
                      "control_image_url is not here: this worker has no ControlNet (QWEN_CONTROLNET); send",
                      id="controlnet"),
         pytest.param({"prompt": "a", "image_url": URL, "num_layers": 4},
-                     "num_layers is not here: this worker draws whole pictures and no layers; send the job without it",
+                     "num_layers is not here: task layers takes it; send that task with the picture",
                      id="fal/qwen-image-layered"),
         pytest.param({"prompt": "a", "webhook": "https://example.com"},
                      'webhook stands beside input, not in it: send {"input": {...}, "webhook": ...}', id="webhook"),

@@ -206,7 +206,7 @@ def test_a_job_that_names_preset_fast_keeps_its_own_steps_and_guidance_and_hears
         ({**PROMPT, "extra_lora_weights": ["a/b"], "extra_lora_scale": []}, "extra_lora_scale must have one scale for"),
         ({**PROMPT, "control_image": PICTURE}, "control_image is not here: this worker has no ControlNet .QWEN_CONTR"),
         ({**PROMPT, "controlnet_conditioning_scale": 0.5}, "controlnet_conditioning_scale is not here"),
-        ({**PROMPT, "num_layers": 4}, "num_layers is not here: this worker draws whole pictures and no layers; send"),
+        ({**PROMPT, "num_layers": 4}, "num_layers is not here: task layers takes it; send that task"),
         ({"workflow": {"3": {"class_type": "KSampler"}}}, "workflow is not here: this worker is no ComfyUI; send prom"),
         ({**PROMPT, "stream": True}, "stream must be false, not true: the endpoint's settings say"),
         ({**PROMPT, "n_iter": 2}, "n_iter must be 1, not 2: num_images says how many pictures are drawn"),

@@ -195,7 +195,7 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**PROMPT, "task": ["edit"]}, "task must be one of"),
         ({**PROMPT, "stesp": 5}, '"stesp" is not a field of generate (did you mean steps?); its fields are prompt'),
         ({**PROMPT, "source_image": "x"}, "is not a field of generate (did you mean image?)"),
-        ({**PROMPT, "img_url": "x"}, "is not a field of generate (did you mean image?)"),
+        ({**PROMPT, "img_url": "x"}, "is not a field of generate (did you mean image_url?)"),
         ({**PROMPT, "photo": "x"}, "is not a field of generate (did you mean image?)"),
         ({**PROMPT, "num_image": 2}, "is not a field of generate (did you mean num_images?)"),
         ({**EDIT, "picture": "x"}, "is not a field of edit (did you mean image?)"),
@@ -231,7 +231,7 @@ def test_background_replacement_becomes_an_instruction_that_keeps_the_subject():
         ({**EDIT, "mask_from": "alpha"}, "mask_from says how mask_image is read, and mask_image is not given"),
         ({**EDIT, "mask": "a", "mask_from": "black"}, "mask_from must be 'alpha' or 'white', not \"black\""),
         ({**PROMPT, "size": "512"}, "size must be WIDTHxHEIGHT in pixels, WIDTH:HEIGHT as an aspect ratio, '1K', "
-                                        "'2K' or 'auto', not \"512\""),
+                                        "'2K', 'match_input' or 'auto', not \"512\""),
         ({**PROMPT, "size": "250x512"}, "width (sent as size) must be"),
         ({**PROMPT, "image_size": "huge"}, "image_size must be one of square, square_hd, portrait_4_3, "),
         ({**PROMPT, "image_size": {"width": "a", "height": 512}}, "an object of width and height alone, both whole"),
