@@ -25,7 +25,7 @@ def controlled(loaded: LoadedPipeline, entry: DrawingJob) -> Generator[Any]:
     if entry.controlnets is None:
         yield loaded.pipe
         return
-    from diffusers import QwenImageControlNetPipeline
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage_controlnet import QwenImageControlNetPipeline
 
     from ..model.control import SparingControlNet
 

@@ -79,7 +79,7 @@ def describe_error(error: "ErrorDetails", model: type[Request], sent_as: dict[st
     if is_hidden(model, name):
         hint = "; task edit takes it" if name in PART_FIELDS else ""
         return f"{name} is not taken by {model.task}{hint}"
-    value = short_json(error["loc"][-1] if error["type"] in UNKNOWN else error["input"])
+    value = short_json(list(error["loc"]).pop() if error["type"] in UNKNOWN else error["input"])
     if isinstance(error["input"], str) and len(error["input"]) > MAX_PROMPT_CHARACTERS:
         value = f"{len(error['input'])} characters"
     nearest = nearest_sides(int(error["input"])) if error["type"] == "multiple_of" else ""

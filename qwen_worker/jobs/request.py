@@ -240,7 +240,7 @@ class Edit(Drawing, frozen=True):
     """A picture from one or several pictures and a prompt. Without width and height it has a source's aspect."""
 
     task = "edit"
-    images: Annotated[
+    images: Annotated[  # pyright: ignore[reportGeneralTypeIssues]  without a default here: it is required
         tuple[ImageText, ...],
         Field(
             min_length=1, max_length=MAX_IMAGES_IN, strict=False, description=f"a list of 1 to {MAX_IMAGES_IN} images"

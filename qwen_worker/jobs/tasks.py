@@ -44,7 +44,7 @@ class Layers(Drawing, frozen=True):
     task = "layers"
     needs_prompt = False
     hidden = frozenset({"strength"})
-    images: Annotated[
+    images: Annotated[  # pyright: ignore[reportGeneralTypeIssues]  without a default here: it is required
         tuple[ImageText, ...], Field(min_length=1, max_length=1, strict=False, description="a list of one image")
     ]
     num_layers: Annotated[int, whole_number(2, MAX_LAYERS), ReadWhole] = 4

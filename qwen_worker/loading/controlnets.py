@@ -124,7 +124,7 @@ class ControlNets:
 def read(controlnet: ControlNet, dtype: str, device: str) -> Any:
     """The module of diffusers. Raises `LoadError` where weights are missing, and what the library raises."""
     import torch
-    from diffusers import QwenImageControlNetModel
+    from diffusers.models.controlnets.controlnet_qwenimage import QwenImageControlNetModel
 
     module, report = QwenImageControlNetModel.from_pretrained(
         controlnet.folder,

@@ -27,4 +27,5 @@ class SparingControlNet(QwenImageMultiControlNetModel):
         if not used:
             return None
         latents, scales = map(list, zip(*used, strict=True))
-        return super().forward(controlnet_cond=latents, conditioning_scale=scales, **inputs)
+        added: Any = super().forward(controlnet_cond=latents, conditioning_scale=scales, **inputs)
+        return added

@@ -5,7 +5,7 @@ beneath what is transparent. A picture without alpha is opaque. Knows nothing of
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -75,7 +75,7 @@ def blend(picture: Image.Image, source: Image.Image, mask: Image.Image) -> Image
     The picture, which is sRGB, is brought to the colour space of the source, RGB or RGBA, and the result has its
     profile. What lies between is mixed with colours weighted by their alpha: none comes from what is transparent.
     """
-    profile = {name: source.info[name] for name in (PROFILE,) if name in source.info}
+    profile: dict[str | tuple[int, int], Any] = {name: source.info[name] for name in (PROFILE,) if name in source.info}
     below, above = source.convert("RGBA"), picture.convert("RGBA")
     if profile:
         colours = source.convert("RGB")

@@ -97,7 +97,7 @@ def offsets_by_level(source: "NDArray[np.float32]", edit: "NDArray[np.float32]",
     normal = np.diag(counts / len(source)) + 1e-9 * np.eye(points)
     for k in range(points - 1):
         normal[k : k + 2, k : k + 2] += STIFFNESS * np.array([[1, -1], [-1, 1]])
-    return np.linalg.solve(normal, totals / len(source))
+    return np.linalg.solve(normal, totals / len(source)).astype(np.float64)
 
 
 def corrected(edit: "NDArray[np.float32]", offsets: "NDArray[np.float64]") -> "NDArray[np.float64]":

@@ -25,7 +25,7 @@ def around_subject(
     into the background, on the background's side. Raises `JobError` image_unreadable or invalid_input.
     """
     picture = load_picture(data, label, warn, max_aspect)
-    if picture.mode in ("LA", "RGBA") and picture.getchannel("A").getextrema()[0] < 255:
+    if picture.mode in ("LA", "RGBA") and picture.getchannel("A").getextrema()[0] != 255:
         matte, subject, background = picture.getchannel("A"), "opaque", "transparent"
     else:
         matte, subject, background = as_rgb(flatten(picture)).convert("L"), "white", "black"

@@ -140,10 +140,11 @@ def to_picture(numbers: "NDArray[np.uint8 | np.uint16]") -> Image.Image:
     """A picture of 8 bits of numbers of 8 or 16 bits, (height, width, 1 to 4)."""
     import numpy as np
 
-    shallow = np.empty(numbers.shape, np.uint8)
+    height, width, channels = numbers.shape
+    shallow = np.empty((height, width, channels), np.uint8)
     for row, values in enumerate(numbers):  # row by row, for the memory's sake: 32 bits are needed between
         shallow[row] = values if numbers.dtype == np.uint8 else (values.astype(np.uint32) * 255 + 32767) // 65535
-    return Image.fromarray(shallow[:, :, 0] if shallow.shape[2] == 1 else shallow)
+    return Image.fromarray(shallow[:, :, 0] if channels == 1 else shallow)
 
 
 def profiled(picture: Image.Image, profile: bytes | None) -> Image.Image:

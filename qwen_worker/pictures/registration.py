@@ -79,12 +79,13 @@ def register(source: Image.Image, edit: Image.Image) -> Registration:
     small = [detail(at_side(plane, SEARCH_SIDE)) for plane in (first, second)]
     best = Registration(Place(), -1.0, np.zeros((1, 1), bool), np.zeros((1, 1), bool))
     for start in (lambda: searched(*small), Place):
-        place = start()
+        place, found = start(), best
         for side in dict.fromkeys(min(side, longest) for side in FIT_SIDES):
             factor = side / longest
             one, other = (detail(at_side(plane, side)) for plane in (first, second))
             place = fitted(one, other, place.resized(factor)).resized(1 / factor)
-        found = judged(one, other, place.resized(factor))
+            if side == min(longest, FIT_SIDES[-1]):
+                found = judged(one, other, place.resized(factor))
         if found.confidence > best.confidence:
             best = found
         if best.confidence > CLEAR:
@@ -153,20 +154,24 @@ def matrix(place: Place, size: tuple[int, int]) -> "NDArray[np.float64]":
 
 def moved_back(plane: "Plane", place: Place) -> "Plane":
     import cv2
+    import numpy as np
 
     size = plane.shape[1], plane.shape[0]
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(plane, matrix(place, size), size, flags=flags, borderMode=cv2.BORDER_REFLECT)
+    moved = cv2.warpAffine(plane, matrix(place, size), size, flags=flags, borderMode=cv2.BORDER_REFLECT)
+    return np.asarray(moved, np.float32)
 
 
 def at_side(plane: "Plane", side: int) -> "Plane":
     """The plane with a longer side of so many pixels, where it has more."""
     import cv2
+    import numpy as np
 
     height, width = plane.shape
     if side >= max(height, width):
         return plane
-    return cv2.resize(plane, size_at_side((width, height), side), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(plane, size_at_side((width, height), side), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.float32)
 
 
 def size_at_side(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -181,7 +186,7 @@ def detail(plane: "Plane") -> "Plane":
 
     fine = plane - cv2.GaussianBlur(plane, (0, 0), BLUR)
     contrast = np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), BLUR))
-    return fine / (contrast + NOISE)
+    return np.asarray(fine / (contrast + NOISE), np.float32)
 
 
 def searched(one: "Plane", other: "Plane") -> Place:
@@ -265,7 +270,7 @@ def spread_blocks(unchanged: "NDArray[np.bool_]", shape: tuple[int, ...]) -> "Pl
     return np.pad(grid, missing).astype(np.float32)
 
 
-def indices(shape: tuple[int, ...]) -> "tuple[NDArray[np.float32], NDArray[np.float32]]":
+def indices(shape: tuple[int, ...]) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
     """The row and the column of each pixel, to be broadcast: (rows, 1) and (1, columns)."""
     import numpy as np
 

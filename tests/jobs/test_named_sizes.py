@@ -141,7 +141,7 @@ def test_jobs_that_name_one_size_in_two_ways_are_alike_once_it_is_decided():
         ({"size": "2K", "width": 1024, "height": 1024}, "size (2K) and width (1024) and height (1024) differ: send o"),
         ({"size": "1K", "resolution": "2K"}, 'size is given twice, as size ("1K") and as resolution ("2K"), and the'),
         ({"size": "512x512", "height": 528}, "height is given twice, as size (512) and as height (528), and the two"),
-        ({"aspect_ratio": "match_input_image"}, "aspect_ratio (match_input_image) needs an input picture, and there is none"),
+        ({"aspect_ratio": "match_input_image"}, "aspect_ratio (match_input_image) needs an input picture, and ther"),
         ({"aspect_ratio": "match_input_image", "image": "aGk=", "size": "512x512"}, "and size (512x512) may differ:"),
         ({"aspect_ratio": "match_input_image", "image": "aGk=", "width": 512, "height": 512}, "and height (512) may"),
     ],
