@@ -10,7 +10,7 @@ from typing import Any
 
 from ..jobs.few_steps import takes_few_steps
 from ..jobs.presets import FEW_STEP_SCHEDULER
-from ..jobs.request import Drawing, Edit, Generate
+from ..jobs.request import Drawing, Edit
 from ..loading.loaded import LoadedPipeline
 from ..lora.file import LoraUse
 from ..memory.footprint import Plan
@@ -54,9 +54,8 @@ def configured(
 
 
 def caches_steps(loaded: LoadedPipeline, request: Drawing) -> bool:
-    """Whether a step cache serves the request; few steps leave it nothing to predict, and it foresees no jumps."""
-    jumps = isinstance(request, Generate) and request.control_changes
-    return request.preset == Preset.BALANCED and loaded.caches_steps and not takes_few_steps(request) and not jumps
+    """Whether a step cache serves the request; few steps leave it nothing to predict."""
+    return request.preset == Preset.BALANCED and loaded.caches_steps and not takes_few_steps(request)
 
 
 def shares_passes(loaded: LoadedPipeline, request: Drawing) -> bool:

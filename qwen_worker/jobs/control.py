@@ -100,11 +100,6 @@ class ControlFields(BaseModel, frozen=True):
         return self
 
     @property
-    def control_changes(self) -> bool:
-        """Whether the ControlNet begins or ends within the schedule: from one step to the next the drawing jumps."""
-        return bool(self.control_image) and (self.control_start > 0 or self.control_end < 1)
-
-    @property
     def controls(self) -> tuple[Control, ...]:
         """How each control picture is used, in their order."""
         count = len(self.control_image or ())

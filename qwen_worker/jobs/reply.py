@@ -191,8 +191,7 @@ def drawing_facts(
     if result.controlnet and isinstance(request, Generate):
         facts["control"] = control_used(request, result.controlnet)
     if drawn_by and request.preset == Preset.BALANCED:
-        jumps = isinstance(request, Generate) and request.control_changes
-        facts["step_cache"] = drawn_by.caches_steps and not takes_few_steps(request) and not jumps
+        facts["step_cache"] = drawn_by.caches_steps and not takes_few_steps(request)
     if result.failure:
         facts["fallback_reason"] = result.failure.reason
     if drawn_by and settings.QWEN_BATCH > 1:

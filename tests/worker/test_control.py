@@ -127,17 +127,6 @@ def test_seeds_progress_and_pictures_of_a_job_are_as_without(worker, edges):
     assert np.array_equal(second, drawn(worker, **control | {"seed": JOB["seed"] + 1})[0])
 
 
-def test_the_step_cache_serves_a_job_that_follows_throughout_and_no_other(worker, edges):
-    control = {"control_image": as_text(edges), "preset": "balanced", "num_inference_steps": 8}
-    cached, metadata = drawn(worker, **control)
-    assert metadata["step_cache"] is True
-    assert not np.array_equal(cached, drawn(worker, **control | {"preset": "quality"})[0])
-    parts = control | {"control_end": 0.5}
-    exact, metadata = drawn(worker, **parts)
-    assert metadata["step_cache"] is False
-    assert np.array_equal(exact, drawn(worker, **parts | {"preset": "quality"})[0])
-
-
 def test_health_names_it(worker, edges):
     drawn(worker, control_image=as_text(edges), num_inference_steps=1)
     told = run(worker, {"task": "health"})["output"]["controlnet"]
