@@ -127,6 +127,13 @@ def test_seeds_progress_and_pictures_of_a_job_are_as_without(worker, edges):
     assert np.array_equal(second, drawn(worker, **control | {"seed": JOB["seed"] + 1})[0])
 
 
+def test_the_step_cache_serves_such_a_job_too(worker, edges):
+    control = {"control_image": as_text(edges), "num_inference_steps": 8}
+    cached, metadata = drawn(worker, **control, preset="balanced")
+    exact, _ = drawn(worker, **control, preset="quality")
+    assert metadata["step_cache"] is True and not np.array_equal(cached, exact) and psnr(cached, exact) > 25
+
+
 def test_health_names_it(worker, edges):
     drawn(worker, control_image=as_text(edges), num_inference_steps=1)
     told = run(worker, {"task": "health"})["output"]["controlnet"]
