@@ -214,12 +214,8 @@ class Worker:
             metadata = replies.drawing_facts(
                 request, canvas.result_size, canvas.size, drawn, label, self.settings, scalings, job.instruction
             )
-            more: dict[str, Any] = {
-                "defaults": drawn.model and defaults,
-                "crop": canvas.crop,
-                "has_nsfw_concepts": concepts,
-            }
-            metadata |= {name: fact for name, fact in more.items() if fact}
+            facts = ("defaults", drawn.model and defaults), ("crop", canvas.crop), ("has_nsfw_concepts", concepts)
+            metadata |= cast("Any", {name: fact for name, fact in facts if fact})
             metadata |= matching.report(drawn.pictures, job.warn)
             if request.embed_parameters:
                 embed_parameters(drawn.pictures, request, metadata)

@@ -126,7 +126,7 @@ def read(controlnet: ControlNet, dtype: str, device: str) -> Any:
     import torch
     from diffusers.models.controlnets.controlnet_qwenimage import QwenImageControlNetModel
 
-    module, report = QwenImageControlNetModel.from_pretrained(
+    loaded: Any = QwenImageControlNetModel.from_pretrained(
         controlnet.folder,
         dtype=getattr(torch, dtype),
         device_map=device,
@@ -134,6 +134,7 @@ def read(controlnet: ControlNet, dtype: str, device: str) -> Any:
         use_safetensors=True,
         output_loading_info=True,
     )
+    module, report = loaded
     wrong = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"])))
     if wrong:
         raise LoadError(f"{len(wrong)} of its weights are missing or no part of the class, {wrong[0][:80]} among them")
