@@ -40,7 +40,7 @@ def inspect_remote(hub_id: str, commit: str, sizes: Mapping[str, int], without: 
 def write_hollow(
     folder: Path, hub_id: str, commit: str, sizes: Mapping[str, int], without: Collection[str] = ()
 ) -> None:
-    """Write what `inspect` reads of the repository below the folder, but for the weights of the components `without`."""
+    """Write what `inspect` reads of the repository below the folder; no weights of the components `without`."""
     for name, size in sizes.items():
         if name != "model_index.json" and name.count("/") != 1 or ".." in name:
             continue

@@ -265,7 +265,12 @@ def test_diffusers_accepts_every_argument_we_send(class_name):
         __call__, config = pipeline_class.__call__, {}
 
     sent = set()
-    for fields, sources in ((SMALL, []), ({**SMALL, "image": "aGk="}, ["picture"])):
+    layers = {"task": "layers", "prompt": "a red circle", "image": "aGk="}
+    for fields, sources in (
+        (SMALL, []),
+        ({**SMALL, "image": "aGk="}, ["picture"]),
+        (layers, [Image.new("RGB", (64, 64))]),
+    ):
         request = parse(fields, "job")
         if request.task in PIPELINE_CLASSES[class_name].tasks:
             sent |= set(call_arguments(Bare(), Job("job", request), Canvas(sources, None, (256, 256))))
