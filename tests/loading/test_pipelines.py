@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from qwen_worker.checkpoints.classes import PIPELINE_CLASSES
 from qwen_worker.drawing.pipeline_call import call_arguments
