@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from . import quality
-from .measure import community_files
 from .measure.full_size import TINY
 
 STEPS, GUIDANCE, SIDE = 12, 4.0, 256
@@ -49,6 +48,8 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
 def write(kind: str, folder: Path) -> Path:
     """A file of the kind in the folder, from the tiny transformer."""
     import torch
+
+    from .measure import community_files
 
     weights: dict[str, Any] = community_files.weights_of(TINY / "generate")
     file = folder / f"{kind.replace(' ', '-').replace(',', '')}.{'gguf' if kind in BLOCKS else 'safetensors'}"

@@ -51,7 +51,8 @@ def environment_of_models(
         )
     if WORD in words:
         chosen |= {name: source for name, source in RECOMMENDED_LORAS.items() if name not in env}
-    served = {settings[task] for settings in (MODEL_SETTINGS, FAST_LORAS) for task in tasks or MODEL_SETTINGS}
+    names_by_task = (MODEL_SETTINGS, FAST_LORAS)
+    served = {names[task] for names in names_by_task for task in tasks or MODEL_SETTINGS if task in names}
     chosen = {name: value for name, value in chosen.items() if name in served}
     if twice := [name for name in chosen if name in env]:
         raise UsageError(f"--models and --env {twice[0]} both choose a model: give one of them.")

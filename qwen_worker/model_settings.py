@@ -202,9 +202,9 @@ class ModelSettings(BaseSettings):
 
     @model_validator(mode="after")
     def require_layered_model(self) -> Self:
-        """Refuse an endpoint that is to take pictures apart and names no model for it."""
-        if "QWEN_TASKS" in self.model_fields_set and Role.LAYERS in self.QWEN_TASKS and not self.QWEN_LAYERED_MODEL:
-            raise ValueError("QWEN_TASKS names layers, for which QWEN_LAYERED_MODEL must name a model")
+        """Refuse an endpoint that is only to take pictures apart and names no model for it."""
+        if not self.served_roles:
+            raise ValueError("QWEN_TASKS names layers alone, for which QWEN_LAYERED_MODEL must name a model")
         return self
 
     @field_validator("QWEN_SAVINGS", "QWEN_PRELOAD", "QWEN_TASKS", mode="before")

@@ -57,7 +57,7 @@ def attach(model: str, source: TransformerSource, roots: Iterable[Path], scratch
         base = replace(base, name=hub_id or base.name, hub_id=hub_id, revision=commit or base.revision)
         config = read_json(folder, f"{COMPONENT}/{CONFIG}")
     else:
-        base = released(model) or remote.look_up(model)
+        base = released(model) or remote.look_up(model, without=(COMPONENT,))
         config = remote.read_remote(base.name, f"{COMPONENT}/{CONFIG}", base.revision or "main")
     stored = read_stored(source, config)
     checkpoint = with_transformer(base, stored, source)

@@ -3,7 +3,7 @@
 Every failure comes out as a `LoadError`, transient where a later try may help. Knows nothing of torch or pipelines.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +24,10 @@ from .remote_headers import inspect_remote, is_weight_file
 from .stored_quantization import quantization_of
 
 
-def look_up(model: str) -> Checkpoint:
+def look_up(model: str, without: Collection[str] = ()) -> Checkpoint:
     """A checkpoint that is neither on this machine nor among the released ones: what its headers on the hub say.
+
+    Of the components `without` nothing is fetched but their config.
 
     Of one that is stored quantized, its files' sizes say it; where they are plain, a parameter counts for two bytes.
     Raises `LoadError`, also for a repository that holds no checkpoint of diffusers.
@@ -43,7 +45,7 @@ def look_up(model: str) -> Checkpoint:
         if name in sizes and quantization_of(read_remote(hub_id, name, commit), component)
     }
     if not quantized:
-        return inspect_remote(hub_id, commit, sizes)
+        return inspect_remote(hub_id, commit, sizes, without)
     # What is stored in 4 bits says in its weights, and not in headers, how much they are: its bytes are counted.
     stored = {component: weight_bytes(sizes, component) for component in WEIGHTS}
     return Checkpoint(

@@ -7,7 +7,7 @@ Knows nothing of torch or pipelines.
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,21 +22,25 @@ FIRST_READ = 100_000  # bytes, in which the headers of nearly all files lie
 CONFIGS = ("model_index.json", *(f"{component}/config.json" for component in WEIGHTS))
 
 
-def inspect_remote(hub_id: str, commit: str, sizes: Mapping[str, int]) -> Checkpoint:
-    """What a repository holds, as `inspect` says it of a folder. `sizes`: of its files in bytes, by name.
+def inspect_remote(hub_id: str, commit: str, sizes: Mapping[str, int], without: Collection[str] = ()) -> Checkpoint:
+    """What a repository holds, as `inspect` says it of a folder, of the components but those `without`.
+
+    `sizes`: of its files in bytes, by name.
 
     Raises `LoadError`, also for headers that do not fit their files.
     """
     with tempfile.TemporaryDirectory(prefix="qwen-headers-") as place:
         folder = Path(place) / hub_id.replace("/", "--")
-        write_hollow(folder, hub_id, commit, sizes)
-        found = inspect(folder)
+        write_hollow(folder, hub_id, commit, sizes, without)
+        found = inspect(folder, without)
     stored = sum(size for name, size in sizes.items() if is_weight_file(name))
     return replace(found, name=hub_id, hub_id=hub_id, revision=commit, folder=None, stored_bytes=stored)
 
 
-def write_hollow(folder: Path, hub_id: str, commit: str, sizes: Mapping[str, int]) -> None:
-    """Write what `inspect` reads of the repository below the folder."""
+def write_hollow(
+    folder: Path, hub_id: str, commit: str, sizes: Mapping[str, int], without: Collection[str] = ()
+) -> None:
+    """Write what `inspect` reads of the repository below the folder, but for the weights of the components `without`."""
     for name, size in sizes.items():
         if name != "model_index.json" and name.count("/") != 1 or ".." in name:
             continue
@@ -47,7 +51,7 @@ def write_hollow(folder: Path, hub_id: str, commit: str, sizes: Mapping[str, int
             continue
         with file.open("wb") as stream:
             stream.truncate(size if is_weight_file(name) else 0)
-    for component in WEIGHTS:
+    for component in (name for name in WEIGHTS if name not in without):
         for file in shards(folder, component) if (folder / component).is_dir() else ():
             with file.open("r+b") as stream:
                 stream.write(read_header_bytes(hub_id, f"{component}/{file.name}", commit, file.stat().st_size))

@@ -84,7 +84,8 @@ def pass_inputs(subject: Subject, rows: int = 1, tokens: int = TEXT_TOKENS, seed
     shapes = [half, half] if subject.edits else [(1, SIDE, SIDE)]
     mask = torch.ones(rows, tokens, dtype=torch.bool, device=subject.plan.device)
     mask[1:, -3:] = False
-    return {
+    second = subject.second_input(rows)
+    return ({} if second is None else {"additional_t_cond": second}) | {
         "hidden_states": subject.random(rows, PICTURE_TOKENS, config.in_channels, seed=seed),
         "encoder_hidden_states": subject.random(rows, tokens, config.joint_attention_dim, seed=seed + 1),
         "encoder_hidden_states_mask": mask if rows > 1 else None,
@@ -92,7 +93,6 @@ def pass_inputs(subject: Subject, rows: int = 1, tokens: int = TEXT_TOKENS, seed
         "img_shapes": [shapes] * rows,
         "attention_kwargs": {},
         "guidance": None,
-        "additional_t_cond": subject.second_input(rows),
         "return_dict": False,
     }
 

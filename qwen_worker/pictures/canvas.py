@@ -75,7 +75,8 @@ class Canvas:
         elif drawn.size != self.result_size:
             drawn = drawn.resize(self.result_size, Image.Resampling.LANCZOS)
         kept = self.original or self.start
-        if self.mask is not None and kept is not None:
+        if self.mask is not None:
+            assert kept is not None, "a mask is one of a picture that is kept"
             drawn = restore_outside(drawn, kept, self.own_mask or self.mask, self.is_soft)
         drawn.info |= compared
         return drawn

@@ -35,6 +35,8 @@ def test_no_help_imports_torch():
         "computed",
         "costs",
         "matching",
+        "rounds",
+        "single_files",
         "quality",
     ]
 

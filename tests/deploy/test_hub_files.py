@@ -124,7 +124,7 @@ def fits(pool, env):
     memory = int(pool.split("_")[1])
     one = cards.Pool(pool, (pool,), (pool,), memory, 1.0, "HIGH")
     settings = worker_settings(env)
-    return cards.fit(one, settings, sorted(settings.QWEN_TASKS, reverse=True), 32, cuda_floor(ROOT))
+    return cards.fit(one, settings, sorted(settings.served_roles, reverse=True), 32, cuda_floor(ROOT))
 
 
 @pytest.mark.parametrize("name", hub_files.PRESETS)

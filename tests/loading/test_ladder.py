@@ -308,7 +308,7 @@ def test_only_the_second_failure_is_internal(faster, failing, monkeypatch):
     monkeypatch.setattr(compiled, "compiled_forward", lambda block_class: block_class.forward)
     worker = faster()
     worker.pipelines.load("generate")
-    calls = failing(inference, "draw_picture", ERRORS["cudnn"])
+    calls = failing(inference, "draw_pictures", ERRORS["cudnn"])
     body = run(worker, SMALL, "twice")
     assert body == {"error": "internal: twice", "output": {"success": False}} and len(calls) == 2
     run(worker, SMALL, "once")
@@ -322,15 +322,15 @@ def test_short_of_memory_passes_are_parted_first_and_tiles_come_second(faster, m
     monkeypatch.setattr(compiled, "compiled_forward", lambda block_class: block_class.forward)
     worker = faster()
     loaded, tried = worker.pipelines.load("generate"), []
-    real, fits = inference.draw_picture, {"apart": False}
+    real, fits = inference.draw_pictures, {"apart": False}
 
-    def draw_picture(pipe, *arguments):
+    def draw_pictures(pipe, *arguments):
         tried.append(("forward" in vars(pipe.transformer), pipe.vae.use_tiling))
         if not fits["apart"] and tried[-1][0] or fits["apart"] is None and not tried[-1][1]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(pipe, *arguments)
 
-    monkeypatch.setattr(inference, "draw_picture", draw_picture)
+    monkeypatch.setattr(inference, "draw_pictures", draw_pictures)
     drawn(worker)
     assert tried == [(True, False), (False, False)]
     fits["apart"] = None

@@ -117,7 +117,12 @@ def test_a_picture_s_tokens_lie_in_rows_and_columns_for_the_text_encoder(
     monkeypatch.setattr(processor, "__call__", recorded)
     monkeypatch.setattr(model.language_model.rotary_emb, "forward", rotary)
     wide = scene.resize((384, 256))
-    succeeded(worker, images=[as_text(wide), as_text(wide.rotate(90, expand=True))][:count], negative_prompt="a cat")
+    succeeded(
+        worker,
+        images=[as_text(wide), as_text(wide.rotate(90, expand=True))][:count],
+        negative_prompt="a cat",
+        guidance_scale=4,
+    )
     fields = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
     expected = [model.get_rope_index(**{name: batch[name] for name in fields})[0] for batch in returned]
     assert len(positions) == len(expected) == 2 and all(map(torch.equal, positions, expected))
@@ -257,7 +262,7 @@ def test_diffusers_accepts_every_argument_we_send(class_name):
     accepted = set(inspect.signature(pipeline_class.__call__).parameters)
 
     class Bare:
-        __call__ = pipeline_class.__call__
+        __call__, config = pipeline_class.__call__, {}
 
     sent = set()
     for fields, sources in ((SMALL, []), ({**SMALL, "image": "aGk="}, ["picture"])):

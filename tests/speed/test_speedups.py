@@ -335,11 +335,11 @@ def test_guidance_s_passes_stay_two_where_a_picture_is_decoded_in_tiles(cold_wor
     posted(worker, prompt="a red circle", width=256, height=256, num_inference_steps=1)
     loaded, drawn = worker.pipelines.loaded[worker.settings.QWEN_IMAGE_MODEL], []
 
-    def draw_picture(pipe, *arguments):
+    def draw_pictures(pipe, *arguments):
         drawn.append("forward" in vars(pipe.transformer))
         if drawn == [True]:
             raise torch.OutOfMemoryError
-        return Image.new("RGB", (64, 64)), 1
+        return [Image.new("RGB", (64, 64))], 1
 
     def in_one(plan=loaded.plan, size=512, task="generate", **fields):
         fields = {"task": task, "prompt": "a red circle", "width": size, "height": size} | fields
@@ -349,7 +349,7 @@ def test_guidance_s_passes_stay_two_where_a_picture_is_decoded_in_tiles(cold_wor
         inference.draw(planned, entry, PromptCache(1), Previewer())
         return [drawn.pop(0) for _ in list(drawn)]
 
-    monkeypatch.setattr(inference, "draw_picture", draw_picture)
+    monkeypatch.setattr(inference, "draw_pictures", draw_pictures)
     assert in_one() == [True, False]  # the second without memory for the first
     drawn.append(True)
     assert in_one()[1:] == [True]
