@@ -59,8 +59,11 @@ def draw_together(
                 pictures[entry].append(to_rgb(image))
             require_any_running(encoded)
     loaded.not_finite.clear()
-    facts = steps, loaded.drawing_model, None, peak_vram_gb(), len(calls[0])
-    return {entry: DrawingResult(entry_pictures, *facts) for entry, entry_pictures in pictures.items()}
+    model, peak, count = loaded.drawing_model, peak_vram_gb(), len(calls[0])
+    return {
+        entry: DrawingResult(entry_pictures, steps, model, peak_vram_gb=peak, batch=count)
+        for entry, entry_pictures in pictures.items()
+    }
 
 
 def draw_call(
