@@ -2,6 +2,11 @@
 
 import pytest
 
+from qwen_worker.checkpoints import checkpoint as checkpoints
+from qwen_worker.checkpoints import composed
+from qwen_worker.checkpoints.architecture import CLASS_2_1, weight_shapes
+from qwen_worker.checkpoints.sharing import as_model
+from qwen_worker.checkpoints.transformer_source import Place, TransformerSource
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.settings import Settings
 
@@ -16,3 +21,14 @@ def test_a_layered_model_keeps_its_own_transformer_whatever_stands_for_the_other
     assert catalogue.transformer_for("generate") == transformer
     assert catalogue.transformer_for("layers") is None
     assert catalogue.locate("layers").name == LAYERED
+
+
+@pytest.mark.parametrize(("base", "is_20b"), [("Qwen/Qwen-Image", True), ("Qwen/Qwen-Image-2.1", False)])
+def test_another_transformer_leaves_a_checkpoint_of_the_architecture_that_it_is(base, is_20b, tmp_path):
+    checkpoint = checkpoints.released(base)
+    shapes = weight_shapes({} if is_20b else {"_class_name": CLASS_2_1})
+    stored = composed.StoredTransformer("bf16", composed.count(shapes), {}, composed.parts_of(shapes))
+    source = TransformerSource(Place("ORG/file.safetensors"), "file-1", 1, tmp_path, None)
+    swapped = composed.with_transformer(checkpoint, stored, source)
+    assert swapped.parameters == checkpoint.parameters and swapped.parts == checkpoint.parts
+    assert as_model(swapped, []).is_20b is is_20b
