@@ -8,7 +8,11 @@ from qwen_worker.checkpoints.architecture import CLASS_2_1, weight_shapes
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.checkpoints.transformer_source import Place, TransformerSource
 from qwen_worker.loading.catalogue import Catalogue
+from qwen_worker.loading.planner import Planner
+from qwen_worker.memory import placement
 from qwen_worker.settings import Settings
+
+from ..memory.test_placement import card
 
 LAYERED = "Qwen/Qwen-Image-Layered"
 
@@ -32,3 +36,15 @@ def test_another_transformer_leaves_a_checkpoint_of_the_architecture_that_it_is(
     swapped = composed.with_transformer(checkpoint, stored, source)
     assert swapped.parameters == checkpoint.parameters and swapped.parts == checkpoint.parts
     assert as_model(swapped, []).is_20b is is_20b
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_room_kept"),
+    [({}, True), ({"QWEN_TASKS": "edit"}, False), ({"QWEN_IMAGE_MODEL": "Qwen/Qwen-Image-2.1"}, False)],
+)
+def test_room_for_a_controlnet_is_kept_where_a_job_could_be_followed_by_one(settings, has_room_kept, monkeypatch):
+    asked = Settings(QWEN_CONTROLNET="InstantX/Qwen-Image-ControlNet-Union", **settings)
+    kept = []
+    monkeypatch.setattr(placement, "plan", lambda *arguments: kept.append(arguments[-1]))
+    Planner(asked, Catalogue(asked), lambda: card(141)).place("edit", ())
+    assert kept == [has_room_kept]
