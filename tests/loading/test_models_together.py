@@ -7,12 +7,16 @@ from qwen_worker.checkpoints import composed
 from qwen_worker.checkpoints.architecture import CLASS_2_1, weight_shapes
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.checkpoints.transformer_source import Place, TransformerSource
+from qwen_worker.errors import InvalidInput
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.planner import Planner
+from qwen_worker.lora.file import LoraFile, LoraUse
+from qwen_worker.lora.made_for import require_made_for
 from qwen_worker.memory import placement
 from qwen_worker.settings import Settings
 
 from ..memory.test_placement import card
+from ..support.lora_files import lora_layer
 
 LAYERED = "Qwen/Qwen-Image-Layered"
 
@@ -48,3 +52,9 @@ def test_room_for_a_controlnet_is_kept_where_a_job_could_be_followed_by_one(sett
     monkeypatch.setattr(placement, "plan", lambda *arguments: kept.append(arguments[-1]))
     Planner(asked, Catalogue(asked), lambda: card(141)).place("edit", ())
     assert kept == [has_room_kept]
+
+
+def test_a_lora_of_another_architecture_is_refused_for_layers_before_their_model_is_there():
+    use = LoraUse(LoraFile("one", {"transformer_blocks.0.img_mlp.gate_layer": lora_layer(4, 4096, 12288)}, None), 1.0, "L")
+    with pytest.raises(InvalidInput, match="L is not made for Qwen/Qwen-Image-Layered: it is one for Qwen-Image-2.1"):
+        require_made_for(checkpoints.released(LAYERED), [use])
