@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from qwen_worker.checkpoints import checkpoint
+from qwen_worker.checkpoints.controlnet import ControlNet
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.drawing.job_plan import plan_for
 from qwen_worker.drawing.layers import planned_size, require_layers_fit
@@ -12,6 +13,7 @@ from qwen_worker.drawing.queue import DrawingJob
 from qwen_worker.errors import JobError
 from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.tasks import Layers
+from qwen_worker.loading.controlnets import LARGEST_LAYERS, ControlNets
 from qwen_worker.memory import placement
 from qwen_worker.memory.footprint import CONTEXT_BYTES, GB, GIB, UNALLOCATED_BYTES, WORKING
 from qwen_worker.memory.machine import Gpu, Machine
@@ -72,3 +74,13 @@ def test_layers_are_planned_by_the_model_that_draws_them_and_not_by_another_one_
     assert not layers.needs_tiles(*size) and layers.prefix_cache
     decoding = round(WORKING.decode * 10 * GIB)  # 2.1 leaves an endpoint no savings
     assert layers.peak_bytes(*size) - layers.weight_bytes == CONTEXT_BYTES + UNALLOCATED_BYTES + decoding
+
+
+def test_a_controlnet_stays_on_the_card_only_where_layers_have_room_beside_it():
+    net = ControlNets("org/net", ())
+    net.located = ControlNet("org/net", {"num_layers": 5}, 1_768_000_000)
+    plan = planned(180, *NAMES)
+    size = planned_size(request(num_layers=10, resolution=1024), (1024, 1024))
+    assert size == LARGEST_LAYERS and net.is_kept_on_card(plan)
+    tight = replace(plan, limit_bytes=plan.peak_bytes(*size))
+    assert not net.planned(tight).needs_tiles(2048, 2048, 1) and not net.is_kept_on_card(tight)
