@@ -55,6 +55,8 @@ def test_room_for_a_controlnet_is_kept_where_a_job_could_be_followed_by_one(sett
 
 
 def test_a_lora_of_another_architecture_is_refused_for_layers_before_their_model_is_there():
-    use = LoraUse(LoraFile("one", {"transformer_blocks.0.img_mlp.gate_layer": lora_layer(4, 4096, 12288)}, None), 1.0, "L")
+    use = LoraUse(
+        LoraFile("one", {"transformer_blocks.0.img_mlp.gate_layer": lora_layer(4, 4096, 12288)}, None), 1.0, "L"
+    )
     with pytest.raises(InvalidInput, match="L is not made for Qwen/Qwen-Image-Layered: it is one for Qwen-Image-2.1"):
         require_made_for(checkpoints.released(LAYERED), [use])
