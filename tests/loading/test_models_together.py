@@ -7,7 +7,10 @@ from qwen_worker.checkpoints import composed
 from qwen_worker.checkpoints.architecture import CLASS_2_1, weight_shapes
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.checkpoints.transformer_source import Place, TransformerSource
-from qwen_worker.errors import InvalidInput
+from qwen_worker.errors import InvalidInput, JobError
+from qwen_worker.jobs.deadline import Paces, kind_of
+from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.presets import Presets
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.planner import Planner
 from qwen_worker.lora.file import LoraFile, LoraUse
@@ -60,3 +63,15 @@ def test_a_lora_of_another_architecture_is_refused_for_layers_before_their_model
     )
     with pytest.raises(InvalidInput, match="L is not made for Qwen/Qwen-Image-Layered: it is one for Qwen-Image-2.1"):
         require_made_for(checkpoints.released(LAYERED), [use])
+
+
+def test_the_steps_of_a_controlled_job_say_nothing_of_how_long_a_plain_one_takes():
+    settings = Settings(QWEN_CONTROLNET="org/net")
+    plain, controlled = (
+        parse({"prompt": "a fox", **more}, "one", Presets(settings)) for more in ({}, {"control_image": "aGVsbG8="})
+    )
+    paces = Paces()
+    paces.record(kind_of(controlled, (1024, 1024), 0), 10.0, 1, 50, 510.0)
+    paces.require_time(kind_of(plain, (1024, 1024), 0), 1, 50, 100.0)
+    with pytest.raises(JobError, match="deadline_exceeded"):
+        paces.require_time(kind_of(controlled, (1024, 1024), 0), 1, 50, 100.0)
