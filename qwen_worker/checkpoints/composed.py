@@ -113,7 +113,10 @@ def require_same_inputs(config: Json, base_config: Json, label: str) -> None:
 
 
 def with_transformer(base: Checkpoint, stored: StoredTransformer, source: TransformerSource) -> Checkpoint:
-    """The base as a plan sees it with that transformer. Its parts are counted where those of the base are."""
+    """The base as a plan sees it with that transformer. Its parts are counted where the savings know those of the base:
+    a transformer that has other parts, as that of 2.1, would count as one of the 20B architecture.
+    """
+    counts_parts = any(component == COMPONENT and part in base.parts for part, (component, _) in PART_PATTERNS.items())
     packed = {name: size for name, size in base.packed.items() if name != COMPONENT}
     if stored.packed_bytes is not None:
         packed[COMPONENT] = stored.packed_bytes
@@ -121,7 +124,7 @@ def with_transformer(base: Checkpoint, stored: StoredTransformer, source: Transf
         base,
         revision="+".join(filter(None, [base.revision, source.revision[:17]])),
         parameters=base.parameters | {COMPONENT: stored.parameters},
-        parts=base.parts | stored.parts if base.parts else {},
+        parts=base.parts | (stored.parts if counts_parts else {}),
         packed=packed,
         transformer=OtherTransformer(source.label, stored.kind, source.revision, source.size),
     )

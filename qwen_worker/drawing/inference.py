@@ -96,8 +96,9 @@ def draw_within_memory(
     size = planned_size(entry)
     first, shortage = 0 if shares_passes(loaded, job.request) else 1, loaded.shortages.get(size, Shortage(0, 0))
     plan = plan_for(entry, loaded.plan, loaded)
-    attempts = (*ATTEMPTS, WITHOUT_PREFIX) if has_prefix_cache(loaded.pipe) and plan.prefix_cache else ATTEMPTS
-    if not plan.prefix_cache:
+    has_prefix = has_prefix_cache(loaded.pipe)
+    attempts = (*ATTEMPTS, WITHOUT_PREFIX) if has_prefix and plan.prefix_cache else ATTEMPTS
+    if has_prefix and not plan.prefix_cache:
         job.warn(NO_PREFIX_WARNING)
     if plan.needs_tiles(*size):
         first = ATTEMPTS.index(Attempt(apart=True, tiles=True))

@@ -41,11 +41,12 @@ def require_room(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None, m
 
 
 def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Plan:
-    """The plan with the room that the job's own LoRAs and its ControlNet take, and blocks that are not compiled
-    where the loaded pipeline compiles none.
+    """The plan with the room that the job's own LoRAs and its ControlNet take beside the models that may draw it, and
+    blocks that are not compiled where the loaded pipeline compiles none.
 
     Of the ways to apply the LoRAs, the first is taken that has room for a picture which is decoded without tiles.
     """
+    plan = replace(plan, draws_layers=isinstance(entry.job.request, Layers))
     if loaded and not loaded.speed.has(Speedup.COMPILE):
         plan = replace(plan, compiled=False)
     if entry.controlnets:

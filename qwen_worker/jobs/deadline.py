@@ -29,6 +29,7 @@ class Kind(NamedTuple):
     images: int  # input pictures
     guided: bool
     preset: str | None
+    controls: int = 0  # control pictures
 
 
 def limit_of(job: "Mapping[str, JsonValue]", default: float | None) -> float | None:
@@ -47,7 +48,8 @@ def limit_of(job: "Mapping[str, JsonValue]", default: float | None) -> float | N
 def kind_of(request: Drawing, size: tuple[int, int], images: int) -> Kind:
     """The kind of a job that draws in `size` from so many input pictures."""
     layers = request.num_layers if isinstance(request, Layers) else 0  # drawn as the input pictures are looked at
-    return Kind(request.task, size, images + layers, request.guidance_scale > 1, request.preset)
+    controls = len(getattr(request, "controls", ()))  # each has the ControlNet compute beside the transformer
+    return Kind(request.task, size, images + layers, request.guidance_scale > 1, request.preset, controls)
 
 
 class Paces:

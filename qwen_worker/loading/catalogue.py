@@ -46,10 +46,12 @@ class Catalogue:
         return image_model if Role.of(task) is Role.GENERATE or is_same_model(image_model, edit_model) else edit_model
 
     def transformer_for(self, task: str) -> str | None:
-        """The setting of the transformer that stands for the task's model's own, if any.
+        """The setting of the transformer that stands for the task's model's own, if any; a layered model keeps its own.
 
         Raises `LoadError` where one model would have two.
         """
+        if Role.of(task) is Role.LAYERS:
+            return None
         chosen = {
             Role.GENERATE: self.settings.QWEN_IMAGE_TRANSFORMER, Role.EDIT: self.settings.QWEN_EDIT_TRANSFORMER
         }  # fmt: skip

@@ -16,6 +16,7 @@ from ..checkpoints.files import label_of
 from ..errors import JobError, LoadError
 from ..jobs.control import MAX_CONTROLS
 from ..jobs.request import Drawing
+from ..jobs.tasks import MAX_LAYERS
 from ..log import log_line
 from ..memory import cuda
 from ..memory.failures import Failure, attempt
@@ -26,6 +27,7 @@ from ..settings import Settings
 
 TOKENS = MEGAPIXEL // 256  # of a picture of a megapixel
 LARGEST = 2048, 2048  # pixels of the largest picture of a job
+LARGEST_LAYERS = 1024, 1024 * MAX_LAYERS, 2  # as `drawing/layers.py` plans the most layers of the largest picture
 
 
 def controlnets_from_settings(settings: Settings) -> "ControlNets | None":
@@ -72,9 +74,10 @@ class ControlNets:
         return plan.with_control(round(weight_bytes), round(residual_bytes))
 
     def is_kept_on_card(self, plan: Plan) -> bool:
-        """Whether the card has room for it between jobs too. `plan`: of the loaded pipeline."""
+        """Whether the card has room for it between jobs too, which do not count with it. `plan`: of the loaded one."""
         images = int(any(model.edits for model in plan.models))
-        return not self.planned(plan).needs_tiles(*LARGEST, images)
+        sizes = [(*LARGEST, images)] + [LARGEST_LAYERS] * any(model.captions for model in plan.models)
+        return not any(self.planned(plan).needs_tiles(*size) for size in sizes)
 
     def load(self, checkpoint: Checkpoint, plan: Plan) -> None:
         """Have it loaded; on the inference thread. Raises `JobError` model_unavailable, or out_of_memory for RAM."""

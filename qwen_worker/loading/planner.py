@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.controlnet import PIPELINE
 from ..checkpoints.sharing import as_model
 from ..errors import LoadError
 from ..memory import card, cuda, placement
@@ -104,5 +105,6 @@ class Planner:
             off.layouts(),
             cuda.pinned_cost() if machine.gpu else 1,
             may_compile(self.settings.QWEN_SPEEDUPS) and has_compiler("cuda") and Speedup.COMPILE not in off.reasons,
-            self.settings.QWEN_CONTROLNET is not None,
+            # Of no other class a job could be followed by one, and its room would be for nothing.
+            self.settings.QWEN_CONTROLNET is not None and any(one.class_name == PIPELINE for one in checkpoints),
         )

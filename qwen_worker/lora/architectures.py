@@ -30,7 +30,7 @@ TIMESTEP = ("time_text_embed.timestep_embedder.linear_1", "time_text_embed.times
 IMAGE_20B, IMAGE_2_1 = ARCHITECTURES = (
     Architecture(
         "the 20B Qwen-Image models",
-        ("QwenImagePipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
+        ("QwenImagePipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline", "QwenImageLayeredPipeline"),
         3072,
         (
             *ATTENTION, "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",

@@ -135,6 +135,7 @@ class Plan:
     lora_rank: int = 0  # to which a job's LoRAs are padded for compiled blocks; 0 for LoRAs as they are
     passes: int = 1  # of guidance, of which each has a prefix cache of its own
     prefix_cache: bool = True  # where the transformer has one
+    draws_layers: bool | None = None  # of a job: whether a layered model draws it; None counts with every model
 
     @property
     def base_precision(self) -> Precision:
@@ -227,7 +228,7 @@ class Plan:
         pixels, frame = width * height / MEGAPIXEL, Saving.SINGLE_FRAME in self.savings
         most, text_bytes = 0.0, 0
         for model in self.models:
-            if images and not model.edits:
+            if images and not model.edits or self.draws_layers not in (None, model.captions):
                 continue
             need = model.working
             decode = need.tiled if tiled else (need.decode_frame if frame else need.decode) * pixels

@@ -8,7 +8,6 @@ scikit-image 150 ms, 0.5 s, 80 MB and 182 MB. Knows nothing of ControlNets, nor 
 import importlib.util
 from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import BeyondSchema, InvalidInput
@@ -44,6 +43,7 @@ def prepare_one(picture: Image.Image, control: Control, size: tuple[int, int], w
 def canny(picture: Image.Image) -> Image.Image:
     """White lines of one pixel on black, RGB, at the picture's size. The strongest of the three channels decides."""
     import cv2
+    import numpy as np
 
     edges = cv2.Canny(np.asarray(picture.convert("RGB")), LOW, HIGH)
     return Image.fromarray(edges).convert("RGB")
