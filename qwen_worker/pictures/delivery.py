@@ -26,8 +26,9 @@ from .encoding import encode_picture
 from .encodings import BASE64, CONTENT_TYPES, LEAST_RATES, copies_in_reply, encodings, is_lossless, photo_rate
 from .exact import encode_whole, encodings_of_photo
 from .lineage import digest_of
+from .photo import STITCH_KEY
 from .signing import Sign
-from .stitch import STITCH_KEY, Stitch
+from .stitch import Stitch
 
 if TYPE_CHECKING:
     from pydantic import JsonValue

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 INKS = "{label} is CMYK, and the result is sRGB"
 UNWRITABLE_PROFILE = "{label} has a colour profile that pictures cannot be written with, and the result is sRGB"
 GREY_PROFILE = "{label} is grey by its colour profile, and so is the result; send it as RGB for colours"
+STITCH_KEY = "worker_stitch"  # in the `info` of a drawn part: how it is brought back into its photo (`stitch.py`)
 WHITE = {1: 255, 2: 65535}  # by the bytes of a number
 
 
