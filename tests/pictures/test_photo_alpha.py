@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from qwen_worker.jobs.parsing import parse
-from qwen_worker.pictures.alpha import finish_drawing
+from qwen_worker.pictures.alpha import appearances, finish_drawing
 from qwen_worker.pictures.canvas import Canvas
 from qwen_worker.pictures.encoding import encode_picture
 from qwen_worker.pictures.photo import Photo
@@ -66,3 +66,16 @@ def test_a_photo_of_16_bits_gets_transparency_too():
 def test_a_caller_is_told_where_nothing_in_the_mask_was_drawn_transparent():
     _, _, warnings = stitched(photo_of("RGB"), 255, "transparent")
     assert len(warnings) == 1 and warnings[0].startswith("the model drew nothing transparent")
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_a_photo_hides_beneath_its_transparency_is_seen_by_whoever_checks_it(mode, deep):
+    """The file that comes back has it too: the photo is the caller's own outside the mask."""
+    hidden = Image.new("RGBA", (1600, 1200), (255, 255, 255, 255))
+    hidden.paste((200, 200, 200, 0), (400, 300, 1200, 900))
+    numbers = np.asarray(hidden.convert(mode))
+    photo = Photo(None, numbers.astype(np.uint16) * 257) if deep else Photo(Image.fromarray(numbers))
+    on_white, colours = appearances(photo.thumbnail(800))
+    assert on_white.size == colours.size == (800, 600)
+    assert on_white.getpixel((400, 300)) == (255, 255, 255) and colours.getpixel((400, 300)) == (200, 200, 200)
