@@ -142,7 +142,8 @@ def open_photo(picture: Image.Image, deep: "NDArray[np.uint16] | None", label: s
     if space and mode == "L":
         warn(GREY_PROFILE.format(label=label))
     if deep is not None:
-        return Photo(None, deep if mode == opaque else in_colours(deep), space)
+        # Pillow has a grey PNG of 16 bits with alpha as RGBA.
+        return Photo(None, deep if mode == "L" else in_colours(deep), space)
     whole = picture if mode == opaque else picture.convert(mode + picture.mode[len(opaque) :])
     whole.info = {}
     return Photo(whole, None, space)

@@ -5,10 +5,13 @@ import pytest
 from PIL import Image
 
 from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.values import ignore
 from qwen_worker.pictures.alpha import appearances, finish_drawing
 from qwen_worker.pictures.canvas import Canvas
+from qwen_worker.pictures.deep import read_deep, write_png
 from qwen_worker.pictures.encoding import encode_picture
-from qwen_worker.pictures.photo import Photo
+from qwen_worker.pictures.images import load_picture
+from qwen_worker.pictures.photo import Photo, open_photo
 from qwen_worker.pictures.stitch import stitch_of
 
 BOX = (500, 500, 900, 900)  # the mask
@@ -79,3 +82,16 @@ def test_what_a_photo_hides_beneath_its_transparency_is_seen_by_whoever_checks_i
     on_white, colours = appearances(photo.thumbnail(800))
     assert on_white.size == colours.size == (800, 600)
     assert on_white.getpixel((400, 300)) == (255, 255, 255) and colours.getpixel((400, 300)) == (200, 200, 200)
+
+
+def test_a_grey_photo_of_16_bits_with_alpha_gets_colours():
+    """Pillow reads such a PNG as RGBA."""
+    numbers = np.full((300, 400, 2), 40_000, np.uint16)
+    data = write_png(numbers, [])
+    deep = read_deep(data, "image", (400, 300), ignore)
+    photo = open_photo(load_picture(data, "image", ignore), deep, "image", ignore)
+    mask = Image.new("L", photo.size)
+    mask.paste(255, (100, 100, 200, 200))
+    stitch = stitch_of(photo, mask, None, False, ignore)
+    whole = stitch.whole(Image.new("RGB", stitch.frame.drawn, (255, 0, 0)))
+    assert whole[150, 150].tolist() == [65535, 0, 0, 65535] and (whole[:100] == 40_000).all()
