@@ -18,6 +18,7 @@ from ..checkpoints.classifier import Classifier
 from ..checkpoints.files import label_of
 from ..errors import JobError, LoadError
 from ..jobs.job import Job, Stage
+from ..jobs.request import Generate
 from ..log import log_line
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import GB
@@ -123,6 +124,8 @@ class SafetyCheck:
         """Raises `JobError` content_rejected for an input picture that does not pass, and `Cancelled`."""
         count = len(sources)
         names = ["image"] if count == 1 else [f"images[{number}]" for number in range(count)]
+        if isinstance(job.request, Generate) and job.request.control_image:
+            names = [control.label for control in job.request.controls]
         await self.check(job, sources, names, "send another picture")
 
     async def check_drawn(self, job: Job, pictures: Sequence[Image.Image]) -> list[bool]:

@@ -13,6 +13,7 @@ from ..jobs.request import Drawing
 from .colour import PROFILE, in_space_of
 from .images import as_rgb, flatten, to_rgb
 from .matching import COMPARISON
+from .photo import STITCH_KEY
 
 if TYPE_CHECKING:
     from ..jobs.values import Warn
@@ -24,11 +25,12 @@ WITH_ALPHA = ("LA", "RGBA")
 
 
 def is_see_through(picture: Image.Image) -> bool:
-    """Whether a viewer would see something behind the picture."""
+    """Whether a viewer would see something behind the picture; of a part of a photo, behind what is kept of it."""
     if picture.mode not in WITH_ALPHA:
         return False
-    levels = picture.getchannel("A").histogram()
-    return sum(levels[:SEE_THROUGH]) >= SHARE * picture.width * picture.height
+    stitch = picture.info.get(STITCH_KEY)
+    levels = picture.getchannel("A").histogram(stitch and stitch.drawn_mask)
+    return sum(levels[:SEE_THROUGH]) >= SHARE * sum(levels)
 
 
 def as_asked(picture: Image.Image, request: Drawing, warn: "Warn") -> Image.Image:
@@ -49,10 +51,10 @@ def as_asked(picture: Image.Image, request: Drawing, warn: "Warn") -> Image.Imag
 
 
 def on_white(picture: Image.Image) -> Image.Image:
-    """The picture without its alpha, with the profile and the comparison that it has."""
+    """The picture without its alpha, with its profile, its comparison, and the photo that it is a part of."""
     flat = flatten(picture)
     if flat is not picture:
-        flat.info = {name: picture.info[name] for name in (PROFILE, COMPARISON) if name in picture.info}
+        flat.info = {name: picture.info[name] for name in (PROFILE, COMPARISON, STITCH_KEY) if name in picture.info}
     return flat
 
 

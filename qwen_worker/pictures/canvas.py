@@ -13,8 +13,9 @@ from .inputs import Inputs
 from .inset import Inset
 from .masks import restore_outside
 from .matching import COMPARISON, Matching
+from .photo import STITCH_KEY
 from .sizes import CONDITIONING_SIDE, enlarged_warning, moved_warning, sizes_of
-from .stitch import STITCH_KEY, Stitch
+from .stitch import Stitch
 
 
 @dataclass(frozen=True)

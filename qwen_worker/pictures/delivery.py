@@ -23,11 +23,12 @@ from ..network.upload import File, UploadFailed, require_public, upload_files
 from ..settings import Settings
 from ..stopwatch import timed
 from .encoding import encode_picture
-from .encodings import BASE64, CONTENT_TYPES, LEAST_RATES, copies_in_reply, encodings, is_lossless, photo_rate
+from .encodings import BASE64, CONTENT_TYPES, LEAST_RATES, copies_in_reply, encodings_for, is_lossless, photo_rate
 from .exact import encode_whole, encodings_of_photo
 from .lineage import digest_of
+from .photo import STITCH_KEY
 from .signing import Sign
-from .stitch import STITCH_KEY, Stitch
+from .stitch import Stitch
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -100,13 +101,13 @@ def size_warning(request: Drawing, size: tuple[int, int], terms: Terms) -> str |
     """What to tell a caller before pictures are drawn that may be too large for a reply, None where they hardly are.
 
     `size`: of each, in pixels. Of `auto` the smallest encoding counts. Raises `JobError` result_too_large where even
-    pictures of one colour would be too large.
+    pictures of one colour would be too large, and `InvalidInput` where no file of the format is so large.
     """
+    *_, (output_format, quality) = terms.encodings or encodings_for(request, size)
     if terms.bucket:
         return None
     width, height = size
     characters = copies_in_reply(request, terms.shape) * width * height * BASE64
-    *_, (output_format, quality) = terms.encodings or encodings(request)
     pictures = f"{request.picture_count} picture{'s' * (request.picture_count > 1)} of {width}x{height}"
     limit = f"of which at most {terms.limit_bytes / 1e6:g} MB are delivered"
     if (least := characters * LEAST_RATES[output_format]) > terms.limit_bytes:
@@ -140,7 +141,7 @@ def deliver(
     """
     bucket, note, smallest = terms.bucket, "", 0
     is_exact = is_lossless(*terms.encodings[0]) if terms.encodings else False
-    for attempt, (output_format, quality) in enumerate(terms.encodings or encodings(request)):
+    for attempt, (output_format, quality) in enumerate(terms.encodings or encodings_for(request, pictures[0].size)):
         files = [encode_unless_cancelled(cancelled, picture, output_format, quality, timings) for picture in pictures]
         if sign:
             with timed(timings, "encode"):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..delivery_settings import ResponseShape
+from ..errors import InvalidInput
 
 if TYPE_CHECKING:
     from ..jobs.request import Drawing
@@ -31,6 +32,7 @@ LEAST_RATES = {
     "webp": 0.0001,
     "avif": 0.0001,
 }  # of a picture of one colour: no file has less
+WEBP_SIDE = 16_383  # pixels: WebP has no longer side
 BASE64 = 4 / 3  # characters for each byte
 
 
@@ -53,6 +55,16 @@ def photo_rate(output_format: str, quality: int | None) -> float:
 
     rates = LOSSY_RATES[output_format]
     return float(np.interp(quality or DEFAULT_QUALITIES[output_format], list(rates), list(rates.values())))
+
+
+def encodings_for(request: "Drawing", size: tuple[int, int]) -> list[tuple[str, int | None]]:
+    """Those of `encodings` that pictures of this size, in pixels, have room in. Raises `InvalidInput` for none."""
+    if found := [one for one in encodings(request) if one[0] != "webp" or max(size) <= WEBP_SIDE]:
+        return found
+    raise InvalidInput(
+        f"output_format {request.output_format} would be WebP, which has at most {WEBP_SIDE} pixels on a side, and the "
+        f"picture has {size[0]}x{size[1]}: send output_format png, jpeg or avif"
+    )
 
 
 def encodings(request: "Drawing") -> Iterator[tuple[str, int | None]]:

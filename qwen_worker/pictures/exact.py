@@ -17,7 +17,7 @@ from .colour import PROFILE
 from .crop import Box
 from .deep import write_png
 from .encoding import encode_deep, encode_picture
-from .encodings import BASE64, encodings, is_lossless
+from .encodings import BASE64, encodings_for, is_lossless
 from .photo import Photo, to_picture
 from .stitch import Stitch
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ..jobs.request import Drawing
 
 STRIP_ROWS = 256  # that are encoded at once
-WEBP_SIDE = 16_383  # pixels: WebP has no longer side
 # Of the bytes of strips, what all of them in one file have at least.
 TOGETHER = 0.9
 # Bytes for a pixel, by the bytes of its numbers: no PNG has more but for its head.
@@ -42,9 +41,9 @@ def encodings_of_photo(
 
     `room`: bytes of a reply that has so many `copies` of a file; None where there is a bucket for any size. `warn` is
     told where what is outside the mask will not be exact. Raises `JobError` result_too_large where nothing exact has
-    room and the job has not asked for anything else, or `Cancelled`.
+    room and the job has not asked for anything else, `InvalidInput` where no file is so large, or `Cancelled`.
     """
-    photo, wanted = stitch.photo, list(encodings(request))
+    photo, wanted = stitch.photo, encodings_for(request, stitch.photo.size)
     exact = [one for one in wanted if keeps_numbers(photo, *one)]
     lossy = [one for one in wanted if one not in exact]
     if not exact:
@@ -71,7 +70,7 @@ def encodings_of_photo(
 
 def keeps_numbers(photo: Photo, output_format: str, quality: int | None) -> bool:
     """Whether a file of this encoding has the photo's own numbers: those of a WebP are RGB of 8 bits."""
-    is_for_webp = photo.number_bytes == 1 and photo.colour_mode == "RGB" and max(photo.size) <= WEBP_SIDE
+    is_for_webp = photo.number_bytes == 1 and photo.colour_mode == "RGB"
     return output_format == "png" or (is_for_webp and is_lossless(output_format, quality))
 
 

@@ -17,7 +17,7 @@ from ..jobs.tasks import Layers
 from .alpha import on_white, to_opaque
 from .canvas import Canvas
 from .layers import stand_in_layers
-from .photo import to_picture
+from .photo import profiled, to_picture
 
 BAND_WORDS = ("STAND-IN\nNO MODEL", "STAND-IN: NO MODEL")  # the words of the band, on two lines or on one
 # Of a band with the picture's long side as 1: how much of it the words fill, and how high the band may be in a picture
@@ -45,7 +45,9 @@ def stand_in(request: Drawing, canvas: Canvas, seed: int) -> Image.Image:
     edited = to_opaque(edited)
     if canvas.stitch:
         whole = canvas.stitch.whole(FILTERS[filter_name(request.prompt)](edited))
-        return with_band(on_white(whole if isinstance(whole, Image.Image) else to_picture(whole)))
+        if not isinstance(whole, Image.Image):
+            whole = profiled(to_picture(whole), canvas.stitch.photo.profile)
+        return with_band(on_white(whole))
     source = edited.resize(canvas.size if canvas.inset else canvas.result_size, Image.Resampling.LANCZOS)
     return with_band(on_white(canvas.finish(FILTERS[filter_name(request.prompt)](source))))
 
@@ -94,7 +96,8 @@ def band_font_size(words: str, width: int, height: int) -> int:
     font = ImageFont.load_default(100)
     longest = max(font.getlength(line) for line in words.splitlines())
     band_height = min(height, max(height / 2, width * LOW_BAND))
-    return int(min(100 * width * BAND_FILL / longest, band_height / (1.15 * (1 + words.count("\n")) + 0.2)))
+    size = min(100 * width * BAND_FILL / longest, band_height / (1.15 * (1 + words.count("\n")) + 0.2))
+    return max(1, int(size))  # in a picture of a few pixels nobody reads them
 
 
 def grey(picture: Image.Image) -> Image.Image:

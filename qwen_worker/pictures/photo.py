@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 INKS = "{label} is CMYK, and the result is sRGB"
 UNWRITABLE_PROFILE = "{label} has a colour profile that pictures cannot be written with, and the result is sRGB"
 GREY_PROFILE = "{label} is grey by its colour profile, and so is the result; send it as RGB for colours"
+STITCH_KEY = "worker_stitch"  # in the `info` of a drawn part: how it is brought back into its photo (`stitch.py`)
 WHITE = {1: 255, 2: 65535}  # by the bytes of a number
 
 
@@ -50,6 +51,14 @@ class Photo:
     @property
     def profile(self) -> bytes | None:
         return self.space.profile if self.space else None
+
+    @property
+    def channels(self) -> int:
+        """1 to 4, with alpha."""
+        if self.picture:
+            return len(self.picture.getbands())
+        assert self.deep is not None
+        return self.deep.shape[2]
 
     @property
     def colour_mode(self) -> str:
@@ -101,10 +110,20 @@ class Photo:
         return Image.fromarray(np.pad(np.asarray(seen), beyond, mode="edge"))
 
     def thumbnail(self, side: int) -> Image.Image:
-        """The whole photo, small, as the model would see it."""
+        """The whole photo, small, in sRGB: RGB, or RGBA with the colours beneath what is transparent."""
         width, height = self.size
         shrink = min(1.0, side / max(width, height))
-        return self.seen((max(1, round(width * shrink)), max(1, round(height * shrink))), (0, 0, width, height))
+        size = max(1, round(width * shrink)), max(1, round(height * shrink))
+        if self.channels in (1, 3):
+            return self.seen(size, (0, 0, width, height))
+        whole = self.picture or to_picture(self.numbers((0, 0, width, height)))
+        # Resampled together, colours would count by their alpha, and those that it hides not at all.
+        alpha, colours = whole.getchannel("A"), whole.convert(self.colour_mode)
+        small = colours.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        small.info = {}
+        small = (self.space.to_srgb(small) if self.space else small).convert("RGB")
+        small.putalpha(alpha.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
+        return small
 
 
 def open_photo(picture: Image.Image, deep: "NDArray[np.uint16] | None", label: str, warn: Warn) -> Photo:
@@ -123,7 +142,8 @@ def open_photo(picture: Image.Image, deep: "NDArray[np.uint16] | None", label: s
     if space and mode == "L":
         warn(GREY_PROFILE.format(label=label))
     if deep is not None:
-        return Photo(None, deep if mode == opaque else in_colours(deep), space)
+        # Pillow has a grey PNG of 16 bits with alpha as RGBA.
+        return Photo(None, deep if mode == "L" else in_colours(deep), space)
     whole = picture if mode == opaque else picture.convert(mode + picture.mode[len(opaque) :])
     whole.info = {}
     return Photo(whole, None, space)

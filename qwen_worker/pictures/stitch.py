@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-STITCH_KEY = "worker_stitch"  # in the `info` of a drawn part: the photo that it belongs to
 TILE = 512  # pixels a side
 SUPPORT = 3  # pixels on each side that a Lanczos filter looks at, of the coarser picture
 MAX_FEATHER = 16  # pixels of the photo
@@ -60,14 +59,19 @@ class Stitch:
         return mask
 
     def whole(self, drawn: Image.Image) -> "Image.Image | NDArray[np.uint16]":
-        """The photo with the drawn part in it: a picture with the photo's profile, or an array of 16 bits."""
+        """The photo with the drawn part in it: a picture with the photo's profile, or an array of 16 bits.
+
+        It has transparency where the photo or the drawing has.
+        """
+        has_alpha = drawn.mode == "RGBA"
         if self.photo.picture:
             result = self.photo.picture.copy()
+            result = result.convert(self.photo.colour_mode + "A") if has_alpha else result
             for box, numbers in self.altered_tiles(drawn):
                 result.paste(Image.fromarray(numbers[:, :, 0] if numbers.shape[2] == 1 else numbers), box[:2])
             return profiled(result, self.photo.profile)
         assert self.photo.deep is not None
-        deep = self.photo.deep.copy()
+        deep = with_alpha(self.photo.deep) if has_alpha else self.photo.deep.copy()
         for (left, top, right, bottom), numbers in self.altered_tiles(drawn):
             deep[top:bottom, left:right] = numbers
         return deep
@@ -83,11 +87,13 @@ class Stitch:
                 weights = self.weights(box)
                 if weights.any():
                     drawn_part = enlarge(drawn, self.frame, box)
+                    own, colours = self.photo.numbers(box), drawn_part.convert("RGB")
                     if self.photo.space:
-                        drawn_part = convert(
-                            drawn_part, srgb_profile(), self.photo.space.profile, self.photo.colour_mode
-                        )
-                    yield box, blend(self.photo.numbers(box), np.asarray(drawn_part), weights)
+                        colours = convert(colours, srgb_profile(), self.photo.space.profile, self.photo.colour_mode)
+                    if drawn_part.mode == "RGBA":
+                        own, colours = with_alpha(own), colours.convert(colours.mode + "A")
+                        colours.putalpha(drawn_part.getchannel("A"))
+                    yield box, blend(own, np.asarray(colours), weights)
 
     def weights(self, box: Box) -> "NDArray[np.floating[Any]]":
         """How much of the drawing is in each pixel of a tile, 0 to 1: (height, width)."""
@@ -144,7 +150,7 @@ def blend(
 ) -> "NDArray[np.uint8 | np.uint16]":
     """The photo's own numbers where the weight is 0, those of the drawing where it is 1, and between them a mixture.
 
-    own: (height, width, 1 to 4) with its alpha, which the drawing has not; drawn: (height, width) or (..., 3).
+    own: (height, width, 1 to 4) with its alpha; drawn: (height, width) or (..., 2 to 4), with alpha where own has some.
     """
     import numpy as np
 
@@ -155,16 +161,27 @@ def blend(
     colours = own.shape[2] - (own.shape[2] in (2, 4))
     weight = weights[:, :, None]
     opacity = own[:, :, colours:].astype(np.float32) / white if colours < own.shape[2] else np.float32(1)
-    whole_opacity = weight + (1 - weight) * opacity
-    # A colour counts by its opacity: what is transparent has none to mix.
-    share = weight / np.maximum(whole_opacity, 1e-6)
+    drawn_opacity = drawn[:, :, colours:].astype(np.float32) / 255 if colours < drawn.shape[2] else np.float32(1)
+    whole_opacity = weight * drawn_opacity + (1 - weight) * opacity
+    # A colour counts by its opacity: what is transparent has none to mix, unless all of it is.
+    share = np.where(whole_opacity > 0, weight * drawn_opacity / np.maximum(whole_opacity, 1e-6), weight)
     mixed = own.copy()
     mixed[:, :, :colours] = np.rint(
-        own[:, :, :colours] * (1 - share) + drawn.astype(np.float32) * (white / 255) * share
+        own[:, :, :colours] * (1 - share) + drawn[:, :, :colours].astype(np.float32) * (white / 255) * share
     ).astype(own.dtype)
     if colours < own.shape[2]:
         mixed[:, :, colours:] = np.rint(whole_opacity * white).astype(own.dtype)
     return np.where(weight > 0, mixed, own)
+
+
+def with_alpha(numbers: "NDArray[np.uint8 | np.uint16]") -> "NDArray[np.uint8 | np.uint16]":
+    """A copy of the numbers, (height, width, 1 to 4), with alpha: opaque where they have none."""
+    import numpy as np
+
+    if numbers.shape[2] in (2, 4):
+        return numbers.copy()
+    opaque = np.full((*numbers.shape[:2], 1), WHITE[numbers.dtype.itemsize], numbers.dtype)
+    return np.concatenate((numbers, opaque), axis=2)
 
 
 def enlarge(drawn: Image.Image, frame: Frame, box: Box) -> Image.Image:

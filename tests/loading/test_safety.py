@@ -12,6 +12,7 @@ from qwen_worker.checkpoints.classifier import Classifier
 from qwen_worker.errors import JobError, LoadError
 from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.request import Generate
 from qwen_worker.loading import safety
 from qwen_worker.loading.safety import Judge, SafetyCheck, rejected_labels
 from qwen_worker.memory import placement
@@ -282,3 +283,16 @@ def test_a_plan_counts_what_the_classifier_holds_beside_what_it_leaves_for_the_p
     check.load()
     ram_bytes = check.judge.classifier.ram_bytes
     assert before - plan_may_pin(process_bytes=10**9 + ram_bytes) == ram_bytes > 100_000
+
+
+@pytest.mark.parametrize(("count", "names"), [(1, ["control_image"]), (2, ["control_image[0]", "control_image[1]"])])
+def test_control_pictures_are_named_as_the_job_names_them(count, names, monkeypatch):
+    check, told = check_of(FOLDER), []
+
+    async def note(_job, _pictures, names, _advice):
+        told.extend(names)
+
+    monkeypatch.setattr(check, "check", note)
+    request = Generate.model_validate({"prompt": "a", "control_image": ["aa"] * count})
+    asyncio.run(check.check_inputs(Job("job", request), [Image.new("RGB", (8, 8))] * count))
+    assert told == names

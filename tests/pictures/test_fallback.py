@@ -5,8 +5,14 @@ import pytest
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.values import ignore
 from qwen_worker.pictures import fallback
 from qwen_worker.pictures.canvas import Canvas
+from qwen_worker.pictures.colour import space_of
+from qwen_worker.pictures.photo import Photo, profiled
+from qwen_worker.pictures.stitch import stitch_of
+
+from ..support.profiles import DISPLAY_P3
 
 
 def request(**fields):
@@ -120,3 +126,19 @@ def test_outside_the_mask_and_the_band_nothing_changes():
     found = fallback.draw(request(image="aGk=", prompt="invert"), Canvas([source], mask, (1024, 1024), source.size))[0]
     found.paste(source.crop((0, 72, 256, 184)), (0, 72))  # over the band
     assert ImageChops.difference(found, source).getbbox() == (64, 8, 192, 48)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 1), (1, 5)])
+def test_the_smallest_pictures_have_a_stand_in_too(size):
+    """An edit whose result is as large as its input may have any size."""
+    assert fallback.with_band(Image.new("RGB", size)).size == size
+
+
+def test_the_stand_in_of_a_photo_of_16_bits_has_its_profile():
+    space = space_of(profiled(Image.new("RGB", (1, 1)), DISPLAY_P3), "image", ignore)
+    photo = Photo(None, np.zeros((300, 400, 3), np.uint16), space)
+    mask = Image.new("L", photo.size, 255)
+    stitch = stitch_of(photo, mask, None, False, ignore)
+    canvas = Canvas([], mask, stitch.frame.drawn, photo.size, stitch=stitch, start=photo.framed(stitch.frame))
+    (drawn,) = fallback.draw(request(task="edit", image="aa", mask_image="aa"), canvas)
+    assert drawn.info["icc_profile"] == DISPLAY_P3 and drawn.size == photo.size
