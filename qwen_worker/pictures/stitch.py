@@ -63,6 +63,8 @@ class Stitch:
 
         It has transparency where the photo or the drawing has.
         """
+        import numpy as np
+
         has_alpha = drawn.mode == "RGBA"
         if self.photo.picture:
             result = self.photo.picture.copy()
@@ -71,7 +73,7 @@ class Stitch:
                 result.paste(Image.fromarray(numbers[:, :, 0] if numbers.shape[2] == 1 else numbers), box[:2])
             return profiled(result, self.photo.profile)
         assert self.photo.deep is not None
-        deep = with_alpha(self.photo.deep) if has_alpha else self.photo.deep.copy()
+        deep = (with_alpha(self.photo.deep) if has_alpha else self.photo.deep).astype(np.uint16)  # a copy
         for (left, top, right, bottom), numbers in self.altered_tiles(drawn):
             deep[top:bottom, left:right] = numbers
         return deep
