@@ -12,12 +12,15 @@ from PIL import Image
 from qwen_worker.checkpoints.classes import PIPELINE_CLASSES
 from qwen_worker.drawing.pipeline_call import call_arguments
 from qwen_worker.errors import LoadError
+from qwen_worker.jobs.deadline import Kind
 from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
+from qwen_worker.jobs.presets import Presets
 from qwen_worker.loading.catalogue import Catalogue
 from qwen_worker.loading.pipelines import Pipelines
 from qwen_worker.memory.machine import Gpu, Machine
 from qwen_worker.pictures.canvas import Canvas
+from qwen_worker.settings import Settings
 
 from ..conftest import as_text, only_proved, picture_of, place_by, run
 
@@ -167,7 +170,7 @@ def test_a_schedule_that_the_checkpoint_brings_is_drawn_in_its_steps_or_in_the_j
         return asyncio.run(worker.answer({"id": "a", "input": fields, "policy": {"executionTimeout": 4_500_000}}))
 
     def kind(side, guided=False):
-        return "generate", (side, side), 0, guided, "quality"
+        return Kind("generate", (side, side), 0, guided, "quality")
 
     first = answered({})["metadata"]
     assert (first["steps"], first["guidance_scale"]) == (3, 1.0) and set(worker.paces.step_seconds) == {kind(256)}
@@ -272,7 +275,7 @@ def test_diffusers_accepts_every_argument_we_send(class_name):
         ({**SMALL, "image": "aGk="}, ["picture"]),
         (layers, [Image.new("RGB", (64, 64))]),
     ):
-        request = parse(fields, "job")
+        request = parse(fields, "job", Presets(Settings(QWEN_LAYERED_MODEL="Qwen/Qwen-Image-Layered")))
         if request.task in PIPELINE_CLASSES[class_name].tasks:
             sent |= set(call_arguments(Bare(), Job("job", request), Canvas(sources, None, (256, 256))))
     sent |= {"generator", "callback_on_step_end", "latents", "sigmas"}
