@@ -14,6 +14,7 @@ import torch
 from qwen_worker.drawing.batching import are_alike, may_share
 from qwen_worker.drawing.queue import DrawingJob, WaitingQueue
 from qwen_worker.errors import Cancelled
+from qwen_worker.jobs.deadline import Kind
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.lora.file import LoraFile, LoraUse
@@ -483,7 +484,7 @@ def test_after_a_call_that_failed_a_job_s_progress_begins_again():
 
 
 def test_what_a_call_of_several_takes_says_nothing_of_how_fast_one_could_be(worker, monkeypatch):
-    kind, new = ("generate", (288, 256), 0, True, "quality"), {"width": 288}  # a size that is drawn nowhere else
+    kind, new = Kind("generate", (288, 256), 0, True, "quality"), {"width": 288}  # a size that is drawn nowhere else
     together(worker, *(fields | new for fields in FOUR))
     assert kind not in worker.paces.step_seconds
     run(worker, FOUR[0] | new)
@@ -498,7 +499,7 @@ def test_what_a_call_of_several_takes_says_nothing_of_how_fast_one_could_be(work
 
 def test_a_limit_that_one_call_for_all_pictures_keeps_is_no_reason_to_refuse_them(worker):
     several = {**SMALL, "width": 320, "num_images": 3}  # of a size that is drawn nowhere else, as slow as this
-    worker.paces.record(("generate", (320, 256), 0, True, "quality"), 5.0, 1, 3, 15.0)
+    worker.paces.record(Kind("generate", (320, 256), 0, True, "quality"), 5.0, 1, 3, 15.0)
 
     def answered(fields):
         return asyncio.run(worker.answer({"id": "a", "input": fields, "policy": {"executionTimeout": 20_000}}))
