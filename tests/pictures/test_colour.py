@@ -44,7 +44,8 @@ def by_profiles(picture, start, end, mode):
 def opened(data, is_masked=False):
     """The picture as the model sees it, the one that comes back, and the warnings."""
     warnings = []
-    return *open_source(data, "image", warnings.append, is_masked), warnings
+    source = open_source(data, "image", warnings.append, is_masked)
+    return source.seen, source.original, warnings
 
 
 def difference(a, b):
@@ -124,7 +125,7 @@ def masked(data, drawn):
     source, original, warnings = opened(data, is_masked=True)
     mask = Image.new("L", source.size, 0)
     mask.paste(255, (0, 0, source.width // 2, source.height))
-    return Canvas([source], mask, drawn.size, original=original).finish(drawn), warnings
+    return Canvas([source], mask, drawn.size, original=original, start=source).finish(drawn), warnings
 
 
 @pytest.mark.parametrize("profile", RGB_SPACES.values(), ids=RGB_SPACES)

@@ -106,7 +106,7 @@ def test_a_thumbnail_of_128_pixels_still_says_that_it_is_a_stand_in(size, kind):
     canvases = {
         "gradient": Canvas([], None, size),
         "filter": Canvas([source], None, size),
-        "masked": Canvas([source], mask, size, original=original),
+        "masked": Canvas([source], mask, size, original=original, start=source),
     }
     fields = {} if kind == "gradient" else {"image": "aGk="}
     canvas = canvases["masked" if kind == "grey" else kind]
@@ -123,7 +123,9 @@ def test_outside_the_mask_and_the_band_nothing_changes():
     source = Image.effect_noise((256, 256), 60).convert("RGB")
     mask = Image.new("L", source.size, 0)
     mask.paste(255, (64, 8, 192, 48))
-    found = fallback.draw(request(image="aGk=", prompt="invert"), Canvas([source], mask, (1024, 1024), source.size))[0]
+    found = fallback.draw(
+        request(image="aGk=", prompt="invert"), Canvas([source], mask, (1024, 1024), source.size, start=source)
+    )[0]
     found.paste(source.crop((0, 72, 256, 184)), (0, 72))  # over the band
     assert ImageChops.difference(found, source).getbbox() == (64, 8, 192, 48)
 

@@ -67,7 +67,7 @@ def test_a_stand_in_has_qwen_image_s_own_size(cold_worker, fields, size, told):
 
 def test_the_time_of_a_named_size_is_judged_before_it_is_drawn(cold_worker):
     worker = cold_worker()
-    worker.paces.record(("generate", (1184, 896), 0, False, "quality"), 60.0, 1, 5, 300.0)
+    worker.paces.record(Kind("generate", (1184, 896), 0, False, "quality"), 60.0, 1, 5, 300.0)
     fields = {**DRAWING, "num_inference_steps": 5, "aspect_ratio": "4:3"}
     job = {"id": "job", "input": fields, "policy": {"executionTimeout": 100_000}}
     error = asyncio.run(run_job(worker.answer, job))["error"]

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from qwen_worker.errors import JobError
-from qwen_worker.jobs.deadline import Paces, limit_of
+from qwen_worker.jobs.deadline import Kind, Paces, limit_of
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.loading.builder import Builder
@@ -240,7 +240,7 @@ def test_the_steps_named_are_those_that_fit():
 
 def test_an_edit_is_judged_by_the_steps_that_its_strength_leaves(warm_worker, scene):
     # Of a size that is drawn nowhere else, as slow as this.
-    warm_worker.paces.record(("edit", (256, 288), 1, True, "quality"), 1000.0, pictures=1, steps=10, seconds=10_000)
+    warm_worker.paces.record(Kind("edit", (256, 288), 1, True, "quality"), 1000.0, pictures=1, steps=10, seconds=10_000)
     fields = {**SMALL, "height": 288, "num_inference_steps": 10, "image": as_text(scene), "draw_size": "asked"}
 
     def answered(strength):
