@@ -6,6 +6,8 @@ import dataclasses
 import pytest
 from runpod.serverless.modules.rp_job import run_job
 
+from qwen_worker.jobs.deadline import Kind
+
 from ..conftest import as_text, picture_of, run, warnings_of
 
 DRAWING = {"prompt": "a red circle", "num_inference_steps": 1, "guidance_scale": 1, "seed": 1}
