@@ -126,7 +126,7 @@ def require_controlnet(
     """
     names = [sent_as.get(name, name) for name in ControlFields.model_fields if name in fields]
     if names and task != "generate":
-        raise InvalidInput(f"{names[0]} is not taken by {task}; task generate takes it")
+        raise InvalidInput(f"{names[0]} is not taken by {task}; task generate takes it", BeyondSchema.TOGETHER)
     if names and not is_served:
         raise InvalidInput(
             f"{names[0]} is not here: this worker has no ControlNet (QWEN_CONTROLNET); send the picture as image, and "
