@@ -159,7 +159,8 @@ def test_qwen_image_2_1_begins_with_a_picture_too(cold_worker, circle, mask, tmp
     fields = small(circle, num_inference_steps=2, strength=0.5, mask_image=as_text(mask))
     output = posted(worker, **fields)["output"]
     assert output["metadata"]["steps"] == 1
-    assert furthest(picture_of(output["image"]), circle, ImageChops.invert(mask)) == 0
+    drawn = picture_of(output["image"]).convert("RGB")  # random weights draw transparency inside the mask
+    assert furthest(drawn, circle, ImageChops.invert(mask)) == 0
 
 
 def test_a_rejected_start_never_reaches_the_model(cold_worker):
