@@ -538,5 +538,5 @@ def test_at_most_eight_frames_lie_between_a_job_and_the_pipeline_s_call(warm_wor
     monkeypatch.setattr(type(pipe), "__call__", call)
     ask(**SMALL, _job_id="framed")
     ours = [(Path(file).stem, name) for file, name in frames if "qwen_worker" in file or "runpod_handler" in file]
-    assert ours[0] == ("runpod_handler", "answer") and ours[-1] == ("inference", "draw_pictures")
+    assert ours[0] == ("runpod_handler", "answer") and ours[-1] == ("pipeline_call", "draw_pictures")
     assert len(ours) <= 8, ours
