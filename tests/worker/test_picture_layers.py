@@ -153,7 +153,7 @@ def test_a_preview_of_layers_gives_a_warning(take_apart):
         ({"num_layers": 1}, "num_layers must be a whole number from 2 to 10, not 1"),
         ({"resolution": 800}, "resolution must be 640 or 1024, not 800"),
         ({"output_format": "jpeg"}, "output_format jpeg has no transparency"),
-        ({"mask_image": "https://example.com/mask.png"}, '"mask_image" is not a field of layers (task edit takes it)'),
+        ({"mask_image": "https://example.com/mask.png"}, "mask_image is not taken by layers; task edit takes it"),
         ({"image": None, "images": ["https://example.com/1.png"] * 2}, "task layers takes one image, not 2"),
         ({"width": 512}, "width is not taken by layers"),
         ({"num_images": 2}, "num_images must be 1: num_layers is the number of layers, not 2"),
