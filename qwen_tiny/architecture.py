@@ -156,16 +156,6 @@ def link_to_edit(layered: Path) -> None:
         (layered / part).symlink_to(Path("../edit") / part)
 
 
-def load(folder: Path) -> "dict[str, DiffusionPipeline]":
-    """The pipelines that `save` wrote, in float32, as `build_pipelines` gives them."""
-    import diffusers
-
-    return {
-        name: diffusers.DiffusionPipeline.from_pretrained(folder / name, dtype=torch.float32)
-        for name in ("generate", "edit")
-    }
-
-
 def build_text_encoder(tokenizer: "PreTrainedTokenizerBase") -> "Qwen2_5_VLForConditionalGeneration":
     """Qwen2.5-VL in small: (batch, tokens) ids and (patches, 1176) pixels -> (batch, tokens, 128) states."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration

@@ -74,8 +74,6 @@ def main() -> None:
         "few_step": train_few_step, "mistaken": train_mistaken, "control": train_control,
         "layered_vae": train_layered_vae, "layered": train_layered, "layered_decoder": train_layered_decoder,
     }  # fmt: skip
-    if arguments.only:
-        return stages[arguments.only](pipelines, steps, arguments)
     done = []
     for name, stage in stages.items():
         if arguments.only and name not in arguments.only:
