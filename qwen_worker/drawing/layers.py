@@ -18,7 +18,6 @@ from ..pictures.layers import recomposed
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_SEQUENCE_LENGTH = 1024  # tokens of a prompt, as every task passes it
 WHOLE_PICTURES = 2  # that a call has beside the layers: the one that is drawn anew, and the given one
 
 
@@ -45,22 +44,14 @@ def require_layers_fit(plan: Plan, model: str, request: Layers, size: tuple[int,
     )
 
 
-def call_arguments(job: Job, request: Layers, canvas: Canvas) -> dict[str, Any]:
-    """The layered pipeline's arguments that follow from the job and its picture alone."""
-    call: dict[str, Any] = {
+def call_arguments(request: Layers, canvas: Canvas) -> dict[str, Any]:
+    """The arguments that the layered pipeline takes in place of a size and of other pipelines' pictures."""
+    return {
         "image": canvas.sources[0].convert("RGBA"),
-        "prompt": job.instruction,
         "layers": request.num_layers,
         "resolution": request.resolution,
-        "num_inference_steps": request.num_inference_steps,
-        "true_cfg_scale": request.guidance_scale,
         "use_en_prompt": True,
-        "max_sequence_length": MAX_SEQUENCE_LENGTH,
     }
-    # Guidance acts only with a negative prompt, even an empty one.
-    if request.guidance_scale > 1:
-        call["negative_prompt"] = request.negative_prompt or " "
-    return call
 
 
 def describe_picture(pipe: Any, job: Job, canvas: Canvas) -> None:

@@ -108,20 +108,19 @@ def cleaning_up(pipe: Any) -> Generator[None]:
 def call_arguments(pipe: Any, job: Job, canvas: Canvas, keeps_prefix: bool = True) -> dict[str, Any]:
     """The call's arguments that follow from the job and its pictures, and from the room for a prefix cache."""
     request, sources, (width, height) = job.request, canvas.sources, canvas.size
-    if isinstance(request, Layers):
-        return layers.call_arguments(job, request, canvas)
     call: dict[str, Any] = {
         "prompt": job.instruction,
         "true_cfg_scale": request.guidance_scale,
-        "width": width,
-        "height": height,
         "num_inference_steps": request.num_inference_steps,
     }
-    if sigmas := own_sigmas(pipe, request):
-        call["sigmas"] = sigmas
     # Guidance acts only with a negative prompt, even an empty one; at 1 there is none and the second pass is saved.
     if request.guidance_scale > 1:
         call["negative_prompt"] = request.negative_prompt or " "
+    if isinstance(request, Layers):
+        return call | layers.call_arguments(request, canvas) | {"max_sequence_length": MAX_SEQUENCE_LENGTH}
+    call |= {"width": width, "height": height}
+    if sigmas := own_sigmas(pipe, request):
+        call["sigmas"] = sigmas
     if sources:
         call["image"] = sources if len(sources) > 1 else sources[0]
     taken = inspect.signature(pipe.__call__).parameters
