@@ -83,3 +83,15 @@ class PictureFields(BaseModel, frozen=True):
     def uses_pictures(self) -> bool:
         """Whether the result depends on the input pictures; generate leaves nothing of one at strength 1."""
         return self.starts_from_picture
+
+
+class WithoutPart(BaseModel, frozen=True):
+    """A task that says itself which part of its picture is drawn, and takes none of `PART_FIELDS`."""
+
+    mask_image: None = None
+    mask_from: None = None
+    mask_crop: None = None
+    mask_padding: None = None
+    mask_blend: None = None
+    expand: None = None
+    fit: None = None

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from ..errors import BeyondSchema
 from .control import ControlFields
 from .field_types import MAX_RATIO, BrokenRule, ImageText, Lora, MaskText, Side, Text, whole_number
-from .picture_fields import PictureFields
+from .picture_fields import PictureFields, WithoutPart
 from .values import MAX_EXACT, JsonSchema, ReadGuidance, ReadWhole
 
 if TYPE_CHECKING:
@@ -274,17 +274,10 @@ class Edit(Drawing, frozen=True):
         return self.draw_size == "asked"
 
 
-class BackgroundReplacement(Edit, frozen=True):
+class BackgroundReplacement(WithoutPart, Edit, frozen=True):
     """An edit whose prompt names the new background alone."""
 
     task = "background_replacement"
-    mask_image: None = None
-    mask_from: None = None
-    mask_crop: None = None
-    mask_padding: None = None
-    mask_blend: None = None
-    expand: None = None
-    fit: None = None
     keep_subject: Annotated[Literal["exact"], Field(description="'exact'")] | None = None
     subject_mask: MaskText | None = None
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from ..errors import BeyondSchema
 from .field_types import BrokenRule, ImageText, whole_number
+from .picture_fields import WithoutPart
 from .request import BackgroundReplacement, Drawing, Edit, Generate, Request
 from .values import ReadWhole
 
@@ -34,7 +35,7 @@ class Schema(Request, frozen=True):
     task = "schema"
 
 
-class Layers(Drawing, frozen=True):
+class Layers(WithoutPart, Drawing, frozen=True):
     """A picture taken apart into layers that give it again, laid over each other from the first to the last.
 
     All layers are drawn at once from one seed, in the picture's aspect. Without a prompt the model describes the
@@ -54,13 +55,6 @@ class Layers(Drawing, frozen=True):
     height: None = None
     size: None = None
     aspect_ratio: None = None
-    mask_image: None = None
-    mask_from: None = None
-    mask_crop: None = None
-    mask_padding: None = None
-    mask_blend: None = None
-    expand: None = None
-    fit: None = None
     background: None = None  # pyright: ignore[reportIncompatibleVariableOverride]  as prompt_extend, it is no field here
     prompt_extend: None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
