@@ -4,7 +4,7 @@ All of it is undone at its end, also where that is an error or a stop. Imports t
 how pictures are drawn.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -17,7 +17,6 @@ from ..lora.file import LoraUse
 from ..memory.footprint import Plan
 from ..model_settings import Speedup
 from ..preset_settings import Preset
-from .partial_denoise import drawn_steps
 
 
 @contextmanager
@@ -35,7 +34,7 @@ def configured(
     decoded in tiles. The two passes are one call only where a picture is decoded whole: the memory for that holds both.
     """
     steps = request.num_inference_steps
-    drawn = drawn_steps(steps, request.strength)
+    drawn = request.drawn_steps
     few = FewStepSchedule({})
     if takes_few_steps(request):
         few = schedule_of(loaded.checkpoint.class_name, [use.source for use in loras], request.num_inference_steps)
@@ -51,6 +50,7 @@ def configured(
             lora_rank=plan.lora_rank,
             separate_passes=apart or tiles or not shares_passes(loaded, request),
             cached_steps=drawn if cached else 0,
+            is_guided=guidance_of(loaded.pipe, request),
         ),
         configured_scheduler(loaded, changes),
         fixed_sigmas(loaded.pipe, few.sigmas),
@@ -67,6 +67,14 @@ def shares_passes(loaded: LoadedPipeline, request: Drawing) -> bool:
     """Whether guidance's two passes are one call for the request, where its picture is small."""
     is_shared = loaded.speed.has(Speedup.GUIDANCE) and not isinstance(request, Edit | Layers)
     return is_shared and not caches_steps(loaded, request)
+
+
+def guidance_of(pipe: Any, request: Drawing) -> Callable[[], bool] | None:
+    """Tells whether the pipeline's present step has guidance; None where all steps have it, or none has."""
+    if request.guidance_scale == 1 or not request.limits_guidance:
+        return None
+    guided = request.guided_steps(request.drawn_steps)
+    return lambda: (pipe.scheduler.step_index or 0) in guided  # None before the first step is over
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from ..memory.footprint import UNCOMPILED_DENOISE, Plan
 from ..model_settings import Speedup
 from ..speed.speedups import COMPILED_LORAS
 from . import layers
-from .partial_denoise import drawn_steps
 from .queue import DrawingJob
 
 # From so many steps on, a job with its own LoRAs may be the first to compile a graph for them. It depends on the job
@@ -84,5 +83,5 @@ def plans_with_loras(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | Non
         ways = [plan.with_loras(padded, rank=rank), plan.with_loras(padded_at_once, streamed=True, rank=rank)]
     else:  # the matrices are made on the card, and are there beside the padded ones
         ways = [plan.with_loras(padded + parameters, rank=rank)]
-    pays = drawn_steps(request.num_inference_steps, request.strength) >= COMPILED_LORA_STEPS
+    pays = request.drawn_steps >= COMPILED_LORA_STEPS
     return ways + stock if pays else stock + ways

@@ -7,7 +7,7 @@ or the SDK, nor of the checkpoint that will serve the job (`served.py`).
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -15,10 +15,8 @@ from ..errors import BeyondSchema
 from .control import ControlFields
 from .field_types import MAX_RATIO, BrokenRule, ImageText, Lora, MaskText, Side, Text, whole_number
 from .picture_fields import PictureFields, WithoutPart
+from .steps import GuidanceRange, drawn_steps
 from .values import MAX_EXACT, JsonSchema, ReadGuidance, ReadWhole
-
-if TYPE_CHECKING:
-    pass
 
 MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
 MAX_SEED = 2**64 - 1  # what a seed of torch holds
@@ -55,7 +53,7 @@ class Request(BaseModel, frozen=True):
     needs_prompt: ClassVar[bool] = True  # else it has an empty one where a job sends none
 
 
-class Drawing(Request, PictureFields, frozen=True):
+class Drawing(Request, PictureFields, GuidanceRange, frozen=True):
     """A job that draws: the fields that generate and the edits have in common."""
 
     prompt: Text
@@ -205,6 +203,26 @@ class Drawing(Request, PictureFields, frozen=True):
     def picture_count(self) -> int:
         """How many pictures the reply will have."""
         return self.num_images
+
+    def guided_steps(self, steps: int) -> range:
+        """Those of so many drawn steps, counted from 0, that take guidance's second pass."""
+        return self.steps_in_range(steps) if self.guidance_scale > 1 else range(0)
+
+    @property
+    def drawn_steps(self) -> int:
+        """How many steps of the schedule are drawn, the last ones."""
+        return drawn_steps(self.num_inference_steps, self.strength)
+
+    def whole_steps(self, steps: int, done: int | None = None) -> float:
+        """As how many steps the first `done` of so many drawn ones count in time, all of them where `done` is None.
+
+        Where other steps take guidance's second pass, one that does not is half a step.
+        """
+        done = steps if done is None else done
+        if self.guidance_scale == 1 or not self.limits_guidance:
+            return done
+        guided = self.guided_steps(steps)
+        return (done + len(range(guided.start, min(done, guided.stop)))) / 2
 
     @property
     def has_large_seed(self) -> bool:
