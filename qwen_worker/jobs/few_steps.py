@@ -8,7 +8,6 @@ no other LoRA is named so: training runs have hundreds of steps. Knows nothing o
 from ..preset_settings import Preset, steps_in
 from .defaults import MOST_FEW_STEPS
 from .request import Drawing
-from .steps import GuidanceRange
 
 KIND = "a few-step LoRA by its name"
 
@@ -56,7 +55,7 @@ def warnings_of(request: Drawing, is_distilled: bool = False) -> list[str]:
 
 def warnings_of_range(request: Drawing) -> list[str]:
     """That the part of the steps that the request gives to guidance has none of them."""
-    names = [name for name in GuidanceRange.model_fields if name in request.model_fields_set]
+    names = [name for name in ("guidance_start", "guidance_end") if name in request.model_fields_set]
     if request.guidance_scale == 1:
         return [f"{name} has no effect at guidance_scale 1" for name in names]
     if request.guided_steps(request.drawn_steps):

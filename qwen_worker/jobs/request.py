@@ -15,8 +15,8 @@ from ..errors import BeyondSchema
 from .control import ControlFields
 from .field_types import MAX_RATIO, BrokenRule, ImageText, Lora, MaskText, Side, Text, whole_number
 from .picture_fields import PictureFields, WithoutPart
-from .steps import GuidanceRange, drawn_steps
-from .values import MAX_EXACT, JsonSchema, ReadGuidance, ReadWhole
+from .steps import StepFields, drawn_steps
+from .values import MAX_EXACT, JsonSchema, ReadWhole
 
 MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
 MAX_SEED = 2**64 - 1  # what a seed of torch holds
@@ -53,7 +53,7 @@ class Request(BaseModel, frozen=True):
     needs_prompt: ClassVar[bool] = True  # else it has an empty one where a job sends none
 
 
-class Drawing(Request, PictureFields, GuidanceRange, frozen=True):
+class Drawing(Request, PictureFields, StepFields, frozen=True):
     """A job that draws: the fields that generate and the edits have in common."""
 
     prompt: Text
@@ -74,8 +74,6 @@ class Drawing(Request, PictureFields, GuidanceRange, frozen=True):
         ]
         | None
     ) = None
-    num_inference_steps: Annotated[int, whole_number(1, 100), ReadWhole] = 50
-    guidance_scale: Annotated[float, Field(ge=1, le=20, description="0 or a number from 1 to 20"), ReadGuidance] = 4.0
     seed: Annotated[
         int, Field(ge=-1, le=MAX_SEED, description=f"a whole number from 0 to {MAX_SEED}, or -1"), ReadWhole
     ] = -1
@@ -204,25 +202,10 @@ class Drawing(Request, PictureFields, GuidanceRange, frozen=True):
         """How many pictures the reply will have."""
         return self.num_images
 
-    def guided_steps(self, steps: int) -> range:
-        """Those of so many drawn steps, counted from 0, that take guidance's second pass."""
-        return self.steps_in_range(steps) if self.guidance_scale > 1 else range(0)
-
     @property
     def drawn_steps(self) -> int:
         """How many steps of the schedule are drawn, the last ones."""
         return drawn_steps(self.num_inference_steps, self.strength)
-
-    def whole_steps(self, steps: int, done: int | None = None) -> float:
-        """As how many steps the first `done` of so many drawn ones count in time, all of them where `done` is None.
-
-        Where other steps take guidance's second pass, one that does not is half a step.
-        """
-        done = steps if done is None else done
-        if self.guidance_scale == 1 or not self.limits_guidance:
-            return done
-        guided = self.guided_steps(steps)
-        return (done + len(range(guided.start, min(done, guided.stop)))) / 2
 
     @property
     def has_large_seed(self) -> bool:

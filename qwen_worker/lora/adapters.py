@@ -115,14 +115,14 @@ class Adapters:
             self.drop_unused()
 
     @contextmanager
-    def example(self) -> Iterator[None]:
+    def example(self, rank: int = RANK_MULTIPLE) -> Iterator[None]:
         """Within, the blocks have what any LoRAs are to compiled ones: paths of noise beside all of their matrices."""
         generator = torch.Generator(self.device).manual_seed(0)
 
         def fill(matrix: torch.Tensor) -> torch.Tensor:
             return matrix.normal_(0, matrix.shape[1] ** -0.5, generator=generator)
 
-        layers = padded_layers(self.transformer, {}, RANK_MULTIPLE, self.dtype, self.device, fill)
+        layers = padded_layers(self.transformer, {}, rank, self.dtype, self.device, fill)
         try:
             self.insert_layers(layers, {})
             yield
