@@ -77,8 +77,8 @@ def eight_bit_lines() -> list[list[str]]:
         plan, figure = plain.fit.plan, plain.seconds["generate"]
         if not plan or not figure or plan.precision is not Precision.BF16:
             continue
-        is_fp8 = (capability_of(card.pool) or (0, 0)) >= FP8_CAPABILITY
-        precision = Precision.FP8 if is_fp8 else Precision.INT8
+        capability = capability_of(card.pool)
+        precision = Precision.FP8 if capability and capability >= FP8_CAPABILITY else Precision.INT8
         other = offer_of(card, {"QWEN_PRECISION": precision.value}, ("generate",))
         if faster := other.seconds["generate"]:
             factor = f"{figure.seconds / faster.seconds:.2f} times"

@@ -5,7 +5,7 @@ how pictures are drawn.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from ..jobs.few_step_schedules import FewStepSchedule, schedule_of
@@ -17,6 +17,7 @@ from ..lora.file import LoraUse
 from ..memory.footprint import Plan
 from ..model_settings import Speedup
 from ..preset_settings import Preset
+from ..speed.limited_guidance import limit_guidance
 
 
 @contextmanager
@@ -43,6 +44,7 @@ def configured(
     if steps == 1:
         changes["shift_terminal"] = None
     cached = caches_steps(loaded, request)
+    plain = loaded.pipe.transformer.forward
     with (
         loaded.adapters.apply(loras, plan.streamed_loras, plan.lora_rank),
         loaded.speed.drawing(
@@ -50,10 +52,10 @@ def configured(
             lora_rank=plan.lora_rank,
             separate_passes=apart or tiles or not shares_passes(loaded, request),
             cached_steps=drawn if cached else 0,
-            is_guided=guidance_of(loaded.pipe, request),
         ),
         configured_scheduler(loaded, changes),
         fixed_sigmas(loaded.pipe, few.sigmas),
+        limited_guidance(loaded.pipe, request, plain),
     ):
         yield
 
@@ -69,12 +71,16 @@ def shares_passes(loaded: LoadedPipeline, request: Drawing) -> bool:
     return is_shared and not caches_steps(loaded, request)
 
 
-def guidance_of(pipe: Any, request: Drawing) -> Callable[[], bool] | None:
-    """Tells whether the pipeline's present step has guidance; None where all steps have it, or none has."""
+def limited_guidance(pipe: Any, request: Drawing, plain: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Within, the steps outside of the request's part for guidance have no second pass.
+
+    `plain`: the transformer's forward as it was before anything made guidance's two passes one.
+    """
     if request.guidance_scale == 1 or not request.limits_guidance:
-        return None
+        return nullcontext()
     guided = request.guided_steps(request.drawn_steps)
-    return lambda: (pipe.scheduler.step_index or 0) in guided  # None before the first step is over
+    # The scheduler counts the steps of each picture, and has no number before the first one is over.
+    return limit_guidance(pipe.transformer, plain, lambda: (pipe.scheduler.step_index or 0) in guided)
 
 
 @contextmanager

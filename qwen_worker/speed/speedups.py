@@ -7,7 +7,7 @@ names is used wherever it can be. Imports what touches tensors inside functions.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -91,16 +91,13 @@ class Speed:
         separate_passes: bool = False,
         cached_steps: int = 0,
         lora_rank: int = 0,
-        is_guided: Callable[[], bool] | None = None,
     ) -> Iterator[None]:
         """Within, a job is drawn; at its end what was compiled for it is kept.
 
         `compiled`: by compiled blocks, where there are any. `lora_rank`: to which the picture's LoRAs are padded; where
         their graphs fail, only these stand down. `separate_passes`: guidance's passes stay two, whatever the picture's
-        size. `cached_steps`: those of the schedule if a step cache serves it, 0 if none does. `is_guided`: whether the
-        present step has guidance's second pass, None where all have it that the pipeline asks for.
+        size. `cached_steps`: those of the schedule if a step cache serves it, 0 if none does.
         """
-        plain = self.transformer.forward
         with ExitStack() as stack:
             stack.enter_context(self.attention_order())
             if cached_steps:
@@ -109,10 +106,6 @@ class Speed:
                 from . import guidance
 
                 stack.enter_context(guidance.share_passes(self.transformer))
-            if is_guided:
-                from .limited_guidance import limit_guidance
-
-                stack.enter_context(limit_guidance(self.transformer, plain, is_guided))
             if self.blocks and not compiled:
                 stack.enter_context(self.blocks.pause())
             if self.blocks and lora_rank:
