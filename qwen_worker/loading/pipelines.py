@@ -27,8 +27,8 @@ from ..memory.machine import Machine, read_machine
 from ..model_settings import Role, Saving, Speedup
 from ..settings import Settings
 from ..speed import compile_store, speedups
-from ..speed.compile_ahead import CompiledLoras, compile_loras, wanted_loras
-from ..speed.speedups import Speed
+from ..speed.compile_ahead import CompiledLoras, wanted_loras
+from ..speed.speedups import Speed, compile_loras
 from ..stopwatch import Stopwatch
 from . import prepared, self_check
 from .builder import Builder

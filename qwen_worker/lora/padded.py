@@ -42,7 +42,13 @@ class PaddedLinear(torch.nn.Module):
         """Bring the LoRAs' matrices to the device, one after the other in the rows of one; waits for nothing."""
         if not self.parts:
             return
-        down, up = (torch.zeros_like(matrix) for matrix in self.idle)
+        down, up = self.idle
+        if len(self.parts) == 1 and len(self.parts[0].down) == len(down):  # it fills the layer's rank alone
+            (part,) = self.parts
+            down = part.down.data.to(down.device, non_blocking=True) * part.scale
+            self.down, self.up = free_rank(down, part.up.data.to(up.device, non_blocking=True))
+            return
+        down, up = torch.zeros_like(down), torch.zeros_like(up)
         first = 0
         for part in self.parts:
             rows = slice(first, first + len(part.down))

@@ -1,26 +1,17 @@
-"""What is compiled while a model is loaded: the graphs of what the endpoint is set up to draw, and no others.
+"""For what blocks are compiled while a model is loaded: for what the endpoint is set up to draw, and nothing else.
 
-Pictures as they are, and with the endpoint's own LoRAs where every picture has them (`speedups.py`); then pictures with
-other LoRAs, as far as such jobs may come and are drawn compiled. Jobs then wait for no compiler. Imports no torch
-itself. Knows nothing of where graphs are kept.
+Pictures as they are, or with the endpoint's own LoRAs where every picture has them; then pictures with other LoRAs, as
+far as such jobs may come and are drawn compiled. Jobs then wait for no compiler. Imports torch inside functions. Knows
+nothing of how blocks are compiled (`speedups.py`).
 """
 
 import inspect
-from contextlib import AbstractContextManager
-from dataclasses import replace
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..memory import cuda
-from ..memory.failures import Failure, attempt
-from ..memory.footprint import UNCOMPILED_DENOISE, Plan
-from ..model_settings import Precision, Speedup
+from ..memory.footprint import UNCOMPILED_DENOISE
+from ..model_settings import Precision
 from ..settings import Settings
-
-if TYPE_CHECKING:
-    from ..model.modulation import ModulationTable
-    from .compiled import Comparison
-    from .speedups import Speed
 
 
 class CompiledLoras(IntEnum):
@@ -58,38 +49,3 @@ def usual_passes(
     several = settings.QWEN_BATCH > 1 or shares_passes
     short = precision is Precision.INT8  # in which short texts have a graph of their own
     return [(1, WARM_TEXT)] + [(2, WARM_TEXT)] * several + [(1, SHORT_TEXT)] * short
-
-
-def compile_loras(
-    speed: "Speed",
-    wanted: CompiledLoras,
-    pipe: Any,
-    plan: Plan,
-    settings: Settings,
-    table: "ModulationTable | None",
-    example: AbstractContextManager[None],
-    compare: "Comparison | None",
-) -> "Speed":
-    """The speed-ups with blocks that are compiled for the wanted LoRAs too; what fails stands down.
-
-    `example`: within, the transformer has padded LoRAs; `compare`: tells why a block's results with them are wrong.
-    Raises `CudaSpoiledError`.
-    """
-    blocks = speed.blocks
-    if not wanted or not blocks or blocks.is_off:
-        return speed
-    shares_passes = wanted is CompiledLoras.JOBS and speed.has(Speedup.GUIDANCE)
-    references = input_pictures(pipe)
-    passes = usual_passes(settings, plan.precision, references, shares_passes)
-
-    def warm() -> None:
-        with speed.attention_order(), example, blocks.try_with(speed.stand_down_loras):
-            blocks.warm(table, references, passes, compare)
-
-    warmed = attempt(warm)
-    if isinstance(warmed, Failure):
-        speed.stand_down_loras(warmed.reason)
-        cuda.release_unused(plan.device)
-    if speed.store:
-        speed.store.save()
-    return replace(speed, loras=wanted)

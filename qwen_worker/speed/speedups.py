@@ -25,7 +25,7 @@ from .compile_ahead import CompiledLoras, input_pictures, usual_passes
 if TYPE_CHECKING:
     from ..model.modulation import ModulationTable
     from .compile_store import CompileStore
-    from .compiled import CompiledBlocks
+    from .compiled import Comparison, CompiledBlocks
 
 ON = "on"
 # Names of what may fail beside the speed-ups. The last: padded LoRAs in compiled blocks.
@@ -254,3 +254,38 @@ def compile_blocks(
         blocks.warm(table, references, passes)
     store.save()
     return replace(speed, blocks=blocks, store=store)
+
+
+def compile_loras(
+    speed: Speed,
+    wanted: CompiledLoras,
+    pipe: Any,
+    plan: Plan,
+    settings: Settings,
+    table: "ModulationTable | None",
+    example: AbstractContextManager[None],
+    compare: "Comparison | None",
+) -> Speed:
+    """The speed-ups with blocks that are compiled for the wanted LoRAs too; what fails stands down.
+
+    `example`: within, the transformer has padded LoRAs; `compare`: tells why a block's results with them are wrong.
+    Raises `CudaSpoiledError`.
+    """
+    blocks = speed.blocks
+    if not wanted or not blocks or blocks.is_off:
+        return speed
+    shares_passes = wanted is CompiledLoras.JOBS and speed.has(Speedup.GUIDANCE)
+    references = input_pictures(pipe)
+    passes = usual_passes(settings, plan.precision, references, shares_passes)
+
+    def warm() -> None:
+        with speed.attention_order(), example, blocks.try_with(speed.stand_down_loras):
+            blocks.warm(table, references, passes, compare)
+
+    warmed = attempt(warm)
+    if isinstance(warmed, Failure):
+        speed.stand_down_loras(warmed.reason)
+        cuda.release_unused(plan.device)
+    if speed.store:
+        speed.store.save()
+    return replace(speed, loras=wanted)

@@ -42,7 +42,8 @@ from qwen_worker.speed import (
     speedups,
     step_cache,
 )
-from qwen_worker.speed.compile_ahead import CompiledLoras, compile_loras, usual_passes, wanted_loras
+from qwen_worker.speed.compile_ahead import CompiledLoras, usual_passes, wanted_loras
+from qwen_worker.speed.speedups import compile_loras
 
 from ..conftest import ROOT, only_proved, picture_of, place_by, posted
 from ..lora.test_adapters import use
@@ -577,10 +578,10 @@ def test_loras_of_jobs_share_a_graph_whatever_their_rank(traced, lora, tiny, pre
     transformer = quantized_transformer(precision)
     adapters = Adapters(transformer, None, transformer.dtype, "cpu", "tiny")
     small, other = lora(transformer, ATTENTION, 4), lora(transformer, ["img_mlp.net.0.proj", "attn.to_q"], 7)
-    large = lora(transformer, ATTENTION, 130)
-    jobs = [[small], [dataclasses.replace(other, scale=-0.7)], [small, other], [large], [large, small]]
+    large, whole = lora(transformer, ATTENTION, 130), lora(transformer, ATTENTION, 32)  # which needs no padding
+    jobs = [[small], [dataclasses.replace(other, scale=-0.7)], [small, other], [large], [large, small], [whole]]
     ranks = [padded_rank([one.file for one in job], has_table=True) for job in jobs]
-    assert ranks == [16, 16, 16, 144, 144]
+    assert ranks == [16, 16, 16, 144, 144, 32]
     plain = pass_of(transformer, "generate", 1)
     theirs = []
     for job in jobs:
@@ -602,7 +603,7 @@ def test_loras_of_jobs_share_a_graph_whatever_their_rank(traced, lora, tiny, pre
                 plan_for(tiny / "generate", precision, frozenset())
             )
     assert torch.equal(pass_of(transformer, "generate", 1), plain) and not told and not speed.failures
-    assert counts == {"graphs": 2, "calls": 14 * len(transformer.transformer_blocks)}
+    assert counts == {"graphs": 2, "calls": 16 * len(transformer.transformer_blocks)}
 
 
 def test_where_loras_do_not_compile_what_has_none_is_drawn_compiled_still(traced, lora, capsys):
