@@ -37,6 +37,7 @@ def test_no_help_imports_torch():
         "matching",
         "rounds",
         "single_files",
+        "caches",
         "quality",
     ]
 
