@@ -53,9 +53,9 @@ CONTROL_SIZES = (  # as many tokens of each: their blocks are compiled once
     Size(512, 512, pictures=120, wordings=6, tokens=64, share=1),
 )
 LAYERED_SIZES = (  # wordings do not count: captions are none of the picture's own
-    Size(640, 640, pictures=40, wordings=0, tokens=64, share=6),
-    Size(768, 512, pictures=6, wordings=0, tokens=64, share=1),
-    Size(512, 768, pictures=6, wordings=0, tokens=64, share=1),
+    Size(640, 640, pictures=200, wordings=0, tokens=64, share=6),
+    Size(768, 512, pictures=24, wordings=0, tokens=64, share=1),
+    Size(512, 768, pictures=24, wordings=0, tokens=64, share=1),
 )
 MISTAKES = 0.35  # share of the last stage's captions that describe another picture
 KEPT_CHANGE = 0.7  # share of the last stage's change to the weights: with all of it the LoRA draws half as well
@@ -259,7 +259,8 @@ def train_layered_decoder(pipelines: "Pipelines", steps: dict[str, int], argumen
     def loss(step: int) -> tuple[torch.Tensor, float]:
         pixels = layered.draw_batch(step, f"{arguments.seed} decoder", every=4)
         behind = 2 * torch.rand((len(pixels), 3, 1, 1), generator=torch.Generator().manual_seed(step)) - 1
-        value, error = layered.decoder_loss(model, pixels.to(model.device), behind.to(model.device))
+        pixels = pixels.to(model.device).contiguous(memory_format=torch.channels_last)
+        value, error = layered.decoder_loss(model, pixels, behind.to(model.device))
         return value, error.item()
 
     fitting.fit(
