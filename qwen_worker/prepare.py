@@ -3,10 +3,10 @@
     python -m qwen_worker.prepare Qwen/Qwen-Image Qwen/Qwen-Image-Edit --output /runpod-volume/models
 
 Writes OUTPUT/prepared/NAME.LAYOUT for each model: the modulation as a table in place of its weights, the text encoder
-without its language head unless layers are captioned by it (and, with --no-vision, without its vision tower), the
-matrices quantized if --precision says so. The worker finds it where OUTPUT is one of QWEN_MODEL_ROOTS or the folder that the checkpoint lies in. Run it on a
-card like the workers': another card may round otherwise what a table or a quantization computes. Which layout a worker
-wants is in its log and in `health`.
+without its language head unless it writes captions for layers (and, with --no-vision, without its vision tower), the
+matrices quantized if --precision says so. The worker finds it where OUTPUT is one of QWEN_MODEL_ROOTS or the folder
+that the checkpoint lies in. Run it on a card like the workers': another card may round otherwise what a table or a
+quantization computes. Which layout a worker wants is in its log and in `health`.
 """
 
 import argparse

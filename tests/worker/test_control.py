@@ -211,6 +211,29 @@ def test_quantized_transformers_are_followed_by_it(warm_workers, worker, net, ed
     assert psnr(ours, exact) > psnr(ours, drawn(worker, num_inference_steps=2)[0]) + 6
 
 
+def test_memory_that_controlled_jobs_lack_changes_nothing_for_plain_ones(warm_workers, net, edges, monkeypatch):
+    worker = warm_workers(QWEN_CONTROLNET=str(net), QWEN_FALLBACK="forbid")
+    plain = {"width": 512, "height": 512, "num_inference_steps": 1}
+    control = plain | {"control_image": as_text(edges)}
+    before = [drawn(worker, **fields)[0] for fields in (plain, control)]
+    decoder = worker.pipelines.get("generate").pipe.vae.decoder
+    decode, sides = decoder.forward, []
+
+    def short(x, *args, **kwargs):
+        sides.append(x.shape[3])
+        if x.shape[3] > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.27 GiB")
+        return decode(x, *args, **kwargs)
+
+    monkeypatch.setattr(decoder, "forward", short)
+    for _ in range(2):
+        drawn(worker, **control)
+    assert max(sides) == 32  # both tried to decode whole
+    monkeypatch.undo()
+    assert np.array_equal(drawn(worker, **plain)[0], before[0])
+    assert not np.array_equal(drawn(worker, **control)[0], before[1])  # which begins in tiles by now
+
+
 def test_health_names_it(worker, edges):
     drawn(worker, control_image=as_text(edges), num_inference_steps=1)
     told = run(worker, {"task": "health"})["output"]["controlnet"]
