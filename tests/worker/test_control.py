@@ -142,7 +142,7 @@ def test_the_step_cache_serves_such_a_job_too(worker, edges):
 
 @contextmanager
 def stock_with_lora(tiny, net, scale, schedule=None):
-    """Within, diffusers' own pipeline has the tiny few-step LoRA, and a schedule other than its own where one is given."""
+    """Within, diffusers' own pipeline has the tiny few-step LoRA; `schedule`: changes to its own."""
     pipe = stock_pictures(tiny, net, (1.0,))
     scheduler = pipe.scheduler
     pipe.load_lora_weights(tiny / LORA.parent, weight_name=LORA.name, adapter_name="one")
