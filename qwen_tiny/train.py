@@ -194,7 +194,8 @@ def train_control(pipelines: "Pipelines", steps: dict[str, int], arguments: argp
     pipeline = pipelines["generate"]
     model = pipeline.transformer.requires_grad_(False)
     torch.manual_seed(arguments.seed)
-    controlnet = control.build(model).requires_grad_(True)
+    start = arguments.out / CONTROL if arguments.only else None
+    controlnet = control.build(model, start).requires_grad_(True)
     heads = auxiliary.Heads(model.inner_dim).to(model.device)
     stocks: list[control.Pool] = []
     if not fitting.is_finished(arguments.work / "control.pt", steps["control"]):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qwen_tiny import layers as tiny_layers
 from qwen_tiny.world import judge, scenes
 
 from ..conftest import ROOT, as_text, only_proved, run, warnings_of
@@ -50,28 +51,6 @@ def scene_picture(number, side=640):
     return scene, Image.fromarray(scenes.draw(scene, side, side))
 
 
-def laid_over(layers):
-    whole = Image.new("RGBA", layers[0].size, "white")
-    for layer in layers:
-        whole = Image.alpha_composite(whole, layer)
-    return whole.convert("RGB")
-
-
-def psnr(picture, other):
-    difference = np.asarray(picture.convert("RGB"), np.float32) - np.asarray(other.convert("RGB"), np.float32)
-    return 20 * np.log10(255) - 10 * np.log10(np.square(difference).mean())
-
-
-def vae_round_trip(pipe, picture):
-    """What the pipeline's VAE makes of the opaque picture."""
-    import torch
-
-    pixels = pipe.image_processor.preprocess(picture.convert("RGBA"), picture.height, picture.width).unsqueeze(2)
-    with torch.no_grad():
-        decoded = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mode()).sample[:, :, 0]
-    return pipe.image_processor.postprocess(decoded)[0]
-
-
 def stock_layers(pipe, picture, **options):
     """The layers as the stock pipeline gives them."""
     import torch
@@ -86,16 +65,13 @@ def measured(worker, number):
     scene, picture = scene_picture(number)
     body = run(worker, layers_job(picture))
     layers, metadata = layers_in(body), body["output"]["metadata"]
-    below, above = judge.read_layers(layers)
-    asked = {"colour": scene.colour, "shape": scene.shape, "size": scene.size, "position": scene.position}
     pipe = worker.pipelines.get("layers").pipe
     return {
-        "background": below.background == scene.background and below.colour is None,
-        "subject": all(judge.matches(above, asked).values()),
-        "read": [str(below), str(above)],
+        **tiny_layers.judge_layers(scene, layers),
+        "read": [str(reading) for reading in judge.read_layers(layers)],
         "scene": str(scene),
         "recomposition_db": metadata["recomposition_db"],
-        "vae_db": round(float(psnr(vae_round_trip(pipe, picture), picture)), 2),
+        "vae_db": round(tiny_layers.psnr(tiny_layers.round_trip(pipe, picture), picture), 2),
     }, layers
 
 
@@ -121,7 +97,9 @@ def test_the_figure_in_the_metadata_is_that_of_the_layers_in_the_reply(take_apar
     _, picture = scene_picture(1)
     layers, metadata = take_apart(picture, num_inference_steps=2, num_layers=3)
     assert [layer.mode for layer in layers] == ["RGBA"] * 3 and metadata["num_layers"] == 3
-    assert metadata["recomposition_db"] == pytest.approx(psnr(laid_over(layers), picture), abs=0.01)
+    assert metadata["recomposition_db"] == pytest.approx(
+        tiny_layers.psnr(tiny_layers.laid_over(layers), picture), abs=0.01
+    )
     assert metadata["dimensions"] == "640x640" and metadata["seeds"] == [7] and not warnings_of(metadata)
 
 
