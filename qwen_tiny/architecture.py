@@ -137,6 +137,8 @@ def save(pipelines: "dict[str, DiffusionPipeline]", folder: Path) -> None:
         target = folder / name
         pipeline.to(dtype=torch.bfloat16)
         pipeline.tokenizer.backend_tokenizer.no_truncation()  # drawing samples leaves its own length behind
+        for link in filter(Path.is_symlink, map(target.joinpath, SHARED_WITH_EDIT)):  # of an earlier save
+            link.unlink()
         pipeline.save_pretrained(target, safe_serialization=True)
         index = target / "model_index.json"  # the worker warns by this key that other pictures are not to be expected
         content = json.loads(index.read_text()) | {"_draws_only": "coloured shapes"}

@@ -3,25 +3,37 @@
 import base64
 import io
 import json
+import shutil
 from random import Random
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from qwen_tiny import LORA
 from qwen_tiny import layers as tiny_layers
 from qwen_tiny.world import judge, scenes
 
 from ..conftest import ROOT, as_text, only_proved, run, warnings_of
 
 STEPS = 6
+STYLE = "style.safetensors"
 SAMPLE_DB = 5  # that one scene's layers may lose against the VAE's round trip; the proof asks for 3
 RESULTS = ROOT / "benchmarks/results/layers.json"
 
 
 @pytest.fixture(scope="session")
-def layered_worker(warm_workers, tiny):
-    return warm_workers(QWEN_LAYERED_MODEL=str(tiny / "layered"), QWEN_FALLBACK="forbid")
+def lora_folder(tiny, tmp_path_factory):
+    """Holds the tiny LoRA by a name that says nothing of few steps."""
+    folder = tmp_path_factory.mktemp("loras")
+    shutil.copy(tiny / LORA, folder / STYLE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def layered_worker(warm_workers, tiny, lora_folder):
+    layered = str(tiny / "layered")
+    return warm_workers(QWEN_LAYERED_MODEL=layered, QWEN_FALLBACK="forbid", QWEN_LORA_ROOTS=(lora_folder,))
 
 
 @pytest.fixture
@@ -49,6 +61,10 @@ def layers_in(body):
 def scene_picture(number, side=640):
     scene = scenes.random_scene(Random(f"layers {number}"))
     return scene, Image.fromarray(scenes.draw(scene, side, side))
+
+
+def on_grey(layer):
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "grey"), layer)
 
 
 def stock_layers(pipe, picture, **options):
@@ -109,6 +125,40 @@ def test_layers_have_the_picture_s_proportions_and_webp_keeps_them_to_the_bit(ta
     webps, _ = take_apart(picture, num_inference_steps=1, output_format="webp")
     assert metadata["dimensions"] == "768x512"
     assert all(np.array_equal(np.asarray(one), np.asarray(other)) for one, other in zip(pngs, webps, strict=True))
+
+
+def test_the_step_cache_predicts_steps_of_layers_too(take_apart):
+    _, picture = scene_picture(6)
+    exact, _ = take_apart(picture, num_inference_steps=8, preset="quality")
+    cached, metadata = take_apart(picture, num_inference_steps=8, preset="balanced")
+    assert metadata["step_cache"] is True
+    near = [tiny_layers.psnr(on_grey(one), on_grey(other)) for one, other in zip(exact, cached, strict=True)]
+    assert all(25 < db < 99 for db in near), near
+
+
+def test_a_lora_draws_layers_as_diffusers_own_pipeline_does(take_apart, layered_worker, lora_folder):
+    _, picture = scene_picture(7)
+    plain, _ = take_apart(picture, num_inference_steps=1)
+    ours, metadata = take_apart(picture, num_inference_steps=1, loras=[{"path": STYLE, "scale": 0.8}])
+    assert metadata["loras"][0]["scale"] == 0.8
+    pipe = layered_worker.pipelines.get("layers").pipe
+    scheduler = pipe.scheduler
+    pipe.load_lora_weights(lora_folder, weight_name=STYLE, adapter_name="style")
+    try:
+        pipe.set_adapters("style", 0.8)
+        pipe.scheduler = type(scheduler).from_config(scheduler.config, shift_terminal=None)  # as of one step alone
+        stock = stock_layers(pipe, picture, num_inference_steps=1)
+    finally:
+        pipe.unload_lora_weights()
+        pipe.scheduler = scheduler
+    assert all(abs(np.subtract(one, other, dtype=int)).max() <= 2 for one, other in zip(ours, stock, strict=True))
+    assert not all(np.array_equal(one, other) for one, other in zip(ours, plain, strict=True))
+
+
+@only_proved
+def test_layers_of_the_larger_resolution_are_drawn(take_apart):
+    layers, metadata = take_apart(scene_picture(8, side=1024)[1], resolution=1024, num_inference_steps=2)
+    assert [layer.size for layer in layers] == [(1024, 1024)] * 2 and metadata["dimensions"] == "1024x1024"
 
 
 def test_without_a_prompt_the_model_describes_the_picture_itself(layered_worker, take_apart):
