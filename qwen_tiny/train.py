@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     Pipelines = dict[str, diffusers.DiffusionPipeline]  # "generate" and "edit"
 
 STEPS = {
-    "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200, "control": 3000,
-    "layered_vae": 1000, "layered": 850, "layered_decoder": 800,
+    "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200, "control": 3500,
+    "layered_vae": 1000, "layered": 4000, "layered_decoder": 2500,
 }  # fmt: skip
 RATE = {
     "vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5, "control": 1e-3,
@@ -211,6 +211,7 @@ def train_control(pipelines: "Pipelines", steps: dict[str, int], arguments: argp
         show=lambda step: sheets.write_controlled(pipeline, controlnet, arguments.work / f"control-{step:06d}.png"),
     )  # fmt: skip
     controlnet.to(torch.bfloat16).save_pretrained(arguments.out / CONTROL)
+    architecture.remove_origins(arguments.out / CONTROL)
 
 
 def train_layered_vae(pipelines: "Pipelines", steps: dict[str, int], arguments: argparse.Namespace) -> None:
