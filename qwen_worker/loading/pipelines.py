@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import label_of
-from ..checkpoints.sharing import shared_components
 from ..errors import CudaSpoiledError, JobError, LoadError
 from ..log import log_line
 from ..lora.file import LoraUse
@@ -287,16 +286,9 @@ class Pipelines:
         """Components of pipelines already loaded that equal this checkpoint's, by name."""
         shared: dict[str, Any] = {}
         for other in self.loaded.values():
-            for name in shared_components(checkpoint, other.checkpoint):
-                if name != "text_encoder" or has_parts_for(checkpoint, other.plan):
-                    shared.setdefault(name, other.pipe.components[name])
+            for name in other.components_for(checkpoint):
+                shared.setdefault(name, other.pipe.components[name])
         return shared
-
-
-def has_parts_for(checkpoint: Checkpoint, plan: Plan) -> bool:
-    """Whether a text encoder of this plan has what the checkpoint needs: one of a model placed alone may lack it."""
-    needs = checkpoint.pipeline_class
-    return (plan.vision or not needs.max_images) and (plan.language_head or not needs.captions)
 
 
 def adapters_of(
