@@ -1,4 +1,4 @@
-"""What a photo of fifty megapixels with a mask takes of the worker's memory, and its seconds beside the model's.
+"""What a photo of fifty megapixels, edited in a part, takes of the worker's memory, and its seconds beside the model's.
 
 Each case runs in a process of its own, from the text of a job to the reply that would be posted; in the place of the
 model stands one colour. Measured is the most that the process holds, less what it held before the job: the text of the
@@ -22,6 +22,7 @@ from PIL import Image
 
 BLOCK = 40  # pixels of a side of what has one colour, where a lossless file is to have room in a job
 MASK_SIDE = 1000  # pixels of the mask in the middle
+GROWN = 100  # pixels on the right
 QUALITY = 10  # of a JPEG of noise: 10 MB for 49 megapixels
 SMALL = (1400, 1000)  # of the photo that a process takes first, for what is made and imported once
 LIMIT = 10**9  # bytes of a reply
@@ -69,11 +70,14 @@ def middle(size: tuple[int, int]) -> Image.Image:
 
 
 Size = tuple[int, int]
-CASES: dict[str, tuple[Callable[[Size], bytes], Callable[[Size], Image.Image], int]] = {  # and bytes of a pixel
+# The photo, the mask, and how many bytes a pixel of the photo has. Without a mask the canvas grows, by `GROWN` pixels.
+CASES: dict[str, tuple[Callable[[Size], bytes], Callable[[Size], Image.Image] | None, int]] = {
     "noise, a mask in the middle": (noise, middle, 3),
     "noise, a mask in every corner": (noise, corners, 3),
+    "noise, a canvas that grows": (noise, None, 3),
     "16 bits, a mask in the middle": (deep, middle, 6),
     "16 bits, a mask in every corner": (deep, corners, 6),
+    "16 bits, a canvas that grows": (deep, None, 6),
 }
 
 
@@ -83,9 +87,10 @@ def measure(name: str, size: Size) -> dict:
     with tempfile.TemporaryDirectory() as folder, one_process() as process:
         jobs = []
         for number, sides in enumerate((SMALL, size)):
-            photo, mask = Path(folder, f"{number}.photo"), Path(folder, f"{number}.mask")
+            photo, mask = Path(folder, f"{number}.photo"), mask_of and Path(folder, f"{number}.mask")
             photo.write_bytes(photo_of(sides))
-            mask_of(sides).save(mask, "PNG")
+            if mask_of and mask:
+                mask_of(sides).save(mask, "PNG")
             jobs.append((photo, mask))
         found = process.submit(growth, jobs).result()
         file_mb = jobs[-1][0].stat().st_size / 1e6
@@ -103,7 +108,7 @@ def one_process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
-def growth(jobs: list[tuple[Path, Path]]) -> dict[str, Any]:
+def growth(jobs: list[tuple[Path, Path | None]]) -> dict[str, Any]:
     """By stage, the bytes by which this process has grown at most in the last job; the jobs' photos and masks."""
     from qwen_worker.memory.machine import resident_bytes
 
@@ -115,7 +120,7 @@ def growth(jobs: list[tuple[Path, Path]]) -> dict[str, Any]:
     return {"grown": grown, "seconds": time.perf_counter() - started, "reply_bytes": len(reply["image"])}
 
 
-def answer(photo: Path, mask: Path) -> tuple[dict[str, int], dict[str, Any]]:
+def answer(photo: Path, mask: Path | None) -> tuple[dict[str, int], dict[str, Any]]:
     """The most bytes that this process has had up to each stage, and the reply."""
     from qwen_worker.jobs.job import Job
     from qwen_worker.jobs.named_sizes import Grid
@@ -125,9 +130,8 @@ def answer(photo: Path, mask: Path) -> tuple[dict[str, int], dict[str, Any]]:
     from qwen_worker.pictures.inputs import open_images
     from qwen_worker.settings import Settings
 
-    fields = {name: base64.b64encode(file.read_bytes()).decode() for name, file in (("image", photo), ("mask", mask))}
-    job, never = Job("job", parse({"prompt": "a", **fields}, "job")), threading.Event()
-    del fields
+    fields = {"mask": text_of(mask)} if mask else {"expand": {"right": GROWN}}
+    job, never = Job("job", parse({"prompt": "a", "image": text_of(photo), **fields}, "job")), threading.Event()
     inputs = open_images(job.request, 1, job.warn)
     assert inputs.stitch, "a photo of more than a megapixel is cut"
     peaks = {"opened": peak_bytes()}
@@ -138,6 +142,10 @@ def answer(photo: Path, mask: Path) -> tuple[dict[str, int], dict[str, Any]]:
     reply = deliver(job.request, [drawn], terms, lambda facts: {**facts, "backend": "qwen-image"}, {}, never)
     peaks["sent"] = peak_bytes()
     return peaks, reply
+
+
+def text_of(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode()
 
 
 def peak_bytes() -> int:
