@@ -35,6 +35,7 @@ def test_no_help_imports_torch():
         "computed",
         "costs",
         "matching",
+        "photos",
         "rounds",
         "single_files",
         "quality",
