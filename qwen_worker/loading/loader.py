@@ -17,6 +17,7 @@ from ..memory.failures import Failure, attempt
 from ..memory.footprint import Plan
 from ..model_settings import Role
 from ..settings import Fallback, Settings
+from . import libraries
 from .loaded import LoadedPipeline
 from .pipelines import Pipelines
 
@@ -39,6 +40,11 @@ class Loader:
     def __init__(self, settings: Settings, pipelines: Pipelines, inference_thread: Executor):
         self.settings, self.pipelines, self.inference_thread = settings, pipelines, inference_thread
         self.failures: dict[str, LoadFailure] = {}  # by role
+
+    def import_ahead(self) -> None:
+        """Begin with the imports of the first load, on a thread of their own; not where no model is ever loaded."""
+        if self.settings.QWEN_FALLBACK is not Fallback.FORCE:
+            libraries.begin()
 
     def ready(self, task: str) -> bool:
         """Whether the task's pipeline is loaded."""
