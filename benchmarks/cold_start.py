@@ -29,7 +29,7 @@ from .soak import closing_server, worker_environment
 HERE = Path(__file__).parents[1]
 EVENTS = ("job taken", "reading weights", "drawing", "first step")
 PICTURE = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2, "seed": 1}
-MESSAGE_SECONDS = 0.01  # between two of a job's progress messages
+MESSAGE_SECONDS = 0.05  # between two of a job's progress messages
 WIDTH = {"num_attention_heads": 24, "attention_head_dim": 128, "axes_dims_rope": [16, 56, 56]}  # as released
 
 

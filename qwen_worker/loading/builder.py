@@ -21,7 +21,7 @@ from ..memory.machine import read_machine
 from ..stopwatch import Stopwatch
 from . import libraries
 from .components import Reading, is_component, load_component, require_tokenizer, tabulate, trim
-from .page_cache import reading_ahead
+from .page_cache import ReadAhead
 from .stand_down import MODULATION, READER, SWAP, TRIM, StoodDown
 
 if TYPE_CHECKING:
@@ -72,10 +72,12 @@ class Builder:
                 card.start()  # before libraries that look for a card as they are imported, and hide why there is none
         with self.stopwatch("card"):
             self.claim_card(plan, beside_others)
+        free_bytes = read_machine().ram_available_bytes - plan.pinned_bytes if self.threads else 0
+        ahead = ReadAhead(weight_files(folder, names), round(free_bytes * AHEAD_SHARE))
         components = dict(shared)
-        for number, name in enumerate(names):
+        for name in names:
             self.part, entry = name, index[name]
-            self.wait_for_library(entry, weight_files(folder, names[number:]), plan)
+            self.wait_for_library(entry, ahead)
             components[name] = self.load(source, name, entry, plan, stood_down) if is_component(entry) else entry
             self.part = name + TRIM
             with self.stopwatch("trim"):
@@ -97,14 +99,12 @@ class Builder:
             cuda.release_pinned_buffers()
         return pipe, table
 
-    def wait_for_library(self, entry: Any, files: Sequence[Path], plan: Plan) -> None:
-        """Have the library of a component's entry imported; the files are read ahead until it is."""
+    def wait_for_library(self, entry: Any, ahead: ReadAhead) -> None:
+        """Have the library of a component's entry imported; files are read ahead until it is."""
         library = entry[0] if is_component(entry) else "diffusers"
-        if library in libraries.imported:
-            return
-        free_bytes = read_machine().ram_available_bytes - plan.pinned_bytes if self.threads else 0
-        with self.stopwatch("import"), reading_ahead(files, round(free_bytes * AHEAD_SHARE)):
-            libraries.import_up_to(library)
+        if library not in libraries.imported:
+            with self.stopwatch("import"), ahead:
+                libraries.import_up_to(library)
 
     def load(
         self, source: Checkpoint, name: str, entry: Sequence[str], plan: Plan, stood_down: StoodDown | None

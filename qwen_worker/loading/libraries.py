@@ -5,6 +5,7 @@ start, beside what waits there for others, and a load waits for no more of it th
 the text encoder is read, the library of the transformer is imported. Knows nothing of plans.
 """
 
+import functools
 import gc
 import importlib
 import logging
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from ..errors import CudaSpoiledError, LoadError
 from ..memory import card
 from ..memory.failures import attempt
-from ..memory.machine import read_machine
+from ..memory.machine import read_gpu
 
 # In their order, with the modules that the libraries themselves import only when one of these classes is asked for.
 CLASSES = {
@@ -45,7 +46,7 @@ def import_ahead() -> None:
 def import_with_card() -> None:
     """Import them all. Raises `LoadError` where there is a card that does not start."""
     import_up_to("torch")
-    if read_machine().gpu:
+    if read_gpu():
         card.start()  # the others look for a card as they are imported, and hide why there is none
     import_all()
 
@@ -62,6 +63,8 @@ def import_up_to(last: str) -> None:
             if library not in imported:
                 with quiet_libraries(), collector_paused(), compiler_left_out():
                     import_library(library)
+                if library != "diffusers":  # beside the last, weights may be in memory, which would never be freed
+                    gc.freeze()  # modules stay for good: no collection has to go through them again
                 imported.add(library)
         if library == last:
             return
@@ -79,14 +82,24 @@ def import_library(library: str) -> None:
 
 @contextmanager
 def collector_paused() -> Generator[None]:
-    """Within, nothing looks for garbage: there is next to none, and the search among all modules takes long."""
+    """Within, nothing looks for garbage: there is next to none, and the search among all modules takes long.
+
+    The SDK's heartbeat is forked at about this time; it collects all the same.
+    """
     was_enabled = gc.isenabled()
+    if was_enabled:
+        collect_in_forks()
     gc.disable()
     try:
         yield
     finally:
         if was_enabled:
             gc.enable()
+
+
+@functools.cache
+def collect_in_forks() -> None:
+    os.register_at_fork(after_in_child=gc.enable)
 
 
 @contextmanager
@@ -96,7 +109,7 @@ def compiler_left_out() -> Generator[None]:
     bitsandbytes calls it as it is imported, for functions that only some processors use. torch would import its
     compiler for that, which takes a second and which nothing else needs where no card is.
     """
-    if "TORCHDYNAMO_DISABLE" in os.environ or read_machine().gpu:
+    if "TORCHDYNAMO_DISABLE" in os.environ or read_gpu():
         yield
         return
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
