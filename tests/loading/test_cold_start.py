@@ -129,17 +129,18 @@ def test_the_text_encoder_is_read_while_the_transformer_s_library_is_imported(co
 
 
 def test_a_library_whose_import_has_failed_ahead_is_imported_where_it_is_needed(cold_worker, import_anew):
-    failed = []
+    tried = []
 
     def fail_once(library):
-        if library == "diffusers" and not failed:
-            failed.append(library)
+        tried.append(library)
+        if tried == ["torch", "transformers", "diffusers"]:
             raise OSError("Input/output error")
 
     import_anew(fail_once)
     libraries.begin()
-    wait_until(lambda: failed)
+    wait_until(lambda: len(tried) == 3)
     assert run(cold_worker(QWEN_EDIT_MODEL="/none"), FIELDS)["output"]["metadata"]["backend"] == "qwen-image"
+    assert tried == ["torch", "transformers", "diffusers", "diffusers"]
 
 
 def test_nobody_looks_for_garbage_during_the_imports(import_anew):
