@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import cold_start
 
+from ..conftest import ROOT
+
 NARROW = {"num_attention_heads": 2, "attention_head_dim": 32, "axes_dims_rope": [4, 14, 14]}
 
 
@@ -21,6 +23,18 @@ def test_starts_are_timed_stage_by_stage_on_both_checkpoints(benchmark, monkeypa
         for few in (rows[:4], rows[4:]):
             seconds = [row[column] for row in few]
             assert 0 < seconds[0] <= seconds[1] <= seconds[2] <= seconds[3], few
+
+
+def test_the_page_s_seconds_are_the_recorded_ones():
+    events = "job taken", "reading weights", "first step"
+    words = dict(zip(("the job is taken", "weights are read", "the first step is over"), events, strict=True))
+    rows = json.loads((ROOT / "benchmarks/results/cold_start.json").read_text())["rows"]
+    tree = rows[-1]["tree"]
+    for said, event in words.items():
+        seconds = [
+            f"{row['processor seconds (median)']:.1f}" for row in rows if (row["tree"], row["until"]) == (tree, event)
+        ]
+        assert f"| {said} | {' | '.join(seconds)} |" in (ROOT / "docs/speed.md").read_text()
 
 
 def test_a_start_whose_job_fails_says_why():
