@@ -16,6 +16,7 @@ BENCHMARKS = {
     "fit": "memory, seconds a step and loading on each card, predicted and measured, beside stock diffusers",
     "speed": "seconds of each stage, ours and stock diffusers in turns, against the floor",
     "load": "bytes a second into a model: ours, from_pretrained, and a plain parallel read of the same file",
+    "cold_start": "seconds from a worker's start to its first step, stage by stage, of one tree or several in turns",
     "computed": "the table of seconds that the deploy helper chooses cards by",
     "costs": "the page of cards: seconds and dollars a picture, from what fit and speed have recorded",
     "matching": "edits that lie on their input: framing, shifts and scales, colours",

@@ -23,7 +23,7 @@ from ..model_settings import Role, Saving, Speedup
 from ..settings import Settings
 from ..speed import compile_store, speedups
 from ..stopwatch import Stopwatch
-from . import prepared, self_check
+from . import libraries, prepared, self_check
 from .builder import Builder
 from .catalogue import Catalogue
 from .crash_notes import CrashNotes
@@ -121,11 +121,13 @@ class Pipelines:
 
     def load_once(self, model: str, task: str) -> LoadedPipeline:
         """The task's pipeline by its present plan. Raises `LoadError`, and whatever the libraries raise."""
-        from ..model.host_memory import pinning
-
         started = time.perf_counter()
         stopwatch, self.builder.part = Stopwatch(), ""
         self.builder.stopwatch = stopwatch
+        with stopwatch("import"):
+            libraries.import_up_to("torch")
+        from ..model.host_memory import pinning
+
         plan, checkpoint, off = self.place_again(task), self.catalogue.locate(task), self.planner.stood_down[model]
         folder, note = self.find_prepared(checkpoint, plan)
         if folder is None and checkpoint.folder is None:

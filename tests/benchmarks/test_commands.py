@@ -32,6 +32,7 @@ def test_no_help_imports_torch():
         "fit",
         "speed",
         "load",
+        "cold_start",
         "computed",
         "costs",
         "matching",
