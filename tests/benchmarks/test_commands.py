@@ -39,6 +39,7 @@ def test_no_help_imports_torch():
         "photos",
         "rounds",
         "single_files",
+        "caches",
         "quality",
     ]
 
