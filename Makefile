@@ -57,7 +57,7 @@ test-play: .venv/play-test-installed .venv-play/installed tests/play/browser/nod
 
 # The long proofs, one after another, written to benchmarks/results/: about an hour (computed) on two idle cores. `make prove`
 # again goes on after the proofs that are over, which out/prove names; `rm -r out/prove` begins with the first again.
-PROOFS := $(addprefix out/prove/,costs handler throughput soak matching quality single_files evaluate tests)
+PROOFS := $(addprefix out/prove/,costs handler throughput soak matching rounds photos quality single_files evaluate tests)
 .NOTPARALLEL:
 
 prove: $(PROOFS)

@@ -313,16 +313,16 @@ def main() -> None:
     # The SDK's own default, DEBUG, logs every reply with its images.
     os.environ.setdefault("RUNPOD_DEBUG_LEVEL", "INFO")
     try:
-        settings = worker().settings
+        settings, loader = worker().settings, worker().loader
     except Misconfigured as error:
         sys.exit(f"A setting in the environment cannot be used. {error}")
     for warning in environment_warnings(os.environ):
         log_line(None, "WARN", warning)
+    loader.import_ahead()
     import runpod  # pyright: ignore[reportMissingTypeStubs]  the SDK has none
 
     if settings.SERVER_MODE is ServerMode.LOCAL and "--rp_serve_api" not in sys.argv:
         sys.argv.append("--rp_serve_api")
-    loader = worker().loader
     checks = fitness.checks(
         settings,
         loader.why_not_placed,

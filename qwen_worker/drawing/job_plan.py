@@ -5,11 +5,12 @@ Knows nothing of how LoRAs are applied and of how a picture is drawn.
 
 from dataclasses import replace
 
+from ..jobs.request import Edit
 from ..jobs.tasks import Layers
 from ..loading.loaded import LoadedPipeline
 from ..lora.file import LoraFile
 from ..lora.ranks import padded_parameters, padded_rank
-from ..memory.footprint import BYTES, UNCOMPILED_DENOISE, Plan
+from ..memory.footprint import BYTES, MEGAPIXEL, UNCOMPILED_DENOISE, Plan
 from ..model_settings import Speedup
 from ..speed.compile_ahead import CompiledLoras
 from ..speed.speedups import COMPILED_LORAS
@@ -43,13 +44,16 @@ def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Pl
 
     Of the ways to apply the LoRAs, the first is taken that has room for a picture which is decoded without tiles.
     """
-    plan = replace(plan, draws_layers=isinstance(entry.job.request, Layers))
+    request = entry.job.request
+    plan = replace(plan, draws_layers=isinstance(request, Layers))
+    if isinstance(request, Edit) and request.reference_pixels:
+        plan = replace(plan, reference_pixels=request.reference_pixels / MEGAPIXEL)
     if loaded and not loaded.speed.has(Speedup.COMPILE):
         plan = replace(plan, compiled=False)
     if entry.controlnets:
         plan = entry.controlnets.planned(plan)
     size = planned_size(entry)
-    is_guided = entry.job.request.guidance_scale > 1
+    is_guided = request.guidance_scale > 1
     if all(use.from_settings for use in entry.loras):
         return plan_with_own_loras(entry, plan, loaded).for_guidance(is_guided, *size)
     ways = [way.for_guidance(is_guided, *size) for way in plans_with_loras(entry, plan, loaded)]

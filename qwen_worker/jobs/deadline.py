@@ -30,6 +30,7 @@ class Kind(NamedTuple):
     guided: bool
     preset: str | None
     controls: int = 0  # control pictures
+    reference_pixels: int | None = None  # that each input picture has at most, where the job says so
 
 
 def limit_of(job: "Mapping[str, JsonValue]", default: float | None) -> float | None:
@@ -49,7 +50,8 @@ def kind_of(request: Drawing, size: tuple[int, int], images: int) -> Kind:
     """The kind of a job that draws in `size` from so many input pictures."""
     layers = request.num_layers if isinstance(request, Layers) else 0  # drawn as the input pictures are looked at
     controls = len(getattr(request, "controls", ()))  # each has the ControlNet compute beside the transformer
-    return Kind(request.task, size, images + layers, request.guidance_scale > 1, request.preset, controls)
+    is_guided, most = request.guidance_scale > 1, getattr(request, "reference_pixels", None)
+    return Kind(request.task, size, images + layers, is_guided, request.preset, controls, most)
 
 
 class Paces:

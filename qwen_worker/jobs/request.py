@@ -39,6 +39,11 @@ TRANSPARENT_INSTRUCTION = (
     "This is an RGBA image with transparency. {prompt} The image has alpha channel and the background is transparent."
 )
 
+# Of the square whose area input pictures have where Qwen-Image-2.1 looks at them, in pixels: below, little is left to
+# see of a picture, and beyond, the model's makers draw nothing.
+MIN_REFERENCE_SIDE, MAX_REFERENCE_SIDE = 512, 2080
+REFERENCE_AREAS = MIN_REFERENCE_SIDE**2, MAX_REFERENCE_SIDE**2
+
 IMAGE_FIELDS = ("image", "image_url", "images")
 MATCH_SIZE = "match_input"  # the very width and height of the picture that is edited
 SIZE_RULE = "WIDTHxHEIGHT, '1K', '2K' or 'match_input'"
@@ -249,6 +254,8 @@ class Edit(Drawing, frozen=True):
     ]
     size_from: Annotated[int, whole_number(0, MAX_IMAGES_IN - 1), ReadWhole] = 0
     draw_size: Annotated[Literal["input", "asked"], Field(description="'input' or 'asked'")] = "input"
+    # The most pixels in which the model looks at each input picture; for pipelines that can be told (`served.py`).
+    reference_pixels: Annotated[int, whole_number(*REFERENCE_AREAS), ReadWhole] | None = None
     # Whether the edit is brought back to its input's place, and to its colours; the last one has both only measured.
     align: Annotated[bool, Field(description="true or false")] = False
     keep_colours: Annotated[bool, Field(description="true or false")] = False

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import label_of
-from ..checkpoints.sharing import shared_components
 from ..errors import CudaSpoiledError, JobError, LoadError
 from ..jobs.presets import Presets
 from ..log import log_line
@@ -30,7 +29,7 @@ from ..speed import compile_store, speedups
 from ..speed.compile_ahead import CompiledLoras, wanted_loras
 from ..speed.speedups import Speed, compile_loras
 from ..stopwatch import Stopwatch
-from . import prepared, self_check
+from . import libraries, prepared, self_check
 from .builder import Builder
 from .catalogue import Catalogue
 from .crash_notes import CrashNotes
@@ -128,11 +127,13 @@ class Pipelines:
 
     def load_once(self, model: str, task: str) -> LoadedPipeline:
         """The task's pipeline by its present plan. Raises `LoadError`, and whatever the libraries raise."""
-        from ..model.host_memory import pinning
-
         started = time.perf_counter()
         stopwatch, self.builder.part = Stopwatch(), ""
         self.builder.stopwatch = stopwatch
+        with stopwatch("import"):
+            libraries.import_up_to("torch")
+        from ..model.host_memory import pinning
+
         plan, checkpoint, off = self.place_again(task), self.catalogue.locate(task), self.planner.stood_down[model]
         folder, note = self.find_prepared(checkpoint, plan)
         if folder is None and checkpoint.folder is None:
@@ -310,16 +311,9 @@ class Pipelines:
         """Components of pipelines already loaded that equal this checkpoint's, by name."""
         shared: dict[str, Any] = {}
         for other in self.loaded.values():
-            for name in shared_components(checkpoint, other.checkpoint):
-                if name != "text_encoder" or has_parts_for(checkpoint, other.plan):
-                    shared.setdefault(name, other.pipe.components[name])
+            for name in other.components_for(checkpoint):
+                shared.setdefault(name, other.pipe.components[name])
         return shared
-
-
-def has_parts_for(checkpoint: Checkpoint, plan: Plan) -> bool:
-    """Whether a text encoder of this plan has what the checkpoint needs: one of a model placed alone may lack it."""
-    needs = checkpoint.pipeline_class
-    return (plan.vision or not needs.max_images) and (plan.language_head or not needs.captions)
 
 
 def adapters_of(
