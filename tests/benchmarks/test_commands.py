@@ -36,8 +36,10 @@ def test_no_help_imports_torch():
         "computed",
         "costs",
         "matching",
+        "photos",
         "rounds",
         "single_files",
+        "caches",
         "quality",
     ]
 
