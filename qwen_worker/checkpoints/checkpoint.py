@@ -102,7 +102,8 @@ class Checkpoint:
     def require_serves(self, request: Drawing) -> None:
         """Refuse what only the checkpoint can say: sizes and numbers of pictures. Raises `InvalidInput`."""
         own = self.pipeline_class
-        require_served(request, Limits(self.size_multiple, own.max_side, own.max_images, own.draws_alpha))
+        limits = Limits(self.size_multiple, own.max_side, own.max_images, own.draws_alpha, own.follows_size)
+        require_served(request, limits)
 
     @property
     def grid(self) -> Grid:

@@ -53,7 +53,8 @@ LASTING_SHORTAGE = 2  # jobs of one kind in a row that had too little memory
 # After a lack of memory the next one is taken, which needs less. Its pictures differ by rounding, or by faint seams.
 ATTEMPTS = Attempt(), Attempt(apart=True), Attempt(apart=True, tiles=True)
 NO_PREFIX_WARNING = (
-    "the card has no room to keep what is computed of the input pictures: each step computes it anew, which is slower"
+    "the card has no room to keep what is computed of the input pictures: each step computes it anew, which is slower; "
+    "with a smaller reference_pixels there is less to keep"
 )
 WITHOUT_PREFIX = Attempt(apart=True, tiles=True, prefix=False)
 
