@@ -182,7 +182,7 @@ def plan_of(kind: Kind, precision: Precision) -> Plan:
     """A plan of the worker in this precision, with the modulation table."""
     released = checkpoint.released(kind.model)
     assert released, kind.model
-    plans = placement.layouts([as_model(released)], [precision], frozenset(Saving))
+    plans = placement.layouts([as_model(released, [])], [precision], frozenset(Saving))
     return next(plan for plan in plans if plan.table)
 
 
@@ -198,12 +198,12 @@ class RowsWithoutValues(modulation.ModulationTable):
     """The worker's table; the rows of a schedule have no values, so that none is looked for by its timestep."""
 
     def __init__(self, model: Any):
-        rows = torch.empty(1, BLOCKS, len(modulation.STREAMS), 6 * model.inner_dim, dtype=torch.bfloat16)
-        super().__init__(model, modulation.StoredRows(rows))
+        no_source: Any = None
+        super().__init__(model, no_source)
+        self.shape = BLOCKS, len(modulation.STREAMS), 6 * model.inner_dim
 
     def prepare(self, timesteps: torch.Tensor) -> None:
-        shape = len(timesteps) + 1, *self.source.rows.shape[1:]
-        rows = torch.empty(shape, dtype=torch.bfloat16, device=timesteps.device)
+        rows = torch.empty(len(timesteps) + 1, *self.shape, dtype=torch.bfloat16, device=timesteps.device)
         self.schedule = modulation.ScheduleRows(timesteps, rows, [])
 
 
