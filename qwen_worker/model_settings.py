@@ -64,6 +64,7 @@ class Speedup(StrEnum):
     ROTARY = "rotary"  # the rotary embedding without complex numbers, which no compiler fuses
     GUIDANCE = "guidance"  # guidance's two passes in one call where the picture is small
     ATTENTION = "attention"  # attention by cuDNN on the cards where it is the fastest
+    GELU = "gelu"  # the MLP's first product and its activation by one kernel
 
 
 class Role(StrEnum):

@@ -35,6 +35,8 @@ CUDNN_ALIGNMENT = 8  # channels of a head
 BIAS_ALIGNMENT = 8  # tokens that the memory-efficient kernel wants a mask padded to
 # Of a GH100; Inductor asks for them to choose the shapes of blocks, and none changes what a kernel reads or writes.
 PROCESSORS, THREADS, BLOCK_THREADS, REGISTERS, WARP, SHARED_BYTES = 132, 2048, 1024, 65536, 32, 232_448
+# Folding constants makes tensors on a real card.
+CONFIG = {"force_disable_caches": True, "shape_padding": False, "joint_graph_constant_folding": False}
 
 
 class FakeCard(FakeTensorMode):
@@ -90,7 +92,7 @@ def fake_card(capability: Capability, name: str, compiled: Callable[[Any], Any])
         # Patterns of attention written out in products, and products with padded sides: here are neither.
         for pattern in ("fuse_attention._sfdp_init", "pad_mm._pad_mm_init"):
             stack.enter_context(mock.patch(f"torch._inductor.fx_passes.{pattern}", answer(None)))
-        stack.enter_context(torch._inductor.config.patch(force_disable_caches=True, shape_padding=False))
+        stack.enter_context(torch._inductor.config.patch(CONFIG))
         # What torch has found out about the machine before, and what it finds out about the card, is asked anew.
         for cached in (_triton.has_triton, DeviceProperties.create):
             cached.cache_clear()

@@ -23,8 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from .roofline import ATTENTION, ELEMENTWISE, PRODUCT
+
 aten = torch.ops.aten
-PRODUCT, ATTENTION, ELEMENTWISE = "product", "attention", "elementwise"
 # That wait for what was queued before: copies between host and card, and numbers that the host asks for.
 COPIES = (aten._to_copy.default, aten.copy_.default)
 READS = (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten._unique2.default)

@@ -32,15 +32,14 @@ from qwen_worker.model_settings import Precision, Saving
 from qwen_worker.settings import Settings
 from qwen_worker.speed import speedups
 
+from ..step import BLOCKS, OURS, STOCK
 from .fake_card import Capability, fake_card
 from .full_size import TINY
 from .kernels import Account, Kernel, Recorder
 
-BLOCKS = 60
 TRACED_STEP, STEPS = 2, 3  # the third: guidance's passes share a call from the second on
 TEXT_CHANNELS = 3584
 SEEN_SIDE = 1024  # of an input picture; the pipelines bring every one to about a megapixel
-OURS, STOCK = "ours", "stock"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,106 @@
+"""The account of a step: what a card would be given for it, ours and stock diffusers' beside each other, without a card.
+
+The real pipelines with the worker's speed-ups are traced at full size on a card that is none (`measure/fake_card.py`),
+down to the kernels that Inductor chooses. One of the 60 blocks is traced and counts 60 times. Of a step in the middle
+of a picture, two passes of guidance, the record has every kernel with its FLOPs and bytes, how often the host waits for
+the card and in which line, and how many graphs are compiled at load and during jobs. From the kernels follow seconds on
+each card, by the rates of `rates.py`: computed, and never measured. `computed` takes the deploy helper's seconds from
+here. NF4 is not traced: its matrices cannot be without memory.
+
+    python -m benchmarks step
+    python -m benchmarks step --kinds generate --sizes 1024 --precisions bf16
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import astuple
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen_worker.model_settings import Precision
+
+from .measure.roofline import ATTENTION, ELEMENTWISE, PRODUCT, Work, grouped, seconds
+from .rates import CARDS
+
+if TYPE_CHECKING:
+    from .measure.kernels import Kernel
+    from .measure.step_trace import Step
+
+KINDS = ("generate", "edit", "edit plus", "edit plus, 2 pictures", "edit 2511")
+SIZES = (512, 768, 1024, 1328)
+OURS, STOCK = "ours", "stock"
+# The compute capability of the card that each precision is traced for: an H100's, and of INT8 an A40's.
+CAPABILITY = {Precision.BF16: (9, 0), Precision.FP8: (9, 0), Precision.INT8: (8, 6)}
+SHOWN_CARDS = ("H200", "H100", "A100", "L40S", "RTX 4090", "RTX A5000")
+COLUMNS = (
+    "kind", "size", "contender", "precision", "TFLOP", "attention TFLOP",
+    "elementwise MB a block", "launches a pass", "waits", "graphs at load", "graphs in jobs",
+)  # fmt: skip
+BLOCKS = 60
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--precisions", nargs="+", choices=[each.value for each in CAPABILITY], default=CAPABILITY)
+
+
+def run(options: argparse.Namespace) -> tuple[list[dict], None]:
+    rows = list(rows_of(options))
+    head = {
+        "benchmark": "step", "date": datetime.now(UTC).date().isoformat(),
+        "basis": f"computed: one block of {BLOCKS} traced without a card, of the third step of a picture with guidance",
+        "versions": {package: metadata.version(package) for package in ("torch", "diffusers", "torchao")},
+        "works": "kind, count, FLOPs of one, bytes of one, factors of eight bits, masked",
+    }  # fmt: skip
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
+    lines.append('"rows": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
+    options.output.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    return [{name: row[name] for name in COLUMNS} | row["seconds"] for row in rows], None
+
+
+def rows_of(options: argparse.Namespace) -> Iterator[dict]:
+    from .measure.step_trace import Tracer
+
+    for contender, precision in [(STOCK, Precision.BF16), *((OURS, Precision(each)) for each in options.precisions)]:
+        with Tracer(precision, CAPABILITY[precision], contender).open() as tracer:
+            for kind in options.kinds:
+                for size in options.sizes:
+                    named = {"kind": kind, "size": size, "contender": contender, "precision": precision.value}
+                    yield named | facts_of(tracer.step(kind, size), contender)
+
+
+def facts_of(step: "Step", contender: str) -> dict:
+    """A row's fields of a traced step."""
+
+    def work(kernel: "Kernel", count: int) -> Work:
+        return Work(kernel.kind, count, kernel.flops, kernel.bytes, kernel.eight_bits, kernel.masked)
+
+    works = [work(kernel, BLOCKS) for kernel in step.block] + [work(kernel, 1) for kernel in step.outside]
+    flops = {kind: sum(each.count * each.flops for each in works if each.kind == kind) for kind in (PRODUCT, ATTENTION)}
+    beside = sum(kernel.bytes for kernel in step.block if kernel.kind == ELEMENTWISE)
+    return {
+        "TFLOP": round(sum(flops.values()) / 1e12, 1),
+        "attention TFLOP": round(flops[ATTENTION] / 1e12, 1),
+        "elementwise MB a block": round(beside / step.passes / 1e6, 1),
+        "passes": step.passes,
+        "launches a pass": round(sum(each.count for each in works) / step.passes),
+        "waits": len(step.waits),
+        "waits in": sorted(set(step.waits)),
+        "graphs at load": step.graphs_at_load,
+        "graphs in jobs": step.graphs_in_jobs,
+        "seconds": {card.name: round(seconds(works, card, contender), 4) for card in CARDS if card.name in SHOWN_CARDS},
+        "works": [list(astuple(each)) for each in grouped(works)],
+    }
+
+
+def read_works(path: Path) -> dict[tuple[str, int, str, str], list[Work]]:
+    """What the record in `path` has: by kind, size, contender and precision, the kernels of a step."""
+    rows = json.loads(path.read_text())["rows"]
+    return {
+        (row["kind"], row["size"], row["contender"], row["precision"]): [Work(*each) for each in row["works"]]
+        for row in rows
+    }
