@@ -141,7 +141,7 @@ class ModelSettings(BaseSettings):
         default=None,
         description=(
             "The ways of drawing faster that may be used: auto, none, or a comma-separated list of compile, rotary, "
-            "guidance and attention. auto: on a GPU all four, on a CPU none."
+            "guidance, attention and gelu. auto: on a GPU all five, on a CPU none."
         ),
     )
     QWEN_COMPILED_FOLDER: Path | None = Field(

@@ -26,18 +26,13 @@ class ActivatedProduct(GELU):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, tokens, in) -> (B, tokens, out)"""
-        if not (hidden_states.is_cuda and is_plain(self.proj)):
+        if not hidden_states.is_cuda or type(self.proj) is not torch.nn.Linear:  # peft wraps a layer with a LoRA
             return super().forward(hidden_states)
         rows = hidden_states.flatten(0, -2)
         weight, bias = self.proj.weight, self.proj.bias
         # No public name: docs/patches.md has it.
         activated = torch._addmm_activation(bias, rows, weight.t(), use_gelu=True)  # pyright: ignore
         return activated.unflatten(0, hidden_states.shape[:-1])
-
-
-def is_plain(layer: Any) -> bool:
-    """Whether a layer is a matrix and a bias, and neither quantized nor wrapped."""
-    return type(layer) is torch.nn.Linear and type(layer.weight) is torch.nn.Parameter and layer.bias is not None
 
 
 def obstacle() -> str:
@@ -58,6 +53,11 @@ def use_stock_products(transformer: Any) -> None:
 
 
 def layers(transformer: Any) -> list[GELU]:
-    """Those layers whose activation is the tanh form."""
+    """Those layers whose activation is the tanh form, after a matrix that is not quantized."""
     first = [getattr(block, name).net[0] for block in transformer.transformer_blocks for name in MLPS]
-    return [layer for layer in first if isinstance(layer, GELU) and layer.approximate == "tanh"]
+    return [layer for layer in first if isinstance(layer, GELU) and layer.approximate == "tanh" and is_plain(layer.proj)]
+
+
+def is_plain(layer: torch.nn.Module) -> bool:
+    """Whether a layer is a matrix and a bias of plain numbers: torchao's tensors are made of several."""
+    return type(layer) is torch.nn.Linear and layer.bias is not None and not hasattr(layer.weight, "__tensor_flatten__")
