@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from qwen_worker.model_settings import Precision
 
+from . import published
 from .measure.roofline import ATTENTION, ELEMENTWISE, PRODUCT, Work, grouped, seconds
 from .rates import CARDS
 
@@ -57,7 +58,9 @@ def run(options: argparse.Namespace) -> tuple[list[dict], None]:
         "works": "kind, count, FLOPs of one, bytes of one, factors of eight bits, masked",
     }  # fmt: skip
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
-    lines.append('"rows": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
+    accounts = {key_of(row): works_of(row) for row in rows}
+    for name, items in (("published", published.held(accounts)), ("rows", rows)):
+        lines.append(f'"{name}": [\n' + ",\n".join(map(json.dumps, items)) + "\n]")
     options.output.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     return [{name: row[name] for name in COLUMNS} | row["seconds"] for row in rows], None
 
@@ -99,8 +102,12 @@ def facts_of(step: "Step", contender: str) -> dict:
 
 def read_works(path: Path) -> dict[tuple[str, int, str, str], list[Work]]:
     """What the record in `path` has: by kind, size, contender and precision, the kernels of a step."""
-    rows = json.loads(path.read_text())["rows"]
-    return {
-        (row["kind"], row["size"], row["contender"], row["precision"]): [Work(*each) for each in row["works"]]
-        for row in rows
-    }
+    return {key_of(row): works_of(row) for row in json.loads(path.read_text())["rows"]}
+
+
+def key_of(row: dict) -> tuple[str, int, str, str]:
+    return row["kind"], row["size"], row["contender"], row["precision"]
+
+
+def works_of(row: dict) -> list[Work]:
+    return [Work(*each) for each in row["works"]]
