@@ -7,11 +7,14 @@ the card and in which line, and how many graphs are compiled at load and during 
 each card, by the rates of `rates.py`: computed, and never measured. `computed` takes the deploy helper's seconds from
 here. NF4 is not traced: its matrices cannot be without memory.
 
+What is not traced in a call stays in the record as it was.
+
     python -m benchmarks step
     python -m benchmarks step --kinds generate --sizes 1024 --precisions bf16
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import astuple
@@ -31,10 +34,11 @@ if TYPE_CHECKING:
     from .measure.step_trace import Step
 
 KINDS = ("generate", "edit", "edit plus", "edit plus, 2 pictures", "edit 2511")
-SIZES = (512, 768, 1024, 1328)
+SIZES = (512, 1024, 1328)
 OURS, STOCK = "ours", "stock"
 # The compute capability of the card that each precision is traced for: an H100's, and of INT8 an A40's.
 CAPABILITY = {Precision.BF16: (9, 0), Precision.FP8: (9, 0), Precision.INT8: (8, 6)}
+PRECISIONS = tuple(each.value for each in CAPABILITY)
 SHOWN_CARDS = ("H200", "H100", "A100", "L40S", "RTX 4090", "RTX A5000")
 COLUMNS = (
     "kind", "size", "contender", "precision", "TFLOP", "attention TFLOP",
@@ -46,11 +50,16 @@ BLOCKS = 60
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--precisions", nargs="+", choices=[each.value for each in CAPABILITY], default=CAPABILITY)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
+    parser.add_argument("--contenders", nargs="+", choices=(OURS, STOCK), default=(OURS, STOCK))
 
 
 def run(options: argparse.Namespace) -> tuple[list[dict], None]:
-    rows = list(rows_of(options))
+    traced = list(rows_of(options))
+    wanted = {key_of(row) for row in traced}
+    kept = [row for row in recorded(options.output) if key_of(row) not in wanted]
+    order = {key: number for number, key in enumerate(itertools.product(KINDS, SIZES, (OURS, STOCK), PRECISIONS))}
+    rows = sorted([*kept, *traced], key=lambda row: order.get(key_of(row), len(order)))
     head = {
         "benchmark": "step", "date": datetime.now(UTC).date().isoformat(),
         "basis": f"computed: one block of {BLOCKS} traced without a card, of the third step of a picture with guidance",
@@ -68,7 +77,10 @@ def run(options: argparse.Namespace) -> tuple[list[dict], None]:
 def rows_of(options: argparse.Namespace) -> Iterator[dict]:
     from .measure.step_trace import Tracer
 
-    for contender, precision in [(STOCK, Precision.BF16), *((OURS, Precision(each)) for each in options.precisions)]:
+    wanted = [(contender, Precision(each)) for contender in options.contenders for each in options.precisions]
+    for contender, precision in wanted:
+        if contender == STOCK and precision is not Precision.BF16:
+            continue  # diffusers by itself is not told to quantize
         with Tracer(precision, CAPABILITY[precision], contender).open() as tracer:
             for kind in options.kinds:
                 for size in options.sizes:
@@ -102,7 +114,11 @@ def facts_of(step: "Step", contender: str) -> dict:
 
 def read_works(path: Path) -> dict[tuple[str, int, str, str], list[Work]]:
     """What the record in `path` has: by kind, size, contender and precision, the kernels of a step."""
-    return {key_of(row): works_of(row) for row in json.loads(path.read_text())["rows"]}
+    return {key_of(row): works_of(row) for row in recorded(path)}
+
+
+def recorded(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["rows"] if path.exists() else []
 
 
 def key_of(row: dict) -> tuple[str, int, str, str]:

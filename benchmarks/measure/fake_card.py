@@ -165,7 +165,7 @@ def attention_of(capability: Capability) -> Iterator[None]:
         kernel = attention_kernel(capability, attn_mask is not None, query.shape[-1])
         if kernel == "flash":
             return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
-        bias = None if attn_mask is None else as_bias(attn_mask, query, key, kernel == "efficient")
+        bias = None if attn_mask is None else as_bias(attn_mask, query, key, kernel)
         if kernel == "cudnn":
             operator = aten._scaled_dot_product_cudnn_attention
             return operator(query, key, value, bias, False, dropout_p, is_causal, False, scale=scale)[0]
@@ -181,11 +181,16 @@ def attention_of(capability: Capability) -> Iterator[None]:
         library._destroy()
 
 
-def as_bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor, is_padded: bool) -> torch.Tensor:
-    """A mask (B, 1, 1, tokens) as it reaches a kernel: added to the scores, for every head and row."""
+def as_bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor, kernel: str) -> torch.Tensor:
+    """A mask (B, 1, 1, tokens) as it reaches a kernel, which adds it to the scores.
+
+    The memory-efficient one gets it padded, and repeated for every head and row by strides of 0.
+    """
     if mask.dtype is torch.bool:
         mask = torch.where(mask, 0.0, -float("inf")).to(query.dtype)
+    if kernel != "efficient":
+        return mask
     tokens = mask.shape[-1]
-    if is_padded and tokens % BIAS_ALIGNMENT:
+    if tokens % BIAS_ALIGNMENT:
         mask = torch.nn.functional.pad(mask, (0, -tokens % BIAS_ALIGNMENT))[..., :tokens]
     return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])

@@ -102,14 +102,23 @@ class Recorder(TorchDispatchMode):
         self.compiled_graphs += 1
 
         def call(args: list[Any]) -> Any:
-            with self.silent(), FlopsByOperator() as counted:
-                result = graph.module(*args)
+            with self.silent():
+                with FlopsByOperator() as counted:
+                    result = graph.module(*args)
+                result = [as_buffer(one) for one in result]
             if not self.is_silent:
                 self.account.kernels[self.place] += graph_kernels(graph, args, counted)
             args.clear()
             return result
 
         return call
+
+
+def as_buffer(result: Any) -> Any:
+    """A graph's result as its code gives it: a tensor by itself, and no view of another."""
+    if not isinstance(result, torch.Tensor):
+        return result
+    return torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device=result.device)
 
 
 class FlopsByOperator(TorchDispatchMode):
@@ -184,7 +193,7 @@ def graph_kernels(graph: Any, args: list[Any], counted: FlopsByOperator) -> list
 def next_product(products: Iterator[Kernel], inner: Any, size: int) -> Kernel:
     """The kernel of an extern call. Products come in the scheduler's order, others by their bytes alone."""
     name = str(getattr(inner, "python_kernel_name", "") or type(inner).__name__)
-    is_product = any(word in name for word in ("mm", "attention", "convolution", "project_into"))
+    is_product = any(word in name for word in ("mm", "attention", "convolution"))
     if not is_product:
         return Kernel(name, ELEMENTWISE, size)
     return next(products)

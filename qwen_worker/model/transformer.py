@@ -5,9 +5,9 @@ Edit-2511 (for each of 8,192 and more tokens, whether it is an input picture's).
 queued before it is done, so the card idles until the next kernels arrive. Here the first is left out, and the card
 counts the second by itself. Bit-equal to stock.
 
-On a card, texts that share a pass are padded until all tokens together can be divided by 8. For cuDNN's attention with
-a mask, torch compiles one graph where they can be and another where they cannot, and the other kernel has the mask
-padded in each block. Padding is masked: equal up to the order of attention's sums.
+On a card, texts that share a pass are padded until all tokens together can be divided by 8. Attention's kernels read a
+mask in such steps: torch pads a mask of another length in each block, and has a graph for each of both cases. Padding
+is masked: equal up to the order of attention's sums.
 
 Covers neither gradients nor models that embed guidance. Imports torch and diffusers: import it inside
 functions. Knows nothing of what the blocks do with what they get.
