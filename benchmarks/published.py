@@ -32,7 +32,9 @@ class Published:
 
 FIGURES = (
     Published("stock diffusers", "H100", "generate", "stock", 18.49, "vipshop/cache-dit, docs/benchmark/NVIDIA_GPU.md"),
-    Published("stock diffusers", "H200", "generate", "stock", 20.0, "vllm-project/vllm-omni, diffusion_acceleration.md"),
+    Published(
+        "stock diffusers", "H200", "generate", "stock", 20.0, "vllm-project/vllm-omni, diffusion_acceleration.md"
+    ),
     Published("stock diffusers", "H200", "edit", "stock", 51.5, "vllm-project/vllm-omni, diffusion_acceleration.md"),
     Published("stock diffusers", "A100", "generate", "stock", 45.2, "vllm-omni, parallelism_acceleration.md"),
     Published("SGLang", "H100", "generate", "ours", 12.4, "sgl-project/sglang, perf_baselines/h100.json: 50 x 0.248"),

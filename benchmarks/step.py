@@ -1,4 +1,4 @@
-"""The account of a step: what a card would be given for it, ours and stock diffusers' beside each other, without a card.
+"""The account of a step: what a card would be given for it, ours and stock diffusers', without a card.
 
 The real pipelines with the worker's speed-ups are traced at full size on a card that is none (`measure/fake_card.py`),
 down to the kernels that Inductor chooses. One of the 60 blocks is traced and counts 60 times. Of a step in the middle

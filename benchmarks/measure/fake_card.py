@@ -1,8 +1,8 @@
 """A card that is none: torch, Inductor and the pipelines take its tensors for a real card's, and nothing is computed.
 
 Tensors have a shape, a dtype and a device, and no memory (torch's FakeTensorMode), so that the released architecture is
-traced at full size on any machine. What asks the driver is answered from a table. Inductor generates its kernels, and
-they are not assembled: what it compiled is computed as torch's operators, on tensors without memory again.
+traced at full size on any machine. What asks the driver is answered from a table. Inductor chooses its kernels and does
+not write them: what it compiled is computed as torch's operators, on tensors without memory again.
 
 Torch chooses a kernel of attention below Python, by asking the card. `attention_kernel` chooses as torch 2.14 does
 (`select_sdp_backend` and the checks that it calls), and stands in its place. Numbers that the host asks a tensor for
@@ -16,6 +16,7 @@ models.
 import contextlib
 import itertools
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -81,14 +82,20 @@ def fake_card(capability: Capability, name: str, compiled: Callable[[Any], Any])
     """
 
     def compile_to_module(graph: Any) -> Any:
-        graph.codegen()
+        # The first half of `GraphLowering.codegen`: which kernels there are. Their code would be the second.
+        graph.init_wrapper_code()
+        graph._update_scheduler()
         return types.SimpleNamespace(call=compiled(graph), key=name, __file__=__file__)
 
     torch._C._ensureCUDADeviceGuardSet()
     with contextlib.ExitStack() as stack:
+        # Of caches that are off, and of tensors whose address somebody asks for.
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
         for target, attribute, value in answers(capability, name):
             stack.enter_context(mock.patch.object(target, attribute, value))
-        stack.enter_context(mock.patch.object(torch._inductor.graph.GraphLowering, "compile_to_module", compile_to_module))
+        stack.enter_context(
+            mock.patch.object(torch._inductor.graph.GraphLowering, "compile_to_module", compile_to_module)
+        )
         # Patterns of attention written out in products, and products with padded sides: here are neither.
         for pattern in ("fuse_attention._sfdp_init", "pad_mm._pad_mm_init"):
             stack.enter_context(mock.patch(f"torch._inductor.fx_passes.{pattern}", answer(None)))

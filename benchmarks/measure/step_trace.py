@@ -210,5 +210,3 @@ def encode_prompt(tokens: tuple[int, int], prompt: str, **_: Any) -> tuple[torch
     """What the pipelines make of a prompt: (1, tokens, channels), and no mask, since none of a single one is padded."""
     count = tokens[prompt == " "]
     return torch.empty(1, count, TEXT_CHANNELS, dtype=torch.bfloat16, device="cuda"), None
-
-

@@ -55,7 +55,9 @@ def use_stock_products(transformer: Any) -> None:
 def layers(transformer: Any) -> list[GELU]:
     """Those layers whose activation is the tanh form, after a matrix that is not quantized."""
     first = [getattr(block, name).net[0] for block in transformer.transformer_blocks for name in MLPS]
-    return [layer for layer in first if isinstance(layer, GELU) and layer.approximate == "tanh" and is_plain(layer.proj)]
+    return [
+        layer for layer in first if isinstance(layer, GELU) and layer.approximate == "tanh" and is_plain(layer.proj)
+    ]
 
 
 def is_plain(layer: torch.nn.Module) -> bool:

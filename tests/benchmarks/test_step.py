@@ -1,4 +1,4 @@
-"""The account of a step: what it sees on a card that is none, what follows from it, and that it is as it is recorded."""
+"""The account of a step: what it sees on a card that is none, what follows, and that it is as it is recorded."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 
-from benchmarks import rates, step
+from benchmarks import rates, step, step_tables
 from benchmarks.measure import floor, roofline
 from benchmarks.measure.fake_card import attention_kernel, fake_card
 from benchmarks.measure.kernels import Recorder
@@ -107,6 +107,12 @@ def test_the_record_keeps_the_goals():
     assert {row["kind"] for row in ours} == set(step.KINDS)
     assert all(row["waits"] == 0 for row in ours)
     assert row_of(kind="generate", size=1024, contender="ours", precision="bf16")["elementwise MB a block"] <= 550
+
+
+def test_the_page_has_the_record_s_tables():
+    page = (ROOT / "docs/speed.md").read_text()
+    for text in step_tables.tables():
+        assert text in page
 
 
 def test_a_kernel_takes_its_arithmetic_or_its_bytes_and_a_fast_card_waits_for_the_host():
