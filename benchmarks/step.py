@@ -1,7 +1,7 @@
 """The account of a step: what a card would be given for it, ours and stock diffusers', without a card.
 
 The real pipelines with the worker's speed-ups are traced at full size on a card that is none (`measure/fake_card.py`),
-down to the kernels that Inductor chooses. One of the 60 blocks is traced and counts 60 times. Of a step in the middle
+down to the kernels that Inductor chooses. Two of the 60 blocks are traced: the second stands for all that follow it. Of a step in the middle
 of a picture, two passes of guidance, the record has every kernel with its FLOPs and bytes, how often the host waits for
 the card and in which line, and how many graphs are compiled at load and during jobs. From the kernels follow seconds on
 each card, by the rates of `rates.py`: computed, and never measured. `computed` takes the deploy helper's seconds from
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> tuple[list[dict], None]:
     rows = sorted([*kept, *traced], key=lambda row: order.get(key_of(row), len(order)))
     head = {
         "benchmark": "step", "date": datetime.now(UTC).date().isoformat(),
-        "basis": f"computed: one block of {BLOCKS} traced without a card, of the third step of a picture with guidance",
+        "basis": f"computed: two blocks of {BLOCKS} traced without a card, of the third step of a picture with guidance",
         "versions": {package: metadata.version(package) for package in ("torch", "diffusers", "torchao")},
         "works": "kind, count, FLOPs of one, bytes of one, factors of eight bits, masked",
     }  # fmt: skip
@@ -94,7 +94,7 @@ def facts_of(step: "Step", contender: str) -> dict:
     def work(kernel: "Kernel", count: int) -> Work:
         return Work(kernel.kind, count, kernel.flops, kernel.bytes, kernel.eight_bits, kernel.masked)
 
-    works = [work(kernel, BLOCKS) for kernel in step.block] + [work(kernel, 1) for kernel in step.outside]
+    works = [work(kernel, BLOCKS - 1) for kernel in step.block] + [work(kernel, 1) for kernel in step.outside]
     flops = {kind: sum(each.count * each.flops for each in works if each.kind == kind) for kind in (PRODUCT, ATTENTION)}
     beside = sum(kernel.bytes for kernel in step.block if kernel.kind == ELEMENTWISE)
     return {

@@ -1,7 +1,7 @@
 """A step of the released architecture, traced through the real pipeline on a card that is none: ours, and stock.
 
-The transformer has one of its 60 blocks, and what that block starts counts 60 times: all blocks compute the same, by
-one graph. Everything else is whole: the pipeline's loop, the scheduler, guidance, the worker's speed-ups as it applies
+The transformer has two of its 60 blocks, and what the second starts counts 59 times: all blocks compute the same, by one
+graph, but the first gets what comes from outside. Everything else is whole: the pipeline's loop, the scheduler, guidance, the worker's speed-ups as it applies
 them, the modulation table. In place of an encoded prompt stand random numbers of as many tokens; the picture's size and
 its input pictures decide the rest. What is counted is a step in the middle of a picture: all that is compiled, planned
 or copied once has been.
@@ -24,7 +24,7 @@ from PIL import Image
 from qwen_worker.checkpoints import checkpoint
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.memory import placement
-from qwen_worker.memory.footprint import GB, Plan
+from qwen_worker.memory.footprint import Plan
 from qwen_worker.memory.machine import Machine
 from qwen_worker.memory.nvml import Gpu
 from qwen_worker.model import modulation, quantization
@@ -39,6 +39,7 @@ from .kernels import Account, Kernel, Recorder
 
 TRACED_STEP, STEPS = 2, 3  # the third: guidance's passes share a call from the second on
 TEXT_CHANNELS = 3584
+RAM_BYTES = 64_000_000_000
 SEEN_SIDE = 1024  # of an input picture; the pipelines bring every one to about a megapixel
 
 
@@ -63,7 +64,10 @@ KINDS = {
 
 @dataclass
 class Step:
-    """A step in the middle of a picture. `block`: what one block starts in both passes; `outside`: all else."""
+    """A step in the middle of a picture.
+
+    `block`: what one block starts in all passes; `outside`: all else, the first block's included.
+    """
 
     block: list[Kernel]
     outside: list[Kernel]
@@ -144,17 +148,17 @@ class Tracer:
         def leave(*_: Any) -> None:
             self.recorder.place = "outside"
 
-        model.transformer_blocks[0].register_forward_pre_hook(enter, prepend=True)
-        model.transformer_blocks[0].register_forward_hook(leave)
+        model.transformer_blocks[1].register_forward_pre_hook(enter, prepend=True)
+        model.transformer_blocks[1].register_forward_hook(leave)
 
 
 def build(kind: Kind, precision: Precision, capability: Capability, contender: str) -> tuple[Any, Any, Any]:
-    """A pipeline with one block of full width, and the worker's table and speed-ups, None for stock."""
+    """A pipeline with two blocks of full width, and the worker's table and speed-ups, None for stock."""
     released = checkpoint.released(kind.model)
     assert released, kind.model
     classes = {STOCK: diffusers.QwenImageTransformer2DModel, OURS: modulation.TabledTransformer}
     with init_empty_weights():
-        model = classes[contender](num_layers=1, zero_cond_t=kind.zero_cond_t)
+        model = classes[contender](num_layers=2, zero_cond_t=kind.zero_cond_t)
         vae = diffusers.AutoencoderKLQwenImage()
     for module in (model, vae):
         lay_on_card(module)
@@ -174,7 +178,7 @@ def build(kind: Kind, precision: Precision, capability: Capability, contender: s
     gpu = Gpu("a card that is none", capability, plan.limit_bytes, plan.limit_bytes)
     table = RowsWithoutValues(model)
     settings = Settings(QWEN_COMPILED_MB=0)
-    return pipe, table, speedups.apply(pipe, plan, settings, Machine(gpu, 64 * GB, 64 * GB), table, kind.model)
+    return pipe, table, speedups.apply(pipe, plan, settings, Machine(gpu, RAM_BYTES, RAM_BYTES), table, kind.model)
 
 
 def plan_of(kind: Kind, precision: Precision) -> Plan:

@@ -62,8 +62,9 @@ class RealRotary(torch.nn.Module):
 
 def real_angles(frequencies: torch.Tensor) -> Angles:
     """(tokens, channels / 2), complex -> for each channel what it and what its pair's is multiplied by."""
-    cos, sin = frequencies.real, frequencies.imag
-    return tuple(torch.stack(pair, dim=-1).flatten(-2).unsqueeze(1) for pair in ((cos, cos), (-sin, sin)))
+    cos, sin = frequencies.real.unsqueeze(1), frequencies.imag.unsqueeze(1)
+    own, other = torch.stack([cos, cos], dim=-1), torch.stack([-sin, sin], dim=-1)
+    return own.flatten(-2), other.flatten(-2)
 
 
 def rotate(x: torch.Tensor, angles: Angles) -> torch.Tensor:

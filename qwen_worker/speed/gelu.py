@@ -31,7 +31,7 @@ class ActivatedProduct(GELU):
         rows = hidden_states.flatten(0, -2)
         weight, bias = self.proj.weight, self.proj.bias
         # No public name: docs/patches.md has it.
-        activated = torch._addmm_activation(bias, rows, weight.t(), use_gelu=True)  # pyright: ignore
+        activated = torch._addmm_activation(bias, rows, weight.t(), use_gelu=True)  # pyright: ignore[reportPrivateImportUsage]
         return activated.unflatten(0, hidden_states.shape[:-1])
 
 
