@@ -23,6 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen_deploy.cards import capability_of
+from qwen_worker.memory import placement
 from qwen_worker.model_settings import Precision
 
 from . import published
@@ -85,11 +87,20 @@ def rows_of(options: argparse.Namespace) -> Iterator[dict]:
             for kind in options.kinds:
                 for size in options.sizes:
                     named = {"kind": kind, "size": size, "contender": contender, "precision": precision.value}
-                    yield named | facts_of(tracer.step(kind, size), contender)
+                    facts = facts_of(tracer.step(kind, size))
+                    yield named | facts | {"seconds": seconds_of(works_of(facts), contender, precision)}
 
 
-def facts_of(step: "Step", contender: str) -> dict:
-    """A row's fields of a traced step."""
+def seconds_of(works: list[Work], contender: str, precision: Precision) -> dict[str, float]:
+    """Of a step on each of `SHOWN_CARDS` that computes in the precision."""
+    shown = [card for card in CARDS if card.name in SHOWN_CARDS]
+    if precision is Precision.FP8:
+        shown = [card for card in shown if (capability_of(card.pool) or (0, 0)) >= placement.FP8_CAPABILITY]
+    return {card.name: round(seconds(works, card, contender), 4) for card in shown}
+
+
+def facts_of(step: "Step") -> dict:
+    """A row's fields of a traced step, but for seconds."""
 
     def work(kernel: "Kernel", count: int) -> Work:
         return Work(kernel.kind, count, kernel.flops, kernel.bytes, kernel.eight_bits, kernel.masked)
@@ -107,7 +118,6 @@ def facts_of(step: "Step", contender: str) -> dict:
         "waits in": sorted(set(step.waits)),
         "graphs at load": step.graphs_at_load,
         "graphs in jobs": step.graphs_in_jobs,
-        "seconds": {card.name: round(seconds(works, card, contender), 4) for card in CARDS if card.name in SHOWN_CARDS},
         "works": [list(astuple(each)) for each in grouped(works)],
     }
 

@@ -25,7 +25,7 @@ def account_table(rows: Iterable[dict]) -> str:
             NAMES[row["kind"]], f"{row['contender']}, {row['precision']}", f"{row['TFLOP']:.0f}",
             f"{row['elementwise MB a block']:.0f}", str(row["launches a pass"]), str(row["waits"]),
             f"{row['graphs at load']} + {row['graphs in jobs']}" if row["contender"] == "ours" else "",
-            *(f"{row['seconds'][card]:.3f} s" for card in ("H100", "A100", "L40S")),
+            *(f"{row['seconds'][card]:.3f} s" if card in row["seconds"] else "" for card in ("H100", "A100", "L40S")),
         ]
         for row in rows if row["size"] == SIZE
     ]  # fmt: skip

@@ -81,7 +81,7 @@ def test_attention_is_the_kernel_that_torch_chooses(capability, masked, channels
 def test_a_step_of_stock_has_the_flops_that_the_formula_counts():
     """Counted operator by operator at the released size, beside the floor's formula, which knows no operator."""
     with Tracer(Precision.BF16, (9, 0), step.STOCK).open() as tracer:
-        facts = step.facts_of(tracer.step("generate", 512), step.STOCK)
+        facts = step.facts_of(tracer.step("generate", 512))
     model = dict(QwenImageTransformer2DModel.load_config(ROOT / "models/tiny-qwen-image/generate/transformer"))
     with torch.device("meta"):
         config = QwenImageTransformer2DModel(num_layers=1).config
@@ -94,7 +94,7 @@ def test_a_step_of_stock_has_the_flops_that_the_formula_counts():
 def test_a_step_is_as_it_is_recorded():
     """A change that adds bytes, kernels, waits or graphs turns this red: `python -m benchmarks step` shows where."""
     with Tracer(Precision.BF16, (9, 0), step.OURS).open() as tracer:
-        facts = step.facts_of(tracer.step("edit plus", 1024), step.OURS)
+        facts = step.facts_of(tracer.step("edit plus", 1024))
     recorded = row_of(kind="edit plus", size=1024, contender="ours", precision="bf16")
     assert facts["waits in"] == [] and (facts["graphs at load"], facts["graphs in jobs"]) == (1, 0)
     for name in ("elementwise MB a block", "launches a pass"):
