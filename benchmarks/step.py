@@ -1,13 +1,11 @@
 """The account of a step: what a card would be given for it, ours and stock diffusers', without a card.
 
 The real pipelines with the worker's speed-ups are traced at full size on a card that is none (`measure/fake_card.py`),
-down to the kernels that Inductor chooses. Two of the 60 blocks are traced: the second stands for all that follow it. Of a step in the middle
-of a picture, two passes of guidance, the record has every kernel with its FLOPs and bytes, how often the host waits for
-the card and in which line, and how many graphs are compiled at load and during jobs. From the kernels follow seconds on
-each card, by the rates of `rates.py`: computed, and never measured. `computed` takes the deploy helper's seconds from
-here. NF4 is not traced: its matrices cannot be without memory.
-
-What is not traced in a call stays in the record as it was.
+down to the kernels that Inductor chooses. Two of the 60 blocks are traced: the second stands for all that follow it. Of
+a step in the middle of a picture, with both prompts of guidance, the record has every kernel with its FLOPs and bytes,
+how often the host waits for the card and in which line, and how many graphs are compiled at load and during jobs. From
+the kernels follow seconds on each card, by the rates of `rates.py`: computed, and never measured. `computed` takes the
+deploy helper's seconds from here. NF4 is not traced: its matrices cannot be without memory. What is not traced in a call stays in the record as it was.
 
     python -m benchmarks step
     python -m benchmarks step --kinds generate --sizes 1024 --precisions bf16
@@ -64,7 +62,7 @@ def run(options: argparse.Namespace) -> tuple[list[dict], None]:
     rows = sorted([*kept, *traced], key=lambda row: order.get(key_of(row), len(order)))
     head = {
         "benchmark": "step", "date": datetime.now(UTC).date().isoformat(),
-        "basis": f"computed: two blocks of {BLOCKS} traced without a card, of the third step of a picture with guidance",
+        "basis": f"computed: two of {BLOCKS} blocks traced without a card, the third step of a picture with guidance",
         "versions": {package: metadata.version(package) for package in ("torch", "diffusers", "torchao")},
         "works": "kind, count, FLOPs of one, bytes of one, factors of eight bits, masked",
     }  # fmt: skip

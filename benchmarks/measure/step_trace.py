@@ -1,10 +1,10 @@
 """A step of the released architecture, traced through the real pipeline on a card that is none: ours, and stock.
 
-The transformer has two of its 60 blocks, and what the second starts counts 59 times: all blocks compute the same, by one
-graph, but the first gets what comes from outside. Everything else is whole: the pipeline's loop, the scheduler, guidance, the worker's speed-ups as it applies
-them, the modulation table. In place of an encoded prompt stand random numbers of as many tokens; the picture's size and
-its input pictures decide the rest. What is counted is a step in the middle of a picture: all that is compiled, planned
-or copied once has been.
+The transformer has two of its 60 blocks, and what the second starts counts 59 times: all blocks compute the same, by
+one graph, but the first gets what comes from outside. Everything else is whole: the pipeline's loop, the scheduler,
+guidance, the worker's speed-ups as it applies them, the modulation table. In place of an encoded prompt stands a tensor
+of as many tokens; the picture's size and its input pictures decide the rest. What is counted is a step in the middle of
+a picture: all that is compiled, planned or copied once has been.
 """
 
 import dataclasses
