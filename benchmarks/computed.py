@@ -17,6 +17,7 @@ Whole jobs that `fit` and `speed` have measured on a card stand under `measured`
 import argparse
 import functools
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ from qwen_worker.memory.footprint import GB, Plan
 from qwen_worker.model_settings import Precision, Saving
 from qwen_worker.preset_settings import Preset
 
-from .measure.roofline import ELEMENTWISE, Work, seconds
+from .measure.roofline import ATTENTION, ELEMENTWISE, Work, seconds
 from .measure.stage_times import job_seconds
 from .rates import BANDWIDTH_SHARE, CARDS, Card, card_of
 from .report.rows import FULL_STEPS, MEASURED
@@ -51,10 +52,12 @@ PASSES_A_STEP = 2  # of guidance, in the account of a step
 ENCODING = {"generate": 1.2, "edit": 27.4, "edit plus": 4.5}
 VAE = {"generate": 4.7, "edit": 7.6, "edit plus": 7.6}
 VAE_SHARE = 0.5  # of the rate of matrix products that convolutions attain
-# NF4 is not traced. Its kernels are taken to be bfloat16's; each matrix is unpacked before its product: 0.52 bytes of a
-# parameter read, 2 written, 2 read again.
+# NF4 is not traced. Its kernels are taken to be bfloat16's, with two differences: each matrix is unpacked before its
+# product (0.52 bytes of a parameter read, 2 written, 2 read again), and the MLP's activation is a kernel of its own.
 UNPACK_BYTES = 4.52
 MODULATION_BYTES = 2  # of a parameter of it
+WIDTH, WIDE = 3072, 12_288  # channels of a token, and of the same within an MLP
+ACTIVATION_BYTES = 4  # read and written for each channel
 OTHER_SECONDS = 0.3  # of a job: scheduler, noise, PNG
 TEXT_ENCODER_GB = 15.5
 FILES_GB = 57.7  # of one model
@@ -128,11 +131,18 @@ def pass_seconds(card: Card, plan: Plan, kind: str) -> float:
     traced = Precision.BF16 if plan.precision is Precision.NF4 else plan.precision
     works, more_bytes = account()[kind, SIZE, "ours", traced.value], 0.0
     if plan.precision is Precision.NF4:
-        more_bytes += plan.models[0].parts["matrices"] * UNPACK_BYTES
+        more_bytes += plan.models[0].parts["matrices"] * UNPACK_BYTES + activated_bytes(works) / PASSES_A_STEP
     if not plan.table:  # it was traced with the table: the modulation's weights are read in every pass
         more_bytes += plan.models[0].parts["modulation"] * MODULATION_BYTES
     more = Work(ELEMENTWISE, PASSES_A_STEP, 0, round(more_bytes))
     return seconds([*works, more], card) / PASSES_A_STEP
+
+
+def activated_bytes(works: list[Work]) -> int:
+    """What activations by kernels of their own read and write in a step. Each attention tells its block's tokens."""
+    attentions = [work for work in works if work.kind == ATTENTION]
+    tokens = sum(work.count * math.isqrt(work.flops // (4 * WIDTH)) for work in attentions)
+    return tokens * WIDE * ACTIVATION_BYTES
 
 
 @functools.cache

@@ -5,7 +5,8 @@ down to the kernels that Inductor chooses. Two of the 60 blocks are traced: the 
 a step in the middle of a picture, with both prompts of guidance, the record has every kernel with its FLOPs and bytes,
 how often the host waits for the card and in which line, and how many graphs are compiled at load and during jobs. From
 the kernels follow seconds on each card, by the rates of `rates.py`: computed, and never measured. `computed` takes the
-deploy helper's seconds from here. NF4 is not traced: its matrices cannot be without memory. What is not traced in a call stays in the record as it was.
+deploy helper's seconds from here. NF4 is not traced: its matrices cannot be without memory. What is not traced in a
+call stays in the record as it was.
 
     python -m benchmarks step
     python -m benchmarks step --kinds generate --sizes 1024 --precisions bf16
