@@ -33,11 +33,14 @@ def test_no_help_imports_torch():
         "speed",
         "step",
         "load",
+        "cold_start",
         "computed",
         "costs",
         "matching",
+        "photos",
         "rounds",
         "single_files",
+        "caches",
         "quality",
     ]
 
