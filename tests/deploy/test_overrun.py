@@ -71,14 +71,14 @@ def test_the_limit_of_a_new_endpoint_follows_from_its_slowest_task(runpod, comma
     code, text = command(*SHIP, "--gpu", "AMPERE_16")
     limit = only(runpod)["timeout"]
     assert code == 0 and limit > 614_000 and limit % 60_000 == 0, text
-    assert "AMPERE_16: a picture takes ~142 s (computed), more than 30 s" in text
+    assert "AMPERE_16: a picture takes ~144 s (computed), more than 30 s" in text
 
 
 def test_a_limit_that_is_too_short_for_the_cards_is_said_before_a_yes(runpod, command):
     code, text = command(*SHIP, "--gpu", "AMPERE_16", "--execution-timeout", "300", "--dry-run")
     assert (
         code == 0
-        and "AMPERE_16: drawing is slow: an edit ~371 s, where --execution-timeout ends jobs after 300 s" in text
+        and "AMPERE_16: drawing is slow: an edit ~374 s, where --execution-timeout ends jobs after 300 s" in text
     )
     code, text = command(*SHIP, "--gpu", "HOPPER_141", "--execution-timeout", "200", "--dry-run")
     assert code == 0 and "HOPPER_141: loading is slow: a cold worker's first job may take" in text
