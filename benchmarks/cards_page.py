@@ -41,11 +41,11 @@ By `quality`, these pools draw a picture within {limit} seconds: {pictures}.
 These draw an edit within {limit} seconds too: {both}.
 With the image for CUDA 12.6 and these prices, `--gpu auto` takes {auto}.
 
-**How they are computed.** Counted arithmetic is divided by rates that cards attain: about 80 % of the dense bfloat16
-rate, less on cards of little power, and attention as its authors published it (`benchmarks/rates.py`). A figure has
-in it:
+**How they are computed.** The kernels of a step are [counted](speed.md#a-steps-account). Each takes as long as its
+arithmetic or its bytes at rates that cards attain: about 80 % of the dense bfloat16 rate, less on cards of little
+power, and attention as its authors published it (`benchmarks/rates.py`). A figure has in it:
 
-- all passes through the transformer, with what is bound by the card's memory: 100 for `quality`, 36 for `balanced`, and
+- all passes through the transformer: 100 for `quality`, 36 for `balanced`, and
   8 for `fast`, whose LoRA's own products are left out
 - one encoding of the prompt and, with guidance, one of the negative prompt. A text encoder that is streamed takes the
   longer of its arithmetic and of its way over PCIe, 15.5 GB each time

@@ -1,8 +1,9 @@
 """The table of seconds that the deploy helper chooses cards by: a picture and an edit, for every card and layout.
 
-Computed from counted arithmetic and the rates that cards attain (`rates.py`), for 1024x1024 with one input picture:
+Computed from the kernels of a step, as `step` has traced them, and the rates that cards attain (`rates.py`), for
+1024x1024 with one input picture:
 
-- In it: the passes through the transformer (matrix products, attention, and what is bound by the card's memory), one
+- In it: the passes through the transformer (each kernel by its arithmetic or by its bytes), one
   encoding of the prompt and, with guidance, one of the negative prompt, decoding and encoding by the VAE. A streamed
   text encoder takes the longer of its arithmetic and its way from RAM, 15.5 GB an encoding. Where transformers take
   turns, every job brings its own from RAM.
@@ -14,7 +15,9 @@ Whole jobs that `fit` and `speed` have measured on a card stand under `measured`
 """
 
 import argparse
+import functools
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,10 +31,13 @@ from qwen_worker.memory.footprint import GB, Plan
 from qwen_worker.model_settings import Precision, Saving
 from qwen_worker.preset_settings import Preset
 
+from .measure.roofline import ATTENTION, ELEMENTWISE, Work, seconds
 from .measure.stage_times import job_seconds
-from .rates import CARDS, Card, card_of
+from .rates import BANDWIDTH_SHARE, CARDS, Card, card_of
 from .report.rows import FULL_STEPS, MEASURED
+from .step import read_works
 
+RESULTS = Path(__file__).parent / "results"
 SIZE = 1024
 # By preset: steps, and passes of them that are computed. Guidance takes two a step; of `balanced`'s 30 steps the step
 # cache predicts 12; `fast` has eight steps here, without guidance.
@@ -40,23 +46,18 @@ PRESETS = {
     Preset.BALANCED: (USUAL.balanced_steps, 36),
     Preset.FAST: (8, 8),
 }
-# TFLOP of a pass, counted by torch's flop counter on the released modules: matrix products and attention. `tokens` are
-# those of the pass in all. "edit": Qwen-Image-Edit; "edit plus": -2509 and -2511; both with one input picture.
-PASSES = {
-    "generate": {"linear": 56.0, "attention": 12.7, "tokens": 4_154},
-    "edit": {"linear": 130.2, "attention": 67.5, "tokens": 9_571},
-    "edit plus": {"linear": 114.2, "attention": 52.0, "tokens": 8_401},
-}
+KINDS = ("generate", "edit", "edit plus")  # "edit": Qwen-Image-Edit; "edit plus": -2509 and -2511
+PASSES_A_STEP = 2  # of guidance, in the account of a step
 # TFLOP beside the passes: of one encoding with its vision tower, and of the VAE.
 ENCODING = {"generate": 1.2, "edit": 27.4, "edit plus": 4.5}
 VAE = {"generate": 4.7, "edit": 7.6, "edit plus": 7.6}
 VAE_SHARE = 0.5  # of the rate of matrix products that convolutions attain
-# Bytes that a compiled pass of a picture reads and writes beside its products; others in proportion to their tokens.
-TRAFFIC_GB = 60 * 0.791
-BANDWIDTH_SHARE = 0.85
-HOST_SECONDS = 0.025  # that the host takes to queue a pass; the card waits where it is faster
-# NF4 is unpacked to bfloat16 before each product: 0.52 bytes of a parameter read, 2 written, 2 read again.
+# NF4 is not traced. Its kernels are taken to be bfloat16's, with two differences: each matrix is unpacked before its
+# product (0.52 bytes of a parameter read, 2 written, 2 read again), and the MLP's activation is a kernel of its own.
 UNPACK_BYTES = 4.52
+MODULATION_BYTES = 2  # of a parameter of it
+WIDTH, WIDE = 3072, 12_288  # channels of a token, and of the same within an MLP
+ACTIVATION_BYTES = 4  # read and written for each channel
 OTHER_SECONDS = 0.3  # of a job: scheduler, noise, PNG
 TEXT_ENCODER_GB = 15.5
 FILES_GB = 57.7  # of one model
@@ -67,9 +68,8 @@ TABLE_GB = 17_000  # that building the modulation table reads of the card's memo
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    results = Path(__file__).parent / "results"
-    parser.add_argument("--fit", type=Path, default=results / "fit.json", help="what fit has recorded")
-    parser.add_argument("--speed", type=Path, default=results / "speed.json", help="what speed has recorded")
+    parser.add_argument("--fit", type=Path, default=RESULTS / "fit.json", help="what fit has recorded")
+    parser.add_argument("--speed", type=Path, default=RESULTS / "speed.json", help="what speed has recorded")
 
 
 def run(options: argparse.Namespace) -> tuple[list[dict], None]:
@@ -112,29 +112,43 @@ def layouts_of(card: Card) -> list[Plan]:
 def row_of(card: Card, plan: Plan) -> dict:
     table_seconds = TABLE_GB / (card.bandwidth * BANDWIDTH_SHARE) if plan.table else 0
     row = {"card": card.name, "pool": card.pool, "plan": describe_layout(plan)}
-    row |= {kind: kind_seconds(card, plan, kind) for kind in PASSES}
+    row |= {kind: kind_seconds(card, plan, kind) for kind in KINDS}
     return row | {"prepare": round(START_SECONDS + COMPILE_SECONDS + table_seconds, 1)}
 
 
 def kind_seconds(card: Card, plan: Plan, kind: str) -> dict[str, float]:
     """Seconds of a job by preset, and of one pass."""
     one_pass = pass_seconds(card, plan, kind)
-    seconds = {
+    jobs = {
         preset.value: round(passes * one_pass + other_seconds(card, plan, kind, guided=preset is not Preset.FAST), 2)
         for preset, (_, passes) in PRESETS.items()
     }
-    return seconds | {"pass": round(one_pass, 4)}
+    return jobs | {"pass": round(one_pass, 4)}
 
 
 def pass_seconds(card: Card, plan: Plan, kind: str) -> float:
     """Of one pass through the transformer."""
-    work = PASSES[kind]
-    rate = card.eight_bits if plan.precision in (Precision.FP8, Precision.INT8) else card.bf16
-    traffic_gb = TRAFFIC_GB * work["tokens"] / PASSES["generate"]["tokens"]
+    traced = Precision.BF16 if plan.precision is Precision.NF4 else plan.precision
+    works, more_bytes = account()[kind, SIZE, "ours", traced.value], 0.0
     if plan.precision is Precision.NF4:
-        traffic_gb += plan.models[0].parts["matrices"] * UNPACK_BYTES / GB
-    seconds = work["linear"] / rate + work["attention"] / card.attention + traffic_gb / card.bandwidth / BANDWIDTH_SHARE
-    return max(seconds, HOST_SECONDS)
+        more_bytes += plan.models[0].parts["matrices"] * UNPACK_BYTES + activated_bytes(works) / PASSES_A_STEP
+    if not plan.table:  # it was traced with the table: the modulation's weights are read in every pass
+        more_bytes += plan.models[0].parts["modulation"] * MODULATION_BYTES
+    more = Work(ELEMENTWISE, PASSES_A_STEP, 0, round(more_bytes))
+    return seconds([*works, more], card) / PASSES_A_STEP
+
+
+def activated_bytes(works: list[Work]) -> int:
+    """What activations by kernels of their own read and write in a step. Each attention tells its block's tokens."""
+    attentions = [work for work in works if work.kind == ATTENTION]
+    tokens = sum(work.count * math.isqrt(work.flops // (4 * WIDTH)) for work in attentions)
+    return tokens * WIDE * ACTIVATION_BYTES
+
+
+@functools.cache
+def account() -> dict[tuple[str, int, str, str], list[Work]]:
+    """The kernels of a step, by kind, size, contender and precision."""
+    return read_works(RESULTS / "step.json")
 
 
 def other_seconds(card: Card, plan: Plan, kind: str, guided: bool) -> float:

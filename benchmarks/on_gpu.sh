@@ -40,12 +40,15 @@ prove() {
 		echo "tests/gpu: passed before"
 		return
 	fi
-	timeout $((end - SECONDS)) "$python" -m pytest -q tests/gpu --junitxml "$record" ||
+	local left=$((end - SECONDS))
+	if ((left < 40)); then return; fi
+	timeout "$left" "$python" -m pytest -q tests/gpu --junitxml "$record" ||
 		echo "tests/gpu ended with exit code $?"
 }
 
-prove
+# Seconds beside stock come before all else: a machine that is lent once, for nine minutes, has them then.
 measure speed --tasks generate --sizes 1024 512
+prove
 measure fit --part ours-24-generate --cold
 measure fit --part ours-80-both
 measure fit --part ours-24-edit

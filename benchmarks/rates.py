@@ -9,6 +9,10 @@ for a card of the generation, scaled to the others by their dense rates. None wa
 import re
 from dataclasses import dataclass
 
+BANDWIDTH_SHARE = 0.85  # of the data sheet's that kernels attain which only read and write
+# Of FlashAttention 2's rate, which takes no mask, that torch's memory-efficient kernel attains: half of it in forward
+# passes with heads of 128 channels (https://arxiv.org/abs/2307.08691, figure 4, where it is "xformers").
+MASKED_SHARE = 0.5
 PRICES_OF = "June 2026"
 # Dollars an hour of one card by RunPod's serverless price list, which has no row for ADA_32_PRO.
 PRICES = {
@@ -32,6 +36,11 @@ class Card:
     attention: float
     bandwidth: float
     pcie: float = 25
+
+    @property
+    def cudnn(self) -> bool:
+        """Whether cuDNN's attention is the card's fastest, which takes masks."""
+        return self.name.startswith(("H100", "H200", "B200"))
 
 
 CARDS = (

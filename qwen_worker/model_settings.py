@@ -64,6 +64,7 @@ class Speedup(StrEnum):
     ROTARY = "rotary"  # the rotary embedding without complex numbers, which no compiler fuses
     GUIDANCE = "guidance"  # guidance's two passes in one call where the picture is small
     ATTENTION = "attention"  # attention by cuDNN on the cards where it is the fastest
+    GELU = "gelu"  # the MLP's first product and its activation by one kernel
 
 
 class Role(StrEnum):
@@ -140,7 +141,7 @@ class ModelSettings(BaseSettings):
         default=None,
         description=(
             "The ways of drawing faster that may be used: auto, none, or a comma-separated list of compile, rotary, "
-            "guidance and attention. auto: on a GPU all four, on a CPU none."
+            "guidance, attention and gelu. auto: on a GPU all five, on a CPU none."
         ),
     )
     QWEN_COMPILED_FOLDER: Path | None = Field(

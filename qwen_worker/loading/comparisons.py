@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from diffusers.models.activations import GELU
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -191,6 +192,13 @@ def compare_attention(subject: Subject) -> Result:
         with sdpa_kernel(SDPBackend.MATH):
             apart.append(distance(ours, joined(attention.processor(attention, **given))))
     return Result(furthest(apart), pass_tolerance(subject.plan))
+
+
+def compare_gelu(subject: Subject) -> Result:
+    """The first layer of a block's MLP by one kernel beside its product and then its activation."""
+    layer = subject.transformer.transformer_blocks[0].img_mlp.net[0]
+    x = subject.random(1, PICTURE_TOKENS, layer.proj.in_features)
+    return Result(distance(layer(x), GELU.forward(layer, x)), pass_tolerance(subject.plan))
 
 
 def compare_guidance(subject: Subject) -> Result | None:

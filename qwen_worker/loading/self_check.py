@@ -133,6 +133,7 @@ def comparisons_of(subject: Subject) -> dict[str, Check]:
         (Saving.TABLE.value, subject.table is not None, transformer.compare_table),
         (Speedup.ROTARY.value, speed.has(Speedup.ROTARY), transformer.compare_rotary),
         (Speedup.ATTENTION.value, speed.has(Speedup.ATTENTION), transformer.compare_attention),
+        (Speedup.GELU.value, speed.has(Speedup.GELU), transformer.compare_gelu),
         (Speedup.GUIDANCE.value, speed.has(Speedup.GUIDANCE), transformer.compare_guidance),
         (Speedup.COMPILE.value, speed.has(Speedup.COMPILE), transformer.compare_compiled),
         ("lora", subject.is_20b, transformer.compare_lora),

@@ -5,6 +5,10 @@ Edit-2511 (for each of 8,192 and more tokens, whether it is an input picture's).
 queued before it is done, so the card idles until the next kernels arrive. Here the first is left out, and the card
 counts the second by itself. Bit-equal to stock.
 
+On a card, texts that share a pass are padded until all tokens together can be divided by 8. Attention's kernels read a
+mask in such steps: torch pads a mask of another length in each block, and has a graph for each of both cases. Padding
+is masked: equal up to the order of attention's sums.
+
 Covers neither gradients nor models that embed guidance. Imports torch and diffusers: import it inside
 functions. Knows nothing of what the blocks do with what they get.
 """
@@ -17,6 +21,7 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
+ALIGNMENT = 8  # tokens, of which attention's kernels read a mask
 Shape = tuple[int, int, int]  # frames, rows and columns of a picture's tokens
 
 
@@ -50,8 +55,10 @@ class WaitFreeTransformer(QwenImageTransformer2DModel):
         if self.zero_cond_t:  # input pictures are modulated as at timestep 0
             timestep = torch.cat([timestep, timestep * 0])
             input_rows = input_index(img_shapes, picture.device)
-        text = self.txt_in(self.txt_norm(encoder_hidden_states))
         mask = None if encoder_hidden_states_mask is None else encoder_hidden_states_mask.bool()
+        if len(picture) > 1 and picture.is_cuda:
+            encoder_hidden_states, mask = aligned(encoder_hidden_states, mask, picture.shape[1])
+        text = self.txt_in(self.txt_norm(encoder_hidden_states))
         temb = self.time_text_embed(timestep, picture, additional_t_cond)
         rotary = self.pos_embed(img_shapes, max_txt_seq_len=text.shape[1], device=picture.device)
         samples = controlnet_block_samples or ()
@@ -72,6 +79,18 @@ class WaitFreeTransformer(QwenImageTransformer2DModel):
             temb = temb.chunk(2)[0]
         output = self.proj_out(self.norm_out(picture, temb))
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+
+def aligned(
+    text: torch.Tensor, mask: torch.Tensor | None, picture_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(B, tokens, dim) and its mask (B, tokens), with as many masked tokens behind them as `ALIGNMENT` asks for."""
+    more = -(text.shape[1] + picture_tokens) % ALIGNMENT
+    if not more:
+        return text, mask
+    if mask is None:  # no token of these texts is padding
+        mask = text.new_ones(text.shape[:2], dtype=torch.bool)
+    return torch.nn.functional.pad(text, (0, 0, 0, more)), torch.nn.functional.pad(mask, (0, more))
 
 
 def input_index(shapes: Sequence[Sequence[Shape]], device: torch.device) -> torch.Tensor:

@@ -4,8 +4,9 @@ Stock multiplies pairs of a head's channels, taken as complex numbers x = a + ib
 complex numbers, and breaks a block's kernel in three at them. `rotate` computes the same from tables of cos phi and
 sin phi in float32: (a, b) -> (a cos phi - b sin phi, b cos phi + a sin phi). Products, sums and precision are the same,
 so the result is bit-equal where no compiler contracts them to fused multiply-adds, which round once less (one unit in
-the last place of float32, before the rounding to bfloat16). Without compiling `rotate` is slower, four kernels for
-three: it pays in compiled blocks, where all of it is one kernel.
+the last place of float32, before the rounding to bfloat16). Each channel is computed by itself, from its own value and
+its pair's: joined from two halves, query and key would be written, and copied once more to where attention reads them.
+Without compiling `rotate` is slower: it pays in compiled blocks, where all of it is one kernel.
 
 `scaled_dot_product_attention` takes the first kernel of an order that can do the call. Torch for CUDA 12 asks its own
 FlashAttention 2 before cuDNN's kernel, which uses the asynchronous tensor cores of Hopper and data-centre Blackwell:
@@ -28,7 +29,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Angles = tuple[torch.Tensor, torch.Tensor]  # cos and sin, (tokens, 1, channels / 2)
+# For each channel of a pair (a, b): cos and cos, and -sin and sin; (tokens, 1, channels) each, in float32.
+Angles = tuple[torch.Tensor, torch.Tensor]
 PROJECTIONS = {"picture": ("to_q", "to_k", "to_v"), "text": ("add_q_proj", "add_k_proj", "add_v_proj")}
 
 
@@ -59,16 +61,18 @@ class RealRotary(torch.nn.Module):
 
 
 def real_angles(frequencies: torch.Tensor) -> Angles:
-    """(tokens, channels / 2), complex -> cos and sin, each (tokens, 1, channels / 2)."""
-    return frequencies.real.unsqueeze(1).contiguous(), frequencies.imag.unsqueeze(1).contiguous()
+    """(tokens, channels / 2), complex -> for each channel what it and what its pair's is multiplied by."""
+    cos, sin = frequencies.real.unsqueeze(1), frequencies.imag.unsqueeze(1)
+    own, other = torch.stack([cos, cos], dim=-1), torch.stack([-sin, sin], dim=-1)
+    return own.flatten(-2), other.flatten(-2)
 
 
 def rotate(x: torch.Tensor, angles: Angles) -> torch.Tensor:
     """(B, tokens, heads, channels), rotated by the angles of its positions; computes in float32, as stock."""
-    cos, sin = angles
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    # The halves are rounded before they are joined: compiled code keeps what it joins in memory.
-    return torch.stack([(a * cos - b * sin).type_as(x), (b * cos + a * sin).type_as(x)], dim=-1).flatten(-2)
+    own, other = angles
+    x_float = x.float()
+    swapped = x_float.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # b and a
+    return (x_float * own + swapped * other).type_as(x)
 
 
 class JointAttention(QwenDoubleStreamAttnProcessor2_0):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ON = "on"
 # Names of what may fail beside the speed-ups. The last: padded LoRAs in compiled blocks.
 INT8_PRODUCT, STEP_CACHE, COMPILED_LORAS = "int8 product", "step cache", "compiled LoRAs"
-COMPILED_IN = (Speedup.ROTARY, Speedup.ATTENTION)  # which a graph of compiled blocks was traced with
+COMPILED_IN = (Speedup.ROTARY, Speedup.ATTENTION, Speedup.GELU)  # which a graph of compiled blocks was traced with
 # Compute capabilities of the cards whose fastest attention is cuDNN's: Hopper, data-centre Blackwell. On (10, 3), the
 # B300, cuDNN could not build its plans with CUDA 12.8.
 CUDNN_CAPABILITIES = (9, 0), (10, 0)
@@ -64,6 +64,10 @@ class Speed:
             from . import attention
 
             attention.use_stock_rotary(self.transformer)
+        if speedup is Speedup.GELU and self.has(speedup):
+            from . import gelu
+
+            gelu.use_stock_products(self.transformer)
         self.states[speedup] = self.failures[speedup.value] = reason
 
     def stand_down_loras(self, reason: str) -> None:
@@ -147,6 +151,10 @@ def decide(
             states[speedup] = "torch's own order is the best that is known for this card"
         elif speedup is Speedup.ATTENTION and cudnn_first:
             states[speedup] = "this torch asks cuDNN first by itself on this card"
+        elif speedup is Speedup.GELU and plan.device == "cpu":
+            states[speedup] = "a CPU has no product with this activation"
+        elif speedup is Speedup.GELU and plan.precision is not Precision.BF16:
+            states[speedup] = "quantized matrices have no product with an activation"
         else:
             states[speedup] = ON
     return states
@@ -194,6 +202,13 @@ def apply(
         from . import attention
 
         attention.use_real_rotary(pipe.transformer)
+    if speed.has(Speedup.GELU):
+        from . import gelu
+
+        if reason := gelu.obstacle():
+            speed.states[Speedup.GELU] = reason
+        else:
+            gelu.use_activated_products(pipe.transformer)
     if speed.has(Speedup.COMPILE):
         card = gpu and gpu.name
         compiled = attempt(lambda: compile_blocks(speed, pipe, settings, card, plan.precision, table, name))

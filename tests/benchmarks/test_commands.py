@@ -31,6 +31,7 @@ def test_no_help_imports_torch():
         "soak",
         "fit",
         "speed",
+        "step",
         "load",
         "cold_start",
         "computed",

@@ -27,4 +27,6 @@ def test_the_script_for_a_gpu_names_parts_that_there_are():
     for benchmark, words in measured:
         parsed = options({"fit": fit, "speed": speed}[benchmark], *words.split())
         assert set(parsed.part or ()) <= known
+    first, *_ = re.findall(r"^(?:prove|measure .*)$", script, re.MULTILINE)
+    assert first == "measure speed --tasks generate --sizes 1024 512"  # a machine may be lent for nine minutes alone
     assert subprocess.run(["bash", "-n", "benchmarks/on_gpu.sh"], cwd=ROOT).returncode == 0

@@ -78,7 +78,7 @@ def test_a_limit_that_is_too_short_for_the_cards_is_said_before_a_yes(runpod, co
     code, text = command(*SHIP, "--gpu", "AMPERE_16", "--execution-timeout", "300", "--dry-run")
     assert (
         code == 0
-        and "AMPERE_16: drawing is slow: an edit ~383 s, where --execution-timeout ends jobs after 300 s" in text
+        and "AMPERE_16: drawing is slow: an edit ~374 s, where --execution-timeout ends jobs after 300 s" in text
     )
     code, text = command(*SHIP, "--gpu", "HOPPER_141", "--execution-timeout", "200", "--dry-run")
     assert code == 0 and "HOPPER_141: loading is slow: a cold worker's first job may take" in text

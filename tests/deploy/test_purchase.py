@@ -62,7 +62,7 @@ def test_a_wish_that_no_pool_keeps_to_is_said_with_the_nearest_before_any_yes(ru
 
 def test_edits_that_outlast_the_limit_rule_a_pool_out(runpod, command):
     code, text = command(*SHIP, "--execution-timeout", "20")
-    assert code == 1 and "--execution-timeout 31 takes it" in text and not runpod.writes
+    assert code == 1 and "--execution-timeout 30 takes it" in text and not runpod.writes
 
 
 def test_the_preset_that_is_served_decides(runpod, command):

@@ -221,8 +221,8 @@ BY_CUDA = (
           READERS[1:], spoils=True, code="internal"),
     Fault("the table meets an illegal address", "CUDA fails", ILLEGAL, (f"{W}.weights.modulation_rows:build",),
           ("table",), spoils=True, code="internal", **TABLED),
-    Fault("a warm-up meets an illegal address", "CUDA fails", ILLEGAL, WARM, ("attention", *SPEEDUPS), spoils=True,
-          code="internal", **FASTER),
+    Fault("a warm-up meets an illegal address", "CUDA fails", ILLEGAL, WARM, ("attention", "gelu", *SPEEDUPS),
+          spoils=True, code="internal", **FASTER),
     Fault("a job meets an illegal address", "CUDA fails", ILLEGAL, BLOCK, SPEEDUPS, DRAW, spoils=True,
           code="internal", **FASTER),
 )  # fmt: skip

@@ -22,7 +22,7 @@ from qwen_worker.model import residency, vision
 from qwen_worker.model import vae as single_frame
 from qwen_worker.model_settings import Precision, Saving, SelfCheck, Speedup
 from qwen_worker.settings import Settings
-from qwen_worker.speed import attention, compiled, guidance, speedups
+from qwen_worker.speed import attention, compiled, gelu, guidance, speedups
 
 from ..conftest import ROOT
 from ..model.test_savings import pipeline, plan_for
@@ -159,6 +159,14 @@ def test_angles_of_the_wrong_sign_are_found(subject, monkeypatch):
     rotate = attention.rotate
     monkeypatch.setattr(attention, "rotate", lambda x, angles: rotate(x, (angles[0], -angles[1])))
     assert failed(subject(on=SPEEDUPS)) == {"rotary"}
+
+
+def test_an_activated_product_with_another_activation_is_found(subject, monkeypatch):
+    checked = subject(on=(Speedup.GELU,), fresh=True)
+    gelu.use_activated_products(checked.transformer)
+    assert failed(checked) == set()
+    monkeypatch.setattr(gelu.ActivatedProduct, "forward", lambda layer, x: torch.relu(layer.proj(x)))
+    assert failed(checked) == {"gelu"}
 
 
 @pytest.mark.parametrize("fault", ["mask", "scale", "nan"])

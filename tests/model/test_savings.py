@@ -18,7 +18,7 @@ from qwen_worker.memory import placement
 from qwen_worker.memory.machine import read_machine
 from qwen_worker.model import modulation
 from qwen_worker.model import vae as single_frame
-from qwen_worker.model.transformer import WaitFreeTransformer
+from qwen_worker.model.transformer import WaitFreeTransformer, aligned
 from qwen_worker.model.vision import mark_picture_tokens
 from qwen_worker.model_settings import LOAD_THREADS, Precision, Saving
 from qwen_worker.weights import modulation_rows
@@ -186,6 +186,25 @@ def test_a_pass_without_waits_is_stock_s(tmp_path, shapes, zero_cond_t):
         for mask in (None, ended_early):
             given = timestep, shapes, 8, mask
             assert torch.equal(forward(ours, *given), forward(theirs, *given))
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])], ids=["whole", "masked"])
+def test_texts_that_share_a_pass_are_padded_to_what_kernels_read(mask):
+    """As the card's pass pads them, which a CPU's does not: the same picture, up to the order of attention's sums."""
+    transformer, generator = small_transformer().float(), torch.Generator().manual_seed(1)
+    text, mask = torch.randn(2, 5, 24, generator=generator), None if mask is None else mask.bool()
+    padded, padded_mask = aligned(text, mask, 8)
+    assert padded.shape == (2, 8, 24) and padded_mask[:, 5:].sum() == 0
+    assert torch.equal(padded_mask[:, :5], torch.ones(2, 5, dtype=torch.bool) if mask is None else mask)
+    given = {"hidden_states": torch.randn(2, 8, 16, generator=generator), "timestep": torch.full((2,), 0.5)}
+    given |= {"img_shapes": [[(1, 2, 4)]] * 2, "return_dict": False}
+    with torch.no_grad():
+        whole, long = (
+            transformer(encoder_hidden_states=states, encoder_hidden_states_mask=seen, **given)[0]
+            for states, seen in ((text, mask), (padded, padded_mask))
+        )
+    assert distance(long, whole) <= PASS[torch.float32]
+    assert aligned(padded, mask, 8) == (padded, mask)
 
 
 def test_a_lora_on_the_modulation_rebuilds_the_table(tmp_path):
