@@ -18,6 +18,7 @@ from ..memory.footprint import Plan
 from ..model_settings import Speedup
 from ..preset_settings import Preset
 from .partial_denoise import drawn_steps
+from .split_passes import split_between_cards
 
 
 @contextmanager
@@ -43,17 +44,18 @@ def configured(
     # One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.
     if steps == 1:
         changes["shift_terminal"] = None
-    cached = caches_steps(loaded, request)
+    cached_steps = drawn if caches_steps(loaded, request) else 0
     with (
         loaded.adapters.apply(loras, plan.streamed_loras, plan.lora_rank),
         loaded.speed.drawing(
             compiled=plan.compiled,
             lora_rank=plan.lora_rank,
             separate_passes=apart or tiles or not shares_passes(loaded, request),
-            cached_steps=drawn if cached else 0,
+            cached_steps=cached_steps,
         ),
         configured_scheduler(loaded, changes),
         fixed_sigmas(loaded.pipe, few.sigmas),
+        split_between_cards(loaded, loras, plan, cached_steps) if splits_passes(loaded, request) else nullcontext(),
     ):
         yield
 
@@ -66,7 +68,12 @@ def caches_steps(loaded: LoadedPipeline, request: Drawing) -> bool:
 def shares_passes(loaded: LoadedPipeline, request: Drawing) -> bool:
     """Whether guidance's two passes are one call for the request, where its picture is small."""
     is_shared = loaded.speed.has(Speedup.GUIDANCE) and not isinstance(request, Edit | Layers)
-    return is_shared and not caches_steps(loaded, request)
+    return is_shared and not caches_steps(loaded, request) and not splits_passes(loaded, request)
+
+
+def splits_passes(loaded: LoadedPipeline, request: Drawing) -> bool:
+    """Whether guidance's two passes are computed on two cards for the request."""
+    return loaded.second_card is not None and request.guidance_scale > 1
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from .stand_down import MODULATION, READER, SWAP, TRIM, StoodDown
 if TYPE_CHECKING:
     from ..model.modulation import ModulationTable
     from ..model.residency import Swap
+    from ..ranks.shared_rows import SharedRows
 
 AHEAD_SHARE = 0.8  # of the RAM that a plan leaves, for weights that are read while the libraries are imported
 
@@ -43,6 +44,7 @@ class Builder:
         self.stopwatch = Stopwatch()  # of the present build, or the last
         self.part = ""
         self.swap: Swap | None = None
+        self.shared_rows: dict[str, SharedRows] = {}  # of modulation tables that a second card has too, by model
 
     def build(
         self,
@@ -88,7 +90,8 @@ class Builder:
             with self.stopwatch("copy"):
                 self.swap.add(model, components["transformer"])
         self.part = MODULATION
-        table = tabulate(components["transformer"], folder, plan, Reading(self.threads, self.stopwatch))
+        reading = Reading(self.threads, self.stopwatch, self.share_rows(model, plan))
+        table = tabulate(components["transformer"], folder, plan, reading)
         self.part = checkpoint.class_name
         with self.stopwatch("other"):
             pipe = getattr(diffusers, checkpoint.class_name)(**components)
@@ -134,11 +137,22 @@ class Builder:
             self.swap.clear()
             cuda.release_unused(plan.device)
 
+    def share_rows(self, model: str, plan: Plan) -> "SharedRows | None":
+        """Memory for the modulation table's rows, where a second card's process has them too."""
+        if plan.cards == 1 or not plan.table:
+            return None
+        from ..ranks.shared_rows import SharedRows
+
+        self.shared_rows[model] = SharedRows()
+        return self.shared_rows[model]
+
     def release(self, model: str, device: str) -> None:
         """Give back what a build that failed, or a pipeline that nobody holds any more, has left."""
         if self.swap:
             self.swap.drop(model)
         self.give_back(device)
+        if rows := self.shared_rows.pop(model, None):
+            rows.close()
 
     def give_back(self, device: str) -> None:
         """Give back the card's memory and the pinned memory that no tensor holds."""

@@ -10,6 +10,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..jobs.reply import DrawingModel
 from ..memory.footprint import GB, Plan
 from ..speed.speedups import STEP_CACHE, Speed
+from .second_card import SecondCard
 
 if TYPE_CHECKING:
     from ..lora.adapters import Adapters
@@ -44,6 +45,7 @@ class LoadedPipeline:
     not_finite: list[str] = field(default_factory=list[str])  # ids of the last jobs in a row that came to NaN
     shortages: dict[Size, Shortage] = field(default_factory=dict[Size, "Shortage"])
     findings: "tuple[Finding, ...]" = ()  # of its self-check, none where it had none
+    second_card: SecondCard | None = None  # that draws beside the first, where one does
 
     @property
     def drawing_model(self) -> DrawingModel:

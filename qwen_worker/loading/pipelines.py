@@ -30,6 +30,7 @@ from .catalogue import Catalogue
 from .crash_notes import CrashNotes
 from .loaded import LoadedPipeline
 from .planner import Planner
+from .second_card import SecondCard, TransformerLoad
 from .self_check import Finding
 from .stand_down import PINNING, READER, ROOM, SELF_CHECK, SPEEDUPS, find_culprits
 from .subject import Subject
@@ -53,7 +54,8 @@ class Pipelines:
         machine: Callable[[], Machine] = read_machine,
     ):
         self.settings, self.catalogue, self.own_loras = settings, catalogue, own_loras
-        self.planner = Planner(settings, catalogue, machine)
+        self.second_card = SecondCard(settings)
+        self.planner = Planner(settings, catalogue, machine, self.second_card)
         self.builder = Builder(settings.QWEN_LOAD_THREADS)
         self.loaded: dict[str, LoadedPipeline] = {}  # by model setting
         self.notes = CrashNotes(compile_store.folder(settings), self.machine_kind)
@@ -74,7 +76,9 @@ class Pipelines:
 
     def report(self) -> list[dict[str, Any]]:
         """What `health` tells of the loaded pipelines."""
-        return [loaded.report() for loaded in list(self.loaded.values())]
+        second = self.second_card.report()
+        more = {"second_card": second} if second else {}
+        return [loaded.report() | more for loaded in list(self.loaded.values())]
 
     def place(self, task: str) -> Plan:
         """Where the task's model goes. Raises `LoadError`, before anything is fetched or allocated, where it cannot."""
@@ -100,7 +104,7 @@ class Pipelines:
             if isinstance(outcome, LoadedPipeline):
                 self.loaded[model] = outcome
                 break
-            self.builder.release(model, self.planner.device(model))
+            self.release(model, self.planner.device(model))
             if isinstance(outcome, LoadError):
                 if self.planner.is_outdated(model, self.loaded.values()):
                     continue  # another process took of the card: the next plan counts with what is left
@@ -136,7 +140,8 @@ class Pipelines:
             shared = self.shared_components(checkpoint)
         loras = self.own_loras(Role.of(task))
         pinning.resume()
-        pipe, table, note = self.build(model, checkpoint, plan, shared, folder, note)
+        pipe, table, note = self.build(model, checkpoint, plan, shared, folder, note, loras)
+        self.second_card.complete_load(model, (rows := self.builder.shared_rows.get(model)) and rows.handle)
         adapters = adapters_of(checkpoint, plan, pipe, table, loras)
         self.builder.part = SPEEDUPS
         # The endpoint's own LoRAs are part of every picture, and so of what is compiled.
@@ -145,12 +150,13 @@ class Pipelines:
             speed = speedups.apply(pipe, plan, self.settings, machine, table, checkpoint.name, off.reasons)
         subject = Subject(model, checkpoint, plan, pipe, table, speed, self.builder.swap, tuple(shared))
         findings = self.check(subject, machine)
+        second = self.second_card if self.second_card.await_load(model, speed) else None
         self_check.compare_later(subject, self.settings)
         self.builder.part = ""
         seconds = time.perf_counter() - started
         without = dict(off.reasons) | ({PINNING: pinning.refusal} if pinning.refusal else {})
         facts = plan, pipe, table, adapters, tuple(shared), seconds, stopwatch.report(), note, speed, without
-        return LoadedPipeline(model, checkpoint, *facts, findings=findings)
+        return LoadedPipeline(model, checkpoint, *facts, findings=findings, second_card=second)
 
     def check(self, subject: Subject, machine: Machine) -> tuple[Finding, ...]:
         """The findings of the self-check. What has failed in it stands down, at the next start too.
@@ -189,8 +195,13 @@ class Pipelines:
         """Let go of every pipeline: each is planned and loaded anew when a job needs it."""
         for model, loaded in list(self.loaded.items()):
             del self.loaded[model]
-            self.builder.release(model, loaded.plan.device)
+            self.release(model, loaded.plan.device)
         self.planner.forget(())
+
+    def release(self, model: str, device: str) -> None:
+        """Give back what a model has left, on both cards."""
+        self.builder.release(model, device)
+        self.second_card.release(model)
 
     def find_culprits(self, model: str) -> list[str]:
         """What of the worker's own was at work where the model's load has stopped; most suspect first."""
@@ -237,6 +248,7 @@ class Pipelines:
         shared: dict[str, Any],
         folder: Path | None,
         note: str,
+        loras: Sequence[LoraUse],
     ) -> "tuple[Any, ModulationTable | None, str]":
         """The pipeline, its table, and the note which prepared checkpoint they are from, or why they are from none.
 
@@ -247,6 +259,9 @@ class Pipelines:
         off = self.planner.stood_down[model]
 
         def build_from(folder: Path | None) -> "tuple[Any, ModulationTable | None]":
+            own, reasons = tuple(loras), dict(off.reasons)
+            load = TransformerLoad(model, checkpoint, plan, folder, self.settings, own, reasons)
+            self.second_card.begin_load(load)
             return self.builder.build(model, checkpoint, plan, shared, folder, beside_others, off)
 
         if folder and checkpoint.folder is None:
@@ -259,7 +274,7 @@ class Pipelines:
             if not isinstance(built, Failure):
                 return (*built, note)
             note = f"{folder.name} is not used: {built.reason}"
-            self.builder.release(model, plan.device)
+            self.release(model, plan.device)
         return (*build_from(None), note)
 
     def activate(self, loaded: LoadedPipeline) -> float:
@@ -271,6 +286,7 @@ class Pipelines:
         if self.builder.swap is None or not loaded.plan.swapped:
             return 0.0
         bring = functools.partial(self.builder.swap.activate, loaded.model)
+        second, question = self.second_card, self.second_card.activate(loaded.model)
         try:
             seconds = attempt(bring)
             if isinstance(seconds, Failure):  # no transformer is on the card then, and perhaps more of it is free
@@ -278,6 +294,8 @@ class Pipelines:
                 seconds = attempt(bring)
         except CudaSpoiledError as error:
             raise self.blame(loaded, error) from None
+        if question and not isinstance(seconds, Failure) and (failure := second.answer(question).failure):
+            raise JobError("internal", f"{loaded.checkpoint.name} could not be brought to the second card: {failure}")
         if isinstance(seconds, Failure):
             code = "out_of_memory" if seconds.out_of_memory else "internal"
             raise JobError(code, f"{loaded.checkpoint.name} could not be brought to the card: {seconds.reason}")

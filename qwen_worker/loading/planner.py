@@ -20,14 +20,22 @@ from ..settings import Settings
 from ..speed.speedups import has_compiler, may_compile
 from .catalogue import Catalogue
 from .loaded import LoadedPipeline
+from .second_card import SecondCard
 from .stand_down import StoodDown, union
 
 
 class Planner:
     """`machine`: reads what plans are made for; a benchmark names a smaller card here."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, machine: Callable[[], Machine]):
+    def __init__(
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        machine: Callable[[], Machine],
+        second_card: SecondCard | None = None,
+    ):
         self.settings, self.catalogue, self.machine = settings, catalogue, machine
+        self.second_card = second_card or SecondCard(settings)
         # By model setting:
         self.plans: dict[str, Plan] = {}
         self.stood_down: defaultdict[str, StoodDown] = defaultdict(StoodDown)  # what a plan must do without
@@ -95,7 +103,7 @@ class Planner:
         for checkpoint in sorted(checkpoints, key=lambda checkpoint: checkpoint.pipeline_class.max_images):
             models.append(as_model(checkpoint, before))
             before.append(checkpoint)
-        return placement.plan(
+        plan = placement.plan(
             models,
             machine,
             self.settings.QWEN_PRECISION,
@@ -108,3 +116,4 @@ class Planner:
             # Of no other class a job could be followed by one, and its room would be for nothing.
             self.settings.QWEN_CONTROLNET is not None and any(one.class_name == PIPELINE for one in checkpoints),
         )
+        return self.second_card.extend(plan, machine)
