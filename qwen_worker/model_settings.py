@@ -176,9 +176,9 @@ class ModelSettings(BaseSettings):
     QWEN_GPUS: Gpus = Field(
         default=Gpus.ONE,
         description=(
-            "How many cards of a worker draw one picture: 1, 2, or auto, which is 2 where the worker has a second card. "
-            "With 2 each of guidance's two passes has a card of its own. Where the second card cannot be used, the "
-            "first draws alone, and health says why."
+            "How many cards of a worker draw one picture: 1, 2, or auto, which is 2 where the worker has a second "
+            "card. With 2 each of guidance's two passes has a card of its own. Where the second card cannot be used, "
+            "the first draws alone, and health says why."
         ),
     )
     QWEN_MODEL_ROOTS: Folders = Field(

@@ -29,11 +29,13 @@ def configured(
     plan: Plan,
     apart: bool = False,
     tiles: bool = False,
+    rows_apart: bool = False,
 ) -> Generator[None]:
     """Within, the pipeline is as the request asks for it.
 
     `plan`: of the job, which says how its LoRAs are applied; `apart`: guidance's passes stay two; `tiles`: pictures are
     decoded in tiles. The two passes are one call only where a picture is decoded whole: the memory for that holds both.
+    `rows_apart`: where there is no guidance, the two pictures of a call are drawn on two cards.
     """
     steps = request.num_inference_steps
     drawn = drawn_steps(steps, request.strength)
@@ -45,6 +47,7 @@ def configured(
     if steps == 1:
         changes["shift_terminal"] = None
     cached_steps = drawn if caches_steps(loaded, request) else 0
+    splits = splits_passes(loaded, request) or (rows_apart and splits_rows(loaded, request))
     with (
         loaded.adapters.apply(loras, plan.streamed_loras, plan.lora_rank),
         loaded.speed.drawing(
@@ -55,7 +58,7 @@ def configured(
         ),
         configured_scheduler(loaded, changes),
         fixed_sigmas(loaded.pipe, few.sigmas),
-        split_between_cards(loaded, loras, plan, cached_steps) if splits_passes(loaded, request) else nullcontext(),
+        split_between_cards(loaded, loras, plan, cached_steps, rows_apart) if splits else nullcontext(),
     ):
         yield
 
@@ -74,6 +77,11 @@ def shares_passes(loaded: LoadedPipeline, request: Drawing) -> bool:
 def splits_passes(loaded: LoadedPipeline, request: Drawing) -> bool:
     """Whether guidance's two passes are computed on two cards for the request."""
     return loaded.second_card is not None and request.guidance_scale > 1
+
+
+def splits_rows(loaded: LoadedPipeline, request: Drawing) -> bool:
+    """Whether the second card would idle while the request is drawn, and may draw another picture."""
+    return loaded.second_card is not None and request.guidance_scale <= 1
 
 
 @contextmanager

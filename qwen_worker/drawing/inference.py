@@ -4,7 +4,7 @@ One picture a call and not a batch: a batch rounds differently, and each seed mu
 endpoint gives this up for speed, `batching.py` comes first. Knows nothing of how a job arrived or its result leaves.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -92,7 +92,7 @@ def draw_within_memory(
     import torch
 
     job, canvas, device = entry.job, entry.canvas, loaded.plan.device
-    bytes_before = allocated_bytes(device)
+    bytes_before, passes_before = allocated_bytes(device), loaded.second_card_passes
     size = planned_size(entry)
     first, shortage = 0 if shares_passes(loaded, job.request) else 1, loaded.shortages.get(size, Shortage(0, 0))
     plan = plan_for(entry, loaded.plan, loaded)
@@ -126,10 +126,9 @@ def draw_within_memory(
             loaded.not_finite.clear()
             quality = recomposition_db(canvas.sources[0], pictures) if isinstance(job.request, Layers) else None
             controlnet = entry.controlnets and entry.controlnets.name
-            model, peak = loaded.drawing_model, peak_vram_gb()
-            return DrawingResult(
-                pictures, steps, model, peak_vram_gb=peak, recomposition_db=quality, controlnet=controlnet
-            )
+            facts: dict[str, Any] = {"recomposition_db": quality, "controlnet": controlnet}
+            facts |= {"peak_vram_gb": peak_vram_gb(), "gpus": 1 + (loaded.second_card_passes > passes_before)}
+            return DrawingResult(pictures, steps, loaded.drawing_model, **facts)
         except torch.OutOfMemoryError:
             pass
         # Outside the handler, where the traceback no longer holds the tensors that filled the card.

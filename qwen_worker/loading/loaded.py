@@ -64,6 +64,11 @@ class LoadedPipeline:
         """What of the worker's own it does without because that failed, and why."""
         return self.loaded_without | self.speed.failures
 
+    @property
+    def second_card_passes(self) -> int:
+        """How many passes of transformers the second card has computed."""
+        return self.second_card.counts.passes if self.second_card else 0
+
     def report(self) -> dict[str, Any]:
         """What `health` tells of it."""
         return {

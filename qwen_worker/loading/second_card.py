@@ -35,6 +35,8 @@ from ..settings import Settings
 from ..speed.speedups import ON, Speed
 
 if TYPE_CHECKING:
+    import torch
+
     from ..ranks.shared_rows import SharedHandle
 
 COMMAND = (sys.executable, "-m", "qwen_worker.second_rank")
@@ -317,7 +319,7 @@ class SecondCard:
         return number
 
     def receive_pass(self, number: int) -> "torch.Tensor":
-        """The prediction of a pass. Raises `torch.OutOfMemoryError`, or `RuntimeError` in the second process's words."""
+        """A pass's prediction. Raises `torch.OutOfMemoryError`, or `RuntimeError` in the second process's words."""
         from ..ranks import group
 
         started = time.perf_counter()

@@ -56,13 +56,14 @@ def on_two_processes(plan: Plan) -> Plan:
     needed_bytes = sum(map(plan.transformer_bytes, plan.models))
     if needed_bytes > plan.spare_bytes:
         raise LoadError(
-            f"a second process would need {needed_bytes / GB:.1f} GB of RAM, and {plan.spare_bytes / GB:.1f} GB are free"
+            f"a second process would need {needed_bytes / GB:.1f} GB of RAM, and {plan.spare_bytes / GB:.1f} GB are "
+            "free"
         )
     return replace(plan, cards=2, spare_bytes=(plan.spare_bytes - needed_bytes) // 2)
 
 
 def require_like(first: Gpu, second: Gpu) -> None:
-    """Raises `LoadError` for cards of two kinds, whose kernels may round differently and whose steps take unlike time."""
+    """Raises `LoadError` for cards of two kinds, which may round differently, and of which one waits for the other."""
     if (first.name, first.capability, first.total_bytes) != (second.name, second.capability, second.total_bytes):
         words = [f"{gpu.name} ({gpu.total_bytes / GB:.1f} GB)" for gpu in (first, second)]
         raise LoadError(f"the two cards differ: {' and '.join(words)}")

@@ -82,7 +82,8 @@ def shared_memory_words() -> str:
         return ""
     if free_bytes >= SHARED_BYTES:
         return ""
-    return f"; {SHARED_MEMORY} has {free_bytes / 1e6:.0f} MB free, and NCCL takes up to {SHARED_BYTES / 1e6:.0f} MB of it"
+    free_mb, wanted_mb = round(free_bytes / 1e6), round(SHARED_BYTES / 1e6)
+    return f"; {SHARED_MEMORY} has {free_mb} MB free, and NCCL takes up to {wanted_mb} MB of it"
 
 
 def main() -> None:

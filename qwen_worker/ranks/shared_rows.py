@@ -61,7 +61,8 @@ class SharedRows:
         refused = int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0))
         self.registered = not refused
         if refused:
-            log_line(None, "WARN", f"the modulation table is not pinned, so that copies of it wait: CUDA says {refused}")
+            words = f"the modulation table is not pinned, so that copies of it wait: CUDA error {refused}"
+            log_line(None, "WARN", words)
 
     def close(self) -> None:
         """Give the memory back once no tensor has it any more."""
