@@ -5,8 +5,8 @@ shows both prompts, and its second pass is computed on the second card when it c
 has the second card begin with the other pass, and the step's second call is answered with what comes back. All second
 passes are computed there, so that a step cache keeps each prompt's history on one card. Prompts go there once for a
 call of the pipeline; a step sends the latents and the timestep, and takes the prediction, each of 0.5 MB at 1024 x
-1024, more where there are input or control pictures. Without guidance the transformer is called once a step: a call draws two
-pictures then, of which each card computes one, as it would alone.
+1024, more where there are input or control pictures. Without guidance the transformer is called once a step: a call
+draws two pictures then, of which each card computes one, as it would alone.
 
 Nobody waits for what does not come: the second card says that it has a prediction before the first waits for it, and
 one that nobody asked for any more is taken and dropped. Knows nothing of jobs.

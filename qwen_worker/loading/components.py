@@ -82,14 +82,13 @@ def tabulate(transformer: Any, folder: Path, plan: Plan, reading: Reading | None
     from ..weights import modulation_rows
 
     reading = reading or Reading()
-    memory = reading.shared_rows and reading.shared_rows.make
+    memory = reading.shared_rows.make if reading.shared_rows else None
     with reading.stopwatch("table"):
         if not isinstance(transformer, modulation.TabledTransformer):
             return modulation.computed_table(transformer)
         if modulation_rows.exists(folder):
             return modulation_rows.read(transformer, folder, reading.threads, memory)
-        more = {"memory": memory} if memory else {}
-        return modulation_rows.build(transformer, folder, threads=max(1, reading.threads), **more)
+        return modulation_rows.build(transformer, folder, threads=max(1, reading.threads), memory=memory)
 
 
 def is_component(value: Any) -> bool:

@@ -106,15 +106,16 @@ class SecondCard:
 
     def extend(self, plan: Plan, machine: Machine) -> Plan:
         """The plan for both cards; as it is, where there is to be one or the second cannot be used."""
-        asked, on_cpu = self.settings.QWEN_GPUS, plan.device == "cpu"
-        if asked is Gpus.ONE or self.has_failed or (on_cpu and asked is Gpus.AUTO):
+        asked = self.settings.QWEN_GPUS
+        if asked is Gpus.ONE or self.has_failed:
             return plan
-        second, cap_gb = None if on_cpu else self.second_gpu(), self.settings.QWEN_VRAM_GB
+        on_cpu, cap_gb = plan.device == "cpu", self.settings.QWEN_VRAM_GB
+        second = None if on_cpu else self.second_gpu()
         if second is None and asked is Gpus.AUTO:
             return plan
-        cost = 1 if on_cpu else cuda.pinned_cost()
+        cost, cap_bytes = 1 if on_cpu else cuda.pinned_cost(), round(cap_gb * GB) if cap_gb else None
         try:
-            extended = two_cards.on_two_cards(plan, machine, second, cap_gb and round(cap_gb * GB), cost)
+            extended = two_cards.on_two_cards(plan, machine, second, cap_bytes, cost)
         except LoadError as error:
             self.refuse(error.reason)
             return plan

@@ -15,8 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -37,6 +36,14 @@ class Answer:
 
 class RankEnded(Exception):
     """The other process has ended or is stuck; its words say which."""
+
+
+class Connection(Protocol):
+    """What is used here of an end of `multiprocessing.Pipe`."""
+
+    def poll(self, timeout: float) -> bool: ...
+    def recv_bytes(self) -> bytes: ...
+    def send_bytes(self, buf: bytes) -> None: ...
 
 
 class Channel:
@@ -95,12 +102,19 @@ def progress_of(process: int) -> Callable[[], object]:
         try:
             own = psutil.Process(process)
             every = [own, *own.children(recursive=True)]
-            seconds = sum(sum(one.cpu_times()[:2]) for one in every)
-            return round(seconds, 1), sum(one.io_counters().read_chars for one in every)
+            return round(sum(sum(one.cpu_times()[:2]) for one in every), 1), sum(map(bytes_read, every))
         except psutil.Error:
             return None
 
     return look
+
+
+def bytes_read(process: psutil.Process) -> int:
+    """From files, 0 where the system does not say."""
+    try:
+        return int(getattr(process.io_counters(), "read_chars", 0))
+    except (psutil.Error, AttributeError):
+        return 0
 
 
 def die_with(parent: int) -> None:

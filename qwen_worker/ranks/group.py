@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  torch documents it there
 
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 # How long one exchange may take. NCCL's waits on the card for a pass of the other card, and ends the process when it is
@@ -33,12 +34,12 @@ class TensorShape:
         return torch.empty(self.shape, dtype=self.dtype, device=device)
 
 
-def open_store() -> dist.TCPStore:
+def open_store() -> TCPStore:
     """Where the ranks find each other: a free port of loopback, of rank 0."""
-    return dist.TCPStore("127.0.0.1", 0, RANKS, is_master=True, wait_for_workers=False)
+    return TCPStore("127.0.0.1", 0, RANKS, is_master=True, wait_for_workers=False)
 
 
-def join(store: dist.TCPStore, rank: int, device: str) -> None:
+def join(store: TCPStore, rank: int, device: str) -> None:
     """Meet the other rank, and add up a number with it. Raises `RuntimeError` with what fails, or for a wrong sum."""
     for name, value in LOOPBACK.items():
         os.environ.setdefault(name, value)
@@ -56,9 +57,9 @@ def join(store: dist.TCPStore, rank: int, device: str) -> None:
         raise
 
 
-def reach_store(port: int) -> dist.TCPStore:
+def reach_store(port: int) -> TCPStore:
     """Rank 1's way to the store of rank 0."""
-    return dist.TCPStore("127.0.0.1", port, RANKS, is_master=False)
+    return TCPStore("127.0.0.1", port, RANKS, is_master=False)
 
 
 def leave() -> None:

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -58,7 +59,7 @@ class SharedRows:
 
     def register(self, tensor: torch.Tensor) -> None:
         """Pin the memory; where the system refuses, copies to the card wait, and the log says so."""
-        refused = int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0))
+        refused = int(cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0))
         self.registered = not refused
         if refused:
             words = f"the modulation table is not pinned, so that copies of it wait: CUDA error {refused}"
@@ -67,8 +68,13 @@ class SharedRows:
     def close(self) -> None:
         """Give the memory back once no tensor has it any more."""
         if self.registered and self.tensor is not None:
-            torch.cuda.cudart().cudaHostUnregister(self.tensor.data_ptr())
+            cudart().cudaHostUnregister(self.tensor.data_ptr())
         self.tensor, self.registered = None, False
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+def cudart() -> Any:
+    """CUDA's runtime, as torch gives it to Python."""
+    return torch.cuda.cudart()

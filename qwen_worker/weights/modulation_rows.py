@@ -39,7 +39,7 @@ def build(
     folder: Path,
     changes: Mapping[str, torch.Tensor] | None = None,
     threads: int = LOAD_THREADS,
-    memory: RowMemory = pinning.empty,
+    memory: RowMemory | None = None,
 ) -> ModulationTable:
     """The table of a `TabledTransformer`, from the weights in the checkpoint's `folder`.
 
@@ -57,7 +57,7 @@ def build(
     weights = {layer: stored[names[layer][0]].tensors[0] for layer in layers}
     layers.sort(key=lambda layer: (weights[layer].file, weights[layer].start))  # the order of the bytes on the disk
     pinned = device.type == "cuda"
-    rows = memory(stored_rows_shape(transformer), dtype, pinned)
+    rows = (memory or pinning.empty)(stored_rows_shape(transformer), dtype, pinned)
     wanted = [tensor for layer in layers for name in names[layer] for tensor in stored[name].tensors]
     with WeightReader(wanted, str(device), threads) as reader:
 
