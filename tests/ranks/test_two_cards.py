@@ -1,0 +1,181 @@
+"""One picture on two cards, two processes of this machine: the same bytes as on one, and what is exchanged."""
+
+import asyncio
+import dataclasses
+import threading
+
+import pytest
+from PIL import Image
+
+from ..conftest import as_text, picture_of, place_by, run
+from ..support import lora_files
+from ..support.control_nets import random_controlnet
+from ..support.patience import until
+
+SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 3, "seed": 5}
+LATENT_BYTES = 4 * 16 * 16 * 16  # of the tiny model's float32 latents of 256 x 256: 16 x 16 places of 16 channels
+
+
+@pytest.fixture(scope="module")
+def lora(tiny, tmp_path_factory):
+    """A folder with a LoRA of the blocks' matrices, and one of the modulation too."""
+    from diffusers import QwenImageTransformer2DModel
+
+    folder = tmp_path_factory.mktemp("loras")
+    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
+    for name, layers in (("plain", lora_files.PLAIN), ("modulation", lora_files.LAYERS)):
+        lora_files.write(folder / f"{name}.safetensors", lora_files.matrices(transformer, layers))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workers(warm_workers, lora, tiny, tmp_path_factory):
+    """By the number of cards, two workers that differ in nothing else."""
+    net = random_controlnet(tiny, tmp_path_factory.mktemp("nets") / "org-net")
+    common = {"QWEN_LORA_ROOTS": (lora,), "QWEN_SPEEDUPS": {"rotary"}, "QWEN_CONTROLNET": str(net)}
+    both = {gpus: warm_workers(QWEN_GPUS=gpus, QWEN_FALLBACK="forbid", **common) for gpus in ("1", "2")}
+    yield both
+    both["2"].pipelines.second_card.close()
+
+
+def jobs(scene):
+    """By name, jobs of all kinds, and how many cards draw them."""
+    half = Image.new("L", scene.size)
+    half.paste(255, (0, 0, 256, 512))
+    edit = {"prompt": "a green disc", "image": as_text(scene), "num_inference_steps": 3, "seed": 7}
+    edit |= {"width": 256, "height": 256}
+    negative = "a small yellow triangle at the top, blurred, dark, of many words more than the prompt"
+    return {
+        "plain": (SMALL, 2),
+        "one step": ({**SMALL, "num_inference_steps": 1}, 2),
+        "another size": ({**SMALL, "width": 320, "height": 192}, 2),
+        "long negative prompt": ({**SMALL, "negative_prompt": negative, "guidance_scale": 7}, 2),
+        "three guided pictures": ({**SMALL, "num_images": 3, "num_inference_steps": 2}, 2),
+        "step cache": ({**SMALL, "preset": "balanced", "num_inference_steps": 10, "num_images": 2}, 2),
+        "previews": ({**SMALL, "preview": True}, 2),
+        "LoRA": ({**SMALL, "loras": [{"path": "plain.safetensors"}]}, 2),
+        "LoRA of the modulation": ({**SMALL, "loras": [{"path": "modulation.safetensors", "scale": 0.7}]}, 2),
+        "LoRA and step cache": (
+            {**SMALL, "preset": "balanced", "num_inference_steps": 9, "loras": [{"path": "plain.safetensors"}]},
+            2,
+        ),
+        "control picture": ({**SMALL, "control_image": as_text(scene.resize((256, 256)))}, 2),
+        "webp": ({**SMALL, "output_format": "webp"}, 2),
+        "no guidance": ({**SMALL, "guidance_scale": 1}, 1),
+        "no guidance, three pictures": ({**SMALL, "guidance_scale": 1, "num_images": 3}, 2),
+        "no guidance, LoRA, two pictures": (
+            {**SMALL, "guidance_scale": 1, "num_images": 2, "loras": [{"path": "modulation.safetensors"}]},
+            2,
+        ),
+        "edit": (edit, 2),
+        "edit, strength": ({**edit, "strength": 0.6}, 2),
+        "edit, mask": ({**edit, "mask_image": as_text(half)}, 2),
+        "edit, step cache": ({**edit, "preset": "balanced", "num_inference_steps": 10}, 2),
+        "background": ({**edit, "task": "background_replacement", "prompt": "a plain green wall"}, 2),
+    }
+
+
+def answered(worker, fields):
+    body = run(worker, fields, "a-job")
+    assert "error" not in body, body["error"]
+    return body["output"]
+
+
+def pictures_in(reply):
+    return reply.get("images") or [reply["image"]]
+
+
+def test_twenty_jobs_of_all_kinds_are_equal_to_the_byte(workers, scene):
+    cases, cards, unequal = jobs(scene), {}, []
+    assert len(cases) == 20
+    for name, (fields, _) in cases.items():
+        one, two = (answered(workers[gpus], fields) for gpus in ("1", "2"))
+        cards[name] = two["metadata"]["gpus"]
+        assert "gpus" not in one["metadata"]
+        unequal += [name] * (pictures_in(one) != pictures_in(two))
+    assert not unequal
+    assert cards == {name: count for name, (_, count) in cases.items()}
+
+
+def test_a_step_sends_the_latents_and_takes_a_prediction_of_their_size(workers):
+    """And once for a call the prompt, which the first step's pass takes along."""
+    counts, steps = workers["2"].pipelines.second_card.counts, 9
+    answered(workers["2"], SMALL)
+    before = dataclasses.replace(counts)
+    answered(workers["2"], {**SMALL, "num_inference_steps": steps})
+    assert counts.passes - before.passes == steps
+    assert counts.received_bytes - before.received_bytes == steps * LATENT_BYTES
+    prompt_bytes = counts.sent_bytes - before.sent_bytes - steps * (LATENT_BYTES + 4)
+    assert 0 < prompt_bytes < LATENT_BYTES * 4
+
+
+def test_health_tells_what_the_second_card_does(workers):
+    answered(workers["2"], SMALL)
+    (model, *_) = run(workers["2"], {"task": "health"})["output"]["models"]
+    second = model["second_card"]
+    assert second["state"] == "on" and second["passes"] > 0 and second["exchange_seconds"] > 0
+    assert second["plan"].startswith("fp32 on cpu, transformers 0.0") and second["used_gb"] > 0.1
+    assert "second_card" not in run(workers["1"], {"task": "health"})["output"]["models"][0]
+
+
+def test_two_jobs_without_guidance_are_drawn_one_a_card(workers):
+    """Each is what it is alone, and both have taken one call: the second job leaves the queue with the first."""
+    fields = [
+        {**SMALL, "guidance_scale": 1, "seed": seed, "prompt": prompt}
+        for seed, prompt in ((1, "a red circle"), (2, "a large blue square in the center, on a green background"))
+    ]
+    alone = [answered(workers["1"], job)["image"] for job in fields]
+    worker, calls = workers["2"], []
+    pipe = worker.pipelines.load("generate").pipe
+    hook = pipe.vae.decoder.register_forward_hook(lambda *_: calls.append(worker.queue.in_call[:]))
+
+    async def both():
+        held = threading.Event()
+        worker.inference_thread.submit(held.wait)
+        tasks = [
+            asyncio.create_task(worker.answer({"id": f"job-{number}", "input": job}))
+            for number, job in enumerate(fields)
+        ]
+        await until(lambda: len(worker.queue.waiting) == 2)
+        held.set()
+        return await asyncio.gather(*tasks)
+
+    replies = asyncio.run(both())
+    hook.remove()
+    assert [reply["image"] for reply in replies] == alone
+    assert [reply["metadata"]["gpus"] for reply in replies] == [2, 2]
+    assert [len(entries) for entries in calls] == [2, 2]  # decoded one after the other, in one call
+
+
+def test_the_modulation_table_s_rows_are_in_memory_that_both_processes_have(warm_workers, lora):
+    drawn = {}
+    for gpus in ("1", "2"):
+        worker = warm_workers(QWEN_GPUS=gpus, QWEN_PRECISION="bf16", QWEN_LORA_ROOTS=(lora,), QWEN_FALLBACK="forbid")
+        place_by(worker, dataclasses.replace(worker.pipelines.place("generate"), table=True))
+        steps = {**SMALL, "num_inference_steps": 2}
+        loras = [{"path": "modulation.safetensors"}]
+        drawn[gpus] = [pictures_in(answered(worker, job)) for job in (steps, {**steps, "loras": loras}, steps)]
+    second = worker.pipelines.second_card
+    rows = worker.pipelines.builder.shared_rows[str(worker.settings.QWEN_IMAGE_MODEL)]
+    mapped = [line for line in open(f"/proc/{second.process.pid}/maps") if "modulation table" in line]
+    assert second.report()["plan"].endswith("modulation table shared")
+    second.close()
+    assert drawn["1"] == drawn["2"] and drawn["1"][0] != drawn["1"][1]
+    assert len(mapped) == 1 and f"/memfd:{'modulation table'}" in mapped[0] and rows.tensor is not None
+
+
+def test_a_prepared_checkpoint_is_read_by_both(warm_workers, tiny, tmp_path):
+    from qwen_worker import prepare
+    from qwen_worker.loading import prepared
+
+    prepare.main([str(tiny / "generate"), "--no-table", "--output", str(tmp_path)])
+    assert any((tmp_path / prepared.FOLDER).iterdir())
+    root = {"QWEN_MODEL_ROOTS": (tmp_path,), "QWEN_PRECISION": "bf16", "QWEN_TASKS": {"generate"}}
+    drawn = {}
+    for gpus in ("1", "2"):
+        worker = warm_workers(QWEN_GPUS=gpus, QWEN_FALLBACK="forbid", **root)
+        drawn[gpus] = answered(worker, {**SMALL, "num_inference_steps": 2})
+    assert worker.pipelines.get("generate").prepared == "tiny-qwen-image--generate.bf16"
+    worker.pipelines.second_card.close()
+    assert drawn["1"]["image"] == drawn["2"]["image"] and drawn["2"]["metadata"]["gpus"] == 2
+    assert picture_of(drawn["2"]["image"]).size == (256, 256)
