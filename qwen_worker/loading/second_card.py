@@ -89,7 +89,6 @@ class SecondCard:
     settings: Settings
     end: Callable[[int], None] = end_process
     second_gpu: Callable[[], Gpu | None] = read_second_gpu
-    command: Sequence[str] = COMMAND
     refusal: str = ""  # why the first card draws alone
     counts: Counts = field(default_factory=Counts)
 
@@ -209,7 +208,7 @@ class SecondCard:
         os.environ.update(more)
         ours, theirs = multiprocessing.Pipe()
         variables = os.environ | group.LOOPBACK | (second_device() if device == "cuda" else {})
-        arguments = [*self.command, str(theirs.fileno()), str(os.getpid())]
+        arguments = [*COMMAND, str(theirs.fileno()), str(os.getpid())]
         self.process = process = subprocess.Popen(arguments, pass_fds=(theirs.fileno(),), env=variables)
         theirs.close()
         self.channel = Channel(ours, lambda: process.poll() is None, self.on_end)
