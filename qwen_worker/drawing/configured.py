@@ -76,12 +76,12 @@ def shares_passes(loaded: LoadedPipeline, request: Drawing) -> bool:
 
 def splits_passes(loaded: LoadedPipeline, request: Drawing) -> bool:
     """Whether guidance's two passes are computed on two cards for the request."""
-    return loaded.second_card is not None and request.guidance_scale > 1
+    return loaded.active_second_card is not None and request.guidance_scale > 1
 
 
 def splits_rows(loaded: LoadedPipeline, request: Drawing) -> bool:
     """Whether the second card would idle while the request is drawn, and may draw another picture."""
-    return loaded.second_card is not None and request.guidance_scale <= 1
+    return loaded.active_second_card is not None and request.guidance_scale <= 1
 
 
 @contextmanager

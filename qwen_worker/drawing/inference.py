@@ -4,6 +4,7 @@ One picture a call and not a batch: a batch rounds differently, and each seed mu
 endpoint gives this up for speed, `batching.py` comes first. Knows nothing of how a job arrived or its result leaves.
 """
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -61,21 +62,25 @@ WITHOUT_PREFIX = Attempt(apart=True, tiles=True, prefix=False)
 def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, previewer: Previewer) -> DrawingResult:
     """The pictures of the job's seeds, RGB of its canvas' `result_size`.
 
-    Where a speed-up or the step cache may have failed, all are turned off, and the job is drawn once more from its
-    seeds. Raises `Cancelled` within a step once the job is stopped; `JobError` out_of_memory where CUDA has too little
-    memory even for decoding in tiles, or internal; and `CudaSpoiledError`.
+    Where a speed-up, the step cache or the second card may have failed, all are turned off, and the job is drawn once
+    more from its seeds. Raises `Cancelled` within a step once the job is stopped; `JobError` out_of_memory where CUDA
+    has too little memory even for decoding in tiles, or internal; and `CudaSpoiledError`.
     """
     # No function around the call: the way from a job to its pipeline is to stay short.
     with absorb_failure() as failures:
         return draw_within_memory(loaded, entry, prompt_cache, previewer)
-    cached = caches_steps(loaded, entry.job.request)
-    if names := loaded.speed.stand_all_down(failures[0].reason, cached):
+    cached, second, reason = caches_steps(loaded, entry.job.request), loaded.active_second_card, failures[0].reason
+    names = loaded.speed.stand_all_down(reason, cached) + ["second card"] * (second is not None)
+    if names:
         off = ", ".join(names)
-        log_line(entry.job.id, "WARN", f"drawn once more; off from now on: {off}, after {failures[0].reason}")
+        log_line(entry.job.id, "WARN", f"drawn once more; off from now on: {off}, after {reason}")
         release_unused(loaded.plan.device)
         entry.job.start_over()
-        with absorb_failure() as failures:
-            return draw_within_memory(loaded, entry, prompt_cache, previewer)
+        with second.pause() if second else nullcontext(), absorb_failure() as failures:
+            drawn = draw_within_memory(loaded, entry, prompt_cache, previewer)
+            if second:
+                second.stand_down(reason)
+            return drawn
         if cached:
             loaded.speed.use_step_cache_again()
             log_line(entry.job.id, "WARN", "the job failed without the step cache too, which later jobs have again")

@@ -65,6 +65,11 @@ class LoadedPipeline:
         return self.loaded_without | self.speed.failures
 
     @property
+    def active_second_card(self) -> SecondCard | None:
+        """The second card, where it draws beside the first at present."""
+        return self.second_card if self.second_card and self.second_card.serves(self.model) else None
+
+    @property
     def second_card_passes(self) -> int:
         """How many passes of transformers the second card has computed."""
         return self.second_card.counts.passes if self.second_card else 0

@@ -13,8 +13,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,7 @@ class SecondCard:
         self.asked = 0
         self.loading: dict[str, tuple[int, ...]] = {}  # by model, the numbers of its load's questions
         self.models: dict[str, str] = {}  # that it has, by their settings, and where
+        self.is_paused = False
 
     # Whether there is one
 
@@ -120,6 +121,18 @@ class SecondCard:
             return plan
         self.refusal = ""
         return extended
+
+    def serves(self, model: str) -> bool:
+        return model in self.models and not self.is_paused
+
+    @contextmanager
+    def pause(self) -> Generator[None]:
+        """Within, the first card draws alone."""
+        self.is_paused = True
+        try:
+            yield
+        finally:
+            self.is_paused = False
 
     def refuse(self, reason: str) -> None:
         if reason != self.refusal:
