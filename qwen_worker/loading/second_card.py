@@ -112,6 +112,7 @@ class SecondCard:
         on_cpu, cap_gb = plan.device == "cpu", self.settings.QWEN_VRAM_GB
         second = None if on_cpu else self.second_gpu()
         if second is None and asked is Gpus.AUTO:
+            self.refusal = "this worker has one card"
             return plan
         cost, cap_bytes = 1 if on_cpu else cuda.pinned_cost(), round(cap_gb * GB) if cap_gb else None
         try:
