@@ -232,7 +232,7 @@ class SecondCard:
         number = self.post("join", device, torch.get_num_threads())
         try:
             group.join(store, 0, device)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise LoadError(str(error).partition("\n")[0]) from None
         finally:
             self.is_needed = False

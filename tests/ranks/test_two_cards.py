@@ -7,25 +7,12 @@ import threading
 import pytest
 from PIL import Image
 
-from ..conftest import as_text, picture_of, place_by, run
-from ..support import lora_files
+from ..conftest import as_text, run
 from ..support.control_nets import random_controlnet
 from ..support.patience import until
+from .conftest import SMALL, answered, pictures_in
 
-SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 3, "seed": 5}
 LATENT_BYTES = 4 * 16 * 16 * 16  # of the tiny model's float32 latents of 256 x 256: 16 x 16 places of 16 channels
-
-
-@pytest.fixture(scope="module")
-def lora(tiny, tmp_path_factory):
-    """A folder with a LoRA of the blocks' matrices, and one of the modulation too."""
-    from diffusers import QwenImageTransformer2DModel
-
-    folder = tmp_path_factory.mktemp("loras")
-    transformer = QwenImageTransformer2DModel.from_pretrained(tiny / "generate/transformer")
-    for name, layers in (("plain", lora_files.PLAIN), ("modulation", lora_files.LAYERS)):
-        lora_files.write(folder / f"{name}.safetensors", lora_files.matrices(transformer, layers))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +60,6 @@ def jobs(scene):
         "edit, step cache": ({**edit, "preset": "balanced", "num_inference_steps": 10}, 2),
         "background": ({**edit, "task": "background_replacement", "prompt": "a plain green wall"}, 2),
     }
-
-
-def answered(worker, fields):
-    body = run(worker, fields, "a-job")
-    assert "error" not in body, body["error"]
-    return body["output"]
-
-
-def pictures_in(reply):
-    return reply.get("images") or [reply["image"]]
 
 
 def test_twenty_jobs_of_all_kinds_are_equal_to_the_byte(workers, scene):
@@ -147,35 +124,21 @@ def test_two_jobs_without_guidance_are_drawn_one_a_card(workers):
     assert [len(entries) for entries in calls] == [2, 2]  # decoded one after the other, in one call
 
 
-def test_the_modulation_table_s_rows_are_in_memory_that_both_processes_have(warm_workers, lora):
-    drawn = {}
-    for gpus in ("1", "2"):
-        worker = warm_workers(QWEN_GPUS=gpus, QWEN_PRECISION="bf16", QWEN_LORA_ROOTS=(lora,), QWEN_FALLBACK="forbid")
-        place_by(worker, dataclasses.replace(worker.pipelines.place("generate"), table=True))
-        steps = {**SMALL, "num_inference_steps": 2}
-        loras = [{"path": "modulation.safetensors"}]
-        drawn[gpus] = [pictures_in(answered(worker, job)) for job in (steps, {**steps, "loras": loras}, steps)]
-    second = worker.pipelines.second_card
-    rows = worker.pipelines.builder.shared_rows[str(worker.settings.QWEN_IMAGE_MODEL)]
-    mapped = [line for line in open(f"/proc/{second.process.pid}/maps") if "modulation table" in line]
-    assert second.report()["plan"].endswith("modulation table shared")
-    second.close()
-    assert drawn["1"] == drawn["2"] and drawn["1"][0] != drawn["1"][1]
-    assert len(mapped) == 1 and f"/memfd:{'modulation table'}" in mapped[0] and rows.tensor is not None
+def test_an_error_costs_the_second_card_and_not_the_job(workers):
+    """The last test of this module: its worker draws on one card from here on."""
+    worker = workers["2"]
+    picture = answered(worker, SMALL)["image"]
+    transformer, calls = worker.pipelines.load("generate").pipe.transformer, []
 
+    def fail_once(*_):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("a planted error")
 
-def test_a_prepared_checkpoint_is_read_by_both(warm_workers, tiny, tmp_path):
-    from qwen_worker import prepare
-    from qwen_worker.loading import prepared
-
-    prepare.main([str(tiny / "generate"), "--no-table", "--output", str(tmp_path)])
-    assert any((tmp_path / prepared.FOLDER).iterdir())
-    root = {"QWEN_MODEL_ROOTS": (tmp_path,), "QWEN_PRECISION": "bf16", "QWEN_TASKS": {"generate"}}
-    drawn = {}
-    for gpus in ("1", "2"):
-        worker = warm_workers(QWEN_GPUS=gpus, QWEN_FALLBACK="forbid", **root)
-        drawn[gpus] = answered(worker, {**SMALL, "num_inference_steps": 2})
-    assert worker.pipelines.get("generate").prepared == "tiny-qwen-image--generate.bf16"
-    worker.pipelines.second_card.close()
-    assert drawn["1"]["image"] == drawn["2"]["image"] and drawn["2"]["metadata"]["gpus"] == 2
-    assert picture_of(drawn["2"]["image"]).size == (256, 256)
+    hook = transformer.register_forward_pre_hook(fail_once)
+    again = answered(worker, SMALL)
+    hook.remove()
+    assert again["image"] == picture and again["metadata"]["gpus"] == 1
+    (model, *_) = run(worker, {"task": "health"})["output"]["models"]
+    assert model["second_card"] == {"state": "RuntimeError: a planted error"}
+    assert worker.pipelines.second_card.process is None
