@@ -13,6 +13,7 @@ from ..errors import JobError
 from ..jobs.reply import DrawingResult
 from ..jobs.tasks import Layers
 from ..loading.loaded import LoadedPipeline, Shortage
+from ..loading.second_card import ON_SECOND
 from ..log import log_line
 from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
 from ..memory.failures import absorb_failure
@@ -96,7 +97,7 @@ def draw_within_memory(
     """
     import torch
 
-    job, canvas, device = entry.job, entry.canvas, loaded.plan.device
+    job, canvas, device, where = entry.job, entry.canvas, loaded.plan.device, ""
     bytes_before, passes_before = allocated_bytes(device), loaded.second_card_passes
     size = planned_size(entry)
     first, shortage = 0 if shares_passes(loaded, job.request) else 1, loaded.shortages.get(size, Shortage(0, 0))
@@ -134,8 +135,8 @@ def draw_within_memory(
             facts: dict[str, Any] = {"recomposition_db": quality, "controlnet": controlnet}
             facts |= {"peak_vram_gb": peak_vram_gb(), "gpus": 1 + (loaded.second_card_passes > passes_before)}
             return DrawingResult(pictures, steps, loaded.drawing_model, **facts)
-        except torch.OutOfMemoryError:
-            pass
+        except torch.OutOfMemoryError as error:
+            where = f" {ON_SECOND}" if str(error).startswith(ON_SECOND) else ""
         # Outside the handler, where the traceback no longer holds the tensors that filled the card.
         if device == "cuda":
             torch.cuda.empty_cache()
@@ -145,6 +146,6 @@ def draw_within_memory(
     leaked_bytes = allocated_bytes(device) - bytes_before
     raise JobError(
         "out_of_memory",
-        f"{words} did not fit beside {loaded.checkpoint.name} ({loaded.plan})",
+        f"{words} did not fit beside {loaded.checkpoint.name}{where} ({loaded.plan})",
         refresh_worker=leaked_bytes > LEAK_BYTES,
     )

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ..ranks.shared_rows import SharedHandle
 
 COMMAND = (sys.executable, "-m", "qwen_worker.second_rank")
+ON_SECOND = "on the second card"  # what the words of its failures begin with
 END_SECONDS = 5.0  # that a process may take to be gone once its end of the channel is closed
 
 
@@ -349,9 +350,9 @@ class SecondCard:
         import torch
 
         if answer.out_of_memory:
-            raise torch.OutOfMemoryError(f"on the second card: {answer.failure}")
+            raise torch.OutOfMemoryError(f"{ON_SECOND}: {answer.failure}")
         if answer.failure:
-            raise RuntimeError(f"on the second card: {answer.failure}")
+            raise RuntimeError(f"{ON_SECOND}: {answer.failure}")
         return answer.value
 
 

@@ -1,5 +1,6 @@
 """How the second card's process is loaded: shared rows, prepared checkpoints, swapped transformers, and what fails."""
 
+import asyncio
 import dataclasses
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from qwen_worker.loading import second_card
 from qwen_worker.ranks import link
 
 from ..conftest import place_by, run
+from ..worker.test_stops import stopped
 from .conftest import SMALL, answered, pictures_in
 
 SHORT = {**SMALL, "num_inference_steps": 2}
@@ -121,3 +123,39 @@ def test_the_second_process_has_the_second_card_as_its_first(monkeypatch, named,
     if named:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     assert link.second_device() == {"CUDA_VISIBLE_DEVICES": expected}
+
+
+NO_ROOM_FOR_LORAS = """
+import torch
+from qwen_worker import second_rank
+begin = second_rank.SecondRank.begin
+def without_room(self, setup):
+    if setup.loras:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    begin(self, setup)
+second_rank.SecondRank.begin = without_room
+second_rank.main()
+"""
+
+
+def test_a_lora_that_the_second_card_has_no_room_for_ends_its_job_in_a_sentence(pair, lora, monkeypatch):
+    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", NO_ROOM_FOR_LORAS))
+    worker = pair(QWEN_LORA_ROOTS=(lora,))["2"]
+    error = run(worker, {**SHORT, "loras": [{"path": "plain.safetensors"}]})["error"]
+    assert error.startswith("out_of_memory: 256x256 did not fit beside tiny-qwen-image/generate on the second card (")
+    assert answered(worker, SHORT)["metadata"]["gpus"] == 2
+
+
+def test_a_stop_while_the_second_card_loads_is_passed_on_and_the_load_serves_the_next_job(pair, gate, monkeypatch):
+    loading, go_on, await_load = gate(), gate(), second_card.SecondCard.await_load
+
+    def slow(self, *arguments):
+        loading.set()
+        go_on.wait()
+        return await_load(self, *arguments)
+
+    monkeypatch.setattr(second_card.SecondCard, "await_load", slow)
+    worker = pair()["2"]
+    asyncio.run(stopped(worker, SHORT, loading))
+    go_on.set()
+    assert answered(worker, SHORT)["metadata"]["gpus"] == 2

@@ -95,6 +95,17 @@ def test_health_tells_what_the_second_card_does(workers):
     assert "second_card" not in run(workers["1"], {"task": "health"})["output"]["models"][0]
 
 
+def test_pictures_that_share_a_call_with_guidance_are_equal_too(workers):
+    """Four rows in each pass, whose prompts have one length and the negative prompt another."""
+    drawn = []
+    for worker in workers.values():
+        worker.batches.max_pictures = 4
+        drawn.append(answered(worker, {**SMALL, "num_images": 4, "negative_prompt": "a small yellow triangle, dark"}))
+        worker.batches.max_pictures = 1
+    assert drawn[0]["images"] == drawn[1]["images"] and len(drawn[0]["images"]) == 4
+    assert drawn[1]["metadata"]["gpus"] == 2
+
+
 def test_two_jobs_without_guidance_are_drawn_one_a_card(workers):
     """Each is what it is alone, and both have taken one call: the second job leaves the queue with the first."""
     fields = [
