@@ -62,35 +62,24 @@ class SecondRank:
     def __init__(self) -> None:
         self.builder = Builder(0)
         self.models: dict[str, LoadedTransformer] = {}
-        self.store: Any = None
         self.device = "cpu"
         self.job = ExitStack()  # what the present job has changed of its transformer
         self.at_work: LoadedTransformer | None = None
         self.inputs: dict[str, Any] = {}  # of the transformer's last pass
         self.prediction: torch.Tensor | None = None  # that is to be sent once it is announced
 
-    def reach(self, port: int) -> None:
+    def join(self, port: int, device: str) -> None:
+        """Meet rank 0, whose store has this port."""
         from .ranks import group
 
-        self.store = group.reach_store(port)
-
-    def join(self, device: str, threads: int) -> None:
-        """Meet rank 0. `threads`: that it computes with on a CPU, for results that are equal to the bit."""
-        import torch
-
-        from .ranks import group
-
-        self.device = device
-        if device == "cpu":
-            torch.set_num_threads(threads)
-        group.join(self.store, 1, device)
+        group.join(group.reach_store(port), 1, device)
 
     def load(self, load: TransformerLoad) -> None:
         import diffusers
 
         checkpoint = replace(load.checkpoint, folder=load.folder or load.checkpoint.folder)
         self.builder.threads = load.settings.QWEN_LOAD_THREADS
-        plan = load.plan
+        plan, self.device = load.plan, load.plan.device
         if plan.device == "cuda":
             card.start()
             room_bytes = card.room_bytes(beside_others=bool(self.models))
@@ -105,8 +94,15 @@ class SecondRank:
         parts = dict.fromkeys(list(inspect.signature(pipeline_class.__init__).parameters)[1:])
         self.models[load.model] = LoadedTransformer(load, plan, pipeline_class(**parts | {"transformer": transformer}))
 
-    def complete(self, model: str, handle: "SharedHandle | None") -> tuple[str, dict[Speedup, str]]:
-        """Take the table's rows and make what draws faster. Returns the plan in words, and the speed-ups' states."""
+    def complete(self, model: str, handle: "SharedHandle | None", threads: int) -> tuple[str, dict[Speedup, str]]:
+        """Take the table's rows and make what draws faster. Returns the plan in words, and the speed-ups' states.
+
+        `threads`: that the worker computes with on a CPU: with others sums are added up in another order.
+        """
+        import torch
+
+        if self.device == "cpu":
+            torch.set_num_threads(threads)
         loaded = self.models[model]
         load, plan, transformer = loaded.load, loaded.plan, loaded.pipe.transformer
         checkpoint = replace(load.checkpoint, folder=load.folder or load.checkpoint.folder)

@@ -49,10 +49,10 @@ class Batches:
     def fewest_calls(self, request: Drawing) -> int:
         """In how few calls the request's pictures could be drawn."""
         pictures = 1
-        if may_share(request):
+        if self.gpus is not Gpus.ONE and request.guidance_scale <= 1:
+            pictures = CARDS
+        elif may_share(request):
             pictures = min(self.max_pictures, self.max_pixels // (request.width * request.height))
-            if self.gpus is not Gpus.ONE and request.guidance_scale <= 1:
-                pictures = CARDS
         return math.ceil(request.num_images / max(1, pictures))
 
     def draw(self, loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache) -> DrawingResult | None:

@@ -17,7 +17,7 @@ from ..loading.second_card import ON_SECOND
 from ..log import log_line
 from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
 from ..memory.failures import absorb_failure
-from .configured import caches_steps, configured, shares_passes
+from .configured import caches_steps, configured, shares_passes, splits_rows
 from .control import controlled
 from .finite import failed_job_error
 from .job_plan import plan_for, planned_size
@@ -88,6 +88,13 @@ def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, p
     raise failed_job_error(loaded, entry.job.id, failures[0].reason, bool(entry.job.request.loras))
 
 
+def draws_pairs(loaded: LoadedPipeline, entry: DrawingJob) -> bool:
+    """Whether two of the job's pictures are drawn at a time, one on each card."""
+    request, canvas = entry.job.request, entry.canvas
+    is_plain = not (request.preview or canvas.start or canvas.control or isinstance(request, Layers))
+    return request.num_images > 1 and is_plain and splits_rows(loaded, request)
+
+
 def draw_within_memory(
     loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, previewer: Previewer
 ) -> DrawingResult:
@@ -114,15 +121,17 @@ def draw_within_memory(
         pictures: list[Image.Image] = []
         steps = 0
         try:
+            pair = not tiles and draws_pairs(loaded, entry)
             with (
-                configured(loaded, job.request, entry.loras, plan, apart, tiles),
+                configured(loaded, job.request, entry.loras, plan, apart, tiles, rows_apart=pair),
                 vae_tiles(loaded.pipe.vae, tiles),
                 prompt_cache.caching(loaded.pipe, job.require_running),
                 controlled(loaded, entry) as pipe,
             ):
-                for picture_number in range(job.request.num_images):
+                count = job.request.num_images
+                for numbers in (range(start, min(start + 1 + pair, count)) for start in range(0, count, 1 + pair)):
                     keeps_prefix = prefix and plan.prefix_cache
-                    drawn, steps = draw_pictures(pipe, job, canvas, picture_number, previewer, keeps_prefix)
+                    drawn, steps = draw_pictures(pipe, job, canvas, numbers, previewer, keeps_prefix)
                     pictures += drawn
                     job.require_running()
             if number > first:
@@ -133,7 +142,11 @@ def draw_within_memory(
             quality = recomposition_db(canvas.sources[0], pictures) if isinstance(job.request, Layers) else None
             controlnet = entry.controlnets and entry.controlnets.name
             facts: dict[str, Any] = {"recomposition_db": quality, "controlnet": controlnet}
-            facts |= {"peak_vram_gb": peak_vram_gb(), "gpus": 1 + (loaded.second_card_passes > passes_before)}
+            facts |= {
+                "batch": 1 + pair,
+                "peak_vram_gb": peak_vram_gb(),
+                "gpus": 1 + (loaded.second_card_passes > passes_before),
+            }
             return DrawingResult(pictures, steps, loaded.drawing_model, **facts)
         except torch.OutOfMemoryError as error:
             where = f" {ON_SECOND}" if str(error).startswith(ON_SECOND) else ""

@@ -96,6 +96,9 @@ class SecondCard:
     def __post_init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.channel: Channel | None = None
+        self.device = "cpu"
+        self.link: dict[str, str] | None = None  # the variables with which the cards reach each other, once it is known
+        self.has_joined = False  # whether tensors can be sent
         self.has_failed = False  # for good: no plan is made with it any more
         self.is_needed = False  # whether its end is the worker's
         self.asked = 0
@@ -118,6 +121,11 @@ class SecondCard:
         cost, cap_bytes = 1 if on_cpu else cuda.pinned_cost(), round(cap_gb * GB) if cap_gb else None
         try:
             extended = two_cards.on_two_cards(plan, machine, second, cap_bytes, cost)
+            if not on_cpu and self.link is None:
+                # Cards that do not reach each other would hang in the worker's own process: two others try it first,
+                # before the card is full.
+                self.link = working_environment()
+                os.environ.update(self.link)
         except LoadError as error:
             self.refuse(error.reason)
             return plan
@@ -174,14 +182,16 @@ class SecondCard:
             if self.channel is None:
                 self.start(load.plan.device)
             self.loading[load.model] = (self.post("load", load),)
-        except (LoadError, RankEnded) as failure:
+        except (OSError, RankEnded) as failure:
             self.stand_down(f"the second card's process: {failure}")
 
     def complete_load(self, model: str, rows: "SharedHandle | None") -> None:
         """Have it take the table's rows, and compile. Not waited for."""
         if model in self.loading and not self.has_failed:
+            import torch
+
             try:
-                self.loading[model] += (self.post("complete", model, rows),)
+                self.loading[model] += (self.post("complete", model, rows, torch.get_num_threads()),)
             except RankEnded as failure:
                 self.stand_down(f"the second card's process: {failure}")
 
@@ -192,7 +202,8 @@ class SecondCard:
             return False
         try:
             answers = [self.answer(number) for number in numbers]
-        except RankEnded as failure:
+            self.join()
+        except (LoadError, RankEnded) as failure:
             self.stand_down(f"the second card's process: {failure}")
             return False
         if failed := next((answer for answer in answers if answer.failure), None):
@@ -213,37 +224,33 @@ class SecondCard:
                 self.post("release", model)
 
     def start(self, device: str) -> None:
-        """Start the process and meet it. Raises `LoadError` where that fails, and `RankEnded`."""
-        import torch
-
-        from ..ranks import group
-
-        # Cards that cannot reach each other would hang in the worker's own process: two others try it first.
-        more = working_environment() if device == "cuda" else {}
-        os.environ.update(more)
+        """Start the process, which imports its libraries while the worker does. Raises `OSError` and `RankEnded`."""
         ours, theirs = multiprocessing.Pipe()
-        variables = os.environ | group.LOOPBACK | (second_device() if device == "cuda" else {})
+        variables = os.environ | (second_device() if device == "cuda" else {})
         arguments = [*COMMAND, str(theirs.fileno()), str(os.getpid())]
         self.process = process = subprocess.Popen(arguments, pass_fds=(theirs.fileno(),), env=variables)
         theirs.close()
         self.channel = Channel(ours, lambda: process.poll() is None, self.on_end)
+        self.device = device
+
+    def join(self) -> None:
+        """Have tensors sent from now on. Raises `LoadError` where that fails, and `RankEnded`."""
+        if self.has_joined:
+            return
+        from ..ranks import group
+
         store = group.open_store()
-        self.require(self.ask("reach", store.port))
         self.is_needed = True  # two ranks that meet wait for each other
-        number = self.post("join", device, torch.get_num_threads())
+        number = self.post("join", store.port, self.device)
         try:
-            group.join(store, 0, device)
+            group.join(store, 0, self.device)
         except (RuntimeError, ValueError) as error:
             raise LoadError(str(error).partition("\n")[0]) from None
         finally:
-            self.is_needed = False
-        self.require(self.answer(number))
-
-    def require(self, answer: Answer) -> Any:
-        """The answer's value. Raises `LoadError` where it has none."""
-        if answer.failure:
-            raise LoadError(answer.failure)
-        return answer.value
+            self.is_needed = bool(self.models)
+        if failure := self.answer(number).failure:
+            raise LoadError(failure)
+        self.has_joined = True
 
     # Questions
 
@@ -306,6 +313,7 @@ class SecondCard:
                 self.process.wait(END_SECONDS)
             group.leave()
         self.process = self.channel = None
+        self.has_joined = False
 
     # Passes
 

@@ -47,7 +47,6 @@ def jobs(scene):
             2,
         ),
         "control picture": ({**SMALL, "control_image": as_text(scene.resize((256, 256)))}, 2),
-        "webp": ({**SMALL, "output_format": "webp"}, 2),
         "no guidance": ({**SMALL, "guidance_scale": 1}, 1),
         "no guidance, three pictures": ({**SMALL, "guidance_scale": 1, "num_images": 3}, 2),
         "no guidance, LoRA, two pictures": (
@@ -58,6 +57,7 @@ def jobs(scene):
         "edit, strength": ({**edit, "strength": 0.6}, 2),
         "edit, mask": ({**edit, "mask_image": as_text(half)}, 2),
         "edit, step cache": ({**edit, "preset": "balanced", "num_inference_steps": 10}, 2),
+        "edit, no guidance, three pictures": ({**edit, "guidance_scale": 1, "num_images": 3}, 2),
         "background": ({**edit, "task": "background_replacement", "prompt": "a plain green wall"}, 2),
     }
 
