@@ -100,7 +100,7 @@ class SecondCard:
         self.link: dict[str, str] | None = None  # the variables with which the cards reach each other, once it is known
         self.has_joined = False  # whether tensors can be sent
         self.has_failed = False  # for good: no plan is made with it any more
-        self.is_needed = False  # whether its end is the worker's
+        self.is_joining = False
         self.asked = 0
         self.loading: dict[str, tuple[int, ...]] = {}  # by model, the numbers of its load's questions
         self.models: dict[str, str] = {}  # that it has, by their settings, and where
@@ -197,11 +197,10 @@ class SecondCard:
 
     def await_load(self, model: str, speed: Speed) -> bool:
         """Whether it has the model, once it has loaded that. A speed-up that it lacks stands down here too."""
-        numbers = self.loading.pop(model, ())
-        if not numbers or self.has_failed:
+        if model not in self.loading or self.has_failed:
             return False
         try:
-            answers = [self.answer(number) for number in numbers]
+            answers = [self.answer(number) for number in self.loading[model]]
             self.join()
         except (LoadError, RankEnded) as failure:
             self.stand_down(f"the second card's process: {failure}")
@@ -209,11 +208,11 @@ class SecondCard:
         if failed := next((answer for answer in answers if answer.failure), None):
             self.stand_down(f"the second card cannot load {model.rpartition('/')[2]}: {failed.failure}")
             return False
+        del self.loading[model]
         self.models[model], states = answers[-1].value
         for speedup in Speedup:
             if speed.has(speedup) and states.get(speedup) != ON:
-                speed.stand_down(speedup, f"on the second card: {states.get(speedup)}")
-        self.is_needed = True
+                speed.stand_down(speedup, f"{ON_SECOND}: {states.get(speedup)}")
         return True
 
     def release(self, model: str) -> None:
@@ -240,14 +239,14 @@ class SecondCard:
         from ..ranks import group
 
         store = group.open_store()
-        self.is_needed = True  # two ranks that meet wait for each other
+        self.is_joining = True
         number = self.post("join", store.port, self.device)
         try:
             group.join(store, 0, self.device)
         except (RuntimeError, ValueError) as error:
             raise LoadError(str(error).partition("\n")[0]) from None
         finally:
-            self.is_needed = bool(self.models)
+            self.is_joining = False
         if failure := self.answer(number).failure:
             raise LoadError(failure)
         self.has_joined = True
@@ -275,6 +274,11 @@ class SecondCard:
             if self.is_needed:
                 self.end_worker(str(failure))
             raise
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether its end is the worker's: two ranks that meet wait for each other. One that loads may fail."""
+        return self.is_joining or (bool(self.models) and not self.loading)
 
     def ask(self, question: str, *arguments: Any) -> Answer:
         """Raises `RankEnded`."""
@@ -304,7 +308,6 @@ class SecondCard:
         """End the process, and wait for that."""
         from ..ranks import group
 
-        self.is_needed = False
         self.models.clear()
         self.loading.clear()
         if self.process:
