@@ -88,7 +88,9 @@ def test_the_worker_gets_the_limit_and_the_bucket_of_a_job(sdk, endpoint):
     job = sdk.run({"input": {**SMALL, "delivery": "url"}, "s3Config": s3})
     job.output(timeout=600)
     assert state_of(endpoint, job.job_id)["error"].startswith("invalid_input: s3Config.endpointUrl must lead to")
-    job = sdk.run({"input": {**LONG, "num_images": 4}, "policy": {"executionTimeout": 5000}})
+    # of many short steps: the worker looks at its limit between two of them, a second before the endpoint's own
+    long = {**SMALL, "width": 512, "height": 512, "num_inference_steps": 100, "num_images": 4}
+    job = sdk.run({"input": long, "policy": {"executionTimeout": 10_000}})
     job.output(timeout=600)
     assert state_of(endpoint, job.job_id)["error"].startswith("deadline_exceeded: ")
 

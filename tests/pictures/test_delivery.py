@@ -21,8 +21,9 @@ from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.reply import posted_bytes
 from qwen_worker.network import bucket as buckets
 from qwen_worker.network.bucket import Misconfigured
-from qwen_worker.pictures.delivery import LEAST_RATES, Terms, deliver, encodings, photo_rate, size_warning, terms_of
+from qwen_worker.pictures.delivery import Terms, deliver, size_warning, terms_of
 from qwen_worker.pictures.encoding import encode_picture
+from qwen_worker.pictures.encodings import LEAST_RATES, encodings_for, photo_rate
 from qwen_worker.settings import Settings
 
 from ..conftest import ROOT, file_of, picture_of, respond, run
@@ -245,7 +246,7 @@ def test_a_photograph_has_about_the_bytes_that_are_expected_and_noise_more_and_o
 
 def test_auto_never_goes_below_the_quality_asked_for():
     request = parse({**SMALL, "output_format": "auto", "output_quality": 90}, "job")
-    assert list(encodings(request)) == [("png", None), ("webp", None), ("webp", 95), ("webp", 90)]
+    assert list(encodings_for(request, (512, 512))) == [("png", None), ("webp", None), ("webp", 95), ("webp", 90)]
     with pytest.raises(JobError, match="result_too_large"):
         sent([noise(512)], Settings(), {"output_format": "auto", "output_quality": 90}, limit=30_000)
 
