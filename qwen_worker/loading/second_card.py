@@ -85,11 +85,16 @@ class Counts:
 
 @dataclass
 class SecondCard:
-    """For the inference thread; `report` is for any. `end`: of the worker, where the second process has ended."""
+    """For the inference thread; `report` is for any.
+
+    `end`: of the worker, where the second process has ended; `try_link`: the variables with which the cards reach each
+    other, or a `LoadError`.
+    """
 
     settings: Settings
     end: Callable[[int], None] = end_process
     second_gpu: Callable[[], Gpu | None] = read_second_gpu
+    try_link: Callable[[], dict[str, str]] = working_environment
     refusal: str = ""  # why the first card draws alone
     counts: Counts = field(default_factory=Counts)
 
@@ -121,14 +126,18 @@ class SecondCard:
         cost, cap_bytes = 1 if on_cpu else cuda.pinned_cost(), round(cap_gb * GB) if cap_gb else None
         try:
             extended = two_cards.on_two_cards(plan, machine, second, cap_bytes, cost)
-            if not on_cpu and self.link is None:
-                # Cards that do not reach each other would hang in the worker's own process: two others try it first,
-                # before the card is full.
-                self.link = working_environment()
-                os.environ.update(self.link)
         except LoadError as error:
             self.refuse(error.reason)
             return plan
+        if not on_cpu and self.link is None:
+            # Cards that do not reach each other would hang in the worker's own process: two others try it first, before
+            # the card is full.
+            try:
+                self.link = self.try_link()
+            except LoadError as error:
+                self.stand_down(error.reason)
+                return plan
+            os.environ.update(self.link)
         self.refusal = ""
         return extended
 

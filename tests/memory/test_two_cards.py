@@ -106,8 +106,23 @@ def test_one_card_is_planned_for_without_a_word_where_no_second_was_asked_for(as
 
 
 def test_auto_takes_a_second_card_that_is_there():
-    second = SecondCard(Settings(QWEN_GPUS="auto"), second_gpu=lambda: card(48))
-    assert second.extend(plan_of(48, "generate"), machine(48)).cards == 2
+    tried = []
+    second = SecondCard(Settings(QWEN_GPUS="auto"), second_gpu=lambda: card(48), try_link=lambda: tried.append(1) or {})
+    plans = [second.extend(plan_of(48, "generate"), machine(48)) for _ in range(2)]
+    assert [plan.cards for plan in plans] == [2, 2] and tried == [1]
+
+
+def test_cards_that_do_not_reach_each_other_leave_the_first_alone():
+    tried = []
+
+    def fail():
+        tried.append(1)
+        raise LoadError("the two cards do not reach each other: nothing has arrived")
+
+    plan = plan_of(48, "generate")
+    second = SecondCard(Settings(QWEN_GPUS="2"), second_gpu=lambda: card(48), try_link=fail)
+    assert [second.extend(plan, machine(48)) for _ in range(2)] == [plan, plan] and tried == [1]
+    assert second.report() == {"state": "the two cards do not reach each other: nothing has arrived"}
 
 
 def test_three_cards_are_refused_at_the_start_in_a_sentence(monkeypatch):
