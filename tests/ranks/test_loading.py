@@ -60,7 +60,7 @@ def test_a_prepared_checkpoint_is_read_by_both(pair, tiny, tmp_path):
     drawn = {}
     for gpus, worker in pair(**root).items():
         drawn[gpus] = answered(worker, SHORT)
-    assert worker.pipelines.get("generate").prepared == "tiny-qwen-image--generate.bf16"
+    assert worker.pipelines.get("generate").prepared == "tiny-qwen-image--generate.bf16-vision"
     assert drawn["1"]["image"] == drawn["2"]["image"] and drawn["2"]["metadata"]["gpus"] == 2
 
 
