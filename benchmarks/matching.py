@@ -2,11 +2,17 @@
 
 Every case is made here, so that what is right is known. `framing`: a grid of discs, of the width and the height of an
 input, goes through the tiny checkpoint's VAE as an edit of that size does, and comes back; the pixels are those of the
-result by which a disc's middle is off. `alignment`: pixels by which a corner of an edit lies off its input, before and
-after it is moved back. `colours`: levels between an edit's mean and that of the same edit without its drift.
+result by which a disc's middle is off. All sizes are drawn with a quarter of the worker's pixels, and some with all of
+them, as a VAE takes long on a CPU: a side's rounding to the grid counts twice as much in the former. `alignment`:
+pixels by which a corner of an edit lies off its input, before and after it is moved back. `colours`: levels between an
+edit's mean and that of the same edit without its drift.
+A part with a count of 0 is left out, and its rows stay in the file. One that is out of time has fewer cases.
 """
 
 import argparse
+import json
+import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,50 +23,70 @@ from .measure.full_size import TINY
 
 DISC, GROUND = np.array((220.0, 40.0, 40.0)), np.array((40.0, 80.0, 220.0))
 ACROSS = 3  # discs along the shorter side
-SIZES = ((1024, 768), (1024, 1024), (640, 512), (768, 1376))  # of the pictures that are altered
+SIZES = ((640, 512), (1024, 768), (576, 576), (416, 704))  # of the pictures that are altered
 HALF = 0.5  # pixels
+# By the side of the square whose area is drawn, the share of the sizes: the worker's own side is the last.
+DRAWN_SIDES = {512: 1.0, 1024: 0.1}
+LONGEST = 3000  # pixels of the longer side of an input, where the worker's own area is drawn
+PARTS = {"sizes": ("framing",), "edits": ("alignment", "unrelated"), "drifts": ("colours",)}  # how their rows begin
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", type=int, default=200, help="input sizes (default: %(default)s)")
     parser.add_argument("--edits", type=int, default=200, help="shifted, and unrelated ones (default: %(default)s)")
     parser.add_argument("--drifts", type=int, default=60, help="edits of other colours (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="for each row (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
 
 
 def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
     rows = [
-        *framing(options.sizes, options.seed),
-        *alignment(options.edits, options.seed),
-        *colours(options.drifts, options.seed),
+        *framing(options.sizes, options.seed, options.seconds),
+        *alignment(options.edits, options.seed, options.seconds),
+        *colours(options.drifts, options.seed, options.seconds),
     ]
+    if options.output.exists():
+        idle = tuple(name for count, names in PARTS.items() if not getattr(options, count) for name in names)
+        rows += [row for row in json.loads(options.output.read_text())["rows"] if row["what"].startswith(idle)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name, "-") for name in columns} for row in rows], {"seed": options.seed}
 
 
-def framing(count: int, seed: int) -> Iterator[dict]:
-    """A row of so many odd sizes."""
-    rng = np.random.default_rng(seed)
+def within(count: int, seconds: float) -> Iterator[int]:
+    """The numbers of so many cases, as far as there is time to begin them."""
+    end = time.monotonic() + seconds
+    for number in range(count):
+        if time.monotonic() > end:
+            return
+        yield number
+
+
+def framing(count: int, seed: int, seconds: float = math.inf) -> Iterator[dict]:
+    """For each side of `DRAWN_SIDES` a row of so many odd sizes, or of their share."""
     vae = tiny_vae() if count else None
-    errors = [framing_error(vae, *odd_size(rng)) for _ in range(count)]
-    if errors:
-        yield {"what": "framing", "cases": count} | spread(errors) | {"within half a pixel": share(errors)}
+    for side, of_all in DRAWN_SIDES.items():
+        rng, longest = np.random.default_rng(seed), round(LONGEST * side / 1024)
+        numbers = within(round(of_all * count), seconds)
+        errors = [framing_error(vae, *odd_size(rng, longest), side) for _ in numbers]
+        if errors:
+            row = {"what": f"framing, drawn at {side}x{side}", "cases": len(errors)}
+            yield row | spread(errors) | {"within half a pixel": share(errors)}
 
 
-def odd_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Width and height of an input: up to 3,000 pixels, up to 8 times as long as wide, multiples of nothing."""
-    longer, ratio = rng.integers(150, 3000), 2 ** rng.uniform(0, 2.9)
+def odd_size(rng: np.random.Generator, longest: int) -> tuple[int, int]:
+    """Width and height of an input: up to `longest` pixels, up to 8 times as long as wide, multiples of nothing."""
+    longer, ratio = rng.integers(150, longest), 2 ** rng.uniform(0, 2.9)
     sides = int(longer) | 1, max(40, int(longer / ratio)) | 1
     return sides if rng.random() < 0.5 else sides[::-1]
 
 
-def framing_error(vae: Any, width: int, height: int) -> float:
-    """The pixels of the result by which the middle of a disc is off, at most."""
+def framing_error(vae: Any, width: int, height: int, side: int) -> float:
+    """The pixels of the result by which the middle of a disc is off, at most. `side`: of the square of its area."""
     from qwen_worker.pictures.inset import inset_of
-    from qwen_worker.pictures.sizes import CONDITIONING_AREA, CONDITIONING_MULTIPLE
+    from qwen_worker.pictures.sizes import CONDITIONING_MULTIPLE
 
     source, middles, reach = grid_of_discs(width, height)
-    inset = inset_of(source.size, CONDITIONING_AREA, CONDITIONING_MULTIPLE)
+    inset = inset_of(source.size, side * side, CONDITIONING_MULTIPLE)
     result = inset.take_out(round_trip(vae, inset.place(source)), source.size)
     assert result.size == (width, height)
     return max(
@@ -113,7 +139,7 @@ def round_trip(vae: Any, picture: Image.Image) -> Image.Image:
     return Image.fromarray(((decoded[0, :, 0].permute(1, 2, 0) + 1) * 127.5).clamp(0, 255).round().byte().numpy())
 
 
-def alignment(count: int, seed: int) -> Iterator[dict]:
+def alignment(count: int, seed: int, seconds: float = math.inf) -> Iterator[dict]:
     """A row of so many edits that lie off, and one of as many pairs of unrelated pictures."""
     from qwen_worker.pictures.registration import Place, register
 
@@ -121,7 +147,7 @@ def alignment(count: int, seed: int) -> Iterator[dict]:
 
     rng = np.random.default_rng(seed)
     off, errors, sure, unrelated = list[float](), list[float](), 0, list[float]()
-    for number in range(count):
+    for number in within(count, seconds):
         size = SIZES[number % len(SIZES)]
         case = altered(rng, *size)
         truth, found = Place(*case.shift, case.scale), register(case.source, case.edit)
@@ -130,7 +156,7 @@ def alignment(count: int, seed: int) -> Iterator[dict]:
         sure += found.is_sure
         other = altered(rng, *size, related=False)
         unrelated.append(register(other.source, other.edit))
-    if count:
+    if count := len(errors):
         facts = {"within half a pixel": share(errors), "moved": sure, "median before": round(float(np.median(off)), 2)}
         yield {"what": "alignment", "cases": count} | spread(errors) | facts
         confidence = max(found.confidence for found in unrelated)
@@ -138,7 +164,7 @@ def alignment(count: int, seed: int) -> Iterator[dict]:
         yield {"what": "unrelated pictures", "cases": count, "moved": moved, "confidence at most": round(confidence, 3)}
 
 
-def colours(count: int, seed: int) -> Iterator[dict]:
+def colours(count: int, seed: int, seconds: float = math.inf) -> Iterator[dict]:
     """A row for what is unchanged and one for what is edited, of so many edits with a drift."""
     from qwen_worker.pictures.matching import Matching
 
@@ -146,7 +172,7 @@ def colours(count: int, seed: int) -> Iterator[dict]:
 
     rng = np.random.default_rng(seed)
     before, after = {True: list[float](), False: list[float]()}, {True: list[float](), False: list[float]()}
-    for number in range(count):
+    for number in within(count, seconds):
         case = altered(rng, *SIZES[number % len(SIZES)], off=0.0)
         edit = drifted(rng, case.edit)
         kept = Matching(align=False, keep_colours=True).match(case.source, edit)
@@ -155,7 +181,7 @@ def colours(count: int, seed: int) -> Iterator[dict]:
             for picture, levels in ((edit, before), (kept, after)):
                 levels[is_kept].append(mean_difference(picture, case.edit, where))
     for is_kept, name in ((True, "colours, unchanged part"), (False, "colours, edited part")):
-        if count:
+        if count := len(after[is_kept]):
             facts = {"median before": round(float(np.median(before[is_kept])), 2)}
             yield {"what": name, "cases": count} | spread(after[is_kept]) | facts
 

@@ -85,7 +85,8 @@ class Checkpoint:
     @property
     def defaults(self) -> Defaults:
         """Of jobs that do not say."""
-        return defaults_of(self.class_name, self.hub_id or self.name, self.schedule)
+        transformer = self.transformer and self.transformer.label
+        return defaults_of(self.class_name, self.hub_id or self.name, self.schedule, transformer)
 
     def report(self) -> dict[str, Any]:
         """What `health` tells of it, whether it is loaded or not. `licence`: None where it is not known."""
@@ -101,7 +102,8 @@ class Checkpoint:
     def require_serves(self, request: Drawing) -> None:
         """Refuse what only the checkpoint can say: sizes and numbers of pictures. Raises `InvalidInput`."""
         own = self.pipeline_class
-        require_served(request, Limits(self.size_multiple, own.max_side, own.max_images, own.draws_alpha))
+        limits = Limits(self.size_multiple, own.max_side, own.max_images, own.draws_alpha, own.follows_size)
+        require_served(request, limits)
 
     @property
     def grid(self) -> Grid:

@@ -13,15 +13,17 @@ one that nobody asked for any more is taken and dropped. Knows nothing of jobs.
 """
 
 import functools
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..loading.loaded import LoadedPipeline
-from ..loading.second_card import JobSetup, SecondCard
+from ..loading.second_card import ON_SECOND, JobSetup, SecondCard
 from ..lora.file import LoraUse
 from ..memory.footprint import Plan
 from ..model_settings import Speedup
+from ..ranks.channel import Answer
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +50,7 @@ def split_between_cards(
     assert second
     ways = plan.streamed_loras, plan.lora_rank, plan.compiled
     on = frozenset(speedup for speedup in Speedup if loaded.speed.has(speedup))
-    second.begin(JobSetup(loaded.model, tuple(loras), *ways, cached_steps, on))
+    require_done(second.ask("begin", JobSetup(loaded.model, tuple(loras), *ways, cached_steps, on)))
     passes = (SplitRows if rows_apart else SplitPasses)(transformer.forward, second, loaded.table)
     own = vars(transformer).get("forward")
     try:
@@ -60,7 +62,7 @@ def split_between_cards(
         if own is not None:
             transformer.forward = own
         passes.drop_waiting()
-        second.end_job()
+        require_done(second.ask("end"))
 
 
 @contextmanager
@@ -109,26 +111,52 @@ class SecondPasses:
                 scheduler.set_timesteps = own
 
     def send(self, inputs: Inputs) -> None:
-        """Have the second card compute a pass."""
+        """Have the second card compute a pass: it is told what comes, and gets the tensors that it does not have."""
+        from ..ranks import group
+
         changed = {
             name: value
             for name, value in inputs.items()
             if name in STEPWISE or name not in self.sent or value is not self.sent[name]
         }
+        tensors: list[torch.Tensor] = []
+        packed = {name: group.pack(value, tensors) for name, value in changed.items()}
         schedule = self.table.schedule if self.table else None
-        self.question = self.second.send_pass(changed, schedule.values if schedule else (), self.is_first)
+        timesteps = (list(schedule.values) if schedule else []) if self.is_first else None
+        self.question = self.second.post("compute", packed, timesteps)
+        self.second.counts.sent_bytes += group.send(tensors, 1)
         self.sent, self.is_first = inputs, False
 
     def receive(self) -> "torch.Tensor":
+        """The prediction of the pass that was sent. Raises what `require_done` raises."""
+        from ..ranks import group
+
         question, self.question = self.question, None
         assert question is not None
-        return self.second.receive_pass(question)
+        started, counts = time.perf_counter(), self.second.counts
+        shape: group.TensorShape = require_done(self.second.answer(question))
+        (prediction,) = group.receive([shape], self.second.device, 1)
+        counts.waited_seconds += time.perf_counter() - started
+        counts.passes += 1
+        counts.received_bytes += prediction.nbytes
+        return prediction
 
     def drop_waiting(self) -> None:
         """Take a prediction that no pass asks for any more: the second card waits to be rid of it."""
         if self.question is not None:
             with suppress(RuntimeError):  # of the second card, which has none then
                 self.receive()
+
+
+def require_done(answer: Answer) -> Any:
+    """The answer's value. Raises `torch.OutOfMemoryError` or `RuntimeError`, as the second process did, in its words."""
+    import torch
+
+    if answer.out_of_memory:
+        raise torch.OutOfMemoryError(f"{ON_SECOND}: {answer.failure}")
+    if answer.failure:
+        raise RuntimeError(f"{ON_SECOND}: {answer.failure}")
+    return answer.value
 
 
 class SplitPasses(SecondPasses):

@@ -7,7 +7,7 @@ or the SDK, nor of the checkpoint that will serve the job (`served.py`).
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -15,10 +15,8 @@ from ..errors import BeyondSchema
 from .control import ControlFields
 from .field_types import MAX_RATIO, BrokenRule, ImageText, Lora, MaskText, Side, Text, whole_number
 from .picture_fields import PictureFields, WithoutPart
-from .values import MAX_EXACT, JsonSchema, ReadGuidance, ReadWhole
-
-if TYPE_CHECKING:
-    pass
+from .steps import StepFields, drawn_steps
+from .values import MAX_EXACT, JsonSchema, ReadWhole
 
 MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
 MAX_SEED = 2**64 - 1  # what a seed of torch holds
@@ -41,6 +39,11 @@ TRANSPARENT_INSTRUCTION = (
     "This is an RGBA image with transparency. {prompt} The image has alpha channel and the background is transparent."
 )
 
+# Of the square whose area input pictures have where Qwen-Image-2.1 looks at them, in pixels: below, little is left to
+# see of a picture, and beyond, the model's makers draw nothing.
+MIN_REFERENCE_SIDE, MAX_REFERENCE_SIDE = 512, 2080
+REFERENCE_AREAS = MIN_REFERENCE_SIDE**2, MAX_REFERENCE_SIDE**2
+
 IMAGE_FIELDS = ("image", "image_url", "images")
 MATCH_SIZE = "match_input"  # the very width and height of the picture that is edited
 SIZE_RULE = "WIDTHxHEIGHT, '1K', '2K' or 'match_input'"
@@ -55,7 +58,7 @@ class Request(BaseModel, frozen=True):
     needs_prompt: ClassVar[bool] = True  # else it has an empty one where a job sends none
 
 
-class Drawing(Request, PictureFields, frozen=True):
+class Drawing(Request, PictureFields, StepFields, frozen=True):
     """A job that draws: the fields that generate and the edits have in common."""
 
     prompt: Text
@@ -76,8 +79,6 @@ class Drawing(Request, PictureFields, frozen=True):
         ]
         | None
     ) = None
-    num_inference_steps: Annotated[int, whole_number(1, 100), ReadWhole] = 50
-    guidance_scale: Annotated[float, Field(ge=1, le=20, description="0 or a number from 1 to 20"), ReadGuidance] = 4.0
     seed: Annotated[
         int, Field(ge=-1, le=MAX_SEED, description=f"a whole number from 0 to {MAX_SEED}, or -1"), ReadWhole
     ] = -1
@@ -207,6 +208,11 @@ class Drawing(Request, PictureFields, frozen=True):
         return self.num_images
 
     @property
+    def drawn_steps(self) -> int:
+        """How many steps of the schedule are drawn, the last ones."""
+        return drawn_steps(self.num_inference_steps, self.strength)
+
+    @property
     def has_large_seed(self) -> bool:
         """Whether a seed is one that clients which hold numbers as JavaScript does would round."""
         return max(self.seeds) > MAX_EXACT
@@ -248,6 +254,8 @@ class Edit(Drawing, frozen=True):
     ]
     size_from: Annotated[int, whole_number(0, MAX_IMAGES_IN - 1), ReadWhole] = 0
     draw_size: Annotated[Literal["input", "asked"], Field(description="'input' or 'asked'")] = "input"
+    # The most pixels in which the model looks at each input picture; for pipelines that can be told (`served.py`).
+    reference_pixels: Annotated[int, whole_number(*REFERENCE_AREAS), ReadWhole] | None = None
     # Whether the edit is brought back to its input's place, and to its colours; the last one has both only measured.
     align: Annotated[bool, Field(description="true or false")] = False
     keep_colours: Annotated[bool, Field(description="true or false")] = False

@@ -16,18 +16,22 @@ COARSE_MULTIPLE = 32  # pixels: of Qwen-Image-2.1 and of the tiny checkpoint, wh
 class Limits(NamedTuple):
     """What a checkpoint can serve. `multiple`, `max_side`: pixels of a side; `max_images`: input pictures of an edit.
 
-    `draws_alpha`: whether its VAE has a fourth channel, which is transparency.
+    `draws_alpha`: whether its VAE has a fourth channel, which is transparency. `caps_references`: whether its pipeline
+    can be told in how many pixels to look at input pictures.
     """
 
     multiple: int
     max_side: int
     max_images: int
     draws_alpha: bool = False
+    caps_references: bool = False
 
 
 def require_served(request: Drawing, limits: Limits) -> None:
     """Refuse a size that the checkpoint's pipeline would floor in silence, or that its makers do not draw; more
-    pictures than it takes; and transparency of one without. Raises `InvalidInput`.
+    pictures than it takes; transparency of one without; and a size of input pictures that it cannot be told.
+
+    Raises `InvalidInput`.
     """
     width, height = pixels_of(request.size) or (request.width, request.height)
     sentences = [
@@ -41,6 +45,11 @@ def require_served(request: Drawing, limits: Limits) -> None:
         sentences = [
             "background must be 'auto' or 'opaque' for this checkpoint, not 'transparent': its pictures have no "
             "transparency; Qwen-Image-2.1 draws some"
+        ]
+    if isinstance(request, Edit) and request.reference_pixels and not limits.caps_references:
+        sentences = [
+            "reference_pixels is not for this checkpoint, whose pipeline looks at input pictures in about a megapixel "
+            "whatever a job says; send the job without it, or use Qwen-Image-2.1"
         ]
     if sentences:
         raise InvalidInput("; ".join(sentences), BeyondSchema.ENDPOINT)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.classes import WEIGHTS
 from ..checkpoints.files import read_json, shards
+from ..errors import JobError, LoadError
 from ..log import log_line
+from ..lora.file import LoraUse
 from ..memory import card, cuda
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import Plan
@@ -21,10 +23,11 @@ from ..memory.machine import read_machine
 from ..stopwatch import Stopwatch
 from . import libraries
 from .components import Reading, is_component, load_component, require_tokenizer, tabulate, trim
-from .page_cache import reading_ahead
+from .page_cache import ReadAhead
 from .stand_down import MODULATION, READER, SWAP, TRIM, StoodDown
 
 if TYPE_CHECKING:
+    from ..lora.adapters import Adapters
     from ..model.modulation import ModulationTable
     from ..model.residency import Swap
     from ..ranks.shared_rows import SharedRows
@@ -68,19 +71,18 @@ class Builder:
         stood_down = None if folder else stood_down or StoodDown()
         folder = source.local_folder
         index = read_json(folder, "model_index.json")
-        names = [name for name in index if name not in shared and not name.startswith("_")]
-        free_bytes = read_machine().ram_available_bytes - plan.pinned_bytes if self.threads else 0
-        with self.stopwatch("import"), reading_ahead(weight_files(folder, names), round(free_bytes * AHEAD_SHARE)):
-            if plan.device == "cuda":
+        names = in_library_order({name: entry for name, entry in index.items() if name not in shared})
+        if plan.device == "cuda":
+            with self.stopwatch("import"):
                 card.start()  # before libraries that look for a card as they are imported, and hide why there is none
-            libraries.import_all()
-        import diffusers
-
         with self.stopwatch("card"):
             self.claim_card(plan, beside_others)
+        free_bytes = read_machine().ram_available_bytes - plan.pinned_bytes if self.threads else 0
+        ahead = ReadAhead(weight_files(folder, names), round(free_bytes * AHEAD_SHARE))
         components = dict(shared)
         for name in names:
             self.part, entry = name, index[name]
+            self.wait_for_library(entry, ahead)
             components[name] = self.load(source, name, entry, plan, stood_down) if is_component(entry) else entry
             self.part = name + TRIM
             with self.stopwatch("trim"):
@@ -93,6 +95,8 @@ class Builder:
         reading = Reading(self.threads, self.stopwatch, self.share_rows(model, plan))
         table = tabulate(components["transformer"], folder, plan, reading)
         self.part = checkpoint.class_name
+        import diffusers
+
         with self.stopwatch("other"):
             pipe = getattr(diffusers, checkpoint.class_name)(**components)
             require_tokenizer(checkpoint, pipe)
@@ -100,6 +104,13 @@ class Builder:
         if plan.device == "cuda":
             cuda.release_pinned_buffers()
         return pipe, table
+
+    def wait_for_library(self, entry: Any, ahead: ReadAhead) -> None:
+        """Have the library of a component's entry imported; files are read ahead until it is."""
+        library = entry[0] if is_component(entry) else "diffusers"
+        if library not in libraries.imported:
+            with self.stopwatch("import"), ahead:
+                libraries.import_up_to(library)
 
     def load(
         self, source: Checkpoint, name: str, entry: Sequence[str], plan: Plan, stood_down: StoodDown | None
@@ -161,7 +172,39 @@ class Builder:
             cuda.release_pinned_buffers()
 
 
+def in_library_order(index: Mapping[str, Any]) -> list[str]:
+    """The names of the components in the entries of a model_index.json, in the order of their libraries' imports.
+
+    The text encoder is read first, and meanwhile the library of the transformer is imported on another thread.
+    """
+    order = list(libraries.CLASSES)
+    names = [name for name in index if not name.startswith("_")]
+    return sorted(names, key=lambda name: order.index(index[name][0]) if is_component(index[name]) else len(order))
+
+
 def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
     """What holds the components' weights, in the order in which they are read."""
     files = [file for name in names if name in WEIGHTS for file in shards(folder, name)]
     return files + list(folder.glob("*.safetensors"))
+
+
+def adapters_of(
+    checkpoint: Checkpoint, plan: Plan, pipe: Any, table: "ModulationTable | None", loras: Sequence[LoraUse]
+) -> "Adapters":
+    """What applies LoRAs to the pipeline's transformer. `loras`: the endpoint's own.
+
+    Raises `LoadError` where one of these does not fit the transformer.
+    """
+    import torch
+
+    from ..lora.adapters import Adapters
+
+    dtype, kept_bytes = getattr(torch, plan.dtype), plan.kept_lora_bytes
+    adapters = Adapters(pipe.transformer, table, dtype, plan.device, checkpoint.name, loras, kept_bytes)
+    try:
+        adapters.require_made_for_model(loras)
+        for use in loras:
+            adapters.weights_for(use)
+    except JobError as error:
+        raise LoadError(error.sentence) from None
+    return adapters

@@ -12,8 +12,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +34,6 @@ from ..settings import Settings
 from ..speed.speedups import ON, Speed
 
 if TYPE_CHECKING:
-    import torch
-
     from ..ranks.shared_rows import SharedHandle
 
 COMMAND = (sys.executable, "-m", "qwen_worker.second_rank")
@@ -326,58 +323,3 @@ class SecondCard:
             group.leave()
         self.process = self.channel = None
         self.has_joined = False
-
-    # Passes
-
-    def begin(self, setup: JobSetup) -> None:
-        """A job's passes begin. Raises `torch.OutOfMemoryError`, or `RuntimeError` in the second process's words."""
-        self.require_done(self.ask("begin", setup))
-
-    def end_job(self) -> None:
-        """The job's passes are over, whatever has ended them."""
-        self.require_done(self.ask("end"))
-
-    def send_pass(self, changed: Mapping[str, Any], timesteps: Sequence[float], is_first: bool) -> int:
-        """Have a pass computed; the question's number.
-
-        `changed`: those of the transformer's inputs that are not as in the pass before. `timesteps`: of the schedule,
-        where there is a table; `is_first`: of a call of the pipeline.
-        """
-        import torch
-
-        from ..ranks import group
-
-        tensors: list[torch.Tensor] = []
-        packed = {name: group.pack(value, tensors) for name, value in changed.items()}
-        number = self.post("compute", packed, list(timesteps) if is_first else None)
-        self.counts.sent_bytes += group.send(tensors, 1)
-        return number
-
-    def receive_pass(self, number: int) -> "torch.Tensor":
-        """A pass's prediction. Raises `torch.OutOfMemoryError`, or `RuntimeError` in the second process's words."""
-        from ..ranks import group
-
-        started = time.perf_counter()
-        shape: group.TensorShape = self.require_done(self.answer(number))
-        (prediction,) = group.receive([shape], group_device(), 1)
-        self.counts.waited_seconds += time.perf_counter() - started
-        self.counts.passes += 1
-        self.counts.received_bytes += prediction.nbytes
-        return prediction
-
-    def require_done(self, answer: Answer) -> Any:
-        """The answer's value. Raises an exception of the kind that the second process met."""
-        import torch
-
-        if answer.out_of_memory:
-            raise torch.OutOfMemoryError(f"{ON_SECOND}: {answer.failure}")
-        if answer.failure:
-            raise RuntimeError(f"{ON_SECOND}: {answer.failure}")
-        return answer.value
-
-
-def group_device() -> str:
-    """Where the group's tensors are."""
-    import torch.distributed as dist
-
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"

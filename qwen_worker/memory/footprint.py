@@ -61,9 +61,9 @@ class Working:
     encode_token: int = 0
     lora_bytes: int = LORA_BYTES  # that each of the endpoint's own LoRAs may take
 
-    def reference_pixels(self, pixels: float) -> float:
-        """The megapixels of each reference beside a picture of so many."""
-        return min(max(pixels, LEAST_REFERENCE), MOST_REFERENCE) if self.follows_size else 1.0
+    def reference_pixels(self, pixels: float, most: float | None = None) -> float:
+        """The megapixels of each reference beside a picture of so many; `most`: where a job caps them."""
+        return min(max(pixels, LEAST_REFERENCE), most or MOST_REFERENCE) if self.follows_size else 1.0
 
     def tokens(self, references: float) -> float:
         """The tokens of the longest prompt with so many megapixels of references, of 32 x 32 pixels each."""
@@ -136,6 +136,7 @@ class Plan:
     passes: int = 1  # of guidance, of which each has a prefix cache of its own
     prefix_cache: bool = True  # where the transformer has one
     cards: int = 1  # on each of which a process has the transformers
+    reference_pixels: float | None = None  # of a job that caps its references: megapixels of each
     draws_layers: bool | None = None  # of a job: whether a layered model draws it; None counts with every model
 
     @property
@@ -234,7 +235,7 @@ class Plan:
             need = model.working
             decode = need.tiled if tiled else (need.decode_frame if frame else need.decode) * pixels
             # Input pictures are brought to one size each; strength and masks encode one at the asked size too.
-            each = need.reference_pixels(pixels)
+            each = need.reference_pixels(pixels, self.reference_pixels)
             encode = need.tiled if tiled else (need.encode_frame if frame else need.encode) * max(each, pixels)
             denoise = self.denoise_rate(need, images) * (pixels + images * each)
             if self.prefix_cache:

@@ -14,7 +14,7 @@ from .inset import Inset
 from .masks import restore_outside
 from .matching import COMPARISON, Matching
 from .photo import STITCH_KEY
-from .sizes import CONDITIONING_SIDE, enlarged_warning, moved_warning, sizes_of
+from .sizes import CONDITIONING_SIDE, capped_side, enlarged_warning, moved_warning, sizes_of
 from .stitch import Stitch
 
 
@@ -23,9 +23,10 @@ class Canvas:
     """What a job draws on: its pictures as in `Inputs`, and sizes in pixels.
 
     `size`: width and height that the pipeline draws. `delivered_size`: those of the result, where they are others.
-    `seen`: as in `Sizes`. `is_soft`: whether the mask's greys say how the drawing fades. `stitch`: what the drawing is
-    a part of. `inset`: where the input lies in the drawing, if it does not fill it: pictures and mask are of the
-    drawing's size then, `original` and `own_mask` of the input's. `matching`: how the two are compared.
+    `seen`: as in `Sizes`, or less where the job caps it. `is_soft`: whether the mask's greys say how the drawing fades.
+    `stitch`: what the drawing is a part of. `inset`: where the input lies in the drawing, if it does not fill it:
+    pictures and mask are of the drawing's size then, `original` and `own_mask` of the input's. `matching`: how the two
+    are compared.
     """
 
     sources: list[Image.Image]
@@ -97,14 +98,15 @@ def canvas_of(job: Job, inputs: Inputs, grid: Grid) -> Canvas:
     if stitch := inputs.stitch:
         job.request = with_size(request, stitch.photo.size)
         canvas = Canvas(looked_at, inputs.mask, stitch.frame.drawn, stitch.photo.size, stitch=stitch, start=start)
-        return replace(canvas, matching=matching)
+        return replace(canvas, matching=matching, seen=capped_side(request, canvas.seen))
     sizes = sizes_of(request, inputs.sources, inputs.mask, grid)
     brought = brought_warning(request, grid_of(request, grid), sizes.delivered)
     moved = moved_warning(request, inputs.sources, sizes)
     for warning in filter(None, (brought, moved, enlarged_warning(sizes))):
         job.warn(warning)
     job.request = with_size(request, sizes.delivered)
-    canvas = Canvas(looked_at, inputs.mask, sizes.drawn, sizes.delivered, sizes.seen, inputs.original, start=start)
+    seen = capped_side(request, sizes.seen)
+    canvas = Canvas(looked_at, inputs.mask, sizes.drawn, sizes.delivered, seen, inputs.original, start=start)
     canvas = replace(canvas, is_soft=request.has_soft_mask, matching=matching)
     if isinstance(request, Generate) and inputs.control:
         return replace(canvas, control=prepare(inputs.control, request.controls, sizes.drawn, job.warn))

@@ -6,11 +6,16 @@ nothing of torch or of the models.
 """
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageFilter
 
 from ..jobs.expansion import Margins
 from .photo import Photo, to_picture
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FADE = 64  # pixels from the seam over which the picture's last pixels fade into the soft fill
 SOFT_SIDE = 256  # pixels of the longer side at which the soft fill is made
@@ -27,14 +32,18 @@ def expanded(picture: Image.Image, margins: Margins) -> Image.Image:
     shrink = min(1.0, SOFT_SIDE / max(crisp.size))
     small = crisp.resize((max(1, round(crisp.width * shrink)), max(1, round(crisp.height * shrink))))
     soft = small.filter(ImageFilter.GaussianBlur(SOFT_RADIUS)).resize(crisp.size, Image.Resampling.BILINEAR)
-    across, down = (
-        np.pad(np.zeros(side), ends, mode="linear_ramp", end_values=ends)  # pixels to the picture's nearest column, row
-        for side, ends in ((picture.width, space[1]), (picture.height, space[0]))
-    )
-    reach = np.minimum(np.maximum(across[None, :], down[:, None]) * (255 / FADE), 255).astype(np.uint8)
-    grown = Image.composite(soft, crisp, Image.fromarray(reach))
+    across, down = (fade(side, ends) for side, ends in ((picture.width, space[1]), (picture.height, space[0])))
+    grown = Image.composite(soft, crisp, Image.fromarray(np.maximum(across[None, :], down[:, None])))
     grown.info = dict(picture.info)
     return grown
+
+
+def fade(side: int, ends: tuple[int, int]) -> "NDArray[np.uint8]":
+    """How much of the soft fill is in each pixel along a grown side, 0 to 255. `ends`: its new pixels at either end."""
+    import numpy as np
+
+    distances = np.pad(np.zeros(side), ends, mode="linear_ramp", end_values=ends)  # to the picture's nearest pixel
+    return np.minimum(distances * (255 / FADE), 255).astype(np.uint8)
 
 
 def expanded_photo(photo: Photo, margins: Margins) -> Photo:
@@ -45,7 +54,8 @@ def expanded_photo(photo: Photo, margins: Margins) -> Photo:
         return replace(photo, picture=expanded(photo.picture, margins))
     assert photo.deep is not None
     around = np.asarray(expanded(to_picture(photo.deep), margins))
-    deep = (around[:, :, None] if around.ndim == 2 else around).astype(np.uint16) * 257
+    deep = (around[:, :, None] if around.ndim == 2 else around).astype(np.uint16)
+    deep *= 257  # in place: two arrays of 16 bits are held then, and not three
     height, width = photo.deep.shape[:2]
     deep[margins.top : margins.top + height, margins.left : margins.left + width] = photo.deep
     return replace(photo, deep=deep)

@@ -82,11 +82,17 @@ class Photo:
         """A part of the photo as the model sees it: RGB of 8 bits in sRGB, without alpha, of the size."""
         edges = (int(box[0]), int(box[1]), min(self.size[0], -int(-box[2] // 1)), min(self.size[1], -int(-box[3] // 1)))
         within = box[0] - edges[0], box[1] - edges[1], box[2] - edges[0], box[3] - edges[1]
-        part = self.picture.crop(edges) if self.picture else to_picture(self.numbers(edges))
         # Of LA and RGBA Pillow resamples the colours by their alpha.
-        part = part.resize(size, Image.Resampling.LANCZOS, within, reducing_gap=3.0)
+        part = self.part(edges).resize(size, Image.Resampling.LANCZOS, within, reducing_gap=3.0)
         part.info = {}
         return as_rgb(flatten(self.space.to_srgb(part) if self.space else part))
+
+    def part(self, box: Box) -> Image.Image:
+        """A part of the photo as a picture of 8 bits, in its own colours; the photo's own picture where it is all."""
+        if self.picture:
+            return self.picture if box == (0, 0, *self.size) else self.picture.crop(box)
+        assert self.deep is not None
+        return to_picture(self.deep[box[1] : box[3], box[0] : box[2]])
 
     def framed(self, frame: Frame) -> Image.Image:
         """What the model sees of the part in the frame, as large as it draws; beyond the photo's edge as at it."""
@@ -116,7 +122,7 @@ class Photo:
         size = max(1, round(width * shrink)), max(1, round(height * shrink))
         if self.channels in (1, 3):
             return self.seen(size, (0, 0, width, height))
-        whole = self.picture or to_picture(self.numbers((0, 0, width, height)))
+        whole = self.part((0, 0, width, height))
         # Resampled together, colours would count by their alpha, and those that it hides not at all.
         alpha, colours = whole.getchannel("A"), whole.convert(self.colour_mode)
         small = colours.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)

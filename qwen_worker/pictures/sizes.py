@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..jobs.field_types import MIN_SIDE
 from ..jobs.named_sizes import CONDITIONING_MULTIPLE, MAX_STRETCH, Grid, Size, grid_of, named_size
-from ..jobs.request import MATCH_SIZE, Drawing, Edit
+from ..jobs.request import MATCH_SIZE, MAX_REFERENCE_SIDE, MIN_REFERENCE_SIDE, Drawing, Edit
 from ..jobs.tasks import Layers
 from .inset import Inset, inset_of, rounded_size
 from .layers import layer_size
@@ -23,8 +23,6 @@ from .layers import layer_size
 NOTICED = 2.0  # pixels of a result for each drawn one, from which on the caller is told
 CONDITIONING_SIDE = 1024  # pixels: of the square whose area input pictures have; of diffusers' edit pipelines
 CONDITIONING_AREA = CONDITIONING_SIDE**2
-# Of 2.1's, where it follows the size: below, little is left to see of a picture, and beyond, its makers draw nothing.
-LEAST_SIDE, MOST_SIDE = 512, 2080
 
 
 class Sizes(NamedTuple):
@@ -82,7 +80,13 @@ def edit_sizes(request: Edit, source: Size, mask: Image.Image | None, grid: Grid
 
 def seen_side(asked: Size) -> int:
     """The side of the square of about as many pixels as are asked for."""
-    return min(max(round(math.sqrt(asked[0] * asked[1])), LEAST_SIDE), MOST_SIDE)
+    return min(max(round(math.sqrt(asked[0] * asked[1])), MIN_REFERENCE_SIDE), MAX_REFERENCE_SIDE)
+
+
+def capped_side(request: Drawing, side: int) -> int:
+    """The side of the square whose area the input pictures have, where the job may say that it is less."""
+    most = request.reference_pixels if isinstance(request, Edit) else None
+    return min(side, math.isqrt(most)) if most else side
 
 
 def start_sizes(request: Drawing, source: Size, mask: Image.Image | None, grid: Grid) -> Sizes:

@@ -32,11 +32,14 @@ def test_no_help_imports_torch():
         "fit",
         "speed",
         "load",
+        "cold_start",
         "computed",
         "costs",
         "matching",
+        "photos",
         "rounds",
         "single_files",
+        "caches",
         "quality",
     ]
 

@@ -4,15 +4,16 @@ has the same table.
 
 import re
 import weakref
+from dataclasses import replace
 
 import pytest
 
 from qwen_worker.checkpoints.classes import PARTS_2_1, SIZE_2_1
 from qwen_worker.errors import JobError
+from qwen_worker.jobs.request import MAX_REFERENCE_SIDE, MIN_REFERENCE_SIDE
 from qwen_worker.memory.footprint import GIB, WORKING_2_1, Model
 from qwen_worker.memory.machine import Gpu, Machine
 from qwen_worker.memory.placement import plan
-from qwen_worker.pictures.sizes import LEAST_SIDE, MOST_SIDE
 
 from ..conftest import ROOT
 
@@ -83,7 +84,15 @@ def test_a_megapixel_of_references_takes_two_gib_of_the_prefix_cache_for_each_pa
 
 def test_references_have_the_picture_s_size_within_the_same_bounds_as_where_they_are_drawn():
     bounds = [WORKING_2_1.reference_pixels(pixels) * 1024**2 for pixels in (0.01, 100)]
-    assert bounds == [LEAST_SIDE**2, MOST_SIDE**2]
+    assert bounds == [MIN_REFERENCE_SIDE**2, MAX_REFERENCE_SIDE**2]
+
+
+def test_a_job_that_caps_its_references_is_planned_with_the_cap():
+    whole = replace(planned(141), passes=2)
+    capped = replace(whole, reference_pixels=0.25)
+    saved = whole.peak_bytes(2048, 2048, 10) - capped.peak_bytes(2048, 2048, 10)
+    assert saved / GIB > 10 * (4 - 0.25) * 2 * 2  # of the prefix cache alone
+    assert capped.peak_bytes(512, 512, 10) == whole.peak_bytes(512, 512, 10)
 
 
 def test_other_models_have_no_prefix_cache_and_the_same_plan_whatever_the_guidance():

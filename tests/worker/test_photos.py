@@ -1,7 +1,9 @@
 """Whole edits of photos that are larger than what the model draws: only the region of the mask is another one."""
 
+import dataclasses
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -10,12 +12,14 @@ from PIL import Image, ImageDraw
 from qwen_tiny.world import judge
 from qwen_worker.pictures.marks import edits_of
 
-from ..conftest import as_text, file_of, only_proved, picture_of, run, text_of, warnings_of
+from ..conftest import ROOT, as_text, file_of, heic_of, only_proved, picture_of, run, text_of, warnings_of
 from ..support import profiles
+from ..support.heif_boxes import grid, heif, ispe, parts_of
 from ..support.wallpaper import wallpaper
 
 EDIT = {"prompt": "make the background green", "seed": 1, "guidance_scale": 1}
 MOST_SECONDS_OF_ONE_MEGAPIXEL = 1.3  # times
+RESULTS = ROOT / "benchmarks/results/photo_edit.json"
 
 
 def scene(size):
@@ -76,21 +80,30 @@ def test_a_real_photo_is_edited_in_the_time_of_one_megapixel(worker):
     photo.paste(scene(1024), (1500, 1000))
     mask = Image.new("L", photo.size)
     mask.paste(255, (1508, 1008, 2516, 2016))
-    fields = EDIT | {"num_inference_steps": 12, "guidance_scale": 4, "mask_padding": 0}
-    small = fields | {"image": as_text(scene(1024)), "mask_image": as_text(mask.crop((1500, 1000, 2524, 2024)))}
-    small.pop("mask_padding")
+    large = EDIT | {"num_inference_steps": 12, "guidance_scale": 4}
+    small = large | {"image": as_text(scene(1024)), "mask_image": as_text(mask.crop((1500, 1000, 2524, 2024)))}
+    large |= {"image": as_text(photo), "mask_image": as_text(mask), "mask_padding": 0}
     run(worker, small | {"num_inference_steps": 1})  # what is made once
-    timings = run(worker, small)["output"]["metadata"]["timings"]
-    reply = run(worker, fields | {"image": as_text(photo), "mask_image": as_text(mask)})["output"]
+    (_, one_megapixel), (reply, seconds) = (drawn_seconds(worker, fields) for fields in (small, large))
     metadata, found = reply["metadata"], picture_of(reply["image"])
-    assert found.size == photo.size and differing(found, photo, mask)[0] == 0
-    part = found.crop(metadata["crop"])
+    outside, inside = differing(found, photo, mask)
     reading = judge.read(found.crop((1508, 1008, 2516, 2016)))
-    print(json.dumps({"size": found.size, "reading": str(reading), "part": part.size, "times": metadata["timings"]}))
-    print(json.dumps({"one megapixel": timings}))
+    row = {
+        "photo": f"{photo.width}x{photo.height}", "drawn part": metadata["crop"], "differing pixels outside": outside,
+        "reading": dataclasses.asdict(reading), "seconds of the drawing": round(seconds, 2),
+        "seconds of the stitch": metadata["timings"]["stitch"], "seconds of one megapixel": round(one_megapixel, 2),
+    }  # fmt: skip
+    RESULTS.write_text(json.dumps({"benchmark": "photo_edit", **row}, indent=2) + "\n")
+    assert found.size == photo.size and outside == 0 and inside > 0.5
     assert (reading.background, reading.colour, reading.shape) == ("green", "red", "circle")
-    seconds = sum(metadata["timings"].get(name, 0) for name in ("inference", "stitch"))
-    assert seconds <= MOST_SECONDS_OF_ONE_MEGAPIXEL * timings["inference"]
+    assert seconds + metadata["timings"]["stitch"] <= MOST_SECONDS_OF_ONE_MEGAPIXEL * one_megapixel, row
+
+
+def drawn_seconds(worker, fields):
+    """The reply, and the seconds of a processor that the thread which draws has taken: the machine may be busy."""
+    before = worker.inference_thread.submit(time.thread_time).result()
+    reply = run(worker, fields)["output"]
+    return reply, worker.inference_thread.submit(time.thread_time).result() - before
 
 
 def blank(size, colour="blue", **options):
@@ -111,21 +124,33 @@ def avif_sequence():
     return buffer.getvalue()
 
 
+def heic_bomb():
+    """A few kilobytes that ask for one coded picture ten thousand times."""
+    config, coded = parts_of(heic_of(Image.new("RGB", (128, 96), "red")))
+    items = [(b"grid", grid(100, 100, 128, 96), [1]), (b"hvc1", coded, [2, 3])]
+    return heif(items, [ispe(128, 96), config, ispe(128, 96)], [(b"dimg", 1, [2] * 10_000)])
+
+
 BIG, CORNERS = (2600, 1800), ((0, 0), (2599, 0), (0, 1799), (2599, 1799))
 STRIP = (9000, 200)
-HOSTILE = {  # photo, mask, more fields, and a piece of the refusal or of the warning, or nothing
+UNUSUAL = {  # photo, mask, more fields, and a piece of the warning, or nothing
     "a mask of one pixel": (blank(BIG), dots(BIG, (1500, 1000)), {}, ""),
     "a mask of everything": (blank(BIG), file_of(Image.new("L", BIG, 255)), {}, "repaints 100 % of the image"),
     "a mask of everything at its own size": (
         blank(BIG), file_of(Image.new("L", BIG, 255)), {"mask_crop": True}, "enlarged 2."
     ),
-    "a mask of nothing": (blank(BIG), file_of(Image.new("L", BIG)), {}, "invalid_input: mask_image must be white"),
-    "a mask of another aspect": (blank(BIG), dots((200, 200), (9, 9)), {}, "invalid_input: mask_image must have the"),
     "a mask in every corner": (blank(BIG), dots(BIG, *CORNERS), {}, "has less detail than the rest"),
     "a profile that lies": (blank(BIG, icc_profile=profiles.cmyk()), dots(BIG, (9, 9)), {}, "cannot be used"),
     "a profile of 4 MB": (blank(BIG, icc_profile=profiles.table()), dots(BIG, (9, 9)), {}, "the result is sRGB"),
     "an AVIF of several pictures": (avif_sequence(), dots((1400, 1000), (9, 9)), {}, "is a moving picture"),
     "a strip with a mask at its end": (blank(STRIP), dots(STRIP, (8999, 199), (8950, 100)), {}, ""),
+    "a lossy file": (blank(BIG), dots(BIG, (9, 9)), {"output_format": "jpeg"}, "the picture is not exact; send png"),
+}  # fmt: skip
+REFUSED = {  # photo, mask, more fields, and how the refusal begins
+    "a mask of nothing": (blank(BIG), file_of(Image.new("L", BIG)), {}, "invalid_input: mask_image must be white"),
+    "a mask of another aspect": (blank(BIG), dots((200, 200), (9, 9)), {}, "invalid_input: mask_image must have the"),
+    "a bomb in HEIC": (heic_bomb(), dots((128, 96), (9, 9)), {}, "image_unreadable: image has 122,880,000 coded"),
+    "a canvas of 30,000 pixels more": (blank(BIG), None, {"expand": 30_000}, "invalid_input: expand must be a whole"),
     "a strip with a mask all along": (
         blank(STRIP), dots(STRIP, (0, 0), (8999, 199)), {}, "invalid_input: mask_image must repaint a region"
     ),
@@ -136,8 +161,9 @@ HOSTILE = {  # photo, mask, more fields, and a piece of the refusal or of the wa
     "a crop at another size": (
         blank(BIG), dots(BIG, (9, 9)), {"mask_crop": True, "size": "1024x1024"}, "invalid_input: mask_crop true gives"
     ),
-    "lossless JPEG": (blank(BIG), dots(BIG, (9, 9)), {"output_format": "jpeg", "lossless": True}, "is not to be had"),
-    "a lossy file": (blank(BIG), dots(BIG, (9, 9)), {"output_format": "jpeg"}, "the picture is not exact; send png"),
+    "lossless JPEG": (
+        blank(BIG), dots(BIG, (9, 9)), {"output_format": "jpeg", "lossless": True}, "invalid_input: lossless is not to"
+    ),
 }  # fmt: skip
 
 
@@ -146,17 +172,24 @@ def stand_ins(warm_workers):
     return warm_workers(QWEN_FALLBACK="force")
 
 
-@pytest.mark.parametrize("case", HOSTILE)
-def test_what_is_hostile_gets_a_sentence_or_a_picture_of_the_right_size(stand_ins, case):
-    photo, mask, more, sentence = HOSTILE[case]
-    fields = {"prompt": "a red circle", "image": text_of(photo)} | more
-    body = run(stand_ins, fields | ({"mask_image": text_of(mask)} if mask else {}))
-    if "error" in body:
-        assert sentence and sentence in body["error"] and "internal" not in body["error"]
-        return
-    metadata = body["output"]["metadata"]
+def fields_of(photo, mask, more):
+    return {"prompt": "a red circle", "image": text_of(photo)} | more | ({"mask_image": text_of(mask)} if mask else {})
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_hostile_is_refused_with_a_sentence_before_a_model_is_loaded(cold_worker, case):
+    *job, sentence = REFUSED[case]
+    worker = cold_worker(QWEN_FALLBACK="forbid")
+    assert run(worker, fields_of(*job))["error"].startswith(sentence) and not worker.pipelines.loaded
+
+
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_what_is_unusual_gets_a_picture_of_the_right_size_and_is_warned_of(stand_ins, case):
+    photo, mask, more, sentence = UNUSUAL[case]
+    output = run(stand_ins, fields_of(photo, mask, more))["output"]
+    metadata = output["metadata"]
     assert not sentence or any(sentence in warning for warning in warnings_of(metadata))
-    found, size = picture_of(body["output"]["image"]), Image.open(io.BytesIO(mask or photo)).size
+    found, size = picture_of(output["image"]), Image.open(io.BytesIO(mask)).size
     assert found.size == (metadata["width"], metadata["height"])
     assert found.size == size or "as a whole" in str(warnings_of(metadata))
 

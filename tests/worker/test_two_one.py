@@ -241,10 +241,34 @@ def test_an_edit_looks_at_its_picture_in_the_size_that_is_asked_for(worker, scen
     assert facts.get("drawn_dimensions", facts["dimensions"]) == drawn_size
 
 
+def test_references_are_looked_at_in_at_most_the_pixels_that_a_job_says(worker, stock, scene):
+    """The drawing keeps its size, and is what the pipeline draws that is told so by its own argument."""
+    pictures = [scene, scene.transpose(Image.Transpose.ROTATE_90).resize((300, 200))]
+    fields = {"images": [as_text(picture) for picture in pictures], "width": 768, "height": 768}
+    result = output_of(worker, **fields, reference_pixels=600**2)
+    sides = {"width": 768, "height": 768, "image": pictures, "true_cfg_scale": 1}
+    capped, whole = (by_stock(stock, output_resolution=side, **sides) for side in (600, 768))
+    assert result["metadata"]["dimensions"] == "768x768" and "drawn_dimensions" not in result["metadata"]
+    found = np.asarray(picture_of(result["image"]).convert("RGB"), int)
+    distances = [np.abs(found - np.asarray(picture.convert("RGB"), int)).max() for picture in (capped, whole)]
+    assert distances[0] <= 1 < distances[1], distances
+    error = refused(worker, **fields, reference_pixels=500**2)
+    assert "reference_pixels must be a whole number from 262144 to 4326400, not 250000" in error
+
+
+def test_a_pipeline_that_cannot_be_told_the_size_of_references_refuses_it_before_it_is_loaded(cold_worker, scene):
+    worker = cold_worker(QWEN_FALLBACK="forbid")
+    error = refused(worker, image=as_text(scene), reference_pixels=512**2)
+    assert error.startswith("invalid_input: reference_pixels is not for this checkpoint")
+    assert not worker.pipelines.loaded
+
+
 @only_proved
 def test_the_widest_size_is_drawn(cold_worker, settings_21):
     fields = {"width": 2752, "height": 1536, "num_inference_steps": 1}
-    picture = drawn(cold_worker(**settings_21), background="transparent", output_format="webp", **fields)
+    picture = drawn(
+        cold_worker(**settings_21), background="transparent", output_format="webp", output_quality=60, **fields
+    )
     assert (picture.size, picture.mode) == ((2752, 1536), "RGBA")
 
 
