@@ -229,4 +229,5 @@ def job_timing(task: str, answer: Answer, card: str | None) -> Timing:
         "size": metadata.get("dimensions"),
         "steps": metadata.get("steps"),
     }
-    return {**timing, "gpus": metadata["gpus"]} if metadata.get("gpus", 1) > 1 else timing
+    gpus = metadata.get("gpus", 1)
+    return {**timing, "gpus": gpus} if gpus > 1 else timing

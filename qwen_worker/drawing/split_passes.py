@@ -149,7 +149,7 @@ class SecondPasses:
 
 
 def require_done(answer: Answer) -> Any:
-    """The answer's value. Raises `torch.OutOfMemoryError` or `RuntimeError`, as the second process did, in its words."""
+    """The answer's value. Raises `torch.OutOfMemoryError` or `RuntimeError` in the second process's words."""
     import torch
 
     if answer.out_of_memory:
