@@ -35,7 +35,10 @@ def jobs(scene):
     return {
         "plain": (SMALL, 2),
         "one step": ({**SMALL, "num_inference_steps": 1}, 2),
-        "another size": ({**SMALL, "width": 320, "height": 256}, 2),
+        "another size, guidance in a part of the steps": (
+            {**SMALL, "width": 320, "num_inference_steps": 6, "guidance_start": 0.2, "guidance_end": 0.8},
+            2,
+        ),
         "long negative prompt": ({**SMALL, "negative_prompt": negative, "guidance_scale": 7}, 2),
         "three guided pictures": ({**SMALL, "num_images": 3, "num_inference_steps": 2}, 2),
         "step cache": ({**SMALL, "preset": "balanced", "num_inference_steps": 10, "num_images": 2}, 2),
