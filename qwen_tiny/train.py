@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Pipelines = dict[str, diffusers.DiffusionPipeline]  # "generate" and "edit"
 
 STEPS = {
-    "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200, "control": 3500,
+    "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200, "control": 7000,
     "layered_vae": 1000, "layered": 4000, "layered_decoder": 2500,
 }  # fmt: skip
 RATE = {
