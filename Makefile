@@ -36,7 +36,8 @@ test-gpu: .venv/test-installed
 # What reaches into other libraries (docs/patches.md) on the oldest of their releases that the worker runs on, in an
 # environment of its own. OLDEST_INDEX: another index to look for torch in, as https://download.pytorch.org/whl/cpu.
 OLDEST_TESTS := tests/memory tests/model tests/speed tests/weights tests/lora/test_adapters.py tests/loading \
-	tests/drawing tests/worker/test_control.py tests/worker/test_presets.py tests/serving/test_progress.py::test_the_estimate_is_the_finished_picture_where_the_path_is_straight \
+	tests/drawing tests/worker/test_control.py tests/worker/test_presets.py tests/worker/test_limited_guidance.py \
+	tests/serving/test_progress.py::test_the_estimate_is_the_finished_picture_where_the_path_is_straight \
 	tests/worker/test_handler.py::test_a_spoiled_card_asks_for_a_fresh_worker_once \
 	tests/worker/test_picture_layers.py::test_without_a_prompt_the_model_describes_the_picture_itself \
 	tests/worker/test_two_one.py::test_the_prefix_cache_is_given_up_before_the_picture_is_decoded \

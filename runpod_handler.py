@@ -20,7 +20,6 @@ from qwen_worker.checkpoints.files import is_missing
 from qwen_worker.delivery_settings import ResponseShape
 from qwen_worker.drawing import inference, job_plan
 from qwen_worker.drawing.batching import Batches
-from qwen_worker.drawing.partial_denoise import drawn_steps
 from qwen_worker.drawing.preview import Previewer
 from qwen_worker.drawing.prompt_cache import PromptCache
 from qwen_worker.drawing.prompts import rewrite_prompt
@@ -254,11 +253,11 @@ class Worker:
 
     def require_time(self, job: Job, canvas: Canvas) -> None:
         """Tell the job how many steps will really run; refuse it where they clearly have no time."""
-        request = job.request
-        steps = drawn_steps(request.num_inference_steps, request.strength)
+        request, left = job.request, job.seconds_to_limit()
+        steps, whole_steps = request.drawn_steps, request.whole_steps(request.drawn_steps)
         job.expect_steps(steps)
         kind, calls = kind_of(request, canvas.size, len(canvas.sources)), self.batches.fewest_calls(request)
-        self.paces.require_time(kind, calls, steps, job.seconds_to_limit(), request.strength)
+        self.paces.require_time(kind, calls, steps, left, request.strength, whole_steps)
 
     def draw(self, entry: DrawingJob, failure: LoadError | None) -> DrawingResult:
         """The pictures and what drew them, loading the model first where it is not; on the inference thread."""
@@ -287,7 +286,8 @@ class Worker:
         self.pipelines.notes.clear_unexplained()
         if drawn.batch == 1:  # in company a step takes longer and says nothing of how fast it could be
             kind, count = kind_of(job.request, canvas.size, len(canvas.sources)), len(drawn.pictures)
-            self.paces.record(kind, job.step_seconds, count, drawn.steps, job.stage_seconds())
+            steps = job.request.whole_steps(drawn.steps)
+            self.paces.record(kind, job.step_seconds, count, steps, job.stage_seconds())
         loaded.stage_seconds.setdefault("first_job", round(job.stage_seconds(), 3))
         return drawn
 
@@ -313,16 +313,16 @@ def main() -> None:
     # The SDK's own default, DEBUG, logs every reply with its images.
     os.environ.setdefault("RUNPOD_DEBUG_LEVEL", "INFO")
     try:
-        settings = worker().settings
+        settings, loader = worker().settings, worker().loader
     except Misconfigured as error:
         sys.exit(f"A setting in the environment cannot be used. {error}")
     for warning in environment_warnings(os.environ):
         log_line(None, "WARN", warning)
+    loader.import_ahead()
     import runpod  # pyright: ignore[reportMissingTypeStubs]  the SDK has none
 
     if settings.SERVER_MODE is ServerMode.LOCAL and "--rp_serve_api" not in sys.argv:
         sys.argv.append("--rp_serve_api")
-    loader = worker().loader
     checks = fitness.checks(
         settings,
         loader.why_not_placed,

@@ -16,12 +16,14 @@ BENCHMARKS = {
     "fit": "memory, seconds a step and loading on each card, predicted and measured, beside stock diffusers",
     "speed": "seconds of each stage, ours and stock diffusers in turns, against the floor",
     "load": "bytes a second into a model: ours, from_pretrained, and a plain parallel read of the same file",
+    "cold_start": "seconds from a worker's start to its first step, stage by stage, of one tree or several in turns",
     "computed": "the table of seconds that the deploy helper chooses cards by",
     "costs": "the page of cards: seconds and dollars a picture, from what fit and speed have recorded",
     "matching": "edits that lie on their input: framing, shifts and scales, colours",
     "photos": "the memory that photos of fifty megapixels take of the worker, with masks that are hostile too",
     "rounds": "what ten edits one after another leave of a picture, with masks and without",
     "single_files": "what single files of a transformer, in fp8 and GGUF, do to the pictures of the tiny checkpoint",
+    "caches": "what step caches do to the pictures of the tiny checkpoint, for as many passes",
     "quality": "what each precision and each preset does to the pictures of the tiny checkpoint",
 }
 PACKAGES = ("torch", "diffusers", "transformers", "pillow")

@@ -85,7 +85,7 @@ worker with a setting.
 def page(rows: list[dict], fit: list[dict], speed: list[dict], facts: Mapping[str, object]) -> str:
     """The page in Markdown. `rows`: of `costs`; `fit`, `speed`: as recorded, with their device.
 
-    `facts`: `prices_of`, `plus` and `auto`, by the names that the texts have.
+    `facts`: `prices_of`, `plus` and `auto`, by the names that the texts have, and the section `presets`.
     """
     measured = speed_section(speed) + memory_section(fit)
     fast_enough = [row["pool"] for row in rows if row["picture s"] <= PICTURE_SECONDS]
@@ -97,7 +97,13 @@ def page(rows: list[dict], fit: list[dict], speed: list[dict], facts: Mapping[st
         "both": join(both),
     }
     computed = COMPUTED.format(**facts) + seconds_table(rows) + READING.format(**words, **facts)
-    return HEAD + (measured.lstrip("\n") or "No card has been measured yet.\n") + computed + MEASURING
+    return (
+        HEAD
+        + (measured.lstrip("\n") or "No card has been measured yet.\n")
+        + computed
+        + str(facts["presets"])
+        + MEASURING
+    )
 
 
 def join(pools: list[str]) -> str:

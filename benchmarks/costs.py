@@ -5,6 +5,7 @@ what `--gpu auto` goes by. What `fit` and `speed` have measured stands beside th
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from qwen_deploy import cards
@@ -13,17 +14,12 @@ from qwen_deploy.environment import cuda_floor, worker_settings
 from qwen_deploy.estimates import SecondsTable
 from qwen_deploy.offers import FRESH_LIMIT, PICTURE_SECONDS, Offer, Wish, choose_offers, read_offers
 
-from . import cards_page, computed
+from . import cards_page, computed, preset_rows
 from .computed import recorded
 from .rates import CARDS, PRICES, PRICES_OF
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("generate", "edit")
-# The published few-step LoRA, for what `fast` takes.
-FAST = {
-    "QWEN_IMAGE_FAST_LORA": "lightx2v/Qwen-Image-Lightning/Qwen-Image-Lightning-8steps-V1.1.safetensors",
-    "QWEN_PRESET": "fast",
-}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,18 +29,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[list[dict], None]:
     """The rows of the page, which is written."""
-    usual, fast = offers_of({}), offers_of(FAST)
+    usual, fast = offers_of({}), offers_of(preset_rows.PRESETS["fast"])
     rows = [row_of(offer, with_fast) for offer, with_fast in zip(usual, fast, strict=True)]
     wish = Wish({"generate": PICTURE_SECONDS, "edit": FRESH_LIMIT})
     auto = [offer.fit.pool.id for offer in choose_offers(offers_of({}, cuda_floor(ROOT)), wish)]
-    facts = {"prices_of": PRICES_OF, "auto": ", ".join(auto), "plus": plus_share()}
+    facts = {"prices_of": PRICES_OF, "auto": ", ".join(auto), "plus": plus_share(), "presets": preset_rows.section()}
     options.output.write_text(cards_page.page(rows, recorded(options.fit), recorded(options.speed), facts))
     return rows, None
 
 
-def offers_of(env: dict[str, str], cuda: str | None = None) -> list[Offer]:
+def offers_of(env: Mapping[str, str], cuda: str | None = None) -> list[Offer]:
     """An offer of each pool that has a price, for an endpoint with this environment; `cuda`: of the image's torch."""
-    settings = worker_settings(env)
+    settings = worker_settings(dict(env))
     pools = [pool_of(name, price) for name, price in PRICES.items()]
     return read_offers([cards.fit(pool, settings, TASKS, RAM_GB, cuda) for pool in pools], settings, TASKS)
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from qwen_worker.checkpoints import checkpoint, classes
+from qwen_worker.checkpoints import checkpoint, classes, controlnet
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.errors import LoadError
 from qwen_worker.jobs.presets import MODELS as MODEL_SETTINGS
 from qwen_worker.memory import placement
 from qwen_worker.memory.card import NEWER_BUILD
-from qwen_worker.memory.footprint import GB, Model, Plan
+from qwen_worker.memory.footprint import GB, Plan
 from qwen_worker.memory.machine import Gpu, Machine
 from qwen_worker.settings import Settings
 from qwen_worker.speed.speedups import may_compile
@@ -133,8 +133,8 @@ def known_level(level: str) -> str:
     return level if level in STOCK else "LOW"
 
 
-def models_to_load(settings: Settings, tasks: Sequence[str]) -> list[Model]:
-    """What the tasks load, as placement counts it. Raises `UsageError` for a checkpoint whose size is not known."""
+def checkpoints_to_load(settings: Settings, tasks: Sequence[str]) -> list[checkpoint.Checkpoint]:
+    """What the tasks load. Raises `UsageError` for a checkpoint whose size is not known."""
     checkpoints: list[checkpoint.Checkpoint] = []
     for task in tasks:
         name = getattr(settings, MODEL_SETTINGS[task])
@@ -149,7 +149,7 @@ def models_to_load(settings: Settings, tasks: Sequence[str]) -> list[Model]:
             raise UsageError(f"{MODEL_SETTINGS[task]}={name} is a {released.class_name}, which does not serve {task}.")
         if released not in checkpoints:
             checkpoints.append(released)
-    return [as_model(released, checkpoints[:number]) for number, released in enumerate(checkpoints)]
+    return checkpoints
 
 
 def fit(pool: Pool, settings: Settings, tasks: Sequence[str], ram_gb: float, cuda: str | None) -> Fit:
@@ -166,10 +166,12 @@ def fit(pool: Pool, settings: Settings, tasks: Sequence[str], ram_gb: float, cud
     machine = Machine(Gpu(pool.cards[0], pool.capability, memory, memory), ram, ram)
     cap = round(settings.QWEN_VRAM_GB * GB) if settings.QWEN_VRAM_GB else None
     try:
-        models = models_to_load(settings, tasks)
+        found = checkpoints_to_load(settings, tasks)
+        models = [as_model(released, found[:number]) for number, released in enumerate(found)]
         precision, savings, own_loras = settings.QWEN_PRECISION, settings.QWEN_SAVINGS, settings.own_lora_count
         compiled = may_compile(settings.QWEN_SPEEDUPS)
-        plan = placement.plan(models, machine, precision, cap, savings, own_loras, compiled=compiled)
+        control = controlnet.is_planned(settings.QWEN_CONTROLNET, found)
+        plan = placement.plan(models, machine, precision, cap, savings, own_loras, compiled=compiled, control=control)
     except LoadError as error:
         return Fit(pool, None, f"too small: {error.reason}")
     return Fit(pool, plan)

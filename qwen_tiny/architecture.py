@@ -137,16 +137,23 @@ def save(pipelines: "dict[str, DiffusionPipeline]", folder: Path) -> None:
         target = folder / name
         pipeline.to(dtype=torch.bfloat16)
         pipeline.tokenizer.backend_tokenizer.no_truncation()  # drawing samples leaves its own length behind
+        for link in filter(Path.is_symlink, map(target.joinpath, SHARED_WITH_EDIT)):  # of an earlier save
+            link.unlink()
         pipeline.save_pretrained(target, safe_serialization=True)
         index = target / "model_index.json"  # the worker warns by this key that other pictures are not to be expected
         content = json.loads(index.read_text()) | {"_draws_only": "coloured shapes"}
         index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        for path in target.rglob("*.json"):  # libraries stamp where they loaded from: not part of the checkpoint
-            content = json.loads(path.read_text())
-            if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
-                path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        remove_origins(target)
         if name == "layered":
             link_to_edit(target)
+
+
+def remove_origins(folder: Path) -> None:
+    """Remove what libraries stamp into configs of where they loaded from: it is no part of a checkpoint."""
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text())
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def link_to_edit(layered: Path) -> None:

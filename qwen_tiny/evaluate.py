@@ -2,8 +2,9 @@
 
 Draws prompts from fresh noise and edits fresh pictures, through the stock pipelines, and lets the judge read what comes
 out. Every second prompt is a combination of colour, shape and background held out of training; edits meet them as they
-come. `--break` spoils one thing on purpose, to show what the score notices. `--proof` measures the rows of the model
-card and three spoilt pipelines, and fails where a score is out of its bounds. Knows nothing about training.
+come. `--layers` takes fresh pictures apart. `--break` spoils one thing on purpose, to show what the score notices.
+`--proof` measures the rows of the model card and three spoilt pipelines, and fails where a score is out of its bounds.
+Knows nothing about training.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from PIL import Image
 
-from . import CHECKPOINT, LORA
+from . import CHECKPOINT, LORA, layers
 from .stages import few_step
 from .world import judge, scenes
 from .world.tasks import Edit, describe, family, random_edit
@@ -54,9 +55,10 @@ class Measurement:
     """What is drawn and how, and between which bounds the per cent of wholly right pictures must lie."""
 
     name: str
-    count: int  # prompts, or edits
+    count: int  # prompts, edits, or pictures to take apart
     steps: int
     edits: bool = False
+    layers: bool = False
     guidance: float = 4.0
     size: tuple[int, int] | None = None  # of every picture instead of a mixture; edits are drawn at the pipeline's own
     lora: bool = False
@@ -75,6 +77,7 @@ PROOF = (
     Measurement("prompts, shuffled", 48, 20, size=SMALL, broken="shuffled", most=70),
     Measurement("edits", 200, 12, edits=True, least=97),
     Measurement("edits without their picture", 8, 12, edits=True, broken="no-image", most=70),
+    Measurement("layers", 20, 6, layers=True, guidance=1.0, least=90),
 )
 
 
@@ -100,6 +103,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--edits", type=int, default=200)
+    parser.add_argument("--layers", type=int, default=0, help="pictures to take apart; 6 --steps at --guidance 1 do")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="instead of a mixture")
@@ -118,13 +122,15 @@ def asked_measurements(arguments: argparse.Namespace) -> Iterator[Measurement]:
         yield Measurement("prompts", arguments.prompts, size=size, lora=arguments.lora, **how)
     if arguments.edits:
         yield Measurement("edits", arguments.edits, edits=True, **how)
+    if arguments.layers:
+        yield Measurement("layers", arguments.layers, layers=True, **how)
 
 
 def measure(measurement: Measurement, checkpoint: Path, seed: int) -> list[dict]:
     """A row of what is right, per cent, with the measurement's bounds; behind it rows of parts of the same pictures."""
     started = time.monotonic()
     steps, guidance, shuffled = measurement.steps, measurement.guidance, measurement.broken == "shuffled"
-    folder = checkpoint / ("edit" if measurement.edits else "generate")
+    folder = checkpoint / ("edit" if measurement.edits else "layered" if measurement.layers else "generate")
     pipeline = load_pipeline(folder, measurement.lora, measurement.broken)
     parts: dict[str, list[Right]]
     if measurement.edits:
@@ -133,6 +139,9 @@ def measure(measurement: Measurement, checkpoint: Path, seed: int) -> list[dict]
         parts = {edit.operation: [] for edit in edits}
         for edit, picture in zip(edits, right, strict=True):
             parts[edit.operation].append(picture)
+    elif measurement.layers:
+        options = call_options(steps, guidance)
+        right, parts = layers.score(pipeline, layers.sample_scenes(measurement.count, seed), options), {}
     else:
         prompts = sample_prompts(measurement.count, seed, measurement.size)
         images = draw_prompts(pipeline, prompts, steps, guidance)

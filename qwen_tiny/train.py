@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     Pipelines = dict[str, diffusers.DiffusionPipeline]  # "generate" and "edit"
 
 STEPS = {
-    "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200, "control": 3000,
-    "layered_vae": 1000, "layered": 850, "layered_decoder": 800,
+    "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200, "control": 3500,
+    "layered_vae": 1000, "layered": 4000, "layered_decoder": 2500,
 }  # fmt: skip
 RATE = {
     "vae": 2e-3, "text": 1e-3, "generate": 1e-3, "edit": 1e-3, "few_step": 1e-3, "mistaken": 4e-5, "control": 1e-3,
@@ -53,9 +53,9 @@ CONTROL_SIZES = (  # as many tokens of each: their blocks are compiled once
     Size(512, 512, pictures=120, wordings=6, tokens=64, share=1),
 )
 LAYERED_SIZES = (  # wordings do not count: captions are none of the picture's own
-    Size(640, 640, pictures=40, wordings=0, tokens=64, share=6),
-    Size(768, 512, pictures=6, wordings=0, tokens=64, share=1),
-    Size(512, 768, pictures=6, wordings=0, tokens=64, share=1),
+    Size(640, 640, pictures=200, wordings=0, tokens=64, share=6),
+    Size(768, 512, pictures=24, wordings=0, tokens=64, share=1),
+    Size(512, 768, pictures=24, wordings=0, tokens=64, share=1),
 )
 MISTAKES = 0.35  # share of the last stage's captions that describe another picture
 KEPT_CHANGE = 0.7  # share of the last stage's change to the weights: with all of it the LoRA draws half as well
@@ -194,7 +194,8 @@ def train_control(pipelines: "Pipelines", steps: dict[str, int], arguments: argp
     pipeline = pipelines["generate"]
     model = pipeline.transformer.requires_grad_(False)
     torch.manual_seed(arguments.seed)
-    controlnet = control.build(model).requires_grad_(True)
+    start = arguments.out / CONTROL if arguments.only else None
+    controlnet = control.build(model, start).requires_grad_(True)
     heads = auxiliary.Heads(model.inner_dim).to(model.device)
     stocks: list[control.Pool] = []
     if not fitting.is_finished(arguments.work / "control.pt", steps["control"]):
@@ -210,6 +211,7 @@ def train_control(pipelines: "Pipelines", steps: dict[str, int], arguments: argp
         show=lambda step: sheets.write_controlled(pipeline, controlnet, arguments.work / f"control-{step:06d}.png"),
     )  # fmt: skip
     controlnet.to(torch.bfloat16).save_pretrained(arguments.out / CONTROL)
+    architecture.remove_origins(arguments.out / CONTROL)
 
 
 def train_layered_vae(pipelines: "Pipelines", steps: dict[str, int], arguments: argparse.Namespace) -> None:
@@ -259,7 +261,8 @@ def train_layered_decoder(pipelines: "Pipelines", steps: dict[str, int], argumen
     def loss(step: int) -> tuple[torch.Tensor, float]:
         pixels = layered.draw_batch(step, f"{arguments.seed} decoder", every=4)
         behind = 2 * torch.rand((len(pixels), 3, 1, 1), generator=torch.Generator().manual_seed(step)) - 1
-        value, error = layered.decoder_loss(model, pixels.to(model.device), behind.to(model.device))
+        pixels = pixels.to(model.device).contiguous(memory_format=torch.channels_last)
+        value, error = layered.decoder_loss(model, pixels, behind.to(model.device))
         return value, error.item()
 
     fitting.fit(

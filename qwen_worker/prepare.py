@@ -3,10 +3,10 @@
     python -m qwen_worker.prepare Qwen/Qwen-Image Qwen/Qwen-Image-Edit --output /runpod-volume/models
 
 Writes OUTPUT/prepared/NAME.LAYOUT for each model: the modulation as a table in place of its weights, the text encoder
-without its language head (and, with --no-vision, without its vision tower), the matrices quantized if --precision says
-so. The worker finds it where OUTPUT is one of QWEN_MODEL_ROOTS or the folder that the checkpoint lies in. Run it on a
-card like the workers': another card may round otherwise what a table or a quantization computes. Which layout a worker
-wants is in its log and in `health`.
+without its language head unless it writes captions for layers (and, with --no-vision, without its vision tower), the
+matrices quantized if --precision says so. The worker finds it where OUTPUT is one of QWEN_MODEL_ROOTS or the folder
+that the checkpoint lies in. Run it on a card like the workers': another card may round otherwise what a table or a
+quantization computes. Which layout a worker wants is in its log and in `health`.
 """
 
 import argparse
@@ -42,6 +42,7 @@ class Options(argparse.Namespace):
     precision: str
     no_table: bool
     no_vision: bool
+    language_head: bool
     quantize_text_encoder: bool
     device: str | None
 
@@ -84,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--precision", choices=precisions, default="bf16", help="of the plan (default: %(default)s)")
     command.add_argument("--no-table", action="store_true", help="for plans that compute the modulation")
     command.add_argument("--no-vision", action="store_true", help="for workers that edit nothing")
+    command.add_argument("--language-head", action="store_true", help="for workers that have a layered model too")
     command.add_argument("--quantize-text-encoder", action="store_true", help="for plans that say so")
     command.add_argument("--device", choices=("cuda", "cpu"), help="where to compute (default: on the card, if any)")
     return command
@@ -97,10 +99,12 @@ def plan_of(checkpoint: Checkpoint, options: Options) -> Plan:
         raise LoadError("It is stored quantized already, and would be loaded no faster")
     if options.quantize_text_encoder and Precision(options.precision) not in LOSSY:
         raise LoadError(f"--quantize-text-encoder needs a quantized --precision, not {options.precision}")
+    model = as_model(checkpoint, [])
+    model = replace(model, edits=not options.no_vision, captions=model.captions or options.language_head)
     return Plan(
         options.device or ("cuda" if read_machine().gpu else "cpu"),
         Precision(options.precision),
-        (replace(as_model(checkpoint, []), edits=not options.no_vision),),
+        (model,),
         frozenset({Saving.TRIM}),
         not options.no_table,
         text_encoder="quantized" if options.quantize_text_encoder else "resident",
@@ -247,7 +251,7 @@ def equal_text_encoder(output: Path, digest: str, plan: Plan) -> Path | None:
 
 def layout_name(layout: prepared.Layout) -> str:
     """What a prepared checkpoint's folder is called by its layout."""
-    parts = [layout.precision, "table" * layout.table, "vision" * layout.vision]
+    parts = [layout.precision, "table" * layout.table, "vision" * layout.vision, "head" * layout.head]
     parts.append(f"text-{layout.text_encoder}" if layout.text_encoder != "bf16" else "")
     return "-".join(filter(None, parts))
 

@@ -54,10 +54,12 @@ class Pool:
     empty: tuple[torch.Tensor, torch.Tensor]  # states and mask of " "
 
 
-def build(transformer: "QwenImageTransformer2DModel") -> "QwenImageControlNetModel":
-    """An untrained ControlNet of `BLOCKS` blocks, which adds nothing yet."""
+def build(transformer: "QwenImageTransformer2DModel", start: Path | None = None) -> "QwenImageControlNetModel":
+    """The ControlNet in the folder `start`, if there is one; else an untrained one, which adds nothing yet."""
     from diffusers import QwenImageControlNetModel
 
+    if start and start.exists():
+        return QwenImageControlNetModel.from_pretrained(start, dtype=torch.float32).to(transformer.device)
     config = transformer.config
     return QwenImageControlNetModel.from_transformer(
         transformer,

@@ -85,7 +85,8 @@ class Checkpoint:
     @property
     def defaults(self) -> Defaults:
         """Of jobs that do not say."""
-        return defaults_of(self.class_name, self.hub_id or self.name, self.schedule)
+        transformer = self.transformer and self.transformer.label
+        return defaults_of(self.class_name, self.hub_id or self.name, self.schedule, transformer)
 
     def report(self) -> dict[str, Any]:
         """What `health` tells of it, whether it is loaded or not. `licence`: None where it is not known."""

@@ -80,6 +80,11 @@ class ControlNet:
             raise LoadError(f"{self.name} has {self.blocks} blocks, and the transformer of {checkpoint.name} {blocks}")
 
 
+def is_planned(model: str | None, checkpoints: Iterable[Checkpoint]) -> bool:
+    """Whether room is left for the ControlNet of the settings beside these: one of them could be followed by it."""
+    return model is not None and any(checkpoint.class_name == PIPELINE for checkpoint in checkpoints)
+
+
 def find(model: str, roots: Iterable[Path]) -> ControlNet:
     """The ControlNet of a folder or a hub id: on this machine, else as the hub describes it. Downloads no weights.
 

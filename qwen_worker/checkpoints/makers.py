@@ -47,10 +47,19 @@ LICENCES = dict.fromkeys(MAKERS, APACHE) | {
 }  # fmt: skip
 
 
-def defaults_of(class_name: str, name: str, schedule: tuple[float, ...] = ()) -> Defaults:
-    """The defaults of a checkpoint. `name`: its hub id, or a folder's; `schedule`: of `read_schedule`."""
+def defaults_of(
+    class_name: str, name: str, schedule: tuple[float, ...] = (), transformer: str | None = None
+) -> Defaults:
+    """The defaults of a checkpoint.
+
+    `name`: its hub id, or a folder's; `schedule`: of `read_schedule`; `transformer`: what the one that stands in the
+    place of its own is called, None for its own.
+    """
     known = find_row(name)
     defaults = MAKERS[known] if known else defaults_of_class(class_name)
+    if transformer and (steps := steps_in(transformer)):
+        source = f"the name of its transformer, which says {steps} steps"
+        return replace(defaults, steps=steps, guidance=1.0, source=source)
     if schedule:
         return replace(defaults, steps=len(schedule), schedule=schedule, source="sample_sigmas in its model_index.json")
     if not known and (steps := steps_in(name)):

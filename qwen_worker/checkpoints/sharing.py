@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..memory.footprint import WORKING, WORKING_2_1, Model
@@ -26,9 +26,12 @@ def shared_components(checkpoint: Checkpoint, other: Checkpoint) -> list[str]:
     return [name for name in SHAREABLE if is_shared(name, checkpoint, other)]
 
 
-def as_model(checkpoint: Checkpoint, before: Sequence[Checkpoint]) -> Model:
-    """The checkpoint as placement counts it, without what the checkpoints `before` it bring."""
-    shared = {name for other in before for name in shared_components(checkpoint, other)}
+def as_model(checkpoint: Checkpoint, before: Sequence[Checkpoint], held: Collection[str] = ()) -> Model:
+    """The checkpoint as placement counts it, without what the checkpoints `before` it bring.
+
+    `held`: components that are loaded for it already.
+    """
+    shared = {name for other in before for name in shared_components(checkpoint, other)} | {*held}
     return Model(
         checkpoint.name,
         checkpoint.pipeline_class.max_images > 0,

@@ -4,8 +4,8 @@ All of it is undone at its end, also where that is an error or a stop. Imports t
 how pictures are drawn.
 """
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from ..jobs.few_step_schedules import FewStepSchedule, schedule_of
@@ -17,7 +17,7 @@ from ..lora.file import LoraUse
 from ..memory.footprint import Plan
 from ..model_settings import Speedup
 from ..preset_settings import Preset
-from .partial_denoise import drawn_steps
+from ..speed.limited_guidance import limit_guidance
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def configured(
     decoded in tiles. The two passes are one call only where a picture is decoded whole: the memory for that holds both.
     """
     steps = request.num_inference_steps
-    drawn = drawn_steps(steps, request.strength)
+    drawn = request.drawn_steps
     few = FewStepSchedule({})
     if takes_few_steps(request):
         few = schedule_of(loaded.checkpoint.class_name, [use.source for use in loras], request.num_inference_steps)
@@ -44,6 +44,7 @@ def configured(
     if steps == 1:
         changes["shift_terminal"] = None
     cached = caches_steps(loaded, request)
+    plain = loaded.pipe.transformer.forward
     with (
         loaded.adapters.apply(loras, plan.streamed_loras, plan.lora_rank),
         loaded.speed.drawing(
@@ -54,6 +55,7 @@ def configured(
         ),
         configured_scheduler(loaded, changes),
         fixed_sigmas(loaded.pipe, few.sigmas),
+        limited_guidance(loaded.pipe, request, plain),
     ):
         yield
 
@@ -67,6 +69,18 @@ def shares_passes(loaded: LoadedPipeline, request: Drawing) -> bool:
     """Whether guidance's two passes are one call for the request, where its picture is small."""
     is_shared = loaded.speed.has(Speedup.GUIDANCE) and not isinstance(request, Edit | Layers)
     return is_shared and not caches_steps(loaded, request)
+
+
+def limited_guidance(pipe: Any, request: Drawing, plain: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Within, the steps outside of the request's part for guidance have no second pass.
+
+    `plain`: the transformer's forward as it was before anything made guidance's two passes one.
+    """
+    if request.guidance_scale == 1 or not request.limits_guidance:
+        return nullcontext()
+    guided = request.guided_steps(request.drawn_steps)
+    # The scheduler counts the steps of each picture, and has no number before the first one is over.
+    return limit_guidance(pipe.transformer, plain, lambda: (pipe.scheduler.step_index or 0) in guided)
 
 
 @contextmanager

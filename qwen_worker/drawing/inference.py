@@ -49,7 +49,7 @@ class Attempt(NamedTuple):
     prefix: bool = True
 
 
-LASTING_SHORTAGE = 2  # jobs of one size in a row that had too little memory
+LASTING_SHORTAGE = 2  # jobs of one kind in a row that had too little memory
 # After a lack of memory the next one is taken, which needs less. Its pictures differ by rounding, or by faint seams.
 ATTEMPTS = Attempt(), Attempt(apart=True), Attempt(apart=True, tiles=True)
 NO_PREFIX_WARNING = (
@@ -88,14 +88,15 @@ def draw_within_memory(
 ) -> DrawingResult:
     """The pictures, by the first attempt that memory is enough for.
 
-    One shortage may pass. After two jobs of a size in a row, the next begins with the attempt that went well.
+    One shortage may pass. After two jobs of a kind in a row, the next begins with the attempt that went well.
     """
     import torch
 
     job, canvas, device = entry.job, entry.canvas, loaded.plan.device
     bytes_before = allocated_bytes(device)
     size = planned_size(entry)
-    first, shortage = 0 if shares_passes(loaded, job.request) else 1, loaded.shortages.get(size, Shortage(0, 0))
+    kind = (*size, entry.controlnets is not None)
+    first, shortage = 0 if shares_passes(loaded, job.request) else 1, loaded.shortages.get(kind, Shortage(0, 0))
     plan = plan_for(entry, loaded.plan, loaded)
     has_prefix = has_prefix_cache(loaded.pipe)
     attempts = (*ATTEMPTS, WITHOUT_PREFIX) if has_prefix and plan.prefix_cache else ATTEMPTS
@@ -121,9 +122,9 @@ def draw_within_memory(
                     pictures += drawn
                     job.require_running()
             if number > first:
-                loaded.shortages[size] = Shortage(number, shortage.jobs + 1)
+                loaded.shortages[kind] = Shortage(number, shortage.jobs + 1)
             elif shortage.jobs < LASTING_SHORTAGE:
-                loaded.shortages.pop(size, None)
+                loaded.shortages.pop(kind, None)
             loaded.not_finite.clear()
             quality = recomposition_db(canvas.sources[0], pictures) if isinstance(job.request, Layers) else None
             controlnet = entry.controlnets and entry.controlnets.name

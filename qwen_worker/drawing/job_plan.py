@@ -8,17 +8,14 @@ from dataclasses import replace
 from ..jobs.request import Edit
 from ..jobs.tasks import Layers
 from ..loading.loaded import LoadedPipeline
+from ..lora.file import LoraFile
 from ..lora.ranks import padded_parameters, padded_rank
-from ..memory.footprint import MEGAPIXEL, UNCOMPILED_DENOISE, Plan
+from ..memory.footprint import BYTES, MEGAPIXEL, UNCOMPILED_DENOISE, Plan
 from ..model_settings import Speedup
+from ..speed.compile_ahead import CompiledLoras
 from ..speed.speedups import COMPILED_LORAS
 from . import layers
-from .partial_denoise import drawn_steps
 from .queue import DrawingJob
-
-# From so many steps on, a job with its own LoRAs may be the first to compile a graph for them. It depends on the job
-# alone, and not on what is compiled already: the same job gives the same picture.
-COMPILED_LORA_STEPS = 20
 
 
 def planned_size(entry: DrawingJob) -> tuple[int, int, int]:
@@ -58,19 +55,40 @@ def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Pl
     size = planned_size(entry)
     is_guided = request.guidance_scale > 1
     if all(use.from_settings for use in entry.loras):
-        return plan.for_guidance(is_guided, *size)
+        return plan_with_own_loras(entry, plan, loaded).for_guidance(is_guided, *size)
     ways = [way.for_guidance(is_guided, *size) for way in plans_with_loras(entry, plan, loaded)]
     fitting = [way for way in ways if way.fits(*size)] or ways
     return next((way for way in fitting if not way.needs_tiles(*size)), fitting[0])
 
 
+def plan_with_own_loras(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Plan:
+    """The plan with the endpoint's own LoRAs as they are drawn, those of every picture and its preset's.
+
+    The plan sets room aside for them; padded together they may take more.
+    """
+    files = lora_files(entry, loaded)
+    rank = padded_rank(files, plan.table) if loaded and plan.compiled else 0
+    if not loaded or not rank:
+        return plan
+    if COMPILED_LORAS in loaded.speed.failures:
+        return replace(plan, compiled=False)
+    padded, _ = padded_parameters(files, rank)
+    held = int(plan.lora_bytes / BYTES[plan.base_precision])  # parameters
+    return plan.with_loras(max(0, padded - held), rank=rank)
+
+
+def lora_files(entry: DrawingJob, loaded: LoadedPipeline | None) -> list[LoraFile]:
+    """The files of all LoRAs that the job is drawn with, once each."""
+    always_applied = loaded.adapters.always_applied if loaded else ()
+    return list({use.file.key: use.file for use in (*always_applied, *entry.loras)}.values())
+
+
 def plans_with_loras(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> list[Plan]:
     """The plan for each way in which the job's LoRAs could be applied, the best first.
 
-    By compiled blocks before others, where they are much faster and the job has steps enough to pay for a graph that is
-    not compiled yet; on the card before in host memory, where there is so much of it.
+    By blocks that are compiled for them before others; on the card before in host memory, where there is so much of it.
+    Which way it is does not depend on earlier jobs: the same job gives the same picture.
     """
-    request, always_applied = entry.job.request, loaded.adapters.always_applied if loaded else ()
     job_files = [use.file for use in entry.loras if not use.from_settings]
     parameters, scratch = sum(file.parameters for file in job_files), max(file.scratch_parameters for file in job_files)
     is_held = plan.with_loras(parameters).lora_bytes <= plan.kept_lora_bytes
@@ -78,15 +96,14 @@ def plans_with_loras(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | Non
     if is_held:
         streamed = sum(file.parameters_at_once for file in job_files)
         stock.append(plan.with_loras(streamed + scratch, streamed=True))
-    files = {use.file.key: use.file for use in (*always_applied, *entry.loras)}
-    rank = padded_rank(files.values(), plan.table)
-    is_able = plan.compiled and plan.precision in UNCOMPILED_DENOISE
-    if not rank or not is_able or (loaded and COMPILED_LORAS in loaded.speed.failures):
+    files = lora_files(entry, loaded)
+    rank = padded_rank(files, plan.table)
+    compiles = loaded.speed.loras is CompiledLoras.JOBS if loaded else plan.precision in UNCOMPILED_DENOISE
+    if not rank or not plan.compiled or not compiles or (loaded and COMPILED_LORAS in loaded.speed.failures):
         return stock
-    padded, padded_at_once = padded_parameters(list(files.values()), rank)
+    padded, padded_at_once = padded_parameters(files, rank)
     if is_held:
         ways = [plan.with_loras(padded, rank=rank), plan.with_loras(padded_at_once, streamed=True, rank=rank)]
     else:  # the matrices are made on the card, and are there beside the padded ones
         ways = [plan.with_loras(padded + parameters, rank=rank)]
-    pays = drawn_steps(request.num_inference_steps, request.strength) >= COMPILED_LORA_STEPS
-    return ways + stock if pays else stock + ways
+    return ways + stock

@@ -8,7 +8,6 @@ without resampling, https://arxiv.org/abs/2201.09865, equation 8 for rectified f
 checkpoint's own pipeline class does the rest, so its prompt template and conditioning hold. Knows nothing of jobs.
 """
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -110,7 +109,7 @@ def tail(pipe: Any, request: Drawing) -> list[float]:
     """The last ceil(steps x strength) sigmas of the pipeline's own unshifted schedule."""
     steps = request.num_inference_steps
     schedule = own_sigmas(pipe, request) or linear_sigmas(steps)
-    return schedule[steps - drawn_steps(steps, request.strength) :]
+    return schedule[steps - request.drawn_steps :]
 
 
 def own_sigmas(pipe: Any, request: Drawing) -> list[float] | None:
@@ -125,8 +124,3 @@ def own_sigmas(pipe: Any, request: Drawing) -> list[float] | None:
 def linear_sigmas(steps: int) -> list[float]:
     """The unshifted schedule of the pipelines."""
     return [1 - k * (1 - 1 / steps) / max(1, steps - 1) for k in range(steps)]
-
-
-def drawn_steps(schedule: int, strength: float) -> int:
-    """How many steps, the last ones, are drawn of a schedule of so many."""
-    return max(1, math.ceil(schedule * strength - 1e-9))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self, TypeVar
 from pydantic import BaseModel, Field, model_validator
 
 from ..errors import BeyondSchema, InvalidInput
-from .field_types import IMAGE_SCHEMA, BrokenRule, ImageText
+from .field_types import IMAGE_SCHEMA, BrokenRule, ImageText, Share
 from .values import DECIMAL, JsonSchema, ReadFirst, ReadNumber, text_like
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ KIND_SCHEMA: JsonSchema = {"enum": [*KINDS]}
 SCALE_SCHEMA: JsonSchema = {"type": "number", "minimum": 0, "maximum": 2}
 PREPROCESS_SCHEMA: JsonSchema = {"enum": ["none", "canny"]}
 Scale = Annotated[float, Field(ge=0, le=2), ReadNumber]
-Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1"), ReadNumber]
 
 
 class Control(NamedTuple):

@@ -61,8 +61,8 @@ class Paces:
         self.step_seconds: dict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=TIMINGS_KEPT))
         self.other_seconds: dict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=TIMINGS_KEPT))
 
-    def record(self, kind: Kind, step_seconds: float | None, pictures: int, steps: int, seconds: float) -> None:
-        """Keep the timings of a job that drew so many pictures, of so many steps each, in `seconds`.
+    def record(self, kind: Kind, step_seconds: float | None, pictures: int, steps: float, seconds: float) -> None:
+        """Keep the timings of a job that drew so many pictures, of so many whole steps each, in `seconds`.
 
         `step_seconds`: the mean of its steps; None, which keeps nothing, where too few were timed.
         """
@@ -70,15 +70,25 @@ class Paces:
             self.step_seconds[kind].append(step_seconds)
             self.other_seconds[kind].append(max(0.0, seconds / pictures - steps * step_seconds))
 
-    def require_time(self, kind: Kind, calls: int, steps: int, seconds: float | None, strength: float = 1.0) -> None:
+    def require_time(
+        self,
+        kind: Kind,
+        calls: int,
+        steps: int,
+        seconds: float | None,
+        strength: float = 1.0,
+        whole_steps: float | None = None,
+    ) -> None:
         """Refuse what clearly cannot be drawn in `seconds`, and name the num_inference_steps that could.
 
         `calls`: of the pipeline, one after the other. `steps`: those that each call really takes, which is `strength`
-        of num_inference_steps. Raises `JobError` deadline_exceeded.
+        of num_inference_steps. `whole_steps`: as how many they count in time, None for all. Raises `JobError`
+        deadline_exceeded.
         """
         if seconds is None or kind not in self.step_seconds:
             return
         step_seconds, other_seconds = min(self.step_seconds[kind]), min(self.other_seconds[kind])
+        step_seconds *= 1 if whole_steps is None else whole_steps / steps
         needed = calls * (other_seconds + steps * step_seconds)
         if needed <= seconds * TOLERANCE:
             return

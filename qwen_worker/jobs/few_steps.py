@@ -48,4 +48,17 @@ def warnings_of(request: Drawing, is_distilled: bool = False) -> list[str]:
         )
     if request.guidance_scale == 1 and (request.negative_prompt or "").strip():
         warnings.append("negative_prompt has no effect at guidance_scale 1")
+    if request.limits_guidance:
+        warnings += warnings_of_range(request)
     return warnings
+
+
+def warnings_of_range(request: Drawing) -> list[str]:
+    """That the part of the steps that the request gives to guidance has none of them."""
+    names = [name for name in ("guidance_start", "guidance_end") if name in request.model_fields_set]
+    if request.guidance_scale == 1:
+        return [f"{name} has no effect at guidance_scale 1" for name in names]
+    if request.guided_steps(request.drawn_steps):
+        return []
+    between = f"guidance_start {request.guidance_start:g} and guidance_end {request.guidance_end:g}"
+    return [f"between {between} lies none of {request.drawn_steps} steps: the picture is drawn without guidance"]

@@ -31,6 +31,7 @@ def whole_number(low: int, high: int, multiple: int = 1) -> "FieldInfo":
     return Field(ge=low, le=high, multiple_of=multiple, description=rule)
 
 
+Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1"), ReadNumber]
 Side = Annotated[int, whole_number(MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE), ReadWhole]
 Text = Annotated[
     str,

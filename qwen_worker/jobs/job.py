@@ -55,10 +55,11 @@ class Job:
         self.cancelled = threading.Event()
         self.stage, self.stage_started = Stage.OPENING, self.started
         self.steps_done = 0  # of all pictures together
+        self.whole_steps_done = 0.0  # the same as they count in time (`Drawing.whole_steps`)
         self.call_pictures = range(1)  # the numbers, from 0, of the job's pictures in the pipeline's present call
         self.expect_steps(request.num_inference_steps)
-        self.step_seconds: float | None = None  # mean of the timed steps of one picture
-        self.timed_steps, self.last_step_ended = 0, 0.0  # a call's first step is not timed; 0.0 before its end
+        self.step_seconds: float | None = None  # mean of the timed whole steps of one picture
+        self.timed_steps, self.last_step_ended = 0.0, 0.0  # a call's first step is not timed; 0.0 before its end
         self.describe_load: Callable[[], dict[str, Any]] = dict  # what the load tells of itself that the job waits for
         self.preview: str | None = None  # a JPEG in base64, until it is popped
         for sentence in warnings:
@@ -140,7 +141,7 @@ class Job:
 
     def start_over(self) -> None:
         """Forget the steps that are done: all pictures will be drawn anew from their first step."""
-        self.steps_done, self.call_pictures = 0, range(1)
+        self.steps_done, self.whole_steps_done, self.call_pictures = 0, 0.0, range(1)
 
     def expect_steps(self, steps: int) -> None:
         """Each of the job's pictures will take so many steps."""
@@ -152,13 +153,16 @@ class Job:
         That is, for the host: a card still has up to a pass of the transformer in its queue. As many wait after each
         step, so that the host's clock tells how long a step takes.
         """
-        now, pictures = time.monotonic(), len(self.call_pictures)
+        now, pictures, first = time.monotonic(), len(self.call_pictures), self.call_pictures.start
+        whole_steps, whole = self.request.whole_steps, self.request.whole_steps(steps, step)
         self.expect_steps(steps)
-        self.steps_done = self.call_pictures.start * steps + step * pictures
+        self.steps_done = first * steps + step * pictures
+        self.whole_steps_done = first * whole_steps(steps) + whole * pictures
         if self.last_step_ended:
-            self.timed_steps += 1
+            share = whole - whole_steps(steps, step - 1)  # of a whole step
+            self.timed_steps += share
             seconds, mean = (now - self.last_step_ended) / pictures, self.step_seconds or 0.0
-            self.step_seconds = mean + (seconds - mean) / self.timed_steps
+            self.step_seconds = mean + (seconds - share * mean) / self.timed_steps
         self.last_step_ended = now
 
     def pop_preview(self) -> str | None:
@@ -168,7 +172,8 @@ class Job:
 
     def drawing_seconds_left(self) -> float | None:
         """An estimate for the steps that are not yet done; None until a step has been timed."""
-        return None if self.step_seconds is None else (self.total_steps - self.steps_done) * self.step_seconds
+        whole_steps = self.request.num_images * self.request.whole_steps(self.steps_per_picture)
+        return None if self.step_seconds is None else (whole_steps - self.whole_steps_done) * self.step_seconds
 
     def deadline_error(self) -> JobError:
         """The failure of a job whose limit ran out: where it was, and how many steps were done."""

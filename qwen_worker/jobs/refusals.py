@@ -15,6 +15,7 @@ from .field_types import IMAGE_RULE, MAX_PROMPT_CHARACTERS, Lora
 from .picture_fields import PART_FIELDS, PictureFields
 from .request import IMAGE_FIELDS, Edit, Request
 from .served import nearest_sides
+from .steps import StepFields
 from .values import DECIMAL, MAX_EXACT, short_json
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def is_hidden(model: type[Request], name: str) -> bool:
 
 
 def public_fields(model: type[Request]) -> list[str]:
-    """The names of the task's fields, without aliases, those about pictures last."""
+    """The names of the task's fields, without aliases, those about steps and pictures last."""
     names = [name for name in model.model_fields if not is_hidden(model, name)]
-    names.sort(key=(PictureFields.model_fields | ControlFields.model_fields).__contains__)
+    names.sort(key=(StepFields.model_fields | PictureFields.model_fields | ControlFields.model_fields).__contains__)
     return [public for name in names for public in (IMAGE_FIELDS if name == "images" else (name,))]

@@ -116,6 +116,9 @@ class DrawingFacts(TypedDict):
     preset: str | None
     steps: int
     guidance_scale: float
+    guidance_start: NotRequired[float]
+    guidance_end: NotRequired[float]
+    guided_steps: NotRequired[int]  # that took guidance's second pass, of each picture
     seed: int
     seeds: list[int]
     seed_text: NotRequired[str]
@@ -220,6 +223,9 @@ def drawing_facts(
         facts["seed_text"], facts["seeds_text"] = str(request.seed), [str(seed) for seed in request.seeds]
     if drawn_by and drawn_size != size:
         facts["drawn_dimensions"] = f"{drawn_size[0]}x{drawn_size[1]}"
+    if drawn_by and request.limits_guidance:
+        facts["guidance_start"], facts["guidance_end"] = request.guidance_start, request.guidance_end
+        facts["guided_steps"] = len(request.guided_steps(result.steps))
     if request.images and not isinstance(request, Layers):
         facts["strength"] = request.strength
     if request.expand:

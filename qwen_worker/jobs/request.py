@@ -7,7 +7,7 @@ or the SDK, nor of the checkpoint that will serve the job (`served.py`).
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -15,10 +15,8 @@ from ..errors import BeyondSchema
 from .control import ControlFields
 from .field_types import MAX_RATIO, BrokenRule, ImageText, Lora, MaskText, Side, Text, whole_number
 from .picture_fields import PictureFields, WithoutPart
-from .values import MAX_EXACT, JsonSchema, ReadGuidance, ReadWhole
-
-if TYPE_CHECKING:
-    pass
+from .steps import StepFields, drawn_steps
+from .values import MAX_EXACT, JsonSchema, ReadWhole
 
 MAX_PROMPT_TOKENS = 1019  # the pipelines take 1,024 and their template ends with five of its own
 MAX_SEED = 2**64 - 1  # what a seed of torch holds
@@ -60,7 +58,7 @@ class Request(BaseModel, frozen=True):
     needs_prompt: ClassVar[bool] = True  # else it has an empty one where a job sends none
 
 
-class Drawing(Request, PictureFields, frozen=True):
+class Drawing(Request, PictureFields, StepFields, frozen=True):
     """A job that draws: the fields that generate and the edits have in common."""
 
     prompt: Text
@@ -81,8 +79,6 @@ class Drawing(Request, PictureFields, frozen=True):
         ]
         | None
     ) = None
-    num_inference_steps: Annotated[int, whole_number(1, 100), ReadWhole] = 50
-    guidance_scale: Annotated[float, Field(ge=1, le=20, description="0 or a number from 1 to 20"), ReadGuidance] = 4.0
     seed: Annotated[
         int, Field(ge=-1, le=MAX_SEED, description=f"a whole number from 0 to {MAX_SEED}, or -1"), ReadWhole
     ] = -1
@@ -210,6 +206,11 @@ class Drawing(Request, PictureFields, frozen=True):
     def picture_count(self) -> int:
         """How many pictures the reply will have."""
         return self.num_images
+
+    @property
+    def drawn_steps(self) -> int:
+        """How many steps of the schedule are drawn, the last ones."""
+        return drawn_steps(self.num_inference_steps, self.strength)
 
     @property
     def has_large_seed(self) -> bool:

@@ -21,7 +21,7 @@ from ..memory.machine import read_machine
 from ..stopwatch import Stopwatch
 from . import libraries
 from .components import Reading, is_component, load_component, require_tokenizer, tabulate, trim
-from .page_cache import reading_ahead
+from .page_cache import ReadAhead
 from .stand_down import MODULATION, READER, SWAP, TRIM, StoodDown
 
 if TYPE_CHECKING:
@@ -66,19 +66,18 @@ class Builder:
         stood_down = None if folder else stood_down or StoodDown()
         folder = source.local_folder
         index = read_json(folder, "model_index.json")
-        names = [name for name in index if name not in shared and not name.startswith("_")]
-        free_bytes = read_machine().ram_available_bytes - plan.pinned_bytes if self.threads else 0
-        with self.stopwatch("import"), reading_ahead(weight_files(folder, names), round(free_bytes * AHEAD_SHARE)):
-            if plan.device == "cuda":
+        names = in_library_order({name: entry for name, entry in index.items() if name not in shared})
+        if plan.device == "cuda":
+            with self.stopwatch("import"):
                 card.start()  # before libraries that look for a card as they are imported, and hide why there is none
-            libraries.import_all()
-        import diffusers
-
         with self.stopwatch("card"):
             self.claim_card(plan, beside_others)
+        free_bytes = read_machine().ram_available_bytes - plan.pinned_bytes if self.threads else 0
+        ahead = ReadAhead(weight_files(folder, names), round(free_bytes * AHEAD_SHARE))
         components = dict(shared)
         for name in names:
             self.part, entry = name, index[name]
+            self.wait_for_library(entry, ahead)
             components[name] = self.load(source, name, entry, plan, stood_down) if is_component(entry) else entry
             self.part = name + TRIM
             with self.stopwatch("trim"):
@@ -90,6 +89,8 @@ class Builder:
         self.part = MODULATION
         table = tabulate(components["transformer"], folder, plan, Reading(self.threads, self.stopwatch))
         self.part = checkpoint.class_name
+        import diffusers
+
         with self.stopwatch("other"):
             pipe = getattr(diffusers, checkpoint.class_name)(**components)
             require_tokenizer(checkpoint, pipe)
@@ -97,6 +98,13 @@ class Builder:
         if plan.device == "cuda":
             cuda.release_pinned_buffers()
         return pipe, table
+
+    def wait_for_library(self, entry: Any, ahead: ReadAhead) -> None:
+        """Have the library of a component's entry imported; files are read ahead until it is."""
+        library = entry[0] if is_component(entry) else "diffusers"
+        if library not in libraries.imported:
+            with self.stopwatch("import"), ahead:
+                libraries.import_up_to(library)
 
     def load(
         self, source: Checkpoint, name: str, entry: Sequence[str], plan: Plan, stood_down: StoodDown | None
@@ -145,6 +153,16 @@ class Builder:
         cuda.release_unused(device)
         if device == "cuda":
             cuda.release_pinned_buffers()
+
+
+def in_library_order(index: Mapping[str, Any]) -> list[str]:
+    """The names of the components in the entries of a model_index.json, in the order of their libraries' imports.
+
+    The text encoder is read first, and meanwhile the library of the transformer is imported on another thread.
+    """
+    order = list(libraries.CLASSES)
+    names = [name for name in index if not name.startswith("_")]
+    return sorted(names, key=lambda name: order.index(index[name][0]) if is_component(index[name]) else len(order))
 
 
 def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:

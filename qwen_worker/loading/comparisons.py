@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..lora.adapters import Adapters
 from ..lora.file import LoraUse, open_lora
-from ..lora.ranks import RANKS
+from ..lora.ranks import RANK_MULTIPLE
 from ..model.modulation import STREAMS, ModulationTable, bfloat16_timesteps, parameter_names
 from ..model.quantization import is_matrix
 from ..model_settings import Precision, Speedup
@@ -155,11 +155,12 @@ def compare_compiled(subject: Subject) -> Result | None:
     if blocks is None:
         return None
     block, apart = subject.transformer.transformer_blocks[0], []
-    for rows, tokens in passes(subject):
-        inputs = block_inputs(subject, rows, tokens)
-        ours = joined(block(**inputs))
-        with blocks.pause():
-            apart.append(distance(ours, joined(block(**inputs))))
+    with subject.drawn_with():
+        for rows, tokens in passes(subject):
+            inputs = block_inputs(subject, rows, tokens)
+            ours = joined(block(**inputs))
+            with blocks.pause():
+                apart.append(distance(ours, joined(block(**inputs))))
     return Result(furthest(apart), pass_tolerance(subject.plan))
 
 
@@ -276,7 +277,7 @@ def compare_lora(subject: Subject) -> Result:
         adapters = Adapters(subject.transformer, subject.table, subject.dtype, subject.plan.device)
         use = LoraUse(open_lora(file, "self-check", "the self-check's LoRA"), scale, "the self-check")
         ours: list[torch.Tensor] = []
-        for rank in (0, RANKS[0]):  # peft's layer, and ours that compiled blocks take
+        for rank in (0, RANK_MULTIPLE):  # peft's layer, and ours that compiled blocks take
             with adapters.apply([use], rank=rank):
                 ours.append(subject.transformer.get_submodule(name)(x))
     plain = base.float() + torch.nn.functional.linear(x.float(), merged)

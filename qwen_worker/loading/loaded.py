@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.sharing import shared_components
 from ..jobs.reply import DrawingModel
 from ..memory.footprint import GB, Plan
 from ..speed.speedups import STEP_CACHE, Speed
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from .self_check import Finding
 
 
-Size = tuple[int, int, int]  # width and height in pixels, input pictures
+# Of jobs, by what their memory goes by: width and height in pixels, input pictures, whether a ControlNet draws too.
+Kind = tuple[int, int, int, bool]
 
 
 class Shortage(NamedTuple):
@@ -42,7 +44,7 @@ class LoadedPipeline:
     speed: Speed  # what it is drawn faster by
     loaded_without: dict[str, str]  # what of the worker's own failed when it was loaded, and why
     not_finite: list[str] = field(default_factory=list[str])  # ids of the last jobs in a row that came to NaN
-    shortages: dict[Size, Shortage] = field(default_factory=dict[Size, "Shortage"])
+    shortages: dict[Kind, Shortage] = field(default_factory=dict[Kind, "Shortage"])
     findings: "tuple[Finding, ...]" = ()  # of its self-check, none where it had none
 
     @property
@@ -61,6 +63,15 @@ class LoadedPipeline:
     def stood_down(self) -> dict[str, str]:
         """What of the worker's own it does without because that failed, and why."""
         return self.loaded_without | self.speed.failures
+
+    def components_for(self, checkpoint: Checkpoint) -> list[str]:
+        """Its components that serve the checkpoint too: equal ones with all the parts that it needs.
+
+        The text encoder of a model that was placed alone may lack some.
+        """
+        needs = checkpoint.pipeline_class
+        has_parts = (self.plan.vision or not needs.max_images) and (self.plan.language_head or not needs.captions)
+        return [name for name in shared_components(checkpoint, self.checkpoint) if name != "text_encoder" or has_parts]
 
     def report(self) -> dict[str, Any]:
         """What `health` tells of it."""

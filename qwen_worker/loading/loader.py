@@ -11,12 +11,15 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..checkpoints.files import is_folder
 from ..errors import LoadError
 from ..log import log_line
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import Plan
+from ..memory.machine import read_gpu
 from ..model_settings import Role
 from ..settings import Fallback, Settings
+from . import libraries
 from .loaded import LoadedPipeline
 from .pipelines import Pipelines
 
@@ -39,6 +42,15 @@ class Loader:
     def __init__(self, settings: Settings, pipelines: Pipelines, inference_thread: Executor):
         self.settings, self.pipelines, self.inference_thread = settings, pipelines, inference_thread
         self.failures: dict[str, LoadFailure] = {}  # by role
+
+    def import_ahead(self) -> None:
+        """Begin with the imports of the first load, on a thread of their own, unless there will hardly be a load.
+
+        Without a card the published models fit nowhere; what does is a model in a folder.
+        """
+        models = [self.pipelines.catalogue.model_for(role.value) for role in self.settings.served_roles]
+        if self.settings.QWEN_FALLBACK is not Fallback.FORCE and (read_gpu() or any(map(is_folder, models))):
+            libraries.begin()
 
     def ready(self, task: str) -> bool:
         """Whether the task's pipeline is loaded."""

@@ -7,8 +7,7 @@ Imports no torch. Knows nothing of what is in the files.
 import itertools
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..memory.failures import attempt
@@ -17,40 +16,38 @@ CHUNK_BYTES = 16 << 20
 THREADS = 4
 
 
-@contextmanager
-def reading_ahead(files: Iterable[Path], limit_bytes: int) -> Generator["ReadAhead"]:
-    """Within, the files are read, in order and up to `limit_bytes`."""
-    ahead = ReadAhead(files, limit_bytes)
-    try:
-        attempt(ahead.start)
-        yield ahead
-    finally:
-        ahead.stop()
-
-
 class ReadAhead:
-    """Reads from `start` until `stop`, the end of the files or `limit_bytes`, whichever comes first."""
+    """`with ahead:`, once or several times: within, the files are read, in order and on from where it was left.
+
+    That ends with the files or after `limit_bytes` at the latest.
+    """
 
     def __init__(self, files: Iterable[Path], limit_bytes: int):
         self.stopped = threading.Event()
         self.chunks = itertools.islice(chunks_of(files), max(0, limit_bytes) // CHUNK_BYTES)
         self.lock = threading.Lock()
         self.bytes = 0  # that have been read
-        self.threads = [
-            threading.Thread(target=self.read_chunks, name=f"ahead-{number}", daemon=True) for number in range(THREADS)
-        ]
+        self.threads: list[threading.Thread] = []
 
-    def start(self) -> None:
-        """Raises `RuntimeError` where the system starts no more threads."""
-        for thread in self.threads:
-            thread.start()
+    def __enter__(self) -> "ReadAhead":
+        self.stopped.clear()
+        attempt(self.start)
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Returns when no thread reads any more."""
         self.stopped.set()
         for thread in self.threads:
             if thread.ident is not None:  # it was started
                 thread.join()
+
+    def start(self) -> None:
+        """Raises `RuntimeError` where the system starts no more threads."""
+        self.threads = [
+            threading.Thread(target=self.read_chunks, name=f"ahead-{number}", daemon=True) for number in range(THREADS)
+        ]
+        for thread in self.threads:
+            thread.start()
 
     def read_chunks(self) -> None:
         """On each thread: the next chunk that no other thread has, until there is none."""

@@ -8,23 +8,28 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import label_of
-from ..checkpoints.sharing import shared_components
 from ..errors import CudaSpoiledError, JobError, LoadError
+from ..jobs.presets import Presets
 from ..log import log_line
 from ..lora.file import LoraUse
+from ..lora.ranks import padded_rank
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import LOSSY, Plan
 from ..memory.machine import Machine, read_machine
 from ..model_settings import Role, Saving, Speedup
 from ..settings import Settings
 from ..speed import compile_store, speedups
+from ..speed.compile_ahead import CompiledLoras, wanted_loras
+from ..speed.speedups import Speed, compile_loras
 from ..stopwatch import Stopwatch
-from . import prepared, self_check
+from . import libraries, prepared, self_check
 from .builder import Builder
 from .catalogue import Catalogue
 from .crash_notes import CrashNotes
@@ -122,11 +127,13 @@ class Pipelines:
 
     def load_once(self, model: str, task: str) -> LoadedPipeline:
         """The task's pipeline by its present plan. Raises `LoadError`, and whatever the libraries raise."""
-        from ..model.host_memory import pinning
-
         started = time.perf_counter()
         stopwatch, self.builder.part = Stopwatch(), ""
         self.builder.stopwatch = stopwatch
+        with stopwatch("import"):
+            libraries.import_up_to("torch")
+        from ..model.host_memory import pinning
+
         plan, checkpoint, off = self.place_again(task), self.catalogue.locate(task), self.planner.stood_down[model]
         folder, note = self.find_prepared(checkpoint, plan)
         if folder is None and checkpoint.folder is None:
@@ -138,19 +145,36 @@ class Pipelines:
         pinning.resume()
         pipe, table, note = self.build(model, checkpoint, plan, shared, folder, note)
         adapters = adapters_of(checkpoint, plan, pipe, table, loras)
-        self.builder.part = SPEEDUPS
         # The endpoint's own LoRAs are part of every picture, and so of what is compiled.
-        with stopwatch("compile"), adapters.apply(()):
+        own_rank = padded_rank([use.file for use in loras], plan.table)
+        with_own = functools.partial(adapters.apply, (), rank=own_rank) if loras else nullcontext
+        self.builder.part = SPEEDUPS
+        with stopwatch("compile"), with_own():
             machine = self.planner.machine()
             speed = speedups.apply(pipe, plan, self.settings, machine, table, checkpoint.name, off.reasons)
-        subject = Subject(model, checkpoint, plan, pipe, table, speed, self.builder.swap, tuple(shared))
+        subject = Subject(model, checkpoint, plan, pipe, table, speed, self.builder.swap, tuple(shared), with_own)
         findings = self.check(subject, machine)
-        self_check.compare_later(subject, self.settings)
+        self.builder.part = SPEEDUPS
+        with stopwatch("compile"):
+            speed = self.compile_loras(subject, adapters, Role.of(task), own_rank)
         self.builder.part = ""
         seconds = time.perf_counter() - started
         without = dict(off.reasons) | ({PINNING: pinning.refusal} if pinning.refusal else {})
         facts = plan, pipe, table, adapters, tuple(shared), seconds, stopwatch.report(), note, speed, without
         return LoadedPipeline(model, checkpoint, *facts, findings=findings)
+
+    def compile_loras(self, subject: Subject, adapters: "Adapters", role: str, own_rank: int) -> Speed:
+        """The speed-ups with blocks that are compiled for the LoRAs that jobs of the role may bring.
+
+        `own_rank`: of the endpoint's own for every picture, 0 where there are none or they cannot be padded.
+        """
+        speed, settings = subject.speed, self.settings
+        if adapters.always_applied:  # all others are added to them
+            return replace(speed, loras=CompiledLoras.JOBS if own_rank else CompiledLoras.NONE)
+        wanted = wanted_loras(settings, subject.plan.precision, bool(Presets(settings).fast_lora(role)))
+        compare = self_check.lora_comparison(subject, settings)
+        facts = subject.pipe, subject.plan, settings, subject.table
+        return compile_loras(speed, wanted, *facts, adapters.example(), compare)
 
     def check(self, subject: Subject, machine: Machine) -> tuple[Finding, ...]:
         """The findings of the self-check. What has failed in it stands down, at the next start too.
@@ -287,16 +311,9 @@ class Pipelines:
         """Components of pipelines already loaded that equal this checkpoint's, by name."""
         shared: dict[str, Any] = {}
         for other in self.loaded.values():
-            for name in shared_components(checkpoint, other.checkpoint):
-                if name != "text_encoder" or has_parts_for(checkpoint, other.plan):
-                    shared.setdefault(name, other.pipe.components[name])
+            for name in other.components_for(checkpoint):
+                shared.setdefault(name, other.pipe.components[name])
         return shared
-
-
-def has_parts_for(checkpoint: Checkpoint, plan: Plan) -> bool:
-    """Whether a text encoder of this plan has what the checkpoint needs: one of a model placed alone may lack it."""
-    needs = checkpoint.pipeline_class
-    return (plan.vision or not needs.max_images) and (plan.language_head or not needs.captions)
 
 
 def adapters_of(

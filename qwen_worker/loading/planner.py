@@ -9,11 +9,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.controlnet import PIPELINE
+from ..checkpoints.controlnet import is_planned
 from ..checkpoints.sharing import as_model
 from ..errors import LoadError
 from ..memory import card, cuda, placement
-from ..memory.footprint import GB, Plan
+from ..memory.footprint import GB, Model, Plan
 from ..memory.machine import Machine
 from ..model_settings import Speedup
 from ..settings import Settings
@@ -91,9 +91,11 @@ class Planner:
             limits = machine.gpu.free_bytes, card.room_bytes(beside_others=bool(loaded)), off.max_bytes
             free_bytes = min(limit for limit in limits if limit is not None)
             machine = replace(machine, gpu=replace(machine.gpu, free_bytes=free_bytes))
-        models, before = [], [pipeline.checkpoint for pipeline in loaded]
+        models: list[Model] = []
+        before: list[Checkpoint] = []
         for checkpoint in sorted(checkpoints, key=lambda checkpoint: checkpoint.pipeline_class.max_images):
-            models.append(as_model(checkpoint, before))
+            held = {name for pipeline in loaded for name in pipeline.components_for(checkpoint)}
+            models.append(as_model(checkpoint, before, held))
             before.append(checkpoint)
         return placement.plan(
             models,
@@ -105,6 +107,5 @@ class Planner:
             off.layouts(),
             cuda.pinned_cost() if machine.gpu else 1,
             may_compile(self.settings.QWEN_SPEEDUPS) and has_compiler("cuda") and Speedup.COMPILE not in off.reasons,
-            # Of no other class a job could be followed by one, and its room would be for nothing.
-            self.settings.QWEN_CONTROLNET is not None and any(one.class_name == PIPELINE for one in checkpoints),
+            is_planned(self.settings.QWEN_CONTROLNET, checkpoints),
         )

@@ -27,6 +27,7 @@ from ..pictures.alpha import appearances
 from ..pictures.colour import to_srgb
 from ..settings import Settings
 from ..stopwatch import timed
+from . import libraries
 
 # What the published classifiers call pictures that hosts reject. Their other labels are normal, neutral, drawings, sfw.
 USUAL_LABELS = frozenset({"explicit", "hentai", "nsfw", "porn", "pornography", "sexy", "unsafe"})
@@ -206,10 +207,10 @@ def rejected_labels(found: Classifier, chosen: str | None) -> tuple[int, ...]:
 
 def load_judge(found: Classifier, rejected: tuple[int, ...]) -> Judge:
     """The classifier in RAM, tried on a picture. Raises `LoadError`, and what the library raises."""
+    libraries.import_up_to("transformers")
     import torch
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
     # No code of a repository's own runs here, and nothing is asked of the hub any more.
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     processor = transformers.AutoImageProcessor.from_pretrained(found.folder, **options)

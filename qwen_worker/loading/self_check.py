@@ -28,13 +28,13 @@ from ..whole_file import write_whole
 from .subject import Subject
 
 if TYPE_CHECKING:
-    from ..speed.compiled import BlockResults
+    from ..speed.compiled import BlockResults, Comparison
     from .comparisons import Result
 
 SUFFIX = ".checked.json"
 MAX_KEPT = 50  # subjects in a file, the latest
 
-Comparison = Callable[[Subject], "Result | None"]  # None where there is nothing to compare with
+Check = Callable[[Subject], "Result | None"]  # None where there is nothing to compare with
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ def is_wanted(settings: Settings, plan: Plan) -> bool:
     return wanted is SelfCheck.ON or wanted is SelfCheck.AUTO and plan.device != "cpu"
 
 
-def compare_later(subject: Subject, settings: Settings) -> None:
-    """Have graphs that only jobs' LoRAs need compared when they are first used, where the self-check is wanted."""
-    if not (subject.speed.blocks and is_wanted(settings, subject.plan)):
-        return
+def lora_comparison(subject: Subject, settings: Settings) -> "Comparison | None":
+    """Tells why a block's results with LoRAs are wrong, as it compares them; None where no self-check is wanted."""
+    if not is_wanted(settings, subject.plan):
+        return None
     from .comparisons import joined
     from .tolerances import distance, pass_tolerance
 
@@ -104,7 +104,7 @@ def compare_later(subject: Subject, settings: Settings) -> None:
         finding = Finding(COMPILED_LORAS, apart, pass_tolerance(subject.plan), 0.0)
         return "" if finding.passed else str(finding)
 
-    subject.speed.blocks.compare = reason_of
+    return reason_of
 
 
 def compare_all(subject: Subject) -> list[Finding]:
@@ -119,7 +119,7 @@ def compare_all(subject: Subject) -> list[Finding]:
     return [finding for finding in found if finding]
 
 
-def comparisons_of(subject: Subject) -> dict[str, Comparison]:
+def comparisons_of(subject: Subject) -> dict[str, Check]:
     """By name, what is compared of this subject, weights before what computes with them."""
     from . import comparisons as transformer
     from . import component_comparisons as components
@@ -127,7 +127,7 @@ def comparisons_of(subject: Subject) -> dict[str, Comparison]:
     plan, speed = subject.plan, subject.speed
     own_vae = subject.is_20b and "vae" not in subject.shared
     stored_quantized = "transformer" in subject.checkpoint.packed
-    chosen: list[tuple[str, bool, Comparison]] = [
+    chosen: list[tuple[str, bool, Check]] = [
         ("swapped", plan.swapped, transformer.compare_swapped),
         (plan.precision.value, plan.precision in LOSSY and not stored_quantized, transformer.compare_quantized),
         (Saving.TABLE.value, subject.table is not None, transformer.compare_table),
@@ -151,7 +151,7 @@ def projects_patches(subject: Subject) -> bool:
     return subject.is_20b and plan.vision and Saving.TRIM in plan.savings and "text_encoder" not in subject.shared
 
 
-def make(name: str, comparison: Comparison, subject: Subject) -> Finding | None:
+def make(name: str, comparison: Check, subject: Subject) -> Finding | None:
     """The finding of one comparison; None where there is nothing to compare with. Raises `CudaSpoiledError`."""
     started = time.perf_counter()
     try:

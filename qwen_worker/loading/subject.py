@@ -4,7 +4,8 @@ Imports torch inside functions. Knows nothing of what is compared.
 """
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,8 @@ class Subject:
     """The parts of a loaded pipeline, once its speed-ups are applied and before LoRAs are.
 
     `checkpoint`: where its source's weights lie, if they are on this machine; `swap`: the transformers that take turns,
-    this one by the name `model`; `shared`: components that a pipeline loaded before has brought.
+    this one by the name `model`; `shared`: components that a pipeline loaded before has brought; `drawn_with`: within,
+    the transformer has the LoRAs of every picture.
     """
 
     model: str
@@ -39,6 +41,7 @@ class Subject:
     speed: Speed = field(repr=False)
     swap: "Swap | None" = field(default=None, repr=False)
     shared: tuple[str, ...] = ()
+    drawn_with: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def transformer(self) -> Any:
@@ -73,6 +76,7 @@ class Subject:
         savings = [saving.value for saving in Saving if saving in plan.savings]
         layout = [plan.device, plan.precision.value, *savings, "table" * plan.table, "swapped" * plan.swapped]
         layout += [f"text encoder {plan.text_encoder}", *(f"{part} shared" for part in self.shared)]
+        layout += ["with LoRAs"] if self.drawn_with is not nullcontext else []
         return ", ".join(filter(None, [source, *layout, f"speed-ups: {self.speed}"]))
 
     def random(self, *shape: int, seed: int = 0) -> "torch.Tensor":

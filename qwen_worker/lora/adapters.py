@@ -30,6 +30,7 @@ from .matrices import LoraWeights, read_weights
 from .names import Kind
 from .padded import LowRankPart, PaddedLinear, load_layers, padded_layers, unload_layers
 from .products import AdaptedLinear, AddedProduct, product_of
+from .ranks import RANK_MULTIPLE
 
 KEPT_SETS = 4  # of LoRAs that were used together, for which peft's layers are kept
 
@@ -112,6 +113,23 @@ class Adapters:
             for weights in loaded.values():
                 weights.unload()
             self.drop_unused()
+
+    @contextmanager
+    def example(self, rank: int = RANK_MULTIPLE) -> Iterator[None]:
+        """Within, the blocks have what any LoRAs are to compiled ones: paths of noise beside all of their matrices."""
+        generator = torch.Generator(self.device).manual_seed(0)
+
+        def fill(matrix: torch.Tensor) -> torch.Tensor:
+            # Together a tenth of what comes in, as a LoRA changes a layer's output by a part of it.
+            return matrix.normal_(0, 0.3 * matrix.shape[1] ** -0.5, generator=generator)
+
+        layers = padded_layers(self.transformer, {}, rank, self.dtype, self.device, fill)
+        try:
+            self.insert_layers(layers, {})
+            yield
+        finally:
+            for name, layer in layers.items():
+                self.transformer.set_submodule(name, layer.base_layer)
 
     def load(
         self,

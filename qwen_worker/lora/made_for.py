@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.files import stored_tensors
+from ..checkpoints.single_file import weights_of
 from ..errors import InvalidInput, JobError, LoadError
 from .architectures import architecture_of, guess_architecture, has_layer
 from .file import LoraUse, require_layers
@@ -64,9 +64,8 @@ def header_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
 @functools.lru_cache(KEPT_HEADERS)
 def shapes_below(folder: Path, revision: str | None) -> dict[str, tuple[int, int]]:
     """`revision`: changes with the folder's content. Raises `LoadError`."""
-    tensors = stored_tensors(folder, "transformer").values()
     return {
-        tensor.name.removesuffix(MATRIX): (tensor.shape[0], tensor.shape[1])
-        for tensor in tensors
-        if tensor.name.endswith(MATRIX) and len(tensor.shape) == 2
+        name.removesuffix(MATRIX): (weight.shape[0], weight.shape[1])
+        for name, weight in weights_of(folder, "transformer").items()
+        if name.endswith(MATRIX) and len(weight.shape) == 2
     }

@@ -1,7 +1,6 @@
-"""The ranks to which LoRAs are padded for compiled blocks, and the room that they take then. Pure.
+"""The rank to which LoRAs are padded together for compiled blocks, and the room that they take then. Pure.
 
-A graph is compiled for one rank. With a few ranks, all jobs with LoRAs have a few graphs in common. Knows nothing of
-how LoRAs are applied; that is in `padded.py`.
+Knows nothing of how LoRAs are applied; that is in `padded.py`.
 """
 
 from collections import Counter
@@ -11,15 +10,15 @@ from .architectures import BLOCK_LAYERS
 from .file import LoraFile, streamed_block
 from .names import Kind
 
-RANKS = (16, 32, 64, 128)
+RANK_MULTIPLE = 16  # which products on a card are fastest at, and which no compiled graph mistakes for 0 or 1
 MATRICES = tuple(layer for layer in BLOCK_LAYERS if "_mod." not in layer)  # of a block, those that may be padded
 
 
 def padded_rank(files: Iterable[LoraFile], has_table: bool) -> int:
     """The rank to which the matrices of these LoRAs are padded together.
 
-    0 where this form does not hold them: their ranks are too many, they are LoKr or LoHa, or they change what compiled
-    blocks compute besides the matrices, as they do without a table.
+    0 where this form does not hold them: they are LoKr or LoHa, they change what compiled blocks compute besides the
+    matrices, as they do without a table, or they change no matrix of the blocks.
     """
     ranks = Counter[str]()
     for file in files:
@@ -30,8 +29,7 @@ def padded_rank(files: Iterable[LoraFile], has_table: bool) -> int:
                 ranks[name] += layer.rank
             elif name.startswith("transformer_blocks.") and not has_table:
                 return 0
-    most = max(ranks.values(), default=0)
-    return next((rank for rank in RANKS if 0 < most <= rank), 0)
+    return -(-max(ranks.values(), default=0) // RANK_MULTIPLE) * RANK_MULTIPLE
 
 
 def padded_parameters(files: Sequence[LoraFile], rank: int) -> tuple[int, int]:

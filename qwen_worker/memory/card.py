@@ -6,6 +6,7 @@ Knows nothing of models or jobs.
 
 import functools
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from ..errors import LoadError, is_out_of_memory
@@ -19,6 +20,7 @@ NEWER_BUILD = "--build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130"  
 OLDER_BUILD = "--build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126"  # for drivers from 525
 SIDE = 256  # of the matrices that try the card: every sum of their product is a number that bfloat16 has
 PINNED_BYTES = 1_000_000
+starting = threading.Lock()
 
 
 def try_out() -> None:
@@ -62,8 +64,9 @@ def start() -> None:
     import torch
 
     try:
-        torch.cuda.init()
-        open_context()
+        with starting:  # the context's bytes are measured once
+            torch.cuda.init()
+            open_context()
     except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
         raise LoadError(why_not_started(first_words(error))) from None
 

@@ -21,7 +21,7 @@ PNG_NAMES = ("parameters", "parameters_json")  # of the two texts in a PNG
 # Of a reply's metadata, what describes the picture and not the worker's turn.
 KEPT_FACTS = (
     "backend", "model", "revision", "prompt", "instruction", "width", "height", "drawn_dimensions", "preset", "steps",
-    "guidance_scale", "strength", "loras", "step_cache", "worker_version",
+    "guidance_scale", "guidance_start", "guidance_end", "strength", "loras", "step_cache", "worker_version",
 )  # fmt: skip
 # EXIF's tags and types.
 EXIF_VERSION, USER_COMMENT, EXIF_FOLDER, XP_COMMENT = 0x9000, 0x9286, 0x8769, 0x9C9C

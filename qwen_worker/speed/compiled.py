@@ -5,9 +5,8 @@ constant of its own. Sizes are dynamic: two or three graphs draw pictures and pr
 picture; several with padded prompts; the rows of Edit-2511's references; in INT8, short texts), and a new size does not
 wait for another graph. The compiled code lies beneath diffusers' hooks, so that step caches work as without it.
 
-The endpoint's LoRAs are part of every picture and are compiled in, one graph for each set. Jobs' own LoRAs are compiled
-in where blocks are fp8 or int8, which are much slower when they are not compiled: the LoRAs are padded to one of a few
-ranks, and the graphs for a rank are compiled when a job first needs them. Others are drawn without compiling.
+LoRAs are inputs too, once they are padded (`lora/padded.py`): as many graphs again draw pictures with LoRAs of any
+number, layers and rank. Graphs are compiled while the model is loaded, for what the endpoint is set up to draw.
 
 Not bit-equal: kernels keep intermediate results in float32 that are rounded to bfloat16 otherwise, and sums run in
 another order. Blocks that do not compile are drawn by stock's code, and the log says why. CUDA graphs are left out:
@@ -38,12 +37,14 @@ from ..model.modulation import ModulationTable
 # machine whose cores a container sees and may not use; a graph has 12 to 15 kernels.
 COMPILE_PROCESSES = 4
 COMPILE_VARIABLE = "TORCHINDUCTOR_COMPILE_THREADS"  # by which the environment says how many
-MAX_GRAPHS = 32  # of one block in its lifetime: for batches, masks, references, and sets or ranks of LoRAs
-# Of the picture with which blocks are compiled ahead of jobs, in the transformer's tokens. 64 tokens: 1024 pixels.
-WARM_SIDE = {"cuda": 64, "cpu": 8}
-WARM_TEXT, SHORT_TEXT = 48, 6  # tokens of a prompt; short: of a negative prompt that says nothing
+MAX_GRAPHS = 32  # of one block in its lifetime: for batches, masks, references, LoRAs, and sets of those not padded
+# Of the picture with which blocks are compiled ahead of jobs, in the transformer's tokens. 64 tokens: 1024 pixels. Two
+# sizes that are equal while a graph is traced have to be equal ever after: no number of tokens is one of LoRAs' ranks.
+WARM_SIDE = {"cuda": 64, "cpu": 10}
+WARM_TEXT, SHORT_TEXT = 50, 6  # tokens of a prompt; short: of a negative prompt that says nothing
 
 BlockResults = tuple[torch.Tensor, torch.Tensor]  # text and picture, (batch, tokens, dim) each
+Comparison = Callable[[BlockResults, BlockResults], str]  # (ours, plain) -> why ours are wrong, empty if they are right
 
 
 class CompiledBlocks:
@@ -53,10 +54,7 @@ class CompiledBlocks:
         """`report_failure` is called with the reason when a block does not compile: stock's code draws from then on."""
         self.transformer, self.report_failure = transformer, report_failure
         self.is_off = False
-        # compare(ours, plain): why the results of a block with jobs' LoRAs are wrong, empty where they are right.
-        self.compare: Callable[[BlockResults, BlockResults], str] | None = None
-        self.lora_rank = 0  # of the job's padded LoRAs, while it is drawn by graphs of their own
-        self.compared: set[tuple[int, bool]] = set()  # such graphs: by their rank, and whether for several rows
+        self.compare: Comparison | None = None  # the next block's results with stock's, while graphs are compiled ahead
         block_class = type(transformer.transformer_blocks[0])
         self.compiled, self.stock = compiled_forward(block_class), block_class.forward
         for block in transformer.transformer_blocks:
@@ -72,25 +70,17 @@ class CompiledBlocks:
             cause = getattr(error, "inner_exception", error)  # what a backend raised
             self.turn_off(describe_error(cause))
             return self.stock(block, **inputs)
-        return self.checked(results, block, inputs) if self.lora_rank else results
+        return self.compared(results, block, inputs, self.compare) if self.compare else results
 
-    def checked(self, results: BlockResults, block: Any, inputs: dict[str, Any]) -> BlockResults:
-        """What the graph of a job's LoRAs gave, or stock's code where they differ: compared once for each graph.
-
-        The self-check at load has none to compare: such a graph is compiled when a job first needs it.
-        """
-        graph = self.lora_rank, len(inputs["hidden_states"]) > 1
-        if not self.compare or graph in self.compared:
-            return results
-        self.compared.add(graph)
+    def compared(self, results: BlockResults, block: Any, inputs: dict[str, Any], compare: Comparison) -> BlockResults:
+        """What a graph gave; turned off where stock's code gives something else."""
+        self.compare = None
         plain = attempt(lambda: self.stock(block, **inputs))
         if isinstance(plain, Failure):  # as for want of memory, of which stock's code takes more
             log_line(None, "WARN", f"a compiled block with a LoRA was not compared with stock's: {plain.reason}")
-            return results
-        if not (reason := self.compare(results, plain)):
-            return results
-        self.turn_off(reason)
-        return plain
+        elif reason := compare(results, plain):
+            self.turn_off(reason)
+        return results
 
     def turn_off(self, reason: str) -> None:
         self.is_off = True
@@ -106,44 +96,55 @@ class CompiledBlocks:
             self.is_off = before
 
     @contextlib.contextmanager
-    def try_with(self, lora_rank: int, report_failure: Callable[[str], None]) -> Iterator[None]:
-        """Within, a job with LoRAs that are padded to this rank is drawn.
+    def try_with(self, report_failure: Callable[[str], None]) -> Iterator[None]:
+        """Within, something is drawn that others do without, such as padded LoRAs.
 
         What does not compile, or compiles to something wrong, is reported here, and keeps nothing after this from being
         drawn compiled.
         """
         before = self.is_off, self.report_failure
-        self.report_failure, self.lora_rank = report_failure, lora_rank
+        self.report_failure = report_failure
         try:
             yield
         finally:
             self.is_off, self.report_failure = before
-            self.lora_rank = 0
 
     @torch.no_grad()
-    def warm(self, table: ModulationTable | None, references: int, passes: Iterable[tuple[int, int]]) -> None:
+    def warm(
+        self,
+        table: ModulationTable | None,
+        references: int,
+        passes: Iterable[tuple[int, int]],
+        compare: Comparison | None = None,
+    ) -> None:
         """Compile for the usual jobs ahead of them.
 
-        `passes`: (rows, tokens of text) of each pass to compile for; `references`: input pictures of each.
+        `passes`: (rows, tokens of text) of each pass to compile for; `references`: input pictures of each; `compare`:
+        what the first block of each gives with what stock's code does.
         """
         config, dtype, device = self.transformer.config, self.transformer.dtype, self.transformer.device
         side, is_layered = WARM_SIDE[device.type], config.use_additional_t_cond
         shapes = [(1, side, side)] * (1 + references)
         if table:
             table.prepare(torch.ones(1, dtype=dtype, device=device))
-        for batch, tokens in passes:
-            options = {"dtype": dtype, "device": device}
-            self.transformer(
-                hidden_states=torch.zeros(batch, sum(map(math.prod, shapes)), config.in_channels, **options),
-                encoder_hidden_states=torch.zeros(batch, tokens, config.joint_attention_dim, **options),
-                # A prompt alone is not padded, and has no mask; prompts that share a pass differ in length.
-                encoder_hidden_states_mask=torch.ones(batch, tokens, device=device) if batch > 1 else None,
-                timestep=torch.ones(batch, **options),
-                img_shapes=[shapes] * batch,
-                attention_kwargs={},
-                additional_t_cond=torch.zeros(batch, dtype=torch.long, device=device) if is_layered else None,
-                return_dict=False,
-            )
+        options = {"dtype": dtype, "device": device}
+        noise = {**options, "generator": torch.Generator(device).manual_seed(0)}
+        try:
+            for batch, tokens in passes:
+                self.compare = compare
+                self.transformer(
+                    hidden_states=torch.randn(batch, sum(map(math.prod, shapes)), config.in_channels, **noise),
+                    encoder_hidden_states=torch.randn(batch, tokens, config.joint_attention_dim, **noise),
+                    # A prompt alone is not padded, and has no mask; prompts that share a pass differ in length.
+                    encoder_hidden_states_mask=torch.ones(batch, tokens, device=device) if batch > 1 else None,
+                    timestep=torch.ones(batch, **options),
+                    img_shapes=[shapes] * batch,
+                    attention_kwargs={},
+                    additional_t_cond=torch.zeros(batch, dtype=torch.long, device=device) if is_layered else None,
+                    return_dict=False,
+                )
+        finally:
+            self.compare = None
 
 
 @functools.cache

@@ -5,7 +5,6 @@ published measurements show, and a CPU has none: its pictures stay bit-equal to 
 names is used wherever it can be. Imports what touches tensors inside functions. Knows nothing of jobs.
 """
 
-import inspect
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,14 +20,15 @@ from ..memory.machine import Machine
 from ..model_settings import Precision, Speedup
 from ..settings import Settings
 from . import step_cache
+from .compile_ahead import CompiledLoras, input_pictures, usual_passes
 
 if TYPE_CHECKING:
     from ..model.modulation import ModulationTable
     from .compile_store import CompileStore
-    from .compiled import CompiledBlocks
+    from .compiled import Comparison, CompiledBlocks
 
 ON = "on"
-# Names of what may fail beside the speed-ups. The last: jobs' own LoRAs in compiled blocks.
+# Names of what may fail beside the speed-ups. The last: padded LoRAs in compiled blocks.
 INT8_PRODUCT, STEP_CACHE, COMPILED_LORAS = "int8 product", "step cache", "compiled LoRAs"
 COMPILED_IN = (Speedup.ROTARY, Speedup.ATTENTION)  # which a graph of compiled blocks was traced with
 # Compute capabilities of the cards whose fastest attention is cuDNN's: Hopper, data-centre Blackwell. On (10, 3), the
@@ -49,6 +49,7 @@ class Speed:
     transformer: Any = None
     blocks: "CompiledBlocks | None" = None
     store: "CompileStore | None" = None  # of the code that the blocks are compiled to
+    loras: CompiledLoras = CompiledLoras.NONE
 
     def has(self, speedup: Speedup) -> bool:
         return self.states.get(speedup) == ON
@@ -66,9 +67,9 @@ class Speed:
         self.states[speedup] = self.failures[speedup.value] = reason
 
     def stand_down_loras(self, reason: str) -> None:
-        """Draw jobs' own LoRAs without compiled blocks from now on."""
+        """Draw with LoRAs without compiled blocks from now on."""
         self.failures[COMPILED_LORAS] = reason
-        log_line(None, "WARN", f"jobs' LoRAs are drawn without compiled blocks from now on: {reason}")
+        log_line(None, "WARN", f"LoRAs are drawn without compiled blocks from now on: {reason}")
 
     def stand_all_down(self, reason: str, cached: bool = False) -> list[str]:
         """Draw as the libraries do from now on; the names of those that were on. `cached`: a step cache was, too."""
@@ -93,10 +94,9 @@ class Speed:
     ) -> Iterator[None]:
         """Within, a job is drawn; at its end what was compiled for it is kept.
 
-        `compiled`: by compiled blocks, where there are any. `lora_rank`: to which the job's own LoRAs are padded, for
-        which graphs of their own are compiled; where one fails or gives something else than stock's code, only these
-        stand down. `separate_passes`: guidance's passes stay two, whatever the picture's size. `cached_steps`: those of
-        the schedule if a step cache serves it, 0 if none does.
+        `compiled`: by compiled blocks, where there are any. `lora_rank`: to which the picture's LoRAs are padded; where
+        their graphs fail, only these stand down. `separate_passes`: guidance's passes stay two, whatever the picture's
+        size. `cached_steps`: those of the schedule if a step cache serves it, 0 if none does.
         """
         with ExitStack() as stack:
             stack.enter_context(self.attention_order())
@@ -109,7 +109,7 @@ class Speed:
             if self.blocks and not compiled:
                 stack.enter_context(self.blocks.pause())
             if self.blocks and lora_rank:
-                stack.enter_context(self.blocks.try_with(lora_rank, self.stand_down_loras))
+                stack.enter_context(self.blocks.try_with(self.stand_down_loras))
             yield
         if self.store:
             self.store.save()
@@ -237,7 +237,7 @@ def compile_blocks(
     import torch
 
     from . import compile_store
-    from .compiled import SHORT_TEXT, WARM_TEXT, CompiledBlocks
+    from .compiled import CompiledBlocks
 
     def report_failure(reason: str) -> None:
         speed.stand_down(Speedup.COMPILE, reason)
@@ -246,15 +246,46 @@ def compile_blocks(
     max_bytes = round(settings.QWEN_COMPILED_MB * compile_store.MB)
     store = compile_store.process_store(compile_store.folder(settings), max_bytes, card)
     blocks = CompiledBlocks(pipe.transformer, report_failure)
-    references = int("image" in inspect.signature(pipe.__call__).parameters)
-    passes = [(1, WARM_TEXT)]
-    if speed.has(Speedup.GUIDANCE) and not references:  # the passes of edits are too large to be shared
-        passes += [(2, WARM_TEXT)]
-    if precision is Precision.INT8 and not references:  # an edit's text has the input pictures in it
-        passes += [(1, SHORT_TEXT)]  # short texts have a graph of their own
+    references = input_pictures(pipe)
+    passes = usual_passes(settings, precision, references, shares_passes=speed.has(Speedup.GUIDANCE))
     # torch chooses the attention's kernel while it traces a graph, and its cache's keys do not say which one.
     torch.compiler.config.cache_key_tag = "cudnn first" if speed.has(Speedup.ATTENTION) else ""
     with speed.attention_order():
         blocks.warm(table, references, passes)
     store.save()
     return replace(speed, blocks=blocks, store=store)
+
+
+def compile_loras(
+    speed: Speed,
+    wanted: CompiledLoras,
+    pipe: Any,
+    plan: Plan,
+    settings: Settings,
+    table: "ModulationTable | None",
+    example: AbstractContextManager[None],
+    compare: "Comparison | None",
+) -> Speed:
+    """The speed-ups with blocks that are compiled for the wanted LoRAs too; what fails stands down.
+
+    `example`: within, the transformer has padded LoRAs; `compare`: tells why a block's results with them are wrong.
+    Raises `CudaSpoiledError`.
+    """
+    blocks = speed.blocks
+    if not wanted or not blocks or blocks.is_off:
+        return speed
+    shares_passes = wanted is CompiledLoras.JOBS and speed.has(Speedup.GUIDANCE)
+    references = input_pictures(pipe)
+    passes = usual_passes(settings, plan.precision, references, shares_passes)
+
+    def warm() -> None:
+        with speed.attention_order(), example, blocks.try_with(speed.stand_down_loras):
+            blocks.warm(table, references, passes, compare)
+
+    warmed = attempt(warm)
+    if isinstance(warmed, Failure):
+        speed.stand_down_loras(warmed.reason)
+        cuda.release_unused(plan.device)
+    if speed.store:
+        speed.store.save()
+    return replace(speed, loras=wanted)

@@ -111,9 +111,10 @@ def test_the_page_keeps_what_is_measured_and_what_is_computed_apart():
     stock_row = speed_row(contender="stock", **{"job s": 4.0, "step s": 0.4})
     ours_row = speed_row(**{"floor step s": 0.177, "of stock": 0.57})
     rows = [costs.row_of(offer, offer) for offer in costs.offers_of({})]
-    facts = {"prices_of": "June 2026", "auto": "ADA_80_PRO", "plus": 0.84}
+    facts = {"prices_of": "June 2026", "auto": "ADA_80_PRO", "plus": 0.84, "presets": "## Presets on each card"}
     page = cards_page.page(rows, fitted, [ours_row, stock_row], facts)
     measured, takes = page.split("## What a picture takes and costs")
+    takes, _ = takes.split("## Presets on each card")
     assert "| generate | 1024 | quality | 8 | 2.6 | 4 | 0.2 | 0.4 | 0.177 | 0.57 |" in measured
     assert "| ours-24-generate | generate | fp8 | 17.5 / 17.5 | 16.9 / failed | 0.2 | NVIDIA H100 80GB HBM3 |" in page
     assert "not measured: not yet" not in page and "ours-80" not in page

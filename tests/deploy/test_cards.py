@@ -2,7 +2,8 @@
 
 import pytest
 
-from qwen_deploy.cards import stock_level
+from qwen_deploy.cards import Pool, fit, stock_level
+from qwen_deploy.environment import worker_settings
 
 from .conftest import SHIP, job_tasks, only
 
@@ -34,6 +35,16 @@ def test_auto_goes_by_the_worker_s_own_placement(runpod, command, arguments, poo
 def test_a_stock_that_is_not_known_rules_no_card_out(told):
     assert stock_level({} if told is None else {"availability": told}) == "LOW"
     assert stock_level({"availability": "NONE"}) == "NONE"
+
+
+@pytest.mark.parametrize(("tasks", "layout"), [
+    ("generate", "bf16, modulation table, text encoder streamed"),  # which leaves room for the ControlNet
+    ("edit", "bf16, modulation table"),  # which no ControlNet follows
+])  # fmt: skip
+def test_room_for_a_controlnet_is_in_the_layout_that_the_worker_will_choose(tasks, layout):
+    pool = Pool("AMPERE_48", ("A40",), ("A40",), 48, 1.0, "HIGH")
+    settings = worker_settings({"QWEN_TASKS": tasks, "QWEN_CONTROLNET": "InstantX/Qwen-Image-ControlNet-Union"})
+    assert fit(pool, settings, [tasks], 64, None).layout == layout
 
 
 def test_a_pool_is_as_large_as_its_smallest_card(runpod, command):

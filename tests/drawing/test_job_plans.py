@@ -12,9 +12,11 @@ from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.lora.architectures import BLOCK_LAYERS
 from qwen_worker.lora.file import LoraFile, LoraUse
+from qwen_worker.memory.footprint import LORA_BYTES
 from qwen_worker.memory.placement import plan
 from qwen_worker.model_settings import Precision, Speedup
 from qwen_worker.pictures.canvas import Canvas
+from qwen_worker.speed.compile_ahead import CompiledLoras
 from qwen_worker.speed.speedups import COMPILED_LORAS, Speed
 
 from ..conftest import as_text
@@ -35,12 +37,12 @@ def lora(rank, modulation=False):
     return LoraFile(f"rank {rank}", layers, None)
 
 
-def job_plan(planned, edits, *files, size=1024, steps=50, loaded=None):
+def job_plan(planned, edits, *files, size=1024, steps=50, loaded=None, from_settings=False):
     """The plan of a job that brings these LoRAs, with one input picture if it edits."""
     source = as_text(Image.new("RGB", (64, 64)))
     fields = {"task": "edit", "image": source} if edits else {"task": "generate", "width": size, "height": size}
     request = parse(fields | {"prompt": "a fox", "num_inference_steps": steps}, "one")
-    uses = tuple(LoraUse(file, 1.0, f"loras[{number}]") for number, file in enumerate(files))
+    uses = tuple(LoraUse(file, 1.0, f"loras[{n}]", from_settings=from_settings) for n, file in enumerate(files))
     canvas = Canvas([Image.new("RGB", (64, 64))] * edits, None, (size, size))
     return plan_for(DrawingJob(Job("one", request), canvas, uses), planned, loaded)
 
@@ -73,7 +75,7 @@ def test_loras_are_streamed_where_the_card_lacks_their_room_and_the_host_has_it(
 
 
 @pytest.mark.parametrize("capability", [ADA, AMPERE_PRO])
-def test_what_is_slow_without_compiling_is_compiled_for_jobs_that_pay_for_it(capability):
+def test_what_is_slow_without_compiling_is_compiled_with_a_job_s_loras(capability):
     planned = plan(BOTH, card(24, capability, ram=64))
     assert planned.precision in (Precision.FP8, Precision.INT8)
 
@@ -84,25 +86,56 @@ def test_what_is_slow_without_compiling_is_compiled_for_jobs_that_pay_for_it(cap
 
     assert way(lora(16)) == (16, lora(16).parameters * 2) and way(lora(17)) == (32, lora(32).parameters * 2)
     assert way(lora(16), lora(40)) == (64, lora(64).parameters * 2)
-    assert way(lora(16), steps=8) == (0, lora(16).parameters * 2)
-    assert way(lora(129))[0] == way(lora(65), lora(64))[0] == 0  # no graph takes so many
+    assert way(lora(16), steps=8) == (16, lora(16).parameters * 2)
+    assert way(lora(129))[0] == way(lora(65), lora(64))[0] == 144
     assert way(lora(16, modulation=True))[0] == 16  # whose rows are the table's
     without_table = dataclasses.replace(planned, table=False)
     assert way(lora(16, modulation=True), planned=without_table)[0] == 0 and way(lora(16), planned=without_table)[0]
     assert way(lora(16), planned=dataclasses.replace(planned, compiled=False))[0] == 0
-    assert way(lora(16), planned=dataclasses.replace(planned, precision=Precision.BF16))[0] == 0
-    state = {Speedup.COMPILE: "on"}
-    for failures, rank in (({}, 32), ({COMPILED_LORAS: "no such instruction"}, 0)):
-        own = SimpleNamespace(always_applied=[LoraUse(lora(16), 1.0, "QWEN_LORAS[0]", from_settings=True)])
-        loaded = SimpleNamespace(speed=Speed(state, failures), adapters=own)
-        assert job_plan(planned, 0, lora(10), loaded=loaded).lora_rank == rank
+    bf16 = dataclasses.replace(planned, precision=Precision.BF16)
+    assert way(lora(16), planned=bf16)[0] == 0
+    # Once the model is loaded, what has been compiled decides, and not the precision.
+    for found in (planned, bf16):
+        for loras in CompiledLoras:
+            rank = 16 if loras is CompiledLoras.JOBS else 0
+            assert way(lora(10), planned=found, loaded=loaded_with(loras))[0] == rank
+    failed = loaded_with(CompiledLoras.JOBS, {COMPILED_LORAS: "no such instruction"})
+    assert way(lora(10), loaded=failed)[0] == 0
+    assert way(lora(10), loaded=loaded_with(CompiledLoras.JOBS, own=[lora(16)]))[0] == 32
     # Matrices that the host does not hold are made on the card, beside the padded ones.
     poor = dataclasses.replace(planned, spare_bytes=0)
     assert way(lora(17), planned=poor) == (32, (lora(17).parameters + lora(32).parameters) * 2)
 
 
-def test_a_short_job_is_drawn_compiled_where_it_has_no_room_otherwise():
+def loaded_with(loras, failures=None, own=()):
+    """As much of a loaded pipeline as plans ask for. `own`: the LoRAs of every picture."""
+    uses = [LoraUse(file, 1.0, "QWEN_LORAS", from_settings=True) for file in own]
+    speed = Speed({Speedup.COMPILE: "on"}, dict(failures or {}), loras=loras)
+    return SimpleNamespace(speed=speed, adapters=SimpleNamespace(always_applied=uses))
+
+
+def test_the_endpoint_s_own_loras_are_padded_in_the_room_that_the_plan_has_for_them():
+    planned = plan(BOTH, card(80, ram=64), own_loras=2)
+    assert planned.precision is Precision.BF16 and planned.lora_bytes == 2 * LORA_BYTES
+
+    def way(own, *files, **failures):
+        loaded = loaded_with(CompiledLoras.JOBS, failures, own)
+        return job_plan(planned, 0, *files, loaded=loaded, from_settings=True)
+
+    assert way([]).lora_rank == 0
+    every = way([lora(40)])  # of every picture
+    assert (every.lora_rank, every.compiled) == (48, True)
+    assert every.lora_bytes == planned.lora_bytes
+    assert way([lora(16)], lora(64)).lora_rank == 80  # and the preset's
+    assert way([lora(128)], lora(64)).lora_bytes == lora(192).parameters * 2 > planned.lora_bytes
+    failed = way([lora(16)], **{COMPILED_LORAS: "no such instruction"})
+    assert (failed.lora_rank, failed.compiled) == (0, False)
+    modulation = way([lora(16, modulation=True)])
+    assert planned.table and modulation.lora_rank == 16
+
+
+def test_a_job_is_drawn_compiled_where_it_has_no_room_otherwise():
     planned = plan(BOTH, card(47.7, ADA, ram=62))
-    short = job_plan(planned, 1, lora(16), steps=8)
-    assert short.compiled and short.streamed_loras and not short.needs_tiles(1024, 1024, 1)
-    assert not dataclasses.replace(short, compiled=False).fits(1024, 1024, 1)
+    compiled = job_plan(planned, 1, lora(16))
+    assert compiled.compiled and compiled.streamed_loras and not compiled.needs_tiles(1024, 1024, 1)
+    assert not dataclasses.replace(compiled, compiled=False).fits(1024, 1024, 1)

@@ -263,7 +263,7 @@ ON_A_CARD = (
 BEYOND = (
     Fault("diffusers cannot be imported", "the libraries", code="stand-in",
           error=RuntimeError("Failed to import diffusers.pipelines.qwenimage.pipeline_qwenimage"),
-          seams=(f"{W}.loading.libraries:import_all",), stock="it is diffusers that fails"),
+          seams=(f"{W}.loading.libraries:import_up_to",), stock="it is diffusers that fails"),
     Fault("the disk fails", "the libraries", DISK, (f"{W}.loading.builder:load_component",), code="stand-in",
           stock="the files cannot be read by anyone"),
     Fault("the driver is too old", "the machine", card=Card(fields={"driver": 12040}), code="stand-in",

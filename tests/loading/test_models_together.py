@@ -12,6 +12,7 @@ from qwen_worker.jobs.deadline import Paces, kind_of
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
 from qwen_worker.loading.catalogue import Catalogue
+from qwen_worker.loading.loaded import LoadedPipeline
 from qwen_worker.loading.planner import Planner
 from qwen_worker.lora.file import LoraFile, LoraUse
 from qwen_worker.lora.made_for import require_made_for
@@ -43,6 +44,47 @@ def test_another_transformer_leaves_a_checkpoint_of_the_architecture_that_it_is(
     swapped = composed.with_transformer(checkpoint, stored, source)
     assert swapped.parameters == checkpoint.parameters and swapped.parts == checkpoint.parts
     assert as_model(swapped, []).is_20b is is_20b
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("Qwen-Image-Lightning-4steps-fp8.safetensors", (4, 1.0)),
+        ("Qwen-Image-Q4_K_M.gguf", (50, 4.0)),
+    ],
+)
+def test_a_file_whose_name_says_its_steps_is_drawn_in_them_whatever_its_base(file, values, tmp_path):
+    source = TransformerSource(Place(f"ORG/NAME/{file}"), "file-1", 1, tmp_path, None)
+    stored = composed.StoredTransformer("bf16", 1, {})
+    swapped = composed.with_transformer(checkpoints.released("Qwen/Qwen-Image-2512"), stored, source)
+    presets = Presets(Settings(QWEN_TASKS="generate"), located=lambda role: swapped)
+    request = parse({"prompt": "a fox"}, "one", presets)
+    assert (request.num_inference_steps, request.guidance_scale) == values
+    said = "the name of its transformer, which says 4 steps"
+    assert (presets.explain(request).get("source", "").endswith(said)) is (values[0] == 4)
+    balanced = parse({"prompt": "a fox", "preset": "balanced"}, "one", presets)
+    assert balanced.num_inference_steps == (4 if values[0] == 4 else 30)
+
+
+@pytest.mark.parametrize(
+    ("model", "later"), [("Qwen/Qwen-Image", LAYERED), ("Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit")]
+)
+def test_a_text_encoder_without_what_a_later_model_needs_is_not_counted_for_it(model, later):
+    settings = Settings(QWEN_LAYERED_MODEL=LAYERED)
+    planner = Planner(settings, Catalogue(settings), lambda: card(141, ram=300))
+    first, second = checkpoints.released(model), checkpoints.released(later)
+    alone, together = planner.plan({model: first}, ()), planner.plan({model: first, later: second}, ())
+    for plan, brings_its_own in ((alone, True), (together, False)):
+        beside = planner.plan({later: second}, [loaded_by(plan, first)])
+        assert (beside.text_encoder_bytes(beside.models[0]) > 0) is brings_its_own
+        assert beside.vae_bytes(beside.models[0]) == together.vae_bytes(together.models[1])
+
+
+def loaded_by(plan, checkpoint):
+    nothing = dict.fromkeys(("pipe", "table", "adapters", "speed", "prepared"))
+    return LoadedPipeline(
+        checkpoint.name, checkpoint, plan, shared=(), load_seconds=0, stage_seconds={}, loaded_without={}, **nothing
+    )
 
 
 @pytest.mark.parametrize(

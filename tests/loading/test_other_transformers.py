@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,8 +13,9 @@ from safetensors.torch import load_file
 
 from benchmarks import single_files
 from benchmarks.measure import community_files as files
+from qwen_tiny import LORA
 
-from ..conftest import as_text, only_proved, place_by, respond, run
+from ..conftest import as_text, only_proved, picture_of, place_by, respond, run
 from ..support.control_plane import ControlPlane, WorkerProcess, addresses
 from ..support.local_hub import LocalHub
 from ..support.stored_quantized import store_transformer_nf4
@@ -76,6 +78,32 @@ def test_a_plain_file_draws_the_checkpoint_s_own_picture_without_its_transformer
     assert output["metadata"]["revision"].endswith(f"+{about['transformer']['revision']}")
     assert about["prepared"] == f"not looked for: the transformer is {label}"
     assert str(tmp_path) not in json.dumps(about)
+
+
+@pytest.mark.parametrize("fields", [
+    {"loras": [{"path": LORA.name, "scale": 0.7}], "num_inference_steps": 2},
+    {"preset": "balanced", "num_inference_steps": 8},
+])  # fmt: skip
+def test_loras_and_the_step_cache_act_on_a_file_as_on_the_checkpoint_s_own(
+    weights, tiny, worker_with, cold_worker, tmp_path, fields
+):
+    file, loras = files.write_plain(weights, tmp_path / "plain.safetensors"), {"QWEN_LORA_ROOTS": (tiny / LORA.parent,)}
+    output = drawn(worker_with(file, **loras), seed=1, **fields)
+    assert output["image"] == drawn(cold_worker(**loras), seed=1, **fields)["image"]
+    plain = FIELDS | {"num_inference_steps": fields["num_inference_steps"], "guidance_scale": 4}
+    assert output["image"] != drawn(cold_worker(**loras), seed=1, **plain)["image"]
+
+
+@pytest.mark.parametrize("kind", ["scale_weight", "Q8_0"])
+def test_a_lora_is_drawn_on_weights_that_are_decoded(weights, tiny, worker_with, cold_worker, tmp_path, kind):
+    write = files.write_gguf if kind == "Q8_0" else files.write_scaled
+    file = write(weights, tmp_path / f"file.{'gguf' if kind == 'Q8_0' else 'safetensors'}", kind)
+    settings, fields = {"QWEN_LORA_ROOTS": (tiny / LORA.parent,)}, {"seed": 1, "num_inference_steps": 2}
+    with_lora = fields | {"guidance_scale": 4, "loras": [{"path": LORA.name, "scale": 0.7}]}
+    worker = cold_worker(**settings)
+    pictures = [drawn(worker_with(file, **settings), **with_lora), drawn(worker, **with_lora), drawn(worker, **fields)]
+    ours, exact, plain = (np.asarray(picture_of(output["image"]), int) for output in pictures)
+    assert abs(ours - exact).mean() < abs(ours - plain).mean() / 3
 
 
 def test_fp8_with_scales_is_kept_as_it_is_in_an_fp8_plan(weights, worker_with, tmp_path):

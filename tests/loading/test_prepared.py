@@ -111,6 +111,23 @@ def test_a_text_encoder_that_both_models_have_is_on_the_disk_once(root):
     assert (generate / shared).samefile(edit / shared) and not (generate / own).samefile(edit / own)
 
 
+def test_with_a_language_head_it_serves_endpoints_of_layers_and_their_captions_are_written_by_it(
+    cold_worker, tiny, tmp_path
+):
+    layered = {"QWEN_PRECISION": "bf16", "QWEN_LAYERED_MODEL": str(tiny / "layered"), "QWEN_MODEL_ROOTS": (tmp_path,)}
+    notes = []
+    for options in ((), ("--language-head",)):
+        prepare.main([str(tiny / "generate"), "--no-table", *options, "--output", str(tmp_path)])
+        worker = cold_worker(**layered)
+        notes.append(worker.pipelines.load("generate").prepared)
+    assert notes[0].endswith("is not used: it was made for head False, where the plan is for head True")
+    assert notes[1] == "tiny-qwen-image--generate.bf16-vision-head"
+    writer = worker.pipelines.load("layers")
+    assert "text_encoder" in writer.shared
+    stored = load(tiny / "generate/text_encoder/model.safetensors")["lm_head.weight"]
+    assert torch.equal(writer.pipe.text_encoder.lm_head.weight.data, stored)
+
+
 @pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8, Precision.NF4])
 def test_what_is_stored_quantized_is_what_a_load_would_quantize(settings, tiny, tmp_path, precision):
     arguments = ["--precision", precision.value, "--quantize-text-encoder", "--no-vision", "--output", str(tmp_path)]

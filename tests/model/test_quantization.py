@@ -89,12 +89,18 @@ def test_products_in_int8_on_a_card_are_cuda_s_own_and_have_the_rows_that_it_ask
 
     class Products(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            result = function(*arguments, **(options or {}))
             if function is torch.ops.aten._int_mm.default:
                 asked.append((arguments[0].shape[0], arguments[1].is_contiguous()))
-            return function(*arguments, **(options or {}))
+            if function in (torch.ops.aten.clone.default, torch.ops.aten.copy_.default):
+                copied.append(result.numel())
+            if function is torch.ops.aten._local_scalar_dense.default:
+                pytest.fail("a number is read back from the card")
+            return result
 
-    asked = []
+    asked, copied = [], []
     monkeypatch.setattr(intmm, "safe_int_mm", lambda *_: pytest.fail("torchao's own product"))
+    monkeypatch.setattr(torch.Tensor, "__repr__", lambda _: pytest.fail("a tensor is printed"))
     with FakeTensorMode():
         layer = torch.nn.Linear(64, 32, device="cuda", dtype=torch.bfloat16)
         quantization.weight_quantizer("transformer", Precision.INT8, "cuda")(torch.nn.Sequential(layer), "0.weight")
@@ -104,6 +110,7 @@ def test_products_in_int8_on_a_card_are_cuda_s_own_and_have_the_rows_that_it_ask
         with Products():
             rows = [layer(each).shape[1] for each in inputs]
     assert asked == [(17, False)] * 3 and rows == [6, 16, 17]
+    assert 32 * 64 not in copied  # numbers of the matrix
 
 
 def test_a_product_that_cuda_does_not_do_is_torchao_s(monkeypatch):

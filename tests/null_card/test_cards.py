@@ -75,10 +75,9 @@ def test_every_card_and_task_of_the_table(on_card, case):
 @pytest.mark.parametrize(
     "card", [Card(24, ADA, 64), Card(24, AMPERE_PRO, 64), Card(47.7, ADA, 62), Card(47.7, AMPERE_PRO, 62)], ids=str
 )
-def test_a_lora_in_eight_bits_is_compiled_once_and_takes_the_room_that_is_planned_for_it(on_card, card):
+def test_a_lora_in_eight_bits_is_compiled_at_the_start_and_takes_the_room_that_is_planned_for_it(on_card, card):
     found = on_card(life.draw_with_loras, card, ("tabled/edit", "tabled/generate"), 20, seconds=1200)
-    before, first, second, after = found["graphs"]
-    assert before < first == second == after and not found["failures"], found
+    assert len(set(found["graphs"])) == 1 and not found["failures"], found
     for row in found["rows"]:
         # The matrices of the modulation are on the card whole, and take more of it than a full plan leaves.
         assert row["code"] == "ok" and row["tiled"] <= (row["what"] == "with a LoRA" and card.gigabytes > 24), row

@@ -36,7 +36,7 @@ def see_code(card):
         transformer = QwenImageTransformer2DModel(num_layers=1).bfloat16()
     attention.use_real_rotary(transformer)
     blocks = CompiledBlocks(transformer, failures.append)
-    _, code = run_and_get_code(blocks.warm, None, 0, [(1, 48)])
+    _, code = run_and_get_code(blocks.warm, None, 0, [(1, 50)])
     del kernels
     code = "\n".join(code)
     assembled = [file.read_text() for file in Path(folder).rglob("*.ptx")]
@@ -49,6 +49,39 @@ def see_code(card):
         "float32": re.findall(r"empty_strided_cuda\(\(([^)]*)\), \([^)]*\), torch\.float32\)", code),
         "code": code,
     }
+
+
+def graphs_by_rank(card, ranks):
+    """How many graphs torch has compiled once a block has been computed without LoRAs, and with those of each rank."""
+    import torch
+    from diffusers import QwenImageTransformer2DModel
+    from torch._dynamo.utils import counters
+
+    from qwen_worker.lora.adapters import Adapters
+    from qwen_worker.speed.compiled import WARM_TEXT, CompiledBlocks
+
+    from . import arithmetic
+
+    torch._inductor.config.force_disable_caches = True
+    kernels, failures, graphs = arithmetic.install(), [], []
+    with torch.device("cuda"):
+        transformer = QwenImageTransformer2DModel(num_layers=1).bfloat16()
+    blocks = CompiledBlocks(transformer, failures.append)
+    adapters = Adapters(transformer, None, torch.bfloat16, "cuda")
+    blocks.warm(None, 0, [(1, WARM_TEXT)])
+    for rank in ranks:
+        graphs.append(counters["stats"]["unique_graphs"])
+        with adapters.example(rank):
+            blocks.warm(None, 0, [(1, WARM_TEXT), (1, rank)])
+    graphs.append(counters["stats"]["unique_graphs"])
+    del kernels
+    return {"graphs": graphs, "failures": failures}
+
+
+def test_a_graph_with_loras_serves_every_rank(on_card):
+    """Also down to the kernels, whose compiler may take a size for a constant; and whatever the prompt's length."""
+    seen = on_card(graphs_by_rank, Card(80, AMPERE_PRO, 64), [16, 48, 64, 144], seconds=1200)
+    assert seen == {"graphs": [1, 2, 2, 2, 2], "failures": []}
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qwen_tiny import CHECKPOINT, evaluate, train
-from qwen_tiny.stages import few_step, layered, sheets, transformer, vae
+from qwen_tiny import CHECKPOINT, CONTROL, evaluate, train
+from qwen_tiny.stages import control, few_step, layered, sheets, transformer, vae
 from qwen_tiny.training import forward
 
 STEPS = {"vae": 1, "text": 1, "generate": 2, "edit": 2, "few_step": 2, "mistaken": 2}
@@ -79,3 +79,19 @@ def test_layers_are_learnt_from_a_checkpoint_that_is_there_and_share_its_text_en
     after = load_file(out / "layered/transformer/diffusion_pytorch_model.safetensors")
     assert set(after) - set(before) == {"time_text_embed.addition_t_embedding.weight"}
     assert not torch.equal(after["img_in.weight"], before["img_in.weight"])
+    once_more = ["train", "--only", "layered_decoder", "--layered-decoder", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [*once_more, "--work", str(tmp_path / "work")])
+    train.main()
+    trained = load_file(out / "layered/vae/diffusion_pytorch_model.safetensors")
+    old = pipeline.vae.state_dict()
+    moved = {name.partition(".")[0] for name in old if not torch.equal(trained[name].float(), old[name])}
+    assert moved == {"decoder"} and (out / "layered/text_encoder").resolve() == CHECKPOINT / "edit/text_encoder"
+
+
+def test_the_controlnet_goes_on_from_the_one_that_is_there(tmp_path):
+    load = diffusers.QwenImageTransformer2DModel.from_pretrained
+    model = load(CHECKPOINT / "generate/transformer", dtype=torch.float32)
+    stored = load_file(CHECKPOINT / CONTROL / "diffusion_pytorch_model.safetensors")
+    built = control.build(model, CHECKPOINT / CONTROL).state_dict()
+    assert all(torch.equal(built[name], weight.float()) for name, weight in stored.items())
+    assert not control.build(model, tmp_path / "none").controlnet_blocks[0].weight.any()

@@ -2,13 +2,19 @@
 
 import asyncio
 import functools
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ..conftest import as_text, only_proved, picture_of, run, warnings_of
+from qwen_tiny import LORA
+from qwen_tiny.stages import few_step
+
+from ..conftest import as_text, only_proved, picture_of, place_by, run, warnings_of
 from ..support.control_nets import random_controlnet
 from .test_stops import Hold, stopped
 
@@ -61,14 +67,14 @@ def stock_pictures(tiny, net, scales, start=0.0, end=1.0):
     return pipe
 
 
-def by_stock(tiny, net, edges, scales=(1.0,), start=0.0, end=1.0):
+def by_stock(tiny, net, edges, scales=(1.0,), start=0.0, end=1.0, guidance=4.0):
     pipe = stock_pictures(tiny, net, scales)
     generator = torch.Generator().manual_seed(JOB["seed"])
     latents = pipe.prepare_latents(1, 16, 256, 256, torch.float32, torch.device("cpu"), generator)
     several = len(scales) > 1
     return np.asarray(
         pipe(
-            prompt=JOB["prompt"], negative_prompt=" ", true_cfg_scale=4.0, width=256, height=256,
+            prompt=JOB["prompt"], negative_prompt=" ", true_cfg_scale=guidance, width=256, height=256,
             num_inference_steps=JOB["num_inference_steps"], generator=generator, latents=latents,
             control_image=[edges] * len(scales) if several else edges,
             controlnet_conditioning_scale=list(scales) if several else scales[0],
@@ -132,6 +138,100 @@ def test_the_step_cache_serves_such_a_job_too(worker, edges):
     cached, metadata = drawn(worker, **control, preset="balanced")
     exact, _ = drawn(worker, **control, preset="quality")
     assert metadata["step_cache"] is True and not np.array_equal(cached, exact) and psnr(cached, exact) > 25
+
+
+@contextmanager
+def stock_with_lora(tiny, net, scale, schedule=None):
+    """Within, diffusers' own pipeline has the tiny few-step LoRA; `schedule`: changes to its own."""
+    pipe = stock_pictures(tiny, net, (1.0,))
+    scheduler = pipe.scheduler
+    pipe.load_lora_weights(tiny / LORA.parent, weight_name=LORA.name, adapter_name="one")
+    pipe.set_adapters("one", scale)
+    pipe.scheduler = type(scheduler).from_config(scheduler.config, **schedule or {})
+    try:
+        yield
+    finally:
+        pipe.unload_lora_weights()
+        pipe.scheduler = scheduler
+
+
+def test_a_job_s_lora_changes_the_transformer_as_diffusers_own_pipeline_has_it(
+    warm_workers, tiny, net, edges, tmp_path_factory
+):
+    folder = tmp_path_factory.mktemp("loras")
+    shutil.copy(tiny / LORA, folder / "style.safetensors")  # whose name says nothing of few steps
+    worker = warm_workers(QWEN_CONTROLNET=str(net), QWEN_FALLBACK="forbid", QWEN_LORA_ROOTS=str(folder))
+    control, lora = {"control_image": as_text(edges)}, {"loras": [{"path": "style.safetensors", "scale": 0.6}]}
+    ours, metadata = drawn(worker, **control, **lora)
+    with stock_with_lora(tiny, net, 0.6):
+        assert abs(ours - by_stock(tiny, net, edges)).max() <= 2
+    assert metadata["loras"][0]["scale"] == 0.6 and not warnings_of(metadata)
+    assert psnr(ours, drawn(worker, **control)[0]) < 45 and psnr(ours, drawn(worker, **lora)[0]) < 45
+
+
+def test_few_steps_follow_the_lora_s_schedule(warm_workers, tiny, net, edges):
+    fast = {"QWEN_IMAGE_FAST_LORA": str(tiny / LORA)}
+    worker = warm_workers(QWEN_CONTROLNET=str(net), QWEN_FALLBACK="forbid", **fast)
+    ours, metadata = drawn(worker, control_image=as_text(edges), preset="fast")
+    with stock_with_lora(tiny, net, 1.0, few_step.SCHEDULER):
+        assert abs(ours - by_stock(tiny, net, edges, guidance=1.0)).max() <= 2
+    assert (metadata["preset"], metadata["guidance_scale"]) == ("fast", 1.0) and not warnings_of(metadata)
+
+
+def test_previews_show_a_controlled_drawing_and_do_not_change_it(worker, edges):
+    fields = {**JOB, "control_image": as_text(edges), "num_inference_steps": 20}
+    told = []
+
+    async def tell(message):
+        told.append(message)
+
+    worker.previewer.cost_seconds = 0.0
+    reply = asyncio.run(worker.answer({"id": "look", "input": {**fields, "preview": True}}, tell))
+    previews = [np.asarray(picture_of(message["preview"])) for message in told if "preview" in message]
+    last = np.asarray(picture_of(reply["image"]).resize(previews[-1].shape[1::-1], Image.Resampling.BOX)).astype(int)
+    assert psnr(previews[-1].astype(int), last) > 20
+    assert asyncio.run(worker.answer({"id": "look", "input": fields}))["image"] == reply["image"]
+
+
+def test_a_modulation_table_draws_the_same_to_the_bit(warm_workers, net, edges):
+    settings = {"QWEN_CONTROLNET": str(net), "QWEN_FALLBACK": "forbid", "QWEN_PRECISION": "bf16"}
+    control = {"control_image": as_text(edges), "num_inference_steps": 2}
+    computed, _ = drawn(warm_workers(**settings), **control)
+    worker = warm_workers(**settings)
+    place_by(worker, replace(worker.pipelines.place("generate"), table=True))
+    looked_up, _ = drawn(worker, **control)
+    assert worker.pipelines.get("generate").table is not None and np.array_equal(looked_up, computed)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8", "nf4"])
+def test_quantized_transformers_are_followed_by_it(warm_workers, worker, net, edges, precision):
+    settings = {"QWEN_CONTROLNET": str(net), "QWEN_FALLBACK": "forbid", "QWEN_PRECISION": precision}
+    control = {"control_image": as_text(edges), "num_inference_steps": 2}
+    ours, exact = (drawn(one, **control)[0] for one in (warm_workers(**settings), worker))
+    assert psnr(ours, exact) > psnr(ours, drawn(worker, num_inference_steps=2)[0]) + 6
+
+
+def test_memory_that_controlled_jobs_lack_changes_nothing_for_plain_ones(warm_workers, net, edges, monkeypatch):
+    worker = warm_workers(QWEN_CONTROLNET=str(net), QWEN_FALLBACK="forbid")
+    plain = {"width": 512, "height": 512, "num_inference_steps": 1}
+    control = plain | {"control_image": as_text(edges)}
+    before = [drawn(worker, **fields)[0] for fields in (plain, control)]
+    decoder = worker.pipelines.get("generate").pipe.vae.decoder
+    decode, sides = decoder.forward, []
+
+    def short(x, *args, **kwargs):
+        sides.append(x.shape[3])
+        if x.shape[3] > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.27 GiB")
+        return decode(x, *args, **kwargs)
+
+    monkeypatch.setattr(decoder, "forward", short)
+    for _ in range(2):
+        drawn(worker, **control)
+    assert max(sides) == 32  # both tried to decode whole
+    monkeypatch.undo()
+    assert np.array_equal(drawn(worker, **plain)[0], before[0])
+    assert not np.array_equal(drawn(worker, **control)[0], before[1])  # which begins in tiles by now
 
 
 def test_health_names_it(worker, edges):
