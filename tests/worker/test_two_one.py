@@ -325,6 +325,13 @@ def test_a_lora_in_its_layout_changes_its_own_picture_alone(worker, stock, lora_
     assert output_of(worker)["image"] == plain
 
 
+def test_the_endpoint_s_own_lora_is_part_of_every_picture(cold_worker, settings_21, worker, stock, lora_folder):
+    path = write(lora_folder / "every.safetensors", matrices(stock.transformer, LAYERS))
+    job = {"loras": [{"path": path.name, "scale": 2}]}
+    own = cold_worker(**settings_21, QWEN_LORAS=json.dumps([{"path": str(path), "scale": 2}]))
+    assert output_of(own)["image"] == output_of(worker, **job)["image"] != output_of(worker)["image"]
+
+
 def test_a_lora_of_the_other_architecture_is_refused_by_name_before_a_model_is_loaded(
     cold_worker, settings_21, stock, lora_folder, warm_worker
 ):
