@@ -313,6 +313,27 @@ def after_last(empty, pipe, step, _timestep, tensors):
     return tensors
 
 
+def test_guidance_in_a_part_of_the_steps_reads_the_caches_of_both_passes(worker, monkeypatch):
+    """The first step fills them, also where it has no guidance itself."""
+    passes = []
+    output_of(worker)
+    pipe = worker.pipelines.get("generate").pipe
+    stock = type(pipe.transformer).forward
+    monkeypatch.setattr(
+        type(pipe.transformer), "forward", lambda *args, **named: passes.append(named) or stock(*args, **named)
+    )
+    job = {"num_inference_steps": 4, "guidance_scale": 4, "negative_prompt": "dark"}
+    pictures = []
+    for more, count in (({}, 8), ({"guidance_start": 0.5}, 7), ({"guidance_end": 0.5}, 6), ({"guidance_end": 0.2}, 5)):
+        passes.clear()
+        output = output_of(worker, **job, **more)
+        assert len(passes) == count, more
+        pictures.append(output["image"])
+    assert len(set(pictures)) == 4
+    passes.clear()
+    assert output_of(worker, **{**job, "guidance_scale": 1})["image"] == pictures[3] and len(passes) == 4
+
+
 # LoRAs
 
 
