@@ -12,7 +12,12 @@ import sys
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
-from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_qwenimage import (
+    QwenDoubleStreamAttnProcessor2_0,
+    QwenEmbedRope,
+    apply_rotary_emb_qwen,
+)
 from PIL import Image, ImageChops
 
 from qwen_worker.checkpoints import checkpoint
@@ -54,6 +59,7 @@ from ..support.patience import run_to_its_end
 
 # What a pass reads: the picture, and in an edit the picture it starts from; text of two lengths.
 SHAPES = {"generate": [(1, 8, 6)], "edit": [(1, 8, 6), (1, 10, 10)]}
+TEXT = "encoder_hidden_states"
 TOLERANCE = {precision: tolerances.PASS[dtype] for precision, dtype in DTYPES.items()}
 CASES = pytest.mark.parametrize(("task", "precision", "batch"), list(itertools.product(SHAPES, DTYPES, (1, 2))))
 
@@ -112,6 +118,25 @@ def difference(transformer, task, precision, batch, **inputs):
 def test_the_real_rotary_embedding_is_bit_equal(built, task, precision, batch):
     pipe, _ = built(task, precision, Speedup.ROTARY)
     assert difference(pipe.transformer, task, precision, batch) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values())
+def test_the_attention_of_a_block_of_the_released_width_is_bit_equal(dtype):
+    """Of 16 tokens of a picture and 8 of a text."""
+    torch.manual_seed(0)
+    stock = QwenDoubleStreamAttnProcessor2_0()
+    layers = Attention(
+        query_dim=3072, added_kv_proj_dim=3072, dim_head=128, heads=24, out_dim=3072, context_pre_only=False, bias=True,
+        processor=stock, qk_norm="rms_norm", eps=1e-6,
+    ).to(dtype)  # fmt: skip
+    rotary = QwenEmbedRope(theta=10_000, axes_dim=[16, 56, 56], scale_rope=True)
+    angles = rotary([[(1, 4, 4)]], max_txt_seq_len=8, device=torch.device("cpu"))
+    given = {name: torch.randn(1, tokens, 3072).to(dtype) for name, tokens in (("hidden_states", 16), (TEXT, 8))}
+    with torch.no_grad():
+        theirs = stock(layers, **given, encoder_hidden_states_mask=None, image_rotary_emb=angles)
+        real = tuple(map(attention.real_angles, angles))
+        ours = attention.JointAttention()(layers, **given, image_rotary_emb=real)
+    assert all(map(torch.equal, ours, theirs))
 
 
 def test_the_real_rotary_embedding_turns_as_complex_numbers_do():
