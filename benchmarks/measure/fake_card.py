@@ -68,6 +68,13 @@ class FakeCard(FakeTensorMode):
         return super().dispatch(func, types, args, kwargs or {})
 
 
+class HostGenerator(torch.Generator):
+    """Stands where a card's generator of random numbers would: none are drawn."""
+
+    def __new__(cls, device: Any = "cpu") -> "HostGenerator":
+        return super().__new__(cls, "cpu")
+
+
 def is_known(tensor: Any) -> bool:
     """Whether the number in a fake tensor is known, as that of one made from a number of Python's."""
     return getattr(tensor, "constant", None) is not None
@@ -131,6 +138,7 @@ def answers(capability: Capability, name: str) -> Iterator[tuple[Any, str, Any]]
     }  # fmt: skip
     for attribute, value in asked.items():
         yield torch.cuda, attribute, answer(value)
+    yield torch, "Generator", HostGenerator
     yield torch.cuda.graphs, "_cuda_isCurrentStreamCapturing", answer(False)
     interface = {
         "is_available": True, "get_device_properties": properties, "get_compute_capability": 10 * major + minor,
