@@ -41,7 +41,8 @@ OLDEST_TESTS := tests/memory tests/model tests/speed tests/weights tests/lora/te
 	tests/worker/test_handler.py::test_a_spoiled_card_asks_for_a_fresh_worker_once \
 	tests/worker/test_picture_layers.py::test_without_a_prompt_the_model_describes_the_picture_itself \
 	tests/worker/test_two_one.py::test_the_prefix_cache_is_given_up_before_the_picture_is_decoded \
-	tests/worker/test_two_one.py::test_fast_draws_on_the_schedule_of_its_lora
+	tests/worker/test_two_one.py::test_fast_draws_on_the_schedule_of_its_lora \
+	tests/ranks/test_two_cards.py::test_twenty_jobs_of_all_kinds_are_equal_to_the_byte
 
 test-versions: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal $(OLDEST_TESTS)

@@ -97,7 +97,7 @@ class Worker:
         self.pipelines = Pipelines(settings, self.catalogue, self.loras.open_for_endpoint, machine)
         self.loader = Loader(settings, self.pipelines, self.inference_thread)
         self.queue = WaitingQueue(self.inference_thread)
-        self.batches = Batches(self.queue, settings.QWEN_BATCH)
+        self.batches = Batches(self.queue, settings.QWEN_BATCH, settings.QWEN_GPUS)
         self.prompt_cache = PromptCache(round(settings.QWEN_PROMPT_CACHE_MB * 1e6))
         self.paces, self.previewer, self.counters = Paces(), Previewer(), health.Counters()
         self.bucket, self.signer = bucket_from_settings(settings), signer_from_settings(settings)

@@ -12,6 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = {
     "handler": "what the worker adds to the bare pipeline call",
     "throughput": "jobs a minute with and without prefetch, and by a plain handler",
+    "two_cards": "seconds a step with guidance's passes on two ranks, against one",
     "soak": "many jobs under faults: each ends once, and rightly",
     "fit": "memory, seconds a step and loading on each card, predicted and measured, beside stock diffusers",
     "speed": "seconds of each stage, ours and stock diffusers in turns, against the floor",

@@ -57,7 +57,6 @@ def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
             results[way] = Image.open(io.BytesIO(base64.b64decode(reply["image"])))
             row[f"{way}: untouched, dB"] = psnr(results[way], photo, untouched)
             row[f"{way}: size"] = reply["metadata"]["dimensions"]
-            row[f"{way}: round by the file"] = reply["metadata"]["lineage"].get("round", 1)
         rows.append(row)
     return rows, {"steps": options.steps, "size": f"{photo.width}x{photo.height}", "prompts": PROMPTS}
 

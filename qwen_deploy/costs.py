@@ -18,6 +18,7 @@ from .options import CostOptions
 from .purchase import wish_of
 from .recommended import environment_of_models
 from .screen import Screen
+from .second_card import draws_on_two
 from .session import ROOT, Session
 
 DAY_SECONDS = 86_400
@@ -61,7 +62,8 @@ def show_costs(screen: Screen, options: CostOptions, session: Session) -> None:
     fits = [cards.fit(pool, settings, tasks, options.ram_gb, torch_cuda) for pool in pools]
     timings = session.records.timings(endpoint["id"]) if endpoint else []
     fields = {**configuration.DEFAULTS, **present}
-    read = offers.read_offers(fits, settings, tasks, timings, int(str(fields["gpu.count"])))
+    count = int(str(fields["gpu.count"]))
+    read = offers.read_offers(fits, settings, tasks, timings, count, draws_on_two(settings, count))
     limit = float(str(fields["timeout"])) / 1000
     chosen, why_none = chosen_pools(read, options, tasks, limit)
     source = "volume" if fields.get("networkVolumes") else "disk"

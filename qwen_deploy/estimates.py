@@ -46,6 +46,7 @@ class Drawing:
     kind: str | None
     preset: str
     steps: int
+    gpus: int = 1  # on which one picture is drawn
 
 
 class Row(TypedDict):
@@ -86,12 +87,20 @@ class SecondsTable:
         if row is None or drawing.kind is None:
             return None
         wanted = {"card": card, "plan": layout, "kind": drawing.kind, "preset": drawing.preset, "steps": drawing.steps}
+        seconds, usual = row[drawing.kind], self.presets[drawing.preset]
+        saved = self.passes_saved(drawing) * seconds["pass"]
         for job in self.measured:
             if all(job[name] == value for name, value in wanted.items()):
-                return Figure(float(str(job["seconds"])), MEASURED)
-        seconds, usual = row[drawing.kind], self.presets[drawing.preset]
+                return Figure(float(str(job["seconds"])) - saved, COMPUTED if saved else MEASURED)
         more_passes = (drawing.steps - usual["steps"]) * usual["passes"] / usual["steps"]
-        return Figure(seconds[drawing.preset] + more_passes * seconds["pass"], COMPUTED)
+        return Figure(seconds[drawing.preset] + more_passes * seconds["pass"] - saved, COMPUTED)
+
+    def passes_saved(self, drawing: Drawing) -> float:
+        """How many passes a second card computes beside others: half of guidance's, but for the first step's."""
+        usual = self.presets[drawing.preset]
+        if drawing.gpus == 1 or drawing.preset == Preset.FAST:  # which draws without guidance
+            return 0.0
+        return max(0.0, usual["passes"] * drawing.steps / usual["steps"] / 2 - 1)
 
     def load(self, device: str, layout: str, source: str) -> Figure | None:
         """From a worker's start to its first pass, its files being on a "disk" or a "volume"; downloads left out."""
@@ -115,7 +124,7 @@ def measured_job(timings: Sequence[Timing], types: Sequence[str], role: str, dra
         timing["seconds"] / timing["pictures"]
         for timing in timings
         if timing["task"] in TASKS_OF_ROLE[role] and timing["card"] in types and timing["steps"] == drawing.steps
-        and pixels_of(timing["size"]) in PIXELS
+        and pixels_of(timing["size"]) in PIXELS and timing.get("gpus", 1) == drawing.gpus
     ]  # fmt: skip
     return Figure(statistics.median(seconds), MEASURED_HERE) if seconds else None
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
-from . import cards, configuration, purchase
+from . import cards, configuration, purchase, second_card
 from .build_plan import weights_notes
 from .configuration import Configuration
 from .endpoints import endpoint_named, endpoint_with_id
@@ -41,6 +41,12 @@ class Intent:
     notes: list[str]
 
     @property
+    def draws_on_two(self) -> bool:
+        """Whether one picture is to be drawn on two cards."""
+        settings = worker_settings(self.target["env"])
+        return second_card.draws_on_two(settings, self.target.get("gpu.count", 1))
+
+    @property
     def changes(self) -> list[configuration.Change]:
         return configuration.changes(self.present or {}, self.target)
 
@@ -68,7 +74,9 @@ def read_intent(session: Session, options: DeployOptions, image: Image, version:
     if not endpoint:
         requested["name"] = endpoint_name(options, image)
     notes = resolve_names(Storage(session.api), requested, present)
-    env, unset, tasks = environment_from_options(options, present["env"] if present else {})
+    own_env = present["env"] if present else {}
+    env, unset, tasks = environment_from_options(options, own_env)
+    env |= second_card.environment_for(options.gpu_count, env, own_env)
     torch_cuda = cuda_floor(ROOT, options.build_arg)
     min_cuda = options.min_cuda or (None if endpoint else torch_cuda)
     if min_cuda:

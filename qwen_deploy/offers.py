@@ -4,7 +4,7 @@ Knows nothing of an endpoint's configuration, and sends nothing.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 
 from qwen_worker.settings import Settings
@@ -73,14 +73,16 @@ class Wish:
 
 
 def read_offers(
-    fits: Sequence[Fit], settings: Settings, tasks: Sequence[str], timings: Sequence[Timing] = (), cards: int = 1
-) -> list[Offer]:
-    """An offer of each pool, for workers of so many cards. `timings`: of the endpoint's own jobs.
+    fits: Sequence[Fit], settings: Settings, tasks: Sequence[str], timings: Sequence[Timing] = (), cards: int = 1,
+    on_two: bool = False,
+) -> list[Offer]:  # fmt: skip
+    """An offer of each pool, for workers of so many cards. `timings`: of the endpoint's own jobs; `on_two`: whether
+    one picture is drawn on two cards.
 
     Raises `DeployError` without the table.
     """
     table = SecondsTable()
-    drawings = {task: drawing_of(settings, task) for task in tasks}
+    drawings = {task: replace(drawing_of(settings, task), gpus=2 if on_two else 1) for task in tasks}
     return [offer_of(fit, table, drawings, timings, fit.pool.price * cards) for fit in fits]
 
 

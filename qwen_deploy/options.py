@@ -207,7 +207,7 @@ def add_endpoint(group: Group) -> None:
     group.add_argument("--gpu", help="pools of cards, e.g. ADA_24,AMPERE_48; auto: by --seconds and --prefer")
     add_fit(group)
     group.add_argument(
-        "--gpu-count", type=positive_count, help="cards a worker (default: 1, which is what the worker uses)"
+        "--gpu-count", type=positive_count, help="cards a worker, 1 or 2; one picture is drawn on both (default: 1)"
     )
     group.add_argument("--min-cuda", help="least CUDA version of a host's driver (default: of the torch in the image)")
     group.add_argument("--no-fit-check", action="store_true", help="take pools that the models do not fit")

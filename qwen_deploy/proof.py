@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from . import configuration
+from . import configuration, second_card
 from .cards import worker_card
 from .configuration import Configuration
 from .errors import NotServing
@@ -44,15 +44,20 @@ def prove(
     for task in intent.tasks:
         with screen.live_progress():
             answer, files = jobs.draw(task, drawing_fields(options), options.output)
+        if intent.draws_on_two:
+            second_card.require_two_drew(task, answer.metadata)
         card = worker_card(session.api, endpoint["id"], answer.worker_id)
         session.records.add_timing(endpoint["id"], job_timing(task, answer, card))
         if overrun := explain_overrun(task, answer, jobs.limit, stage=None):
             raise NotServing(overrun)  # nothing but a longer limit than callers have lets such a job end
-        screen.good(f"{task}: {answer.seconds:.1f} s on {card or 'a card'}, {', '.join(map(str, files))}")
+        count = "two of " if answer.metadata.get("gpus") == second_card.MOST else ""
+        screen.good(f"{task}: {answer.seconds:.1f} s on {count}{card or 'a card'}, {', '.join(map(str, files))}")
         if warning := explain_closeness(task, answer, jobs.limit):
             screen.warn(warning)
     with screen.live_progress():
         models = cast(list[JsonObject], jobs.health().get("models") or [])
+    if intent.draws_on_two:
+        second_card.require_two_at_work(models)
     report_self_checks(models, screen)
     if intent.changes and intent.with_fallback_forbidden().target != intent.target:
         settle(session, options, intent, endpoint)
@@ -215,7 +220,7 @@ def describe_wrong_version(deployed: str, version: object) -> str:
 
 def job_timing(task: str, answer: Answer, card: str | None) -> Timing:
     metadata, load = answer.metadata, load_seconds(answer)
-    return {
+    timing: Timing = {
         "task": task,
         "card": card,
         "seconds": round(max(answer.seconds - load, metadata.get("processing_time", 0.0) - load, 0.0), 3),
@@ -224,3 +229,5 @@ def job_timing(task: str, answer: Answer, card: str | None) -> Timing:
         "size": metadata.get("dimensions"),
         "steps": metadata.get("steps"),
     }
+    gpus = metadata.get("gpus", 1)
+    return {**timing, "gpus": gpus} if gpus > 1 else timing

@@ -9,7 +9,7 @@ from math import inf
 
 from qwen_worker.settings import Settings
 
-from . import cards, offers
+from . import cards, offers, second_card
 from .errors import DeployError, UsageError
 from .offers import Offer, Wish
 from .options import DeployOptions, FitOptions
@@ -52,7 +52,8 @@ def plan_purchase(
         fits = [cards.Fit(pool, None, "not checked") for pool in pools]
     else:
         fits = [cards.fit(pool, settings, tasks, options.ram_gb, torch_cuda) for pool in pools]
-    read = offers.read_offers(fits, settings, tasks, timings, gpu_count)
+    on_two = second_card.draws_on_two(settings, gpu_count)
+    read = offers.read_offers(fits, settings, tasks, timings, gpu_count, on_two)
     wish = wish_of(options, tasks, limit)
     if is_auto:
         chosen = offers.choose_offers(read, wish)
@@ -60,7 +61,11 @@ def plan_purchase(
         names = cards.require_pools(names, fits, options.ram_gb, not options.no_fit_check)
         offers.require_priced(read, names)
         chosen = [offer for name in names for offer in read if offer.fit.pool.id == name]
-    return Purchase(read, chosen, min_cuda, notes_of(chosen, wish))
+    notes = notes_of(chosen, wish)
+    if on_two:
+        with_one = offers.read_offers(fits, settings, tasks, timings)
+        notes += second_card.notes_of(chosen, with_one, settings, options.ram_gb)
+    return Purchase(read, chosen, min_cuda, notes)
 
 
 def wish_of(options: FitOptions, tasks: Sequence[str], limit: float) -> Wish:

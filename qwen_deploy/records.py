@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 from .endpoints import plain_name
 from .errors import DeployError
@@ -44,6 +44,7 @@ class Timing(TypedDict):
     pictures: int
     size: str | None
     steps: int | None
+    gpus: NotRequired[int]  # that drew one picture, where there was more than one
 
 
 class Records:

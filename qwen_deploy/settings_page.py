@@ -34,7 +34,7 @@ SECTIONS = {
         "[Memory](operating.md#memory)",
         ["QWEN_IMAGE_MODEL", "QWEN_EDIT_MODEL", "QWEN_LAYERED_MODEL", "QWEN_IMAGE_TRANSFORMER", "QWEN_EDIT_TRANSFORMER",
          "QWEN_CONTROLNET", "QWEN_TASKS", "QWEN_MODEL_ROOTS", "QWEN_PRECISION", "QWEN_SAVINGS",
-         "QWEN_VRAM_GB"],
+         "QWEN_VRAM_GB", "QWEN_GPUS"],
     ),
     "Loading": (
         "[Loading](operating.md#loading), [When a model cannot be loaded](operating.md#when-a-model-cannot-be-loaded)",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Pipelines = dict[str, diffusers.DiffusionPipeline]  # "generate" and "edit"
 
 STEPS = {
-    "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200, "control": 3500,
+    "vae": 8000, "text": 800, "generate": 18000, "edit": 10500, "few_step": 1500, "mistaken": 1200, "control": 7000,
     "layered_vae": 1000, "layered": 4000, "layered_decoder": 2500,
 }  # fmt: skip
 RATE = {
@@ -49,7 +49,7 @@ EDIT_SIZES = (
     Size(832, 1248, pictures=30, wordings=12, tokens=192, share=1),
 )
 CONTROL_SIZES = (  # as many tokens of each: their blocks are compiled once
-    Size(256, 256, pictures=900, wordings=3, tokens=64, share=3),
+    Size(256, 256, pictures=900, wordings=3, tokens=64, share=6),
     Size(512, 512, pictures=120, wordings=6, tokens=64, share=1),
 )
 LAYERED_SIZES = (  # wordings do not count: captions are none of the picture's own

@@ -49,6 +49,14 @@ class Prepared(StrEnum):
     OFF = "off"
 
 
+class Gpus(StrEnum):
+    """How many cards one picture is drawn on."""
+
+    ONE = "1"
+    TWO = "2"
+    AUTO = "auto"  # two, where the worker has two
+
+
 class SelfCheck(StrEnum):
     """Whether a loaded model's optimisations are compared with the plain way."""
 
@@ -165,6 +173,14 @@ class ModelSettings(BaseSettings):
         default=None,
         gt=0,
         description="The most GPU memory that the worker may use, in GB (1e9 bytes). Without it: all of the card's.",
+    )
+    QWEN_GPUS: Gpus = Field(
+        default=Gpus.ONE,
+        description=(
+            "How many cards of a worker draw one picture: 1, 2, or auto, which is 2 where the worker has a second "
+            "card. With 2 each of guidance's two passes has a card of its own. Where the second card cannot be used, "
+            "the first draws alone, and health says why."
+        ),
     )
     QWEN_MODEL_ROOTS: Folders = Field(
         default=tuple(Path(root) for root in MODEL_ROOTS),

@@ -1,4 +1,4 @@
-"""Who may import whom: six layers, twelve packages, no circle; sockets and torch only where they are named here.
+"""Who may import whom: seven layers, thirteen packages, no circle; sockets and torch only where they are named here.
 
 Reads the imports of every module as text, those inside functions and those for types too.
 """
@@ -25,11 +25,11 @@ LAYERS = (
         "whole_file",
     ),
     ("jobs", "network", "memory", "model"),
-    ("pictures", "serving", "checkpoints", "speed"),
+    ("pictures", "serving", "checkpoints", "speed", "ranks"),
     ("lora", "weights"),
     ("loading",),
     ("drawing",),
-    ("prepare", "check_card"),
+    ("prepare", "check_card", "second_rank"),
 )
 LAYER = {place: number for number, places in enumerate(LAYERS) for place in places}
 
@@ -44,7 +44,8 @@ OPENS_SOCKETS = {"network", "checkpoints.remote", "serving.progress"}
 
 TENSORS = {"torch", "diffusers", "transformers", "accelerate", "peft", "torchao", "bitsandbytes"}
 TOUCHES_TENSORS = {
-    "model", "speed", "lora", "weights", "loading", "drawing", "memory.card", "memory.cuda", "prepare", "check_card",
+    "model", "speed", "lora", "weights", "ranks", "loading", "drawing", "memory.card", "memory.cuda", "prepare",
+    "check_card", "second_rank",
 }  # fmt: skip
 
 

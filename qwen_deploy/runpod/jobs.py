@@ -23,6 +23,7 @@ class Metadata(TypedDict, total=False):
     height: int
     dimensions: str
     steps: int
+    gpus: int
     seed: int
     seeds: list[int]
     processing_time: float  # seconds

@@ -19,7 +19,9 @@ from ..jobs.request import Drawing, Generate
 from ..loading.loaded import LoadedPipeline
 from ..log import log_line
 from ..memory.footprint import MEGAPIXEL
+from ..model_settings import Gpus
 from . import inference, job_plan
+from .configured import splits_rows
 from .prompt_cache import PromptCache
 from .queue import DrawingJob, WaitingQueue
 from .shared_call import EncodedPrompts, draw_together, encode
@@ -31,17 +33,25 @@ OWN_FIELDS = {
 }  # fmt: skip
 
 
-class Batches:
-    """`max_pictures`: that may share a call; 1 for none. Everything but `fewest_calls` is for the inference thread."""
+CARDS = 2  # each draws one picture of a call, where there is no guidance to share
 
-    def __init__(self, queue: WaitingQueue, max_pictures: int):
-        self.queue, self.max_pictures = queue, max_pictures
+
+class Batches:
+    """`max_pictures`: that may share a card's call; 1 for none. `gpus`: that the endpoint asks for.
+
+    Everything but `fewest_calls` is for the inference thread.
+    """
+
+    def __init__(self, queue: WaitingQueue, max_pictures: int, gpus: Gpus = Gpus.ONE):
+        self.queue, self.max_pictures, self.gpus = queue, max_pictures, gpus
         self.max_pixels = MEGAPIXEL  # of a call; halved when one runs out of memory
 
     def fewest_calls(self, request: Drawing) -> int:
         """In how few calls the request's pictures could be drawn."""
         pictures = 1
-        if may_share(request):
+        if self.gpus is not Gpus.ONE and request.guidance_scale <= 1:
+            pictures = CARDS
+        elif may_share(request):
             pictures = min(self.max_pictures, self.max_pixels // (request.width * request.height))
         return math.ceil(request.num_images / max(1, pictures))
 
@@ -61,7 +71,7 @@ class Batches:
             with self.alone_after_failure(entry, joined):
                 encoded = self.gather(loaded, entry, prompt_cache, pictures, joined)
                 entry.job.require_running()
-                drawn = draw_together(loaded, encoded, pictures)
+                drawn = draw_together(loaded, encoded, pictures, rows_apart=splits_rows(loaded, entry.job.request))
         finally:
             for other in joined:
                 self.end_shared_call(other, drawn.get(other))
@@ -73,6 +83,8 @@ class Batches:
         if not may_share(request) or loaded.checkpoint.class_name != "QwenImagePipeline":
             return 1
         plan = job_plan.plan_for(entry, loaded.plan, loaded)
+        if splits_rows(loaded, request):
+            return 1 if plan.needs_tiles(request.width, request.height) else CARDS
         return plan.pictures_per_call(request.width, request.height, self.max_pictures, self.max_pixels)
 
     def gather(

@@ -18,6 +18,7 @@ from ..memory.footprint import Plan
 from ..model_settings import Speedup
 from ..preset_settings import Preset
 from ..speed.limited_guidance import limit_guidance
+from .split_passes import split_between_cards
 
 
 @contextmanager
@@ -28,11 +29,13 @@ def configured(
     plan: Plan,
     apart: bool = False,
     tiles: bool = False,
+    rows_apart: bool = False,
 ) -> Generator[None]:
     """Within, the pipeline is as the request asks for it.
 
     `plan`: of the job, which says how its LoRAs are applied; `apart`: guidance's passes stay two; `tiles`: pictures are
     decoded in tiles. The two passes are one call only where a picture is decoded whole: the memory for that holds both.
+    `rows_apart`: where there is no guidance, the two pictures of a call are drawn on two cards.
     """
     steps = request.num_inference_steps
     drawn = request.drawn_steps
@@ -43,7 +46,8 @@ def configured(
     # One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.
     if steps == 1:
         changes["shift_terminal"] = None
-    cached = caches_steps(loaded, request)
+    cached_steps = drawn if caches_steps(loaded, request) else 0
+    splits = splits_passes(loaded, request) or (rows_apart and splits_rows(loaded, request))
     plain = loaded.pipe.transformer.forward
     with (
         loaded.adapters.apply(loras, plan.streamed_loras, plan.lora_rank),
@@ -51,10 +55,11 @@ def configured(
             compiled=plan.compiled,
             lora_rank=plan.lora_rank,
             separate_passes=apart or tiles or not shares_passes(loaded, request),
-            cached_steps=drawn if cached else 0,
+            cached_steps=cached_steps,
         ),
         configured_scheduler(loaded, changes),
         fixed_sigmas(loaded.pipe, few.sigmas),
+        split_between_cards(loaded, loras, plan, cached_steps, rows_apart) if splits else nullcontext(),
         limited_guidance(loaded.pipe, request, plain),
     ):
         yield
@@ -68,7 +73,17 @@ def caches_steps(loaded: LoadedPipeline, request: Drawing) -> bool:
 def shares_passes(loaded: LoadedPipeline, request: Drawing) -> bool:
     """Whether guidance's two passes are one call for the request, where its picture is small."""
     is_shared = loaded.speed.has(Speedup.GUIDANCE) and not isinstance(request, Edit | Layers)
-    return is_shared and not caches_steps(loaded, request)
+    return is_shared and not caches_steps(loaded, request) and not splits_passes(loaded, request)
+
+
+def splits_passes(loaded: LoadedPipeline, request: Drawing) -> bool:
+    """Whether guidance's two passes are computed on two cards for the request."""
+    return loaded.active_second_card is not None and request.guidance_scale > 1
+
+
+def splits_rows(loaded: LoadedPipeline, request: Drawing) -> bool:
+    """Whether the second card would idle while the request is drawn, and may draw another picture."""
+    return loaded.active_second_card is not None and request.guidance_scale <= 1
 
 
 def limited_guidance(pipe: Any, request: Drawing, plain: Callable[..., Any]) -> AbstractContextManager[None]:

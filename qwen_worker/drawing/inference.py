@@ -4,7 +4,8 @@ One picture a call and not a batch: a batch rounds differently, and each seed mu
 endpoint gives this up for speed, `batching.py` comes first. Knows nothing of how a job arrived or its result leaves.
 """
 
-from typing import NamedTuple
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -12,10 +13,11 @@ from ..errors import JobError
 from ..jobs.reply import DrawingResult
 from ..jobs.tasks import Layers
 from ..loading.loaded import LoadedPipeline, Shortage
+from ..loading.second_card import ON_SECOND
 from ..log import log_line
 from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
 from ..memory.failures import absorb_failure
-from .configured import caches_steps, configured, shares_passes
+from .configured import caches_steps, configured, shares_passes, splits_rows
 from .control import controlled
 from .finite import failed_job_error
 from .job_plan import plan_for, planned_size
@@ -62,25 +64,36 @@ WITHOUT_PREFIX = Attempt(apart=True, tiles=True, prefix=False)
 def draw(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, previewer: Previewer) -> DrawingResult:
     """The pictures of the job's seeds, RGB of its canvas' `result_size`.
 
-    Where a speed-up or the step cache may have failed, all are turned off, and the job is drawn once more from its
-    seeds. Raises `Cancelled` within a step once the job is stopped; `JobError` out_of_memory where CUDA has too little
-    memory even for decoding in tiles, or internal; and `CudaSpoiledError`.
+    Where a speed-up, the step cache or the second card may have failed, all are turned off, and the job is drawn once
+    more from its seeds. Raises `Cancelled` within a step once the job is stopped; `JobError` out_of_memory where CUDA
+    has too little memory even for decoding in tiles, or internal; and `CudaSpoiledError`.
     """
     # No function around the call: the way from a job to its pipeline is to stay short.
     with absorb_failure() as failures:
         return draw_within_memory(loaded, entry, prompt_cache, previewer)
-    cached = caches_steps(loaded, entry.job.request)
-    if names := loaded.speed.stand_all_down(failures[0].reason, cached):
+    cached, second, reason = caches_steps(loaded, entry.job.request), loaded.active_second_card, failures[0].reason
+    names = loaded.speed.stand_all_down(reason, cached) + ["second card"] * (second is not None)
+    if names:
         off = ", ".join(names)
-        log_line(entry.job.id, "WARN", f"drawn once more; off from now on: {off}, after {failures[0].reason}")
+        log_line(entry.job.id, "WARN", f"drawn once more; off from now on: {off}, after {reason}")
         release_unused(loaded.plan.device)
         entry.job.start_over()
-        with absorb_failure() as failures:
-            return draw_within_memory(loaded, entry, prompt_cache, previewer)
+        with second.pause() if second else nullcontext(), absorb_failure() as failures:
+            drawn = draw_within_memory(loaded, entry, prompt_cache, previewer)
+            if second:
+                second.stand_down(reason)
+            return drawn
         if cached:
             loaded.speed.use_step_cache_again()
             log_line(entry.job.id, "WARN", "the job failed without the step cache too, which later jobs have again")
     raise failed_job_error(loaded, entry.job.id, failures[0].reason, bool(entry.job.request.loras))
+
+
+def draws_pairs(loaded: LoadedPipeline, entry: DrawingJob) -> bool:
+    """Whether two of the job's pictures are drawn at a time, one on each card."""
+    request, canvas = entry.job.request, entry.canvas
+    is_plain = not (request.preview or canvas.start or canvas.control or isinstance(request, Layers))
+    return request.num_images > 1 and is_plain and splits_rows(loaded, request)
 
 
 def draw_within_memory(
@@ -92,8 +105,8 @@ def draw_within_memory(
     """
     import torch
 
-    job, canvas, device = entry.job, entry.canvas, loaded.plan.device
-    bytes_before = allocated_bytes(device)
+    job, canvas, device, where = entry.job, entry.canvas, loaded.plan.device, ""
+    bytes_before, passes_before = allocated_bytes(device), loaded.second_card_passes
     size = planned_size(entry)
     kind = (*size, entry.controlnets is not None)
     first, shortage = 0 if shares_passes(loaded, job.request) else 1, loaded.shortages.get(kind, Shortage(0, 0))
@@ -110,15 +123,17 @@ def draw_within_memory(
         pictures: list[Image.Image] = []
         steps = 0
         try:
+            pair = not tiles and draws_pairs(loaded, entry)
             with (
-                configured(loaded, job.request, entry.loras, plan, apart, tiles),
+                configured(loaded, job.request, entry.loras, plan, apart, tiles, rows_apart=pair),
                 vae_tiles(loaded.pipe.vae, tiles),
                 prompt_cache.caching(loaded.pipe, job.require_running),
                 controlled(loaded, entry) as pipe,
             ):
-                for picture_number in range(job.request.num_images):
+                count = job.request.num_images
+                for numbers in (range(start, min(start + 1 + pair, count)) for start in range(0, count, 1 + pair)):
                     keeps_prefix = prefix and plan.prefix_cache
-                    drawn, steps = draw_pictures(pipe, job, canvas, picture_number, previewer, keeps_prefix)
+                    drawn, steps = draw_pictures(pipe, job, canvas, numbers, previewer, keeps_prefix)
                     pictures += drawn
                     job.require_running()
             if number > first:
@@ -128,12 +143,15 @@ def draw_within_memory(
             loaded.not_finite.clear()
             quality = recomposition_db(canvas.sources[0], pictures) if isinstance(job.request, Layers) else None
             controlnet = entry.controlnets and entry.controlnets.name
-            model, peak = loaded.drawing_model, peak_vram_gb()
-            return DrawingResult(
-                pictures, steps, model, peak_vram_gb=peak, recomposition_db=quality, controlnet=controlnet
-            )
-        except torch.OutOfMemoryError:
-            pass
+            facts: dict[str, Any] = {"recomposition_db": quality, "controlnet": controlnet}
+            facts |= {
+                "batch": 1 + pair,
+                "peak_vram_gb": peak_vram_gb(),
+                "gpus": 1 + (loaded.second_card_passes > passes_before),
+            }
+            return DrawingResult(pictures, steps, loaded.drawing_model, **facts)
+        except torch.OutOfMemoryError as error:
+            where = f" {ON_SECOND}" if str(error).startswith(ON_SECOND) else ""
         # Outside the handler, where the traceback no longer holds the tensors that filled the card.
         if device == "cuda":
             torch.cuda.empty_cache()
@@ -143,6 +161,6 @@ def draw_within_memory(
     leaked_bytes = allocated_bytes(device) - bytes_before
     raise JobError(
         "out_of_memory",
-        f"{words} did not fit beside {loaded.checkpoint.name} ({loaded.plan})",
+        f"{words} did not fit beside {loaded.checkpoint.name}{where} ({loaded.plan})",
         refresh_worker=leaked_bytes > LEAK_BYTES,
     )

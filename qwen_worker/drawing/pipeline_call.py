@@ -40,17 +40,19 @@ def vae_tiles(vae: Any, tiles: bool) -> Generator[None]:
 
 
 def draw_pictures(
-    pipe: Any, job: Job, canvas: Canvas, number: int, previewer: Previewer, keeps_prefix: bool = True
+    pipe: Any, job: Job, canvas: Canvas, numbers: range, previewer: Previewer, keeps_prefix: bool = True
 ) -> tuple[list[Image.Image], int]:
-    """Picture `number` of the job, counted from 0, or all layers of one, and the steps that they took.
+    """Pictures `numbers` of the job, counted from 0, or all layers of one, and the steps that they took.
 
-    `keeps_prefix`: whether there is room for a prefix cache.
+    `numbers`: one, or several of a job that begins with no picture and shows none before its end. `keeps_prefix`:
+    whether there is room for a prefix cache.
     """
     import torch
 
     request = job.request
     # A CPU generator draws the same noise whatever the card.
-    generator = torch.Generator("cpu").manual_seed(request.seeds[number])
+    generators = [torch.Generator("cpu").manual_seed(request.seeds[number]) for number in numbers]
+    generator = generators[0]
     if isinstance(request, Layers):
         layers.describe_picture(pipe, job, canvas)
     call = call_arguments(pipe, job, canvas, keeps_prefix)
@@ -77,14 +79,17 @@ def draw_pictures(
             empty_prefixes()
         return tensors
 
-    job.begin_drawing(number)
+    if len(numbers) > 1:
+        call["num_images_per_prompt"] = len(numbers)
+    job.begin_drawing(numbers.start, len(numbers))
     preview = previewer.start(pipe, canvas.size) if request.preview else None
     with cleaning_up(pipe), FiniteCheck(pipe) as check, watching_prefixes(pipe) as empty_prefixes:
-        drawn = pipe(**call, generator=generator, callback_on_step_end=after_step).images[0]
+        given = generators if len(generators) > 1 else generator
+        drawn = pipe(**call, generator=given, callback_on_step_end=after_step).images
         check.require_numbers()
     if isinstance(request, Layers):  # the layered pipeline gives a list of RGBA pictures where the others give one
-        return drawn, steps
-    return [finish_drawing(drawn, request, canvas.finish, job.warn)], steps
+        return drawn[0], steps
+    return [finish_drawing(picture, request, canvas.finish, job.warn) for picture in drawn], steps
 
 
 @contextmanager

@@ -44,15 +44,22 @@ def encode(loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache)
 
 
 def draw_together(
-    loaded: LoadedPipeline, encoded: Mapping[DrawingJob, EncodedPrompts], pictures_per_call: int
+    loaded: LoadedPipeline,
+    encoded: Mapping[DrawingJob, EncodedPrompts],
+    pictures_per_call: int,
+    rows_apart: bool = False,
 ) -> dict[DrawingJob, DrawingResult]:
-    """Every job's pictures, so many of them in a call. Raises `Cancelled` within a step once all jobs are stopped."""
+    """Every job's pictures, so many of them in a call; of two, if `rows_apart`, each on a card of its own.
+
+    Raises `Cancelled` within a step once all jobs are stopped.
+    """
     numbers = [(entry, number) for entry in encoded for number in range(entry.job.request.num_images)]
     calls = [numbers[start : start + pictures_per_call] for start in range(0, len(numbers), pictures_per_call)]
     pictures: dict[DrawingJob, list[Image.Image]] = {entry: [] for entry in encoded}
     steps, leader = 0, numbers[0][0]
     plan = job_plan.plan_for(leader, loaded.plan, loaded)
-    with configured(loaded, leader.job.request, leader.loras, plan):
+    passes_before = loaded.second_card_passes
+    with configured(loaded, leader.job.request, leader.loras, plan, rows_apart=rows_apart):
         for call in calls:
             images, steps = draw_call(loaded, encoded, call)
             for (entry, _), image in zip(call, images, strict=True):
@@ -60,8 +67,9 @@ def draw_together(
             require_any_running(encoded)
     loaded.not_finite.clear()
     model, peak, count = loaded.drawing_model, peak_vram_gb(), len(calls[0])
+    gpus = 1 + (loaded.second_card_passes > passes_before)
     return {
-        entry: DrawingResult(entry_pictures, steps, model, peak_vram_gb=peak, batch=count)
+        entry: DrawingResult(entry_pictures, steps, model, peak_vram_gb=peak, batch=count, gpus=gpus)
         for entry, entry_pictures in pictures.items()
     }
 

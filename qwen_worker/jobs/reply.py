@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired
 from typing_extensions import TypedDict  # before Python 3.12 pydantic reads no TypedDict of typing
 
 from ..errors import LoadError, hide_secrets
+from ..model_settings import Gpus
 from ..preset_settings import Preset
 from ..settings import Settings
 from .few_steps import takes_few_steps
@@ -52,6 +53,7 @@ class DrawingResult:
     peak_vram_gb: float | None = None
     recomposition_db: float | None = None  # of layers: how near they come to the picture again
     batch: int = 1  # how many pictures shared the pipeline's call; where the job had several calls, the first one's
+    gpus: int = 1  # how many cards the transformer's passes were computed on
     controlnet: str | None = None  # the name of the ControlNet that they follow their control pictures by
 
 
@@ -140,6 +142,7 @@ class DrawingFacts(TypedDict):
     stood_down: NotRequired[list[str]]
     fallback_reason: NotRequired[str]
     batch: NotRequired[int]
+    gpus: NotRequired[int]
     peak_vram_gb: NotRequired[float | None]
 
 
@@ -249,6 +252,8 @@ def drawing_facts(
         facts["fallback_reason"] = result.failure.reason
     if drawn_by and settings.QWEN_BATCH > 1:
         facts["batch"] = result.batch
+    if drawn_by and settings.QWEN_GPUS is not Gpus.ONE:
+        facts["gpus"] = result.gpus
     if drawn_by and drawn_by.stood_down:
         facts["stood_down"] = list(drawn_by.stood_down)
     if drawn_by and drawn_by.on_card:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.classes import WEIGHTS
 from ..checkpoints.files import read_json, shards
+from ..errors import JobError, LoadError
 from ..log import log_line
+from ..lora.file import LoraUse
 from ..memory import card, cuda
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import Plan
@@ -25,8 +27,10 @@ from .page_cache import ReadAhead
 from .stand_down import MODULATION, READER, SWAP, TRIM, StoodDown
 
 if TYPE_CHECKING:
+    from ..lora.adapters import Adapters
     from ..model.modulation import ModulationTable
     from ..model.residency import Swap
+    from ..ranks.shared_rows import SharedRows
 
 AHEAD_SHARE = 0.8  # of the RAM that a plan leaves, for weights that are read while the libraries are imported
 
@@ -43,6 +47,7 @@ class Builder:
         self.stopwatch = Stopwatch()  # of the present build, or the last
         self.part = ""
         self.swap: Swap | None = None
+        self.shared_rows: dict[str, SharedRows] = {}  # of modulation tables that a second card has too, by model
 
     def build(
         self,
@@ -90,7 +95,8 @@ class Builder:
             with self.stopwatch("copy"):
                 self.swap.add(model, components["transformer"])
         self.part = MODULATION
-        table = tabulate(components["transformer"], folder, plan, Reading(self.threads, self.stopwatch))
+        reading = Reading(self.threads, self.stopwatch, self.share_rows(model, plan))
+        table = tabulate(components["transformer"], folder, plan, reading)
         self.part = checkpoint.class_name
         import diffusers
 
@@ -148,11 +154,22 @@ class Builder:
             self.swap.clear()
             cuda.release_unused(plan.device)
 
+    def share_rows(self, model: str, plan: Plan) -> "SharedRows | None":
+        """Memory for the modulation table's rows, where a second card's process has them too."""
+        if plan.cards == 1 or not plan.table:
+            return None
+        from ..ranks.shared_rows import SharedRows
+
+        self.shared_rows[model] = SharedRows()
+        return self.shared_rows[model]
+
     def release(self, model: str, device: str) -> None:
         """Give back what a build that failed, or a pipeline that nobody holds any more, has left."""
         if self.swap:
             self.swap.drop(model)
         self.give_back(device)
+        if rows := self.shared_rows.pop(model, None):
+            rows.close()
 
     def give_back(self, device: str) -> None:
         """Give back the card's memory and the pinned memory that no tensor holds."""
@@ -175,3 +192,25 @@ def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
     """What holds the components' weights, in the order in which they are read."""
     files = [file for name in names if name in WEIGHTS for file in shards(folder, name)]
     return files + list(folder.glob("*.safetensors"))
+
+
+def adapters_of(
+    checkpoint: Checkpoint, plan: Plan, pipe: Any, table: "ModulationTable | None", loras: Sequence[LoraUse]
+) -> "Adapters":
+    """What applies LoRAs to the pipeline's transformer. `loras`: the endpoint's own.
+
+    Raises `LoadError` where one of these does not fit the transformer.
+    """
+    import torch
+
+    from ..lora.adapters import Adapters
+
+    dtype, kept_bytes = getattr(torch, plan.dtype), plan.kept_lora_bytes
+    adapters = Adapters(pipe.transformer, table, dtype, plan.device, checkpoint.name, loras, kept_bytes)
+    try:
+        adapters.require_made_for_model(loras)
+        for use in loras:
+            adapters.weights_for(use)
+    except JobError as error:
+        raise LoadError(error.sentence) from None
+    return adapters

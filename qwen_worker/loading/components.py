@@ -22,6 +22,7 @@ from ..stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from ..model.modulation import ModulationTable
+    from ..ranks.shared_rows import SharedRows
 
 LIBRARIES = ("diffusers", "transformers")
 # What the worker's own reader takes of diffusers' components, also on a CPU, for which diffusers refuses it.
@@ -34,6 +35,7 @@ class Reading:
 
     threads: int = LOAD_THREADS
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    shared_rows: "SharedRows | None" = None  # where the modulation table's rows go, if another process has them too
 
 
 TEXT_ENCODERS = "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"  # that can be trimmed
@@ -80,12 +82,13 @@ def tabulate(transformer: Any, folder: Path, plan: Plan, reading: Reading | None
     from ..weights import modulation_rows
 
     reading = reading or Reading()
+    memory = reading.shared_rows.make if reading.shared_rows else None
     with reading.stopwatch("table"):
         if not isinstance(transformer, modulation.TabledTransformer):
             return modulation.computed_table(transformer)
         if modulation_rows.exists(folder):
-            return modulation_rows.read(transformer, folder, reading.threads)
-        return modulation_rows.build(transformer, folder, threads=max(1, reading.threads))
+            return modulation_rows.read(transformer, folder, reading.threads, memory)
+        return modulation_rows.build(transformer, folder, threads=max(1, reading.threads), memory=memory)
 
 
 def is_component(value: Any) -> bool:

@@ -11,6 +11,7 @@ from ..checkpoints.sharing import shared_components
 from ..jobs.reply import DrawingModel
 from ..memory.footprint import GB, Plan
 from ..speed.speedups import STEP_CACHE, Speed
+from .second_card import SecondCard
 
 if TYPE_CHECKING:
     from ..lora.adapters import Adapters
@@ -46,6 +47,7 @@ class LoadedPipeline:
     not_finite: list[str] = field(default_factory=list[str])  # ids of the last jobs in a row that came to NaN
     shortages: dict[Kind, Shortage] = field(default_factory=dict[Kind, "Shortage"])
     findings: "tuple[Finding, ...]" = ()  # of its self-check, none where it had none
+    second_card: SecondCard | None = None  # that draws beside the first, where one does
 
     @property
     def drawing_model(self) -> DrawingModel:
@@ -63,6 +65,16 @@ class LoadedPipeline:
     def stood_down(self) -> dict[str, str]:
         """What of the worker's own it does without because that failed, and why."""
         return self.loaded_without | self.speed.failures
+
+    @property
+    def active_second_card(self) -> SecondCard | None:
+        """The second card, where it draws beside the first at present."""
+        return self.second_card if self.second_card and self.second_card.serves(self.model) else None
+
+    @property
+    def second_card_passes(self) -> int:
+        """How many passes of transformers the second card has computed."""
+        return self.second_card.counts.passes if self.second_card else 0
 
     def components_for(self, checkpoint: Checkpoint) -> list[str]:
         """Its components that serve the checkpoint too: equal ones with all the parts that it needs.

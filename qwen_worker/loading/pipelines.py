@@ -30,11 +30,12 @@ from ..speed.compile_ahead import CompiledLoras, wanted_loras
 from ..speed.speedups import Speed, compile_loras
 from ..stopwatch import Stopwatch
 from . import libraries, prepared, self_check
-from .builder import Builder
+from .builder import Builder, adapters_of
 from .catalogue import Catalogue
 from .crash_notes import CrashNotes
 from .loaded import LoadedPipeline
 from .planner import Planner
+from .second_card import SecondCard, TransformerLoad
 from .self_check import Finding
 from .stand_down import PINNING, READER, ROOM, SELF_CHECK, SPEEDUPS, find_culprits
 from .subject import Subject
@@ -58,7 +59,8 @@ class Pipelines:
         machine: Callable[[], Machine] = read_machine,
     ):
         self.settings, self.catalogue, self.own_loras = settings, catalogue, own_loras
-        self.planner = Planner(settings, catalogue, machine)
+        self.second_card = SecondCard(settings)
+        self.planner = Planner(settings, catalogue, machine, self.second_card)
         self.builder = Builder(settings.QWEN_LOAD_THREADS)
         self.loaded: dict[str, LoadedPipeline] = {}  # by model setting
         self.notes = CrashNotes(compile_store.folder(settings), self.machine_kind)
@@ -79,7 +81,9 @@ class Pipelines:
 
     def report(self) -> list[dict[str, Any]]:
         """What `health` tells of the loaded pipelines."""
-        return [loaded.report() for loaded in list(self.loaded.values())]
+        second = self.second_card.report()
+        more = {"second_card": second} if second else {}
+        return [loaded.report() | more for loaded in list(self.loaded.values())]
 
     def place(self, task: str) -> Plan:
         """Where the task's model goes. Raises `LoadError`, before anything is fetched or allocated, where it cannot."""
@@ -105,7 +109,7 @@ class Pipelines:
             if isinstance(outcome, LoadedPipeline):
                 self.loaded[model] = outcome
                 break
-            self.builder.release(model, self.planner.device(model))
+            self.release(model, self.planner.device(model))
             if isinstance(outcome, LoadError):
                 if self.planner.is_outdated(model, self.loaded.values()):
                     continue  # another process took of the card: the next plan counts with what is left
@@ -143,7 +147,8 @@ class Pipelines:
             shared = self.shared_components(checkpoint)
         loras = self.own_loras(Role.of(task))
         pinning.resume()
-        pipe, table, note = self.build(model, checkpoint, plan, shared, folder, note)
+        pipe, table, note = self.build(model, checkpoint, plan, shared, folder, note, loras)
+        self.second_card.complete_load(model, (rows := self.builder.shared_rows.get(model)) and rows.handle)
         adapters = adapters_of(checkpoint, plan, pipe, table, loras)
         # The endpoint's own LoRAs are part of every picture, and so of what is compiled.
         may_pad = plan.compiled and all(planned.is_20b for planned in plan.models)
@@ -158,11 +163,12 @@ class Pipelines:
         self.builder.part = SPEEDUPS
         with stopwatch("compile"):
             speed = self.compile_loras(subject, adapters, Role.of(task), own_rank)
+        second = self.second_card if self.second_card.await_load(model, speed) else None
         self.builder.part = ""
         seconds = time.perf_counter() - started
         without = dict(off.reasons) | ({PINNING: pinning.refusal} if pinning.refusal else {})
         facts = plan, pipe, table, adapters, tuple(shared), seconds, stopwatch.report(), note, speed, without
-        return LoadedPipeline(model, checkpoint, *facts, findings=findings)
+        return LoadedPipeline(model, checkpoint, *facts, findings=findings, second_card=second)
 
     def compile_loras(self, subject: Subject, adapters: "Adapters", role: str, own_rank: int) -> Speed:
         """The speed-ups with blocks that are compiled for the LoRAs that jobs of the role may bring.
@@ -214,8 +220,13 @@ class Pipelines:
         """Let go of every pipeline: each is planned and loaded anew when a job needs it."""
         for model, loaded in list(self.loaded.items()):
             del self.loaded[model]
-            self.builder.release(model, loaded.plan.device)
+            self.release(model, loaded.plan.device)
         self.planner.forget(())
+
+    def release(self, model: str, device: str) -> None:
+        """Give back what a model has left, on both cards."""
+        self.builder.release(model, device)
+        self.second_card.release(model)
 
     def find_culprits(self, model: str) -> list[str]:
         """What of the worker's own was at work where the model's load has stopped; most suspect first."""
@@ -262,6 +273,7 @@ class Pipelines:
         shared: dict[str, Any],
         folder: Path | None,
         note: str,
+        loras: Sequence[LoraUse],
     ) -> "tuple[Any, ModulationTable | None, str]":
         """The pipeline, its table, and the note which prepared checkpoint they are from, or why they are from none.
 
@@ -272,6 +284,9 @@ class Pipelines:
         off = self.planner.stood_down[model]
 
         def build_from(folder: Path | None) -> "tuple[Any, ModulationTable | None]":
+            own, reasons = tuple(loras), dict(off.reasons)
+            load = TransformerLoad(model, checkpoint, plan, folder, self.settings, own, reasons)
+            self.second_card.begin_load(load)
             return self.builder.build(model, checkpoint, plan, shared, folder, beside_others, off)
 
         if folder and checkpoint.folder is None:
@@ -284,7 +299,7 @@ class Pipelines:
             if not isinstance(built, Failure):
                 return (*built, note)
             note = f"{folder.name} is not used: {built.reason}"
-            self.builder.release(model, plan.device)
+            self.release(model, plan.device)
         return (*build_from(None), note)
 
     def activate(self, loaded: LoadedPipeline) -> float:
@@ -296,6 +311,7 @@ class Pipelines:
         if self.builder.swap is None or not loaded.plan.swapped:
             return 0.0
         bring = functools.partial(self.builder.swap.activate, loaded.model)
+        second, question = self.second_card, self.second_card.activate(loaded.model)
         try:
             seconds = attempt(bring)
             if isinstance(seconds, Failure):  # no transformer is on the card then, and perhaps more of it is free
@@ -303,6 +319,8 @@ class Pipelines:
                 seconds = attempt(bring)
         except CudaSpoiledError as error:
             raise self.blame(loaded, error) from None
+        if question and not isinstance(seconds, Failure) and (failure := second.answer(question).failure):
+            raise JobError("internal", f"{loaded.checkpoint.name} could not be brought to the second card: {failure}")
         if isinstance(seconds, Failure):
             code = "out_of_memory" if seconds.out_of_memory else "internal"
             raise JobError(code, f"{loaded.checkpoint.name} could not be brought to the card: {seconds.reason}")
@@ -315,25 +333,3 @@ class Pipelines:
             for name in other.components_for(checkpoint):
                 shared.setdefault(name, other.pipe.components[name])
         return shared
-
-
-def adapters_of(
-    checkpoint: Checkpoint, plan: Plan, pipe: Any, table: "ModulationTable | None", loras: Sequence[LoraUse]
-) -> "Adapters":
-    """What applies LoRAs to the pipeline's transformer. `loras`: the endpoint's own.
-
-    Raises `LoadError` where one of these does not fit the transformer.
-    """
-    import torch
-
-    from ..lora.adapters import Adapters
-
-    dtype, kept_bytes = getattr(torch, plan.dtype), plan.kept_lora_bytes
-    adapters = Adapters(pipe.transformer, table, dtype, plan.device, checkpoint.name, loras, kept_bytes)
-    try:
-        adapters.require_made_for_model(loras)
-        for use in loras:
-            adapters.weights_for(use)
-    except JobError as error:
-        raise LoadError(error.sentence) from None
-    return adapters

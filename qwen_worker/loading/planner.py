@@ -20,14 +20,22 @@ from ..settings import Settings
 from ..speed.speedups import has_compiler, may_compile
 from .catalogue import Catalogue
 from .loaded import LoadedPipeline
+from .second_card import SecondCard
 from .stand_down import StoodDown, union
 
 
 class Planner:
     """`machine`: reads what plans are made for; a benchmark names a smaller card here."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, machine: Callable[[], Machine]):
+    def __init__(
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        machine: Callable[[], Machine],
+        second_card: SecondCard | None = None,
+    ):
         self.settings, self.catalogue, self.machine = settings, catalogue, machine
+        self.second_card = second_card or SecondCard(settings)
         # By model setting:
         self.plans: dict[str, Plan] = {}
         self.stood_down: defaultdict[str, StoodDown] = defaultdict(StoodDown)  # what a plan must do without
@@ -97,7 +105,7 @@ class Planner:
             held = {name for pipeline in loaded for name in pipeline.components_for(checkpoint)}
             models.append(as_model(checkpoint, before, held))
             before.append(checkpoint)
-        return placement.plan(
+        plan = placement.plan(
             models,
             machine,
             self.settings.QWEN_PRECISION,
@@ -109,3 +117,4 @@ class Planner:
             may_compile(self.settings.QWEN_SPEEDUPS) and has_compiler("cuda") and Speedup.COMPILE not in off.reasons,
             is_planned(self.settings.QWEN_CONTROLNET, checkpoints),
         )
+        return self.second_card.extend(plan, machine)

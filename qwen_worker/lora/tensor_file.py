@@ -75,6 +75,10 @@ class TensorFile:
         self.dtypes = {name: str(entry.get("dtype")) for name, entry in header.items()}
         self.require_ranges()
 
+    def __reduce__(self) -> "tuple[type[TensorFile], tuple[Path, str]]":
+        """For a child process of this one: by the open descriptor, whatever has become of the file's name."""
+        return TensorFile, (Path(f"/proc/{os.getpid()}/fd/{self.descriptor}"), self.label)
+
     def require_ranges(self) -> None:
         """Raises `InvalidInput` unless each tensor has the bytes that it takes, and all lie one after the other."""
         previous_end = 0

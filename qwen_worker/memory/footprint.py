@@ -135,6 +135,7 @@ class Plan:
     lora_rank: int = 0  # to which a job's LoRAs are padded for compiled blocks; 0 for LoRAs as they are
     passes: int = 1  # of guidance, of which each has a prefix cache of its own
     prefix_cache: bool = True  # where the transformer has one
+    cards: int = 1  # on each of which a process has the transformers
     reference_pixels: float | None = None  # of a job that caps its references: megapixels of each
     draws_layers: bool | None = None  # of a job: whether a layered model draws it; None counts with every model
 
@@ -206,15 +207,15 @@ class Plan:
 
     @property
     def pinned_bytes(self) -> int:
-        """Pinned host memory."""
+        """Pinned host memory; both cards' processes have the table's rows in common, and nothing else."""
         if self.device == "cpu":
             return 0
         tables = sum(model.parts.get("modulation_outputs", 0) for model in self.models) * 2 * TIMESTEPS
         return (
             (tables if self.table else 0)
             + (sum(map(self.text_encoder_bytes, self.models)) if self.text_encoder == "streamed" else 0)
-            + (sum(map(self.transformer_bytes, self.models)) if self.swapped else 0)
-            + self.lora_bytes
+            + (self.cards * sum(map(self.transformer_bytes, self.models)) if self.swapped else 0)
+            + self.cards * self.lora_bytes
         )
 
     @property

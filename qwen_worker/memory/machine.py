@@ -65,6 +65,14 @@ def read_gpu() -> Gpu | None:
     return look_for_gpu()[0]
 
 
+def read_second_gpu() -> Gpu | None:
+    """The second GPU that CUDA uses, or None where there is none, or where NVML cannot tell."""
+    try:
+        return nvml.read_card(1)
+    except nvml.Unreadable:
+        return None
+
+
 def look_for_gpu() -> tuple[Gpu | None, str]:
     """The first GPU that CUDA uses, or None and, where a driver is here, why it cannot be used.
 

@@ -36,10 +36,12 @@ class Gpu:
     free_bytes: int
 
 
-def read_card() -> Gpu:
-    """The first card that CUDA uses, or the part of one. Raises `Unreadable`."""
+def read_card(number: int = 0) -> Gpu:
+    """The card of this number, from 0, of those that CUDA uses, or the part of one. Raises `Unreadable`."""
     with library():
-        device, card = first_device(os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        visible = [str(one) for one in range(number + 1)] if named is None else named.split(",")
+        device, card = find_device(visible, number)
         memory = pynvml.nvmlDeviceGetMemoryInfo(device)
         name = str(pynvml.nvmlDeviceGetName(device))
         return Gpu(name, capability_of(card), int(memory.total), int(memory.free))
@@ -58,9 +60,11 @@ def library() -> Generator[None]:
         raise Unreadable(f"NVML says: {error}") from None
 
 
-def first_device(visible: str) -> tuple[Handle, Handle]:
-    """The first device of the value of CUDA_VISIBLE_DEVICES, and the whole card that it is or is a part of."""
-    first = visible.split(",")[0].strip()
+def find_device(visible: Sequence[str], position: int = 0) -> tuple[Handle, Handle]:
+    """The device at this place of CUDA_VISIBLE_DEVICES, and the whole card that it is or is a part of."""
+    if position >= len(visible):
+        raise Unreadable(f"CUDA uses {len(visible)} cards")
+    first = visible[position].strip()
     cards = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
     if first.startswith("MIG-"):
         return match(first, [(part, card) for card in cards for part in parts_of(card)])

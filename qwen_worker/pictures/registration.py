@@ -79,7 +79,7 @@ def register(source: Image.Image, edit: Image.Image) -> Registration:
     small = [detail(at_side(plane, SEARCH_SIDE)) for plane in (first, second)]
     best = Registration(Place(), -1.0, np.zeros((1, 1), bool), np.zeros((1, 1), bool))
     for start in (lambda: searched(*small), Place):
-        place, found = start(), best
+        place, found = start().resized(longest / max(small[0].shape)), best  # the search is one of small planes
         for side in dict.fromkeys(min(side, longest) for side in FIT_SIDES):
             factor = side / longest
             one, other = (detail(at_side(plane, side)) for plane in (first, second))
@@ -200,7 +200,8 @@ def searched(one: "Plane", other: "Plane") -> Place:
     best, place = -1.0, Place()
     for scale in SCALES:
         zoomed = moved_back(other, Place(scale=scale))
-        (x, y), response = cv2.phaseCorrelate(one, zoomed, window)
+        # Of a copy: planes of a size that suits its transform, as 256x192, OpenCV multiplies by the window in place.
+        (x, y), response = cv2.phaseCorrelate(one.copy(), zoomed, window)
         if response > best and abs(x) <= MAX_SHIFT * width and abs(y) <= MAX_SHIFT * height:
             best, place = response, Place(x * scale, y * scale, scale)
     return place

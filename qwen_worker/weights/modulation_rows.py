@@ -4,7 +4,7 @@ A prepared checkpoint has the file in place of the weights: 5.5 GB for 20B where
 left to compute. Imports torch and diffusers: import it inside functions. Knows nothing of when a table is used.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,10 +25,12 @@ from ..model.modulation import (
 )
 from ..model_settings import LOAD_THREADS
 from . import decoding
-from .reader import WeightReader
+from .reader import WeightReader, dtype_of
 from .writer import save
 
 FILE = "modulation.safetensors"
+# (shape, dtype, whether a card fetches from it) -> an uninitialized tensor in host memory, for the rows.
+RowMemory = Callable[[Sequence[int], torch.dtype, bool], torch.Tensor]
 
 
 @torch.no_grad()
@@ -37,6 +39,7 @@ def build(
     folder: Path,
     changes: Mapping[str, torch.Tensor] | None = None,
     threads: int = LOAD_THREADS,
+    memory: RowMemory | None = None,
 ) -> ModulationTable:
     """The table of a `TabledTransformer`, from the weights in the checkpoint's `folder`.
 
@@ -54,7 +57,7 @@ def build(
     weights = {layer: stored[names[layer][0]].tensors[0] for layer in layers}
     layers.sort(key=lambda layer: (weights[layer].file, weights[layer].start))  # the order of the bytes on the disk
     pinned = device.type == "cuda"
-    rows = pinning.empty(stored_rows_shape(transformer), dtype, pinned)
+    rows = (memory or pinning.empty)(stored_rows_shape(transformer), dtype, pinned)
     wanted = [tensor for layer in layers for name in names[layer] for tensor in stored[name].tensors]
     with WeightReader(wanted, str(device), threads) as reader:
 
@@ -82,7 +85,9 @@ def write(table: ModulationTable, folder: Path) -> None:
     save({"rows": table.source.rows}, folder / FILE)
 
 
-def read(transformer: QwenImageTransformer2DModel, folder: Path, threads: int) -> ModulationTable:
+def read(
+    transformer: QwenImageTransformer2DModel, folder: Path, threads: int, memory: RowMemory | None = None
+) -> ModulationTable:
     """The table from the file, its rows in host memory from where a card fetches.
 
     Raises `LoadError` for a file that is damaged or another transformer's.
@@ -91,7 +96,10 @@ def read(transformer: QwenImageTransformer2DModel, folder: Path, threads: int) -
     shapes, needed = [tensor.shape for tensor in tensors], stored_rows_shape(transformer)
     if shapes != [needed]:
         raise LoadError(f"{FILE} holds the shapes {shapes} where the transformer asks for {needed}")
-    with WeightReader(tensors, "cpu", threads, pinned=transformer.device.type == "cuda") as reader:
+    pinned = transformer.device.type == "cuda"
+    with WeightReader(tensors, "cpu", threads, pinned=pinned) as reader:
+        if memory:
+            reader.place(tensors[0].name, memory(needed, dtype_of(tensors[0]), pinned))
         rows = reader.pop(tensors[0].name)
         reader.verify()
     return ModulationTable(transformer, StoredRows(rows))

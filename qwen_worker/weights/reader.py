@@ -84,6 +84,11 @@ class WeightReader:
         for thread in self.threads:
             thread.start()
 
+    def place(self, name: str, tensor: torch.Tensor) -> None:
+        """Have a tensor read into this one, which is in host memory and of its shape and dtype; before the start."""
+        arriving = self.arriving[name]
+        arriving.tensor, arriving.memory = tensor, tensor.reshape(-1).view(torch.uint8)
+
     def pop(self, name: str) -> torch.Tensor:
         """A tensor, once it is there; each can be popped once. Raises what reading raised."""
         self.start()

@@ -28,6 +28,7 @@ def test_no_help_imports_torch():
     assert done.stdout.split() == [
         "handler",
         "throughput",
+        "two_cards",
         "soak",
         "fit",
         "speed",

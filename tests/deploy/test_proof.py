@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from qwen_deploy.proof import job_timing
 from qwen_deploy.runpod.jobs import read_answer
 from qwen_worker.loading.self_check import Finding
@@ -43,3 +45,38 @@ def test_what_failed_in_the_self_check_is_said_and_not_rolled_back(runpod, comma
     ):
         assert words in text, text
     assert text.count("self-check") == 4
+
+
+def on_two(facts, state="on"):
+    """The answers of workers of two cards, of which each drawing's metadata has these facts."""
+
+    def answer(fields, env):
+        reply = draws("v1")(fields, env)
+        if fields["task"] == "health":
+            reply["models"] = [{"model": "Qwen/Qwen-Image", "second_card": {"state": state}}]
+        else:
+            reply["metadata"] |= {"guidance_scale": 4.0} | facts
+        return reply
+
+    return answer
+
+
+def test_two_cards_are_proved_by_what_the_picture_was_drawn_on(runpod, command):
+    runpod.builds[NEW].answer = on_two({"gpus": 2})
+    code, text = command(*SHIP, "--gpu-count", "2")
+    assert code == 0, text
+    assert "s on two of NVIDIA" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("facts", "state", "words"),
+    [
+        ({"gpus": 1}, "on", "metadata.gpus must be 2, not 1: one card drew alone"),
+        ({}, "on", "metadata.gpus must be 2, not None"),
+        ({"gpus": 1, "guidance_scale": 1.0}, "the two cards differ", "the worker says: the two cards differ"),
+    ],
+)
+def test_a_second_card_that_does_not_draw_is_no_deployment(runpod, command, facts, state, words):
+    runpod.builds[NEW].answer = on_two(facts, state)
+    code, text = command(*SHIP, "--gpu-count", "2")
+    assert code == 1 and words in " ".join(text.split()), text

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from benchmarks.rates import CARDS, PRICES
+from qwen_deploy.estimates import SecondsTable
 
 from .conftest import NEW, OLD, SHIP, only, settable_fields
 from .fake_runpod import Build, Fault, draws
@@ -112,9 +113,45 @@ def test_models_that_nobody_counted_are_bought_by_the_hour_and_that_is_said(runp
     assert code == 0 and "is not known for these models and cards, and so not what it costs" in text
 
 
-def test_workers_of_two_cards_cost_twice(runpod, command):
+def test_workers_of_two_cards_cost_twice_and_take_half_and_both_ways_are_shown(runpod, command):
+    """A picture of 50 steps has 100 passes, of which 49 are computed beside others; an edit the same."""
     code, text = command(*SHIP, "--gpu-count", "2", "--dry-run")
     assert code == 0 and "$11.16/h" in numbered(text)["HOPPER_141"]
+    row = next(row for row in SecondsTable().rows.values() if (row["card"], row["plan"]) == ("H200", "bf16"))
+    one = row["generate"]["quality"]
+    two = one - 49 * row["generate"]["pass"]
+    plain = " ".join(text.split())
+    words = f"~{two:.1f} s and ${two * 11.16 / 3600:.4f} on two cards, ~{one:.1f} s and ${one * 5.58 / 3600:.4f} on one"
+    assert f"HOPPER_141: a picture takes {words} (computed)" in plain, plain
+    assert "HOPPER_141: an edit takes ~" in plain and 0.5 < two / one < 0.6
+
+
+def test_workers_of_two_cards_are_told_to_draw_on_both(runpod, command):
+    _, text = command(*SHIP, "--gpu-count", "2", "--dry-run")
+    assert re.search(r"env.QWEN_GPUS +\(none\) +2\b", text), text
+    _, text = command(*SHIP, "--gpu-count", "2", "--env", "QWEN_GPUS=auto", "--dry-run")
+    assert re.search(r"env.QWEN_GPUS +\(none\) +auto\b", text), text
+    _, text = command(*SHIP, "--dry-run")
+    assert "QWEN_GPUS" not in text
+
+
+def test_an_endpoint_that_goes_back_to_one_card_is_told_so(runpod, command):
+    endpoint = runpod.add()
+    endpoint["env"]["QWEN_GPUS"] = "2"
+    _, text = command("--registry", "docker.io/you", "--tag", "v1", "--gpu-count", "1", "--dry-run")
+    assert re.search(r"env.QWEN_GPUS +2 +1\b", text), text
+
+
+def test_ram_for_one_process_alone_is_said_before_a_second_card_is_paid(runpod, command):
+    options = ("--gpu", "AMPERE_48", "--gpu-count", "2", "--ram-gb", "90")
+    code, text = command(*SHIP, *options, "--dry-run")
+    plain = " ".join(text.split())
+    assert "AMPERE_48: one of the two cards would draw alone: two processes would pin" in plain, plain
+
+
+def test_more_than_two_cards_are_refused(runpod, command):
+    code, text = command(*SHIP, "--gpu-count", "3", "--dry-run")
+    assert code == 2 and "--gpu-count must be 1 or 2, not 3" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(("later", "sentence"), [

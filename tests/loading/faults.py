@@ -60,7 +60,8 @@ BY_READER = (
     Fault("transformers renames keys otherwise", "the reader of weights", KeyError("model.layers.0.self_attn.q_proj"),
           (f"{W}.weights.assembly:transformers_model",), READERS[:1]),
     Fault("no thread can read ahead", "reading ahead", RuntimeError("can't start new thread"),
-          (f"{W}.loading.page_cache:ReadAhead.start",)),
+          (f"{W}.loading.page_cache:ReadAhead.start",),
+          constants={f"{W}.loading.libraries:imported": set()}),  # files are read ahead while libraries are imported
     Fault("prepared checkpoints cannot be looked for", "prepared checkpoints", TypeError("'NoneType' is not iterable"),
           (f"{W}.loading.prepared:find",)),
 )  # fmt: skip

@@ -15,7 +15,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from qwen_worker.errors import CODES
-from qwen_worker.lora.ranks import RANKS
 from qwen_worker.model_settings import Precision
 
 from ..conftest import place_by, respond, run, warnings_of
@@ -295,9 +294,11 @@ def test_a_lora_without_room_on_the_card_is_refused_before_anything_is_loaded(co
 def test_a_lora_that_no_graph_takes_is_refused_where_blocks_that_are_not_compiled_have_no_room(
     cold_worker, folder, base
 ):
+    """One of the modulation, where no table stands for that."""
     worker = cold_worker(QWEN_LORA_ROOTS=str(folder))
-    write(folder / "eager.safetensors", matrices(base, PLAIN, rank=RANKS[-1] + 1))
+    write(folder / "eager.safetensors", matrices(base, [*PLAIN, "transformer_blocks.0.img_mod.1"]))
     plan = worker.pipelines.place("generate")
+    assert not plan.table
     quantized = dataclasses.replace(plan, device="cuda", precision=Precision.FP8)
     with_room = dataclasses.replace(quantized.with_loras(10**8), compiled=True)
     place_by(worker, dataclasses.replace(quantized, limit_bytes=with_room.peak_bytes(1024, 1024, tiled=True)))

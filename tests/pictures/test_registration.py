@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.matching import HALF, SIZES, alignment
 from benchmarks.measure.altered_photos import altered
-from qwen_worker.pictures.registration import Place, register, undo
+from qwen_worker.pictures.registration import Place, register, searched, undo
 
 from ..conftest import only_proved
 
@@ -23,6 +23,14 @@ def test_a_shift_and_a_scale_are_found_to_half_a_pixel_though_part_of_the_pictur
     case = altered(np.random.default_rng(number), 640, 512)
     found = register(case.source, case.edit)
     assert found.is_sure and found.place.distance(Place(*case.shift, case.scale), (640, 512)) < HALF
+
+
+def test_the_search_leaves_its_planes_as_they_are():
+    """OpenCV would multiply the one by its window once for each scale, until nothing is left of it but its middle."""
+    one, other = (np.random.default_rng(number).normal(size=(192, 256)).astype(np.float32) for number in (0, 1))
+    before = one.copy(), other.copy()
+    searched(one, other)
+    assert np.array_equal(one, before[0]) and np.array_equal(other, before[1])
 
 
 def test_an_edit_that_is_moved_back_lies_on_its_input():

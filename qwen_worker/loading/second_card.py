@@ -1,0 +1,325 @@
+"""The second card's process as the worker sees it: started, loaded beside the first card, asked for passes, and heard.
+
+It computes passes of transformers and decides nothing. It is told what comes before any tensor is sent, and says what
+it will send before the worker waits for that: a stop, a deadline or a failure of either rank leaves nobody waiting.
+Where it cannot be had, the first card draws alone, and the reason stands in the log and in `health`. Once pictures are
+drawn by it, its end is the worker's: the platform starts another, and hands the jobs out again.
+
+Imports torch inside functions. Knows nothing of what the passes are for.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..errors import LoadError
+from ..log import log_line
+from ..lora.file import LoraUse
+from ..memory import cuda, two_cards
+from ..memory.footprint import GB, Plan
+from ..memory.machine import Machine, read_second_gpu
+from ..memory.nvml import Gpu
+from ..model_settings import Gpus, Speedup
+from ..ranks.channel import Answer, Channel, RankEnded, progress_of
+from ..ranks.link import second_device, working_environment
+from ..serving.job_loop import end_process
+from ..settings import Settings
+from ..speed.speedups import ON, Speed
+
+if TYPE_CHECKING:
+    from ..ranks.shared_rows import SharedHandle
+
+COMMAND = (sys.executable, "-m", "qwen_worker.second_rank")
+ON_SECOND = "on the second card"  # what the words of its failures begin with
+END_SECONDS = 5.0  # that a process may take to be gone once its end of the channel is closed
+
+
+@dataclass(frozen=True)
+class TransformerLoad:
+    """What the second process loads. `folder`: a prepared checkpoint's; `loras`: the endpoint's own; `off`: what has
+    failed before, and why.
+    """
+
+    model: str
+    checkpoint: Checkpoint
+    plan: Plan
+    folder: Path | None
+    settings: Settings
+    loras: tuple[LoraUse, ...]
+    off: dict[str, str]
+
+
+@dataclass(frozen=True)
+class JobSetup:
+    """How a job's passes are computed. `cached_steps`: of the schedule if a step cache serves it, else 0."""
+
+    model: str
+    loras: tuple[LoraUse, ...]
+    streamed_loras: bool
+    lora_rank: int
+    compiled: bool
+    cached_steps: int
+    speedups: frozenset[Speedup]
+
+
+@dataclass
+class Counts:
+    """What the second card has done. `waited_seconds`: of the worker, for predictions that were not there yet."""
+
+    passes: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    waited_seconds: float = 0.0
+    used_bytes: int = 0  # of the second card, or of RAM on a CPU, when it was last heard of
+
+
+@dataclass
+class SecondCard:
+    """For the inference thread; `report` is for any.
+
+    `end`: of the worker, where the second process has ended; `try_link`: the variables with which the cards reach each
+    other, or a `LoadError`.
+    """
+
+    settings: Settings
+    end: Callable[[int], None] = end_process
+    second_gpu: Callable[[], Gpu | None] = read_second_gpu
+    try_link: Callable[[], dict[str, str]] = working_environment
+    refusal: str = ""  # why the first card draws alone
+    counts: Counts = field(default_factory=Counts)
+
+    def __post_init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.channel: Channel | None = None
+        self.device = "cpu"
+        self.link: dict[str, str] | None = None  # the variables with which the cards reach each other, once it is known
+        self.has_joined = False  # whether tensors can be sent
+        self.has_failed = False  # for good: no plan is made with it any more
+        self.is_joining = False
+        self.asked = 0
+        self.loading: dict[str, tuple[int, ...]] = {}  # by model, the numbers of its load's questions
+        self.models: dict[str, str] = {}  # that it has, by their settings, and where
+        self.is_paused = False
+
+    # Whether there is one
+
+    def extend(self, plan: Plan, machine: Machine) -> Plan:
+        """The plan for both cards; as it is, where there is to be one or the second cannot be used."""
+        asked = self.settings.QWEN_GPUS
+        if asked is Gpus.ONE or self.has_failed:
+            return plan
+        on_cpu, cap_gb = plan.device == "cpu", self.settings.QWEN_VRAM_GB
+        second = None if on_cpu else self.second_gpu()
+        if second is None and asked is Gpus.AUTO:
+            self.refusal = "this worker has one card"
+            return plan
+        cost, cap_bytes = 1 if on_cpu else cuda.pinned_cost(), round(cap_gb * GB) if cap_gb else None
+        try:
+            extended = two_cards.on_two_cards(plan, machine, second, cap_bytes, cost)
+        except LoadError as error:
+            self.refuse(error.reason)
+            return plan
+        if not on_cpu and self.link is None:
+            # Cards that do not reach each other would hang in the worker's own process: two others try it first, before
+            # the card is full.
+            try:
+                self.link = self.try_link()
+            except LoadError as error:
+                self.stand_down(error.reason)
+                return plan
+            os.environ.update(self.link)
+        self.refusal = ""
+        return extended
+
+    def serves(self, model: str) -> bool:
+        return model in self.models and not self.is_paused
+
+    @contextmanager
+    def pause(self) -> Generator[None]:
+        """Within, the first card draws alone."""
+        self.is_paused = True
+        try:
+            yield
+        finally:
+            self.is_paused = False
+
+    def refuse(self, reason: str) -> None:
+        if reason != self.refusal:
+            log_line(None, "WARN", f"one card draws alone: {reason}")
+        self.refusal = reason
+
+    def stand_down(self, reason: str) -> None:
+        """Have the first card draw alone from now on."""
+        self.has_failed = True
+        self.refuse(reason)
+        self.close()
+
+    def report(self) -> dict[str, Any] | None:
+        """What `health` tells of it; None where one card was asked for."""
+        if self.settings.QWEN_GPUS is Gpus.ONE:
+            return None
+        if self.refusal or not self.models:
+            return {"state": self.refusal or "not loaded"}
+        counts = self.counts
+        return {
+            "state": "on",
+            "plan": "; ".join(sorted(set(self.models.values()))),
+            "used_gb": round(counts.used_bytes / GB, 3),
+            "passes": counts.passes,
+            "sent_mb": round(counts.sent_bytes / 1e6, 3),
+            "received_mb": round(counts.received_bytes / 1e6, 3),
+            "exchange_seconds": round(counts.waited_seconds, 3),
+        }
+
+    # Loading
+
+    def begin_load(self, load: TransformerLoad) -> None:
+        """Have it read the transformer, while the worker reads its own. Not waited for."""
+        if load.plan.cards == 1 or self.has_failed:
+            return
+        try:
+            if self.channel is None:
+                self.start(load.plan.device)
+            self.loading[load.model] = (self.post("load", load),)
+        except (OSError, RankEnded) as failure:
+            self.stand_down(f"the second card's process: {failure}")
+
+    def complete_load(self, model: str, rows: "SharedHandle | None") -> None:
+        """Have it take the table's rows, and compile. Not waited for."""
+        if model in self.loading and not self.has_failed:
+            import torch
+
+            try:
+                self.loading[model] += (self.post("complete", model, rows, torch.get_num_threads()),)
+            except RankEnded as failure:
+                self.stand_down(f"the second card's process: {failure}")
+
+    def await_load(self, model: str, speed: Speed) -> bool:
+        """Whether it has the model, once it has loaded that. A speed-up that it lacks stands down here too."""
+        if model not in self.loading or self.has_failed:
+            return False
+        try:
+            answers = [self.answer(number) for number in self.loading[model]]
+            self.join()
+        except (LoadError, RankEnded) as failure:
+            self.stand_down(f"the second card's process: {failure}")
+            return False
+        if failed := next((answer for answer in answers if answer.failure), None):
+            self.stand_down(f"the second card cannot load {model.rpartition('/')[2]}: {failed.failure}")
+            return False
+        del self.loading[model]
+        self.models[model], states = answers[-1].value
+        for speedup in Speedup:
+            if speed.has(speedup) and states.get(speedup) != ON:
+                speed.stand_down(speedup, f"{ON_SECOND}: {states.get(speedup)}")
+        return True
+
+    def release(self, model: str) -> None:
+        """Have it forget a model that the worker has let go of, or whose load has failed."""
+        self.models.pop(model, None)
+        if (self.loading.pop(model, None) or self.channel) and not self.has_failed:
+            with suppress(RankEnded):
+                self.post("release", model)
+
+    def start(self, device: str) -> None:
+        """Start the process, which imports its libraries while the worker does. Raises `OSError` and `RankEnded`."""
+        ours, theirs = multiprocessing.Pipe()
+        variables = os.environ | (second_device() if device == "cuda" else {})
+        arguments = [*COMMAND, str(theirs.fileno()), str(os.getpid())]
+        self.process = process = subprocess.Popen(arguments, pass_fds=(theirs.fileno(),), env=variables)
+        theirs.close()
+        self.channel = Channel(ours, lambda: process.poll() is None, self.on_end)
+        self.device = device
+
+    def join(self) -> None:
+        """Have tensors sent from now on. Raises `LoadError` where that fails, and `RankEnded`."""
+        if self.has_joined:
+            return
+        from ..ranks import group
+
+        store = group.open_store()
+        self.is_joining = True
+        number = self.post("join", store.port, self.device)
+        try:
+            group.join(store, 0, self.device)
+        except (RuntimeError, ValueError) as error:
+            raise LoadError(str(error).partition("\n")[0]) from None
+        finally:
+            self.is_joining = False
+        if failure := self.answer(number).failure:
+            raise LoadError(failure)
+        self.has_joined = True
+
+    # Questions
+
+    def post(self, question: str, *arguments: Any) -> int:
+        """Ask without waiting; the question's number. Raises `RankEnded`."""
+        assert self.channel
+        self.asked += 1
+        self.channel.send((self.asked, question, arguments))
+        return self.asked
+
+    def answer(self, number: int) -> Answer:
+        """The answer to that question; those to earlier ones that nobody has taken are dropped. Raises `RankEnded`."""
+        assert self.channel and self.process
+        progress = progress_of(self.process.pid)
+        try:
+            while True:
+                answer, used_bytes = self.channel.receive(progress)
+                self.counts.used_bytes = used_bytes
+                if answer.number == number:
+                    return answer
+        except RankEnded as failure:
+            if self.is_needed:
+                self.end_worker(str(failure))
+            raise
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether its end is the worker's: two ranks that meet wait for each other. One that loads may fail."""
+        return self.is_joining or (bool(self.models) and not self.loading)
+
+    def ask(self, question: str, *arguments: Any) -> Answer:
+        """Raises `RankEnded`."""
+        return self.answer(self.post(question, *arguments))
+
+    def activate(self, model: str) -> int | None:
+        """Have a swapped transformer brought to its card; the question's number, None where it does not have it."""
+        return self.post("activate", model) if model in self.models else None
+
+    # Its end
+
+    def on_end(self) -> None:
+        """On the channel's thread: the process has ended, or closed its end."""
+        if self.is_needed:
+            self.end_worker("it has ended")
+
+    def end_worker(self, reason: str) -> None:
+        process = self.process
+        if process:
+            with suppress(subprocess.TimeoutExpired):
+                reason += f" with status {process.wait(0.5)}"
+            process.kill()
+        log_line(None, "ERROR", f"the worker ends, because the second card's process is gone: {reason}")
+        self.end(1)
+
+    def close(self) -> None:
+        """End the process, and wait for that."""
+        from ..ranks import group
+
+        self.models.clear()
+        self.loading.clear()
+        if self.process:
+            self.process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(END_SECONDS)
+            group.leave()
+        self.process = self.channel = None
+        self.has_joined = False

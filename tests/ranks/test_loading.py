@@ -1,0 +1,163 @@
+"""How the second card's process is loaded: shared rows, prepared checkpoints, swapped transformers, and what fails."""
+
+import asyncio
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwen_worker.errors import LoadError
+from qwen_worker.loading import second_card
+from qwen_worker.ranks import link
+
+from ..conftest import place_by, run
+from ..worker.test_stops import stopped
+from .conftest import SMALL, answered, pictures_in
+
+SHORT = {**SMALL, "num_inference_steps": 2}
+
+
+@pytest.fixture
+def pair(warm_workers):
+    """pair(**settings): by the number of cards, a worker that has loaded nothing."""
+    made = []
+
+    def both(**settings):
+        found = {gpus: warm_workers(QWEN_GPUS=gpus, QWEN_FALLBACK="forbid", **settings) for gpus in ("1", "2")}
+        made.extend(found.values())
+        return found
+
+    yield both
+    for worker in made:
+        worker.pipelines.second_card.close()
+
+
+def test_the_modulation_table_s_rows_are_in_memory_that_both_processes_have(pair, lora):
+    drawn = {}
+    for gpus, worker in pair(QWEN_PRECISION="bf16", QWEN_LORA_ROOTS=(lora,)).items():
+        place_by(worker, dataclasses.replace(worker.pipelines.place("generate"), table=True))
+        loras = [{"path": "modulation.safetensors"}]
+        drawn[gpus] = [pictures_in(answered(worker, job)) for job in (SHORT, {**SHORT, "loras": loras}, SHORT)]
+    second = worker.pipelines.second_card
+    rows = worker.pipelines.builder.shared_rows[str(worker.settings.QWEN_IMAGE_MODEL)]
+    mapped = re.findall(r"/memfd:modulation table", Path(f"/proc/{second.process.pid}/maps").read_text())
+    assert second.report()["plan"].endswith("modulation table shared")
+    assert drawn["1"] == drawn["2"] and drawn["1"][0] != drawn["1"][1]
+    assert len(mapped) == 1
+    assert worker.pipelines.get("generate").table.source.rows.data_ptr() == rows.tensor.data_ptr()
+
+
+def test_a_prepared_checkpoint_is_read_by_both(pair, tiny, tmp_path):
+    from qwen_worker import prepare
+    from qwen_worker.loading import prepared
+
+    prepare.main([str(tiny / "generate"), "--no-table", "--output", str(tmp_path)])
+    assert any((tmp_path / prepared.FOLDER).iterdir())
+    root = {"QWEN_MODEL_ROOTS": (tmp_path,), "QWEN_PRECISION": "bf16", "QWEN_TASKS": {"generate"}}
+    drawn = {}
+    for gpus, worker in pair(**root).items():
+        drawn[gpus] = answered(worker, SHORT)
+    assert worker.pipelines.get("generate").prepared == "tiny-qwen-image--generate.bf16-vision"
+    assert drawn["1"]["image"] == drawn["2"]["image"] and drawn["2"]["metadata"]["gpus"] == 2
+
+
+def test_transformers_that_take_turns_do_so_on_both(pair, scene):
+    """Host memory stands for the card's; what is moved is the same."""
+    from ..conftest import as_text
+
+    edit = {**SHORT, "prompt": "a green disc", "image": as_text(scene)}
+    drawn = {}
+    for gpus, worker in pair().items():
+        place_by(worker, dataclasses.replace(worker.pipelines.place("generate"), swapped=True))
+        worker.pipelines.planner.plans |= dict.fromkeys(
+            [worker.settings.QWEN_EDIT_MODEL], worker.pipelines.planner.plans[worker.settings.QWEN_IMAGE_MODEL]
+        )
+        drawn[gpus] = [answered(worker, job) for job in (SHORT, edit, SHORT)]
+    assert [one["image"] for one in drawn["1"]] == [one["image"] for one in drawn["2"]]
+    assert {one["metadata"]["gpus"] for one in drawn["2"]} == {2}
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("raise SystemExit(3)", "it has ended"),
+        ("import time; time.sleep(1); raise SystemExit", "it has ended"),
+    ],
+)
+def test_a_process_that_does_not_come_up_leaves_the_first_card_alone(pair, monkeypatch, capsys, program, reason):
+    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", program))
+    worker = pair()["2"]
+    assert answered(worker, SHORT)["metadata"]["gpus"] == 1
+    (model,) = run(worker, {"task": "health"})["output"]["models"]
+    assert model["second_card"] == {"state": f"the second card's process: {reason}"}
+    assert "one card draws alone: the second card's process" in capsys.readouterr().out
+    assert answered(worker, SHORT)["metadata"]["gpus"] == 1  # the next job is served
+
+
+def test_two_processes_find_out_whether_the_cards_reach_each_other(monkeypatch):
+    assert link.working_environment("cpu") == {}
+    monkeypatch.setattr(link, "ATTEMPTS", ({"GLOO_SOCKET_IFNAME": "none0"}, {"NCCL_P2P_DISABLE": "1"}))
+    assert link.working_environment("cpu") == {"NCCL_P2P_DISABLE": "1"}
+    monkeypatch.setattr(link, "ATTEMPTS", ({"GLOO_SOCKET_IFNAME": "none0"},))
+    monkeypatch.setattr(link, "SHARED_BYTES", 10**18)
+    with pytest.raises(
+        LoadError, match=r"the two cards do not reach each other: .+; /dev/shm has \d+ MB free, and NCCL"
+    ):
+        link.working_environment("cpu")
+
+
+def test_cards_that_hang_are_given_up(monkeypatch):
+    hang = (sys.executable, "-c", "import time; time.sleep(600)")
+    processes, start = [], subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *given, **named: processes.append(start(*given, **named)) or processes[-1]
+    )
+    assert link.try_link({}, "cpu", 0.5, hang) == "nothing has arrived within 0 seconds"
+    assert len(processes) == 2 and all(process.poll() is not None for process in processes)
+
+
+@pytest.mark.parametrize(("named", "expected"), [(None, "1,0"), ("2,5,1", "5,2,1"), ("GPU-a,GPU-b", "GPU-b,GPU-a")])
+def test_the_second_process_has_the_second_card_as_its_first(monkeypatch, named, expected):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert link.second_device() == {"CUDA_VISIBLE_DEVICES": expected}
+
+
+NO_ROOM_FOR_LORAS = """
+import torch
+from qwen_worker import second_rank
+begin = second_rank.SecondRank.begin
+def without_room(self, setup):
+    if setup.loras:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    begin(self, setup)
+second_rank.SecondRank.begin = without_room
+second_rank.main()
+"""
+
+
+def test_a_lora_that_the_second_card_has_no_room_for_ends_its_job_in_a_sentence(pair, lora, monkeypatch):
+    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", NO_ROOM_FOR_LORAS))
+    worker = pair(QWEN_LORA_ROOTS=(lora,))["2"]
+    error = run(worker, {**SHORT, "loras": [{"path": "plain.safetensors"}]})["error"]
+    assert error.startswith("out_of_memory: 256x256 did not fit beside tiny-qwen-image/generate on the second card (")
+    assert answered(worker, SHORT)["metadata"]["gpus"] == 2
+
+
+def test_a_stop_while_the_second_card_loads_is_passed_on_and_the_load_serves_the_next_job(pair, gate, monkeypatch):
+    loading, go_on, await_load = gate(), gate(), second_card.SecondCard.await_load
+
+    def slow(self, *arguments):
+        loading.set()
+        go_on.wait()
+        return await_load(self, *arguments)
+
+    monkeypatch.setattr(second_card.SecondCard, "await_load", slow)
+    worker = pair()["2"]
+    asyncio.run(stopped(worker, SHORT, loading))
+    go_on.set()
+    assert answered(worker, SHORT)["metadata"]["gpus"] == 2
