@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qwen_deploy.cards import capability_of, describe_layout
+from qwen_deploy.environment import worker_settings
 from qwen_worker.checkpoints import checkpoint
 from qwen_worker.checkpoints.sharing import as_model
 from qwen_worker.jobs.presets import USUAL
@@ -30,6 +31,7 @@ from qwen_worker.memory import placement
 from qwen_worker.memory.footprint import GB, Plan
 from qwen_worker.model_settings import Precision, Saving
 from qwen_worker.preset_settings import Preset
+from qwen_worker.speed.compile_ahead import CompiledLoras, usual_passes, wanted_loras
 
 from .measure.roofline import ATTENTION, ELEMENTWISE, Work, seconds
 from .measure.stage_times import job_seconds
@@ -63,7 +65,7 @@ TEXT_ENCODER_GB = 15.5
 FILES_GB = 57.7  # of one model
 # A network volume gives 200 to 400 MB/s; a local disk is taken to give 1 GB/s.
 READ_RATES = {"disk": 1.0, "volume": 0.3}
-START_SECONDS, COMPILE_SECONDS = 15, 60  # a Python process with torch; the transformer's blocks, where nothing is kept
+START_SECONDS, GRAPH_SECONDS = 15, 30  # a Python process with torch; one graph of the blocks, where nothing is kept
 TABLE_GB = 17_000  # that building the modulation table reads of the card's memory
 
 
@@ -113,7 +115,16 @@ def row_of(card: Card, plan: Plan) -> dict:
     table_seconds = TABLE_GB / (card.bandwidth * BANDWIDTH_SHARE) if plan.table else 0
     row = {"card": card.name, "pool": card.pool, "plan": describe_layout(plan)}
     row |= {kind: kind_seconds(card, plan, kind) for kind in KINDS}
-    return row | {"prepare": round(START_SECONDS + COMPILE_SECONDS + table_seconds, 1)}
+    compile_seconds = GRAPH_SECONDS * graphs_at_start(plan.precision)
+    return row | {"prepare": round(START_SECONDS + compile_seconds + table_seconds, 1)}
+
+
+def graphs_at_start(precision: Precision) -> int:
+    """How many graphs a worker with every default compiles for pictures: in 8 bits also those for jobs' LoRAs."""
+    settings = worker_settings({})
+    passes = usual_passes(settings, precision, references=0, shares_passes=True)
+    has_loras = wanted_loras(settings, precision, has_preset_lora=False) is CompiledLoras.JOBS
+    return len(passes) * (1 + has_loras)
 
 
 def kind_seconds(card: Card, plan: Plan, kind: str) -> dict[str, float]:

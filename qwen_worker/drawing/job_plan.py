@@ -54,27 +54,28 @@ def plan_for(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Pl
         plan = entry.controlnets.planned(plan)
     size = planned_size(entry)
     is_guided = request.guidance_scale > 1
-    if all(use.from_settings for use in entry.loras):
-        return plan_with_own_loras(entry, plan, loaded).for_guidance(is_guided, *size)
-    ways = [way.for_guidance(is_guided, *size) for way in plans_with_loras(entry, plan, loaded)]
+    is_own = all(use.from_settings for use in entry.loras)
+    possible = plans_with_own_loras(entry, plan, loaded) if is_own else plans_with_loras(entry, plan, loaded)
+    ways = [way.for_guidance(is_guided, *size) for way in possible]
     fitting = [way for way in ways if way.fits(*size)] or ways
     return next((way for way in fitting if not way.needs_tiles(*size)), fitting[0])
 
 
-def plan_with_own_loras(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> Plan:
-    """The plan with the endpoint's own LoRAs as they are drawn, those of every picture and its preset's.
+def plans_with_own_loras(entry: DrawingJob, plan: Plan, loaded: LoadedPipeline | None) -> list[Plan]:
+    """The plan for each way to apply the endpoint's own LoRAs, those of every picture and its preset's; the best first.
 
-    The plan sets room aside for them; padded together they may take more.
+    The plan sets room aside for them. Padded together they may take more: by far where their layers' ranks differ.
     """
     files = lora_files(entry, loaded)
     rank = padded_rank(files, plan.table) if loaded and plan.compiled else 0
     if not loaded or not rank:
-        return plan
+        return [plan]
+    stock = replace(plan, compiled=False)
     if COMPILED_LORAS in loaded.speed.failures:
-        return replace(plan, compiled=False)
+        return [stock]
     padded, _ = padded_parameters(files, rank)
     held = int(plan.lora_bytes / BYTES[plan.base_precision])  # parameters
-    return plan.with_loras(max(0, padded - held), rank=rank)
+    return [plan.with_loras(max(0, padded - held), rank=rank), stock]
 
 
 def lora_files(entry: DrawingJob, loaded: LoadedPipeline | None) -> list[LoraFile]:

@@ -81,9 +81,12 @@ class Builder:
         ahead = ReadAhead(weight_files(folder, names), round(free_bytes * AHEAD_SHARE))
         components = dict(shared)
         for name in names:
-            self.part, entry = name, index[name]
+            entry = index[name]
             self.wait_for_library(entry, ahead)
+            self.part = name
             components[name] = self.load(source, name, entry, plan, stood_down) if is_component(entry) else entry
+            if name == "text_encoder" and plan.text_encoder == "streamed":  # which diffusers does
+                self.wait_for_library(None, ahead)
             self.part = name + TRIM
             with self.stopwatch("trim"):
                 trim(components[name], name, plan)
@@ -106,8 +109,11 @@ class Builder:
         return pipe, table
 
     def wait_for_library(self, entry: Any, ahead: ReadAhead) -> None:
-        """Have the library of a component's entry imported; files are read ahead until it is."""
-        library = entry[0] if is_component(entry) else "diffusers"
+        """Have the library of a component's entry imported; files are read ahead until it is.
+
+        Where that fails, nothing of the worker's own was at work.
+        """
+        self.part, library = "", entry[0] if is_component(entry) else "diffusers"
         if library not in libraries.imported:
             with self.stopwatch("import"), ahead:
                 libraries.import_up_to(library)

@@ -19,7 +19,6 @@ from ..memory.failures import Failure, attempt
 from ..memory.footprint import LOSSY, Plan
 from ..model_settings import LOAD_THREADS, Precision, Saving
 from ..stopwatch import Stopwatch
-from . import libraries
 
 if TYPE_CHECKING:
     from ..model.modulation import ModulationTable
@@ -72,7 +71,6 @@ def trim(component: Any, name: str, plan: Plan) -> None:
             elif class_name == TEXT_ENCODERS[0] and plan.device == "cuda" and vision.convolves_slowly():
                 vision.project_patches(component.model.visual)
         if plan.text_encoder == "streamed":
-            libraries.import_all()  # diffusers streams it, and may still be on its way in another thread
             residency.stream(component, plan.device)
 
 

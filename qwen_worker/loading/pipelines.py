@@ -151,7 +151,8 @@ class Pipelines:
         self.second_card.complete_load(model, (rows := self.builder.shared_rows.get(model)) and rows.handle)
         adapters = adapters_of(checkpoint, plan, pipe, table, loras)
         # The endpoint's own LoRAs are part of every picture, and so of what is compiled.
-        own_rank = padded_rank([use.file for use in loras], plan.table)
+        may_pad = plan.compiled and all(planned.is_20b for planned in plan.models)
+        own_rank = padded_rank([use.file for use in loras], plan.table) if may_pad else 0
         with_own = functools.partial(adapters.apply, (), rank=own_rank) if loras else nullcontext
         self.builder.part = SPEEDUPS
         with stopwatch("compile"), with_own():

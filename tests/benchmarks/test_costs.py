@@ -106,6 +106,13 @@ def test_steps_beside_the_preset_s_cost_their_passes():
     assert eight - four == pytest.approx(4 * table.rows["H100", BF16]["generate"]["pass"])
 
 
+def test_a_start_in_eight_bits_compiles_for_jobs_loras_too():
+    """H100: its table of the modulation takes 6 s, a process 15 s and each graph 30 s."""
+    rows = {plan: row["prepare"] for (card, plan), row in SecondsTable().rows.items() if card == "H100"}
+    graphs = {name: round((rows[f"{name}, modulation table"] - 21) / 30, 1) for name in ("bf16", "fp8", "int8", "nf4")}
+    assert graphs == {"bf16": 2, "fp8": 4, "int8": 6, "nf4": 2}
+
+
 def test_every_priced_pool_is_in_the_table_in_the_layout_that_it_gets():
     for offer in costs.offers_of({}):
         assert all(offer.seconds.values()) and not offer.unknown, offer.fit.pool.id

@@ -139,3 +139,15 @@ def test_a_job_is_drawn_compiled_where_it_has_no_room_otherwise():
     compiled = job_plan(planned, 1, lora(16))
     assert compiled.compiled and compiled.streamed_loras and not compiled.needs_tiles(1024, 1024, 1)
     assert not dataclasses.replace(compiled, compiled=False).fits(1024, 1024, 1)
+
+
+def test_own_loras_that_have_no_room_once_they_are_padded_are_drawn_without_compiling():
+    """One layer of a high rank pads them all to it."""
+    layers = lora(16).layers | {"transformer_blocks.0.attn.to_q": lora_layer(512, WIDTH, WIDTH)}
+    uneven = LoraFile("uneven", layers, None)
+    planned = plan(BOTH, card(80, ram=64), own_loras=1)
+    assert uneven.parameters * 2 < planned.lora_bytes
+    loaded, needed = loaded_with(CompiledLoras.JOBS, own=[uneven]), planned.peak_bytes(1024, 1024)
+    for limit, rank in ((needed, 0), (needed + lora(512).parameters * 2, 512)):
+        way = job_plan(dataclasses.replace(planned, limit_bytes=limit), 0, loaded=loaded, from_settings=True)
+        assert (way.lora_rank, way.compiled) == (rank, rank > 0) and not way.needs_tiles(1024, 1024)

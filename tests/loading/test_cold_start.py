@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 
+from qwen_worker.errors import LoadError
 from qwen_worker.loading import builder, libraries, page_cache
 from qwen_worker.loading.page_cache import ReadAhead
 from qwen_worker.model_settings import Precision
@@ -141,6 +142,23 @@ def test_a_library_whose_import_has_failed_ahead_is_imported_where_it_is_needed(
     wait_until(lambda: len(tried) == 3)
     assert run(cold_worker(QWEN_EDIT_MODEL="/none"), FIELDS)["output"]["metadata"]["backend"] == "qwen-image"
     assert tried == ["torch", "transformers", "diffusers", "diffusers"]
+
+
+@pytest.mark.parametrize("failing", ["torch", "transformers", "diffusers"])
+def test_a_library_that_cannot_be_imported_is_no_fault_of_what_is_read_next(cold_worker, import_anew, failing):
+    tried = []
+
+    def fail_once(library):
+        tried.append(library)
+        if tried.count(failing) == 1 and library == failing:
+            raise OSError("Input/output error")
+
+    import_anew(fail_once)
+    pipelines = cold_worker(QWEN_EDIT_MODEL="/none").pipelines
+    with pytest.raises(LoadError, match="^OSError: Input/output error$") as failure:
+        pipelines.load("generate")
+    assert failure.value.transient
+    assert pipelines.load("generate").stood_down == {} and tried.count(failing) == 2
 
 
 def test_nobody_looks_for_garbage_during_the_imports(import_anew):

@@ -290,3 +290,17 @@ def test_a_controlnet_of_another_kind_is_refused_before_anything_is_loaded(
 def test_what_is_wrong_with_a_control_picture_is_said_of_it(worker):
     assert error_of(worker, control_image="aGVsbG8=").startswith("image_unreadable: control_image")
     assert "control_image[1]" in error_of(worker, control_image=[as_text(Image.new("RGB", (64, 64))), "aGVsbG8="])
+
+
+def test_a_controlnet_draws_with_guidance_in_a_part_of_the_steps(worker, edges):
+    control = {"control_image": as_text(edges)}
+    drawn(worker, **control)
+    transformer, rows = worker.pipelines.get("generate").pipe.transformer, []
+    hook = transformer.img_in.register_forward_pre_hook(lambda _module, given: rows.append(len(given[0])))
+    for more, passes in (({}, 8), ({"guidance_end": 0.5}, 6), ({"guidance_start": 0.25, "guidance_end": 0.5}, 5)):
+        rows.clear()
+        _, facts = drawn(worker, **control, **more)
+        assert rows == [1] * passes and facts.get("guided_steps", 4) == passes - 4, more
+    hook.remove()
+    none = {"guidance_start": 0.3, "guidance_end": 0.4}
+    assert (drawn(worker, **control, **none)[0] == drawn(worker, **control, guidance_scale=1)[0]).all()

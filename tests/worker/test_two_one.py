@@ -313,6 +313,27 @@ def after_last(empty, pipe, step, _timestep, tensors):
     return tensors
 
 
+def test_guidance_in_a_part_of_the_steps_reads_the_caches_of_both_passes(worker, monkeypatch):
+    """The first step fills them, also where it has no guidance itself."""
+    passes = []
+    output_of(worker)
+    pipe = worker.pipelines.get("generate").pipe
+    stock = type(pipe.transformer).forward
+    monkeypatch.setattr(
+        type(pipe.transformer), "forward", lambda *args, **named: passes.append(named) or stock(*args, **named)
+    )
+    job = {"num_inference_steps": 4, "guidance_scale": 4, "negative_prompt": "dark"}
+    pictures = []
+    for more, count in (({}, 8), ({"guidance_start": 0.5}, 7), ({"guidance_end": 0.5}, 6), ({"guidance_end": 0.2}, 5)):
+        passes.clear()
+        output = output_of(worker, **job, **more)
+        assert len(passes) == count, more
+        pictures.append(output["image"])
+    assert len(set(pictures)) == 4
+    passes.clear()
+    assert output_of(worker, **{**job, "guidance_scale": 1})["image"] == pictures[3] and len(passes) == 4
+
+
 # LoRAs
 
 
@@ -323,6 +344,13 @@ def test_a_lora_in_its_layout_changes_its_own_picture_alone(worker, stock, lora_
     changed = output_of(worker, loras=[{"path": path.name, "scale": 2}])
     assert changed["image"] != plain and changed["metadata"]["loras"][0]["strength"] == 2
     assert output_of(worker)["image"] == plain
+
+
+def test_the_endpoint_s_own_lora_is_part_of_every_picture(cold_worker, settings_21, worker, stock, lora_folder):
+    path = write(lora_folder / "every.safetensors", matrices(stock.transformer, LAYERS))
+    job = {"loras": [{"path": path.name, "scale": 2}]}
+    own = cold_worker(**settings_21, QWEN_LORAS=json.dumps([{"path": str(path), "scale": 2}]))
+    assert output_of(own)["image"] == output_of(worker, **job)["image"] != output_of(worker)["image"]
 
 
 def test_a_lora_of_the_other_architecture_is_refused_by_name_before_a_model_is_loaded(
