@@ -10,6 +10,7 @@ encoders and of VAEs.
 import functools
 import inspect
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from .checkpoints.files import read_json
 from .errors import CudaSpoiledError, JobError, LoadError
 from .loading.builder import Builder, adapters_of
 from .loading.components import Reading, tabulate
-from .loading.second_card import JobSetup, TransformerLoad
+from .loading.second_card import SEND, JobSetup, TransformerLoad
 from .loading.stand_down import READER, StoodDown
 from .log import log_line
 from .lora.ranks import padded_rank
@@ -186,6 +187,25 @@ class SecondRank:
         self.prediction = prediction
         return group.TensorShape(tuple(prediction.shape), prediction.dtype)
 
+    def receive_inputs(
+        self, packed: Mapping[str, Any], timesteps: list[float] | None
+    ) -> tuple[dict[str, Any], list[float] | None]:
+        """The arguments of `compute`, with the tensors that rank 0 sends."""
+        from .ranks import group
+
+        shapes = [shape for value in packed.values() for shape in group.shapes_in(value)]
+        tensors = [shape.empty(self.device) for shape in shapes]
+        group.receive(tensors, 0)
+        return {name: group.unpack(value, tensors) for name, value in packed.items()}, timesteps
+
+    def send_prediction(self) -> None:
+        """Send what `compute` has announced: rank 0 waits for it."""
+        from .ranks import group
+
+        assert self.prediction is not None
+        group.send([self.prediction], 0)
+        self.prediction = None
+
     def used_bytes(self) -> int:
         """Of the card by torch's tensors, or of RAM by this process."""
         return cuda.allocated_bytes(self.device) if self.device == "cuda" else resident_bytes()
@@ -207,23 +227,23 @@ def answer_of(number: int, work: Callable[[], Any]) -> Answer:
 def serve(rank: SecondRank, channel: Channel) -> None:
     """Answer questions until the worker ends. Raises `RankEnded` then, and `CudaSpoiledError`."""
     while True:
-        number, question, arguments = channel.receive()
+        number, question, pickled = channel.receive()
+        if question == SEND:
+            rank.send_prediction()
+            continue
+        work = functools.partial(carry_out, rank, question, pickled)
         if question == "compute":  # its tensors are sent, whatever comes of them
-            from .ranks import group
-
-            packed, timesteps = arguments
-            tensors = group.receive([shape for value in packed.values() for shape in group.shapes_in(value)],
-                                    rank.device, 0)  # fmt: skip
-            arguments = {name: group.unpack(value, tensors) for name, value in packed.items()}, timesteps
-        answer = answer_of(number, functools.partial(getattr(rank, question), *arguments))
+            inputs, timesteps = rank.receive_inputs(*pickle.loads(pickled))
+            work = functools.partial(rank.compute, inputs, timesteps)
+        answer = answer_of(number, work)
         if answer.out_of_memory:
             cuda.release_unused(rank.device)
         channel.send((answer, rank.used_bytes()))
-        if rank.prediction is not None and question == "compute":
-            from .ranks import group
 
-            group.send([rank.prediction], 0)
-            rank.prediction = None
+
+def carry_out(rank: SecondRank, question: str, pickled: bytes) -> Any:
+    """What the rank's method of this name returns for the pickled arguments. Raises what either step raises."""
+    return getattr(rank, question)(*pickle.loads(pickled))
 
 
 def main() -> None:

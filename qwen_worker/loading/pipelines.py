@@ -310,16 +310,14 @@ class Pipelines:
         if self.builder.swap is None or not loaded.plan.swapped:
             return 0.0
         bring = functools.partial(self.builder.swap.activate, loaded.model)
-        second, question = self.second_card, self.second_card.activate(loaded.model)
         try:
-            seconds = attempt(bring)
-            if isinstance(seconds, Failure):  # no transformer is on the card then, and perhaps more of it is free
-                self.builder.give_back(loaded.plan.device)
+            with self.second_card.activating(loaded.model):
                 seconds = attempt(bring)
+                if isinstance(seconds, Failure):  # no transformer is on the card then, and perhaps more of it is free
+                    self.builder.give_back(loaded.plan.device)
+                    seconds = attempt(bring)
         except CudaSpoiledError as error:
             raise self.blame(loaded, error) from None
-        if question and not isinstance(seconds, Failure) and (failure := second.answer(question).failure):
-            raise JobError("internal", f"{loaded.checkpoint.name} could not be brought to the second card: {failure}")
         if isinstance(seconds, Failure):
             code = "out_of_memory" if seconds.out_of_memory else "internal"
             raise JobError(code, f"{loaded.checkpoint.name} could not be brought to the card: {seconds.reason}")

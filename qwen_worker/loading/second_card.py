@@ -10,6 +10,7 @@ Imports torch inside functions. Knows nothing of what the passes are for.
 
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Generator
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 COMMAND = (sys.executable, "-m", "qwen_worker.second_rank")
 ON_SECOND = "on the second card"  # what the words of its failures begin with
+SEND = "send"  # asks for the prediction of the last pass, which is the answer
 END_SECONDS = 5.0  # that a process may take to be gone once its end of the channel is closed
 
 
@@ -222,11 +224,15 @@ class SecondCard:
         return True
 
     def release(self, model: str) -> None:
-        """Have it forget a model that the worker has let go of, or whose load has failed."""
+        """Have it forget a model that the worker has let go of, or whose load has failed.
+
+        Waited for: the next plan counts with what is free on both cards.
+        """
         self.models.pop(model, None)
-        if (self.loading.pop(model, None) or self.channel) and not self.has_failed:
+        self.loading.pop(model, None)
+        if self.channel:
             with suppress(RankEnded):
-                self.post("release", model)
+                self.ask("release", model)
 
     def start(self, device: str) -> None:
         """Start the process, which imports its libraries while the worker does. Raises `OSError` and `RankEnded`."""
@@ -263,7 +269,8 @@ class SecondCard:
         """Ask without waiting; the question's number. Raises `RankEnded`."""
         assert self.channel
         self.asked += 1
-        self.channel.send((self.asked, question, arguments))
+        # The arguments apart: what cannot be read of them, such as a LoRA's damaged file, is the question's failure.
+        self.channel.send((self.asked, question, pickle.dumps(arguments)))
         return self.asked
 
     def answer(self, number: int) -> Answer:
@@ -290,9 +297,16 @@ class SecondCard:
         """Raises `RankEnded`."""
         return self.answer(self.post(question, *arguments))
 
-    def activate(self, model: str) -> int | None:
-        """Have a swapped transformer brought to its card; the question's number, None where it does not have it."""
-        return self.post("activate", model) if model in self.models else None
+    @contextmanager
+    def activating(self, model: str) -> Generator[None]:
+        """Have a swapped transformer brought to its card, if it has that, while the worker brings its own."""
+        if model not in self.models:
+            yield
+            return
+        number = self.post("activate", model)
+        yield
+        if failure := self.answer(number).failure:
+            self.stand_down(f"{model.rpartition('/')[2]} could not be brought to the second card: {failure}")
 
     # Its end
 
