@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..loading.loaded import LoadedPipeline
-from ..loading.second_card import ON_SECOND, SEND, JobSetup, SecondCard
+from ..loading.rank_messages import ON_SECOND, SEND, JobSetup
+from ..loading.second_card import SecondCard
 from ..lora.file import LoraUse
 from ..memory.footprint import Plan
 from ..model_settings import Speedup
@@ -61,7 +62,8 @@ def split_between_cards(
         del transformer.forward
         if own is not None:
             transformer.forward = own
-        require_done(second.ask("end"))
+        if report := require_done(second.ask("end")):
+            report.apply(loaded.speed)
 
 
 @contextmanager

@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
 
+from qwen_tiny import LORA
 from qwen_worker.errors import LoadError
 from qwen_worker.loading import second_card
 from qwen_worker.ranks import link
@@ -191,13 +193,17 @@ second_rank.main()
 """
 
 
-def test_a_model_is_gone_from_the_second_card_before_another_is_planned(pair, monkeypatch, tmp_path):
-    gone = tmp_path / "gone"
+def test_a_model_is_gone_from_both_cards_before_another_is_planned(pair, monkeypatch, tmp_path):
+    from qwen_worker.memory import cuda
+
+    gone, seen, release = tmp_path / "gone", [], cuda.release_unused
     monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", SLOW_RELEASE.format(file=str(gone))))
     worker = pair()["2"]
     assert answered(worker, SHORT)["metadata"]["gpus"] == 2
+    transformer = weakref.ref(worker.pipelines.get("generate").pipe.transformer)
+    monkeypatch.setattr(cuda, "release_unused", lambda device: release(device) or seen.append(transformer() is None))
     worker.pipelines.unload_all()
-    assert gone.exists()
+    assert gone.exists() and seen == [True]
     assert answered(worker, SHORT)["metadata"]["gpus"] == 2
 
 
@@ -243,6 +249,49 @@ def test_a_first_card_without_room_for_a_prediction_leaves_nobody_waiting(pair, 
     again = answered(worker, SHORT)
     assert again["image"] == picture and again["metadata"]["gpus"] == 2
     assert len(asked) > 1 and not ended
+
+
+def test_a_transformer_has_gone_when_the_second_card_gives_memory_back(monkeypatch):
+    """The next plan is made of what the driver says is free, and not of what torch keeps for nobody."""
+    import torch
+
+    from qwen_worker.memory import cuda
+    from qwen_worker.second_rank import LoadedTransformer, SecondRank
+
+    rank, gone = SecondRank(), []
+    rank.models["model"] = LoadedTransformer(None, None, torch.nn.Linear(2, 2))
+    transformer = weakref.ref(rank.models["model"].pipe)
+    monkeypatch.setattr(cuda, "release_unused", lambda device: gone.append(transformer() is None))
+    rank.release("model")
+    assert gone == [True]
+
+
+FAILS_TO_COMPILE = {
+    "while it loads": """
+def compile_loras(speed, wanted, *_):
+    speed.stand_down_loras(f"no kernel for {wanted.name}")
+    return speed
+second_rank.speedups.compile_loras = compile_loras
+""",
+    "in a job": """
+compute = second_rank.SecondRank.compute
+def fail(self, *arguments):
+    self.at_work.speed.stand_down_loras("no kernel for PRESET")
+    return compute(self, *arguments)
+second_rank.SecondRank.compute = fail
+""",
+}
+
+
+@pytest.mark.parametrize("planted", FAILS_TO_COMPILE.values(), ids=FAILS_TO_COMPILE)
+def test_what_does_not_compile_on_the_second_card_is_drawn_uncompiled_on_both(pair, tiny, monkeypatch, planted):
+    """The second card compiles for the LoRA of preset `fast` as the first does, while it loads."""
+    program = f"from qwen_worker import second_rank{planted}second_rank.main()"
+    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", program))
+    worker = pair(QWEN_IMAGE_FAST_LORA=str(tiny / LORA), QWEN_FAST_STEPS=4)["2"]
+    assert answered(worker, SHORT)["metadata"]["gpus"] == 2
+    (model,) = run(worker, {"task": "health"})["output"]["models"]
+    assert model["stood_down"] == {"compiled LoRAs": "on the second card: no kernel for PRESET"}
 
 
 def test_a_stop_while_the_second_card_loads_is_passed_on_and_the_load_serves_the_next_job(pair, gate, monkeypatch):
