@@ -27,10 +27,10 @@ def environment_for(count: int | None, env: Mapping[str, str], present: Mapping[
 
     Raises `UsageError` for more cards than draw.
     """
+    if count is not None and count > MOST:
+        raise UsageError(f"--gpu-count must be 1 or {MOST}, not {count}: a picture is drawn on at most {MOST} cards.")
     if count is None or VARIABLE in env:
         return {}
-    if count > MOST:
-        raise UsageError(f"--gpu-count must be 1 or {MOST}, not {count}: a picture is drawn on at most {MOST} cards.")
     return {VARIABLE: str(count)} if count == MOST or VARIABLE in present else {}
 
 

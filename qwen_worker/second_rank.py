@@ -10,6 +10,7 @@ encoders and of VAEs.
 import functools
 import inspect
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from .checkpoints.files import read_json
 from .errors import CudaSpoiledError, JobError, LoadError
 from .loading.builder import Builder, adapters_of
 from .loading.components import Reading, tabulate
-from .loading.second_card import JobSetup, TransformerLoad
+from .loading.rank_messages import SEND, JobSetup, SpeedReport, TransformerLoad
 from .loading.stand_down import READER, StoodDown
 from .log import log_line
 from .lora.ranks import padded_rank
@@ -33,6 +34,7 @@ from .memory.machine import read_machine, resident_bytes
 from .model_settings import Speedup
 from .ranks.channel import Answer, Channel, RankEnded, die_with
 from .speed import speedups
+from .speed.compile_ahead import CompiledLoras
 
 if TYPE_CHECKING:
     import torch
@@ -94,10 +96,13 @@ class SecondRank:
         parts = dict.fromkeys(list(inspect.signature(pipeline_class.__init__).parameters)[1:])
         self.models[load.model] = LoadedTransformer(load, plan, pipeline_class(**parts | {"transformer": transformer}))
 
-    def complete(self, model: str, handle: "SharedHandle | None", threads: int) -> tuple[str, dict[Speedup, str]]:
-        """Take the table's rows and make what draws faster. Returns the plan in words, and the speed-ups' states.
+    def complete(
+        self, model: str, handle: "SharedHandle | None", threads: int, wanted: CompiledLoras
+    ) -> tuple[str, SpeedReport]:
+        """Take the table's rows and make what draws faster. Returns the plan in words, and of the speed-ups.
 
-        `threads`: that the worker computes with on a CPU: with others sums are added up in another order.
+        `threads`: that the worker computes with on a CPU: with others sums are added up in another order. `wanted`: the
+        LoRAs that blocks are compiled for, beside the endpoint's own.
         """
         import torch
 
@@ -120,15 +125,18 @@ class SecondRank:
         with loaded.adapters.apply((), rank=own_rank) if load.loras else nullcontext():
             machine, table = read_machine(), loaded.table
             loaded.speed = speedups.apply(loaded.pipe, plan, load.settings, machine, table, checkpoint.name, load.off)
+        facts = loaded.pipe, plan, load.settings, table, loaded.adapters.example(), None
+        loaded.speed = speedups.compile_loras(loaded.speed, wanted, *facts)
         transformer_bytes = (max if plan.swapped else sum)(map(plan.transformer_bytes, plan.models))
         words = f"{plan.precision.value} on {plan.device}, transformers {transformer_bytes / GB:.2f} GB"
-        return words + ", modulation table shared" * bool(handle), loaded.speed.states
+        return words + ", modulation table shared" * bool(handle), SpeedReport.of(loaded.speed)
 
     def release(self, model: str) -> None:
-        loaded = self.models.pop(model, None)
+        """Forget a model, and give its memory back to the card, of which the next plan is made."""
+        rows = model in self.models and self.models.pop(model).rows
         self.builder.release(model, self.device)
-        if loaded and loaded.rows:
-            loaded.rows.close()
+        if rows:
+            rows.close()
 
     def activate(self, model: str) -> None:
         """Bring a swapped transformer to the card."""
@@ -152,8 +160,8 @@ class SecondRank:
             self.job = stack.pop_all()
         self.at_work = loaded
 
-    def end(self) -> None:
-        """Undo what the job has changed."""
+    def end(self) -> SpeedReport | None:
+        """Undo what the job has changed. Returns what its speed-ups have come to, None where there was no job."""
         self.inputs.clear()
         self.prediction = None
         loaded, self.at_work = self.at_work, None
@@ -163,6 +171,7 @@ class SecondRank:
             self.job = ExitStack()
             if loaded:
                 loaded.pipe.maybe_free_model_hooks()
+        return loaded and SpeedReport.of(loaded.speed)
 
     def compute(self, inputs: Mapping[str, Any], timesteps: list[float] | None) -> "TensorShape":
         """A pass over the inputs of the last one, with these in their place; the shape of the prediction.
@@ -186,6 +195,25 @@ class SecondRank:
         self.prediction = prediction
         return group.TensorShape(tuple(prediction.shape), prediction.dtype)
 
+    def receive_inputs(
+        self, packed: Mapping[str, Any], timesteps: list[float] | None
+    ) -> tuple[dict[str, Any], list[float] | None]:
+        """The arguments of `compute`, with the tensors that rank 0 sends."""
+        from .ranks import group
+
+        shapes = [shape for value in packed.values() for shape in group.shapes_in(value)]
+        tensors = [shape.empty(self.device) for shape in shapes]
+        group.receive(tensors, 0)
+        return {name: group.unpack(value, tensors) for name, value in packed.items()}, timesteps
+
+    def send_prediction(self) -> None:
+        """Send what `compute` has announced: rank 0 waits for it."""
+        from .ranks import group
+
+        assert self.prediction is not None
+        group.send([self.prediction], 0)
+        self.prediction = None
+
     def used_bytes(self) -> int:
         """Of the card by torch's tensors, or of RAM by this process."""
         return cuda.allocated_bytes(self.device) if self.device == "cuda" else resident_bytes()
@@ -207,23 +235,23 @@ def answer_of(number: int, work: Callable[[], Any]) -> Answer:
 def serve(rank: SecondRank, channel: Channel) -> None:
     """Answer questions until the worker ends. Raises `RankEnded` then, and `CudaSpoiledError`."""
     while True:
-        number, question, arguments = channel.receive()
+        number, question, pickled = channel.receive()
+        if question == SEND:
+            rank.send_prediction()
+            continue
+        work = functools.partial(carry_out, rank, question, pickled)
         if question == "compute":  # its tensors are sent, whatever comes of them
-            from .ranks import group
-
-            packed, timesteps = arguments
-            tensors = group.receive([shape for value in packed.values() for shape in group.shapes_in(value)],
-                                    rank.device, 0)  # fmt: skip
-            arguments = {name: group.unpack(value, tensors) for name, value in packed.items()}, timesteps
-        answer = answer_of(number, functools.partial(getattr(rank, question), *arguments))
+            inputs, timesteps = rank.receive_inputs(*pickle.loads(pickled))
+            work = functools.partial(rank.compute, inputs, timesteps)
+        answer = answer_of(number, work)
         if answer.out_of_memory:
             cuda.release_unused(rank.device)
         channel.send((answer, rank.used_bytes()))
-        if rank.prediction is not None and question == "compute":
-            from .ranks import group
 
-            group.send([rank.prediction], 0)
-            rank.prediction = None
+
+def carry_out(rank: SecondRank, question: str, pickled: bytes) -> Any:
+    """What the rank's method of this name returns for the pickled arguments. Raises what either step raises."""
+    return getattr(rank, question)(*pickle.loads(pickled))
 
 
 def main() -> None:

@@ -48,12 +48,11 @@ class Batches:
 
     def fewest_calls(self, request: Drawing) -> int:
         """In how few calls the request's pictures could be drawn."""
-        pictures = 1
-        if self.gpus is not Gpus.ONE and request.guidance_scale <= 1:
-            pictures = CARDS
-        elif may_share(request):
-            pictures = min(self.max_pictures, self.max_pixels // (request.width * request.height))
-        return math.ceil(request.num_images / max(1, pictures))
+        pictures = CARDS if self.gpus is not Gpus.ONE and request.guidance_scale <= 1 else 1
+        if may_share(request):  # which it does on one card, where the second cannot be used
+            shared = min(self.max_pictures, self.max_pixels // (request.width * request.height))
+            pictures = max(pictures, shared)
+        return math.ceil(request.num_images / pictures)
 
     def draw(self, loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache) -> DrawingResult | None:
         """The job's pictures, and in the same call those of waiting jobs that can share it, which leave the queue.

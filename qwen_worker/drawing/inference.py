@@ -13,7 +13,7 @@ from ..errors import JobError
 from ..jobs.reply import DrawingResult
 from ..jobs.tasks import Layers
 from ..loading.loaded import LoadedPipeline, Shortage
-from ..loading.second_card import ON_SECOND
+from ..loading.rank_messages import ON_SECOND
 from ..log import log_line
 from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
 from ..memory.failures import absorb_failure

@@ -8,18 +8,19 @@ call of the pipeline; a step sends the latents and the timestep, and takes the p
 1024, more where there are input or control pictures. Without guidance the transformer is called once a step: a call
 draws two pictures then, of which each card computes one, as it would alone.
 
-Nobody waits for what does not come: the second card says that it has a prediction before the first waits for it, and
-one that nobody asked for any more is taken and dropped. Knows nothing of jobs.
+Nobody waits for what does not come: the second card says that it has a prediction, and sends it once the first has
+room for it and asks. One that is not asked for is dropped where it is. Knows nothing of jobs.
 """
 
 import functools
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..loading.loaded import LoadedPipeline
-from ..loading.second_card import ON_SECOND, JobSetup, SecondCard
+from ..loading.rank_messages import ON_SECOND, SEND, JobSetup
+from ..loading.second_card import SecondCard
 from ..lora.file import LoraUse
 from ..memory.footprint import Plan
 from ..model_settings import Speedup
@@ -61,8 +62,8 @@ def split_between_cards(
         del transformer.forward
         if own is not None:
             transformer.forward = own
-        passes.drop_waiting()
-        require_done(second.ask("end"))
+        if report := require_done(second.ask("end")):
+            report.apply(loaded.speed)
 
 
 @contextmanager
@@ -135,17 +136,13 @@ class SecondPasses:
         assert question is not None
         started, counts = time.perf_counter(), self.second.counts
         shape: group.TensorShape = require_done(self.second.answer(question))
-        (prediction,) = group.receive([shape], self.second.device, 1)
+        prediction = shape.empty(self.second.device)  # may lack memory, and then nothing is on its way
+        self.second.post(SEND)
+        group.receive([prediction], 1)
         counts.waited_seconds += time.perf_counter() - started
         counts.passes += 1
         counts.received_bytes += prediction.nbytes
         return prediction
-
-    def drop_waiting(self) -> None:
-        """Take a prediction that no pass asks for any more: the second card waits to be rid of it."""
-        if self.question is not None:
-            with suppress(RuntimeError):  # of the second card, which has none then
-                self.receive()
 
 
 def require_done(answer: Answer) -> Any:
@@ -165,17 +162,19 @@ class SplitPasses(SecondPasses):
     def begin_call(self) -> None:
         super().begin_call()  # whose prompts are not known yet
         self.previous: Inputs | None = None  # of the pass before this one, if it was a step's first
-        self.pair: tuple[torch.Tensor, Inputs] | None = None  # the first prompt, and the inputs of a second pass
+        self.pair: tuple[torch.Tensor, Inputs] | None = None  # the first prompt, and what second passes have in common
 
     def forward(self, **inputs: Any) -> Any:
         """What the transformer would return, computed on one of the cards. Raises what either of them raises."""
         before, text = self.previous, inputs[TEXT]
         if before and inputs[LATENTS] is before[LATENTS] and text is not before[TEXT]:
-            self.previous, self.pair = None, (before[TEXT], inputs)
             if self.question is None:
                 self.send(inputs)
+            # Without this step's own tensors, which would stay on the card for as long as the pair does.
+            self.previous = None
+            self.pair = before[TEXT], {name: value for name, value in inputs.items() if name not in STEPWISE}
             return (self.receive(),)
-        self.drop_waiting()
+        self.question = None  # whose prediction no pass asks for any more
         self.previous = inputs
         if self.pair and text is self.pair[0]:
             self.send(self.pair[1] | {name: inputs[name] for name in STEPWISE if name in inputs})

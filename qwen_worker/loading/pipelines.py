@@ -35,7 +35,8 @@ from .catalogue import Catalogue
 from .crash_notes import CrashNotes
 from .loaded import LoadedPipeline
 from .planner import Planner
-from .second_card import SecondCard, TransformerLoad
+from .rank_messages import TransformerLoad
+from .second_card import SecondCard
 from .self_check import Finding
 from .stand_down import PINNING, READER, ROOM, SELF_CHECK, SPEEDUPS, find_culprits
 from .subject import Subject
@@ -148,7 +149,8 @@ class Pipelines:
         loras = self.own_loras(Role.of(task))
         pinning.resume()
         pipe, table, note = self.build(model, checkpoint, plan, shared, folder, note, loras)
-        self.second_card.complete_load(model, (rows := self.builder.shared_rows.get(model)) and rows.handle)
+        rows, wanted = self.builder.shared_rows.get(model), self.loras_to_compile(plan, Role.of(task), loras)
+        self.second_card.complete_load(model, rows and rows.handle, wanted)
         adapters = adapters_of(checkpoint, plan, pipe, table, loras)
         # The endpoint's own LoRAs are part of every picture, and so of what is compiled.
         may_pad = plan.compiled and all(planned.is_20b for planned in plan.models)
@@ -162,7 +164,7 @@ class Pipelines:
         findings = self.check(subject, machine)
         self.builder.part = SPEEDUPS
         with stopwatch("compile"):
-            speed = self.compile_loras(subject, adapters, Role.of(task), own_rank)
+            speed = self.compile_loras(subject, adapters, wanted, own_rank)
         second = self.second_card if self.second_card.await_load(model, speed) else None
         self.builder.part = ""
         seconds = time.perf_counter() - started
@@ -170,15 +172,22 @@ class Pipelines:
         facts = plan, pipe, table, adapters, tuple(shared), seconds, stopwatch.report(), note, speed, without
         return LoadedPipeline(model, checkpoint, *facts, findings=findings, second_card=second)
 
-    def compile_loras(self, subject: Subject, adapters: "Adapters", role: str, own_rank: int) -> Speed:
-        """The speed-ups with blocks that are compiled for the LoRAs that jobs of the role may bring.
+    def loras_to_compile(self, plan: Plan, role: str, own: Sequence[LoraUse]) -> CompiledLoras:
+        """The LoRAs that jobs of the role may bring, for which blocks are compiled; `own`: those of every picture, to
+        which all others are added.
+        """
+        if own:
+            return CompiledLoras.NONE
+        return wanted_loras(self.settings, plan.precision, bool(Presets(self.settings).fast_lora(role)))
+
+    def compile_loras(self, subject: Subject, adapters: "Adapters", wanted: CompiledLoras, own_rank: int) -> Speed:
+        """The speed-ups with blocks that are compiled for the `wanted` LoRAs.
 
         `own_rank`: of the endpoint's own for every picture, 0 where there are none or they cannot be padded.
         """
         speed, settings = subject.speed, self.settings
-        if adapters.always_applied:  # all others are added to them
+        if adapters.always_applied:
             return replace(speed, loras=CompiledLoras.JOBS if own_rank else CompiledLoras.NONE)
-        wanted = wanted_loras(settings, subject.plan.precision, bool(Presets(settings).fast_lora(role)))
         compare = self_check.lora_comparison(subject, settings)
         facts = subject.pipe, subject.plan, settings, subject.table
         return compile_loras(speed, wanted, *facts, adapters.example(), compare)
@@ -218,9 +227,9 @@ class Pipelines:
 
     def unload_all(self) -> None:
         """Let go of every pipeline: each is planned and loaded anew when a job needs it."""
-        for model, loaded in list(self.loaded.items()):
-            del self.loaded[model]
-            self.release(model, loaded.plan.device)
+        for model in list(self.loaded):
+            device = self.loaded.pop(model).plan.device  # which nothing here holds while its memory is given back
+            self.release(model, device)
         self.planner.forget(())
 
     def release(self, model: str, device: str) -> None:
@@ -311,16 +320,14 @@ class Pipelines:
         if self.builder.swap is None or not loaded.plan.swapped:
             return 0.0
         bring = functools.partial(self.builder.swap.activate, loaded.model)
-        second, question = self.second_card, self.second_card.activate(loaded.model)
         try:
-            seconds = attempt(bring)
-            if isinstance(seconds, Failure):  # no transformer is on the card then, and perhaps more of it is free
-                self.builder.give_back(loaded.plan.device)
+            with self.second_card.activating(loaded.model):
                 seconds = attempt(bring)
+                if isinstance(seconds, Failure):  # no transformer is on the card then, and perhaps more of it is free
+                    self.builder.give_back(loaded.plan.device)
+                    seconds = attempt(bring)
         except CudaSpoiledError as error:
             raise self.blame(loaded, error) from None
-        if question and not isinstance(seconds, Failure) and (failure := second.answer(question).failure):
-            raise JobError("internal", f"{loaded.checkpoint.name} could not be brought to the second card: {failure}")
         if isinstance(seconds, Failure):
             code = "out_of_memory" if seconds.out_of_memory else "internal"
             raise JobError(code, f"{loaded.checkpoint.name} could not be brought to the card: {seconds.reason}")

@@ -10,63 +10,34 @@ Imports torch inside functions. Knows nothing of what the passes are for.
 
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.checkpoint import Checkpoint
 from ..errors import LoadError
 from ..log import log_line
-from ..lora.file import LoraUse
 from ..memory import cuda, two_cards
 from ..memory.footprint import GB, Plan
 from ..memory.machine import Machine, read_second_gpu
 from ..memory.nvml import Gpu
-from ..model_settings import Gpus, Speedup
+from ..model_settings import Gpus
 from ..ranks.channel import Answer, Channel, RankEnded, progress_of
 from ..ranks.link import second_device, working_environment
 from ..serving.job_loop import end_process
 from ..settings import Settings
-from ..speed.speedups import ON, Speed
+from ..speed.compile_ahead import CompiledLoras
+from ..speed.speedups import Speed
+from .rank_messages import TransformerLoad
 
 if TYPE_CHECKING:
     from ..ranks.shared_rows import SharedHandle
 
 COMMAND = (sys.executable, "-m", "qwen_worker.second_rank")
-ON_SECOND = "on the second card"  # what the words of its failures begin with
 END_SECONDS = 5.0  # that a process may take to be gone once its end of the channel is closed
-
-
-@dataclass(frozen=True)
-class TransformerLoad:
-    """What the second process loads. `folder`: a prepared checkpoint's; `loras`: the endpoint's own; `off`: what has
-    failed before, and why.
-    """
-
-    model: str
-    checkpoint: Checkpoint
-    plan: Plan
-    folder: Path | None
-    settings: Settings
-    loras: tuple[LoraUse, ...]
-    off: dict[str, str]
-
-
-@dataclass(frozen=True)
-class JobSetup:
-    """How a job's passes are computed. `cached_steps`: of the schedule if a step cache serves it, else 0."""
-
-    model: str
-    loras: tuple[LoraUse, ...]
-    streamed_loras: bool
-    lora_rank: int
-    compiled: bool
-    cached_steps: int
-    speedups: frozenset[Speedup]
 
 
 @dataclass
@@ -191,13 +162,13 @@ class SecondCard:
         except (OSError, RankEnded) as failure:
             self.stand_down(f"the second card's process: {failure}")
 
-    def complete_load(self, model: str, rows: "SharedHandle | None") -> None:
-        """Have it take the table's rows, and compile. Not waited for."""
+    def complete_load(self, model: str, rows: "SharedHandle | None", wanted: CompiledLoras) -> None:
+        """Have it take the table's rows, and compile, also for the `wanted` LoRAs. Not waited for."""
         if model in self.loading and not self.has_failed:
             import torch
 
             try:
-                self.loading[model] += (self.post("complete", model, rows, torch.get_num_threads()),)
+                self.loading[model] += (self.post("complete", model, rows, torch.get_num_threads(), wanted),)
             except RankEnded as failure:
                 self.stand_down(f"the second card's process: {failure}")
 
@@ -215,18 +186,20 @@ class SecondCard:
             self.stand_down(f"the second card cannot load {model.rpartition('/')[2]}: {failed.failure}")
             return False
         del self.loading[model]
-        self.models[model], states = answers[-1].value
-        for speedup in Speedup:
-            if speed.has(speedup) and states.get(speedup) != ON:
-                speed.stand_down(speedup, f"{ON_SECOND}: {states.get(speedup)}")
+        self.models[model], report = answers[-1].value
+        report.apply(speed)
         return True
 
     def release(self, model: str) -> None:
-        """Have it forget a model that the worker has let go of, or whose load has failed."""
+        """Have it forget a model that the worker has let go of, or whose load has failed.
+
+        Waited for: the next plan counts with what is free on both cards.
+        """
         self.models.pop(model, None)
-        if (self.loading.pop(model, None) or self.channel) and not self.has_failed:
+        self.loading.pop(model, None)
+        if self.channel:
             with suppress(RankEnded):
-                self.post("release", model)
+                self.ask("release", model)
 
     def start(self, device: str) -> None:
         """Start the process, which imports its libraries while the worker does. Raises `OSError` and `RankEnded`."""
@@ -263,7 +236,8 @@ class SecondCard:
         """Ask without waiting; the question's number. Raises `RankEnded`."""
         assert self.channel
         self.asked += 1
-        self.channel.send((self.asked, question, arguments))
+        # The arguments apart: what cannot be read of them, such as a LoRA's damaged file, is the question's failure.
+        self.channel.send((self.asked, question, pickle.dumps(arguments)))
         return self.asked
 
     def answer(self, number: int) -> Answer:
@@ -290,9 +264,16 @@ class SecondCard:
         """Raises `RankEnded`."""
         return self.answer(self.post(question, *arguments))
 
-    def activate(self, model: str) -> int | None:
-        """Have a swapped transformer brought to its card; the question's number, None where it does not have it."""
-        return self.post("activate", model) if model in self.models else None
+    @contextmanager
+    def activating(self, model: str) -> Generator[None]:
+        """Have a swapped transformer brought to its card, if it has that, while the worker brings its own."""
+        if model not in self.models:
+            yield
+            return
+        number = self.post("activate", model)
+        yield
+        if failure := self.answer(number).failure:
+            self.stand_down(f"{model.rpartition('/')[2]} could not be brought to the second card: {failure}")
 
     # Its end
 
@@ -320,6 +301,8 @@ class SecondCard:
             self.process.kill()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(END_SECONDS)
-            group.leave()
+            # NCCL leaves a group with all of its ranks together, and would wait for the one that has ended.
+            if self.device == "cpu":
+                group.leave()
         self.process = self.channel = None
         self.has_joined = False

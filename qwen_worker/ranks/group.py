@@ -74,12 +74,10 @@ def send(tensors: Sequence[torch.Tensor], rank: int) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def receive(shapes: Sequence[TensorShape], device: str, rank: int) -> list[torch.Tensor]:
-    """What the other `rank` sends, of these shapes."""
-    tensors = [shape.empty(device) for shape in shapes]
+def receive(tensors: Sequence[torch.Tensor], rank: int) -> None:
+    """Fill these with what the other `rank` sends."""
     for tensor in tensors:
         dist.recv(tensor, rank)
-    return tensors
 
 
 def pack(value: Any, tensors: list[torch.Tensor]) -> Any:

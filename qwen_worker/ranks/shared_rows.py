@@ -5,9 +5,11 @@ registers it with CUDA, so that its card fetches from it as from pinned memory. 
 functions. Knows nothing of rows.
 """
 
+import ctypes
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +64,9 @@ class SharedRows:
         refused = int(cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0))
         self.registered = not refused
         if refused:
+            # CUDA's last error would be taken for that of the next kernel, which fails then.
+            with suppress(AttributeError):  # a torch that has CUDA's runtime within itself does not show it
+                ctypes.CDLL(None).cudaGetLastError()
             words = f"the modulation table is not pinned, so that copies of it wait: CUDA error {refused}"
             log_line(None, "WARN", words)
 

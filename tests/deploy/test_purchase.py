@@ -149,8 +149,9 @@ def test_ram_for_one_process_alone_is_said_before_a_second_card_is_paid(runpod, 
     assert "AMPERE_48: one of the two cards would draw alone: two processes would pin" in plain, plain
 
 
-def test_more_than_two_cards_are_refused(runpod, command):
-    code, text = command(*SHIP, "--gpu-count", "3", "--dry-run")
+@pytest.mark.parametrize("more", [(), ("--env", "QWEN_GPUS=2")])
+def test_more_than_two_cards_are_refused(runpod, command, more):
+    code, text = command(*SHIP, "--gpu-count", "3", *more, "--dry-run")
     assert code == 2 and "--gpu-count must be 1 or 2, not 3" in " ".join(text.split())
 
 

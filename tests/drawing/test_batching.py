@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from qwen_worker.drawing.batching import are_alike, may_share
+from qwen_worker.drawing.batching import Batches, are_alike, may_share
 from qwen_worker.drawing.queue import DrawingJob, WaitingQueue
 from qwen_worker.errors import Cancelled
 from qwen_worker.jobs.deadline import Kind
 from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.lora.file import LoraFile, LoraUse
-from qwen_worker.model_settings import Precision
+from qwen_worker.model_settings import Gpus, Precision
 from qwen_worker.pictures.canvas import Canvas
 from qwen_worker.settings import Settings
 
@@ -495,6 +495,14 @@ def test_what_a_call_of_several_takes_says_nothing_of_how_fast_one_could_be(work
     assert worker.batches.fewest_calls(several) == 2
     assert worker.batches.fewest_calls(several.model_copy(update={"preview": True})) == 3
     assert worker.batches.fewest_calls(several.model_copy(update={"width": 2048, "height": 2048})) == 3
+
+
+def test_a_second_card_that_may_not_be_there_makes_no_job_seem_longer(worker):
+    """Where the first card draws alone, it draws together what `QWEN_BATCH` lets it."""
+    batches = Batches(worker.queue, 4, Gpus.TWO)
+    several = parse({**SMALL, "num_images": 4, "guidance_scale": 1}, "a")
+    assert batches.fewest_calls(several) == 1
+    assert batches.fewest_calls(several.model_copy(update={"preview": True})) == 2
 
 
 def test_a_limit_that_one_call_for_all_pictures_keeps_is_no_reason_to_refuse_them(worker):

@@ -5,15 +5,19 @@ import dataclasses
 import re
 import subprocess
 import sys
+import threading
+import weakref
 from pathlib import Path
 
 import pytest
 
+from qwen_tiny import LORA
 from qwen_worker.errors import LoadError
 from qwen_worker.loading import second_card
 from qwen_worker.ranks import link
 
 from ..conftest import place_by, run
+from ..support.patience import until
 from ..worker.test_stops import stopped
 from .conftest import SMALL, answered, pictures_in
 
@@ -146,6 +150,148 @@ def test_a_lora_that_the_second_card_has_no_room_for_ends_its_job_in_a_sentence(
     error = run(worker, {**SHORT, "loras": [{"path": "plain.safetensors"}]})["error"]
     assert error.startswith("out_of_memory: 256x256 did not fit beside tiny-qwen-image/generate on the second card (")
     assert answered(worker, SHORT)["metadata"]["gpus"] == 2
+
+
+WITHOUT_ROOM_FOR_TURNS = """
+import torch
+from qwen_worker import second_rank
+activate, calls = second_rank.SecondRank.activate, []
+def without_room(self, model):
+    calls.append(1)
+    if len(calls) > 1:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    activate(self, model)
+second_rank.SecondRank.activate = without_room
+second_rank.main()
+"""
+
+
+def test_a_transformer_that_cannot_be_brought_to_the_second_card_costs_that_and_no_job(pair, scene, monkeypatch):
+    from ..conftest import as_text
+
+    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", WITHOUT_ROOM_FOR_TURNS))
+    worker = pair()["2"]
+    place_by(worker, dataclasses.replace(worker.pipelines.place("generate"), swapped=True))
+    plans = worker.pipelines.planner.plans
+    plans[worker.settings.QWEN_EDIT_MODEL] = plans[worker.settings.QWEN_IMAGE_MODEL]
+    edit = {**SHORT, "prompt": "a green disc", "image": as_text(scene)}
+    assert [answered(worker, job)["metadata"]["gpus"] for job in (SHORT, edit, SHORT)] == [2, 1, 1]
+    state = run(worker, {"task": "health"})["output"]["models"][0]["second_card"]["state"]
+    assert re.match("edit could not be brought to the second card: .*CUDA out of memory", state), state
+
+
+SLOW_RELEASE = """
+import pathlib, time
+from qwen_worker import second_rank
+release = second_rank.SecondRank.release
+def slowly(self, model):
+    time.sleep(1)
+    release(self, model)
+    pathlib.Path({file!r}).touch()
+second_rank.SecondRank.release = slowly
+second_rank.main()
+"""
+
+
+def test_a_model_is_gone_from_both_cards_before_another_is_planned(pair, monkeypatch, tmp_path):
+    from qwen_worker.memory import cuda
+
+    gone, seen, release = tmp_path / "gone", [], cuda.release_unused
+    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", SLOW_RELEASE.format(file=str(gone))))
+    worker = pair()["2"]
+    assert answered(worker, SHORT)["metadata"]["gpus"] == 2
+    transformer = weakref.ref(worker.pipelines.get("generate").pipe.transformer)
+    monkeypatch.setattr(cuda, "release_unused", lambda device: release(device) or seen.append(transformer() is None))
+    worker.pipelines.unload_all()
+    assert gone.exists() and seen == [True]
+    assert answered(worker, SHORT)["metadata"]["gpus"] == 2
+
+
+def test_a_lora_s_file_that_is_damaged_while_its_job_waits_costs_the_second_card_and_no_job(pair, lora, tmp_path):
+    """The first card has its matrices of the job before."""
+    file, ended = tmp_path / "plain.safetensors", []
+    file.write_bytes((lora / file.name).read_bytes())
+    worker = pair(QWEN_LORA_ROOTS=(tmp_path,))["2"]
+    worker.pipelines.second_card.end = ended.append
+    job = {**SHORT, "loras": [{"path": file.name}]}
+    picture = answered(worker, job)["image"]
+
+    async def damaged_in_the_queue():
+        held = threading.Event()
+        worker.inference_thread.submit(held.wait)
+        answering = asyncio.create_task(worker.answer({"id": "a-job", "input": job}))
+        await until(lambda: worker.queue.waiting)
+        file.write_bytes(b"damaged")  # in place
+        held.set()
+        return await answering
+
+    reply = asyncio.run(damaged_in_the_queue())
+    assert reply["image"] == picture and reply["metadata"]["gpus"] == 1
+    assert not ended
+
+
+def test_a_first_card_without_room_for_a_prediction_leaves_nobody_waiting(pair, monkeypatch):
+    import torch
+
+    from qwen_worker.ranks import group
+
+    worker, ended, asked = pair()["2"], [], []
+    worker.pipelines.second_card.end = ended.append
+    picture, empty = answered(worker, SHORT)["image"], group.TensorShape.empty
+
+    def without_room(self, device):
+        asked.append(self)
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return empty(self, device)
+
+    monkeypatch.setattr(group.TensorShape, "empty", without_room)
+    again = answered(worker, SHORT)
+    assert again["image"] == picture and again["metadata"]["gpus"] == 2
+    assert len(asked) > 1 and not ended
+
+
+def test_a_transformer_has_gone_when_the_second_card_gives_memory_back(monkeypatch):
+    """The next plan is made of what the driver says is free, and not of what torch keeps for nobody."""
+    import torch
+
+    from qwen_worker.memory import cuda
+    from qwen_worker.second_rank import LoadedTransformer, SecondRank
+
+    rank, gone = SecondRank(), []
+    rank.models["model"] = LoadedTransformer(None, None, torch.nn.Linear(2, 2))
+    transformer = weakref.ref(rank.models["model"].pipe)
+    monkeypatch.setattr(cuda, "release_unused", lambda device: gone.append(transformer() is None))
+    rank.release("model")
+    assert gone == [True]
+
+
+FAILS_TO_COMPILE = {
+    "while it loads": """
+def compile_loras(speed, wanted, *_):
+    speed.stand_down_loras(f"no kernel for {wanted.name}")
+    return speed
+second_rank.speedups.compile_loras = compile_loras
+""",
+    "in a job": """
+compute = second_rank.SecondRank.compute
+def fail(self, *arguments):
+    self.at_work.speed.stand_down_loras("no kernel for PRESET")
+    return compute(self, *arguments)
+second_rank.SecondRank.compute = fail
+""",
+}
+
+
+@pytest.mark.parametrize("planted", FAILS_TO_COMPILE.values(), ids=FAILS_TO_COMPILE)
+def test_what_does_not_compile_on_the_second_card_is_drawn_uncompiled_on_both(pair, tiny, monkeypatch, planted):
+    """The second card compiles for the LoRA of preset `fast` as the first does, while it loads."""
+    program = f"from qwen_worker import second_rank{planted}second_rank.main()"
+    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", program))
+    worker = pair(QWEN_IMAGE_FAST_LORA=str(tiny / LORA), QWEN_FAST_STEPS=4)["2"]
+    assert answered(worker, SHORT)["metadata"]["gpus"] == 2
+    (model,) = run(worker, {"task": "health"})["output"]["models"]
+    assert model["stood_down"] == {"compiled LoRAs": "on the second card: no kernel for PRESET"}
 
 
 def test_a_stop_while_the_second_card_loads_is_passed_on_and_the_load_serves_the_next_job(pair, gate, monkeypatch):
