@@ -106,15 +106,19 @@ def start(tree: Path, model: Path, settings: dict[str, str]) -> dict[str, tuple[
     with ExitStack() as stack:
         port = stack.enter_context(closing_server(serve(plane)))
         home = stack.enter_context(tempfile.TemporaryDirectory())
-        env = worker_environment(port, home) | {"QWEN_FALLBACK": "forbid"} | settings
-        env |= {"QWEN_IMAGE_MODEL": str(model), "QWEN_TASKS": "generate", "PYTHONPATH": str(tree)}
+        env = (
+            worker_environment(port, home)
+            | settings
+            | {"QWEN_IMAGE_MODEL": str(model), "QWEN_TASKS": "generate", "PYTHONPATH": str(tree)}
+        )
         env["QWEN_PROGRESS_SECONDS"] = str(MESSAGE_SECONDS)
         plane.put("job", PICTURE)
         worker = stack.enter_context(WorkerProcess(env, (str(tree / "runpod_handler.py"),)))
         process = psutil.Process(worker.process.pid)
         body = plane.result("job")
-        if "error" in body:
-            raise RuntimeError(f"the job failed: {str(body)[:300]}")
+        reason = body.get("error") or body["output"]["metadata"].get("fallback_reason")
+        if reason:
+            raise RuntimeError(f"the job failed: {reason[:300]}")
     if missing := set(EVENTS) - set(found):
         raise RuntimeError(f"no message said of {', '.join(sorted(missing))}: {found}")
     return found

@@ -8,6 +8,7 @@ job, the photo, its result and both files. Megabytes are millions of bytes.
 import argparse
 import base64
 import io
+import json
 import multiprocessing
 import tempfile
 import threading
@@ -30,10 +31,14 @@ LIMIT = 10**9  # bytes of a reply
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", type=int, default=7000, help="pixels, of square photos (default: %(default)s)")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="only these (default: all)")
 
 
 def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
-    return [measure(name, (options.side, options.side)) for name in CASES], {"side": options.side}
+    rows = [measure(name, (options.side, options.side)) for name in options.cases]
+    if options.output.exists():  # the rows of other cases stay in it
+        rows += [row for row in json.loads(options.output.read_text())["rows"] if row["case"] not in options.cases]
+    return rows, {"side": options.side}
 
 
 def noise(size: tuple[int, int]) -> bytes:

@@ -120,7 +120,8 @@ class Adapters:
         generator = torch.Generator(self.device).manual_seed(0)
 
         def fill(matrix: torch.Tensor) -> torch.Tensor:
-            return matrix.normal_(0, matrix.shape[1] ** -0.5, generator=generator)
+            # Together a tenth of what comes in, as a LoRA changes a layer's output by a part of it.
+            return matrix.normal_(0, 0.3 * matrix.shape[1] ** -0.5, generator=generator)
 
         layers = padded_layers(self.transformer, {}, rank, self.dtype, self.device, fill)
         try:

@@ -27,13 +27,14 @@ def expanded(picture: Image.Image, margins: Margins) -> Image.Image:
     import numpy as np
 
     space = ((margins.top, margins.bottom), (margins.left, margins.right))
-    pixels = np.asarray(picture)
-    crisp = Image.fromarray(np.pad(pixels, (*space, (0, 0)) if pixels.ndim == 3 else space, mode="edge"))
-    shrink = min(1.0, SOFT_SIDE / max(crisp.size))
-    small = crisp.resize((max(1, round(crisp.width * shrink)), max(1, round(crisp.height * shrink))))
-    soft = small.filter(ImageFilter.GaussianBlur(SOFT_RADIUS)).resize(crisp.size, Image.Resampling.BILINEAR)
+    # No more than three copies of a photo at once: what is not needed any more has no name.
+    channels = ((0, 0),) * (len(picture.getbands()) > 1)
+    grown = Image.fromarray(np.pad(np.asarray(picture), (*space, *channels), mode="edge"))
+    shrink = min(1.0, SOFT_SIDE / max(grown.size))
+    small = grown.resize((max(1, round(grown.width * shrink)), max(1, round(grown.height * shrink))))
+    soft = small.filter(ImageFilter.GaussianBlur(SOFT_RADIUS)).resize(grown.size, Image.Resampling.BILINEAR)
     across, down = (fade(side, ends) for side, ends in ((picture.width, space[1]), (picture.height, space[0])))
-    grown = Image.composite(soft, crisp, Image.fromarray(np.maximum(across[None, :], down[:, None])))
+    grown.paste(soft, (0, 0), Image.fromarray(np.maximum(across[None, :], down[:, None])))
     grown.info = dict(picture.info)
     return grown
 

@@ -4,7 +4,8 @@ TaylorSeer (https://arxiv.org/abs/2503.06923) in diffusers' lite form: the block
 out is continued along its last difference. A step's number alone decides whether it is predicted: a picture does not
 depend on the others of its call, and no step waits for the card. Each of guidance's two passes has its own history. Why
 no other cache: first-block caching decides by the mean over a call's rows, waits for the card in every pass, and drew
-worse on the tiny checkpoint for as many computed steps; MagCache needs ratios measured on each checkpoint.
+worse on the tiny checkpoint for as many computed steps (`python -m benchmarks caches`); MagCache needs ratios that are
+measured on each checkpoint.
 
 Imports diffusers inside functions. Knows nothing of jobs.
 """

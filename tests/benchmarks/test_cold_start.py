@@ -39,4 +39,4 @@ def test_the_page_s_seconds_are_the_recorded_ones():
 
 def test_a_start_whose_job_fails_says_why():
     with pytest.raises(RuntimeError, match="the job failed: .*nothing-here"):
-        cold_start.start(cold_start.HERE, cold_start.HERE / "nothing-here", {"QWEN_FALLBACK": "allow"})
+        cold_start.start(cold_start.HERE, cold_start.HERE / "nothing-here", {})

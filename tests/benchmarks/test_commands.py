@@ -51,6 +51,13 @@ def test_the_handler_s_share_is_measured(benchmark):
     assert ours["ratio"] == 1 and ours["added ms (median)"] > 0 and other["added ms (median)"] > 0
 
 
+def test_step_caches_are_beside_each_other_for_as_many_passes(benchmark):
+    report = benchmark("caches", "--prompts", "1", "--steps", "8")
+    none, ours, other = report["rows"]
+    assert (none["passes"], ours["passes"]) == (16, 14)  # the seventh of eight steps is predicted
+    assert other["passes"] >= ours["passes"] and ours["PSNR"] > 20
+
+
 def test_a_benchmark_with_wrong_jobs_ends_with_an_error_and_its_file_is_written(tmp_path, monkeypatch, capsys):
     output = tmp_path / "result.json"
     monkeypatch.setattr(soak, "run", lambda options: ([{"job": "url", "end": "WRONG: lost", "count": 2}], {"wrong": 2}))
