@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoints.files import read_json
 from .errors import CudaSpoiledError, JobError, LoadError
-from .loading.builder import Builder, adapters_of
+from .loading.builder import Builder, adapters_of, rank_of
 from .loading.components import Reading, tabulate
 from .loading.rank_messages import SEND, JobSetup, SpeedReport, TransformerLoad
 from .loading.stand_down import READER, StoodDown
 from .log import log_line
-from .lora.ranks import padded_rank
 from .memory import card, cuda
 from .memory.failures import Failure, attempt
 from .memory.footprint import GB, Plan
@@ -121,7 +120,7 @@ class SecondRank:
         else:
             loaded.table = tabulate(transformer, checkpoint.local_folder, plan, Reading(self.builder.threads))
         loaded.adapters = adapters_of(checkpoint, plan, loaded.pipe, loaded.table, load.loras)
-        own_rank = padded_rank([use.file for use in load.loras], plan.table)
+        own_rank = rank_of(load.loras, plan)
         with loaded.adapters.apply((), rank=own_rank) if load.loras else nullcontext():
             machine, table = read_machine(), loaded.table
             loaded.speed = speedups.apply(loaded.pipe, plan, load.settings, machine, table, checkpoint.name, load.off)

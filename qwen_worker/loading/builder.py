@@ -16,6 +16,7 @@ from ..checkpoints.files import read_json, shards
 from ..errors import JobError, LoadError
 from ..log import log_line
 from ..lora.file import LoraUse
+from ..lora.ranks import padded_rank
 from ..memory import card, cuda
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import Plan
@@ -192,6 +193,12 @@ def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
     """What holds the components' weights, in the order in which they are read."""
     files = [file for name in names if name in WEIGHTS for file in shards(folder, name)]
     return files + list(folder.glob("*.safetensors"))
+
+
+def rank_of(loras: Sequence[LoraUse], plan: Plan) -> int:
+    """The rank to which the endpoint's own LoRAs are padded; 0 where no blocks may be compiled, or they cannot be."""
+    may_pad = plan.compiled and all(planned.is_20b for planned in plan.models)
+    return padded_rank([use.file for use in loras], plan.table) if may_pad else 0
 
 
 def adapters_of(

@@ -19,7 +19,6 @@ from ..errors import CudaSpoiledError, JobError, LoadError
 from ..jobs.presets import Presets
 from ..log import log_line
 from ..lora.file import LoraUse
-from ..lora.ranks import padded_rank
 from ..memory.failures import Failure, attempt
 from ..memory.footprint import LOSSY, Plan
 from ..memory.machine import Machine, read_machine
@@ -30,7 +29,7 @@ from ..speed.compile_ahead import CompiledLoras, wanted_loras
 from ..speed.speedups import Speed, compile_loras
 from ..stopwatch import Stopwatch
 from . import libraries, prepared, self_check
-from .builder import Builder, adapters_of
+from .builder import Builder, adapters_of, rank_of
 from .catalogue import Catalogue
 from .crash_notes import CrashNotes
 from .loaded import LoadedPipeline
@@ -153,8 +152,7 @@ class Pipelines:
         self.second_card.complete_load(model, rows and rows.handle, wanted)
         adapters = adapters_of(checkpoint, plan, pipe, table, loras)
         # The endpoint's own LoRAs are part of every picture, and so of what is compiled.
-        may_pad = plan.compiled and all(planned.is_20b for planned in plan.models)
-        own_rank = padded_rank([use.file for use in loras], plan.table) if may_pad else 0
+        own_rank = rank_of(loras, plan)
         with_own = functools.partial(adapters.apply, (), rank=own_rank) if loras else nullcontext
         self.builder.part = SPEEDUPS
         with stopwatch("compile"), with_own():
