@@ -219,12 +219,15 @@ class SecondRank:
 
 
 def answer_of(number: int, work: Callable[[], Any]) -> Answer:
-    """What the work returns or, in words, raises. Raises `CudaSpoiledError`."""
+    """What the work returns or, in words, raises.
+
+    A spoiled CUDA is told too: it is this card's alone, and the first one draws on without it.
+    """
     try:
         value = attempt(work)
     except JobError as error:
         return Answer(number, failure=error.sentence)
-    except LoadError as error:
+    except (LoadError, CudaSpoiledError) as error:
         return Answer(number, failure=error.reason)
     if isinstance(value, Failure):
         return Answer(number, failure=value.reason, out_of_memory=value.out_of_memory)
@@ -232,7 +235,7 @@ def answer_of(number: int, work: Callable[[], Any]) -> Answer:
 
 
 def serve(rank: SecondRank, channel: Channel) -> None:
-    """Answer questions until the worker ends. Raises `RankEnded` then, and `CudaSpoiledError`."""
+    """Answer questions until the worker ends. Raises `RankEnded` then, and what torch's exchange of tensors raises."""
     while True:
         number, question, pickled = channel.receive()
         if question == SEND:
@@ -263,7 +266,7 @@ def main() -> None:
         serve(SecondRank(), channel)
     except RankEnded:
         os._exit(0)
-    except (CudaSpoiledError, RuntimeError, OSError) as error:
+    except (RuntimeError, OSError) as error:
         log_line(None, "ERROR", f"the second card's process ends: {type(error).__name__}: {error}")
         os._exit(1)
 

@@ -79,9 +79,9 @@ class TwoCards:
         assert faulty_ranks.is_met(self.folder, rank)
         return picture
 
-    def fail_by_an_error(self, rank):
+    def fail_by_an_error(self, rank, words=faulty_ranks.ERROR):
         """One card draws from then on, and health says why; the next worker has both again."""
-        picture = self.fail(rank, faulty_ranks.ERROR, gpus=1)
+        picture = self.fail(rank, words, gpus=1)
         assert self.drawn(gpus=1) == picture
         report = self.plane.result(self.put({"task": "health"}))["output"]["models"][0]
         assert "a planted error" in report["second_card"]["state"]
@@ -144,13 +144,14 @@ def test_jobs_end_once_and_draw_the_same_picture_whatever_failed_before(two_card
         lambda: cards.fail(0, faulty_ranks.OUT_OF_MEMORY),
     ]
     ends = [lambda: cards.kill(1), lambda: cards.kill(0)]
+    ends += [lambda: cards.fail_by_an_error(1, faulty_ranks.SPOILED)]
     ends += sample([], [lambda: cards.fail_by_an_error(1), lambda: cards.fail_by_an_error(0)])
     rounds = [*faults * sample(1, 6), *ends]
     for number, fault in enumerate(rounds):
         seen = fault()
         assert seen in (None, picture), f"fault {number}"
         assert cards.drawn() == picture, f"after fault {number}"
-    assert cards.count >= sample(13, 60)
+    assert cards.count >= sample(17, 60)
     assert cards.second_rank()
     assert cards.worker.terminate() == 0
     wait_until(lambda: not is_alive(cards.second))

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-OUT_OF_MEMORY, ERROR = "out of memory", "error"
+from qwen_worker.errors import CudaSpoiledError
+
+OUT_OF_MEMORY, ERROR, SPOILED = "out of memory", "error", "spoiled"
 
 
 def plant(folder: Path, rank: int, words: str) -> None:
@@ -33,7 +35,9 @@ def meet(folder: Path, rank: int) -> None:
         return
     words = file.read_text()
     file.unlink()
-    raise torch.OutOfMemoryError("CUDA out of memory") if words == OUT_OF_MEMORY else RuntimeError("a planted error")
+    if words == OUT_OF_MEMORY:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    raise CudaSpoiledError("a planted error") if words == SPOILED else RuntimeError("a planted error")
 
 
 def run_worker(folder: Path) -> None:
