@@ -19,7 +19,7 @@ import torch
 
 from . import CHECKPOINT, CONTROL, LORA, architecture
 from .stages import control, few_step, layered, pools, sheets, text_encoder, transformer, vae
-from .stages.transformer import Size
+from .stages.pools import Size
 from .training import auxiliary, fitting, forward
 
 if TYPE_CHECKING:

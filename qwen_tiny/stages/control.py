@@ -20,8 +20,8 @@ from qwen_worker.pictures.control import canny
 
 from ..training import auxiliary, fitting, forward
 from ..world import scenes, tasks
-from .pools import digest, pack
-from .transformer import CLEAR_BELOW, Size, choose_tokens, gather_tokens, noise_levels, token_shape, token_weights
+from .pools import Size, digest, pack
+from .transformer import CLEAR_BELOW, choose_tokens, gather_tokens, noise_levels, token_shape, token_weights
 from .vae import draw_pixels, encode, normalise
 
 if TYPE_CHECKING:

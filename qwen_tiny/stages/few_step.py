@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from ..training import auxiliary, forward
 from ..world import tasks
-from .transformer import CLEAR_BELOW, Size, choose_tokens, gather_tokens, token_shape
+from .pools import Size
+from .transformer import CLEAR_BELOW, choose_tokens, gather_tokens, token_shape
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel

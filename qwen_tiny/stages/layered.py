@@ -32,8 +32,8 @@ from .vae import KL_WEIGHT, decode, draw_crops, encode, normalise
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 
+    from .pools import Size
     from .text_encoder import Embedder
-    from .transformer import Size
 
 MOST_LAYERS = 4  # of a picture of training
 FRAMES = MOST_LAYERS + 2  # with the whole picture before them and the given one behind

@@ -22,13 +22,23 @@ from .vae import draw_pixels, encode, normalise
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLQwenImage
 
-    from .transformer import Size
-
 PIXELS_AT_ONCE = 1 << 20
 # Shares of prompts replaced by " ": without one the model should tell the shape from the noisy picture. Of the edits
 # more: guidance multiplies what the prediction without a prompt gets wrong, and edits have fewer steps to learn it in.
 DROPPED, DROPPED_EDITS = 0.2, 0.3
 EDIT_SHARES = (1.5, 1, 3, 0.5)  # another shape is the one edit that has to draw, removing the one that is soon learnt
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size of training, what is kept encoded of it, and its share of the steps."""
+
+    width: int  # pixels
+    height: int
+    pictures: int  # kept encoded; of edits: families of pictures
+    wordings: int  # prompts for each picture
+    tokens: int  # chosen of a picture
+    share: float  # of the steps, against the shares of the other sizes
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Pool:
 
 
 def make_generate_pool(
-    vae: "AutoencoderKLQwenImage", embedder: Embedder, size: "Size", seed: int, folder: Path, mistakes: float = 0.0
+    vae: "AutoencoderKLQwenImage", embedder: Embedder, size: Size, seed: int, folder: Path, mistakes: float = 0.0
 ) -> Pool:
     """A size's pool for text to image. `folder` keeps its latents; `mistakes` is explained at `tasks.caption`."""
     rng = Random(f"{seed} {size.width} {size.height}")
@@ -58,7 +68,7 @@ def make_generate_pool(
     return _with_targets(size, latents, drawn, *embedder.embed_prompts(prompts), torch.tensor(numbers))
 
 
-def make_edit_pool(vae: "AutoencoderKLQwenImage", embedder: Embedder, size: "Size", seed: int, folder: Path) -> Pool:
+def make_edit_pool(vae: "AutoencoderKLQwenImage", embedder: Embedder, size: Size, seed: int, folder: Path) -> Pool:
     """A size's pool for edits: families of pictures, and edits from one picture of a family to another."""
     rng = Random(f"{seed} {size.width} {size.height} edits")
     families = [tasks.family(rng) for _ in range(size.pictures)]
@@ -99,7 +109,7 @@ def _drop_some(rng: Random, prompt: str, share: float) -> str:
     return " " if rng.random() < share else prompt
 
 
-def _keep_latents(vae: "AutoencoderKLQwenImage", drawn: Sequence[Scene], size: "Size", folder: Path) -> torch.Tensor:
+def _keep_latents(vae: "AutoencoderKLQwenImage", drawn: Sequence[Scene], size: Size, folder: Path) -> torch.Tensor:
     """The scenes' latents, kept in `folder` for later stages and for training that goes on."""
     path = folder / f"{digest(vae, drawn, size)}.pt"
     if not path.exists():
@@ -112,7 +122,7 @@ def _keep_latents(vae: "AutoencoderKLQwenImage", drawn: Sequence[Scene], size: "
     return torch.load(path, weights_only=True).float()
 
 
-def digest(vae: "AutoencoderKLQwenImage", drawn: Sequence[Scene], size: "Size") -> str:
+def digest(vae: "AutoencoderKLQwenImage", drawn: Sequence[Scene], size: Size) -> str:
     """Names what the latents depend on: the VAE with its statistics, the scenes, the size."""
     digest = hashlib.sha256(repr((drawn, size.width, size.height)).encode())
     digest.update(repr((vae.config.latents_mean, vae.config.latents_std)).encode())
@@ -121,7 +131,7 @@ def digest(vae: "AutoencoderKLQwenImage", drawn: Sequence[Scene], size: "Size") 
     return digest.hexdigest()[:16]
 
 
-def _with_targets(size: "Size", latents: torch.Tensor, drawn: Sequence[Scene], *prompts: torch.Tensor) -> Pool:
+def _with_targets(size: Size, latents: torch.Tensor, drawn: Sequence[Scene], *prompts: torch.Tensor) -> Pool:
     targets = torch.stack([auxiliary.scene_targets(scene, size.width, size.height) for scene in drawn])
     outlines = torch.stack([auxiliary.outline_tokens(scene, size.width, size.height) for scene in drawn])
     return Pool(size.width, size.height, latents, targets.half(), outlines, *prompts)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..training import auxiliary, forward
+from .pools import Pool, Size
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
 
-    from .pools import Pool
 
 SHIFT = math.exp(0.5)  # what the scheduler's dynamic shifting comes to at all of these sizes (base_shift 0.5)
 SUBJECT_WEIGHT = 3.0
@@ -28,18 +28,6 @@ LEAST_REST = 16  # tokens of a choice that are not of the outline
 # Below this noise level the outline's tokens are chosen first: there the noisy picture itself tells where the subject
 # is. In more noise the choice would tell it, and the model would look for it there instead of in the prompt.
 CLEAR_BELOW = 0.8
-
-
-@dataclass(frozen=True)
-class Size:
-    """A size of training, what is kept encoded of it, and its share of the steps."""
-
-    width: int  # pixels
-    height: int
-    pictures: int  # kept encoded; of edits: families of pictures
-    wordings: int  # prompts for each picture
-    tokens: int  # chosen of a picture
-    share: float  # of the steps, against the shares of the other sizes
 
 
 @dataclass(frozen=True)
@@ -63,7 +51,7 @@ class Batch:
 class BatchSampler:
     """Batches of one stage, each of one of its sizes. `pools`: one for each of `sizes`."""
 
-    def __init__(self, transformer: "QwenImageTransformer2DModel", pools: "Sequence[Pool]", sizes: Sequence[Size]):
+    def __init__(self, transformer: "QwenImageTransformer2DModel", pools: Sequence[Pool], sizes: Sequence[Size]):
         self.transformer = transformer
         weights = (token_weights(pool.latents) for pool in pools)
         self.choices = list(zip(pools, weights, (size.tokens for size in sizes), strict=True))
