@@ -16,7 +16,7 @@ from ..support.control_plane import ControlPlane, WorkerProcess, addresses
 from ..support.patience import wait_until
 
 JOB = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 6, "seed": 1}
-LONG = {**JOB, "num_inference_steps": 100, "width": 384, "height": 384}
+LONG = {**JOB, "num_inference_steps": 100, "width": 1024, "height": 1024, "num_images": 4}  # on any machine
 HANG_SECONDS = 10  # that nothing may take longer than once it is to end
 
 
