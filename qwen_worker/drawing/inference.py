@@ -5,7 +5,7 @@ endpoint gives this up for speed, `batching.py` comes first. Knows nothing of ho
 """
 
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -17,6 +17,7 @@ from ..loading.rank_messages import ON_SECOND
 from ..log import log_line
 from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
 from ..memory.failures import absorb_failure
+from ..memory.footprint import Plan
 from .configured import caches_steps, configured, shares_passes, splits_rows
 from .control import controlled
 from .finite import failed_job_error
@@ -96,6 +97,19 @@ def draws_pairs(loaded: LoadedPipeline, entry: DrawingJob) -> bool:
     return request.num_images > 1 and is_plain and splits_rows(loaded, request)
 
 
+def attempts_for(loaded: LoadedPipeline, plan: Plan) -> tuple[Attempt, ...]:
+    """The attempts of a job with this plan, each of which needs less memory than the one before it."""
+    return (*ATTEMPTS, WITHOUT_PREFIX) if has_prefix_cache(loaded.pipe) and plan.prefix_cache else ATTEMPTS
+
+
+def first_attempt(loaded: LoadedPipeline, entry: DrawingJob, plan: Plan, shortage: Shortage) -> int:
+    """The number of the attempt that the job begins with. `shortage`: of the jobs of its kind before it."""
+    if plan.needs_tiles(*planned_size(entry)):
+        return ATTEMPTS.index(Attempt(apart=True, tiles=True))
+    first = 0 if shares_passes(loaded, entry.job.request) else 1
+    return max(first, shortage.attempt) if shortage.jobs >= LASTING_SHORTAGE else first
+
+
 def draw_within_memory(
     loaded: LoadedPipeline, entry: DrawingJob, prompt_cache: PromptCache, previewer: Previewer
 ) -> DrawingResult:
@@ -107,19 +121,12 @@ def draw_within_memory(
 
     job, canvas, device, where = entry.job, entry.canvas, loaded.plan.device, ""
     bytes_before, passes_before = allocated_bytes(device), loaded.second_card_passes
-    size = planned_size(entry)
-    kind = (*size, entry.controlnets is not None)
-    first, shortage = 0 if shares_passes(loaded, job.request) else 1, loaded.shortages.get(kind, Shortage(0, 0))
-    plan = plan_for(entry, loaded.plan, loaded)
-    has_prefix = has_prefix_cache(loaded.pipe)
-    attempts = (*ATTEMPTS, WITHOUT_PREFIX) if has_prefix and plan.prefix_cache else ATTEMPTS
-    if has_prefix and not plan.prefix_cache:
+    kind = (*planned_size(entry), entry.controlnets is not None)
+    shortage, plan = loaded.shortages.get(kind, Shortage(0, 0)), plan_for(entry, loaded.plan, loaded)
+    if has_prefix_cache(loaded.pipe) and not plan.prefix_cache:
         job.warn(NO_PREFIX_WARNING)
-    if plan.needs_tiles(*size):
-        first = ATTEMPTS.index(Attempt(apart=True, tiles=True))
-    elif shortage.jobs >= LASTING_SHORTAGE:
-        first = max(first, shortage.attempt)
-    for number, (apart, tiles, prefix) in list(enumerate(attempts))[first:]:
+    first = first_attempt(loaded, entry, plan, shortage)
+    for number, (apart, tiles, prefix) in list(enumerate(attempts_for(loaded, plan)))[first:]:
         pictures: list[Image.Image] = []
         steps = 0
         try:
@@ -130,9 +137,9 @@ def draw_within_memory(
                 prompt_cache.caching(loaded.pipe, job.require_running),
                 controlled(loaded, entry) as pipe,
             ):
-                count = job.request.num_images
-                for numbers in (range(start, min(start + 1 + pair, count)) for start in range(0, count, 1 + pair)):
-                    keeps_prefix = prefix and plan.prefix_cache
+                count, keeps_prefix = job.request.num_images, prefix and plan.prefix_cache
+                for start in range(0, count, 1 + pair):
+                    numbers = range(start, min(start + 1 + pair, count))
                     drawn, steps = draw_pictures(pipe, job, canvas, numbers, previewer, keeps_prefix)
                     pictures += drawn
                     job.require_running()
@@ -142,14 +149,16 @@ def draw_within_memory(
                 loaded.shortages.pop(kind, None)
             loaded.not_finite.clear()
             quality = recomposition_db(canvas.sources[0], pictures) if isinstance(job.request, Layers) else None
-            controlnet = entry.controlnets and entry.controlnets.name
-            facts: dict[str, Any] = {"recomposition_db": quality, "controlnet": controlnet}
-            facts |= {
-                "batch": 1 + pair,
-                "peak_vram_gb": peak_vram_gb(),
-                "gpus": 1 + (loaded.second_card_passes > passes_before),
-            }
-            return DrawingResult(pictures, steps, loaded.drawing_model, **facts)
+            return DrawingResult(
+                pictures,
+                steps,
+                loaded.drawing_model,
+                peak_vram_gb=peak_vram_gb(),
+                recomposition_db=quality,
+                batch=1 + pair,
+                gpus=1 + (loaded.second_card_passes > passes_before),
+                controlnet=entry.controlnets and entry.controlnets.name,
+            )
         except torch.OutOfMemoryError as error:
             where = f" {ON_SECOND}" if str(error).startswith(ON_SECOND) else ""
         # Outside the handler, where the traceback no longer holds the tensors that filled the card.

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from ..memory.failures import Failure, attempt
+from ..model.overrides import overridden
 
 
 class NoDigest(Exception):
@@ -36,7 +37,6 @@ class PromptCache:
     @contextmanager
     def caching(self, pipe: Any, after: Callable[[], None]) -> Generator[None]:
         """Within, the pipeline's `encode_prompt` asks the cache first and calls `after` at its end, which may raise."""
-        before = vars(pipe).get("encode_prompt")
         encode = pipe.encode_prompt
         signature = inspect.signature(encode)
 
@@ -45,13 +45,8 @@ class PromptCache:
             after()
             return encoded
 
-        pipe.encode_prompt = cached
-        try:
+        with overridden(pipe, "encode_prompt", cached):
             yield
-        finally:
-            del pipe.encode_prompt
-            if before is not None:
-                pipe.encode_prompt = before
 
     def encode(
         self, pipe: Any, encode: Callable[..., tuple[Any, ...]], call: inspect.BoundArguments

@@ -12,9 +12,8 @@ Nobody waits for what does not come: the second card says that it has a predicti
 room for it and asks. One that is not asked for is dropped where it is. Knows nothing of jobs.
 """
 
-import functools
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from ..loading.rank_messages import ON_SECOND, SEND, JobSetup
 from ..loading.second_card import SecondCard
 from ..lora.file import LoraUse
 from ..memory.footprint import Plan
+from ..model.overrides import overridden, watching_schedules
 from ..model_settings import Speedup
 from ..ranks.channel import Answer
 
@@ -53,15 +53,14 @@ def split_between_cards(
     on = frozenset(speedup for speedup in Speedup if loaded.speed.has(speedup))
     require_done(second.ask("begin", JobSetup(loaded.model, tuple(loras), *ways, cached_steps, on)))
     passes = (SplitRows if rows_apart else SplitPasses)(transformer.forward, second, loaded.table)
-    own = vars(transformer).get("forward")
     try:
-        with passes.watching_calls(loaded.pipe.scheduler), decoded_alone(loaded.pipe.vae, rows_apart):
-            transformer.forward = passes.forward
+        with (
+            watching_schedules(loaded.pipe.scheduler, passes.begin_call),  # every call of the pipeline sets one
+            decoded_alone(loaded.pipe.vae, rows_apart),
+            overridden(transformer, "forward", passes.forward),
+        ):
             yield
     finally:
-        del transformer.forward
-        if own is not None:
-            transformer.forward = own
         if report := require_done(second.ask("end")):
             report.apply(loaded.speed)
 
@@ -92,24 +91,6 @@ class SecondPasses:
     def begin_call(self) -> None:
         """The pipeline begins a call."""
         self.is_first = True  # no pass of this call was sent
-
-    @contextmanager
-    def watching_calls(self, scheduler: Any) -> Iterator[None]:
-        """Within, every schedule that the scheduler sets begins a call."""
-        own, stock = vars(scheduler).get("set_timesteps"), scheduler.set_timesteps
-
-        @functools.wraps(stock)  # the pipelines look for `sigmas` in the signature
-        def set_timesteps(*arguments: Any, **named: Any) -> None:
-            stock(*arguments, **named)
-            self.begin_call()
-
-        scheduler.set_timesteps = set_timesteps
-        try:
-            yield
-        finally:
-            del scheduler.set_timesteps
-            if own is not None:
-                scheduler.set_timesteps = own
 
     def send(self, inputs: Inputs) -> None:
         """Have the second card compute a pass: it is told what comes, and gets the tensors that it does not have."""

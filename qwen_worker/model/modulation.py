@@ -20,14 +20,15 @@ torch and diffusers: import it inside functions. Knows nothing of placement or j
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
+from .overrides import watching_schedules
 from .transformer import WaitFreeTransformer
 
 STREAMS = ("img_mod", "txt_mod")
@@ -206,21 +207,9 @@ class ModulationTable:
             raise RuntimeError("a block is called before the transformer's forward pass has chosen its rows")
         return args, kwargs | {"temb": self.forward_rows[:, number].flatten(1)}
 
-    @contextmanager
-    def following_schedules(self, scheduler: Any, dtype: torch.dtype) -> Iterator[None]:
+    def following_schedules(self, scheduler: Any, dtype: torch.dtype) -> AbstractContextManager[None]:
         """Within, the rows of every schedule that the scheduler sets are prepared, in the pipelines' own arithmetic."""
-        stock = scheduler.set_timesteps
-
-        @functools.wraps(stock)  # the pipelines look for `sigmas` in the signature
-        def set_timesteps(*args: Any, **kwargs: Any) -> None:
-            stock(*args, **kwargs)
-            self.prepare(scheduler.timesteps.to(dtype) / 1000)
-
-        scheduler.set_timesteps = set_timesteps
-        try:
-            yield
-        finally:
-            del scheduler.set_timesteps
+        return watching_schedules(scheduler, lambda: self.prepare(scheduler.timesteps.to(dtype) / 1000))
 
 
 @torch.no_grad()

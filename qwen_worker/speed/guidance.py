@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from ..model.overrides import overridden
+
 FULL_PASS_TOKENS = 4096  # of pictures, all rows of a pass together: as many (1024 x 1024) keep a GPU busy
 TEXT, MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
 RESIDUALS = "controlnet_block_samples"  # which a ControlNet gives for both of a step's calls
@@ -30,15 +32,9 @@ Inputs = dict[str, Any]  # of the transformer's forward, by name
 @contextmanager
 def share_passes(transformer: Any) -> Iterator["PassSharing"]:
     """Within, the transformer computes both passes of a step in one where the picture is small."""
-    own = vars(transformer).get("forward")
     sharing = PassSharing(transformer.forward)
-    transformer.forward = sharing.forward
-    try:
+    with overridden(transformer, "forward", sharing.forward):
         yield sharing
-    finally:
-        del transformer.forward
-        if own is not None:
-            transformer.forward = own
 
 
 class PassSharing:

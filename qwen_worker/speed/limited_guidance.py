@@ -9,30 +9,24 @@ A step cache's history of the second pass begins with the first step that has on
 nothing of jobs.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
+
+from ..model.overrides import overridden
 
 FILLS_CACHE = {"kv_cache_mode": "extract"}  # of Qwen-Image-2.1's first step: each pass fills the cache that it reads
 
 Forward = Callable[..., Any]  # of the transformer
 
 
-@contextmanager
-def limit_guidance(transformer: Any, plain: Forward, is_guided: Callable[[], bool]) -> Iterator[None]:
+def limit_guidance(transformer: Any, plain: Forward, is_guided: Callable[[], bool]) -> AbstractContextManager[None]:
     """Within, a step has a second pass where `is_guided` says so of the present one.
 
     `plain`: the transformer's forward without passes that are shared; the one that it has serves the guided steps.
     """
-    own = vars(transformer).get("forward")
     limited = LimitedGuidance(plain, transformer.forward, is_guided)
-    transformer.forward = limited.forward
-    try:
-        yield
-    finally:
-        del transformer.forward
-        if own is not None:
-            transformer.forward = own
+    return overridden(transformer, "forward", limited.forward)
 
 
 class LimitedGuidance:
