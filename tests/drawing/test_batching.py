@@ -306,12 +306,12 @@ def test_a_prompt_that_is_refused_joins_nobody(worker, calls):
 def test_a_prompt_that_cannot_be_encoded_fails_its_own_job_only(worker, pipe, monkeypatch, guilty):
     encode = pipe.encode_prompt
 
-    def broken(prompt=None, **more):
-        if prompt == "break":
+    @functools.wraps(encode)
+    def broken(*args, **more):
+        if inspect.signature(encode).bind(*args, **more).arguments["prompt"] == "break":
             raise RuntimeError("planted")
-        return encode(prompt=prompt, **more)
+        return encode(*args, **more)
 
-    broken.__signature__ = inspect.signature(encode)
     monkeypatch.setattr(pipe, "encode_prompt", broken)
     jobs = [FOUR[0], FOUR[1], FOUR[2]]
     jobs[guilty] = {**SMALL, "prompt": "break"}

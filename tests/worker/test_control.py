@@ -36,7 +36,7 @@ def edges():
 
 @pytest.fixture(scope="module")
 def worker(warm_workers, net):
-    return warm_workers(QWEN_CONTROLNET=str(net), QWEN_FALLBACK="forbid")
+    return warm_workers(QWEN_CONTROLNET=str(net), QWEN_FALLBACK="forbid", QWEN_PROGRESS_SECONDS=0.02)
 
 
 def drawn(worker, **fields):
