@@ -65,7 +65,8 @@ TEXT_ENCODER_GB = 15.5
 FILES_GB = 57.7  # of one model
 # A network volume gives 200 to 400 MB/s; a local disk is taken to give 1 GB/s.
 READ_RATES = {"disk": 1.0, "volume": 0.3}
-START_SECONDS, GRAPH_SECONDS = 15, 30  # a Python process with torch; one graph of the blocks, where nothing is kept
+# A Python process with torch; one graph of the blocks, where nothing is kept. Estimates: no card has compiled one yet.
+START_SECONDS, GRAPH_SECONDS = 15, 30
 TABLE_GB = 17_000  # that building the modulation table reads of the card's memory
 
 
