@@ -42,7 +42,7 @@ class PictureFields(BaseModel, frozen=True):
             sentence = "mask_from says how mask_image is read, and mask_image is not given"
         elif idle and not (self.mask_image or self.grows):
             sentence = f"{idle[0]} says how mask_image is used, and mask_image is not given"
-        elif named := [name for name in ("mask_image", "expand", "fit") if getattr(self, name) and not count]:
+        elif not count and (named := self.fields_of_part):
             sentence = f"{named[0]} is about an input picture, and none is given: send image"
         elif count > 1 and (self.mask_image or self.strength < 1):
             sentence = f"mask_image and strength below 1 work on one image, not {count}"
@@ -53,6 +53,11 @@ class PictureFields(BaseModel, frozen=True):
         if sentence:
             raise BrokenRule(sentence, BeyondSchema.TOGETHER)
         return self
+
+    @property
+    def fields_of_part(self) -> list[str]:
+        """The fields of the job that say which part of the input picture is repainted."""
+        return [name for name in ("mask_image", "expand", "fit") if getattr(self, name)]
 
     @property
     def grows(self) -> bool:

@@ -303,6 +303,10 @@ class BackgroundReplacement(WithoutPart, Edit, frozen=True):
         return self
 
     @property
+    def fields_of_part(self) -> list[str]:
+        return ["subject_mask"] if self.subject_mask else []
+
+    @property
     def keeps_size(self) -> bool:
         return self.subject_mask is not None
 

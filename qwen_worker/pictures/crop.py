@@ -6,14 +6,14 @@ can. The part has exactly the proportions of the size at which it is drawn, and 
 Knows nothing of pixels (`stitch.py`).
 """
 
-import functools
 import math
 from dataclasses import dataclass
 
 from ..errors import InvalidInput
 from ..jobs.named_sizes import CONDITIONING_MULTIPLE, Size
 from .images import MAX_ASPECT
-from .sizes import CONDITIONING_AREA, conditioning_size
+from .inset import kept_sizes
+from .sizes import CONDITIONING_AREA
 
 CONTEXT = (
     0.25  # of the longer side of the masked region: what is shown around it on each side where the job says nothing
@@ -22,8 +22,11 @@ MIN_CONTEXT = 64  # pixels
 # The proportions that a part is given where its masked region does not ask for longer ones: models draw few pictures
 # that are longer.
 USUAL_ASPECT = 2.0
-OVERHANG = 0.05  # of a side, by which a part may stand over the photo's edge, where it repeats the edge's pixels
-ROUNDED = 1.05  # times, by which the longest size that is drawn is longer than it should be: sides are multiples
+USUAL_LONGEST = 1.05 * USUAL_ASPECT  # of the sizes drawn then: their sides are rounded to multiples
+LONGEST = 8.5  # the proportions of the longest size drawn: the next one beyond 8:1 has 8.45:1
+# Of a side, by which a part may stand over the photo's edge, where it repeats the edge's pixels. The proportions of two
+# neighbours among the sizes are up to 18 % apart: what lies between them needs half of that.
+OVERHANG = 0.09
 LARGE_SCALE = 2.0  # pixels of the photo for each drawn one, from which on the reply says that they are fewer
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -51,12 +54,21 @@ class Frame:
             max(0, round(self.left)), max(0, round(self.top)), min(photo[0], round(right)), min(photo[1], round(bottom))
         )  # fmt: skip
 
+    def on_photo(self, photo: Size) -> Box:
+        """The drawn pixels that are wholly on a photo of this size."""
+        (left, right), (top, bottom) = (
+            (max(0, -int(start // self.scale)), min(count, int((side - start) / self.scale + 1e-6)))
+            for start, count, side in zip((self.left, self.top), self.drawn, photo, strict=True)
+        )
+        return left, top, right, bottom
 
-def frame_of(photo: Size, region: Box, padding: int | None) -> Frame:
+
+def frame_of(photo: Size, region: Box, padding: int | None, label: str = "mask_image") -> Frame:
     """The part of a photo that is drawn for a masked region.
 
     `padding`: pixels of the photo that are to be shown around the region on each side, as far as there are any; None
-    for a share of the region. Raises `InvalidInput` for a region of a shape that no model draws.
+    for a share of the region. `label`: the field that says what is repainted. Raises `InvalidInput` for a region of a
+    shape that no model draws: one that is longer than 8:1, of a photo that is so too.
     """
     left, top, right, bottom = region
     if padding is None:
@@ -75,7 +87,7 @@ def frame_of(photo: Size, region: Box, padding: int | None) -> Frame:
             return Frame(left, top, scale, drawn)
     sides = f"{right - left}x{bottom - top}"
     raise InvalidInput(
-        f"mask_image must repaint a region of an aspect of at most {MAX_ASPECT}:1, not {sides} of an image of "
+        f"{label} must repaint a region of an aspect of at most {MAX_ASPECT}:1, not {sides} of an image of "
         f"{photo[0]}x{photo[1]}; repaint a shorter region, and the rest in further jobs"
     )
 
@@ -89,37 +101,24 @@ def smallest_frame(photo: Size, shown: Size) -> tuple[Size, float] | None:
     """
     ratio = min(USUAL_ASPECT, max(1 / USUAL_ASPECT, shown[0] / shown[1]))
     for longest, least_scale, overhang in (
-        (USUAL_ASPECT, 1.0, 0.0), (MAX_ASPECT, 1.0, 0.0), (USUAL_ASPECT, 0.0, 0.0), (MAX_ASPECT, 0.0, 0.0),
-        (MAX_ASPECT, 0.0, OVERHANG),
+        (USUAL_LONGEST, 1.0, 0.0), (MAX_ASPECT, 1.0, 0.0), (USUAL_LONGEST, 0.0, 0.0), (MAX_ASPECT, 0.0, 0.0),
+        (LONGEST, 0.0, OVERHANG),
     ):  # fmt: skip
         fitting: list[tuple[float, float, Size, float]] = []
-        for drawn in drawn_sizes():
+        for drawn in kept_sizes(CONDITIONING_AREA, CONDITIONING_MULTIPLE):
             aspect = drawn[0] / drawn[1]
             needed = max(shown[0] / drawn[0], shown[1] / drawn[1])
             room = min(photo[0] / drawn[0], photo[1] / drawn[1]) * (1 + overhang)
             # A photo that is too small for the model's size shows as much of itself as it can.
             scale = max(needed, least_scale) if least_scale or overhang else room
-            if max(aspect, 1 / aspect) <= longest * ROUNDED and needed <= scale <= room:
-                rank = scale if least_scale or overhang else -scale * scale * drawn[0] * drawn[1]
+            if max(aspect, 1 / aspect) <= longest and needed <= scale <= room:
+                area = scale * scale * drawn[0] * drawn[1]
+                rank = scale if least_scale else area if overhang else -area
                 fitting.append((round(rank, 6), abs(math.log(aspect / ratio)), drawn, scale))
         if fitting:
             *_, drawn, scale = min(fitting)
             return drawn, scale
     return None
-
-
-@functools.cache
-def drawn_sizes() -> tuple[Size, ...]:
-    """The sizes that the edit pipelines look at, and so draw, as they are."""
-    longest = math.isqrt(CONDITIONING_AREA * MAX_ASPECT) + CONDITIONING_MULTIPLE
-    sides = range(CONDITIONING_MULTIPLE, longest, CONDITIONING_MULTIPLE)
-    return tuple(
-        (width, height)
-        for width in sides
-        for height in sides
-        if max(width, height) <= MAX_ASPECT * ROUNDED * min(width, height)
-        and conditioning_size((width, height)) == (width, height)
-    )
 
 
 def place(start: int, end: int, length: float, side: int) -> float:

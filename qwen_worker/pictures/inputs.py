@@ -149,7 +149,8 @@ def open_masked(
             del picture, deep
             sent = photo.thumbnail(CHECKED_SIDE) if margins else None
             photo = expanded_photo(photo, margins) if margins else photo
-            stitch = stitch_of(photo, mask, request.mask_padding, request.has_soft_mask, warn)
+            label = request.fields_of_part[0]
+            stitch = stitch_of(photo, mask, request.mask_padding, request.has_soft_mask, warn, label)
             return Inputs([photo.framed(stitch.frame)], stitch.drawn_mask, stitch=stitch, sent=sent, margins=margins)
     require_shape(*picture.size, "image")
     source = as_source(picture, "image", warn, is_masked=True)

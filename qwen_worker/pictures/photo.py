@@ -97,12 +97,7 @@ class Photo:
     def framed(self, frame: Frame) -> Image.Image:
         """What the model sees of the part in the frame, as large as it draws; beyond the photo's edge as at it."""
         scale, (width, height) = frame.scale, self.size
-        # The drawn pixels that are wholly on the photo.
-        spans = [
-            (max(0, -int(start // scale)), min(count, int((side - start) / scale + 1e-6)))
-            for start, count, side in zip((frame.left, frame.top), frame.drawn, (width, height), strict=True)
-        ]
-        (left, right), (top, bottom) = spans
+        left, top, right, bottom = frame.on_photo(self.size)
         box = (
             max(0.0, frame.left + left * scale), max(0.0, frame.top + top * scale),
             min(float(width), frame.left + right * scale), min(float(height), frame.top + bottom * scale),

@@ -42,7 +42,10 @@ class Stitch:
 
     @property
     def drawn_mask(self) -> Image.Image:
-        """The mask at the size drawn, above 0 for each pixel that any of the mask's lies in: a thin line is kept."""
+        """The mask at the size drawn, above 0 for each pixel that any of the mask's lies in: a thin line is kept.
+
+        Beyond the photo it goes on as at its edge: what is repainted does not have to fit what was made up there.
+        """
         left, top, scale = self.frame.left, self.frame.top, self.frame.scale
         edges = [
             (self.region[0] - left) / scale, (self.region[1] - top) / scale,
@@ -56,7 +59,14 @@ class Stitch:
         size = max(1, box[2] - box[0]), max(1, box[3] - box[1])
         mask = Image.new("L", self.frame.drawn)
         mask.paste(shrink_mask(self.mask, size), box[:2])
-        return mask
+        x0, y0, x1, y1 = inside = self.frame.on_photo(self.photo.size)
+        if inside == (0, 0, width, height):
+            return mask
+        import numpy as np
+
+        beyond = np.pad(np.asarray(mask.crop(inside)), ((y0, height - y1), (x0, width - x1)), mode="edge")
+        # A line at the photo's very edge may be in none of the pixels that are wholly on it.
+        return Image.fromarray(np.maximum(beyond, np.asarray(mask)))
 
     def whole(self, drawn: Image.Image) -> "Image.Image | NDArray[np.uint16]":
         """The photo with the drawn part in it: a picture with the photo's profile, or an array of 16 bits.
@@ -129,19 +139,21 @@ class Stitch:
         )  # fmt: skip
 
 
-def stitch_of(photo: Photo, mask: Image.Image, padding: int | None, is_soft: bool, warn: Warn) -> Stitch:
+def stitch_of(
+    photo: Photo, mask: Image.Image, padding: int | None, is_soft: bool, warn: Warn, label: str = "mask_image"
+) -> Stitch:
     """The part of a photo that is drawn for a mask of its size. `warn` is told where it is drawn much smaller.
 
-    `padding`: as in `crop.frame_of`, whose `InvalidInput` is raised too.
+    `padding`, `label`: as in `crop.frame_of`, whose `InvalidInput` is raised too.
     """
     region = mask.getbbox()
     assert region, "a mask without a pixel is refused when it is decoded"
-    frame = frame_of(photo.size, region, padding)
+    frame = frame_of(photo.size, region, padding, label)
     if frame.scale >= LARGE_SCALE:
         width, height = (round(side) for side in frame.size)
         drawn = "{}x{}".format(*frame.drawn)
         warn(
-            f"the region around the mask, {width}x{height}, is drawn at {drawn} and enlarged {frame.scale:.1f} times: "
+            f"the region around what is repainted, {width}x{height}, is drawn at {drawn} and enlarged {frame.scale:.1f} times: "
             "it has less detail than the rest; repaint smaller regions in several jobs, or with less mask_padding"
         )
     return Stitch(photo, frame, region, mask.crop(region), "soft" if is_soft else "feather")

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from qwen_worker.errors import InvalidInput
-from qwen_worker.pictures.crop import frame_of
+from qwen_worker.pictures.crop import OVERHANG, frame_of
 from qwen_worker.pictures.sizes import conditioning_size
 
 PHOTOS = [(4000, 3000), (3000, 4000), (8660, 5773), (1200, 900), (9000, 200), (200, 9000), (2100, 2100), (16000, 3000)]
@@ -30,7 +30,7 @@ def test_the_part_shows_the_whole_region_and_has_the_proportions_that_the_model_
         try:
             frame = frame_of(photo, region, padding)
         except InvalidInput:
-            assert shape(region) > 7.5
+            assert shape(region) > 8
             continue
         width, height = frame.size
         assert conditioning_size(frame.drawn) == frame.drawn
@@ -41,7 +41,27 @@ def test_the_part_shows_the_whole_region_and_has_the_proportions_that_the_model_
         assert 0 <= left < right <= photo[0] and 0 <= top < bottom <= photo[1]
         # It stands over the photo's edge only where the region takes up nearly all of a side.
         beyond = max(0, -frame.left), max(0, -frame.top)
-        assert beyond[0] <= 0.03 * photo[0] and beyond[1] <= 0.03 * photo[1]
+        assert beyond[0] <= OVERHANG / 2 * photo[0] and beyond[1] <= OVERHANG / 2 * photo[1]
+
+
+@pytest.mark.parametrize("height", [16, 200, 777, 1200, 2500])
+def test_a_region_of_any_aspect_up_to_8_to_1_is_drawn_of_a_whole_picture_and_of_a_longer_one(height):
+    """The sizes that the model draws have gaps between their proportions: 7.17:1 is followed by 8.45:1."""
+    for step in range(201):
+        width = int(height * 8 ** (step / 200))
+        for longer in (0, height // 2, 3 * height):
+            photo, region = (width + longer, height), (longer, 0, width + longer, height)
+            for shown in (region, region[1::-1] + region[:1:-1]):
+                own = photo if shown == region else photo[::-1]
+                frame = frame_of(own, shown, None)
+                over = [size / side - 1 for size, side in zip(frame.size, own, strict=True)]
+                assert max(over) <= OVERHANG + 1e-6 and conditioning_size(frame.drawn) == frame.drawn
+
+
+def test_any_canvas_up_to_8_to_1_is_drawn_whatever_of_it_is_new():
+    for width in range(1000, 8001, 50):
+        for region in ((0, 990, width, 1000), (0, 0, width, 1000), (0, 0, 10, 1000)):
+            assert frame_of((width, 1000), region, 0)
 
 
 def test_a_small_region_is_drawn_pixel_by_pixel_from_whole_pixels_on():
@@ -63,6 +83,7 @@ def test_at_the_end_of_a_strip_a_part_of_usual_proportions_is_drawn():
     assert (top, right, bottom) == (0, 9000, 200) and left >= 8500
 
 
-def test_a_region_that_is_longer_than_any_picture_is_refused_with_both_sizes():
-    with pytest.raises(InvalidInput, match=r"mask_image .* at most 8:1, not 9000x200 of an image of 9000x200"):
-        frame_of((9000, 200), (0, 0, 9000, 200), None)
+@pytest.mark.parametrize("label", ["mask_image", "subject_mask"])
+def test_a_region_that_is_longer_than_any_picture_is_refused_with_both_sizes_by_the_field_that_names_it(label):
+    with pytest.raises(InvalidInput, match=rf"^invalid_input: {label} must .* at most 8:1, not 9000x200 of an image of 9000x200"):
+        frame_of((9000, 200), (0, 0, 9000, 200), None, label)

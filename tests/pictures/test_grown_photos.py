@@ -43,6 +43,25 @@ def test_a_large_photo_with_a_ratio_grows_too_and_the_check_sees_what_was_sent()
     assert canvas.result_size == (2400, 1200) and job.request.aspect_ratio is None and not job.warnings
 
 
+@pytest.mark.parametrize("task", ["edit", "generate"])
+@pytest.mark.parametrize("is_wide", [True, False])
+def test_a_canvas_between_two_sizes_that_are_drawn_keeps_the_photo_and_its_edge_is_drawn_too(task, is_wide):
+    """3.35:1 lies between 3.11:1 and 3.58:1: the part stands over the canvas, and is cut off there."""
+    photo = Image.effect_noise((1500, 1000) if is_wide else (1000, 1500), 60).convert("RGB")
+    sides = ("left", "right") if is_wide else ("top", "bottom")
+    result, canvas, _ = finished(photo, task=task, expand=dict.fromkeys(sides, 925))
+    left, top, right, bottom = (925, 0, 2425, 1000) if is_wide else (0, 925, 1000, 2425)
+    whole, old = np.asarray(result), np.asarray(photo)
+    assert np.array_equal(whole[top:bottom, left:right], old)
+    new = np.ones(whole.shape[:2], bool)
+    new[max(0, top - 16) : bottom + 16, max(0, left - 16) : right + 16] = False
+    assert (whole[new] == (255, 0, 0)).all() and max(canvas.stitch.frame.size) > 3350
+    # The model draws to its own edge: what was made up beyond the canvas is nothing that it has to continue.
+    mask = np.asarray(canvas.mask) > 0
+    first, last = (mask[:, 0], mask[:, -1]) if is_wide else (mask[0], mask[-1])
+    assert first.all() and last.all()
+
+
 def test_a_subject_of_a_large_photo_keeps_its_pixels_and_its_edge_its_greys():
     photo = Image.effect_noise((1800, 1200), 60).convert("RGB")
     matte = Image.new("L", photo.size)

@@ -154,6 +154,10 @@ REFUSED = {  # photo, mask, more fields, and how the refusal begins
     "a strip with a mask all along": (
         blank(STRIP), dots(STRIP, (0, 0), (8999, 199)), {}, "invalid_input: mask_image must repaint a region"
     ),
+    "a strip with a subject that leaves all of its length": (
+        blank(STRIP), None, {"task": "background_replacement", "subject_mask": text_of(dots(STRIP, (9, 9)))},
+        "invalid_input: subject_mask must repaint a region of an aspect of at most 8:1, not 9000x200",
+    ),
     "a strip without a crop": (
         blank(STRIP), dots(STRIP, (9, 9)), {"mask_crop": False}, "invalid_input: image must have an aspect of at most"
     ),
