@@ -26,7 +26,7 @@ from .lineage import lineage_of
 from .masks import decode_mask
 from .matte import around_subject
 from .photo import GREY_PROFILE, INKS, UNWRITABLE_PROFILE, open_photo
-from .sizes import conditioning_size
+from .sizes import is_larger
 from .stitch import Stitch, stitch_of
 
 # Of more pictures than this each is held at a size that still is four times what a model looks at: ten photos of 50
@@ -188,12 +188,6 @@ def read_mask(
     return decode_mask(data, "mask_image", size, warn, request.mask_from, request.has_soft_mask, max_aspect)
 
 
-def is_larger(photo: Size) -> bool:
-    """Whether a photo has more pixels than the model draws of it."""
-    width, height = conditioning_size(photo) if max(photo) <= MAX_ASPECT * min(photo) else (0, 0)
-    return photo[0] * photo[1] > width * height
-
-
 def covers_all(mask: Image.Image, photo: Size, warn: Warn) -> bool:
     """Whether the mask leaves next to nothing of a photo to be kept, in which case `warn` is told."""
     share = 1 - mask.histogram()[0] / (mask.width * mask.height)
@@ -201,8 +195,8 @@ def covers_all(mask: Image.Image, photo: Size, warn: Warn) -> bool:
         return False
     width, height = photo
     warn(
-        f"mask_image repaints {100 * share:.0f} % of the image: it is drawn as a whole, and the result is as large as "
-        f"the model draws; mask_crop true gives {width}x{height}"
+        f"mask_image repaints {100 * share:.0f} % of the image: it is drawn as a whole, and the result may be smaller "
+        f"than the image; mask_crop true gives {width}x{height}"
     )
     return True
 

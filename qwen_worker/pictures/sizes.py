@@ -17,6 +17,7 @@ from ..jobs.field_types import MIN_SIDE
 from ..jobs.named_sizes import CONDITIONING_MULTIPLE, MAX_STRETCH, Grid, Size, grid_of, named_size
 from ..jobs.request import MATCH_SIZE, MAX_REFERENCE_SIDE, MIN_REFERENCE_SIDE, Drawing, Edit
 from ..jobs.tasks import Layers
+from .images import MAX_ASPECT
 from .inset import Inset, inset_of, rounded_size
 from .layers import layer_size
 
@@ -61,14 +62,14 @@ def edit_sizes(request: Edit, source: Size, mask: Image.Image | None, grid: Grid
     by_name = None
     if not request.grows:
         by_name = named_size(request, grid_of(request, grid), source[0] / source[1]) or sides_of_job(request)
-    kept = source if request.keeps_size or (mask and is_drawable(source, 1, grid.longest)) else None
+    kept = source if keeps_own_size(request, source, mask, grid) else None
     asked = by_name or kept
     seen = seen_side(asked) if grid.follows_size and asked else CONDITIONING_SIDE
     looked_at = conditioning_size(source, seen)
     if request.draw_size == "asked":
         can_be_drawn = by_name or (asked and is_drawable(asked, grid.multiple, grid.longest))
         drawn = asked if asked and can_be_drawn else looked_at
-        return Sizes(drawn, source if request.grows else drawn, seen)
+        return Sizes(drawn, asked or drawn, seen)
     delivered = asked or looked_at
     # A mask and the start from the input picture tie every pixel of the result to one of that picture. What else is
     # asked in another shape is composed anew by the model: stretched faces are not delivered.
@@ -96,13 +97,18 @@ def start_sizes(request: Drawing, source: Size, mask: Image.Image | None, grid: 
         asked = named_size(request, grid, source[0] / source[1]) or (sides_of_job(request) if has_sides else None)
         if asked:
             return Sizes(asked, asked)
-    return Sizes(conditioning_size(source), kept_size(request, source, mask, grid))
+    drawn = conditioning_size(source)
+    return Sizes(drawn, source if keeps_own_size(request, source, mask, grid) else drawn)
 
 
-def kept_size(request: Drawing, source: Size, mask: Image.Image | None, grid: Grid) -> Size:
-    """The size of a result whose job asks for none: that of a picture of which a part is kept, as far as it may be."""
-    is_kept = request.keeps_size or (mask is not None and is_drawable(source, 1, grid.longest))
-    return source if is_kept else conditioning_size(source)
+def keeps_own_size(request: Drawing, source: Size, mask: Image.Image | None, grid: Grid) -> bool:
+    """Whether the result of a job that asks for no size has that of its picture: a part of which is kept then.
+
+    A larger picture than a job may ask for comes here only where it is to be drawn as a whole.
+    """
+    if mask is None or request.keeps_size:
+        return request.keeps_size
+    return is_drawable(source, 1, grid.longest) or not (request.mask_crop is False or is_larger(source))
 
 
 def sides_of_job(request: Drawing) -> Size | None:
@@ -147,6 +153,12 @@ def conditioning_size(source: Size, side: int = CONDITIONING_SIDE) -> Size:
     `side`: of the square that has its area.
     """
     return rounded_size(source[0] / source[1], side * side, CONDITIONING_MULTIPLE)
+
+
+def is_larger(photo: Size) -> bool:
+    """Whether a photo has more pixels than the model draws of it."""
+    width, height = conditioning_size(photo) if max(photo) <= MAX_ASPECT * min(photo) else (0, 0)
+    return photo[0] * photo[1] > width * height
 
 
 def is_drawable(size: Size, multiple: int, longest: int) -> bool:

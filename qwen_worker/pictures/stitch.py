@@ -153,8 +153,9 @@ def stitch_of(
         width, height = (round(side) for side in frame.size)
         drawn = "{}x{}".format(*frame.drawn)
         warn(
-            f"the region around what is repainted, {width}x{height}, is drawn at {drawn} and enlarged {frame.scale:.1f} times: "
-            "it has less detail than the rest; repaint smaller regions in several jobs, or with less mask_padding"
+            f"the region around what is repainted, {width}x{height}, is drawn at {drawn} and enlarged "
+            f"{frame.scale:.1f} times: it has less detail than the rest; repaint smaller regions in several jobs, or "
+            "with less mask_padding"
         )
     return Stitch(photo, frame, region, mask.crop(region), "soft" if is_soft else "feather")
 

@@ -85,5 +85,7 @@ def test_at_the_end_of_a_strip_a_part_of_usual_proportions_is_drawn():
 
 @pytest.mark.parametrize("label", ["mask_image", "subject_mask"])
 def test_a_region_that_is_longer_than_any_picture_is_refused_with_both_sizes_by_the_field_that_names_it(label):
-    with pytest.raises(InvalidInput, match=rf"^invalid_input: {label} must .* at most 8:1, not 9000x200 of an image of 9000x200"):
+    with pytest.raises(
+        InvalidInput, match=rf"^invalid_input: {label} must .* at most 8:1, not 9000x200 of an image of 9000x200"
+    ):
         frame_of((9000, 200), (0, 0, 9000, 200), None, label)

@@ -50,6 +50,13 @@ def test_the_size_at_which_an_edit_is_drawn_is_that_at_which_diffusers_looks_at_
         ((1600, 1200), {"size": "1152x896"}, (1184, 896), (1152, 896)),  # 4:3 as it is rounded: stretched by 4 %
         ((512, 512), {"mask": True}, (1024, 1024), (512, 512)),
         ((770, 510), {"mask": True}, (1248, 832), (770, 510)),
+        # A picture of which a part is kept has its own size however small or long it is, unless the job asks for other.
+        ((300, 200), {"mask": True}, (1248, 832), (300, 200)),
+        ((16, 16), {"mask": True}, (1024, 1024), (16, 16)),
+        ((2400, 400), {"mask": True}, (2496, 416), (2400, 400)),
+        ((240, 1500), {"mask": True}, (416, 2560), (240, 1500)),
+        ((300, 200), {"mask": True, "mask_crop": False}, (1248, 832), (1248, 832)),
+        ((300, 200), {"mask": True, "size": "512x512"}, (1248, 832), (512, 512)),
         ((4096, 4096), {"mask": True}, (1024, 1024), (1024, 1024)),  # larger than a result may be
         ((1024, 512), {"mask": True, "size": "512x512"}, (1440, 736), (512, 512)),
         ((1024, 512), {"strength": 0.5, "size": "512x512"}, (1440, 736), (512, 512)),
@@ -60,7 +67,7 @@ def test_the_size_at_which_an_edit_is_drawn_is_that_at_which_diffusers_looks_at_
         ((1024, 1024), {"draw_size": "asked", "size": "512x768"}, (512, 768), (512, 768)),
         ((1024, 1024), {"draw_size": "asked"}, (1024, 1024), (1024, 1024)),
         ((512, 768), {"draw_size": "asked", "mask": True}, (512, 768), (512, 768)),
-        ((770, 510), {"draw_size": "asked", "mask": True}, (1248, 832), (1248, 832)),
+        ((770, 510), {"draw_size": "asked", "mask": True}, (1248, 832), (770, 510)),
         # By its ratio an edit has the size of its drawing, and by 1K or 2K the proportions of its picture.
         ((1024, 1024), {"aspect_ratio": "16:9"}, (1376, 768), (1376, 768)),
         ((4000, 3000), {"aspect_ratio": "4:3"}, (1184, 896), (1184, 896)),
@@ -76,6 +83,16 @@ def test_the_size_at_which_an_edit_is_drawn_is_that_at_which_diffusers_looks_at_
 )
 def test_an_edit_is_drawn_as_its_picture_is_looked_at_and_delivered_as_asked(source, fields, drawn, delivered):
     assert sizes(source, **fields)[:2] == (drawn, delivered)
+
+
+@pytest.mark.parametrize("size", [(2400, 400), (240, 1500), (300, 200), (128, 128), (770, 510)])
+def test_a_drawing_that_begins_with_a_masked_picture_has_its_size_too(size):
+    request = {"task": "generate", "prompt": "a", "image": "aGk=", "mask": "aGk="}
+    source, few = picture(size), {"mask_crop": False}
+    drawn = conditioning_size(size)
+    assert sizes_of(parse(request, "job"), [source], source, Grid())[:2] == (drawn, size)
+    whole = sizes_of(parse(request | few, "job"), [source], source, Grid())
+    assert whole.delivered == (size if size == (770, 510) else drawn)
 
 
 @pytest.mark.parametrize("name", ["size", "image_size", "target_size", "resolution"])
