@@ -194,7 +194,7 @@ class Worker:
             grid = checkpoint.grid if checkpoint else Grid()
             if checkpoint and not failure and checkpoint.warning:
                 job.warn(checkpoint.warning)
-            canvas = canvas_of(job, inputs, grid)
+            canvas = await job.run_on(self.side_threads, canvas_of, job, inputs, grid)
             request = job.request
             if warning := size_warning(request, canvas.result_size, terms):
                 job.warn(warning)
@@ -213,9 +213,9 @@ class Worker:
             metadata = replies.drawing_facts(
                 request, canvas.result_size, canvas.size, drawn, label, self.settings, scalings, job.instruction
             )
-            facts = ("defaults", drawn.model and defaults), ("crop", canvas.crop), ("has_nsfw_concepts", concepts)
+            facts = ("defaults", drawn.model and defaults), ("has_nsfw_concepts", concepts)
             metadata |= cast("Any", {name: fact for name, fact in facts if fact})
-            metadata |= matching.report(drawn.pictures, job.warn)
+            metadata |= cast("Any", canvas.report(request, drawn.pictures) | matching.report(drawn.pictures, job.warn))
             if request.embed_parameters:
                 embed_parameters(drawn.pictures, request, metadata)
             sign = self.signer.signing(origin, metadata) if self.signer else None

@@ -14,8 +14,7 @@ from ..errors import Cancelled
 from ..jobs.job import Job
 from ..jobs.request import Generate
 from ..jobs.tasks import Layers
-from ..pictures.alpha import finish_drawing
-from ..pictures.canvas import Canvas
+from ..pictures.canvas import Canvas, finish_drawing
 from . import layers
 from .control import control_arguments
 from .finite import FiniteCheck
@@ -89,7 +88,7 @@ def draw_pictures(
         check.require_numbers()
     if isinstance(request, Layers):  # the layered pipeline gives a list of RGBA pictures where the others give one
         return drawn[0], steps
-    return [finish_drawing(picture, request, canvas.finish, job.warn) for picture in drawn], steps
+    return [finish_drawing(picture, request, canvas, job.warn) for picture in drawn], steps
 
 
 @contextmanager

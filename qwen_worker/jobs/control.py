@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from ..errors import BeyondSchema, InvalidInput
 from .field_types import IMAGE_SCHEMA, BrokenRule, ImageText, Share
+from .steps import steps_within
 from .values import DECIMAL, JsonSchema, ReadFirst, ReadNumber, text_like
 
 if TYPE_CHECKING:
@@ -97,6 +98,10 @@ class ControlFields(BaseModel, frozen=True):
                 sentence = f"control_preprocess 'canny' makes a picture of control_type 'canny', not {control.kind!r}"
                 raise BrokenRule(sentence, BeyondSchema.TOGETHER)
         return self
+
+    def controlled_steps(self, steps: int) -> range:
+        """Those of so many drawn steps, counted from 0, that follow the control pictures."""
+        return steps_within(self.control_start, self.control_end, steps)
 
     @property
     def controls(self) -> tuple[Control, ...]:

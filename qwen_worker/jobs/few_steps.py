@@ -7,7 +7,7 @@ no other LoRA is named so: training runs have hundreds of steps. Knows nothing o
 
 from ..preset_settings import Preset, steps_in
 from .defaults import MOST_FEW_STEPS
-from .request import Drawing
+from .request import Drawing, Generate
 
 KIND = "a few-step LoRA by its name"
 
@@ -50,6 +50,9 @@ def warnings_of(request: Drawing, is_distilled: bool = False) -> list[str]:
         warnings.append("negative_prompt has no effect at guidance_scale 1")
     if request.limits_guidance:
         warnings += warnings_of_range(request)
+    if isinstance(request, Generate) and request.control_image and not request.controlled_steps(request.drawn_steps):
+        between = f"control_start {request.control_start:g} and control_end {request.control_end:g}"
+        warnings.append(f"between {between} lies none of {request.drawn_steps} steps: control_image has no effect")
     return warnings
 
 

@@ -101,6 +101,7 @@ class ControlUsed(TypedDict):
     preprocess: list[str]
     start: float
     end: float
+    steps: int  # that followed them, of each picture
 
 
 class DrawingFacts(TypedDict):
@@ -250,9 +251,7 @@ def add_facts_of_task(facts: DrawingFacts, request: Drawing, result: DrawingResu
     if result.recomposition_db is not None:
         facts["recomposition_db"] = result.recomposition_db
     if result.controlnet and isinstance(request, Generate):
-        facts["control"] = control_used(request, result.controlnet)
-    if request.background and any(picture.mode == "RGBA" for picture in result.pictures):
-        facts["background"] = "transparent"
+        facts["control"] = control_used(request, result.controlnet, result.steps)
 
 
 def add_facts_of_worker(facts: DrawingFacts, request: Drawing, result: DrawingResult, settings: Settings) -> None:
@@ -272,8 +271,8 @@ def add_facts_of_worker(facts: DrawingFacts, request: Drawing, result: DrawingRe
         facts["peak_vram_gb"] = result.peak_vram_gb
 
 
-def control_used(request: Generate, model: str) -> ControlUsed:
-    """`model`: the ControlNet's name."""
+def control_used(request: Generate, model: str, steps: int) -> ControlUsed:
+    """`model`: the ControlNet's name. `steps`: of each picture."""
     controls = request.controls
     return {
         "model": model,
@@ -282,6 +281,7 @@ def control_used(request: Generate, model: str) -> ControlUsed:
         "preprocess": [control.preprocess for control in controls],
         "start": request.control_start,
         "end": request.control_end,
+        "steps": len(request.controlled_steps(steps)),
     }
 
 

@@ -40,13 +40,8 @@ class StepFields(BaseModel, frozen=True):
         return (self.guidance_start, self.guidance_end) != (0, 1)
 
     def guided_steps(self, steps: int) -> range:
-        """Those of so many drawn steps, counted from 0, that take guidance's second pass.
-
-        They lie within the range as a whole, as diffusers chooses the steps of a ControlNet.
-        """
-        first, last = self.guidance_start, self.guidance_end
-        inside = [step for step in range(steps) if step / steps >= first and (step + 1) / steps <= last]
-        return range(inside[0], inside[-1] + 1) if inside and self.guidance_scale > 1 else range(0)
+        """Those of so many drawn steps, counted from 0, that take guidance's second pass."""
+        return steps_within(self.guidance_start, self.guidance_end, steps) if self.guidance_scale > 1 else range(0)
 
     def whole_steps(self, steps: int, done: int | None = None) -> float:
         """As how many steps the first `done` of so many drawn ones count in time, all of them where `done` is None.
@@ -58,6 +53,15 @@ class StepFields(BaseModel, frozen=True):
             return done
         guided = self.guided_steps(steps)
         return (done + len(range(guided.start, min(done, guided.stop)))) / 2
+
+
+def steps_within(first: float, last: float, steps: int) -> range:
+    """Which of so many steps, counted from 0, lie as a whole in a part of them: from 0, their begin, to 1, their end.
+
+    This is how diffusers chooses the steps of a ControlNet.
+    """
+    inside = [step for step in range(steps) if step / steps >= first and (step + 1) / steps <= last]
+    return range(inside[0], inside[-1] + 1) if inside else range(0)
 
 
 def drawn_steps(schedule: int, strength: float) -> int:

@@ -4,14 +4,13 @@ Alpha is straight, as files and the VAE of Qwen-Image-2.1 have it: a picture's c
 beneath what is transparent. A picture without alpha is opaque. Knows nothing of torch or of file formats.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ..jobs.request import Drawing
 from .colour import PROFILE, in_space_of
-from .images import as_rgb, flatten, to_rgb
+from .images import as_rgb, flatten
 from .matching import COMPARISON
 from .photo import STITCH_KEY
 
@@ -24,23 +23,23 @@ SEE_THROUGH, SHARE = 192, 0.001
 WITH_ALPHA = ("LA", "RGBA")
 
 
-def is_see_through(picture: Image.Image) -> bool:
-    """Whether a viewer would see something behind the picture; of a part of a photo, behind what is kept of it."""
+def is_see_through(picture: Image.Image, mask: Image.Image | None = None) -> bool:
+    """Whether a viewer would see something behind the picture, or behind what a mask of its size has above 0."""
     if picture.mode not in WITH_ALPHA:
         return False
-    stitch = picture.info.get(STITCH_KEY)
-    levels = picture.getchannel("A").histogram(stitch and stitch.drawn_mask)
+    levels = picture.getchannel("A").histogram(mask)
     return sum(levels[:SEE_THROUGH]) >= SHARE * sum(levels)
 
 
-def as_asked(picture: Image.Image, request: Drawing, warn: "Warn") -> Image.Image:
+def as_asked(picture: Image.Image, request: Drawing, warn: "Warn", mask: Image.Image | None = None) -> Image.Image:
     """The picture with its alpha where the request wants it, else on white, with the profile that it has.
 
-    `warn` is told of a picture that has nothing transparent and was to have.
+    `mask`: of what is used of the picture, where that is not all. `warn` is told of a picture that has nothing
+    transparent and was to have.
     """
     if picture.mode not in WITH_ALPHA:
         return picture
-    shows = is_see_through(picture)
+    shows = is_see_through(picture, mask)
     if request.background == "transparent":
         if not shows:
             warn("the model drew nothing transparent; say in the prompt what is to be see-through, or try another seed")
@@ -56,14 +55,6 @@ def on_white(picture: Image.Image) -> Image.Image:
     if flat is not picture:
         flat.info = {name: picture.info[name] for name in (PROFILE, COMPARISON, STITCH_KEY) if name in picture.info}
     return flat
-
-
-def finish_drawing(
-    drawn: Image.Image, request: Drawing, finish: Callable[[Image.Image], Image.Image], warn: "Warn"
-) -> Image.Image:
-    """What `finish` makes of the drawing, with alpha where the model draws some and the request may want it."""
-    may_keep = drawn.mode == "RGBA" and request.background != "opaque"
-    return as_asked(finish(drawn if may_keep else to_rgb(drawn)), request, warn)
 
 
 def to_opaque(picture: Image.Image) -> Image.Image:

@@ -1,14 +1,18 @@
 """What a job draws on, and how the drawn picture becomes the job's result. Knows nothing of torch and of the models."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from PIL import Image
 
 from ..jobs.job import Job
 from ..jobs.named_sizes import Grid, brought_warning, grid_of, with_size
-from ..jobs.request import Edit, Generate
+from ..jobs.request import Drawing, Edit, Generate
 from ..jobs.tasks import Layers
+from ..jobs.values import Warn
+from .alpha import as_asked
 from .control import prepare
+from .images import to_rgb
 from .inputs import Inputs
 from .inset import Inset
 from .masks import restore_outside
@@ -24,9 +28,9 @@ class Canvas:
 
     `size`: width and height that the pipeline draws. `delivered_size`: those of the result, where they are others.
     `seen`: as in `Sizes`, or less where the job caps it. `is_soft`: whether the mask's greys say how the drawing fades.
-    `stitch`: what the drawing is a part of. `inset`: where the input lies in the drawing, if it does not fill it:
-    pictures and mask are of the drawing's size then, `original` and `own_mask` of the input's. `matching`: how the two
-    are compared.
+    `stitch`: what the drawing is a part of; `shows_through`: whether that has transparency. `inset`: where the input
+    lies in the drawing, if it does not fill it: pictures and mask are of the drawing's size then, `original` and
+    `own_mask` of the input's. `matching`: how the two are compared.
     """
 
     sources: list[Image.Image]
@@ -37,6 +41,7 @@ class Canvas:
     original: Image.Image | None = None
     is_soft: bool = False
     stitch: Stitch | None = None
+    shows_through: bool = False
     # The picture that the drawing begins with, or keeps a part of; `sources` are those that the model looks at.
     start: Image.Image | None = None
     inset: Inset | None = None
@@ -61,27 +66,57 @@ class Canvas:
         return 1 / self.inset.scale if self.inset else self.result_size[0] / self.size[0]
 
     def finish(self, drawn: Image.Image) -> Image.Image:
-        """The result of a drawing in sRGB, RGB or RGBA, in the result's size.
+        """The result of a drawing in sRGB, RGB or RGBA, in the result's size."""
+        return self.restore(self.fit(drawn))
 
-        With a mask it is in the source's own colour space, and outside the mask it has the source's own pixels. What is
-        a part of a photo stays as it was drawn, and holds what brings it back there when the file is written.
+    def fit(self, drawn: Image.Image) -> Image.Image:
+        """The drawing in the result's size, and brought to its input's place and colours where the job asks for that.
+
+        What is a part of a photo stays as it was drawn, and holds what brings it back there when the file is written.
         """
         if self.matching:
             drawn = self.matching.match(self.sources[self.matching.number], drawn, self.enlargement)
         if self.stitch:
             drawn.info[STITCH_KEY] = self.stitch
             return drawn
-        compared = {name: fact for name, fact in drawn.info.items() if name == COMPARISON}
         if self.inset:
-            drawn = self.inset.take_out(drawn, self.result_size)
-        elif drawn.size != self.result_size:
-            drawn = drawn.resize(self.result_size, Image.Resampling.LANCZOS)
+            return self.inset.take_out(drawn, self.result_size)
+        return drawn if drawn.size == self.result_size else drawn.resize(self.result_size, Image.Resampling.LANCZOS)
+
+    def restore(self, fitted: Image.Image) -> Image.Image:
+        """With a mask, the drawing in the source's own colour space, and outside the mask the source's own pixels.
+
+        Those have their transparency. A part of a photo is left as it is.
+        """
+        if self.stitch or self.mask is None:
+            return fitted
         kept = self.original or self.start
-        if self.mask is not None:
-            assert kept is not None, "a mask is one of a picture that is kept"
-            drawn = restore_outside(drawn, kept, self.own_mask or self.mask, self.is_soft)
-        drawn.info |= compared
-        return drawn
+        assert kept is not None, "a mask is one of a picture that is kept"
+        restored = restore_outside(fitted, kept, self.own_mask or self.mask, self.is_soft)
+        restored.info |= {name: fact for name, fact in fitted.info.items() if name == COMPARISON}
+        return restored
+
+    def used_mask(self) -> Image.Image | None:
+        """What is used of a drawing that `fit` has made: a mask of its size, or None for all of it."""
+        if self.stitch:
+            return self.stitch.drawn_mask
+        mask = self.own_mask or self.mask
+        return mask and mask.resize(self.result_size, Image.Resampling.NEAREST)
+
+    def report(self, request: Drawing, pictures: list[Image.Image]) -> dict[str, Any]:
+        """What `metadata` says of the results: which part of a photo was drawn, and whether files have transparency."""
+        facts: dict[str, Any] = {"crop": self.crop} if self.crop else {}
+        shows = (one.mode == "RGBA" or (STITCH_KEY in one.info and self.shows_through) for one in pictures)
+        if request.output_format != "jpeg" and any(shows):
+            facts["background"] = "transparent"
+        return facts
+
+
+def finish_drawing(drawn: Image.Image, request: Drawing, canvas: Canvas, warn: Warn) -> Image.Image:
+    """The result of a drawing, with the alpha that the model draws where the request may want it."""
+    may_keep = drawn.mode == "RGBA" and request.background != "opaque"
+    fitted = canvas.fit(drawn if may_keep else to_rgb(drawn))
+    return canvas.restore(as_asked(fitted, request, warn, canvas.used_mask() if may_keep else None))
 
 
 def canvas_of(job: Job, inputs: Inputs, grid: Grid) -> Canvas:
@@ -98,7 +133,8 @@ def canvas_of(job: Job, inputs: Inputs, grid: Grid) -> Canvas:
     if stitch := inputs.stitch:
         job.request = with_size(request, stitch.photo.size)
         canvas = Canvas(looked_at, inputs.mask, stitch.frame.drawn, stitch.photo.size, stitch=stitch, start=start)
-        return replace(canvas, matching=matching, seen=capped_side(request, canvas.seen))
+        shows_through, seen = stitch.photo.has_transparency, capped_side(request, canvas.seen)
+        return replace(canvas, matching=matching, seen=seen, shows_through=shows_through)
     sizes = sizes_of(request, inputs.sources, inputs.mask, grid)
     brought = brought_warning(request, grid_of(request, grid), sizes.delivered)
     moved = moved_warning(request, inputs.sources, sizes)

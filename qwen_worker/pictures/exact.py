@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 STRIP_ROWS = 256  # that are encoded at once
 # Of the bytes of strips, what all of them in one file have at least.
 TOGETHER = 0.9
-# Bytes for a pixel, by the bytes of its numbers: no PNG has more but for its head.
-MOST_BYTES = {1: 3.02, 2: 6.02}
+MOST_BYTES = 1.007  # for each byte of its numbers: no PNG has more but for its head
 
 
 Encodings = tuple[tuple[str, int | None], ...]  # (format, quality)
@@ -52,7 +51,7 @@ def encodings_of_photo(
         warn(f"{name} does not keep {keeps}: outside the mask the picture is not exact; send png")
         return tuple(wanted)
     (width, height), limit = photo.size, room / BASE64 / copies if room else math.inf
-    if width * height * MOST_BYTES[photo.number_bytes] <= limit:
+    if width * height * photo.channels * photo.number_bytes * MOST_BYTES <= limit:
         return (*exact, *lossy)
     sizes = [least_bytes(stitch, one, limit, cancelled) for one in exact]
     if fitting := [one for one, size in zip(exact, sizes, strict=True) if size <= limit]:

@@ -41,8 +41,8 @@ SMALL_SIDE = 768  # pixels of the longer side of pictures that a language model 
 class Inputs(NamedTuple):
     """RGB sources in sRGB (none for generate); the mask, `L` of the source's size with 255 = repaint.
 
-    `original`: the masked source, RGB or L, in its own colour space and with its profile, where its file has one.
-    `layers`, `original_layer`: the same two with the transparency of their files, RGBA where they have some.
+    `layers`: the sources with the transparency of their files, RGBA where they have some. `original`: the masked
+    source with its transparency, RGB, RGBA or L, in its own colour space and with its profile where its file has one.
     `stitch`: the photo of which the source is a part, and the mask of that part's size. `lineage`: of an edit.
     `sent`: where the canvas grew, by `margins`, the picture as it was before.
     """
@@ -51,7 +51,6 @@ class Inputs(NamedTuple):
     mask: Image.Image | None
     original: Image.Image | None = None
     layers: Sequence[Image.Image] = ()
-    original_layer: Image.Image | None = None
     stitch: Stitch | None = None
     lineage: Lineage | None = None
     sent: Image.Image | None = None
@@ -62,7 +61,7 @@ class Inputs(NamedTuple):
         """As a model sees them that takes transparency, or one that sees it on white."""
         if not draws_alpha or not self.layers:
             return self
-        return self._replace(sources=list(self.layers), original=self.original_layer)
+        return self._replace(sources=list(self.layers))
 
     @property
     def to_check(self) -> Sequence[Image.Image]:
@@ -157,8 +156,9 @@ def open_masked(
     sent = source.layer if margins else None
     if margins:
         source = source.expanded(margins)
-    layers = [source.layer]
-    return Inputs([source.seen], mask, source.original, layers, source.original_layer, sent=sent, margins=margins)
+    # What is kept is kept with its transparency, whether or not the model sees it.
+    original = source.original_layer or source.layer
+    return Inputs([source.seen], mask, original, [source.layer], sent=sent, margins=margins)
 
 
 def margins_of(request: Drawing, size: Size) -> Margins | None:

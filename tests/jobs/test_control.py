@@ -3,8 +3,11 @@
 import pytest
 
 from qwen_worker.errors import InvalidInput
+from qwen_worker.jobs.few_steps import warnings_of
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.presets import Presets
+from qwen_worker.jobs.reply import DrawingResult, drawing_facts
+from qwen_worker.settings import Settings
 
 PICTURE = "aGVsbG8="
 BOTH = [PICTURE, PICTURE]
@@ -39,6 +42,28 @@ def test_two_control_pictures_share_a_value_or_have_their_own(read):
     ]
     request = read(control_image=BOTH, control_scale=[0, 2], control_preprocess=["canny", "none"])
     assert controls(request) == [("control_image[0]", "canny", 0, "canny"), ("control_image[1]", None, 2, "none")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps", "followed"),
+    [
+        ({}, 4, 4),
+        ({"control_end": 0.2}, 4, 0),
+        ({"control_end": 0.25}, 4, 1),
+        ({"control_start": 0.95}, 3, 0),
+        ({"control_start": 0.3, "control_end": 0.6}, 10, 3),
+        ({"control_start": 0.3, "control_end": 0.45, "control_image": BOTH}, 4, 0),
+    ],
+)
+def test_a_range_that_has_no_step_is_warned_of_as_diffusers_chooses_the_steps(read, fields, steps, followed):
+    request = read(**{"control_image": PICTURE, "num_inference_steps": steps} | fields)
+    start, end = request.control_start, request.control_end
+    by_diffusers = [step for step in range(steps) if not (step / steps < start or (step + 1) / steps > end)]
+    assert list(request.controlled_steps(steps)) == by_diffusers and len(by_diffusers) == followed
+    told = f"between control_start {start:g} and control_end {end:g} lies none of {steps} steps: control_image has no"
+    assert [warning.startswith(told) for warning in warnings_of(request)] == ([] if followed else [True])
+    facts = drawing_facts(request, (8, 8), (8, 8), DrawingResult([], steps, controlnet="a/b"), "model", Settings())
+    assert facts["control"]["steps"] == followed
 
 
 def test_the_names_of_other_apis_are_understood(read):

@@ -7,15 +7,17 @@ from PIL import Image
 from qwen_worker.jobs.job import Job
 from qwen_worker.jobs.named_sizes import Grid
 from qwen_worker.jobs.parsing import parse
-from qwen_worker.pictures.canvas import canvas_of
+from qwen_worker.pictures.canvas import canvas_of, finish_drawing
 from qwen_worker.pictures.inputs import open_images
 
 from ..conftest import as_text
+from ..support import profiles
 
 
-def finished(photo, **fields):
+def finished(photo, icc_profile=None, **fields):
     """The result of a red drawing, the canvas that it was drawn on, and the job."""
-    job = Job("job", parse({"prompt": "a", "image": as_text(photo), **fields}, "job"))
+    image = as_text(photo, icc_profile=icc_profile) if icc_profile else as_text(photo)
+    job = Job("job", parse({"prompt": "a", "image": image, **fields}, "job"))
     inputs = open_images(job.request, 5, job.warn)
     canvas = canvas_of(job, inputs, Grid(32))
     drawn = canvas.finish(Image.new("RGB", canvas.size, "red"))
@@ -72,6 +74,56 @@ def test_a_subject_of_a_large_photo_keeps_its_pixels_and_its_edge_its_greys():
     assert result.size == photo.size and (after[300:900, 600:1200] == before[300:900, 600:1200]).all()
     assert (after[:200] == (255, 0, 0)).all()
     assert np.abs(after[600, 1205] - (before[600, 1205] + np.array((255, 0, 0))) / 2).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(300, 200), (1600, 1200)])
+@pytest.mark.parametrize("fields", ["mask", "expand", "subject"])
+@pytest.mark.parametrize("profile", [None, profiles.DISPLAY_P3])
+def test_what_is_kept_of_a_transparent_picture_has_its_transparency_whether_it_is_small_or_large(size, fields, profile):
+    width, height = size
+    picture = Image.effect_noise(size, 60).convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize(size))
+    mask = Image.new("L", size)
+    mask.paste(255, (0, 0, width // 2, height // 2))
+    job_fields = {
+        "mask": {"mask_image": as_text(mask)},
+        "expand": {"expand": {"left": 40}},
+        "subject": {"task": "background_replacement", "subject_mask": as_text(mask)},
+    }[fields]
+    result, canvas, job = finished(picture, **job_fields, icc_profile=profile)
+    before, after = np.asarray(picture), np.asarray(result)[:, -width:]
+    kept = {"mask": np.asarray(mask) == 0, "expand": np.ones((height, width), bool), "subject": np.asarray(mask) == 255}
+    assert result.mode == "RGBA" and (after[kept[fields]] == before[kept[fields]]).all()
+    far = np.asarray(result)[{"mask": (5, 5), "expand": (5, 5), "subject": (-5, -5)}[fields]]
+    assert far[3] == 255 and result.info.get("icc_profile") == profile
+    drawn = Image.new("RGB", canvas.size, "red")
+    assert (
+        canvas.report(job.request, [finish_drawing(drawn, job.request, canvas, job.warn)])["background"]
+        == "transparent"
+    )
+
+
+@pytest.mark.parametrize("size", [(300, 200), (1600, 1200)])
+def test_a_job_that_wants_jpeg_or_has_an_opaque_picture_is_not_told_of_transparency(size):
+    for mode, more in (("RGBA", {"output_format": "jpeg"}), ("RGB", {})):
+        picture = Image.new(mode, size, (9, 9, 9, 40)[: len(mode)])
+        _, canvas, job = finished(picture, expand={"left": 40}, **more)
+        drawn = finish_drawing(Image.new("RGB", canvas.size, "red"), job.request, canvas, job.warn)
+        assert "background" not in canvas.report(job.request, [drawn])
+
+
+@pytest.mark.parametrize("size", [(300, 200), (1600, 1200)])
+@pytest.mark.parametrize("background", ["auto", "opaque"])
+def test_of_a_model_that_draws_transparency_the_job_decides_on_the_drawing_and_not_on_what_is_kept(size, background):
+    picture = Image.new("RGBA", size, (9, 9, 9, 254))  # hardly see-through, and kept all the same
+    job = Job(
+        "job",
+        parse({"prompt": "a", "image": as_text(picture), "expand": {"left": 40}, "background": background}, "job"),
+    )
+    canvas = canvas_of(job, open_images(job.request, 5, job.warn), Grid(32, draws_alpha=True))
+    part = finish_drawing(Image.new("RGBA", canvas.size, (255, 0, 0, 0)), job.request, canvas, job.warn)
+    whole = np.asarray(canvas.stitch.whole(part) if canvas.stitch else part)
+    assert (whole[:, 40:] == (9, 9, 9, 254)).all() and whole[5, 5, 3] == (0 if background == "auto" else 255)
 
 
 def test_a_small_picture_is_drawn_whole():

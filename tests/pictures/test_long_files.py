@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwen_worker.errors import InvalidInput
+from qwen_worker.errors import InvalidInput, JobError
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.values import ignore
 from qwen_worker.pictures.delivery import size_warning, terms_of
-from qwen_worker.pictures.encodings import WEBP_SIDE, encodings_for
-from qwen_worker.pictures.exact import encodings_of_photo
+from qwen_worker.pictures.encodings import BASE64, WEBP_SIDE, encodings_for
+from qwen_worker.pictures.exact import encode_whole, encodings_of_photo
 from qwen_worker.pictures.photo import Photo
 from qwen_worker.pictures.stitch import stitch_of
 from qwen_worker.settings import Settings
@@ -28,6 +28,30 @@ def long_stitch():
     mask.paste(255, (100, 100, 200, 200))
     noise = np.random.default_rng(0).integers(0, 256, (LONG[1], LONG[0], 3), np.uint8)
     return stitch_of(Photo(Image.fromarray(noise)), mask, None, False, ignore)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_what_has_no_room_is_known_before_it_is_drawn_whatever_channels_it_has(channels, deep):
+    width, height = 300, 240
+    numbers = np.random.default_rng(0).integers(0, 65536 if deep else 256, (height, width, channels))
+    if deep:
+        photo = Photo(None, numbers.astype(np.uint16))
+    else:
+        photo = Photo(Image.fromarray(numbers.astype(np.uint8)))
+    mask = Image.new("L", photo.size)
+    mask.paste(255, (0, 0, 9, 9))
+    stitch = stitch_of(photo, mask, None, False, ignore)
+    drawn = Image.new("RGB", stitch.frame.drawn)
+    size = len(encode_whole(drawn, stitch, "png", None, {})) * BASE64
+    asked = request(output_format="png")
+
+    def encodings(room):
+        return encodings_of_photo(asked, stitch, room, 1, ignore, threading.Event())
+
+    assert encodings(1.02 * size) == (("png", None),)
+    with pytest.raises(JobError, match="result_too_large: exact outside the mask"):
+        encodings(0.85 * size)
 
 
 @pytest.mark.parametrize("fields", [{"output_format": "webp"}, {"lossless": False}])

@@ -6,8 +6,8 @@ from PIL import Image
 
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.jobs.values import ignore
-from qwen_worker.pictures.alpha import appearances, finish_drawing
-from qwen_worker.pictures.canvas import Canvas
+from qwen_worker.pictures.alpha import appearances
+from qwen_worker.pictures.canvas import Canvas, finish_drawing
 from qwen_worker.pictures.deep import read_deep, write_png
 from qwen_worker.pictures.encoding import encode_picture
 from qwen_worker.pictures.images import load_picture
@@ -33,7 +33,7 @@ def stitched(photo, opacity, background):
     drawn.paste((255, 0, 0, opacity), mask=stitch.drawn_mask)
     request = parse({"prompt": "a", "image": "aa", "mask_image": "aa", "background": background}, "job")
     canvas = Canvas([], stitch.drawn_mask, stitch.frame.drawn, photo.size, stitch=stitch)
-    part = finish_drawing(drawn, request, canvas.finish, warnings.append)
+    part = finish_drawing(drawn, request, canvas, warnings.append)
     assert canvas.stitch is part.info["worker_stitch"]
     return part, stitch.whole(part), warnings
 

@@ -88,7 +88,7 @@ def test_a_job_draws_what_diffusers_own_pipeline_draws(worker, tiny, net, edges)
     assert abs(ours - by_stock(tiny, net, edges)).max() <= 1
     assert metadata["control"] == {
         "model": f"{net.parent.name}/org-net", "types": ["canny"], "scales": [1.0], "preprocess": ["none"],
-        "start": 0.0, "end": 1.0,
+        "start": 0.0, "end": 1.0, "steps": metadata["steps"],
     }  # fmt: skip
     assert not warnings_of(metadata) and metadata["backend"] == "qwen-image"
     plain, metadata = drawn(worker)

@@ -1,9 +1,11 @@
 """A job is stopped in every stage, ends at its limit, and leaves nothing behind."""
 
 import asyncio
+import threading
 import time
 
 import pytest
+from PIL import Image
 
 from qwen_worker.errors import JobError
 from qwen_worker.jobs.deadline import Kind, Paces, limit_of
@@ -11,6 +13,7 @@ from qwen_worker.jobs.job import Job, Stage
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.loading.builder import Builder
 from qwen_worker.pictures.canvas import Canvas
+from qwen_worker.pictures.inset import Inset
 
 from ..conftest import as_text, run
 from ..support.patience import until
@@ -53,6 +56,21 @@ def test_a_stop_during_a_fetch_is_heard_while_the_server_is_silent_and_logged(co
     asyncio.run(stopped(worker, {"prompt": "a", "image_url": address}, asked))
     assert "stopped | task=edit" in (logged := capsys.readouterr().out) and "code=cancelled" in logged
     assert worker.counters.errors == {"cancelled": 1}
+
+
+def test_a_stop_is_heard_while_a_picture_is_made_ready_for_its_drawing(cold_worker, gate, monkeypatch):
+    """Of 50 megapixels that takes most of a second, in which the event loop would hear of no other job either."""
+    reached, go_on, place = gate(), gate(), Inset.place
+
+    def held(inset, *arguments):
+        reached.set()
+        assert threading.current_thread() is not threading.main_thread(), "on the event loop"
+        go_on.wait()
+        return place(inset, *arguments)
+
+    monkeypatch.setattr(Inset, "place", held)
+    fields = {"prompt": "a", "image": as_text(Image.new("RGB", (300, 200))), "size": "match_input"}
+    asyncio.run(stopped(cold_worker(QWEN_FALLBACK="force"), fields, reached))
 
 
 def test_a_job_cancelled_before_its_turn_is_over_before_that_and_never_draws(warm_worker, gate):
