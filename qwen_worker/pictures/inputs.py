@@ -228,13 +228,13 @@ def as_source(picture: Image.Image, label: str, warn: Warn, is_masked: bool) -> 
         return Source(source, layer)
     original = original if original.mode == space.mode else original.convert(space.mode)
     original.info = {PROFILE: space.profile}
-    if space.mode == "L":
-        warn(GREY_PROFILE.format(label=label))
     own_layer = layer_of(picture) if space.mode == "RGB" else None
     if own_layer:
         own_layer.info = {PROFILE: space.profile}
     # A grey file has no place for both its profile and transparency that every reader knows: it comes back in sRGB.
     is_grey_layer = space.mode == "L" and layer is not source
+    if space.mode == "L":
+        warn((UNWRITABLE_PROFILE if is_grey_layer else GREY_PROFILE).format(label=label))
     return Source(source, layer, original, None if is_grey_layer else own_layer or original)
 
 
