@@ -103,6 +103,15 @@ def test_what_is_kept_of_a_transparent_picture_has_its_transparency_whether_it_i
     )
 
 
+def test_a_small_grey_picture_with_a_profile_and_transparency_comes_back_in_srgb_with_its_alpha_and_says_so():
+    picture = Image.effect_noise((300, 200), 60).convert("LA")
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    result, _, job = finished(picture, icc_profile=profiles.grey(), expand={"left": 40})
+    assert result.mode == "RGBA" and "icc_profile" not in result.info
+    assert result.getchannel("A").crop((40, 0, 340, 200)).tobytes() == picture.getchannel("A").tobytes()
+    assert len(job.warnings) == 1 and job.warnings[0].endswith("and the result is sRGB")
+
+
 @pytest.mark.parametrize("size", [(300, 200), (1600, 1200)])
 def test_a_job_that_wants_jpeg_or_has_an_opaque_picture_is_not_told_of_transparency(size):
     for mode, more in (("RGBA", {"output_format": "jpeg"}), ("RGB", {})):

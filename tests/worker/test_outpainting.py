@@ -66,6 +66,22 @@ def test_an_edit_model_continues_the_background_and_keeps_the_picture_to_the_bit
         )
 
 
+def test_a_canvas_between_two_sizes_of_the_model_is_continued_and_keeps_the_picture_to_the_bit(warm_worker, sample):
+    """Its 3.35:1 is none that the model draws: what is drawn stands over the canvas by 5 %, and is cut off."""
+    size, margins = (1000, 640), {"left": 572, "right": 572}
+    for number in range(sample(1, 12)):
+        scene, picture = scene_of(number, size)
+        body = posted(
+            warm_worker, prompt=f"make the background {scene.background}", image=as_text(picture), expand=margins,
+            num_inference_steps=4, seed=number,
+        )  # fmt: skip
+        drawn = picture_of(body["output"]["image"])
+        away = np.abs(np.asarray(drawn, int) - scenes.RGB[scene.background]).max(axis=2)
+        new = np.asarray(expanded_mask(None, size, Margins(**margins))) > 0
+        assert drawn.size == (2144, 640) and (away[new] > FAR).mean() < 0.01
+        assert kept(drawn, margins, size).tobytes() == picture.tobytes()
+
+
 @only_proved
 def test_without_a_fill_that_continues_it_the_background_is_not_continued(warm_worker):
     """What the fill is for: an edit model keeps a grey canvas as it is, as it keeps all that its prompt leaves out."""
