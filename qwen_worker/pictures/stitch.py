@@ -150,10 +150,10 @@ def stitch_of(
     assert region, "a mask without a pixel is refused when it is decoded"
     frame = frame_of(photo.size, region, padding, label)
     if frame.scale >= LARGE_SCALE:
-        width, height = (round(side) for side in frame.size)
+        left, top, right, bottom = frame.box_in(photo.size)
         drawn = "{}x{}".format(*frame.drawn)
         warn(
-            f"the region around what is repainted, {width}x{height}, is drawn at {drawn} and enlarged "
+            f"the region around what is repainted, {right - left}x{bottom - top}, is drawn at {drawn} and enlarged "
             f"{frame.scale:.1f} times: it has less detail than the rest; repaint smaller regions in several jobs, or "
             "with less mask_padding"
         )
