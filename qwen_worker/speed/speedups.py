@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from .compiled import Comparison, CompiledBlocks
 
 ON = "on"
-# Names of what may fail beside the speed-ups. The last: padded LoRAs in compiled blocks.
+# Names of what may fail beside the speed-ups: padded LoRAs in compiled blocks, calls of these that torch does not check.
 INT8_PRODUCT, STEP_CACHE, COMPILED_LORAS = "int8 product", "step cache", "compiled LoRAs"
+KNOWN_GRAPHS = "known graphs"
 COMPILED_IN = (Speedup.ROTARY, Speedup.ATTENTION, Speedup.GELU)  # which a graph of compiled blocks was traced with
 # Compute capabilities of the cards whose fastest attention is cuDNN's: Hopper, data-centre Blackwell. On (10, 3), the
 # B300, cuDNN could not build its plans with CUDA 12.8.
@@ -112,6 +113,8 @@ class Speed:
                 stack.enter_context(guidance.share_passes(self.transformer))
             if self.blocks and not compiled:
                 stack.enter_context(self.blocks.pause())
+            if self.blocks:
+                stack.enter_context(self.blocks.compiled.remembered())
             if self.blocks and lora_rank:
                 stack.enter_context(self.blocks.try_with(self.stand_down_loras))
             yield
@@ -258,9 +261,13 @@ def compile_blocks(
         speed.stand_down(Speedup.COMPILE, reason)
         log_line(None, "WARN", f"{name}: the blocks are drawn without compiling from now on: {reason}")
 
+    def report_checks(reason: str) -> None:
+        speed.failures[KNOWN_GRAPHS] = reason
+        log_line(None, "WARN", f"{name}: torch checks every call of a compiled block: {reason}")
+
     max_bytes = round(settings.QWEN_COMPILED_MB * compile_store.MB)
     store = compile_store.process_store(compile_store.folder(settings), max_bytes, card)
-    blocks = CompiledBlocks(pipe.transformer, report_failure)
+    blocks = CompiledBlocks(pipe.transformer, report_failure, report_checks)
     references = input_pictures(pipe)
     passes = usual_passes(settings, precision, references, shares_passes=speed.has(Speedup.GUIDANCE))
     # torch chooses the attention's kernel while it traces a graph, and its cache's keys do not say which one.
