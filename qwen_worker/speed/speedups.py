@@ -94,14 +94,14 @@ class Speed:
         self,
         compiled: bool = True,
         separate_passes: bool = False,
-        cached_steps: int = 0,
+        cached_steps: step_cache.CachedSteps | None = None,
         lora_rank: int = 0,
     ) -> Iterator[None]:
         """Within, a job is drawn; at its end what was compiled for it is kept.
 
         `compiled`: by compiled blocks, where there are any. `lora_rank`: to which the picture's LoRAs are padded; where
         their graphs fail, only these stand down. `separate_passes`: guidance's passes stay two, whatever the picture's
-        size. `cached_steps`: those of the schedule if a step cache serves it, 0 if none does.
+        size. `cached_steps`: those of the picture if a step cache serves it.
         """
         with ExitStack() as stack:
             stack.enter_context(self.attention_order())
