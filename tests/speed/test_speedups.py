@@ -184,6 +184,7 @@ def test_compiled_blocks_agree_with_stock(starts):
     ((first,), _), ((_, *in_bf16), _) = starts
     assert first["speedups"] == {"generate": "compile, rotary", "edit": "compile, rotary"}
     assert first["graphs"] == 1 and len(first["differences"]) == 4
+    assert first["known"] == {"generate": True, "edit": True}
     assert max(first["differences"].values()) < TOLERANCE[Precision.FP32]
     for pairs in in_bf16:
         assert pairs["graphs"] == 2 and max(pairs["differences"].values()) < TOLERANCE[Precision.BF16]
@@ -743,7 +744,7 @@ def test_step_caches_skip_compiled_blocks_and_take_no_shared_passes(tiny, traced
     call |= {"num_inference_steps": 10, "output_type": "latent"}
 
     def drawn_cached():
-        with step_cache.predict_steps(pipe.transformer, 10):
+        with step_cache.predict_steps(pipe.transformer, step_cache.CachedSteps(10)):
             return pipe(**call, generator=torch.Generator().manual_seed(1)).images
 
     theirs = drawn_cached()
