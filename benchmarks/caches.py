@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
         return facts | least | {"threshold": "-"} | more
 
     rows = [row("none", reference, 1.0)]
-    ours = draw(pipe, prompts, options.steps, lambda transformer: predict_steps(transformer, CachedSteps(options.steps)))
+    steps = CachedSteps(options.steps)
+    ours = draw(pipe, prompts, options.steps, lambda transformer: predict_steps(transformer, steps))
     rows.append(row("TaylorSeer, as preset balanced has it", *ours))
     threshold = threshold_for(pipe, prompts[:TUNED_BY], options.steps, ours[1])
     theirs = draw(pipe, prompts, options.steps, lambda transformer: first_block(transformer, threshold))

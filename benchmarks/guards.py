@@ -39,7 +39,6 @@ def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
 
 
 def narrow_transformer(blocks: int) -> Any:
-    import torch
     from diffusers import QwenImageTransformer2DModel
 
     from qwen_worker.speed import attention

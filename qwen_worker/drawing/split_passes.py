@@ -49,8 +49,8 @@ def split_between_cards(
 ) -> Generator[None]:
     """Within, the second card computes the second of guidance's passes; the other changes of the pipeline are made.
 
-    `plan`: the job's; `cached_steps`: of the picture if a step cache serves it; `rows_apart`: the second card computes the
-    second picture of a call, and each picture is decoded alone.
+    `plan`: the job's; `cached_steps`: of the picture if a step cache serves it; `rows_apart`: the second card
+    computes the second picture of a call, and each picture is decoded alone.
     """
     second, transformer = loaded.second_card, loaded.pipe.transformer
     assert second

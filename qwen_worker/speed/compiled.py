@@ -87,7 +87,7 @@ class CompiledBlocks:
         self.compare = None
         plain = attempt(lambda: self.stock(block, **inputs))
         if isinstance(plain, Failure):  # as for want of memory, of which stock's code takes more
-            log_line(None, "WARN", f"a compiled block with a LoRA was not compared with stock's: {plain.reason}")
+            log_line(None, "WARN", f"a compiled block was not compared with stock's: {plain.reason}")
         elif reason := compare(results, plain):
             self.turn_off(reason)
         return results

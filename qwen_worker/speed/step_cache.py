@@ -24,9 +24,9 @@ FIRST_PASS = "cond"  # of a step, by the pipelines' name for it; on a second car
 
 
 class CachedSteps(NamedTuple):
-    """The drawn steps of a picture that a cache serves. `guided_from`: the first with guidance's second pass."""
+    """A picture's steps that a cache serves: how many; `guided_from`: the first with guidance's second pass."""
 
-    count: int
+    drawn: int
     guided_from: int = 0
 
 
@@ -38,7 +38,7 @@ def predict_steps(transformer: Any, steps: CachedSteps) -> Iterator[None]:
 
     # One computed step fewer at the start of an odd schedule makes its last step, which decides the finest details, a
     # computed one.
-    first = FIRST_STEPS if steps.count % 2 == 0 else FIRST_STEPS - 1
+    first = FIRST_STEPS if steps.drawn % 2 == 0 else FIRST_STEPS - 1
     transformer.enable_cache(
         TaylorSeerCacheConfig(
             cache_interval=INTERVAL,

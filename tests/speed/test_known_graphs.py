@@ -144,7 +144,7 @@ def test_another_dtype_in_the_middle_of_a_picture_is_torch_s_to_check(drawn, tin
         draw(PASSES[0])
         hook.remove()
         wide = {name: value.double() if name == TEXT else value for name, value in given.items()}
-        # Text of another dtype is normalized to it, and a matrix does not take it: stock's error, and no graph's result.
+        # A matrix does not take text of another dtype: stock's error, and no graph's result.
         with pytest.raises(Exception, match="dtype"):
             block(**wide)
         assert draw.known.found is not None

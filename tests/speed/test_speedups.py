@@ -489,7 +489,7 @@ def test_int8_has_its_own_product_also_where_nothing_is_compiled(tiny, monkeypat
 def test_graphs_are_kept_by_attention_s_order_and_int8_is_ready_for_short_texts(tiny, tmp_path, monkeypatch):
     seen = []
 
-    def warm(self, table, references, passes):
+    def warm(self, table, references, passes, compare):
         seen.append((torch.compiler.config.cache_key_tag, list(passes)))
 
     monkeypatch.setattr(compiled.CompiledBlocks, "warm", warm)
@@ -675,8 +675,8 @@ def test_a_wrong_graph_of_loras_is_found_as_it_is_compiled(traced, tiny, fault, 
     speed = speedups.Speed({Speedup.COMPILE: "on"}, transformer=transformer, blocks=blocks)
     assert torch.equal(pass_of(transformer, "generate", 1), plain) and len(graphs) == 1
     settings = Settings(QWEN_SELF_CHECK=SelfCheck.ON)
-    compare = self_check.lora_comparison(
-        Subject("m", checkpoint.inspect(tiny / "generate"), plan, pipe, None, speed), settings
+    compare = self_check.block_comparison(
+        speedups.COMPILED_LORAS, Subject("m", checkpoint.inspect(tiny / "generate"), plan, pipe, None, speed), settings
     )
     bf16 = dataclasses.replace(plan, precision=Precision.BF16)  # without code of its own for short texts
     found = compile_loras(speed, CompiledLoras.JOBS, pipe, bf16, settings, None, adapters.example(), compare)
