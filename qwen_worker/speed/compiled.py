@@ -6,7 +6,8 @@ picture; several with padded prompts; the rows of Edit-2511's references; in INT
 wait for another graph. The compiled code lies beneath diffusers' hooks, so that step caches work as without it.
 
 LoRAs are inputs too, once they are padded (`lora/padded.py`): as many graphs again draw pictures with LoRAs of any
-number, layers and rank. Graphs are compiled while the model is loaded, for what the endpoint is set up to draw.
+number, layers and rank. Graphs are compiled while the model is loaded, for what the endpoint is set up to draw. While a
+picture is drawn, torch looks only once for the graph of each kind of call (`known_graphs.py`).
 
 Not bit-equal: kernels keep intermediate results in float32 that are rounded to bfloat16 otherwise, and sums run in
 another order. Blocks that do not compile are drawn by stock's code, and the log says why. CUDA graphs are left out:
