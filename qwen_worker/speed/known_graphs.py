@@ -3,10 +3,10 @@
 Torch may have several graphs of a function. Before each call it looks for one that fits (its guards): it compares the
 tensors, and each module below a block, what the modules hold, and what the code reads of the process. With its way to
 the graph, that is about a fifth of what a call takes the host (`python -m benchmarks guards`), 60 times a pass. In the
-steps of a picture all of this stays as it is but for the tensors. So torch looks once for each block and each kind of tensors, and chooses or compiles the graph; the next
-call of the kind goes to the same graph at once, and its result is the same to the bit. A call of another kind, with
-other sizes, another dtype or a mask, is torch's to check again. With a picture all that was found is forgotten:
-LoRAs, weights and speed-ups change between pictures.
+steps of a picture all of this stays as it is but for the tensors. So torch looks once for each block and each kind of
+tensors, and chooses or compiles the graph; the next call of the kind goes to the same graph at once, and its result is
+the same to the bit. A call of another kind, with other sizes, another dtype or a mask, is torch's to check again. With
+a picture all that was found is forgotten: LoRAs, weights and speed-ups change between pictures.
 
 Torch has no public call that tells its graphs; where the private one is missing, torch checks every call. Imports
 torch: import it inside functions. Knows nothing of blocks, nor of how they are compiled.
