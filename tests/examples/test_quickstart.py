@@ -23,8 +23,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def printed_by(folder, *arguments):
-    command = [sys.executable, "-m", "examples.quickstart", *arguments]
+IN_FEW_STEPS = "from examples import quickstart; quickstart.COMMON['num_inference_steps'] = 5; quickstart.main()"
+
+
+def printed_by(folder, *arguments, started_by=("-m", "examples.quickstart")):
+    command = [sys.executable, *started_by, *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -36,7 +39,8 @@ def test_an_own_prompt_is_drawn_and_its_picture_edited_with_the_file_told_and_no
     assert len(printed) < 1000 and "does not know" not in printed
     reading = judge.read(Image.open(folder / "out/generate.png"))
     assert (reading.colour, reading.shape, reading.background) == ("yellow", "diamond", "green")
-    printed = printed_by(folder, "make the background blue", "--image", "out/generate.png")
+    edit = ("make the background blue", "--image", "out/generate.png")
+    printed = printed_by(folder, *edit, started_by=("-c", IN_FEW_STEPS))
     assert "out/edit.png" in printed
     assert judge.read(Image.open(folder / "out/edit.png")).background == "blue"
 
