@@ -219,8 +219,6 @@ def test_schema_and_worker_agree_on_many_inputs_but_for_the_named_rules(sample):
     assert min(seen["accepted"], seen["refused"], seen["beyond"]) > 20, seen
 
 
-
-
 def too_many():
     """Jobs of more fields than are read, each of which is one that the schema has."""
     may_be_false = (name for name in ALL_NAMES if VALIDATOR.is_valid({**PROMPT, name: False}))
