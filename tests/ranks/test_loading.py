@@ -224,6 +224,27 @@ def test_a_model_is_gone_from_both_cards_before_another_is_planned(pair, monkeyp
     assert answered(worker, SHORT)["metadata"]["gpus"] == 2
 
 
+def test_a_first_card_without_room_for_a_prediction_leaves_nobody_waiting(pair, monkeypatch):
+    import torch
+
+    from qwen_worker.ranks import group
+
+    worker, ended, asked = pair()["2"], [], []
+    worker.pipelines.second_card.end = ended.append
+    picture, empty = answered(worker, SHORT)["image"], group.TensorShape.empty
+
+    def without_room(self, device):
+        asked.append(self)
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return empty(self, device)
+
+    monkeypatch.setattr(group.TensorShape, "empty", without_room)
+    again = answered(worker, SHORT)
+    assert again["image"] == picture and again["metadata"]["gpus"] == 2
+    assert len(asked) > 1 and not ended
+
+
 def test_a_transformer_has_gone_when_the_second_card_gives_memory_back(monkeypatch):
     """The next plan is made of what the driver says is free, and not of what torch keeps for nobody."""
     import torch

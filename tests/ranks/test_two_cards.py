@@ -5,10 +5,7 @@ import dataclasses
 import threading
 
 import pytest
-import torch
 from PIL import Image
-
-from qwen_worker.ranks import group
 
 from ..conftest import as_text, run
 from ..support.control_nets import random_controlnet
@@ -69,9 +66,17 @@ def jobs(scene):
     }
 
 
-def test_twenty_jobs_of_all_kinds_are_equal_to_the_byte(workers, scene):
+# Without --prove: a job of each path through the pass, the loop, a LoRA and an input picture.
+SAMPLE = (
+    "plain", "another size, guidance in a part of the steps", "step cache", "LoRA", "LoRA of the modulation",
+    "control picture", "no guidance, three pictures", "no guidance, LoRA, two pictures", "edit, mask", "background",
+)  # fmt: skip
+
+
+def test_twenty_jobs_of_all_kinds_are_equal_to_the_byte(workers, scene, sample):
     cases, cards, unequal = jobs(scene), {}, []
     assert len(cases) == 20
+    cases = {name: cases[name] for name in sample(SAMPLE, tuple(cases))}
     for name, (fields, _) in cases.items():
         one, two = (answered(workers[gpus], fields) for gpus in ("1", "2"))
         cards[name] = two["metadata"]["gpus"]
@@ -163,20 +168,3 @@ def test_a_lora_s_file_that_is_damaged_while_its_job_waits_costs_the_second_card
     reply = asyncio.run(damaged_in_the_queue())
     assert reply["image"] == picture and reply["metadata"]["gpus"] == 1
     assert not ended
-
-
-def test_a_first_card_without_room_for_a_prediction_leaves_nobody_waiting(workers, monkeypatch):
-    worker, ended, asked = workers["2"], [], []
-    monkeypatch.setattr(worker.pipelines.second_card, "end", ended.append)
-    picture, empty = answered(worker, SMALL)["image"], group.TensorShape.empty
-
-    def without_room(self, device):
-        asked.append(self)
-        if len(asked) == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return empty(self, device)
-
-    monkeypatch.setattr(group.TensorShape, "empty", without_room)
-    again = answered(worker, SMALL)
-    assert again["image"] == picture and again["metadata"]["gpus"] == 2
-    assert len(asked) > 1 and not ended
