@@ -1,7 +1,8 @@
 """What each precision and each preset does to the pictures: the tiny checkpoint's judge, and the distance to others.
 
 The worker's own pipelines draw the same prompts and seeds everywhere: in every precision with as many steps, then by
-every preset as it comes, in float32. PSNR is in dB over 8-bit RGB, to the pictures of the first precision or preset.
+every preset as it comes, in float32, and in bfloat16 without the speed-ups and with those that a CPU has. PSNR is in
+dB over 8-bit RGB, to the pictures of the first precision, preset or set of speed-ups.
 The tiny checkpoint's matrices are 128 wide, where a scale for each row has less to even out than in the released
 models, and its shapes need few steps: the figures are for comparing, not a measure of the 20B model.
 """
@@ -17,6 +18,7 @@ from .measure.full_size import TINY, lora_for
 
 PRECISIONS = ("bf16", "fp8", "int8", "nf4")
 PRESETS = ("quality", "balanced", "fast")
+SPEEDUPS = ("none", "rotary,guidance", "compile,rotary,guidance")  # as QWEN_SPEEDUPS has them: a CPU has no others
 GUIDANCE = 4.0
 
 
@@ -27,10 +29,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=256, help="side in pixels (default: %(default)s)")
     parser.add_argument("--precisions", nargs="*", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--presets", nargs="*", choices=PRESETS, default=list(PRESETS))
+    parser.add_argument("--speedups", nargs="*", choices=SPEEDUPS, default=list(SPEEDUPS))
 
 
 def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
-    rows = [*precisions(options), *presets(options), *edits(options)]
+    rows = [*precisions(options), *presets(options), *edits(options), *speedups(options)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name, "-") for name in columns} for row in rows], {"size": options.size}
 
@@ -68,7 +71,23 @@ def edits(options: argparse.Namespace) -> Iterator[dict]:
         yield facts_of("edit", preset, request) | evaluate.per_cent_right(right)
 
 
-def configured_pipelines(task: str, wanted: list[str]) -> Iterator[tuple[str, Any, Any]]:
+def speedups(options: argparse.Namespace) -> Iterator[dict]:
+    """A row for each set of speed-ups, in bfloat16, of small pictures, whose two passes of guidance are one call."""
+    reference = None
+    for names in options.speedups:
+        settings = {"QWEN_PRECISION": "bf16", "QWEN_SPEEDUPS": names}
+        for _, request, loaded in configured_pipelines("generate", ["quality"], **settings):
+            shares, images = scored(loaded.pipe, options, options.steps, GUIDANCE)
+            reference = reference or images
+            facts = facts_of("generate", "-", request) | {
+                "precision": "bf16",
+                "speedups": names,
+                "steps": options.steps,
+            }
+            yield facts | {"guidance": GUIDANCE} | shares | distance(images, reference, options.speedups[0])
+
+
+def configured_pipelines(task: str, wanted: list[str], **more: str) -> Iterator[tuple[str, Any, Any]]:
     """(preset, a request of it, the loaded pipeline): the pipeline draws by the preset until the next is asked for."""
     from qwen_worker.drawing.configured import configured
     from qwen_worker.jobs.job import Job
@@ -76,7 +95,7 @@ def configured_pipelines(task: str, wanted: list[str]) -> Iterator[tuple[str, An
     from qwen_worker.jobs.presets import Presets
     from qwen_worker.lora.loras import Loras
 
-    loaded = load(task)
+    loaded = load(task, **more)
     settings = settings_for(QWEN_IMAGE_FAST_LORA=str(lora_for(TINY)))
     for preset in wanted:
         fields = {"task": task, "prompt": "-", "preset": preset} | ({"image": "-"} if task == "edit" else {})

@@ -66,6 +66,20 @@ def lay_out(target: str, small: bool) -> Controls:
     visit = gr.BrowserState(None, storage_key=STATE_KEY, secret=STATE_KEY)
     job = gr.State("")
     gr.HTML(f"<h1>Qwen-Image playground</h1><p class='play-quiet'>{target}</p>", elem_id="play-title")
+    asked = prompt_and_buttons()
+    with gr.Row(elem_id="play-main"):
+        with gr.Column(scale=3, min_width=280):
+            shown = result()
+        with gr.Column(scale=2, min_width=280):
+            form = options(small)
+    snippets, refresh = code()
+    dice = form.pop("dice")
+    seen = {name: form[name] for name in ("pictures", "canvas", "seed")}
+    values = (asked["prompt"], *form.values())
+    return Controls(visit, job, dice=dice, snippets=snippets, refresh=refresh, form=values, **asked, **shown, **seen)
+
+
+def prompt_and_buttons() -> dict[str, Any]:
     with gr.Row(elem_id="play-ask", equal_height=True):
         prompt = gr.Textbox(
             label="Prompt",
@@ -79,57 +93,40 @@ def lay_out(target: str, small: bool) -> Controls:
         with gr.Column(scale=1, min_width=150, elem_id="play-buttons"):
             draw = gr.Button("Draw", variant="primary", elem_id="play-draw")
             stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="play-stop")
-    with gr.Row(elem_id="play-main"):
-        with gr.Column(scale=3, min_width=280):
-            status = gr.HTML(IDLE, elem_id="play-status")
-            picture = gr.Image(
-                label="Picture",
-                interactive=False,
-                height=HEIGHT,
-                type="filepath",
-                buttons=["download", "fullscreen"],
-                elem_id="play-picture",
-                alt_text="The picture",
-                show_label=False,
-            )
-            facts = gr.HTML(elem_id="play-facts")
-            reuse = gr.Button("Edit this picture", visible=False, size="sm", elem_id="play-reuse")
-            with gr.Accordion("All the worker said about it", open=False):
-                metadata = gr.Code(language="json", show_label=False, interactive=False, elem_id="play-metadata")
-            history = gr.Gallery(
-                label="History, until the playground ends: choose one to use it again",
-                columns=5,
-                height=170,
-                fit_columns=False,
-                allow_preview=False,
-                interactive=False,
-                object_fit="cover",
-                elem_id="play-history",
-                buttons=[],
-            )
-        with gr.Column(scale=2, min_width=280):
-            form = options(small)
-    snippets, refresh = code()
-    return Controls(
-        visit,
-        job,
-        draw,
-        stop,
-        status,
-        picture,
-        facts,
-        metadata,
-        reuse,
-        form.pop("dice"),
-        history,
-        form["pictures"],
-        form["canvas"],
-        form["seed"],
-        prompt,
-        snippets,
-        refresh,
-        (prompt, *form.values()),
+    return {"prompt": prompt, "draw": draw, "stop": stop}
+
+
+def result() -> dict[str, Any]:
+    """The picture, what is said of it, and those before it."""
+    status = gr.HTML(IDLE, elem_id="play-status")
+    picture = gr.Image(
+        label="Picture",
+        interactive=False,
+        height=HEIGHT,
+        type="filepath",
+        buttons=["download", "fullscreen"],
+        elem_id="play-picture",
+        alt_text="The picture",
+        show_label=False,
     )
+    facts = gr.HTML(elem_id="play-facts")
+    reuse = gr.Button("Edit this picture", visible=False, size="sm", elem_id="play-reuse")
+    with gr.Accordion("All the worker said about it", open=False):
+        metadata = gr.Code(language="json", show_label=False, interactive=False, elem_id="play-metadata")
+    history = gr.Gallery(
+        label="History, until the playground ends: choose one to use it again",
+        columns=5,
+        height=170,
+        fit_columns=False,
+        allow_preview=False,
+        interactive=False,
+        object_fit="cover",
+        elem_id="play-history",
+        buttons=[],
+    )
+    return {
+        "status": status, "picture": picture, "facts": facts, "reuse": reuse, "metadata": metadata, "history": history,
+    }  # fmt: skip
 
 
 def options(small: bool) -> dict[str, Any]:

@@ -229,6 +229,18 @@ def drawing_facts(
     if drawn_by and request.limits_guidance:
         facts["guidance_start"], facts["guidance_end"] = request.guidance_start, request.guidance_end
         facts["guided_steps"] = len(request.guided_steps(result.steps))
+    add_facts_of_task(facts, request, result)
+    if (instruction := instruction or request.instruction) != request.prompt:
+        facts["instruction"] = instruction
+    if request.loras:
+        scalings = [*lora_scalings, *[None] * len(request.loras)] if drawn_by else [None] * len(request.loras)
+        facts["loras"] = [lora_used(lora, scaling) for lora, scaling in zip(request.loras, scalings, strict=False)]
+    add_facts_of_worker(facts, request, result, settings)
+    return facts
+
+
+def add_facts_of_task(facts: DrawingFacts, request: Drawing, result: DrawingResult) -> None:
+    """What only some tasks or pictures have."""
     if request.images and not isinstance(request, Layers):
         facts["strength"] = request.strength
     if request.expand:
@@ -237,19 +249,19 @@ def drawing_facts(
         facts["num_layers"] = request.num_layers
     if result.recomposition_db is not None:
         facts["recomposition_db"] = result.recomposition_db
-    if (instruction := instruction or request.instruction) != request.prompt:
-        facts["instruction"] = instruction
-    if request.loras:
-        scalings = [*lora_scalings, *[None] * len(request.loras)] if drawn_by else [None] * len(request.loras)
-        facts["loras"] = [lora_used(lora, scaling) for lora, scaling in zip(request.loras, scalings, strict=False)]
     if result.controlnet and isinstance(request, Generate):
         facts["control"] = control_used(request, result.controlnet)
-    if drawn_by and request.preset == Preset.BALANCED:
-        facts["step_cache"] = drawn_by.caches_steps and not takes_few_steps(request)
     if request.background and any(picture.mode == "RGBA" for picture in result.pictures):
         facts["background"] = "transparent"
+
+
+def add_facts_of_worker(facts: DrawingFacts, request: Drawing, result: DrawingResult, settings: Settings) -> None:
+    """How the worker came to draw the pictures as it did."""
+    drawn_by = result.model
     if result.failure:
         facts["fallback_reason"] = result.failure.reason
+    if drawn_by and request.preset == Preset.BALANCED:
+        facts["step_cache"] = drawn_by.caches_steps and not takes_few_steps(request)
     if drawn_by and settings.QWEN_BATCH > 1:
         facts["batch"] = result.batch
     if drawn_by and settings.QWEN_GPUS is not Gpus.ONE:
@@ -258,7 +270,6 @@ def drawing_facts(
         facts["stood_down"] = list(drawn_by.stood_down)
     if drawn_by and drawn_by.on_card:
         facts["peak_vram_gb"] = result.peak_vram_gb
-    return facts
 
 
 def control_used(request: Generate, model: str) -> ControlUsed:

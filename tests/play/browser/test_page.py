@@ -49,7 +49,7 @@ def test_a_stop_ends_the_drawing_within_a_step(visitor):
     visitor.page.get_by_role("option", name="full size").click()
     visitor.draw(CIRCLE, steps="100")
     visitor.wait("Step ")
-    visitor.page.wait_for_selector("#play-picture img[alt='The unfinished picture']")
+    wait_until(lambda: visitor.page.is_visible("#play-picture img[alt='The unfinished picture']"))
     visitor.page.click("#play-stop")
     text = visitor.wait("Stopped", "Done", "Error")[-1]
     step = int(re.search(r"Stopped at step (\d+) of 100", text)[1])
