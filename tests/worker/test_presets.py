@@ -17,6 +17,7 @@ from qwen_worker.settings import Misconfigured, Settings, environment_warnings, 
 
 from ..conftest import as_text, only_proved, place_by, run, warnings_of
 from ..support.lora_files import write
+from ..support.patience import until
 
 SMALL = {"prompt": "a red circle on the left", "width": 256, "height": 256, "seed": 5}
 LIGHTNING = "lightx2v/Qwen-Image-Lightning/Qwen-Image-Lightning-8steps-V1.1.safetensors"
@@ -274,18 +275,21 @@ QUICK = SMALL | {"num_inference_steps": 10}
 
 def stopped(worker, fields):
     """A job that is stopped in the middle of its drawing."""
+    transformer, passes = next(iter(worker.pipelines.loaded.values())).pipe.transformer, []
+    hook = transformer.img_in.register_forward_pre_hook(lambda *_: passes.append(1))
 
     async def both():
         job = asyncio.create_task(worker.answer({"id": "stopped", "input": fields | {"num_inference_steps": 100}}))
-        while "stopped" not in worker.jobs or not worker.pipelines.loaded:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.4)
+        await until(lambda: len(passes) > 10)
         assert not job.done()
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
             await job
 
-    asyncio.run(both())
+    try:
+        asyncio.run(both())
+    finally:
+        hook.remove()
 
 
 def failed(worker, fields, monkeypatch):
