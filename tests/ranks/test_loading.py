@@ -46,9 +46,10 @@ def test_the_modulation_table_s_rows_are_in_memory_that_both_processes_have(pair
         loras = [{"path": "modulation.safetensors"}]
         drawn[gpus] = [pictures_in(answered(worker, job)) for job in (SHORT, {**SHORT, "loras": loras}, SHORT)]
     second = worker.pipelines.second_card
-    rows = worker.pipelines.builder.shared_rows[str(worker.settings.QWEN_IMAGE_MODEL)]
+    model = str(worker.settings.QWEN_IMAGE_MODEL)
+    rows = worker.pipelines.builder.shared_rows[model]
     mapped = re.findall(r"/memfd:modulation table", Path(f"/proc/{second.process.pid}/maps").read_text())
-    assert second.report()["plan"].endswith("modulation table shared")
+    assert second.report(model)["plan"].endswith("modulation table shared")
     assert drawn["1"] == drawn["2"] and drawn["1"][0] != drawn["1"][1]
     assert len(mapped) == 1
     assert worker.pipelines.get("generate").table.source.rows.data_ptr() == rows.tensor.data_ptr()
