@@ -37,6 +37,7 @@ from .speed.compile_ahead import CompiledLoras
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  torch documents it there
 
     from .lora.adapters import Adapters
     from .model.modulation import ModulationTable
@@ -66,14 +67,25 @@ class SecondRank:
         self.device = "cpu"
         self.job = ExitStack()  # what the present job has changed of its transformer
         self.at_work: LoadedTransformer | None = None
+        self.store: TCPStore | None = None  # of rank 0, once it is reached
         self.inputs: dict[str, Any] = {}  # of the transformer's last pass
         self.prediction: torch.Tensor | None = None  # that is to be sent once it is announced
 
-    def join(self, port: int, device: str) -> None:
-        """Meet rank 0, whose store has this port."""
+    def reach(self, port: int) -> None:
+        """Be ready to `join`: find rank 0's store, which has this port, and see that this rank's device computes."""
+        import torch
+
         from .ranks import group
 
-        group.join(group.reach_store(port), 1, device)
+        self.store = group.reach_store(port)
+        torch.zeros(1, device=self.device).item()
+
+    def join(self) -> None:
+        """Meet rank 0, which waits for that."""
+        from .ranks import group
+
+        assert self.store
+        group.join(self.store, 1, self.device)
 
     def load(self, load: TransformerLoad) -> None:
         import diffusers

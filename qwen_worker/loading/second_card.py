@@ -13,6 +13,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 COMMAND = (sys.executable, "-m", "qwen_worker.second_rank")
 PROCESS = "the second card's process: "  # before the words of what fails between the ranks
+# Within which the ranks meet, both of which are loaded by then. NCCL computes while it waits, and shows no standstill.
+JOIN_SECONDS = 300.0
 END_SECONDS = 5.0  # that a process may take to be gone once its end of the channel is closed
 
 
@@ -74,7 +77,6 @@ class SecondCard:
         self.device = "cpu"
         self.link: dict[str, str] | None = None  # the variables with which the cards reach each other, once it is known
         self.has_joined = False  # whether tensors can be sent
-        self.is_joining = False
         self.refusals: dict[str, str] = {}  # by model, why the first card draws it alone by its present plan
         self.asked = 0
         self.loading: dict[str, tuple[int, ...]] = {}  # by model, the numbers of its load's questions
@@ -193,10 +195,10 @@ class SecondCard:
             return False
         with self.costing_no_model(PROCESS):
             answers = [self.answer(number) for number in self.loading[model]]
-            self.join()
             if failed := next((answer for answer in answers if answer.failure), None):
                 self.stand_down(f"the second card cannot load {model.rpartition('/')[2]}: {failed.failure}")
                 return False
+            self.join()
             del self.loading[model]
             self.models[model], report = answers[-1].value
             report.apply(speed)
@@ -227,22 +229,31 @@ class SecondCard:
         self.device = device
 
     def join(self) -> None:
-        """Have tensors sent from now on. Raises `LoadError` where that fails, and `RankEnded`."""
+        """Have tensors sent from now on.
+
+        Raises `LoadError` where either rank fails or both take too long, `RankEnded`, and `RuntimeError` where no store
+        can be opened.
+        """
         if self.has_joined:
             return
         from ..ranks import group
 
-        store = group.open_store()
-        self.is_joining = True
-        number = self.post("join", store.port, self.device)
-        try:
-            group.join(store, 0, self.device)
-        except (RuntimeError, ValueError) as error:
-            raise LoadError(str(error).partition("\n")[0]) from None
-        finally:
-            self.is_joining = False
-        if failure := self.answer(number).failure:
+        assert self.process
+        store, progress, began = group.open_store(), progress_of(self.process.pid), time.monotonic()
+        if failure := self.ask("reach", store.port).failure:
             raise LoadError(failure)
+        # The other rank can fail or end now as well, and this one's part in the meeting would wait on.
+        number, meeting = self.post("join"), group.Meeting(store, self.device)
+
+        def look() -> object:
+            if meeting.failure or time.monotonic() - began > JOIN_SECONDS:
+                raise LoadError(meeting.failure or f"it has not met the first within {JOIN_SECONDS:.0f} seconds")
+            return progress()
+
+        failure = self.answer(number, look).failure
+        meeting.join(0 if failure else JOIN_SECONDS)
+        if failure or meeting.failure or meeting.is_alive():
+            raise LoadError(meeting.failure or failure or "the first card has not met it")
         self.has_joined = True
 
     # Questions
@@ -255,10 +266,13 @@ class SecondCard:
         self.channel.send((self.asked, question, pickle.dumps(arguments)))
         return self.asked
 
-    def answer(self, number: int) -> Answer:
-        """The answer to that question; those to earlier ones that nobody has taken are dropped. Raises `RankEnded`."""
+    def answer(self, number: int, progress: Callable[[], object] | None = None) -> Answer:
+        """The answer to that question; those to earlier ones that nobody has taken are dropped.
+
+        `progress`: changes as long as the answer may come. Raises `RankEnded`, and what `progress` raises.
+        """
         assert self.channel and self.process
-        progress = progress_of(self.process.pid)
+        progress = progress or progress_of(self.process.pid)
         try:
             while True:
                 answer, used_bytes = self.channel.receive(progress)
@@ -272,8 +286,8 @@ class SecondCard:
 
     @property
     def is_needed(self) -> bool:
-        """Whether its end is the worker's: two ranks that meet wait for each other. One that loads may fail."""
-        return self.is_joining or (bool(self.models) and not self.loading)
+        """Whether its end is the worker's. One that loads may fail."""
+        return bool(self.models) and not self.loading
 
     def ask(self, question: str, *arguments: Any) -> Answer:
         """Raises `RankEnded`."""

@@ -6,6 +6,7 @@ what the tensors are.
 """
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -60,6 +61,25 @@ def join(store: TCPStore, rank: int, device: str) -> None:
 def reach_store(port: int) -> TCPStore:
     """Rank 1's way to the store of rank 0."""
     return TCPStore("127.0.0.1", port, RANKS, is_master=False)
+
+
+class Meeting(threading.Thread):
+    """`join` of rank 0, begun at once on a thread of its own. `failure`: why it has failed, empty before it has.
+
+    Where the other rank fails within its own `join`, no call of torch.distributed ends this one's wait. Whoever hears
+    of that goes on, and leaves the thread behind.
+    """
+
+    def __init__(self, store: TCPStore, device: str):
+        super().__init__(name="meeting", daemon=True)
+        self.store, self.device, self.failure = store, device, ""
+        self.start()
+
+    def run(self) -> None:
+        try:
+            join(self.store, 0, self.device)
+        except (RuntimeError, ValueError) as error:
+            self.failure = str(error).partition("\n")[0] or type(error).__name__
 
 
 def leave() -> None:
