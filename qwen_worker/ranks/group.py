@@ -88,9 +88,12 @@ def leave() -> None:
 
 
 def send(tensors: Sequence[torch.Tensor], rank: int) -> int:
-    """Send each to the other `rank`. Returns their bytes."""
+    """Send each, contiguous ones, to the other `rank`. Returns their bytes.
+
+    Takes no memory: the other has been told, and would wait for what is not sent.
+    """
     for tensor in tensors:
-        dist.send(tensor.contiguous(), rank)
+        dist.send(tensor, rank)
     return sum(tensor.nbytes for tensor in tensors)
 
 
@@ -101,9 +104,9 @@ def receive(tensors: Sequence[torch.Tensor], rank: int) -> None:
 
 
 def pack(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """The value for a message, with a `TensorShape` for each tensor in it; these are added to `tensors`."""
+    """The value for a message, with a `TensorShape` for each tensor in it; these are added to `tensors`, contiguous."""
     if isinstance(value, torch.Tensor):
-        tensors.append(value)
+        tensors.append(value.contiguous())
         return TensorShape(tuple(value.shape), value.dtype)
     if isinstance(value, (list, tuple)):
         return type(value)(pack(one, tensors) for one in value)

@@ -308,3 +308,28 @@ def test_a_stop_while_the_second_card_loads_is_passed_on_and_the_load_serves_the
     asyncio.run(stopped(worker, SHORT, loading))
     go_on.set()
     assert answered(worker, SHORT)["metadata"]["gpus"] == 2
+
+
+NO_ROOM_FOR_INPUTS = """
+import torch
+from qwen_worker import second_rank
+from qwen_worker.ranks import group
+empty, calls = group.TensorShape.empty, []
+def without_room(self, device):
+    calls.append(1)
+    if len(calls) == 2:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return empty(self, device)
+group.TensorShape.empty = without_room
+second_rank.main()
+"""
+
+
+def test_a_second_card_without_room_for_a_pass_s_inputs_has_its_job_tried_again(pair, monkeypatch):
+    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", NO_ROOM_FOR_INPUTS))
+    worker, ended = pair()["2"], []
+    worker.pipelines.second_card.end = ended.append
+    first, again = (answered(worker, SHORT) for _ in range(2))
+    assert first["image"] == again["image"] and first["metadata"]["gpus"] == again["metadata"]["gpus"] == 2
+    loaded = worker.pipelines.get("generate")
+    assert not ended and loaded.active_second_card
