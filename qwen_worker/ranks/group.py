@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  torch documents it there
 
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
-# How long one exchange may take. NCCL's waits on the card for a pass of the other card, and ends the process when it is
-# over; gloo's waits for a processor, and the channel says sooner when nothing will come.
+# How long one exchange may take. NCCL's waits on the card for what the other card was doing, and ends the process when
+# it is over; gloo's waits for a processor, and the channel says sooner when nothing will come.
 SECONDS = {"nccl": 60, "gloo": 3600}
 LOOPBACK = {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}  # both ranks are on one machine
 RANKS = 2

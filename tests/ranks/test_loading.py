@@ -310,6 +310,25 @@ def test_a_stop_while_the_second_card_loads_is_passed_on_and_the_load_serves_the
     assert answered(worker, SHORT)["metadata"]["gpus"] == 2
 
 
+SPOILED_ON_THE_CARD = """
+from qwen_worker import second_rank
+def fail(device):
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+second_rank.cuda.await_kernels = fail
+second_rank.main()
+"""
+
+
+def test_a_pass_that_fails_after_the_second_card_was_asked_for_it_costs_that_card_and_no_worker(pair, monkeypatch):
+    """A card is asked for kernels, and fails at them later."""
+    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", SPOILED_ON_THE_CARD))
+    worker, ended = pair()["2"], []
+    worker.pipelines.second_card.end = ended.append
+    assert answered(worker, SHORT)["metadata"]["gpus"] == 1 and not ended
+    state = worker.pipelines.report()[0]["second_card"]["state"]
+    assert state.endswith("CUDA error: an illegal memory access was encountered")
+
+
 NO_ROOM_FOR_INPUTS = """
 import torch
 from qwen_worker import second_rank
