@@ -1,7 +1,6 @@
 """No reply, error, log line or health report quotes the credentials or the signature of a URL."""
 
 import json
-import time
 
 import pytest
 
@@ -10,6 +9,8 @@ from qwen_worker.errors import JobError, LoadError, describe_error, hide_secrets
 from qwen_worker.jobs.parsing import parse
 from qwen_worker.log import log_exception, log_line
 from qwen_worker.settings import Misconfigured, read_settings
+
+from .support.patience import little_work
 
 SECRETS = (
     "https://me:s3cret@example.com/a.safetensors",
@@ -45,9 +46,8 @@ def test_what_is_no_secret_stays(text):
     "text", ["://a:b" * 500_000, "a" * 3_000_000, "https://a:b'" * 200_000, "with url: /" * 200_000]
 )
 def test_a_hostile_text_costs_one_pass(text):
-    started = time.perf_counter()
-    hide_secrets(text)
-    assert time.perf_counter() - started < 5
+    with little_work():
+        hide_secrets(text)
 
 
 @pytest.mark.parametrize("url", [f"{url}\n" for url in SECRETS] + [f"https://me:{'s3cret' * 30}@example.com/a\n"])

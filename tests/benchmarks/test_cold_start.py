@@ -3,26 +3,37 @@
 import json
 
 import pytest
+from diffusers import QwenImageTransformer2DModel
 
 from benchmarks import cold_start
+from qwen_worker.checkpoints import search
 
 from ..conftest import ROOT
 
 NARROW = {"num_attention_heads": 2, "attention_head_dim": 32, "axes_dims_rope": [4, 14, 14]}
 
 
-def test_starts_are_timed_stage_by_stage_on_both_checkpoints(benchmark, monkeypatch, tmp_path):
+def test_starts_are_timed_stage_by_stage_on_both_checkpoints(benchmark, monkeypatch, tmp_path, sample):
+    """The large one is started with --prove alone."""
     monkeypatch.setattr(cold_start, "WIDTH", NARROW)
-    report = benchmark("cold_start", "--blocks", "2", "--rounds", "1", "--folder", str(tmp_path))
-    config = json.loads((tmp_path / "generate-2/transformer/config.json").read_text())
-    assert config["num_layers"] == 2 and config["num_attention_heads"] == 2
-    rows = report["rows"]
-    assert [row["until"] for row in rows] == [*cold_start.EVENTS, *cold_start.EVENTS]
-    assert {row["checkpoint"] for row in rows} == {"tiny", "2 full-size blocks"} and report["rounds"] == 1
+    blocks, names = sample((0, ["tiny"]), (2, ["tiny", "2 full-size blocks"]))
+    report = benchmark("cold_start", "--blocks", str(blocks), "--rounds", "1", "--folder", str(tmp_path))
+    rows, each = report["rows"], len(cold_start.EVENTS)
+    assert [row["until"] for row in rows] == [*cold_start.EVENTS] * len(names) and report["rounds"] == 1
+    assert [row["checkpoint"] for row in rows[::each]] == names
     for column in ("processor seconds (median)", "seconds (median)"):
-        for few in (rows[:4], rows[4:]):
-            seconds = [row[column] for row in few]
-            assert 0 < seconds[0] <= seconds[1] <= seconds[2] <= seconds[3], few
+        for first in range(0, len(rows), each):
+            seconds = [row[column] for row in rows[first : first + each]]
+            assert 0 < seconds[0] and seconds == sorted(seconds), rows
+
+
+def test_the_large_checkpoint_is_one_that_the_worker_reads(monkeypatch, tmp_path):
+    monkeypatch.setattr(cold_start, "WIDTH", NARROW)
+    folder = cold_start.large_checkpoint(tmp_path, 2)
+    config = json.loads((folder / "transformer/config.json").read_text())
+    assert config["num_layers"] == 2 and config["num_attention_heads"] == 2
+    tensors = QwenImageTransformer2DModel.from_pretrained(folder / "transformer").state_dict().values()
+    assert search.find(str(folder), ()).parameters["transformer"] == sum(tensor.numel() for tensor in tensors)
 
 
 def test_the_page_s_seconds_are_the_recorded_ones():

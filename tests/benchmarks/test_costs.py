@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from benchmarks import cards_page, computed, costs, rates
+from benchmarks.__main__ import main
 from qwen_deploy.estimates import COMPUTED, MEASURED, Drawing, SecondsTable
 
 from ..conftest import ROOT
-from ..support.patience import run_to_its_end
 from .conftest import fit_row, speed_row
 
 TABLE = ROOT / "benchmarks/results/computed.json"
@@ -19,38 +19,47 @@ QUALITY = Drawing("Qwen/Qwen-Image", "generate", "quality", 50)
 H100, BF16 = "NVIDIA H100 80GB HBM3", "bf16, modulation table"
 
 
+@pytest.fixture
+def write(monkeypatch):
+    """write(*words): a command of the benchmarks, in this process: one of its own imports torch for two constants."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
+        main()
+
+    return run
+
+
 @pytest.mark.parametrize(("name", "file"), [("computed", TABLE), ("costs", ROOT / "docs/cards.md")])
-def test_the_table_and_the_page_are_what_their_commands_write(tmp_path, name, file):
-    done = run_to_its_end([sys.executable, "-m", "benchmarks", name, "--output", str(tmp_path / "written")])
-    assert done.returncode == 0, done.stderr
+def test_the_table_and_the_page_are_what_their_commands_write(tmp_path, write, name, file):
+    write(name, "--output", str(tmp_path / "written"))
     assert (tmp_path / "written").read_text() == file.read_text()
 
 
-def written(tmp_path, fit=(), speed=()):
+def written(tmp_path, write, fit=(), speed=()):
     """The table of a checkout where these rows were recorded."""
     for name, rows in (("fit", fit), ("speed", speed)):
         runs = {str(number): {"device": row["device"]} for number, row in enumerate(rows)}
         numbered = [row | {"run": str(number)} for number, row in enumerate(rows)]
         (tmp_path / f"{name}.json").write_text(json.dumps({"runs": runs, "rows": numbered}))
-    done = [sys.executable, "-m", "benchmarks", "computed", "--output", str(tmp_path / "table.json")]
     files = [f"--{name}={tmp_path / name}.json" for name in ("fit", "speed")]
-    assert run_to_its_end([*done, *files]).returncode == 0
+    write("computed", "--output", str(tmp_path / "table.json"), *files)
     return SecondsTable(tmp_path / "table.json")
 
 
 PLAN = {"plan": "bf16 on cuda, weights 60 GB, modulation table, peak 70 of 80 GB"}
 
 
-def test_what_a_card_has_measured_counts_before_what_is_computed(tmp_path):
+def test_what_a_card_has_measured_counts_before_what_is_computed(tmp_path, write):
     computed_here = SecondsTable().job(H100, BF16, QUALITY)
     assert computed_here.basis == COMPUTED and 9 < computed_here.seconds < 13
     row = speed_row(**PLAN)  # 8 steps of 0.2 s beside 1 s
-    table = written(tmp_path, speed=[row, speed_row(**PLAN, whole=True, steps=50, **{"job s": 12.0})])
+    table = written(tmp_path, write, speed=[row, speed_row(**PLAN, whole=True, steps=50, **{"job s": 12.0})])
     assert (figure := table.job(H100, BF16, QUALITY)).seconds == 12 and figure.basis == MEASURED
     assert table.job("NVIDIA H200", BF16, QUALITY).basis == COMPUTED
     assert table.job(H100, "bf16", QUALITY).basis == COMPUTED  # another layout
-    assert written(tmp_path, speed=[row]).job(H100, BF16, QUALITY).seconds == 11
-    assert written(tmp_path, fit=[fit_row(80, **PLAN)]).job(H100, BF16, QUALITY).seconds == 11
+    assert written(tmp_path, write, speed=[row]).job(H100, BF16, QUALITY).seconds == 11
+    assert written(tmp_path, write, fit=[fit_row(80, **PLAN)]).job(H100, BF16, QUALITY).seconds == 11
 
 
 @pytest.mark.parametrize(

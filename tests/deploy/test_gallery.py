@@ -18,7 +18,7 @@ from .fake_runpod import KEY, Build, stands_in
 DRAWN = {"width": 256, "height": 256, "num_inference_steps": 8}
 TINY_SET = [
     {"name": "one", "prompt": "a large red circle in the center, on a blue background", "seed": 7, **DRAWN},
-    {"name": "two", "edit_of": "one", "prompt": "make the background green", "seed": 7, "num_inference_steps": 8},
+    {"name": "two", "edit_of": "one", "prompt": "make the background green", "seed": 7, "num_inference_steps": 4},
 ]
 
 

@@ -437,9 +437,9 @@ def test_the_limit_of_one_ends_it_alone(worker, whole, pause):
         await until(tasks[1].done)
         pause.go_on.set()
 
-    late = {"input": LONG[1], "policy": {"executionTimeout": 3000}}
+    late = {"input": LONG[1], "policy": {"executionTimeout": 15_000}}
     replies = together(worker, LONG[0], late, LONG[2], meanwhile=wait)
-    assert replies[1]["error"] == "deadline_exceeded: the job's 2.7 seconds ran out after 3 of 8 steps"
+    assert replies[1]["error"] == "deadline_exceeded: the job's 13.5 seconds ran out after 3 of 8 steps"
     assert images([replies[0], replies[2]]) == [whole[0], whole[2]]
 
 

@@ -30,15 +30,21 @@ def printed_by(folder, *arguments):
     return done.stdout
 
 
-def test_an_own_prompt_is_drawn_and_its_picture_edited_with_the_file_told_and_no_base64(folder):
+def test_an_own_prompt_is_drawn_with_the_file_told_and_no_base64(folder):
     printed = printed_by(folder, quickstart.EXAMPLES[0])
     assert "out/generate.png (512x512" in printed and "drawing" in printed and TINY_WARNING in printed
     assert len(printed) < 1000 and "does not know" not in printed
     reading = judge.read(Image.open(folder / "out/generate.png"))
     assert (reading.colour, reading.shape, reading.background) == ("yellow", "diamond", "green")
-    printed = printed_by(folder, "make the background blue", "--image", "out/generate.png")
-    assert "out/edit.png" in printed
-    assert judge.read(Image.open(folder / "out/edit.png")).background == "blue"
+
+
+def test_an_own_picture_is_edited(local_endpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "ROOT", tmp_path)
+    monkeypatch.setattr(quickstart, "OUT", tmp_path / "out")
+    job = quickstart.own_job("make the background blue", ROOT / "examples/red-circle.png")["edit"]
+    quickstart.draw(local_endpoint, "edit", job | {"num_inference_steps": 5})
+    reading = judge.read(Image.open(tmp_path / "out/edit.png"))
+    assert (reading.colour, reading.shape, reading.background) == ("red", "circle", "blue")
 
 
 def test_every_example_is_of_words_that_it_knows():

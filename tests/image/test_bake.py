@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -16,7 +15,7 @@ from qwen_worker.checkpoints import classes, search
 
 from ..conftest import ROOT
 from ..support.local_hub import LocalHub, sha256
-from ..support.patience import run_to_its_end
+from ..support.patience import run_to_its_end, wait_until
 
 MB = 1_000_000
 # Bytes of the shards of the released 20B checkpoints, as both saving libraries cut the models' tensors into 5 GB.
@@ -163,10 +162,7 @@ def test_a_download_that_is_killed_goes_on_where_it_ended(hub):
         bake.fetching(0), cwd=ROOT, env=bake.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     part = bake.partial / digest
-    ends = time.monotonic() + 30
-    while not part.exists() or part.stat().st_size < 20 * MB:
-        assert time.monotonic() < ends, "nothing came"
-        time.sleep(0.02)
+    wait_until(lambda: part.exists() and part.stat().st_size >= 20 * MB, fetching.pid)
     fetching.send_signal(signal.SIGKILL)
     fetching.wait()
     had = part.stat().st_size

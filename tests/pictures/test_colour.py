@@ -2,7 +2,6 @@
 
 import io
 import struct
-import time
 import zlib
 
 import pytest
@@ -19,6 +18,7 @@ from qwen_worker.pictures.inputs import open_source
 
 from ..conftest import file_of
 from ..support import profiles
+from ..support.patience import little_work
 
 PATCHES = [(220, 40, 40), (60, 180, 60), (224, 172, 150), (128, 128, 128)]
 RGB_SPACES = {"display_p3": profiles.DISPLAY_P3, "adobe_rgb": profiles.ADOBE_RGB, "prophoto": profiles.PROPHOTO}
@@ -261,10 +261,11 @@ def test_a_large_profile_is_used_and_one_that_replies_cannot_carry_is_not_kept(p
 
 
 def test_the_largest_profile_that_is_read_is_applied_in_a_moment(patches):
-    profile, started = profiles.table(), time.monotonic()
+    profile = profiles.table()
     assert 3_500_000 < len(profile) <= MAX_BYTES
-    found, _, _ = opened(file_of(patches.resize((2000, 1500)), "TIFF", icc_profile=profile))
-    assert found.size == (2000, 1500) and time.monotonic() - started < 10
+    with little_work():
+        found, _, _ = opened(file_of(patches.resize((2000, 1500)), "TIFF", icc_profile=profile))
+    assert found.size == (2000, 1500)
 
 
 def test_a_chain_is_refused_by_its_directory_and_not_by_being_run():

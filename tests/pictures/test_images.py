@@ -3,7 +3,6 @@
 import io
 import re
 import struct
-import time
 import zlib
 from urllib.parse import quote
 
@@ -18,6 +17,7 @@ from qwen_worker.pictures.inputs import read_image
 from qwen_worker.pictures.masks import feather, restore_outside
 
 from ..conftest import as_text, file_of, text_of
+from ..support.patience import little_work
 from ..support.pictures import decode_picture
 
 
@@ -230,10 +230,8 @@ def test_base64_that_begins_like_a_path_is_base64(photo):
 
 
 def test_escapes_without_end_are_refused_in_a_moment():
-    started = time.monotonic()
-    with pytest.raises(JobError, match="image is neither base64"):
+    with little_work(), pytest.raises(JobError, match="image is neither base64"):
         read_image("%2" * 14_000_000, "image", 1, None)
-    assert time.monotonic() - started < 5
 
 
 def test_too_many_bytes_are_refused():

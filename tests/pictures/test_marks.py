@@ -108,7 +108,8 @@ def test_each_kind_of_job_has_its_term(fields, is_stand_in, term):
 def test_every_picture_of_a_reply_is_marked(ask, scene, output_format):
     several = ask(**SMALL, num_images=2, output_format=output_format)["output"]["images"]
     masked = {"image": as_text(scene), "mask_image": as_text(Image.new("L", scene.size, 255))}
-    edited = ask(prompt="make it green", num_inference_steps=1, output_format=output_format, **masked)["output"]
+    edit = SMALL | {"prompt": "make it green", "draw_size": "asked"}
+    edited = ask(**edit, output_format=output_format, **masked)["output"]
     for text in several:
         assert by_pillow(base64.b64decode(text)) == TERMS + "trainedAlgorithmicMedia"
     assert by_pillow(base64.b64decode(edited["image"])) == TERMS + "compositeWithTrainedAlgorithmicMedia"

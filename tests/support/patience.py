@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import psutil
 
@@ -12,6 +13,7 @@ from ..conftest import ROOT
 
 QUIET_SECONDS = 60
 IDLE_SECONDS = 2  # of processor time in QUIET_SECONDS: a worker that only polls for jobs takes half a second
+LITTLE_SECONDS = 30  # of the processor: what takes one or two on a slow machine, and hours where it is done wrongly
 LOOK_SECONDS = 5  # from one look at the processes to the next: a look itself takes milliseconds
 
 
@@ -62,6 +64,15 @@ async def until(true):
     while not true():
         patience.check()
         await asyncio.sleep(0.005)
+
+
+@contextmanager
+def little_work():
+    """Raises `AssertionError` where the body keeps the processor busy for long, whatever else the machine does."""
+    started = time.process_time()
+    yield
+    taken = time.process_time() - started
+    assert taken < LITTLE_SECONDS, f"{taken:.0f} seconds of the processor"
 
 
 def exit_status(process, heard=lambda: 0):

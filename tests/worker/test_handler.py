@@ -1,6 +1,7 @@
 """A job from input to reply, through the SDK's own `run_job`, on the real classes."""
 
 import asyncio
+import contextlib
 import inspect
 import json
 import os
@@ -16,6 +17,7 @@ from qwen_worker.jobs.request import BACKGROUND_INSTRUCTION
 
 from ..conftest import TINY_WARNING, as_text, file_of, picture_of, respond, run, text_of
 from ..pictures.test_images import png_header
+from ..support.patience import until
 
 SMALL = {"prompt": "a red circle", "width": 256, "height": 256, "num_inference_steps": 2}
 EDIT = {**SMALL, "prompt": "make the background green", "draw_size": "asked"}
@@ -155,15 +157,24 @@ def test_health_loads_nothing_and_says_what_clients_read(cold_worker):
 
 
 def test_health_is_answered_while_a_job_is_drawn(warm_worker):
+    transformer, passes = warm_worker.pipelines.load("generate").pipe.transformer, []
+    hook = transformer.register_forward_pre_hook(lambda *_: passes.append(1))
+
     async def both():
-        drawing = asyncio.create_task(warm_worker.answer({"id": "long", "input": SMALL | {"num_inference_steps": 20}}))
-        await asyncio.sleep(0.05)
+        job = {"id": "long", "input": SMALL | {"num_inference_steps": 100}}
+        drawing = asyncio.create_task(warm_worker.answer(job))
+        await until(lambda: passes)
         await warm_worker.answer({"id": "health", "input": {}})
         waiting = not drawing.done()
-        await drawing
+        drawing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await drawing
         return waiting
 
-    assert asyncio.run(both())
+    try:
+        assert asyncio.run(both())
+    finally:
+        hook.remove()
 
 
 def test_debug_tells_versions_and_no_value_of_the_environment(cold_worker, monkeypatch):

@@ -1,6 +1,7 @@
 """Whole edits of photos that are larger than what the model draws: only the region of the mask is another one."""
 
 import dataclasses
+import functools
 import io
 import json
 import time
@@ -106,10 +107,12 @@ def drawn_seconds(worker, fields):
     return reply, worker.inference_thread.submit(time.thread_time).result() - before
 
 
+@functools.cache
 def blank(size, colour="blue", **options):
     return file_of(Image.new("RGB", size, colour), **options)
 
 
+@functools.cache
 def dots(size, *points):
     mask = Image.new("L", size)
     for point in points:

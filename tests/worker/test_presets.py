@@ -17,6 +17,7 @@ from qwen_worker.settings import Misconfigured, Settings, environment_warnings, 
 
 from ..conftest import as_text, only_proved, place_by, run, warnings_of
 from ..support.lora_files import write
+from ..support.patience import until
 
 SMALL = {"prompt": "a red circle on the left", "width": 256, "height": 256, "seed": 5}
 LIGHTNING = "lightx2v/Qwen-Image-Lightning/Qwen-Image-Lightning-8steps-V1.1.safetensors"
@@ -274,18 +275,21 @@ QUICK = SMALL | {"num_inference_steps": 10}
 
 def stopped(worker, fields):
     """A job that is stopped in the middle of its drawing."""
+    transformer, passes = next(iter(worker.pipelines.loaded.values())).pipe.transformer, []
+    hook = transformer.img_in.register_forward_pre_hook(lambda *_: passes.append(1))
 
     async def both():
         job = asyncio.create_task(worker.answer({"id": "stopped", "input": fields | {"num_inference_steps": 100}}))
-        while "stopped" not in worker.jobs or not worker.pipelines.loaded:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.4)
+        await until(lambda: len(passes) > 10)
         assert not job.done()
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
             await job
 
-    asyncio.run(both())
+    try:
+        asyncio.run(both())
+    finally:
+        hook.remove()
 
 
 def failed(worker, fields, monkeypatch):
@@ -446,11 +450,11 @@ def test_the_cache_knows_the_steps_that_are_drawn(cold_worker, monkeypatch, step
     loaded = next(iter(worker.pipelines.loaded.values()))
     predict_steps = step_cache.predict_steps
     monkeypatch.setattr(
-        step_cache, "predict_steps", lambda model, count: told.append(count) or predict_steps(model, count)
+        step_cache, "predict_steps", lambda model, cached: told.append(cached) or predict_steps(model, cached)
     )
     fields = {"prompt": "a", "image_url": "https://a.b/c", "strength": strength, "num_inference_steps": steps}
     with configured.configured(loaded, parse(fields | {"preset": "balanced"}, "one"), (), loaded.plan):
-        assert told == [drawn]
+        assert told == [(drawn, 0)]
 
 
 # What they are worth

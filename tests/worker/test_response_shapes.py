@@ -64,7 +64,7 @@ def test_a_documented_body_gets_the_documented_reply_with_the_same_pictures(ask,
 @pytest.mark.parametrize("shape", FOREIGN)
 def test_an_edit_has_the_shape_too_and_its_own_size(ask, scene, shape):
     fields = {**SMALL, "prompt": "make it green", "image_url": f"data:image/png;base64,{as_text(scene)}"}
-    reply = ask(**fields, response_shape=shape, output_format="jpeg")["output"]
+    reply = ask(**fields, response_shape=shape, output_format="jpeg", draw_size="asked")["output"]
     (url,) = urls_of(reply)
     assert Image.open(io.BytesIO(file_in(url))).size == (256, 256) and url.startswith("data:image/jpeg;")
     if shape == "fal":
