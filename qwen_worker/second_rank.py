@@ -37,6 +37,7 @@ from .speed.compile_ahead import CompiledLoras
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  torch documents it there
 
     from .lora.adapters import Adapters
     from .model.modulation import ModulationTable
@@ -66,14 +67,26 @@ class SecondRank:
         self.device = "cpu"
         self.job = ExitStack()  # what the present job has changed of its transformer
         self.at_work: LoadedTransformer | None = None
-        self.inputs: dict[str, Any] = {}  # of the transformer's last pass
+        self.store: TCPStore | None = None  # of rank 0, once it is reached
+        self.inputs: dict[str, Any] = {}  # of the transformer's last pass, or of the next once there is room for it
+        self.arriving: list[torch.Tensor] = []  # those of the inputs that rank 0 sends next
         self.prediction: torch.Tensor | None = None  # that is to be sent once it is announced
 
-    def join(self, port: int, device: str) -> None:
-        """Meet rank 0, whose store has this port."""
+    def reach(self, port: int) -> None:
+        """Be ready to `join`: find rank 0's store, which has this port, and see that this rank's device computes."""
+        import torch
+
         from .ranks import group
 
-        group.join(group.reach_store(port), 1, device)
+        self.store = group.reach_store(port)
+        torch.zeros(1, device=self.device).item()
+
+    def join(self) -> None:
+        """Meet rank 0, which waits for that."""
+        from .ranks import group
+
+        assert self.store
+        group.join(self.store, 1, self.device)
 
     def load(self, load: TransformerLoad) -> None:
         import diffusers
@@ -162,6 +175,7 @@ class SecondRank:
     def end(self) -> SpeedReport | None:
         """Undo what the job has changed. Returns what its speed-ups have come to, None where there was no job."""
         self.inputs.clear()
+        self.arriving.clear()
         self.prediction = None
         loaded, self.at_work = self.at_work, None
         try:
@@ -172,8 +186,24 @@ class SecondRank:
                 loaded.pipe.maybe_free_model_hooks()
         return loaded and SpeedReport.of(loaded.speed)
 
-    def compute(self, inputs: Mapping[str, Any], timesteps: list[float] | None) -> "TensorShape":
-        """A pass over the inputs of the last one, with these in their place; the shape of the prediction.
+    def make_room(self, packed: Mapping[str, Any]) -> None:
+        """Have a tensor for each that rank 0 is to send. These inputs take the place of the last pass's."""
+        from .ranks import group
+
+        shapes = [shape for value in packed.values() for shape in group.shapes_in(value)]
+        tensors = [shape.empty(self.device) for shape in shapes]
+        self.arriving = tensors[:]
+        self.inputs |= {name: group.unpack(value, tensors) for name, value in packed.items()}
+
+    def receive_inputs(self) -> None:
+        """Fill what `make_room` has made: rank 0 sends it."""
+        from .ranks import group
+
+        group.receive(self.arriving, 0)
+        self.arriving.clear()
+
+    def compute(self, timesteps: list[float] | None) -> "TensorShape":
+        """A pass over the inputs that have arrived; the shape of the prediction.
 
         `timesteps`: where a call of the pipeline begins, those that the table is to have rows of.
         """
@@ -183,7 +213,6 @@ class SecondRank:
 
         assert self.at_work
         loaded, self.prediction = self.at_work, None
-        self.inputs |= inputs
         if timesteps is not None:
             loaded.pipe.maybe_free_model_hooks()  # what a step cache has kept of the call before
             if loaded.table and timesteps:
@@ -191,19 +220,9 @@ class SecondRank:
                 loaded.table.prepare(torch.tensor(timesteps, dtype=dtype, device=self.device))
         with torch.no_grad(), loaded.pipe.transformer.cache_context("second card"):
             (prediction,) = loaded.pipe.transformer(**self.inputs)
-        self.prediction = prediction
+        self.prediction = prediction.contiguous()
+        cuda.await_kernels(self.device)  # what fails on the card is answered in words; sending would end this process
         return group.TensorShape(tuple(prediction.shape), prediction.dtype)
-
-    def receive_inputs(
-        self, packed: Mapping[str, Any], timesteps: list[float] | None
-    ) -> tuple[dict[str, Any], list[float] | None]:
-        """The arguments of `compute`, with the tensors that rank 0 sends."""
-        from .ranks import group
-
-        shapes = [shape for value in packed.values() for shape in group.shapes_in(value)]
-        tensors = [shape.empty(self.device) for shape in shapes]
-        group.receive(tensors, 0)
-        return {name: group.unpack(value, tensors) for name, value in packed.items()}, timesteps
 
     def send_prediction(self) -> None:
         """Send what `compute` has announced: rank 0 waits for it."""
@@ -241,11 +260,9 @@ def serve(rank: SecondRank, channel: Channel) -> None:
         if question == SEND:
             rank.send_prediction()
             continue
-        work = functools.partial(carry_out, rank, question, pickled)
         if question == "compute":  # its tensors are sent, whatever comes of them
-            inputs, timesteps = rank.receive_inputs(*pickle.loads(pickled))
-            work = functools.partial(rank.compute, inputs, timesteps)
-        answer = answer_of(number, work)
+            rank.receive_inputs()
+        answer = answer_of(number, functools.partial(carry_out, rank, question, pickled))
         if answer.out_of_memory:
             cuda.release_unused(rank.device)
         channel.send((answer, rank.used_bytes()))

@@ -5,14 +5,13 @@ endpoint gives this up for speed, `batching.py` comes first. Knows nothing of ho
 """
 
 from contextlib import nullcontext
-from typing import NamedTuple
 
 from PIL import Image
 
 from ..errors import JobError
 from ..jobs.reply import DrawingResult
 from ..jobs.tasks import Layers
-from ..loading.loaded import LoadedPipeline, Shortage
+from ..loading.loaded import Attempt, LoadedPipeline, Shortage
 from ..loading.rank_messages import ON_SECOND
 from ..log import log_line
 from ..memory.cuda import allocated_bytes, peak_vram_gb, release_unused
@@ -40,16 +39,6 @@ def require_drawable(loaded: LoadedPipeline, entry: DrawingJob) -> None:
     """
     require_short_prompts(loaded.pipe, entry.job)
     loaded.adapters.require_made_for_model(entry.loras)
-
-
-class Attempt(NamedTuple):
-    """How a picture is drawn. `apart`: guidance's passes stay two; `tiles`: the VAE works in tiles; `prefix`: with a
-    prefix cache, where the pipeline has one.
-    """
-
-    apart: bool = False
-    tiles: bool = False
-    prefix: bool = True
 
 
 LASTING_SHORTAGE = 2  # jobs of one kind in a row that had too little memory
@@ -97,17 +86,20 @@ def draws_pairs(loaded: LoadedPipeline, entry: DrawingJob) -> bool:
     return request.num_images > 1 and is_plain and splits_rows(loaded, request)
 
 
-def attempts_for(loaded: LoadedPipeline, plan: Plan) -> tuple[Attempt, ...]:
-    """The attempts of a job with this plan, each of which needs less memory than the one before it."""
-    return (*ATTEMPTS, WITHOUT_PREFIX) if has_prefix_cache(loaded.pipe) and plan.prefix_cache else ATTEMPTS
+def attempts_for(loaded: LoadedPipeline, entry: DrawingJob, plan: Plan, shortage: Shortage) -> tuple[Attempt, ...]:
+    """One attempt at the job or more, each of which needs less memory than the one before it.
 
-
-def first_attempt(loaded: LoadedPipeline, entry: DrawingJob, plan: Plan, shortage: Shortage) -> int:
-    """The number of the attempt that the job begins with. `shortage`: of the jobs of its kind before it."""
+    `shortage`: of the jobs of its kind before it, whose plan may have had a prefix cache where this one has none.
+    """
+    attempts = (*ATTEMPTS, WITHOUT_PREFIX) if has_prefix_cache(loaded.pipe) and plan.prefix_cache else ATTEMPTS
+    first = Attempt(apart=not shares_passes(loaded, entry.job.request))
     if plan.needs_tiles(*planned_size(entry)):
-        return ATTEMPTS.index(Attempt(apart=True, tiles=True))
-    first = 0 if shares_passes(loaded, entry.job.request) else 1
-    return max(first, shortage.attempt) if shortage.jobs >= LASTING_SHORTAGE else first
+        first = Attempt(apart=True, tiles=True)
+    number = attempts.index(first)
+    if shortage.jobs >= LASTING_SHORTAGE:
+        enough = attempts.index(shortage.attempt) if shortage.attempt in attempts else len(attempts) - 1
+        number = max(number, enough)
+    return attempts[number:]
 
 
 def draw_within_memory(
@@ -122,11 +114,12 @@ def draw_within_memory(
     job, canvas, device, where = entry.job, entry.canvas, loaded.plan.device, ""
     bytes_before, passes_before = allocated_bytes(device), loaded.second_card_passes
     kind = (*planned_size(entry), entry.controlnets is not None)
-    shortage, plan = loaded.shortages.get(kind, Shortage(0, 0)), plan_for(entry, loaded.plan, loaded)
+    shortage, plan = loaded.shortages.get(kind, Shortage()), plan_for(entry, loaded.plan, loaded)
     if has_prefix_cache(loaded.pipe) and not plan.prefix_cache:
         job.warn(NO_PREFIX_WARNING)
-    first = first_attempt(loaded, entry, plan, shortage)
-    for number, (apart, tiles, prefix) in list(enumerate(attempts_for(loaded, plan)))[first:]:
+    attempts = attempts_for(loaded, entry, plan, shortage)
+    for attempt in attempts:
+        apart, tiles, prefix = attempt
         pictures: list[Image.Image] = []
         steps = 0
         try:
@@ -143,8 +136,8 @@ def draw_within_memory(
                     drawn, steps = draw_pictures(pipe, job, canvas, numbers, previewer, keeps_prefix)
                     pictures += drawn
                     job.require_running()
-            if number > first:
-                loaded.shortages[kind] = Shortage(number, shortage.jobs + 1)
+            if attempt is not attempts[0]:
+                loaded.shortages[kind] = Shortage(attempt, shortage.jobs + 1)
             elif shortage.jobs < LASTING_SHORTAGE:
                 loaded.shortages.pop(kind, None)
             loaded.not_finite.clear()

@@ -8,8 +8,9 @@ call of the pipeline; a step sends the latents and the timestep, and takes the p
 1024, more where there are input or control pictures. Without guidance the transformer is called once a step: a call
 draws two pictures then, of which each card computes one, as it would alone.
 
-Nobody waits for what does not come: the second card says that it has a prediction, and sends it once the first has
-room for it and asks. One that is not asked for is dropped where it is. Knows nothing of jobs.
+Nobody waits for what does not come: the second card says that it has room for a pass's inputs before they are sent,
+and that it has a prediction, and sends that once the first has room for it and asks. One that is not asked for is
+dropped where it is. Knows nothing of jobs.
 """
 
 import time
@@ -98,7 +99,10 @@ class SecondPasses:
         self.is_first = True  # no pass of this call was sent
 
     def send(self, inputs: Inputs) -> None:
-        """Have the second card compute a pass: it is told what comes, and gets the tensors that it does not have."""
+        """Have the second card compute a pass: it makes room for the tensors that it does not have, and gets them.
+
+        Raises what `require_done` raises.
+        """
         from ..ranks import group
 
         changed = {
@@ -110,7 +114,8 @@ class SecondPasses:
         packed = {name: group.pack(value, tensors) for name, value in changed.items()}
         schedule = self.table.schedule if self.table else None
         timesteps = (list(schedule.values) if schedule else []) if self.is_first else None
-        self.question = self.second.post("compute", packed, timesteps)
+        require_done(self.second.ask("make_room", packed))  # may lack memory, and then nothing is on its way
+        self.question = self.second.post("compute", timesteps)
         self.second.counts.sent_bytes += group.send(tensors, 1)
         self.sent, self.is_first = inputs, False
 

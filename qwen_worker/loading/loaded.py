@@ -24,11 +24,21 @@ if TYPE_CHECKING:
 Kind = tuple[int, int, int, bool]
 
 
-class Shortage(NamedTuple):
-    """`attempt`: which attempt at drawing had memory enough; `jobs`: how many in a row found the earlier ones short."""
+class Attempt(NamedTuple):
+    """How a picture is drawn. `apart`: guidance's passes stay two; `tiles`: the VAE works in tiles; `prefix`: with a
+    prefix cache, where the pipeline has one.
+    """
 
-    attempt: int
-    jobs: int
+    apart: bool = False
+    tiles: bool = False
+    prefix: bool = True
+
+
+class Shortage(NamedTuple):
+    """`attempt`: the one that memory was enough for; `jobs`: how many in a row found those before it short."""
+
+    attempt: Attempt = Attempt()
+    jobs: int = 0
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,8 @@ class Pipelines:
 
     def report(self) -> list[dict[str, Any]]:
         """What `health` tells of the loaded pipelines."""
-        second = self.second_card.report()
-        more = {"second_card": second} if second else {}
-        return [loaded.report() | more for loaded in list(self.loaded.values())]
+        both = [(loaded, self.second_card.report(loaded.model)) for loaded in list(self.loaded.values())]
+        return [loaded.report() | ({"second_card": second} if second else {}) for loaded, second in both]
 
     def place(self, task: str) -> Plan:
         """Where the task's model goes. Raises `LoadError`, before anything is fetched or allocated, where it cannot."""

@@ -117,4 +117,4 @@ class Planner:
             may_compile(self.settings.QWEN_SPEEDUPS) and has_compiler("cuda") and Speedup.COMPILE not in off.reasons,
             is_planned(self.settings.QWEN_CONTROLNET, checkpoints),
         )
-        return self.second_card.extend(plan, machine)
+        return self.second_card.extend(plan, machine, by_model)

@@ -13,7 +13,8 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LoadError
 from ..log import log_line
 from ..memory import cuda, two_cards
+from ..memory.failures import absorb_failure
 from ..memory.footprint import GB, Plan
 from ..memory.machine import Machine, read_second_gpu
 from ..memory.nvml import Gpu
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from ..ranks.shared_rows import SharedHandle
 
 COMMAND = (sys.executable, "-m", "qwen_worker.second_rank")
+PROCESS = "the second card's process: "  # before the words of what fails between the ranks
+# Within which the ranks meet, both of which are loaded by then. NCCL computes while it waits, and shows no standstill.
+JOIN_SECONDS = 300.0
 END_SECONDS = 5.0  # that a process may take to be gone once its end of the channel is closed
 
 
@@ -63,7 +68,7 @@ class SecondCard:
     end: Callable[[int], None] = end_process
     second_gpu: Callable[[], Gpu | None] = read_second_gpu
     try_link: Callable[[], dict[str, str]] = working_environment
-    refusal: str = ""  # why the first card draws alone
+    failure: str = ""  # why the first card draws alone for good: no plan is made with the second any more
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
@@ -72,8 +77,7 @@ class SecondCard:
         self.device = "cpu"
         self.link: dict[str, str] | None = None  # the variables with which the cards reach each other, once it is known
         self.has_joined = False  # whether tensors can be sent
-        self.has_failed = False  # for good: no plan is made with it any more
-        self.is_joining = False
+        self.refusals: dict[str, str] = {}  # by model, why the first card draws it alone by its present plan
         self.asked = 0
         self.loading: dict[str, tuple[int, ...]] = {}  # by model, the numbers of its load's questions
         self.models: dict[str, str] = {}  # that it has, by their settings, and where
@@ -81,32 +85,32 @@ class SecondCard:
 
     # Whether there is one
 
-    def extend(self, plan: Plan, machine: Machine) -> Plan:
-        """The plan for both cards; as it is, where there is to be one or the second cannot be used."""
+    def extend(self, plan: Plan, machine: Machine, models: Collection[str]) -> Plan:
+        """The plan of these models for both cards; as it is, where there is to be one or the second cannot be used."""
         asked = self.settings.QWEN_GPUS
-        if asked is Gpus.ONE or self.has_failed:
+        if asked is Gpus.ONE or self.failure:
             return plan
         on_cpu, cap_gb = plan.device == "cpu", self.settings.QWEN_VRAM_GB
         second = None if on_cpu else self.second_gpu()
         if second is None and asked is Gpus.AUTO:
-            self.refusal = "this worker has one card"
+            self.refusals |= dict.fromkeys(models, "this worker has one card")
             return plan
         cost, cap_bytes = 1 if on_cpu else cuda.pinned_cost(), round(cap_gb * GB) if cap_gb else None
         try:
             extended = two_cards.on_two_cards(plan, machine, second, cap_bytes, cost)
         except LoadError as error:
-            self.refuse(error.reason)
+            self.refuse(error.reason, models)
             return plan
         if not on_cpu and self.link is None:
             # Cards that do not reach each other would hang in the worker's own process: two others try it first, before
             # the card is full.
-            try:
+            with self.costing_no_model():
                 self.link = self.try_link()
-            except LoadError as error:
-                self.stand_down(error.reason)
+            if self.link is None:
                 return plan
             os.environ.update(self.link)
-        self.refusal = ""
+        for model in models:
+            self.refusals.pop(model, None)
         return extended
 
     def serves(self, model: str) -> bool:
@@ -121,27 +125,44 @@ class SecondCard:
         finally:
             self.is_paused = False
 
-    def refuse(self, reason: str) -> None:
-        if reason != self.refusal:
+    def refuse(self, reason: str, models: Collection[str]) -> None:
+        """Have the first card draw these models alone, by their present plan."""
+        if any(self.refusals.get(model) != reason for model in models):
             log_line(None, "WARN", f"one card draws alone: {reason}")
-        self.refusal = reason
+        self.refusals |= dict.fromkeys(models, reason)
 
     def stand_down(self, reason: str) -> None:
         """Have the first card draw alone from now on."""
-        self.has_failed = True
-        self.refuse(reason)
+        if not self.failure:
+            log_line(None, "WARN", f"one card draws alone: {reason}")
+            self.failure = reason
         self.close()
 
-    def report(self) -> dict[str, Any] | None:
-        """What `health` tells of it; None where one card was asked for."""
+    @contextmanager
+    def costing_no_model(self, where: str = "") -> Generator[None]:
+        """Within, whatever fails costs the second card, and not the model; `where` is said before its words.
+
+        Raises `CudaSpoiledError` where the first card's CUDA is spoiled.
+        """
+        reason = ""
+        with absorb_failure() as failures:
+            try:
+                yield
+            except (LoadError, RankEnded) as failure:
+                reason = str(failure)
+        if reason or failures:
+            self.stand_down(where + (reason or failures[0].reason))
+
+    def report(self, model: str) -> dict[str, Any] | None:
+        """What `health` tells of it beside this model; None where one card was asked for."""
         if self.settings.QWEN_GPUS is Gpus.ONE:
             return None
-        if self.refusal or not self.models:
-            return {"state": self.refusal or "not loaded"}
+        if model not in self.models:
+            return {"state": self.failure or self.refusals.get(model, "not loaded")}
         counts = self.counts
         return {
             "state": "on",
-            "plan": "; ".join(sorted(set(self.models.values()))),
+            "plan": self.models[model],
             "used_gb": round(counts.used_bytes / GB, 3),
             "passes": counts.passes,
             "sent_mb": round(counts.sent_bytes / 1e6, 3),
@@ -153,42 +174,35 @@ class SecondCard:
 
     def begin_load(self, load: TransformerLoad) -> None:
         """Have it read the transformer, while the worker reads its own. Not waited for."""
-        if load.plan.cards == 1 or self.has_failed:
+        if load.plan.cards == 1 or self.failure:
             return
-        try:
+        with self.costing_no_model(PROCESS):
             if self.channel is None:
                 self.start(load.plan.device)
             self.loading[load.model] = (self.post("load", load),)
-        except (OSError, RankEnded) as failure:
-            self.stand_down(f"the second card's process: {failure}")
 
     def complete_load(self, model: str, rows: "SharedHandle | None", wanted: CompiledLoras) -> None:
         """Have it take the table's rows, and compile, also for the `wanted` LoRAs. Not waited for."""
-        if model in self.loading and not self.has_failed:
+        if model in self.loading:
             import torch
 
-            try:
+            with self.costing_no_model(PROCESS):
                 self.loading[model] += (self.post("complete", model, rows, torch.get_num_threads(), wanted),)
-            except RankEnded as failure:
-                self.stand_down(f"the second card's process: {failure}")
 
     def await_load(self, model: str, speed: Speed) -> bool:
         """Whether it has the model, once it has loaded that. A speed-up that it lacks stands down here too."""
-        if model not in self.loading or self.has_failed:
+        if model not in self.loading:
             return False
-        try:
+        with self.costing_no_model(PROCESS):
             answers = [self.answer(number) for number in self.loading[model]]
+            if failed := next((answer for answer in answers if answer.failure), None):
+                self.stand_down(f"the second card cannot load {model.rpartition('/')[2]}: {failed.failure}")
+                return False
             self.join()
-        except (LoadError, RankEnded) as failure:
-            self.stand_down(f"the second card's process: {failure}")
-            return False
-        if failed := next((answer for answer in answers if answer.failure), None):
-            self.stand_down(f"the second card cannot load {model.rpartition('/')[2]}: {failed.failure}")
-            return False
-        del self.loading[model]
-        self.models[model], report = answers[-1].value
-        report.apply(speed)
-        return True
+            del self.loading[model]
+            self.models[model], report = answers[-1].value
+            report.apply(speed)
+        return model in self.models
 
     def release(self, model: str) -> None:
         """Have it forget a model that the worker has let go of, or whose load has failed.
@@ -202,7 +216,10 @@ class SecondCard:
                 self.ask("release", model)
 
     def start(self, device: str) -> None:
-        """Start the process, which imports its libraries while the worker does. Raises `OSError` and `RankEnded`."""
+        """Start the process, which imports its libraries while the worker does.
+
+        Raises `OSError`, or `RuntimeError` where the system starts no more threads.
+        """
         ours, theirs = multiprocessing.Pipe()
         variables = os.environ | (second_device() if device == "cuda" else {})
         arguments = [*COMMAND, str(theirs.fileno()), str(os.getpid())]
@@ -212,22 +229,31 @@ class SecondCard:
         self.device = device
 
     def join(self) -> None:
-        """Have tensors sent from now on. Raises `LoadError` where that fails, and `RankEnded`."""
+        """Have tensors sent from now on.
+
+        Raises `LoadError` where either rank fails or both take too long, `RankEnded`, and `RuntimeError` where no store
+        can be opened.
+        """
         if self.has_joined:
             return
         from ..ranks import group
 
-        store = group.open_store()
-        self.is_joining = True
-        number = self.post("join", store.port, self.device)
-        try:
-            group.join(store, 0, self.device)
-        except (RuntimeError, ValueError) as error:
-            raise LoadError(str(error).partition("\n")[0]) from None
-        finally:
-            self.is_joining = False
-        if failure := self.answer(number).failure:
+        assert self.process
+        store, progress, began = group.open_store(), progress_of(self.process.pid), time.monotonic()
+        if failure := self.ask("reach", store.port).failure:
             raise LoadError(failure)
+        # The other rank can fail or end now as well, and this one's part in the meeting would wait on.
+        number, meeting = self.post("join"), group.Meeting(store, self.device)
+
+        def look() -> object:
+            if meeting.failure or time.monotonic() - began > JOIN_SECONDS:
+                raise LoadError(meeting.failure or f"it has not met the first within {JOIN_SECONDS:.0f} seconds")
+            return progress()
+
+        failure = self.answer(number, look).failure
+        meeting.join(0 if failure else JOIN_SECONDS)
+        if failure or meeting.failure or meeting.is_alive():
+            raise LoadError(meeting.failure or failure or "the first card has not met it")
         self.has_joined = True
 
     # Questions
@@ -240,10 +266,13 @@ class SecondCard:
         self.channel.send((self.asked, question, pickle.dumps(arguments)))
         return self.asked
 
-    def answer(self, number: int) -> Answer:
-        """The answer to that question; those to earlier ones that nobody has taken are dropped. Raises `RankEnded`."""
+    def answer(self, number: int, progress: Callable[[], object] | None = None) -> Answer:
+        """The answer to that question; those to earlier ones that nobody has taken are dropped.
+
+        `progress`: changes as long as the answer may come. Raises `RankEnded`, and what `progress` raises.
+        """
         assert self.channel and self.process
-        progress = progress_of(self.process.pid)
+        progress = progress or progress_of(self.process.pid)
         try:
             while True:
                 answer, used_bytes = self.channel.receive(progress)
@@ -257,8 +286,8 @@ class SecondCard:
 
     @property
     def is_needed(self) -> bool:
-        """Whether its end is the worker's: two ranks that meet wait for each other. One that loads may fail."""
-        return self.is_joining or (bool(self.models) and not self.loading)
+        """Whether its end is the worker's. One that loads may fail."""
+        return bool(self.models) and not self.loading
 
     def ask(self, question: str, *arguments: Any) -> Answer:
         """Raises `RankEnded`."""

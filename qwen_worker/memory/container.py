@@ -5,7 +5,7 @@ counts. A container often sees its own group as the topmost, under the name that
 files; elsewhere nothing is limited. Knows nothing of the machine around the container.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,13 @@ class Files:
 
     limit: str
     used: str
-    reclaimable: str  # the key in memory.stat: file pages that were not read again and go when memory is short
+    # The keys in memory.stat: pages of files, which go when memory is short, as Linux's MemAvailable has it too. Those
+    # that were read again, after reading ahead, are active. Files of a tmpfs are in neither list: they are anonymous.
+    reclaimable: tuple[str, str]
 
 
-VERSION_2 = Files("memory.max", "memory.current", "inactive_file")
-VERSION_1 = Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+VERSION_2 = Files("memory.max", "memory.current", ("inactive_file", "active_file"))
+VERSION_1 = Files("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ def read_number(path: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def reclaimable_bytes(folder: Path, key: str) -> int:
+def reclaimable_bytes(folder: Path, keys: Collection[str]) -> int:
     try:
         lines = (folder / "memory.stat").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(number) for name, number in map(str.split, lines) if name == key), 0)
+    return sum(int(number) for name, number in map(str.split, lines) if name in keys)

@@ -120,6 +120,14 @@ def release_unused(device: str) -> None:
         torch.cuda.empty_cache()
 
 
+def await_kernels(device: str) -> None:
+    """Wait for what the device was asked to compute. Raises what has failed there, of which the asking says nothing."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def allocated_bytes(device: str) -> int:
     """The card's memory that torch's tensors hold; 0 for a CPU."""
     import torch

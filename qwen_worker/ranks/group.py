@@ -6,6 +6,7 @@ what the tensors are.
 """
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,8 +17,8 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  torch documents it there
 
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
-# How long one exchange may take. NCCL's waits on the card for a pass of the other card, and ends the process when it is
-# over; gloo's waits for a processor, and the channel says sooner when nothing will come.
+# How long one exchange may take. NCCL's waits on the card for what the other card was doing, and ends the process when
+# it is over; gloo's waits for a processor, and the channel says sooner when nothing will come.
 SECONDS = {"nccl": 60, "gloo": 3600}
 LOOPBACK = {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}  # both ranks are on one machine
 RANKS = 2
@@ -62,15 +63,37 @@ def reach_store(port: int) -> TCPStore:
     return TCPStore("127.0.0.1", port, RANKS, is_master=False)
 
 
+class Meeting(threading.Thread):
+    """`join` of rank 0, begun at once on a thread of its own. `failure`: why it has failed, empty before it has.
+
+    Where the other rank fails within its own `join`, no call of torch.distributed ends this one's wait. Whoever hears
+    of that goes on, and leaves the thread behind.
+    """
+
+    def __init__(self, store: TCPStore, device: str):
+        super().__init__(name="meeting", daemon=True)
+        self.store, self.device, self.failure = store, device, ""
+        self.start()
+
+    def run(self) -> None:
+        try:
+            join(self.store, 0, self.device)
+        except (RuntimeError, ValueError) as error:
+            self.failure = str(error).partition("\n")[0] or type(error).__name__
+
+
 def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def send(tensors: Sequence[torch.Tensor], rank: int) -> int:
-    """Send each to the other `rank`. Returns their bytes."""
+    """Send each, contiguous ones, to the other `rank`. Returns their bytes.
+
+    Takes no memory: the other has been told, and would wait for what is not sent.
+    """
     for tensor in tensors:
-        dist.send(tensor.contiguous(), rank)
+        dist.send(tensor, rank)
     return sum(tensor.nbytes for tensor in tensors)
 
 
@@ -81,9 +104,9 @@ def receive(tensors: Sequence[torch.Tensor], rank: int) -> None:
 
 
 def pack(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """The value for a message, with a `TensorShape` for each tensor in it; these are added to `tensors`."""
+    """The value for a message, with a `TensorShape` for each tensor in it; these are added to `tensors`, contiguous."""
     if isinstance(value, torch.Tensor):
-        tensors.append(value)
+        tensors.append(value.contiguous())
         return TensorShape(tuple(value.shape), value.dtype)
     if isinstance(value, (list, tuple)):
         return type(value)(pack(one, tensors) for one in value)

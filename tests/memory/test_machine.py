@@ -11,11 +11,8 @@ from qwen_worker.memory import card, container, machine, nvml
 from qwen_worker.memory.machine import Gpu, free_disk_bytes, read_gpu, read_machine
 
 GB = 1_000_000_000
-# The files of a group, by the version of control groups: limit, use, and the key of what gives way.
-NAMES = {
-    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    2: ("memory.max", "memory.current", "inactive_file"),
-}
+# By the version of control groups: the files of a group's limit and use, and what stands before memory.stat's keys.
+NAMES = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"), 2: ("memory.max", "memory.current", "")}
 
 
 def test_this_machine_is_read(tmp_path):
@@ -30,13 +27,15 @@ def groups(monkeypatch, tmp_path):
     monkeypatch.setattr(container, "MEMBERSHIP", tmp_path / "cgroup")
     monkeypatch.setattr(container, "ROOT", tmp_path / "fs")
 
-    def add(path, version, limit, used=0, cache=0):
+    def add(path, version, limit, used=0, cache=0, read_again=0, in_tmpfs=0):
         folder = tmp_path / "fs" / path
         folder.mkdir(parents=True, exist_ok=True)
-        for name, value in zip(NAMES[version], (limit, used, None), strict=True):
-            if value is not None:
-                (folder / name).write_text(f"{value}\n")
-        (folder / "memory.stat").write_text(f"anon 1\n{NAMES[version][2]} {cache}\n")
+        *files, before = NAMES[version]
+        for name, value in zip(files, (limit, used), strict=True):
+            (folder / name).write_text(f"{value}\n")
+        lists = {"inactive_anon": in_tmpfs, "active_anon": 0, "inactive_file": cache, "active_file": read_again}
+        counts = {"anon": 0, "file": cache + read_again + in_tmpfs, "shmem": in_tmpfs, **lists}
+        (folder / "memory.stat").write_text("".join(f"{before}{key} {value}\n" for key, value in counts.items()))
 
     def say(membership):
         (tmp_path / "cgroup").write_text(membership)
@@ -55,6 +54,14 @@ def test_a_container_that_sees_its_own_group_as_the_topmost(groups):
     assert limits() == [(20 * GB, 5 * GB)]  # what was read from the disk gives way
     groups.add("", 2, "max", 9 * GB)
     assert limits() == []
+
+
+@pytest.mark.parametrize(("version", "top", "membership"), [(1, "memory", "4:memory:/\n"), (2, "", "0::/\n")])
+def test_files_give_way_also_where_they_were_read_twice_and_those_of_a_tmpfs_do_not(groups, version, top, membership):
+    """A file that is read ahead is read twice."""
+    groups(membership)
+    groups.add(top, version, 20 * GB, 12 * GB, cache=1 * GB, read_again=4 * GB, in_tmpfs=2 * GB)
+    assert limits() == [(20 * GB, 7 * GB)]
 
 
 def test_the_group_s_own_name_may_be_the_one_that_it_has_outside(groups):

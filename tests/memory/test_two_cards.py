@@ -90,9 +90,23 @@ def test_another_architecture_is_drawn_on_one_card():
 def test_the_first_card_draws_by_its_own_plan_where_the_second_is_refused_and_it_is_told(capsys):
     plan = plan_of(48, "generate")
     second = SecondCard(Settings(QWEN_GPUS="2"), second_gpu=lambda: card(48, free_gb=1))
-    assert second.extend(plan, machine(48)) is plan
-    assert "one card draws alone: the second card would need 29.5 GB" in capsys.readouterr().out
-    assert second.report() == {"state": second.refusal}
+    assert second.extend(plan, machine(48), ["generate"]) is plan
+    words = "the second card would need 29.5 GB"
+    assert f"one card draws alone: {words}" in capsys.readouterr().out
+    assert second.report("generate")["state"].startswith(words)
+
+
+def test_a_model_that_is_refused_leaves_the_state_of_another_as_it_is():
+    plan, cards = plan_of(48, "generate"), [card(48), card(48, free_gb=1), card(48)]
+    second = SecondCard(Settings(QWEN_GPUS="2"), second_gpu=lambda: cards.pop(0), try_link=lambda: {})
+    assert second.extend(plan, machine(48), ["generate"]).cards == 2
+    second.models["generate"] = "bf16"  # as after its load
+    assert second.extend(plan, machine(48), ["edit"]) is plan
+    states = [second.report(model)["state"] for model in ("generate", "edit", "another")]
+    assert states[0] == "on" and states[1].startswith("the second card would need") and states[2] == "not loaded"
+    assert second.report("generate")["plan"] == "bf16"
+    assert second.extend(plan, machine(48), ["edit"]).cards == 2
+    assert second.report("edit") == {"state": "not loaded"}
 
 
 @pytest.mark.parametrize(
@@ -101,28 +115,42 @@ def test_the_first_card_draws_by_its_own_plan_where_the_second_is_refused_and_it
 def test_one_card_is_planned_for_without_a_word_where_no_second_was_asked_for(asked, gpus, state, capsys):
     plan = plan_of(48, "generate")
     second = SecondCard(Settings(QWEN_GPUS=asked), second_gpu=lambda: gpus)
-    assert second.extend(plan, machine(48)) is plan and second.report() == state
+    assert second.extend(plan, machine(48), ["generate"]) is plan and second.report("generate") == state
     assert not capsys.readouterr().out
 
 
 def test_auto_takes_a_second_card_that_is_there():
     tried = []
     second = SecondCard(Settings(QWEN_GPUS="auto"), second_gpu=lambda: card(48), try_link=lambda: tried.append(1) or {})
-    plans = [second.extend(plan_of(48, "generate"), machine(48)) for _ in range(2)]
+    plans = [second.extend(plan_of(48, "generate"), machine(48), ["generate"]) for _ in range(2)]
     assert [plan.cards for plan in plans] == [2, 2] and tried == [1]
 
 
-def test_cards_that_do_not_reach_each_other_leave_the_first_alone():
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (LoadError("the two cards do not reach each other"), "the two cards do not reach each other"),
+        (
+            OSError(11, "Resource temporarily unavailable"),
+            "BlockingIOError: [Errno 11] Resource temporarily unavailable",
+        ),
+        (
+            RuntimeError("The server socket has failed to listen"),
+            "RuntimeError: The server socket has failed to listen",
+        ),
+    ],
+)
+def test_cards_that_do_not_reach_each_other_leave_the_first_alone(error, reason):
     tried = []
 
     def fail():
         tried.append(1)
-        raise LoadError("the two cards do not reach each other: nothing has arrived")
+        raise error
 
     plan = plan_of(48, "generate")
     second = SecondCard(Settings(QWEN_GPUS="2"), second_gpu=lambda: card(48), try_link=fail)
-    assert [second.extend(plan, machine(48)) for _ in range(2)] == [plan, plan] and tried == [1]
-    assert second.report() == {"state": "the two cards do not reach each other: nothing has arrived"}
+    assert [second.extend(plan, machine(48), ["generate"]) for _ in range(2)] == [plan, plan] and tried == [1]
+    assert second.report("generate") == {"state": reason}
 
 
 def test_three_cards_are_refused_at_the_start_in_a_sentence(monkeypatch):

@@ -44,9 +44,10 @@ def test_the_modulation_table_s_rows_are_in_memory_that_both_processes_have(pair
         loras = [{"path": "modulation.safetensors"}]
         drawn[gpus] = [pictures_in(answered(worker, job)) for job in (SHORT, {**SHORT, "loras": loras}, SHORT)]
     second = worker.pipelines.second_card
-    rows = worker.pipelines.builder.shared_rows[str(worker.settings.QWEN_IMAGE_MODEL)]
+    model = str(worker.settings.QWEN_IMAGE_MODEL)
+    rows = worker.pipelines.builder.shared_rows[model]
     mapped = re.findall(r"/memfd:modulation table", Path(f"/proc/{second.process.pid}/maps").read_text())
-    assert second.report()["plan"].endswith("modulation table shared")
+    assert second.report(model)["plan"].endswith("modulation table shared")
     assert drawn["1"] == drawn["2"] and drawn["1"][0] != drawn["1"][1]
     assert len(mapped) == 1
     assert worker.pipelines.get("generate").table.source.rows.data_ptr() == rows.tensor.data_ptr()
@@ -301,3 +302,47 @@ def test_a_stop_while_the_second_card_loads_is_passed_on_and_the_load_serves_the
     asyncio.run(stopped(worker, SHORT, loading))
     go_on.set()
     assert answered(worker, SHORT)["metadata"]["gpus"] == 2
+
+
+SPOILED_ON_THE_CARD = """
+from qwen_worker import second_rank
+def fail(device):
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+second_rank.cuda.await_kernels = fail
+second_rank.main()
+"""
+
+
+def test_a_pass_that_fails_after_the_second_card_was_asked_for_it_costs_that_card_and_no_worker(pair, monkeypatch):
+    """A card is asked for kernels, and fails at them later."""
+    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", SPOILED_ON_THE_CARD))
+    worker, ended = pair()["2"], []
+    worker.pipelines.second_card.end = ended.append
+    assert answered(worker, SHORT)["metadata"]["gpus"] == 1 and not ended
+    state = worker.pipelines.report()[0]["second_card"]["state"]
+    assert state.endswith("CUDA error: an illegal memory access was encountered")
+
+
+NO_ROOM_FOR_INPUTS = """
+import torch
+from qwen_worker import second_rank
+from qwen_worker.ranks import group
+empty, calls = group.TensorShape.empty, []
+def without_room(self, device):
+    calls.append(1)
+    if len(calls) == 2:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return empty(self, device)
+group.TensorShape.empty = without_room
+second_rank.main()
+"""
+
+
+def test_a_second_card_without_room_for_a_pass_s_inputs_has_its_job_tried_again(pair, monkeypatch):
+    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", NO_ROOM_FOR_INPUTS))
+    worker, ended = pair()["2"], []
+    worker.pipelines.second_card.end = ended.append
+    first, again = (answered(worker, SHORT) for _ in range(2))
+    assert first["image"] == again["image"] and first["metadata"]["gpus"] == again["metadata"]["gpus"] == 2
+    loaded = worker.pipelines.get("generate")
+    assert not ended and loaded.active_second_card

@@ -3,6 +3,7 @@
 A random VAE draws transparency everywhere: what is transparent is not meant, and has to come through all the same.
 """
 
+import dataclasses
 import functools
 import json
 
@@ -311,6 +312,29 @@ def after_last(empty, pipe, step, _timestep, tensors):
     if step + 1 == pipe.num_timesteps:
         empty()
     return tensors
+
+
+def test_a_job_without_room_for_a_prefix_is_drawn_after_two_that_memory_was_short_for(worker, monkeypatch, request):
+    """The third job's plan has no prefix cache, and so no attempt of its own without one."""
+    from qwen_worker.memory.footprint import Plan
+
+    output_of(worker)
+    loaded = worker.pipelines.get("generate")
+    request.addfinalizer(loaded.shortages.clear)
+
+    def short_of_memory(_module, _arguments, named):
+        if named.get("kv_cache") is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = loaded.pipe.transformer.register_forward_pre_hook(short_of_memory, with_kwargs=True)
+    request.addfinalizer(hook.remove)
+    pictures = [drawn(worker) for _ in range(2)]
+    assert [shortage.jobs for shortage in loaded.shortages.values()] == [2]
+    planned = Plan.for_guidance
+    monkeypatch.setattr(
+        Plan, "for_guidance", lambda self, *facts: dataclasses.replace(planned(self, *facts), prefix_cache=False)
+    )
+    assert drawn(worker).tobytes() == pictures[0].tobytes()
 
 
 def test_guidance_in_a_part_of_the_steps_reads_the_caches_of_both_passes(worker, monkeypatch):
