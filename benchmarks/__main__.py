@@ -17,6 +17,7 @@ BENCHMARKS = {
     "fit": "memory, seconds a step and loading on each card, predicted and measured, beside stock diffusers",
     "speed": "seconds of each stage, ours and stock diffusers in turns, against the floor",
     "step": "the account of a step: kernels, bytes, waits and graphs, ours and stock, without a card",
+    "guards": "the host's microseconds for a call of a compiled block, with torch's checks and without",
     "load": "bytes a second into a model: ours, from_pretrained, and a plain parallel read of the same file",
     "cold_start": "seconds from a worker's start to its first step, stage by stage, of one tree or several in turns",
     "computed": "the table of seconds that the deploy helper chooses cards by",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from qwen_worker.jobs.presets import USUAL
-from qwen_worker.speed.step_cache import predict_steps
+from qwen_worker.speed.step_cache import CachedSteps, predict_steps
 
 from .quality import GUIDANCE, load, psnr
 
@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> tuple[list[dict], dict]:
         return facts | least | {"threshold": "-"} | more
 
     rows = [row("none", reference, 1.0)]
-    ours = draw(pipe, prompts, options.steps, lambda transformer: predict_steps(transformer, options.steps))
+    steps = CachedSteps(options.steps)
+    ours = draw(pipe, prompts, options.steps, lambda transformer: predict_steps(transformer, steps))
     rows.append(row("TaylorSeer, as preset balanced has it", *ours))
     threshold = threshold_for(pipe, prompts[:TUNED_BY], options.steps, ours[1])
     theirs = draw(pipe, prompts, options.steps, lambda transformer: first_block(transformer, threshold))

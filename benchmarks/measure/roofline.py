@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from ..rates import BANDWIDTH_SHARE, MASKED_SHARE, Card
 
 PRODUCT, ATTENTION, ELEMENTWISE = "product", "attention", "elementwise"
-# Seconds that the host takes for a kernel: in compiled blocks with torch's guards and Inductor's wrapper, 20 to 30 ms a
-# pass by the guards' time on a slow core; of an operator by itself with its way through diffusers' Python.
-HOST_SECONDS = {"ours": 16e-6, "stock": 10e-6}
+# Seconds that the host takes for a kernel: in compiled blocks with Inductor's wrapper, 13 to 23 ms a pass on a slow
+# core (torch's guards would take 7 ms more, `python -m benchmarks guards`); of an operator by itself with its way
+# through diffusers' Python.
+HOST_SECONDS = {"ours": 11e-6, "stock": 10e-6}
 
 
 @dataclass(frozen=True)

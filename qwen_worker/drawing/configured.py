@@ -18,6 +18,7 @@ from ..memory.footprint import Plan
 from ..model_settings import Speedup
 from ..preset_settings import Preset
 from ..speed.limited_guidance import limit_guidance
+from ..speed.step_cache import CachedSteps
 from .split_passes import split_between_cards
 
 
@@ -46,7 +47,7 @@ def configured(
     # One step from pure noise cannot be stretched to `shift_terminal`: the scheduler divides 0 by 0 and draws NaN.
     if steps == 1:
         changes["shift_terminal"] = None
-    cached_steps = drawn if caches_steps(loaded, request) else 0
+    cached_steps = CachedSteps(drawn, request.guided_steps(drawn).start) if caches_steps(loaded, request) else None
     splits = splits_passes(loaded, request) or (rows_apart and splits_rows(loaded, request))
     plain = loaded.pipe.transformer.forward
     with (

@@ -25,6 +25,7 @@ from ..memory.footprint import Plan
 from ..model.overrides import overridden, watching_schedules
 from ..model_settings import Speedup
 from ..ranks.channel import Answer
+from ..speed.step_cache import CachedSteps
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +41,15 @@ Inputs = dict[str, Any]  # of the transformer's forward, by name
 
 @contextmanager
 def split_between_cards(
-    loaded: LoadedPipeline, loras: Sequence[LoraUse], plan: Plan, cached_steps: int, rows_apart: bool = False
+    loaded: LoadedPipeline,
+    loras: Sequence[LoraUse],
+    plan: Plan,
+    cached_steps: CachedSteps | None,
+    rows_apart: bool = False,
 ) -> Generator[None]:
     """Within, the second card computes the second of guidance's passes; the other changes of the pipeline are made.
 
-    `plan`: the job's; `cached_steps`: of the schedule if a step cache serves it, else 0; `rows_apart`: the second card
+    `plan`: the job's; `cached_steps`: of the picture if a step cache serves it; `rows_apart`: the second card
     computes the second picture of a call, and each picture is decoded alone.
     """
     second, transformer = loaded.second_card, loaded.pipe.transformer

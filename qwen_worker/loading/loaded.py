@@ -10,7 +10,8 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.sharing import shared_components
 from ..jobs.reply import DrawingModel
 from ..memory.footprint import GB, Plan
-from ..speed.speedups import STEP_CACHE, Speed
+from ..model_settings import Speedup
+from ..speed.speedups import COMPILED_LORAS, STEP_CACHE, Speed
 from .second_card import SecondCard
 
 if TYPE_CHECKING:
@@ -67,6 +68,16 @@ class LoadedPipeline:
         return self.loaded_without | self.speed.failures
 
     @property
+    def speedup_states(self) -> dict[Speedup, str]:
+        """For each speed-up `on`, or why no picture is drawn by it at present."""
+        states, failures = dict(self.speed.states), self.speed.failures
+        if self.speed.has(Speedup.COMPILE) and self.adapters.always_applied and COMPILED_LORAS in failures:
+            states[Speedup.COMPILE] = f"every picture has LoRAs (QWEN_LORAS): {failures[COMPILED_LORAS]}"
+        if self.speed.has(Speedup.GUIDANCE) and self.active_second_card:
+            states[Speedup.GUIDANCE] = "each of the two passes has a card of its own"
+        return states
+
+    @property
     def active_second_card(self) -> SecondCard | None:
         """The second card, where it draws beside the first at present."""
         return self.second_card if self.second_card and self.second_card.serves(self.model) else None
@@ -96,7 +107,7 @@ class LoadedPipeline:
             "precision": self.plan.precision.value,
             "plan": str(self.plan),
             "weights_gb": round(self.plan.weight_bytes / GB, 3),
-            "speedups": {name.value: state for name, state in self.speed.states.items()},
+            "speedups": {name.value: state for name, state in self.speedup_states.items()},
             "stood_down": self.stood_down,
             "self_check": [finding.report() for finding in self.findings],
             "loras": [{"setting": use.label, "scale": use.scale} for use in self.adapters.always_applied],

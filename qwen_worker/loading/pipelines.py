@@ -26,7 +26,7 @@ from ..model_settings import Role, Saving, Speedup
 from ..settings import Settings
 from ..speed import compile_store, speedups
 from ..speed.compile_ahead import CompiledLoras, wanted_loras
-from ..speed.speedups import Speed, compile_loras
+from ..speed.speedups import COMPILED_LORAS, Speed, compile_again, compile_loras
 from ..stopwatch import Stopwatch
 from . import libraries, prepared, self_check
 from .builder import Builder, adapters_of, rank_of
@@ -186,9 +186,8 @@ class Pipelines:
         speed, settings = subject.speed, self.settings
         if adapters.always_applied:
             return replace(speed, loras=CompiledLoras.JOBS if own_rank else CompiledLoras.NONE)
-        compare = self_check.lora_comparison(subject, settings)
-        facts = subject.pipe, subject.plan, settings, subject.table
-        return compile_loras(speed, wanted, *facts, adapters.example(), compare)
+        facts = subject.pipe, subject.plan, settings, subject.table, adapters.example()
+        return compile_loras(speed, wanted, *facts, self_check.block_comparison(COMPILED_LORAS, subject, settings))
 
     def check(self, subject: Subject, machine: Machine) -> tuple[Finding, ...]:
         """The findings of the self-check. What has failed in it stands down, at the next start too.
@@ -205,13 +204,24 @@ class Pipelines:
         failed = {finding.name: finding for finding in findings if not finding.passed}
         for speedup in Speedup:
             if speedup.value in failed and subject.speed.has(speedup):
-                subject.speed.stand_down(speedup, str(failed[speedup.value]))
+                self.stand_down(subject, speedup, failed[speedup.value])
         for name, finding in failed.items():
             if not finding.reason and name not in (*Speedup, "lora"):
                 self.notes.remember(name, str(finding))
                 self.builder.part = SELF_CHECK + name
                 raise ArithmeticError(str(finding))
         return tuple(findings)
+
+    def stand_down(self, subject: Subject, speedup: Speedup, finding: Finding) -> None:
+        """Draw without a speed-up, at the next start too if blocks had it compiled in. Raises `CudaSpoiledError`."""
+        subject.speed.stand_down(speedup, str(finding))
+        if speedup in (Speedup.ATTENTION, Speedup.GELU) and not finding.reason:
+            self.notes.remember(speedup.value, str(finding))
+        if speedup is Speedup.GELU and subject.speed.has(Speedup.COMPILE):
+            self.builder.part = SPEEDUPS
+            facts = subject.pipe, subject.plan, self.settings, subject.table
+            with self.builder.stopwatch("compile"), subject.drawn_with():
+                compile_again(subject.speed, *facts, self_check.block_comparison("compile", subject, self.settings))
 
     def place_again(self, task: str) -> Plan:
         """The task's plan, alone on the card if after a failure there is no room for it beside what is loaded."""

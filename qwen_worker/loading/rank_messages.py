@@ -12,6 +12,7 @@ from ..memory.footprint import Plan
 from ..model_settings import Speedup
 from ..settings import Settings
 from ..speed.speedups import COMPILED_LORAS, ON, Speed
+from ..speed.step_cache import CachedSteps
 
 ON_SECOND = "on the second card"  # what the words of its failures begin with
 SEND = "send"  # asks for the prediction of the last pass, which is the answer
@@ -34,14 +35,14 @@ class TransformerLoad:
 
 @dataclass(frozen=True)
 class JobSetup:
-    """How a job's passes are computed. `cached_steps`: of the schedule if a step cache serves it, else 0."""
+    """How a job's passes are computed. `cached_steps`: of the picture if a step cache serves it."""
 
     model: str
     loras: tuple[LoraUse, ...]
     streamed_loras: bool
     lora_rank: int
     compiled: bool
-    cached_steps: int
+    cached_steps: CachedSteps | None
     speedups: frozenset[Speedup]
 
 

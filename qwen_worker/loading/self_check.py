@@ -23,7 +23,6 @@ from ..memory.footprint import LOSSY, Plan
 from ..model_settings import Saving, SelfCheck, Speedup
 from ..settings import Settings
 from ..speed import compile_store
-from ..speed.speedups import COMPILED_LORAS
 from ..whole_file import write_whole
 from .subject import Subject
 
@@ -92,8 +91,11 @@ def is_wanted(settings: Settings, plan: Plan) -> bool:
     return wanted is SelfCheck.ON or wanted is SelfCheck.AUTO and plan.device != "cpu"
 
 
-def lora_comparison(subject: Subject, settings: Settings) -> "Comparison | None":
-    """Tells why a block's results with LoRAs are wrong, as it compares them; None where no self-check is wanted."""
+def block_comparison(name: str, subject: Subject, settings: Settings) -> "Comparison | None":
+    """Tells why a compiled block's results are wrong, as it compares them; None where no self-check is wanted.
+
+    `name`: of what is compiled.
+    """
     if not is_wanted(settings, subject.plan):
         return None
     from .comparisons import joined
@@ -101,7 +103,7 @@ def lora_comparison(subject: Subject, settings: Settings) -> "Comparison | None"
 
     def reason_of(ours: "BlockResults", plain: "BlockResults") -> str:
         apart = distance(joined(ours), joined(plain))
-        finding = Finding(COMPILED_LORAS, apart, pass_tolerance(subject.plan), 0.0)
+        finding = Finding(name, apart, pass_tolerance(subject.plan), 0.0)
         return "" if finding.passed else str(finding)
 
     return reason_of

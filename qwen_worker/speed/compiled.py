@@ -6,7 +6,8 @@ picture; several with padded prompts; the rows of Edit-2511's references; in INT
 wait for another graph. The compiled code lies beneath diffusers' hooks, so that step caches work as without it.
 
 LoRAs are inputs too, once they are padded (`lora/padded.py`): as many graphs again draw pictures with LoRAs of any
-number, layers and rank. Graphs are compiled while the model is loaded, for what the endpoint is set up to draw.
+number, layers and rank. Graphs are compiled while the model is loaded, for what the endpoint is set up to draw. While a
+picture is drawn, torch looks only once for the graph of each kind of call (`known_graphs.py`).
 
 Not bit-equal: kernels keep intermediate results in float32 that are rounded to bfloat16 otherwise, and sums run in
 another order. Blocks that do not compile are drawn by stock's code, and the log says why. CUDA graphs are left out:
@@ -32,6 +33,7 @@ from ..errors import describe_error
 from ..log import log_line
 from ..memory.failures import Failure, attempt
 from ..model.modulation import ModulationTable
+from .known_graphs import KnownGraphs
 
 # That compile kernels beside each other, in RAM that no plan counts. torch starts one for each core, up to 32 of a
 # machine whose cores a container sees and may not use; a graph has 12 to 15 kernels.
@@ -45,18 +47,27 @@ WARM_TEXT, SHORT_TEXT = 50, 6  # tokens of a prompt; short: of a negative prompt
 
 BlockResults = tuple[torch.Tensor, torch.Tensor]  # text and picture, (batch, tokens, dim) each
 Comparison = Callable[[BlockResults, BlockResults], str]  # (ours, plain) -> why ours are wrong, empty if they are right
+Report = Callable[[str], None]
+
+
+def ignore(reason: str) -> None:
+    """Report nothing."""
 
 
 class CompiledBlocks:
     """The blocks of one transformer, compiled when they are first used."""
 
-    def __init__(self, transformer: Any, report_failure: Callable[[str], None] = lambda reason: None):
-        """`report_failure` is called with the reason when a block does not compile: stock's code draws from then on."""
+    def __init__(self, transformer: Any, report_failure: Report = ignore, report_checks: Report = ignore):
+        """`report_failure` is called with the reason when a block does not compile: stock's code draws from then on.
+
+        `report_checks` is called with the reason why torch has to check every call of a block.
+        """
         self.transformer, self.report_failure = transformer, report_failure
         self.is_off = False
         self.compare: Comparison | None = None  # the next block's results with stock's, while graphs are compiled ahead
         block_class = type(transformer.transformer_blocks[0])
-        self.compiled, self.stock = compiled_forward(block_class), block_class.forward
+        self.stock = block_class.forward
+        self.compiled = KnownGraphs(compiled_forward(block_class), self.stock, report_checks)
         for block in transformer.transformer_blocks:
             block.forward = types.MethodType(self.forward, block)
 
@@ -77,7 +88,7 @@ class CompiledBlocks:
         self.compare = None
         plain = attempt(lambda: self.stock(block, **inputs))
         if isinstance(plain, Failure):  # as for want of memory, of which stock's code takes more
-            log_line(None, "WARN", f"a compiled block with a LoRA was not compared with stock's: {plain.reason}")
+            log_line(None, "WARN", f"a compiled block was not compared with stock's: {plain.reason}")
         elif reason := compare(results, plain):
             self.turn_off(reason)
         return results
@@ -96,7 +107,7 @@ class CompiledBlocks:
             self.is_off = before
 
     @contextlib.contextmanager
-    def try_with(self, report_failure: Callable[[str], None]) -> Iterator[None]:
+    def try_with(self, report_failure: Report) -> Iterator[None]:
         """Within, something is drawn that others do without, such as padded LoRAs.
 
         What does not compile, or compiles to something wrong, is reported here, and keeps nothing after this from being

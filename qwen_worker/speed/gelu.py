@@ -40,10 +40,15 @@ def obstacle() -> str:
     return "" if hasattr(torch, "_addmm_activation") else "this torch has no product with an activation"
 
 
-def use_activated_products(transformer: Any) -> None:
-    """Have the MLPs of all blocks widen and activate by one kernel."""
-    for layer in layers(transformer):
+def use_activated_products(transformer: Any) -> str:
+    """Have the MLPs of all blocks widen and activate by one kernel. Returns why none can, empty if any can."""
+    found = layers(transformer)
+    for layer in found:
         layer.__class__ = ActivatedProduct
+    if found:
+        return ""
+    has_loras = any(hasattr(getattr(layer, "proj", None), "base_layer") for layer in first_layers(transformer))
+    return "every picture has LoRAs (QWEN_LORAS) beside all of these matrices" if has_loras else "no matrix allows it"
 
 
 def use_stock_products(transformer: Any) -> None:
@@ -54,10 +59,16 @@ def use_stock_products(transformer: Any) -> None:
 
 def layers(transformer: Any) -> list[GELU]:
     """Those layers whose activation is the tanh form, after a matrix that is not quantized."""
-    first = [getattr(block, name).net[0] for block in transformer.transformer_blocks for name in MLPS]
     return [
-        layer for layer in first if isinstance(layer, GELU) and layer.approximate == "tanh" and is_plain(layer.proj)
+        layer
+        for layer in first_layers(transformer)
+        if isinstance(layer, GELU) and layer.approximate == "tanh" and is_plain(layer.proj)
     ]
+
+
+def first_layers(transformer: Any) -> list[Any]:
+    """Those of all MLPs that widen and activate."""
+    return [getattr(block, name).net[0] for block in transformer.transformer_blocks for name in MLPS]
 
 
 def is_plain(layer: torch.nn.Module) -> bool:

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from .compiled import Comparison, CompiledBlocks
 
 ON = "on"
-# Names of what may fail beside the speed-ups. The last: padded LoRAs in compiled blocks.
-INT8_PRODUCT, STEP_CACHE, COMPILED_LORAS = "int8 product", "step cache", "compiled LoRAs"
-COMPILED_IN = (Speedup.ROTARY, Speedup.ATTENTION, Speedup.GELU)  # which a graph of compiled blocks was traced with
+# Names of what may fail beside the speed-ups. The last: that torch need not check each call of a compiled block.
+INT8_PRODUCT, STEP_CACHE, COMPILED_LORAS, KNOWN_GRAPHS = "int8 product", "step cache", "compiled LoRAs", "known graphs"
+# What compiled blocks cannot do without, or was traced into their graphs unseen by torch, which would take them still.
+COMPILED_IN = (Speedup.ROTARY, Speedup.ATTENTION)
 # Compute capabilities of the cards whose fastest attention is cuDNN's: Hopper, data-centre Blackwell. On (10, 3), the
 # B300, cuDNN could not build its plans with CUDA 12.8.
 CUDNN_CAPABILITIES = (9, 0), (10, 0)
@@ -55,7 +56,10 @@ class Speed:
         return self.states.get(speedup) == ON
 
     def stand_down(self, speedup: Speedup, reason: str) -> None:
-        """Draw without one from now on, and without compiled blocks if they have it in them."""
+        """Draw without one from now on, and without compiled blocks if they have it in them.
+
+        Without `gelu`, torch compiles the blocks anew when they are used next: `compile_again` has it do so at once.
+        """
         if speedup in COMPILED_IN and self.has(Speedup.COMPILE):
             self.stand_down(Speedup.COMPILE, reason)
         if speedup is Speedup.COMPILE and self.blocks:
@@ -93,14 +97,14 @@ class Speed:
         self,
         compiled: bool = True,
         separate_passes: bool = False,
-        cached_steps: int = 0,
+        cached_steps: step_cache.CachedSteps | None = None,
         lora_rank: int = 0,
     ) -> Iterator[None]:
         """Within, a job is drawn; at its end what was compiled for it is kept.
 
         `compiled`: by compiled blocks, where there are any. `lora_rank`: to which the picture's LoRAs are padded; where
         their graphs fail, only these stand down. `separate_passes`: guidance's passes stay two, whatever the picture's
-        size. `cached_steps`: those of the schedule if a step cache serves it, 0 if none does.
+        size. `cached_steps`: those of the picture if a step cache serves it.
         """
         with ExitStack() as stack:
             stack.enter_context(self.attention_order())
@@ -112,6 +116,8 @@ class Speed:
                 stack.enter_context(guidance.share_passes(self.transformer))
             if self.blocks and not compiled:
                 stack.enter_context(self.blocks.pause())
+            if self.blocks:
+                stack.enter_context(self.blocks.compiled.remembered())
             if self.blocks and lora_rank:
                 stack.enter_context(self.blocks.try_with(self.stand_down_loras))
             yield
@@ -198,6 +204,8 @@ def apply(
     for speedup in Speedup:
         if speed.has(speedup) and off and speedup.value in off:
             speed.states[speedup] = speed.failures[speedup.value] = off[speedup.value]
+    if speed.has(Speedup.GUIDANCE) and input_pictures(pipe):
+        speed.states[Speedup.GUIDANCE] = "the passes of edits are too large to be shared"
     if speed.has(Speedup.ROTARY):
         from . import attention
 
@@ -205,10 +213,8 @@ def apply(
     if speed.has(Speedup.GELU):
         from . import gelu
 
-        if reason := gelu.obstacle():
+        if reason := gelu.obstacle() or gelu.use_activated_products(pipe.transformer):
             speed.states[Speedup.GELU] = reason
-        else:
-            gelu.use_activated_products(pipe.transformer)
     if speed.has(Speedup.COMPILE):
         card = gpu and gpu.name
         compiled = attempt(lambda: compile_blocks(speed, pipe, settings, card, plan.precision, table, name))
@@ -249,8 +255,6 @@ def compile_blocks(
     name: str,
 ) -> Speed:
     """The speed-ups with compiled blocks, taken from an earlier start's store where that has them."""
-    import torch
-
     from . import compile_store
     from .compiled import CompiledBlocks
 
@@ -258,17 +262,55 @@ def compile_blocks(
         speed.stand_down(Speedup.COMPILE, reason)
         log_line(None, "WARN", f"{name}: the blocks are drawn without compiling from now on: {reason}")
 
+    def report_checks(reason: str) -> None:
+        speed.failures[KNOWN_GRAPHS] = reason
+        log_line(None, "WARN", f"{name}: torch checks every call of a compiled block: {reason}")
+
     max_bytes = round(settings.QWEN_COMPILED_MB * compile_store.MB)
     store = compile_store.process_store(compile_store.folder(settings), max_bytes, card)
-    blocks = CompiledBlocks(pipe.transformer, report_failure)
+    speed = replace(speed, blocks=CompiledBlocks(pipe.transformer, report_failure, report_checks), store=store)
+    warm_blocks(speed, pipe, settings, precision, table)
+    return speed
+
+
+def warm_blocks(
+    speed: Speed,
+    pipe: Any,
+    settings: Settings,
+    precision: Precision,
+    table: "ModulationTable | None",
+    compare: "Comparison | None" = None,
+) -> None:
+    """Have the blocks compiled for usual jobs. `compare`: tells why a block's results are wrong."""
+    import torch
+
+    assert speed.blocks
     references = input_pictures(pipe)
     passes = usual_passes(settings, precision, references, shares_passes=speed.has(Speedup.GUIDANCE))
     # torch chooses the attention's kernel while it traces a graph, and its cache's keys do not say which one.
     torch.compiler.config.cache_key_tag = "cudnn first" if speed.has(Speedup.ATTENTION) else ""
     with speed.attention_order():
-        blocks.warm(table, references, passes)
-    store.save()
-    return replace(speed, blocks=blocks, store=store)
+        speed.blocks.warm(table, references, passes, compare)
+    if speed.store:
+        speed.store.save()
+
+
+def compile_again(
+    speed: Speed,
+    pipe: Any,
+    plan: Plan,
+    settings: Settings,
+    table: "ModulationTable | None",
+    compare: "Comparison | None",
+) -> None:
+    """Have the blocks compiled as they are now, without a speed-up that has stood down since; else stand down too.
+
+    Raises `CudaSpoiledError`.
+    """
+    compiled = attempt(lambda: warm_blocks(speed, pipe, settings, plan.precision, table, compare))
+    if isinstance(compiled, Failure):
+        speed.stand_down(Speedup.COMPILE, compiled.reason)
+        cuda.release_unused(plan.device)
 
 
 def compile_loras(

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import soak
 from benchmarks.__main__ import main
 
+from ..conftest import only_proved
 from ..support.patience import run_to_its_end
 
 HELP = """
@@ -33,6 +34,7 @@ def test_no_help_imports_torch():
         "fit",
         "speed",
         "step",
+        "guards",
         "load",
         "cold_start",
         "computed",
@@ -51,6 +53,12 @@ def test_the_handler_s_share_is_measured(benchmark):
     assert report["benchmark"] == "handler" and report["versions"]["diffusers"]
     ours, other = report["rows"]
     assert ours["ratio"] == 1 and ours["added ms (median)"] > 0 and other["added ms (median)"] > 0
+
+
+@only_proved
+def test_the_host_s_time_for_a_compiled_block_is_measured_in_three_ways(benchmark):
+    report = benchmark("guards", "--blocks", "2", "--repeats", "1")
+    assert [row["ratio"] > 0 for row in report["rows"]] == [True] * 6 and report["rows"][0]["ratio"] == 1
 
 
 def test_step_caches_are_beside_each_other_for_as_many_passes(benchmark):

@@ -21,7 +21,7 @@ from qwen_worker.memory.footprint import GB
 from qwen_worker.memory.machine import Gpu, Machine
 from qwen_worker.model import host_memory, quantization
 from qwen_worker.model_settings import Precision, Saving, Speedup
-from qwen_worker.speed import compiled
+from qwen_worker.speed import compiled, gelu, speedups
 from qwen_worker.weights import assembly, modulation_rows, staging
 
 from ..conftest import as_text, place_by, run
@@ -357,6 +357,7 @@ def finding(monkeypatch):
     def plant(name, distance=1.0, reason=""):
         def check(subject, settings, card_name):
             there = name in ("lora", "compile", "rotary", "guidance") or name == "table" and subject.table
+            there = there or name in subject.speed.states and subject.speed.has(name)
             there = there or name in subject.plan.savings or name == subject.plan.precision.value
             return [self_check.Finding(name, distance, 0.01, 0.0, reason)] if there else []
 
@@ -392,6 +393,61 @@ def test_a_speed_up_that_the_self_check_finds_wrong_is_off_at_once(
     assert sorted(drawn(worker)["metadata"]["stood_down"]) == off
     (model,) = run(worker, {"task": "health"})["output"]["models"]
     assert model["self_check"][0]["name"] == name and not model["self_check"][0]["passed"]
+
+
+@pytest.fixture
+def gelu_on_a_cpu(monkeypatch):
+    """Has the speed-up `gelu` chosen where it would be on a card; a CPU computes its layers as before."""
+    decide = speedups.decide
+    monkeypatch.setattr(speedups, "decide", lambda *given: decide(*given) | {Speedup.GELU: speedups.ON})
+
+
+@pytest.fixture
+def warmed(monkeypatch):
+    """The classes of the layers that widen, at each warm-up of compiled blocks."""
+    found = []
+
+    def warm(blocks, table, references, passes, compare=None):
+        found.append({type(layer).__name__ for layer in gelu.first_layers(blocks.transformer)})
+
+    monkeypatch.setattr(compiled.CompiledBlocks, "warm", warm)
+    monkeypatch.setattr(compiled, "compiled_forward", lambda block_class: block_class.forward)
+    return found
+
+
+@pytest.mark.parametrize("reason", ["", "RuntimeError: not enough resources"])
+def test_a_wrong_gelu_costs_no_compiled_blocks_now_or_at_the_next_start(faster, finding, gelu_on_a_cpu, warmed, reason):
+    """The blocks are compiled once more without it; the next start leaves it out, unless it could not be compared."""
+    finding("gelu", 0.5, reason)
+    worker = faster()
+    assert drawn(worker)["metadata"]["stood_down"] == ["gelu"] and warmed == [{"ActivatedProduct"}, {"GELU"}]
+    for each, words in ((worker, "gelu"), (faster(), "gelu" if reason else "an earlier start met gelu is 0.5 from")):
+        assert drawn(each)["metadata"]["stood_down"] == ["gelu"]
+        (model,) = run(each, {"task": "health"})["output"]["models"]
+        assert model["speedups"]["compile"] == "on" and model["speedups"]["gelu"].startswith(words)
+    assert warmed[2:] == ([{"ActivatedProduct"}, {"GELU"}] if reason else [{"GELU"}])
+
+
+def test_blocks_that_do_not_compile_once_more_are_drawn_as_before(faster, finding, gelu_on_a_cpu, warmed, monkeypatch):
+    again = compiled.CompiledBlocks.warm
+
+    def warm(blocks, *given):
+        again(blocks, *given)
+        if len(warmed) > 1:
+            raise fresh(ERRORS["ptxas"])
+
+    monkeypatch.setattr(compiled.CompiledBlocks, "warm", warm)
+    finding("gelu", 0.5)
+    worker = faster()
+    assert sorted(drawn(worker)["metadata"]["stood_down"]) == ["compile", "gelu"] and len(warmed) == 2
+
+
+def test_an_attention_that_computes_wrong_is_out_of_the_blocks_of_the_next_start(faster, finding, warmed, monkeypatch):
+    decide = speedups.decide
+    monkeypatch.setattr(speedups, "decide", lambda *given: decide(*given) | {Speedup.ATTENTION: speedups.ON})
+    finding("attention", 0.5)
+    assert sorted(drawn(faster())["metadata"]["stood_down"]) == ["attention", "compile"]
+    assert drawn(faster())["metadata"]["stood_down"] == ["attention"] and len(warmed) == 2
 
 
 def test_a_lora_that_the_self_check_finds_wrong_is_said_and_the_model_stays(cold_worker, finding):

@@ -15,6 +15,7 @@ from qwen_worker.model import modulation
 from qwen_worker.model_settings import Precision, Saving, Speedup
 from qwen_worker.settings import Settings
 from qwen_worker.speed import speedups
+from qwen_worker.speed.step_cache import CachedSteps
 
 from ..model.test_savings import pipeline, plan_for
 
@@ -80,7 +81,7 @@ APART = {"separate_passes": True}
 CASES = {
     "plain": ("generate", {}, APART, {}),
     "guidance in one pass": ("generate", {}, {}, {}),
-    "a step cache": ("generate", {}, APART | {"cached_steps": CACHED_STEPS}, {}),
+    "a step cache": ("generate", {}, APART | {"cached_steps": CachedSteps(CACHED_STEPS)}, {}),
     "two pictures a call": ("generate", {}, {}, {"prompt": ["a red circle", "a"], "negative_prompt": [" ", " "]}),
     "an edit": ("edit", {}, APART, {}),
     "an edit by 2511": ("edit", {"zero_cond_t": True}, APART, {}),
@@ -90,7 +91,7 @@ CASES = {
 @pytest.mark.parametrize(("task", "changes", "drawing", "prompts"), CASES.values(), ids=CASES)
 def test_no_step_waits_for_the_card(tiny, scene, monkeypatch, task, changes, drawing, prompts):
     call = {"prompt": "a red circle", "negative_prompt": " ", "true_cfg_scale": 4.0, "width": 256, "height": 256}
-    steps = drawing.get("cached_steps", STEPS)
+    steps = CACHED_STEPS if "cached_steps" in drawing else STEPS
     call |= {"num_inference_steps": steps, "output_type": "latent"} | ({"image": scene} if task == "edit" else {})
     pipe, table, speed = built(tiny / task, monkeypatch, **changes)
     passes = []

@@ -184,6 +184,7 @@ def test_compiled_blocks_agree_with_stock(starts):
     ((first,), _), ((_, *in_bf16), _) = starts
     assert first["speedups"] == {"generate": "compile, rotary", "edit": "compile, rotary"}
     assert first["graphs"] == 1 and len(first["differences"]) == 4
+    assert first["known"] == {"generate": True, "edit": True}
     assert max(first["differences"].values()) < TOLERANCE[Precision.FP32]
     for pairs in in_bf16:
         assert pairs["graphs"] == 2 and max(pairs["differences"].values()) < TOLERANCE[Precision.BF16]
@@ -488,7 +489,7 @@ def test_int8_has_its_own_product_also_where_nothing_is_compiled(tiny, monkeypat
 def test_graphs_are_kept_by_attention_s_order_and_int8_is_ready_for_short_texts(tiny, tmp_path, monkeypatch):
     seen = []
 
-    def warm(self, table, references, passes):
+    def warm(self, table, references, passes, compare):
         seen.append((torch.compiler.config.cache_key_tag, list(passes)))
 
     monkeypatch.setattr(compiled.CompiledBlocks, "warm", warm)
@@ -674,8 +675,8 @@ def test_a_wrong_graph_of_loras_is_found_as_it_is_compiled(traced, tiny, fault, 
     speed = speedups.Speed({Speedup.COMPILE: "on"}, transformer=transformer, blocks=blocks)
     assert torch.equal(pass_of(transformer, "generate", 1), plain) and len(graphs) == 1
     settings = Settings(QWEN_SELF_CHECK=SelfCheck.ON)
-    compare = self_check.lora_comparison(
-        Subject("m", checkpoint.inspect(tiny / "generate"), plan, pipe, None, speed), settings
+    compare = self_check.block_comparison(
+        speedups.COMPILED_LORAS, Subject("m", checkpoint.inspect(tiny / "generate"), plan, pipe, None, speed), settings
     )
     bf16 = dataclasses.replace(plan, precision=Precision.BF16)  # without code of its own for short texts
     found = compile_loras(speed, CompiledLoras.JOBS, pipe, bf16, settings, None, adapters.example(), compare)
@@ -743,7 +744,7 @@ def test_step_caches_skip_compiled_blocks_and_take_no_shared_passes(tiny, traced
     call |= {"num_inference_steps": 10, "output_type": "latent"}
 
     def drawn_cached():
-        with step_cache.predict_steps(pipe.transformer, 10):
+        with step_cache.predict_steps(pipe.transformer, step_cache.CachedSteps(10)):
             return pipe(**call, generator=torch.Generator().manual_seed(1)).images
 
     theirs = drawn_cached()

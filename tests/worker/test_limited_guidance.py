@@ -66,6 +66,40 @@ def test_a_picture_is_stock_s_with_guidance_up_to_a_step_and_stock_s_without_fro
     assert (facts["guidance_start"], facts["guidance_end"], facts["guided_steps"]) == (0, 0.5, 4)
 
 
+@contextlib.contextmanager
+def computing(worker, task):
+    """Notes the step of each pass within that a step cache does not predict."""
+    pipe, steps = worker.pipelines.get(task).pipe, []
+    block = pipe.transformer.transformer_blocks[1].attn
+    hook = block.register_forward_pre_hook(lambda *_: steps.append(pipe.scheduler.step_index or 0))
+    try:
+        yield steps
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "start", "end"),
+    [
+        (12, 1, 0.25, 1), (12, 1, 0.33, 1), (13, 1, 0.2, 1), (11, 1, 0, 0.75), (12, 1, 0.25, 0.8), (18, 0.5, 0.3, 1),
+        (16, 1, 0.3, 1), (7, 1, 0.1, 1), (3, 1, 0.3, 1),
+    ],
+)  # fmt: skip
+def test_balanced_computes_the_last_step_wherever_guidance_begins(warm_worker, scene, steps, strength, start, end):
+    """And of the steps before it every second one, with both passes where it has two."""
+    task, count = ("generate", steps) if strength == 1 else ("edit", round(steps * strength))
+    source = {"image": as_text(scene), "draw_size": "asked"} if task == "edit" else {}
+    fields = {"preset": "balanced", "num_inference_steps": steps, "guidance_start": start, "guidance_end": end}
+    drawn(warm_worker, task=task, num_inference_steps=1, **source)
+    with computing(warm_worker, task) as computed:
+        _, facts = drawn(warm_worker, task=task, **fields, **source, **({"strength": strength} if source else {}))
+    guided = parse({"task": "generate", **JOB, **fields}, "one").guided_steps(count)
+    assert facts["step_cache"] and facts["guided_steps"] == len(guided) > 0
+    predicted = [step for step in range(count) if computed.count(step) < 1 + (step in guided)]
+    # The first six steps are computed, or five where that makes the last one a computed one.
+    assert predicted == list(range(6 - count % 2, count - 1, 2))
+
+
 @pytest.mark.parametrize("task", ["generate", "edit", "background_replacement"])
 def test_a_step_outside_takes_one_pass_whatever_the_task(warm_worker, scene, task):
     fields = {"task": task} | ({} if task == "generate" else {"image": as_text(scene), "draw_size": "asked"})

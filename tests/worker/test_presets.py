@@ -450,11 +450,11 @@ def test_the_cache_knows_the_steps_that_are_drawn(cold_worker, monkeypatch, step
     loaded = next(iter(worker.pipelines.loaded.values()))
     predict_steps = step_cache.predict_steps
     monkeypatch.setattr(
-        step_cache, "predict_steps", lambda model, count: told.append(count) or predict_steps(model, count)
+        step_cache, "predict_steps", lambda model, cached: told.append(cached) or predict_steps(model, cached)
     )
     fields = {"prompt": "a", "image_url": "https://a.b/c", "strength": strength, "num_inference_steps": steps}
     with configured.configured(loaded, parse(fields | {"preset": "balanced"}, "one"), (), loaded.plan):
-        assert told == [drawn]
+        assert told == [(drawn, 0)]
 
 
 # What they are worth
