@@ -477,12 +477,12 @@ hostile_loras = st.one_of(plausible, plausible, values, st.lists(entries, max_si
 hostile_presets = st.one_of(st.none(), st.none(), st.sampled_from(["quality", "balanced", "fast"]), values)
 
 
-def test_whatever_loras_are_sent_are_drawn_or_refused_and_tell_nothing(worker, capsys, plain):
+def test_whatever_loras_are_sent_are_drawn_or_refused_and_tell_nothing(worker, capsys, plain, sample):
     from runpod.serverless.modules.rp_job import run_job
 
-    seen = []
+    seen, count = [], sample(150, 400)
 
-    @settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(hostile_loras, hostile_presets)
     def hostile(loras, preset):
         fields = SMALL | {"num_inference_steps": 1, "loras": loras, "preset": preset}
@@ -497,7 +497,7 @@ def test_whatever_loras_are_sent_are_drawn_or_refused_and_tell_nothing(worker, c
         capsys.readouterr()
 
     hostile()
-    assert seen.count("invalid_input") > 150 and "ok" in seen and "lora_fetch_failed" in seen
+    assert seen.count("invalid_input") > 0.3 * count and "ok" in seen and "lora_fetch_failed" in seen
     assert run(worker, SMALL)["output"]["image"] == plain
 
 

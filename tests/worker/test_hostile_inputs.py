@@ -1,4 +1,4 @@
-"""A thousand inputs made to break the worker: a refusal or a reply, no path or traceback in it, and it lives on."""
+"""Inputs made to break the worker: a refusal or a reply, no path or traceback in it, and it lives on."""
 
 import asyncio
 import json
@@ -49,11 +49,11 @@ DEPTH = 100_000  # of objects within objects: more than Python's own readers and
 FORBIDDEN = ("Traceback", "/home/", "/root/", "site-packages", ".py", "qwen_worker", "runpod_handler", "secret-word")
 
 
-def test_a_thousand_hostile_inputs_are_answered_and_tell_nothing(cold_worker, capsys):
+def test_hostile_inputs_are_answered_and_tell_nothing(cold_worker, capsys, sample):
     worker = cold_worker(QWEN_FALLBACK="force", QWEN_FETCH_SECONDS=0.2, BUCKET_ENDPOINT_URL=None)
-    seen = []
+    seen, count = [], sample(300, 1000)
 
-    @settings(max_examples=1000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(inputs, beside)
     def hostile(fields, more):
         body = asyncio.run(run_job(worker.answer, {"id": f"job-{len(seen)}", "input": fields, **more}))
@@ -68,7 +68,7 @@ def test_a_thousand_hostile_inputs_are_answered_and_tell_nothing(cold_worker, ca
         capsys.readouterr()
 
     hostile()
-    assert len(seen) >= 1000 and seen.count("ok") > 20 and seen.count("invalid_input") > 300
+    assert len(seen) >= count and seen.count("ok") > count / 50 and seen.count("invalid_input") > 0.3 * count
     assert asyncio.run(worker.answer({"id": "after", "input": {"task": "health"}}))["status"] == "healthy"
 
 

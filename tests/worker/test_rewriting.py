@@ -203,7 +203,13 @@ def test_an_edit_sends_its_pictures_scaled_down(worker, chat):
 def test_a_background_s_whole_instruction_is_rewritten(worker, chat, scene):
     chat.text = "change the background to green"
     _, facts = drawn(
-        worker, task="background_replacement", prompt="grass", image=as_text(scene), prompt_extend=True, **SHORT
+        worker,
+        task="background_replacement",
+        prompt="grass",
+        image=as_text(scene),
+        prompt_extend=True,
+        draw_size="asked",
+        **SHORT,
     )
     assert (facts["prompt"], facts["instruction"]) == ("grass", chat.text)
     assert chat.messages[1][1]["text"].startswith("Replace the background of the image with grass. Keep")
