@@ -136,11 +136,11 @@ tests/play/browser/node_modules: tests/play/browser/package.json tests/play/brow
 	@npm ci --prefix tests/play/browser --no-audit --no-fund
 	@touch $@
 
-.venv-oldest/installed: requirements.txt requirements-dev.txt requirements-oldest.txt
+.venv-oldest/installed: requirements.txt requirements-pictures.txt requirements-dev.txt requirements-oldest.txt
 	@echo "Installing the oldest supported releases into .venv-oldest: about two minutes and 6 GB (torch with CUDA)."
 	@$(PYTHON) -m venv .venv-oldest
 	@oldest=$$(grep -oE '^[a-z_]+' requirements-oldest.txt | paste -sd '|' -); \
-		{ cat requirements-oldest.txt; cat requirements.txt requirements-dev.txt | grep -vE "^($$oldest)==|^-r"; } \
+		{ cat requirements-oldest.txt; cat requirements.txt requirements-pictures.txt requirements-dev.txt | grep -vE "^($$oldest)==|^-r"; } \
 		>.venv-oldest/requirements.txt
 	@.venv-oldest/bin/python -m pip install --disable-pip-version-check -q $(if $(OLDEST_INDEX),--extra-index-url $(OLDEST_INDEX)) \
 		-r .venv-oldest/requirements.txt

@@ -44,7 +44,7 @@ def use_activated_products(transformer: Any) -> str:
     """Have the MLPs of all blocks widen and activate by one kernel. Returns why none can, empty if any can."""
     found = layers(transformer)
     for layer in found:
-        layer.__class__ = ActivatedProduct
+        change_class(layer, ActivatedProduct)
     if found:
         return ""
     has_loras = any(hasattr(getattr(layer, "proj", None), "base_layer") for layer in first_layers(transformer))
@@ -54,7 +54,16 @@ def use_activated_products(transformer: Any) -> str:
 def use_stock_products(transformer: Any) -> None:
     """Undo `use_activated_products`."""
     for layer in layers(transformer):
-        layer.__class__ = GELU
+        change_class(layer, GELU)
+
+
+def change_class(layer: GELU, new: type[GELU]) -> None:
+    """Have the layer be one of the class, also to blocks that are compiled.
+
+    The guards of torch 2.11 see no class that changes, but they see that an attribute does.
+    """
+    layer.__class__ = new
+    vars(layer)["is_activated"] = new is ActivatedProduct
 
 
 def layers(transformer: Any) -> list[GELU]:
