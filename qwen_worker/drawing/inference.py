@@ -157,11 +157,16 @@ def draw_within_memory(
         # Outside the handler, where the traceback no longer holds the tensors that filled the card.
         if device == "cuda":
             torch.cuda.empty_cache()
+    raise too_large_error(loaded, entry, where, allocated_bytes(device) - bytes_before)
+
+
+def too_large_error(loaded: LoadedPipeline, entry: DrawingJob, where: str, leaked_bytes: int) -> JobError:
+    """The error of a job that no attempt had memory enough for. `where`: words for the card that ran out of it."""
+    canvas = entry.canvas
     words = "{}x{}".format(*canvas.size)
     if len(canvas.sources) > 1:
         words += f" with {len(canvas.sources)} input images"
-    leaked_bytes = allocated_bytes(device) - bytes_before
-    raise JobError(
+    return JobError(
         "out_of_memory",
         f"{words} did not fit beside {loaded.checkpoint.name}{where} ({loaded.plan})",
         refresh_worker=leaked_bytes > LEAK_BYTES,

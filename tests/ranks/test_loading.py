@@ -37,6 +37,19 @@ def pair(warm_workers):
         worker.pipelines.second_card.close()
 
 
+@pytest.fixture
+def second_rank_runs(monkeypatch):
+    """second_rank_runs(program): the second card's process runs this program, which plants a fault and then serves."""
+    return lambda program: monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", program))
+
+
+def watched(worker):
+    """The worker, and a list that grows where the end of its second card's process would have ended it."""
+    ended = []
+    worker.pipelines.second_card.end = ended.append
+    return worker, ended
+
+
 def test_the_modulation_table_s_rows_are_in_memory_that_both_processes_have(pair, lora):
     drawn = {}
     for gpus, worker in pair(QWEN_PRECISION="bf16", QWEN_LORA_ROOTS=(lora,)).items():
@@ -90,8 +103,8 @@ def test_transformers_that_take_turns_do_so_on_both(pair, scene):
         ("import time; time.sleep(1); raise SystemExit", "it has ended"),
     ],
 )
-def test_a_process_that_does_not_come_up_leaves_the_first_card_alone(pair, monkeypatch, capsys, program, reason):
-    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", program))
+def test_a_process_that_does_not_come_up_leaves_the_first_card_alone(pair, second_rank_runs, capsys, program, reason):
+    second_rank_runs(program)
     worker = pair()["2"]
     assert answered(worker, SHORT)["metadata"]["gpus"] == 1
     (model,) = run(worker, {"task": "health"})["output"]["models"]
@@ -162,8 +175,8 @@ second_rank.main()
 """
 
 
-def test_a_lora_that_the_second_card_has_no_room_for_ends_its_job_in_a_sentence(pair, lora, monkeypatch):
-    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", NO_ROOM_FOR_LORAS))
+def test_a_lora_that_the_second_card_has_no_room_for_ends_its_job_in_a_sentence(pair, lora, second_rank_runs):
+    second_rank_runs(NO_ROOM_FOR_LORAS)
     worker = pair(QWEN_LORA_ROOTS=(lora,))["2"]
     error = run(worker, {**SHORT, "loras": [{"path": "plain.safetensors"}]})["error"]
     assert error.startswith("out_of_memory: 256x256 did not fit beside tiny-qwen-image/generate on the second card (")
@@ -184,10 +197,10 @@ second_rank.main()
 """
 
 
-def test_a_transformer_that_cannot_be_brought_to_the_second_card_costs_that_and_no_job(pair, scene, monkeypatch):
+def test_a_transformer_that_cannot_be_brought_to_the_second_card_costs_that_and_no_job(pair, scene, second_rank_runs):
     from ..conftest import as_text
 
-    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", WITHOUT_ROOM_FOR_TURNS))
+    second_rank_runs(WITHOUT_ROOM_FOR_TURNS)
     worker = pair()["2"]
     place_by(worker, dataclasses.replace(worker.pipelines.place("generate"), swapped=True))
     plans = worker.pipelines.planner.plans
@@ -211,11 +224,11 @@ second_rank.main()
 """
 
 
-def test_a_model_is_gone_from_both_cards_before_another_is_planned(pair, monkeypatch, tmp_path):
+def test_a_model_is_gone_from_both_cards_before_another_is_planned(pair, monkeypatch, tmp_path, second_rank_runs):
     from qwen_worker.memory import cuda
 
     gone, seen, release = tmp_path / "gone", [], cuda.release_unused
-    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", SLOW_RELEASE.format(file=str(gone))))
+    second_rank_runs(SLOW_RELEASE.format(file=str(gone)))
     worker = pair()["2"]
     assert answered(worker, SHORT)["metadata"]["gpus"] == 2
     transformer = weakref.ref(worker.pipelines.get("generate").pipe.transformer)
@@ -230,8 +243,7 @@ def test_a_first_card_without_room_for_a_prediction_leaves_nobody_waiting(pair, 
 
     from qwen_worker.ranks import group
 
-    worker, ended, asked = pair()["2"], [], []
-    worker.pipelines.second_card.end = ended.append
+    (worker, ended), asked = watched(pair()["2"]), []
     picture, empty = answered(worker, SHORT)["image"], group.TensorShape.empty
 
     def without_room(self, device):
@@ -279,10 +291,10 @@ second_rank.SecondRank.compute = fail
 
 
 @pytest.mark.parametrize("planted", FAILS_TO_COMPILE.values(), ids=FAILS_TO_COMPILE)
-def test_what_does_not_compile_on_the_second_card_is_drawn_uncompiled_on_both(pair, tiny, monkeypatch, planted):
+def test_what_does_not_compile_on_the_second_card_is_drawn_uncompiled_on_both(pair, tiny, second_rank_runs, planted):
     """The second card compiles for the LoRA of preset `fast` as the first does, while it loads."""
     program = f"from qwen_worker import second_rank{planted}second_rank.main()"
-    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", program))
+    second_rank_runs(program)
     worker = pair(QWEN_IMAGE_FAST_LORA=str(tiny / LORA), QWEN_FAST_STEPS=4)["2"]
     assert answered(worker, SHORT)["metadata"]["gpus"] == 2
     (model,) = run(worker, {"task": "health"})["output"]["models"]
@@ -313,11 +325,10 @@ second_rank.main()
 """
 
 
-def test_a_pass_that_fails_after_the_second_card_was_asked_for_it_costs_that_card_and_no_worker(pair, monkeypatch):
+def test_a_pass_that_fails_after_the_second_card_was_asked_for_it_costs_that_card_and_no_worker(pair, second_rank_runs):
     """A card is asked for kernels, and fails at them later."""
-    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", SPOILED_ON_THE_CARD))
-    worker, ended = pair()["2"], []
-    worker.pipelines.second_card.end = ended.append
+    second_rank_runs(SPOILED_ON_THE_CARD)
+    worker, ended = watched(pair()["2"])
     assert answered(worker, SHORT)["metadata"]["gpus"] == 1 and not ended
     state = worker.pipelines.report()[0]["second_card"]["state"]
     assert state.endswith("CUDA error: an illegal memory access was encountered")
@@ -338,10 +349,9 @@ second_rank.main()
 """
 
 
-def test_a_second_card_without_room_for_a_pass_s_inputs_has_its_job_tried_again(pair, monkeypatch):
-    monkeypatch.setattr(second_card, "COMMAND", (sys.executable, "-c", NO_ROOM_FOR_INPUTS))
-    worker, ended = pair()["2"], []
-    worker.pipelines.second_card.end = ended.append
+def test_a_second_card_without_room_for_a_pass_s_inputs_has_its_job_tried_again(pair, second_rank_runs):
+    second_rank_runs(NO_ROOM_FOR_INPUTS)
+    worker, ended = watched(pair()["2"])
     first, again = (answered(worker, SHORT) for _ in range(2))
     assert first["image"] == again["image"] and first["metadata"]["gpus"] == again["metadata"]["gpus"] == 2
     loaded = worker.pipelines.get("generate")
